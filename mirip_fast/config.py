@@ -1,0 +1,490 @@
+"""The one source of defaults: a tree of dataclasses whose fields carry default, help and unit.
+
+From this tree come the YAML files in ``configs/``, the command line options, ``mirip-fast config`` and
+the option tables of the documentation. Precedence: defaults < YAML < command line.
+
+A value of ``None`` is written ``auto`` in YAML and on the command line: the tool chooses and says what.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mirip_fast.errors import ConfigError
+
+#: Settings of the working folder, read by every command where the file exists.
+PROJECT_FILE = "mirip.yaml"
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] = (),
+    low: float | None = None,
+    high: float | None = None,
+    flag: str | None = None,
+) -> Any:
+    """Declare a setting: a dataclass field with its documentation.
+
+    Args:
+        default: the value when nothing is said; ``None`` stands for ``auto``.
+        help: one sentence for help texts and tables, with the unit.
+        choices: the accepted words, for settings that name one of a few things.
+        low: the smallest accepted number.
+        high: the largest accepted number.
+        flag: the command line name, where it is not the field's name.
+    """
+    metadata = {"help": help, "choices": choices, "low": low, "high": high, "flag": flag}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class DataConfig:
+    """What the images and their grades are called."""
+
+    tiers: str = option("S,A,B,C", "Tier names, best first, separated by commas.")
+    id_column: str = option("image_id", "CSV column with the image's name.")
+    image_column: str | None = option(
+        None, "CSV column with the image file (auto: filename, else image_path)."
+    )
+    tier_column: str = option("tier", "CSV column with the tier.")
+    score_column: str = option("tier_score", "CSV column with a grade finer than the tier.")
+    group_column: str = option(
+        "group", "CSV column naming images that must stay in one split (one applicant, one post)."
+    )
+    image_root: str | None = option(
+        None, "Folder that image files are relative to (auto: the CSV's folder and its images/)."
+    )
+    separator: str | None = option(None, "CSV separator (auto: found out from the file).")
+    encoding: str = option("utf-8", "CSV encoding, with or without a byte order mark.")
+
+
+@dataclass
+class SplitConfig:
+    """How graded images are divided into train, val and test."""
+
+    train_ratio: float = option(0.8, "Share of the images to train on.", low=0, high=1)
+    val_ratio: float = option(0.1, "Share of the images to validate on.", low=0, high=1)
+    test_ratio: float = option(0.1, "Share of the images to test on.", low=0, high=1)
+    split_seed: int = option(42, "Seed of the split.", low=0)
+
+
+@dataclass
+class EmbedConfig:
+    """Phase one: which backbone looks at the images, and how."""
+
+    backbone: str = option(
+        "facebook/dinov2-large",
+        "Hugging Face name or local directory of the backbone; tiny-random is a built-in untrained "
+        "one for trying the tool out.",
+    )
+    image_size: int = option(
+        768, "Side of the square image, in pixels; rounded down to whole patches.", low=1
+    )
+    resize: str = option(
+        "squash",
+        "How an image becomes square: squash it, pad it with white, or crop its centre.",
+        choices=("squash", "pad", "crop"),
+    )
+    patches: str = option(
+        "mean",
+        "Patch features kept beside the CLS token: none, their mean, a K×K grid of means (grid:K), "
+        "or all of them.",
+    )
+    tta: str = option(
+        "none",
+        "Test-time augmentation: which views of an image are kept (full = flip × scales).",
+        choices=("none", "flip", "scales", "full"),
+    )
+    precision: str = option(
+        "auto",
+        "Number format of the backbone's arithmetic (auto: bf16 on a GPU that has it, fp16 on one "
+        "that has not, fp32 on a CPU).",
+        choices=("auto", "fp32", "bf16", "fp16"),
+    )
+    store_dtype: str = option(
+        "float16", "Number format of the stored features.", choices=("float16", "float32")
+    )
+    decode: str = option(
+        "fast",
+        "fast reads a JPEG at reduced scale where that leaves twice the target size; exact never.",
+        choices=("fast", "exact"),
+    )
+    embed_batch_size: int | None = option(
+        None,
+        "Images per forward pass (auto: by the device's memory).",
+        low=1,
+        flag="--batch-size",
+    )
+    workers: int | None = option(
+        None, "Processes that read and decode images; 0 decodes in the main process.", low=0
+    )
+    cache_dir: str = option("cache", "Folder of the feature stores.")
+
+
+@dataclass
+class HeadConfig:
+    """The small network that is trained: projector and score head."""
+
+    features: str = option(
+        "cls",
+        "What the head sees: the CLS token, the mean of the patch tokens, or both side by side.",
+        choices=("cls", "mean", "cls+mean"),
+    )
+    projector_hidden_dim: int = option(512, "Width of the projector's hidden layer.", low=1)
+    projector_output_dim: int = option(256, "Width of the projector's output.", low=1)
+    score_hidden_dim: int = option(64, "Width of the score head's hidden layer.", low=1)
+    projector_dropout: float = option(0.1, "Dropout in projector and score head.", low=0, high=0.99)
+
+
+@dataclass
+class TrainConfig:
+    """Phase two: how the head learns."""
+
+    name: str | None = option(None, "Name of the run (auto: head).")
+    output_dir: str = option("runs", "Folder of the runs.")
+    preset: str = option(
+        "auto",
+        "Where batch size, learning rate and epochs come from when they are not given: auto chooses "
+        "by the number of training images, none takes 32, 1e-4 and 100.",
+        choices=("auto", "none"),
+    )
+    pairs: str = option(
+        "all",
+        "Which pairs an epoch sees: all cross-tier pairs among the images of each batch, or sampled "
+        "(one drawn pair per training image, the classic recipe).",
+        choices=("all", "sampled"),
+    )
+    loss: str = option(
+        "margin",
+        "Pairwise loss: margin (ranking hinge) or logistic (RankNet).",
+        choices=("margin", "logistic"),
+    )
+    margin: float = option(1.0, "How far apart the margin loss pushes two scores.", low=0)
+    epochs: int | None = option(
+        None, "Passes over the training images, at most (auto: preset).", low=1
+    )
+    batch_size: int | None = option(
+        None, "Images per step with --pairs all, pairs per step with sampled (auto: preset).", low=2
+    )
+    learning_rate: float | None = option(None, "Peak learning rate of AdamW (auto: preset).", low=0)
+    weight_decay: float = option(0.01, "Weight decay, on matrices only.", low=0)
+    beta1: float = option(0.9, "AdamW's first beta.", low=0, high=1)
+    beta2: float = option(0.999, "AdamW's second beta.", low=0, high=1)
+    eps: float = option(1e-8, "AdamW's epsilon.", low=0)
+    warmup_steps: int = option(0, "Steps of linear warm-up before the cosine.", low=0)
+    scheduler_eta_min: float = option(1e-6, "Learning rate at the end of the cosine.", low=0)
+    gradient_clip_norm: float = option(1.0, "Largest gradient norm; 0 turns clipping off.", low=0)
+    gradient_accumulation_steps: int = option(1, "Batches per optimizer step.", low=1)
+    early_stopping_patience: int = option(
+        10,
+        "Epochs without a better validation accuracy before training stops; 0 never stops.",
+        low=0,
+    )
+    early_stopping_min_delta: float = option(
+        0.0, "Smallest gain in validation accuracy that counts as better.", low=0
+    )
+    save_every_n_epochs: int = option(
+        5, "Epochs between numbered checkpoints; 0 keeps none.", low=0
+    )
+    save_total_limit: int = option(3, "Numbered checkpoints kept.", low=1)
+    seed: int = option(42, "Seed of weights, batches and dropout.", low=0)
+
+
+@dataclass
+class TrackingConfig:
+    """Where a run is reported, besides its folder."""
+
+    report_to: str = option("none", "Trackers, separated by commas: wandb, tensorboard, none.")
+    wandb_project: str = option("mirip-ranking", "wandb project.")
+    wandb_run_name: str | None = option(None, "wandb run name (auto: the run folder's name).")
+    wandb_entity: str | None = option(None, "wandb user or team (auto: the one logged in).")
+    wandb_tags: str = option("", "wandb tags, separated by commas.")
+    wandb_notes: str = option("", "wandb notes.")
+    wandb_log_model: bool = option(False, "Send the best model to wandb as an artifact.")
+
+
+@dataclass
+class EvaluateConfig:
+    """How a model is judged."""
+
+    bootstrap_rounds: int = option(1000, "Bootstrap rounds behind each interval.", low=0)
+    within: str | None = option(
+        None, "CSV column inside which comparisons are fair (auto: all images together)."
+    )
+
+
+@dataclass
+class RuntimeConfig:
+    """The machine."""
+
+    device: str = option("auto", "cpu, cuda, cuda:1, mps (auto: the best one here).")
+
+
+@dataclass
+class Config:
+    """All settings; each section is a dataclass of options."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    embed: EmbedConfig = field(default_factory=EmbedConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Plain nested dict: section → setting → value."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One declared setting of the tree, as the command line and the documentation see it."""
+
+    section: str
+    name: str
+    kind: type  # str, int, float or bool
+    optional: bool  # whether auto is accepted
+    default: Any
+    help: str
+    choices: tuple[str, ...]
+    low: float | None
+    high: float | None
+    flag: str
+
+    @property
+    def key(self) -> str:
+        """The dotted name used in YAML and messages, e.g. ``train.epochs``."""
+        return f"{self.section}.{self.name}"
+
+    @property
+    def default_text(self) -> str:
+        """The default as a user would type it."""
+        return yaml_text(self.default)
+
+    def parse(self, value: Any) -> Any:
+        """``value`` (from YAML or the command line) as this setting's type.
+
+        Raises:
+            ConfigError: wrong type, unknown choice, or out of range. The message has no key in it.
+        """
+        if value is None or (isinstance(value, str) and value == "auto" and self.optional):
+            if self.optional:
+                return None
+            raise ConfigError(f"needs a value ({self._expected()})")
+        parsed = self._convert(value)
+        if self.choices and parsed not in self.choices:
+            close = difflib.get_close_matches(str(parsed), self.choices, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ConfigError(f"{parsed!r} is none of {', '.join(self.choices)}.{hint}")
+        if isinstance(parsed, int | float) and not isinstance(parsed, bool):
+            if self.low is not None and not parsed >= self.low:
+                raise ConfigError(f"{parsed} is below {self.low:g}")
+            if self.high is not None and not parsed <= self.high:
+                raise ConfigError(f"{parsed} is above {self.high:g}")
+        return parsed
+
+    def _convert(self, value: Any) -> Any:
+        wrong = ConfigError(f"{value!r} is no {self._expected()}")
+        if self.kind is bool:
+            if isinstance(value, bool):
+                return value
+            raise wrong
+        if self.kind is str:
+            if isinstance(value, list):  # tiers: [S, A, B, C]
+                return ",".join(str(item) for item in value)
+            if isinstance(value, dict | bool):
+                raise wrong
+            return str(value)
+        if isinstance(value, bool):
+            raise wrong
+        try:
+            number = float(value)  # PyYAML reads 1e-3 as a string
+        except (TypeError, ValueError):
+            raise wrong from None
+        if self.kind is int:
+            if number != int(number):
+                raise wrong
+            return int(number)
+        return number
+
+    def _expected(self) -> str:
+        words = {str: "text", int: "whole number", float: "number", bool: "true or false"}
+        return words[self.kind] + (" or auto" if self.optional else "")
+
+
+def settings(*sections: str) -> Iterator[Setting]:
+    """All declared settings, or those of the given sections, in order."""
+    hints_of_tree = typing.get_type_hints(Config)
+    for section in dataclasses.fields(Config):
+        if sections and section.name not in sections:
+            continue
+        section_type = hints_of_tree[section.name]
+        hints = typing.get_type_hints(section_type)
+        for item in dataclasses.fields(section_type):
+            hint = hints[item.name]
+            optional = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+            kind = (
+                next(t for t in typing.get_args(hint) if t is not type(None)) if optional else hint
+            )
+            flag = item.metadata["flag"] or "--" + item.name.replace("_", "-")
+            yield Setting(
+                section=section.name,
+                name=item.name,
+                kind=kind,
+                optional=optional,
+                default=item.default,
+                help=item.metadata["help"],
+                choices=item.metadata["choices"],
+                low=item.metadata["low"],
+                high=item.metadata["high"],
+                flag=flag,
+            )
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A configuration and where its values came from."""
+
+    config: Config
+    given: frozenset[str]  # dotted keys that YAML or the command line set
+
+
+def resolve(files: tuple[Path, ...] = (), given: Mapping[str, Any] | None = None) -> Resolved:
+    """Defaults, overridden by each YAML file in turn, overridden by the command line.
+
+    Args:
+        files: YAML files, later ones win. All their errors are reported together.
+        given: dotted key → value from the command line; a value of ``None`` was not given.
+
+    Raises:
+        ConfigError: unknown keys and wrong values, one line each, with a suggestion.
+    """
+    config = Config()
+    known = {setting.key: setting for setting in settings()}
+    problems: list[str] = []
+    set_keys: set[str] = set()
+
+    def assign(key: str, value: Any, where: str) -> None:
+        setting = known.get(key)
+        if setting is None:
+            problems.append(f"{where}Unknown key '{key}'.{_did_you_mean(key, known)}")
+            return
+        try:
+            setattr(getattr(config, setting.section), setting.name, setting.parse(value))
+        except ConfigError as error:
+            problems.append(f"{where}{key}: {error}")
+        set_keys.add(key)
+
+    for path in files:
+        for key, value in _read_yaml(path, problems):
+            assign(key, value, f"{path}: ")
+    for key, value in (given or {}).items():
+        if value is not None:
+            assign(key, value, f"{known[key].flag}: " if key in known else "")
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return Resolved(config, frozenset(set_keys))
+
+
+def config_from_dict(values: Mapping[str, Mapping[str, Any]]) -> Config:
+    """A configuration from the nested dict that a run or a checkpoint keeps.
+
+    Keys that this version does not know are left out: an older or newer run stays readable.
+    """
+    known = {setting.key: setting for setting in settings()}
+    config = Config()
+    for section, entries in values.items():
+        for name, value in entries.items() if isinstance(entries, Mapping) else ():
+            setting = known.get(f"{section}.{name}")
+            if setting is not None:
+                setattr(getattr(config, section), name, setting.parse(value))
+    return config
+
+
+def yaml_text(value: Any) -> str:
+    """One value as YAML (and as typed on the command line): ``None`` is ``auto``."""
+    import yaml
+
+    if value is None:
+        return "auto"
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    text: str = yaml.safe_dump(value, allow_unicode=True, width=10_000)
+    return text.removesuffix("\n").removesuffix("...").strip()
+
+
+def to_yaml(config: Config, *, comments: bool = False, only: frozenset[str] | None = None) -> str:
+    """The configuration as YAML text.
+
+    Args:
+        config: what to write.
+        comments: put each setting's help above it.
+        only: dotted keys to write (default: all).
+    """
+    lines: list[str] = []
+    section = ""
+    for setting in settings():
+        if only is not None and setting.key not in only:
+            continue
+        if setting.section != section:
+            section = setting.section
+            doc = (type(getattr(config, section)).__doc__ or "").strip()
+            lines += ["", f"# {doc}"] if comments else []
+            lines.append(f"{section}:")
+        if comments:
+            lines.append(f"  # {setting.help}")
+        lines.append(
+            f"  {setting.name}: {yaml_text(getattr(getattr(config, section), setting.name))}"
+        )
+    return "\n".join(lines).strip() + "\n"
+
+
+def _read_yaml(path: Path, problems: list[str]) -> Iterator[tuple[str, Any]]:
+    """The dotted keys and values of a YAML file; what is wrong with its shape goes to ``problems``."""
+    import yaml
+
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        problems.append(f"{path}: there is no such file")
+        return
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        problems.append(f"{path}: {' '.join(str(error).split())}")
+        return
+    if tree is None:
+        return
+    if not isinstance(tree, dict):
+        problems.append(f"{path}: sections are expected, like 'train:' with settings below it")
+        return
+    sections = [section.name for section in dataclasses.fields(Config)]
+    for section, entries in tree.items():
+        if section not in sections:
+            problems.append(
+                f"{path}: Unknown key '{section}'.{_did_you_mean(str(section), sections)}"
+            )
+        elif isinstance(entries, dict):
+            for name, value in entries.items():
+                yield f"{section}.{name}", value
+        elif entries is not None:
+            problems.append(
+                f"{path}: '{section}' is a section; write its settings below it, indented"
+            )
+
+
+def _did_you_mean(key: str, known: typing.Iterable[str]) -> str:
+    names = list(known)
+    close = difflib.get_close_matches(key, names, n=1)
+    if not close:  # the right name in the wrong section, or without one
+        close = [name for name in names if name.rpartition(".")[2] == key.rpartition(".")[2]][:1]
+    return f" Did you mean '{close[0]}'?" if close else " `mirip-fast config` lists every key."

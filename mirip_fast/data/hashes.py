@@ -1,0 +1,297 @@
+"""The SHA-256 of files, remembered between runs so that an unchanged file is not read again."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+import os
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from mirip_fast.data.image_files import MAX_FILE_BYTES, one_line, open_image_file
+from mirip_fast.errors import ImageError
+from mirip_fast.runtime import usable_cores
+
+log = logging.getLogger(__name__)
+
+#: A file changed more recently than this is not remembered: it might change again without a new time
+#: stamp, as clocks of file systems are coarse (up to 2 s on FAT).
+SETTLED_NS = 2_000_000_000
+
+_READ_BYTES = 1 << 20
+_PATHS_PER_QUERY = 500  # SQLite takes at least 999 parameters
+_ROWS_PER_COMMIT = 2000
+_BUSY_SECONDS = 10.0
+_CREATE = (
+    "CREATE TABLE IF NOT EXISTS sha256_v1 "
+    "(path BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, sha256 BLOB) WITHOUT ROWID"
+)
+
+#: (size in bytes, modification time in ns): while both stay, the content is taken to be the same.
+Stamp = tuple[int, int]
+_Known = dict[bytes, tuple[Stamp, bytes]]
+
+
+class HashMemory:
+    """SHA-256 of files, with a small SQLite file that remembers them by (absolute path, size, mtime).
+
+    It is a shortcut only: when its file can not be read or written, or is damaged (then it is put aside),
+    or another process keeps it busy, one warning is logged and hashes are remembered in memory alone.
+    Hashes are written in batches; after a kill those of the last batch are computed anew. May be used
+    from several threads, and by several processes at once. A context manager.
+
+    Args:
+        path: the SQLite file, made if missing; None remembers in memory alone.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._lock = threading.RLock()
+        self._fresh: _Known = {}  # not written yet, or not writable
+        self._unsaved: set[bytes] = set()
+        self._database: sqlite3.Connection | None = None
+        if path is not None:
+            self._guarded(self._connect)
+
+    def __enter__(self) -> HashMemory:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Write what is not written yet and let go of the file."""
+        with self._lock:
+            self._guarded(self._save)
+            if self._database is not None:
+                self._database.close()
+                self._database = None
+
+    def sha256(self, path: Path, *, rehash: bool = False) -> bytes:
+        """The SHA-256 of a file of any size, 32 bytes.
+
+        Args:
+            path: a regular file or a link to one.
+            rehash: read the file even if its hash is remembered.
+
+        Raises:
+            ImageError: the file can not be read, is empty, or changed meanwhile.
+        """
+        key = _key(path)
+        known = self._recall([key])
+        return self._finish(key, _look_up(path, None if rehash else known.get(key), max_bytes=None))
+
+    def sha256_many(
+        self, paths: Iterable[Path], *, threads: int | None = None, rehash: bool = False
+    ) -> Iterator[bytes | ImageError]:
+        """The SHA-256 of many image files, in order.
+
+        Args:
+            paths: taken lazily, a few hundred ahead.
+            threads: how many files are read at once; None takes one per usable core.
+            rehash: read every file, also those whose hash is remembered.
+
+        Yields:
+            32 bytes each; or the error, not raised, for a file that is no readable image file.
+        """
+        with ThreadPoolExecutor(threads or usable_cores(), "mirip-hash") as pool:
+            waiting: deque[tuple[bytes, Future[_Found]]] = deque()
+            try:
+                for chunk in _chunks(paths):
+                    waiting.extend(self._start(chunk, pool, rehash))
+                    while len(waiting) > _PATHS_PER_QUERY:
+                        yield self._result(*waiting.popleft())
+                while waiting:
+                    yield self._result(*waiting.popleft())
+            finally:
+                for _, future in waiting:
+                    future.cancel()
+
+    def _start(
+        self, chunk: Sequence[Path], pool: ThreadPoolExecutor, rehash: bool
+    ) -> Iterator[tuple[bytes, Future[_Found]]]:
+        keys = [_key(path) for path in chunk]
+        known: _Known = {} if rehash else self._recall(keys)
+        for path, key in zip(chunk, keys, strict=True):
+            remembered = _still_valid(path, known.get(key))
+            if remembered is None:
+                yield key, pool.submit(_look_up, path, None, max_bytes=MAX_FILE_BYTES)
+            else:  # the usual case of a second run; too many for a thread's time
+                done: Future[_Found] = Future()
+                done.set_result((remembered, None))
+                yield key, done
+
+    def _result(self, key: bytes, future: Future[_Found]) -> bytes | ImageError:
+        try:
+            return self._finish(key, future.result())
+        except ImageError as error:
+            return error
+
+    def _finish(self, key: bytes, found: _Found) -> bytes:
+        digest, stamp = found
+        if stamp is not None:
+            with self._lock:
+                self._fresh[key] = (stamp, digest)
+                self._unsaved.add(key)
+                if len(self._unsaved) >= _ROWS_PER_COMMIT:
+                    self._guarded(self._save)
+        return digest
+
+    def _recall(self, keys: Sequence[bytes]) -> _Known:
+        """What is remembered of at most ``_PATHS_PER_QUERY`` paths."""
+        known: _Known = {}
+
+        def query() -> None:
+            if self._database is not None:
+                marks = ",".join("?" * len(keys))
+                rows = self._database.execute(
+                    f"SELECT path, size, mtime_ns, sha256 FROM sha256_v1 WHERE path IN ({marks})",
+                    keys,
+                )
+                known.update(
+                    {bytes(p): ((size, mtime), bytes(sha)) for p, size, mtime, sha in rows}
+                )
+
+        with self._lock:
+            self._guarded(query)
+            known.update({key: self._fresh[key] for key in keys if key in self._fresh})
+        return known
+
+    def _connect(self) -> None:
+        assert self._path is not None
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        # One connection for all threads, as the lock lets one at a time use it.
+        self._database = sqlite3.connect(
+            self._path, timeout=_BUSY_SECONDS, check_same_thread=False, isolation_level=None
+        )
+        # A kill loses nothing; a power loss may lose the last batch but damages nothing.
+        self._database.execute("PRAGMA synchronous = NORMAL")
+        if not self._database.execute(
+            "SELECT 1 FROM sqlite_master WHERE name = 'sha256_v1'"
+        ).fetchone():
+            self._database.execute(_CREATE)
+
+    def _save(self) -> None:
+        if self._database is None or not self._unsaved:
+            return
+        rows = [(key, *self._fresh[key][0], self._fresh[key][1]) for key in self._unsaved]
+        self._database.execute("BEGIN IMMEDIATE")
+        try:
+            self._database.executemany("INSERT OR REPLACE INTO sha256_v1 VALUES (?, ?, ?, ?)", rows)
+            self._database.execute("COMMIT")
+        except BaseException:
+            if self._database.in_transaction:
+                self._database.execute("ROLLBACK")
+            raise
+        self._fresh.clear()
+        self._unsaved.clear()
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        """Do ``work`` on the file; go on without the file where that fails."""
+        with self._lock:
+            try:
+                try:
+                    work()
+                except sqlite3.OperationalError:
+                    raise  # busy, read-only, full, …: the file itself is sound
+                except sqlite3.DatabaseError:
+                    self._put_aside()
+                    self._connect()
+                    work()
+            except (sqlite3.Error, OSError) as error:
+                self._give_up(error)
+
+    def _put_aside(self) -> None:
+        assert self._path is not None
+        self._close_quietly()
+        aside = self._path.with_name(self._path.name + ".damaged")
+        self._path.replace(aside)
+        # A journal left behind would be played back into the new file.
+        self._path.with_name(self._path.name + "-journal").unlink(missing_ok=True)
+        log.warning(
+            "%s was damaged; it lies as %s now, and files are hashed anew", self._path, aside.name
+        )
+
+    def _give_up(self, error: Exception) -> None:
+        self._close_quietly()
+        log.warning(
+            "Hashes of files are not remembered between runs: %s can not be used (%s)",
+            self._path,
+            one_line(str(error)),
+        )
+
+    def _close_quietly(self) -> None:
+        if self._database is not None:
+            try:
+                self._database.close()
+            except sqlite3.Error:
+                log.debug("closing %s failed", self._path, exc_info=True)
+            self._database = None
+
+
+#: A hash, and the stamp to remember it by (None: it came from memory, or the file is too young).
+_Found = tuple[bytes, Stamp | None]
+
+
+def _key(path: Path) -> bytes:
+    return os.fsencode(os.path.abspath(path))  # noqa: PTH100 - links are not resolved
+
+
+def _chunks(paths: Iterable[Path]) -> Iterator[list[Path]]:
+    iterator = iter(paths)
+    while chunk := list(itertools.islice(iterator, _PATHS_PER_QUERY)):
+        yield chunk
+
+
+def _still_valid(path: Path, known: tuple[Stamp, bytes] | None) -> bytes | None:
+    """The remembered hash if the file still has the remembered size and time."""
+    if known is None:
+        return None
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return None  # reading it will tell why
+    return known[1] if known[0] == _stamp(status) else None
+
+
+def _look_up(path: Path, known: tuple[Stamp, bytes] | None, *, max_bytes: int | None) -> _Found:
+    remembered = _still_valid(path, known)
+    if remembered is not None:
+        return remembered, None
+    now = time.time_ns()
+    with open_image_file(path, max_bytes=max_bytes) as stream:
+        before = os.fstat(stream.fileno())
+        try:
+            digest, size = _hash(stream)
+        except OSError as error:
+            raise ImageError(one_line(error.strerror or str(error))) from error
+        stamp = _stamp(os.fstat(stream.fileno()))
+    if stamp != _stamp(before) or size != before.st_size:
+        raise ImageError("the file changed while it was being read")
+    return digest, stamp if now - before.st_mtime_ns > SETTLED_NS else None
+
+
+def _hash(stream: IO[bytes]) -> tuple[bytes, int]:
+    sha = hashlib.sha256()
+    size = 0
+    while block := stream.read(_READ_BYTES):
+        sha.update(block)
+        size += len(block)
+    return sha.digest(), size
+
+
+def _stamp(status: os.stat_result) -> Stamp:
+    return status.st_size, status.st_mtime_ns

@@ -1,0 +1,204 @@
+"""Reading and writing the list of images and grades: a CSV file, a folder, a folder per tier."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from mirip_fast.data.csv_reader import Problems, absolute, closest, counted, format_table, shown
+from mirip_fast.data.images import IMAGE_EXTENSIONS, scan_images
+from mirip_fast.data.manifest_rows import IMAGE_FOLDER, records_from_csv
+from mirip_fast.data.records import DataOptions, Manifest, Record
+from mirip_fast.errors import DataError
+from mirip_fast.files import write_atomically
+
+__all__ = [
+    "DataOptions",
+    "Manifest",
+    "Record",
+    "check_trainable",
+    "imbalance_remark",
+    "read_manifest",
+    "write_manifest_csv",
+]
+
+logger = logging.getLogger(__name__)
+
+METADATA_NAME = "metadata.csv"
+
+
+def read_manifest(source: Path | str, options: DataOptions | None = None) -> Manifest:
+    """Read what is known about the images of a data set.
+
+    Args:
+        source: a CSV file; a folder with a ``metadata.csv`` (file names are relative to the folder,
+            its ``images/`` or ``options.image_root``); a folder with one folder per tier; or any
+            folder of images, searched recursively.
+        options: column names, tiers, encoding; ``None`` takes the defaults.
+
+    Returns:
+        The manifest. Rows whose image file is missing are in it: see :meth:`Manifest.missing`.
+
+    Raises:
+        DataError: the source does not exist, holds no images, or is faulty; all faults of a CSV file
+            are told at once, each with its line and column.
+    """
+    options = options or DataOptions()
+    source = absolute(source)
+    if options.image_root is not None:
+        image_root = absolute(options.image_root)
+        if not image_root.is_dir():
+            raise DataError(f"--image-root {options.image_root}: there is no such folder")
+        options = replace(options, image_root=image_root)
+    if source.is_dir():
+        table = source / METADATA_NAME
+        return (
+            records_from_csv(table, options) if table.is_file() else _read_folder(source, options)
+        )
+    if not source.exists():
+        raise DataError(_not_found(source))
+    if source.suffix.lower() in IMAGE_EXTENSIONS:
+        raise DataError(f"{shown(source)}: one image; a folder of images or a CSV file is expected")
+    return records_from_csv(source, options)
+
+
+def write_manifest_csv(path: Path, manifest: Manifest) -> None:
+    """Write a manifest so that :func:`read_manifest` with the same options gives it back.
+
+    Column names, an explicit separator and the encoding are those of ``manifest.options``. File names
+    stay as they were written where they can be found from the new file's folder; otherwise they
+    become relative to that folder, or absolute when the image lies outside it.
+
+    Raises:
+        DataError: a value can not be written in the manifest's encoding.
+        DiskFullError: there is no room.
+    """
+    columns, options = manifest.columns(), manifest.options
+    folder = absolute(path).parent
+    cells = []
+    for row, record in zip(manifest.to_rows(), manifest.records, strict=True):
+        row[manifest.image_column] = _name_from(folder, record)
+        cells.append(["" if row[name] is None else str(row[name]) for name in columns])
+    text = format_table(columns, cells, options.separator or ",")
+    utf8 = options.encoding.lower().replace("_", "-") in ("utf-8", "utf8", "utf-8-sig")
+    try:
+        data = text.encode(options.encoding, "surrogateescape" if utf8 else "strict")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{shown(path)}: {error.object[error.start : error.end]!r} can not be written as "
+            f"{options.encoding}; use utf-8"
+        ) from error
+    write_atomically(path, lambda stream: stream.write(data))
+
+
+def check_trainable(manifest: Manifest) -> None:
+    """Refuse a data set that no ranking can be learned from.
+
+    Raises:
+        DataError: images without a tier, fewer than two tiers, or a tier with a single image; names
+            the file, the rows and the column.
+    """
+    column = manifest.options.tier_column
+    problems = Problems(manifest.source)
+    ungraded = [record for record in manifest.records if record.tier is None]
+    if len(ungraded) == len(manifest):
+        problems.add(
+            f"the images have no grades. A column {column!r} with {'/'.join(manifest.tiers)} is "
+            "needed (another name: --tier-column), or one folder per tier"
+        )
+        problems.raise_if_any()
+    for record in ungraded:
+        problems.add(f"{record.image_id!r} has no tier", row=record.row, column=column)
+    counts = {name: count for name, count in manifest.tier_counts().items() if count}
+    if len(counts) == 1:
+        (only,) = counts
+        problems.add(f"every image has tier {only!r}; at least two tiers are needed", column=column)
+    for record in manifest.records:
+        if record.tier is not None and counts[manifest.tiers[record.tier]] == 1:
+            problems.add(
+                f"tier {manifest.tiers[record.tier]!r} has one image, {record.image_id!r}; training "
+                "and testing need two or more. Add images, or give it a neighbouring tier",
+                row=record.row,
+                column=column,
+            )
+    problems.raise_if_any()
+
+
+def imbalance_remark(manifest: Manifest) -> str | None:
+    """What to say when the largest tier has ten times the images of the smallest, else ``None``."""
+    counts = {name: count for name, count in manifest.tier_counts().items() if count}
+    if len(counts) < 2 or max(counts.values()) < 10 * min(counts.values()):
+        return None
+    listed = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    rare = min(counts, key=lambda name: counts[name])
+    return (
+        f"The tiers are very unequal ({listed}): what is learned and measured about tier {rare!r} "
+        f"rests on {counted(counts[rare], 'image')}."
+    )
+
+
+def _read_folder(folder: Path, options: DataOptions) -> Manifest:
+    """A folder without a CSV file; tiers come from its first-level folders where all are tiers."""
+    paths = scan_images(folder)
+    if not paths:
+        known = " ".join(sorted(IMAGE_EXTENSIONS))
+        raise DataError(
+            f"{shown(folder)}: no {METADATA_NAME} and no images in it or its folders ({known})"
+        )
+    names = [Path(os.path.relpath(path, folder)) for path in paths]
+    tops = {name.parts[0] if len(name.parts) > 1 else "" for name in names}
+    graded = tops <= set(options.tiers)
+    if not graded:
+        _remark_on_ungraded(folder, tops, options)
+    records = tuple(
+        Record(
+            image_id=name.as_posix(),
+            path=absolute(path),
+            tier=options.tiers.index(name.parts[0]) if graded else None,
+            filename=name.as_posix(),
+        )
+        for path, name in zip(paths, names, strict=True)
+    )
+    return Manifest(folder, folder, options.tiers, records, options, (folder,))
+
+
+def _remark_on_ungraded(folder: Path, tops: set[str], options: DataOptions) -> None:
+    """Say why a folder that looks graded is not taken as graded."""
+    if tops & set(options.tiers):
+        other = ", ".join(sorted(f"{top}/" if top else "images beside them" for top in tops))
+        logger.warning(
+            "%s: taken as images without grades: not every image lies in a folder named for a tier "
+            "(%s), there are %s",
+            *(shown(folder), "/, ".join(options.tiers) + "/", other),
+        )
+    tables = sorted(path.name for path in folder.glob("*.csv"))
+    if tables:
+        logger.warning(
+            "%s: taken as images without grades: it has no %s; to use %s, give that file's name",
+            *(shown(folder), METADATA_NAME, " or ".join(tables[:3])),
+        )
+
+
+def _not_found(source: Path) -> str:
+    """The message for a source that does not exist, with a likely misspelling."""
+    folder = next(parent for parent in source.parents if parent.exists())
+    try:
+        close = closest(source.name, (entry.name for entry in folder.iterdir()))
+    except OSError:
+        close = None
+    hint = "" if close is None else f" Did you mean {shown(folder / close)}?"
+    return f"{shown(source)}: no such file or folder.{hint}"
+
+
+def _name_from(folder: Path, record: Record) -> str:
+    """How a CSV file in ``folder`` names the record's file."""
+    if record.filename and record.path in (
+        folder / record.filename,
+        folder / IMAGE_FOLDER / record.filename,
+    ):
+        return record.filename
+    if record.path.is_relative_to(folder):
+        return record.path.relative_to(folder).as_posix()
+    return str(record.path)

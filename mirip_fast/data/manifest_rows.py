@@ -1,0 +1,236 @@
+"""From the rows of a graded CSV file to records, with every fault of the file told at once."""
+
+from __future__ import annotations
+
+import logging
+import math
+import unicodedata
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mirip_fast.data.csv_reader import Problems, Table, closest, counted, read_table, shown
+from mirip_fast.data.locate import FileFinder
+from mirip_fast.data.records import DataOptions, Manifest, Record
+
+logger = logging.getLogger(__name__)
+
+IMAGE_COLUMNS = ("filename", "image_path")
+IMAGE_FOLDER = "images"
+
+
+def records_from_csv(path: Path, options: DataOptions) -> Manifest:
+    """Read a CSV file with one image per row; see :func:`mirip_fast.data.manifest.read_manifest`.
+
+    Raises:
+        DataError: the file is unreadable, or rows or columns are faulty (all faults in one message).
+    """
+    table = read_table(
+        path,
+        expected=_expected_columns(options),
+        separator=options.separator,
+        encoding=options.encoding,
+        encoding_errors=options.encoding_errors,
+    )
+    columns = _find_columns(table, options)
+    places = [path.parent, path.parent / IMAGE_FOLDER]
+    if options.image_root is not None:
+        places.insert(0, options.image_root)
+    records = _Rows(table, columns, options, FileFinder(places)).read()
+    return Manifest(
+        source=path,
+        root=options.image_root or path.parent,
+        tiers=options.tiers,
+        records=tuple(records),
+        options=replace(options, image_column=columns.image),
+        places=tuple(dict.fromkeys(places)),
+    )
+
+
+def _expected_columns(options: DataOptions) -> list[str]:
+    images = IMAGE_COLUMNS if options.image_column is None else (options.image_column,)
+    others = (options.tier_column, options.score_column, options.group_column)
+    return [options.id_column, *images, *others]
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """The columns of a table that have a meaning; ``None`` where the table lacks one."""
+
+    image: str
+    id: str | None
+    tier: str | None
+    score: str | None
+    group: str | None
+
+
+def _find_columns(table: Table, options: DataOptions) -> _Columns:
+    """Match the options' column names with the header.
+
+    Raises:
+        DataError: the image column, or a column that was named by an option, is not there.
+    """
+    problems = Problems(table.path)
+    defaults = DataOptions()
+    exists = ", ".join(name for name in table.columns if name)
+    if options.image_column is not None:
+        wanted: tuple[str, ...] = (options.image_column,)
+    else:
+        wanted = IMAGE_COLUMNS
+    image = next((name for name in wanted if name in table.columns), None)
+    if image is None:
+        close = next(filter(None, (closest(name, table.columns) for name in wanted)), None)
+        problems.add(
+            f"no column {' or '.join(map(repr, wanted))} with the image files. It has: {exists}."
+            + (f" Did you mean --image-column {close}?" if close else " Name it: --image-column …")
+        )
+
+    def optional(name: str, default: str, flag: str) -> str | None:
+        if name in table.columns:
+            return name
+        if name != default:  # asked for by name
+            close = closest(name, table.columns)
+            hint = f" Did you mean {flag} {close}?" if close else ""
+            problems.add(f"no column {name!r} ({flag}). It has: {exists}.{hint}")
+        return None
+
+    columns = _Columns(
+        image=image or "",
+        id=optional(options.id_column, defaults.id_column, "--id-column"),
+        tier=optional(options.tier_column, defaults.tier_column, "--tier-column"),
+        score=optional(options.score_column, defaults.score_column, "--score-column"),
+        group=optional(options.group_column, defaults.group_column, "--group-column"),
+    )
+    problems.raise_if_any()
+    if columns.tier is None:
+        close = closest(options.tier_column, set(table.columns) - {columns.score or ""})
+        logger.warning(
+            "%s: no column %r, so its images have no grades; it has: %s%s",
+            *(shown(table.path), options.tier_column, exists),
+            f" (did you mean --tier-column {close}?)" if close else "",
+        )
+    return columns
+
+
+class _Rows:
+    """Turns the rows of one table into records and collects their faults."""
+
+    def __init__(
+        self, table: Table, columns: _Columns, options: DataOptions, finder: FileFinder
+    ) -> None:
+        self.table = table
+        self.columns = columns
+        self.tiers = {_composed(name): index for index, name in enumerate(options.tiers)}
+        self.names = options.tiers
+        self.finder = finder
+        self.problems = Problems(table.path)
+        self.unknown_tiers: dict[str, None] = {}  # a set that keeps the order
+        # Where a file that is nowhere is said to be: below the last place that is a folder.
+        self.expected = next(place for place in reversed(finder.places) if place.is_dir())
+        used = {columns.image, columns.id, columns.tier, columns.score, columns.group}
+        self.extra = [name for name in table.columns if name and name not in used]
+
+    def read(self) -> list[Record]:
+        """All records, one per image_id.
+
+        Raises:
+            DataError: any row is faulty.
+        """
+        records = [self._record(row, cells) for row, cells in self.table.rows]
+        if self.unknown_tiers:
+            occurring = {record.tier for record in records}
+            known = [name for index, name in enumerate(self.names) if index in occurring]
+            found = ",".join([*known, *self.unknown_tiers][:12])
+            self.problems.hint(
+                f"The tiers known are {', '.join(self.names)}. Other names are given best first, for "
+                f'example --tiers "{found}"'
+            )
+        unique = self._without_duplicates(records)
+        self.problems.raise_if_any()
+        return unique
+
+    def _record(self, row: int, cells: list[str]) -> Record:
+        values = dict(zip(self.table.columns, cells, strict=True))
+        columns = self.columns
+        filename = values[columns.image]
+        if not filename.strip():
+            self.problems.add("empty; an image file is expected", row=row, column=columns.image)
+        image_id = filename if columns.id is None else values[columns.id].strip()
+        if not image_id.strip() and columns.id is not None:
+            self.problems.add("empty; every image needs its own name", row=row, column=columns.id)
+        return Record(
+            image_id=image_id,
+            path=self.finder.find(filename) or self.expected / filename,
+            tier=self._tier(row, values[columns.tier].strip()) if columns.tier else None,
+            tier_score=self._score(row, values[columns.score].strip()) if columns.score else None,
+            group=(values[columns.group].strip() or None) if columns.group else None,
+            extra={name: values[name].strip() for name in self.extra},
+            row=row,
+            filename=filename,
+        )
+
+    def _tier(self, row: int, name: str) -> int | None:
+        if not name:
+            return None
+        tier = self.tiers.get(_composed(name))
+        if tier is None:
+            close = closest(name, self.names)
+            hint = f" Did you mean {close!r}?" if close else ""
+            self.problems.add(f"unknown tier {name!r}.{hint}", row=row, column=self.columns.tier)
+            self.unknown_tiers[name] = None
+        return tier
+
+    def _score(self, row: int, text: str) -> float | None:
+        if not text:
+            return None
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if math.isfinite(value):
+            return value
+        hint = "; decimals are written with a point" if "," in text else ""
+        self.problems.add(f"{text!r} is no number{hint}", row=row, column=self.columns.score)
+        return None
+
+    def _without_duplicates(self, records: list[Record]) -> list[Record]:
+        """One record per image_id; rows that repeat another exactly are dropped with a remark."""
+        first: dict[str, Record] = {}
+        repeated = 0
+        for record in records:
+            known = first.setdefault(record.image_id, record)
+            if known is record or not record.image_id:
+                continue
+            different = self._differences(known, record)
+            repeated += not different
+            for column, old, new in different:
+                self.problems.add(
+                    f"{record.image_id!r} has {new!r} here and {old!r} in row {known.row}",
+                    row=record.row,
+                    column=column,
+                )
+        if repeated:
+            logger.warning(
+                "%s: %s repeated exactly; each is used once",
+                *(shown(self.table.path), counted(repeated, "row")),
+            )
+        return list(first.values())
+
+    def _differences(self, one: Record, other: Record) -> list[tuple[str, str, str]]:
+        """Where two rows with the same image_id disagree: (column, value, other value)."""
+        columns = self.columns
+        pairs = [
+            (columns.image, one.filename.strip(), other.filename.strip()),
+            (columns.tier, self._tier_name(one), self._tier_name(other)),
+            (columns.score, str(one.tier_score), str(other.tier_score)),
+            (columns.group, one.group or "", other.group or ""),
+            *((name, one.extra[name], other.extra[name]) for name in self.extra),
+        ]
+        return [(column or "", old, new) for column, old, new in pairs if old != new]
+
+    def _tier_name(self, record: Record) -> str:
+        return "" if record.tier is None else self.names[record.tier]
+
+
+def _composed(name: str) -> str:
+    """Korean syllables and accents in one form, whichever system wrote them."""
+    return unicodedata.normalize("NFC", name)

@@ -1,0 +1,195 @@
+"""What is known about the images of a data set: options, one record per image, the whole list."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from mirip_fast.config import DataConfig
+from mirip_fast.data.csv_reader import Problems, counted, shown
+from mirip_fast.data.locate import FileFinder
+from mirip_fast.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """How a data set spells its columns and tiers.
+
+    Attributes:
+        tiers: names of the tiers, best first.
+        id_column: column with the image's own name; without it the file name is the name.
+        image_column: column with the image file; ``None`` takes ``filename``, else ``image_path``.
+        tier_column: column with the tier.
+        score_column: column with a grade finer than the tier (a number, higher is better).
+        group_column: column naming images that must stay in one split.
+        image_root: folder that image files are relative to, before the CSV's own folder.
+        separator: between cells; ``None`` finds it out.
+        encoding: of the CSV file; utf-8 with or without a byte order mark.
+        encoding_errors: ``surrogateescape`` reads files with file names that are no UTF-8, as
+            :func:`write_manifest_csv` writes them; ``strict`` refuses such a file.
+
+    Raises:
+        ConfigError: no tiers, an empty tier name, or one twice.
+    """
+
+    tiers: tuple[str, ...] = ("S", "A", "B", "C")
+    id_column: str = "image_id"
+    image_column: str | None = None
+    tier_column: str = "tier"
+    score_column: str = "tier_score"
+    group_column: str = "group"
+    image_root: Path | None = None
+    separator: str | None = None
+    encoding: str = "utf-8"
+    encoding_errors: str = "strict"
+
+    def __post_init__(self) -> None:
+        if not self.tiers or not all(self.tiers) or len(set(self.tiers)) < len(self.tiers):
+            raise ConfigError(
+                f"--tiers {','.join(self.tiers)!r}: different names are expected, best first, "
+                "separated by commas, such as S,A,B,C"
+            )
+
+    @classmethod
+    def from_config(cls, config: DataConfig) -> DataOptions:
+        """The options that the settings under ``data:`` ask for."""
+        return cls(
+            tiers=tuple(name.strip() for name in config.tiers.split(",")),
+            id_column=config.id_column,
+            image_column=config.image_column,
+            tier_column=config.tier_column,
+            score_column=config.score_column,
+            group_column=config.group_column,
+            image_root=None if config.image_root is None else Path(config.image_root),
+            separator={"tab": "\t", "\\t": "\t"}.get(config.separator or "", config.separator),
+            encoding=config.encoding,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One image of a data set.
+
+    Attributes:
+        image_id: its name, unique in the manifest.
+        path: where the file is, absolute; where it was expected if it is missing.
+        tier: 0 for the best tier, larger is worse; ``None`` without a grade.
+        tier_score: a finer grade, higher is better.
+        group: images with the same group stay in one split.
+        extra: further columns of the CSV file, as written.
+        row: line in the CSV file, 1-based; ``None`` for a folder without one.
+        filename: the file as the CSV names it, or relative to the folder.
+    """
+
+    image_id: str
+    path: Path
+    tier: int | None = None
+    tier_score: float | None = None
+    group: str | None = None
+    extra: dict[str, str] = field(default_factory=dict)
+    row: int | None = None
+    filename: str = ""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The images of a data set, in the order of its rows (a folder: sorted by path).
+
+    Attributes:
+        source: the CSV file, or the folder where there is none; absolute.
+        root: the folder that file names are relative to; absolute.
+        tiers: names of the tiers, best first; ``Record.tier`` counts into them.
+        records: one per image.
+        options: how the source spells its columns; files written from it are spelled the same.
+        places: folders that file names were looked up in, in this order.
+    """
+
+    source: Path
+    root: Path
+    tiers: tuple[str, ...]
+    records: tuple[Record, ...]
+    options: DataOptions = DataOptions()
+    places: tuple[Path, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @property
+    def has_grades(self) -> bool:
+        """Whether every image has a tier and at least two tiers occur."""
+        tiers = {record.tier for record in self.records}
+        return None not in tiers and len(tiers) >= 2
+
+    def tier_counts(self) -> dict[str, int]:
+        """How many images each tier has, best tier first; tiers without images are in it."""
+        counts = Counter(record.tier for record in self.records)
+        return {name: counts[index] for index, name in enumerate(self.tiers)}
+
+    def subset(self, indexes: Iterable[int]) -> Manifest:
+        """A manifest of the records with these indexes, in the order given."""
+        return replace(self, records=tuple(self.records[int(index)] for index in indexes))
+
+    def missing(self) -> list[Record]:
+        """The records whose file is not there (each folder is listed once)."""
+        finder = FileFinder()
+        return [record for record in self.records if not finder.exists(record.path)]
+
+    def require_files(self) -> None:
+        """Refuse to go on when image files are missing.
+
+        Raises:
+            DataError: names the rows, the files and the folders that were looked in.
+        """
+        missing = self.missing()
+        if not missing:
+            return
+        problems = Problems(self.source, limit=10)
+        for record in missing:
+            name = record.filename or str(record.path)
+            problems.add(f"no such file: {name!r}", row=record.row, column=self.image_column)
+        total = f"{len(missing):,} of {counted(len(self), 'image')}"
+        places = ", ".join(shown(place) for place in self.places) or shown(self.root)
+        problems.hint(
+            f"{total} missing; looked in {places}. Correct the names, add the files, take the rows "
+            "out, or give the folder with --image-root."
+        )
+        problems.raise_if_any()
+
+    @property
+    def image_column(self) -> str:
+        """The column that names the image files."""
+        return self.options.image_column or "filename"
+
+    def columns(self) -> list[str]:
+        """The columns that a CSV file of these records needs, in order."""
+        options, records = self.options, self.records
+        default = DataOptions()  # a column asked for by name has to be there when read again
+        optional = (
+            (options.tier_column, default.tier_column, any(r.tier is not None for r in records)),
+            (
+                options.score_column,
+                default.score_column,
+                any(r.tier_score is not None for r in records),
+            ),
+            (options.group_column, default.group_column, any(r.group is not None for r in records)),
+        )
+        used = [name for name, usual, has_values in optional if has_values or name != usual]
+        extra = [name for record in records for name in record.extra]
+        return list(dict.fromkeys([options.id_column, self.image_column, *used, *extra]))
+
+    def to_rows(self) -> list[dict[str, object]]:
+        """The records as CSV rows under the source's own column names; ``None`` where empty."""
+        options = self.options
+        return [
+            {
+                **record.extra,
+                options.id_column: record.image_id,
+                self.image_column: record.filename or str(record.path),
+                options.tier_column: None if record.tier is None else self.tiers[record.tier],
+                options.score_column: record.tier_score,
+                options.group_column: record.group,
+            }
+            for record in self.records
+        ]

@@ -1,0 +1,118 @@
+"""A loaded, frozen backbone: pixels in, tokens out."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from mirip_fast.errors import BackboneError
+from mirip_fast.features import tiny_random
+from mirip_fast.features.backbone_files import BackboneSpec
+from mirip_fast.runtime import torch_dtype
+
+log = logging.getLogger(__name__)
+
+
+class Backbone:
+    """A vision transformer with its normalisation, on one device, in one precision.
+
+    Attributes:
+        spec: what its files say about it.
+        model: the transformers model, in eval mode, without gradients.
+    """
+
+    def __init__(self, spec: BackboneSpec, model: nn.Module, device: torch.device, precision: str):
+        self.spec = spec
+        self.device = device
+        self.dtype = torch_dtype(precision)
+        self.model = model.to(device=device, dtype=self.dtype).eval().requires_grad_(False)
+        self._mean = torch.tensor(spec.mean, device=device).view(1, 3, 1, 1)
+        self._std = torch.tensor(spec.std, device=device).view(1, 3, 1, 1)
+
+    def normalise(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 [B, H, W, 3] in 0–255 → normalised [B, 3, H, W] on the device, compute precision."""
+        pixels = images.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
+        return ((pixels - self._mean) / self._std).to(self.dtype)
+
+    @torch.inference_mode()
+    def tokens(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """CLS and patch tokens of normalised images.
+
+        Args:
+            pixels: [B, 3, S, S], S a multiple of the patch size.
+
+        Returns:
+            cls [B, D] and patches [B, S/patch, S/patch, D], after the backbone's final norm; register
+            tokens are left out.
+
+        Raises:
+            BackboneError: the model does not give CLS + registers + patches.
+        """
+        return split_tokens(self.spec, forward_tokens(self.model, pixels), pixels.shape[-2:])
+
+
+def load_backbone(spec: BackboneSpec, device: torch.device, precision: str) -> Backbone:
+    """Load a backbone's weights through ``transformers.AutoModel`` (or build the untrained one).
+
+    Raises:
+        BackboneError: the files do not make a model.
+    """
+    return Backbone(spec, load_model(spec), device, precision)
+
+
+def load_model(spec: BackboneSpec) -> nn.Module:
+    """The bare transformers model of ``spec``, float32, with attention through SDPA.
+
+    Raises:
+        BackboneError: the files do not make a model.
+    """
+    if spec.folder is None:
+        log.warning(
+            "Backbone tiny-random is UNTRAINED: it shows that everything works, "
+            "its scores mean nothing."
+        )
+        return tiny_random.build()
+    from transformers import AutoModel
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    try:
+        model: nn.Module = AutoModel.from_pretrained(
+            spec.folder, local_files_only=True, dtype=torch.float32
+        )
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BackboneError(f"The backbone in {spec.folder} can not be loaded: {first}") from error
+    return model
+
+
+def forward_tokens(model: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+    """[B, 3, S, S] → all tokens [B, 1 + registers + patches, D] after the final norm."""
+    arguments = {}
+    if "interpolate_pos_encoding" in inspect.signature(model.forward).parameters:
+        arguments["interpolate_pos_encoding"] = True
+    tokens: torch.Tensor = model(pixels, **arguments).last_hidden_state
+    return tokens
+
+
+def split_tokens(
+    spec: BackboneSpec, tokens: torch.Tensor, size: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """All tokens [B, T, D] of images of ``size`` (H, W) → cls [B, D], patches [B, rows, columns, D].
+
+    Raises:
+        BackboneError: T is not 1 + registers + patches.
+    """
+    rows, columns = (side // spec.patch_size for side in size)
+    skipped = 1 + spec.num_register_tokens
+    if tokens.shape[1] != skipped + rows * columns:
+        raise BackboneError(
+            f"--backbone {spec.name}: {tokens.shape[1]} tokens for {size[0]} × {size[1]} pixels, where "
+            f"1 CLS + {spec.num_register_tokens} register + {rows}×{columns} patch tokens were "
+            "expected; this model type is not supported"
+        )
+    return tokens[:, 0], tokens[:, skipped:].unflatten(1, (rows, columns))

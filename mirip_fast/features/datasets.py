@@ -1,0 +1,211 @@
+"""Data sets that were embedded: a manifest per data set, beside the store that holds its features.
+
+``cache/<fingerprint>/datasets/<name>/`` holds ``dataset.json`` (where the data came from and how it was
+read), ``manifest.csv`` (the ledger: one line per input, with its grade, its content hash and what became
+of it) and ``failures.csv`` (path, reason).
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from mirip_fast.config import DataConfig, EmbedConfig
+from mirip_fast.data.manifest import Manifest, Record
+from mirip_fast.errors import RunNotFoundError, StoreError
+from mirip_fast.features.embed import Outcome
+from mirip_fast.features.recipe import Recipe
+from mirip_fast.features.views import View
+from mirip_fast.files import read_json, write_csv, write_json
+
+_FOLDER = "datasets"
+_COLUMNS = (
+    "image_id", "path", "status", "reason", "tier", "tier_score", "group", "row", "sha256", "extra",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One embedded data set."""
+
+    folder: Path  # where its manifest lies
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """The content of dataset.json."""
+        return read_json(self.folder / "dataset.json")
+
+    @property
+    def store_path(self) -> Path:
+        """The store with its features."""
+        return self.folder.parent.parent
+
+    @property
+    def source(self) -> Path:
+        """The folder or CSV file that was given to embed."""
+        return Path(self.info["source"])
+
+    @property
+    def failures_csv(self) -> Path:
+        """The list of inputs that could not be embedded."""
+        return self.folder / "failures.csv"
+
+    def views(self) -> tuple[View, ...]:
+        """The views that were embedded, the base view first."""
+        return tuple(View(int(size), bool(flip)) for size, flip in self.info["views"])
+
+    def entries(self) -> list[Entry]:
+        """The ledger, in the order of the data.
+
+        Raises:
+            StoreError: the manifest is damaged.
+        """
+        path = self.folder / "manifest.csv"
+        tiers = list(self.info["tiers"])
+        try:
+            with path.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
+                return [_entry(row, tiers) for row in csv.DictReader(stream)]
+        except (OSError, ValueError, KeyError) as error:
+            raise StoreError(
+                f"{path} can not be read ({error}); run `mirip-fast embed {self.source}` again"
+            ) from error
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the ledger: an input, and what became of it."""
+
+    record: Record
+    outcome: Outcome
+
+
+def save_dataset(
+    store_path: Path,
+    manifest: Manifest,
+    outcomes: Sequence[Outcome],
+    recipe: Recipe,
+    data: DataConfig,
+    embed: EmbedConfig,
+    *,
+    limit: int | None = None,
+) -> Dataset:
+    """Write a data set's ledger and description beside the store.
+
+    Args:
+        store_path: the store's folder.
+        manifest: the inputs.
+        outcomes: what became of each, in the same order.
+        recipe: what was computed.
+        data: how the data was read, so that training reads it the same way.
+        embed: how it was embedded.
+        limit: the trial's number of images, where it was one.
+    """
+    key = hashlib.sha256(str(manifest.source).encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    dataset = Dataset(store_path / _FOLDER / f"{_name_of(manifest)}-{key}")
+    rows = [
+        _row(record, outcome, manifest.tiers)
+        for record, outcome in zip(manifest.records, outcomes, strict=True)
+    ]
+    write_csv(dataset.folder / "manifest.csv", _COLUMNS, rows)
+    failed = [row for row in rows if row["status"] == "failed"]
+    write_csv(dataset.failures_csv, ("path", "reason"), failed)
+    write_json(
+        dataset.folder / "dataset.json",
+        {
+            "name": _name_of(manifest),
+            "source": str(manifest.source),
+            "root": str(manifest.root),
+            "tiers": list(manifest.tiers),
+            "graded": manifest.has_grades,
+            "images": len(rows),
+            "failed": len(failed),
+            "limit": limit,
+            "backbone": recipe.backbone.name,
+            "views": [[view.size, view.flip] for view in recipe.views],
+            "kinds": list(recipe.kinds),
+            "data": asdict(data),
+            "embed": asdict(embed),
+            "embedded_at": datetime.now().astimezone().isoformat(timespec="microseconds"),
+        },
+    )
+    return dataset
+
+
+def find_datasets(cache_dir: Path) -> list[Dataset]:
+    """Every embedded data set below a cache folder, the newest first."""
+    found = [Dataset(path.parent) for path in cache_dir.glob(f"*/{_FOLDER}/*/dataset.json")]
+    return sorted(found, key=lambda dataset: str(dataset.info["embedded_at"]), reverse=True)
+
+
+def newest_graded(cache_dir: Path, source: Path | None = None) -> Dataset:
+    """The newest data set with grades, or the newest one of ``source``.
+
+    Args:
+        cache_dir: the cache folder.
+        source: the folder or CSV file given to embed (``--data``).
+
+    Raises:
+        RunNotFoundError: there is none; says what to type.
+    """
+    datasets = find_datasets(cache_dir)
+    if source is not None:
+        wanted = source.resolve()
+        for dataset in datasets:
+            if wanted in (dataset.source, dataset.source.parent, Path(dataset.info["root"])):
+                return dataset
+        raise RunNotFoundError(
+            f"--data {source}: not embedded in {cache_dir.resolve()} yet; "
+            f"run `mirip-fast embed {source}` first."
+        )
+    for dataset in datasets:
+        if dataset.info["graded"]:
+            return dataset
+    if datasets:
+        names = ", ".join(str(dataset.source) for dataset in datasets[:5])
+        raise RunNotFoundError(
+            f"No data set with grades in {cache_dir.resolve()}; embedded without grades: {names}. "
+            "Training needs a metadata.csv with a tier column, or a folder per tier."
+        )
+    raise RunNotFoundError(
+        f"Nothing is embedded in {cache_dir.resolve()} yet: run `mirip-fast embed data/` first."
+    )
+
+
+def _name_of(manifest: Manifest) -> str:
+    name = manifest.root.name or "data"
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)[:60] or "data"
+
+
+def _row(record: Record, outcome: Outcome, tiers: Sequence[str]) -> dict[str, object]:
+    return {
+        "image_id": record.image_id,
+        "path": record.path,
+        "status": outcome.status,
+        "reason": outcome.reason,
+        "tier": None if record.tier is None else tiers[record.tier],
+        "tier_score": record.tier_score,
+        "group": record.group,
+        "row": record.row,
+        "sha256": outcome.sha256.hex() if outcome.sha256 else None,
+        "extra": json.dumps(record.extra, ensure_ascii=False) if record.extra else None,
+    }
+
+
+def _entry(row: dict[str, str], tiers: list[str]) -> Entry:
+    record = Record(
+        image_id=row["image_id"],
+        path=Path(row["path"]),
+        tier=tiers.index(row["tier"]) if row["tier"] else None,
+        tier_score=float(row["tier_score"]) if row["tier_score"] else None,
+        group=row["group"] or None,
+        extra=json.loads(row["extra"]) if row["extra"] else {},
+        row=int(row["row"]) if row["row"] else None,
+    )
+    sha256 = bytes.fromhex(row["sha256"]) if row["sha256"] else None
+    return Entry(record, Outcome(row["status"], sha256, row["reason"] or None))

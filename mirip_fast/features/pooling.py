@@ -1,0 +1,92 @@
+"""From a backbone's tokens to the features that are kept, and from those to what a head sees.
+
+A *kind* says which tokens a series holds: ``cls``, ``mean`` (of the patch tokens), ``grid4`` (patch
+tokens averaged over a 4 × 4 grid) or ``patch`` (every patch token). Register tokens are in none of them.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mirip_fast.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def stored_kinds(patches: str) -> tuple[str, ...]:
+    """The kinds that ``--patches`` asks for; the CLS token is always kept.
+
+    Raises:
+        ConfigError: ``patches`` is none of none, mean, grid:K, all.
+    """
+    grid = re.fullmatch(r"grid:([1-9]\d?)", patches)
+    if grid:
+        return ("cls", f"grid{int(grid[1])}")
+    kinds = {"none": ("cls",), "mean": ("cls", "mean"), "all": ("cls", "patch")}
+    if patches not in kinds:
+        raise ConfigError(f"--patches {patches}: use none, mean, grid:K (like grid:4) or all")
+    return kinds[patches]
+
+
+def kind_shape(kind: str, hidden_size: int, side: int) -> tuple[int, ...]:
+    """Shape of one row: [D], [K, K, D] for a grid, [side², D] for all patches.
+
+    Args:
+        kind: as in the module's description.
+        hidden_size: D, numbers per token.
+        side: patches along one edge of the image.
+    """
+    if kind in ("cls", "mean"):
+        return (hidden_size,)
+    if kind == "patch":
+        return (side * side, hidden_size)
+    cells = int(kind.removeprefix("grid"))
+    return (cells, cells, hidden_size)
+
+
+def pool_tokens(kind: str, cls: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
+    """Pool one batch of tokens.
+
+    Args:
+        kind: as in the module's description.
+        cls: [B, D] CLS tokens after the backbone's final norm.
+        patches: [B, side, side, D] patch tokens, register tokens taken out.
+
+    Returns:
+        [B, *kind_shape(kind, D, side)], float32.
+    """
+    from torch.nn import functional
+
+    if kind == "cls":
+        return cls.float()
+    patches = patches.float()
+    if kind == "mean":
+        return patches.mean(dim=(1, 2))
+    if kind == "patch":
+        return patches.flatten(1, 2)
+    cells = int(kind.removeprefix("grid"))
+    grid = functional.adaptive_avg_pool2d(patches.permute(0, 3, 1, 2), cells)
+    return grid.permute(0, 2, 3, 1)
+
+
+def head_kinds(features: str) -> tuple[str, ...]:
+    """The kinds that a head looks at, e.g. ``cls+mean`` → (``cls``, ``mean``)."""
+    return tuple(features.split("+"))
+
+
+def head_input(parts: list[NDArray[np.floating]]) -> NDArray[np.float32]:
+    """Join the kinds a head looks at into its input: the one place where that is done.
+
+    Args:
+        parts: per kind [..., D], in the order of :func:`head_kinds`.
+
+    Returns:
+        [..., len(parts) · D], float32.
+    """
+    joined = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+    return np.ascontiguousarray(joined, dtype=np.float32)

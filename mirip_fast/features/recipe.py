@@ -1,0 +1,85 @@
+"""A recipe: everything that decides what numbers a feature row holds. Its hash names the cache folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from mirip_fast.config import EmbedConfig
+from mirip_fast.features.backbone_files import BackboneSpec
+from mirip_fast.features.pooling import kind_shape, stored_kinds
+from mirip_fast.features.store import SeriesSpec, fingerprint_id
+from mirip_fast.features.views import View, effective_size, make_views
+
+#: Raise it when decoding, resizing or pooling changes the numbers; old caches are then left alone.
+PREPROCESSING_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Backbone, preprocessing and precision (the fingerprint), and which series of them are wanted."""
+
+    backbone: BackboneSpec
+    size: int  # effective side of the base view, in pixels
+    resize: str
+    decode: str
+    precision: str  # compute precision, resolved
+    store_dtype: str
+    views: tuple[View, ...]  # the base view first
+    kinds: tuple[str, ...]
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """The fields that two caches must share to hold the same numbers; no paths, no batch size."""
+        return {
+            "backbone": self.backbone.weights_id,
+            "model_type": self.backbone.model_type,
+            "image_size": self.size,
+            "resize": self.resize,
+            "mean": list(self.backbone.mean),
+            "std": list(self.backbone.std),
+            "decode": self.decode,
+            "precision": self.precision,
+            "store_dtype": self.store_dtype,
+            "preprocessing": PREPROCESSING_VERSION,
+        }
+
+    @property
+    def fingerprint_id(self) -> str:
+        """Name of the cache folder: 16 hex digits."""
+        return fingerprint_id(self.fingerprint)
+
+    def series(self, view: View, kind: str) -> SeriesSpec:
+        """The series that holds ``kind`` of ``view``."""
+        side = view.size // self.backbone.patch_size
+        shape = kind_shape(kind, self.backbone.hidden_size, side)
+        return SeriesSpec(series_name(view, kind), shape, self.store_dtype)
+
+
+def series_name(view: View, kind: str) -> str:
+    """``cls.756``, ``mean.756-flip``, ``grid4.686`` …"""
+    return f"{kind}.{view.name}"
+
+
+def make_recipe(options: EmbedConfig, backbone: BackboneSpec, precision: str) -> Recipe:
+    """The recipe that embed's options describe.
+
+    Args:
+        options: image size, resize, decode, views, kinds, stored precision.
+        backbone: where patch size, hidden size, mean and std come from.
+        precision: the compute precision, resolved for the device.
+
+    Raises:
+        ConfigError: an image smaller than a patch, or an unknown ``--patches``.
+    """
+    size = effective_size(options.image_size, backbone.patch_size)
+    return Recipe(
+        backbone=backbone,
+        size=size,
+        resize=options.resize,
+        decode=options.decode,
+        precision=precision,
+        store_dtype=options.store_dtype,
+        views=make_views(options.tta, size, backbone.patch_size),
+        kinds=stored_kinds(options.patches),
+    )

@@ -1,0 +1,116 @@
+"""Writing small files so that a crash, a kill or a full disk never leaves half of one."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from mirip_fast.errors import DiskFullError
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make a rename or a new file in ``folder`` survive a power loss (a no-op where unsupported)."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return  # Windows can not open folders
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, then put it in place in one step.
+
+    Readers see the old file or the new one, never a part. An existing file stays whole whatever fails.
+
+    Raises:
+        DiskFullError: the disk is full; the message says how much is free.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    except BaseException as error:
+        partial.unlink(missing_ok=True)
+        if is_disk_full(error):
+            raise disk_full(path) from error
+        raise
+    fsync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` as UTF-8, atomically; names that are not UTF-8 survive (surrogateescape)."""
+    write_atomically(path, lambda stream: stream.write(text.encode("utf-8", "surrogateescape")))
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write ``value`` as indented JSON, atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object written by :func:`write_json`.
+
+    Raises:
+        OSError: the file can not be read.
+        ValueError: it is no JSON object.
+    """
+    value = json.loads(path.read_bytes().decode("utf-8", "surrogateescape"))
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} does not hold a JSON object")
+    return value
+
+
+def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, object]]) -> None:
+    """Write ``rows`` as an UTF-8 CSV file with the given columns, atomically; None becomes empty."""
+    import csv
+    import io
+
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(columns), restval="", extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether ``error`` says that there is no room (disk full, quota, file size limit)."""
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return isinstance(error, OSError) and error.errno in full
+
+
+def disk_full(path: Path, needed: int | None = None) -> DiskFullError:
+    """The error to raise when ``path`` could not be written for lack of room.
+
+    Args:
+        path: the file or folder that was being written.
+        needed: the bytes wanted, where known.
+    """
+    folder = next(p for p in (path, *path.parents) if p.exists())
+    free = shutil.disk_usage(folder).free
+    wanted = f"{format_bytes(needed)} are needed and " if needed else ""
+    return DiskFullError(
+        f"No room to write {path}: {wanted}{format_bytes(free)} are free (a quota or file size limit "
+        "counts too). Nothing that was already saved is lost; free some space and run the same "
+        "command again to go on."
+    )
+
+
+def format_bytes(count: float) -> str:
+    """Bytes for people: ``format_bytes(3_400_000) == '3.2 MiB'``."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"

@@ -1,0 +1,102 @@
+"""Scoring without torch: the trained head as a few matrix products on arrays from a safetensors file.
+
+``rank`` on cached features then starts in the time of a small script. Parity with
+:class:`mirip_fast.models.head.RankingHead` in eval mode is tested.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mirip_fast.errors import CheckpointError
+
+#: File beside a checkpoint that holds the same head.
+HEAD_FILE = "head.safetensors"
+
+_LAYER_NORM_EPS = 1e-5  # torch.nn.LayerNorm's default
+_L2_EPS = 1e-12  # torch.nn.functional.normalize's default
+
+
+class NumpyHead:
+    """The arrays of a trained projector and score head.
+
+    Args:
+        arrays: parameter name → float32 array, named as in ``RankingHead.state_dict()``.
+
+    Raises:
+        CheckpointError: a parameter is missing.
+    """
+
+    def __init__(self, arrays: Mapping[str, NDArray[np.float32]]):
+        names = [f"projector.layers.{i}.{p}" for i in (0, 1, 4, 5) for p in ("weight", "bias")]
+        names += [f"score_head.layers.{i}.{p}" for i in (0, 3) for p in ("weight", "bias")]
+        absent = [name for name in names if name not in arrays]
+        if absent:
+            raise CheckpointError(f"no head in these arrays: {', '.join(absent)} missing")
+        self.arrays = {name: np.asarray(arrays[name], dtype=np.float32) for name in names}
+
+    @property
+    def input_dim(self) -> int:
+        """D, the numbers per feature row that this head expects."""
+        return int(self.arrays["projector.layers.0.weight"].shape[1])
+
+    def __call__(self, features: NDArray[np.floating]) -> NDArray[np.float32]:
+        """[n, D] features → [n] scores, higher is better; rows go through in chunks.
+
+        Raises:
+            CheckpointError: the features have another width than the head.
+        """
+        if features.ndim != 2 or features.shape[1] != self.input_dim:
+            raise CheckpointError(
+                f"the head expects rows of {self.input_dim} numbers, not {features.shape[1:]}"
+            )
+        chunks = range(0, len(features), 8192)
+        scores = [self._score(np.asarray(features[i : i + 8192], np.float32)) for i in chunks]
+        return np.concatenate(scores) if scores else np.empty(0, np.float32)
+
+    def _score(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        x = self._norm(self._linear(x, "projector.layers.0"), "projector.layers.1")
+        x = self._norm(self._linear(_gelu(x), "projector.layers.4"), "projector.layers.5")
+        x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), _L2_EPS)
+        x = np.maximum(self._linear(x, "score_head.layers.0"), 0)
+        return self._linear(x, "score_head.layers.3")[:, 0]
+
+    def _linear(self, x: NDArray[np.float32], name: str) -> NDArray[np.float32]:
+        result: NDArray[np.float32] = x @ self.arrays[f"{name}.weight"].T + self.arrays[f"{name}.bias"]
+        return result
+
+    def _norm(self, x: NDArray[np.float32], name: str) -> NDArray[np.float32]:
+        centred = x - x.mean(axis=1, keepdims=True)
+        variance = np.mean(centred * centred, axis=1, keepdims=True)
+        scaled = centred / np.sqrt(variance + _LAYER_NORM_EPS)
+        result: NDArray[np.float32] = (
+            scaled * self.arrays[f"{name}.weight"] + self.arrays[f"{name}.bias"]
+        )
+        return result
+
+
+def _gelu(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Exact GELU (Hendrycks & Gimpel 2016): x · Φ(x)."""
+    from scipy.special import erf
+
+    result: NDArray[np.float32] = (0.5 * x * (1 + erf(x / np.float32(2**0.5)))).astype(np.float32)
+    return result
+
+
+def load_numpy_head(path: Path) -> NumpyHead:
+    """Read a head from a safetensors file.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or holds no head.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return NumpyHead(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} can not be read: {error}") from error

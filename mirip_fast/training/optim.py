@@ -1,0 +1,63 @@
+"""Optimizer, learning rate schedule and gradient clipping, shared by both training loops."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from mirip_fast.config import TrainConfig
+
+
+def parameter_groups(
+    model: nn.Module, learning_rate: float, weight_decay: float
+) -> list[dict[str, object]]:
+    """Trainable parameters in two groups: matrices decay, biases and norms (1-d) do not."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in trainable if p.dim() >= 2]
+    vectors = [p for p in trainable if p.dim() < 2]
+    return [
+        {"params": matrices, "lr": learning_rate, "weight_decay": weight_decay},
+        {"params": vectors, "lr": learning_rate, "weight_decay": 0.0},
+    ]
+
+
+def make_optimizer(
+    model: nn.Module, config: TrainConfig, learning_rate: float
+) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019) over :func:`parameter_groups`."""
+    return torch.optim.AdamW(
+        parameter_groups(model, learning_rate, config.weight_decay),
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        fused=True,
+    )
+
+
+def make_scheduler(
+    optimizer: torch.optim.Optimizer,
+    *,
+    total_steps: int,
+    warmup_steps: int,
+    learning_rate: float,
+    eta_min: float,
+) -> LambdaLR:
+    """Linear warm-up from 0, then a cosine down to ``eta_min`` (Loshchilov & Hutter 2017), per step."""
+    floor = min(1.0, eta_min / learning_rate) if learning_rate > 0 else 1.0
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / (warmup_steps + 1)
+        progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    return LambdaLR(optimizer, factor)
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
+    """Scale gradients down to ``max_norm`` (0: leave them); returns the norm they had."""
+    limit = max_norm if max_norm > 0 else math.inf
+    return float(nn.utils.clip_grad_norm_(parameters, limit))

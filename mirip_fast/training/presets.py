@@ -1,0 +1,49 @@
+"""Batch size, learning rate and epochs by the size of the training split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mirip_fast.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast a head learns: the three numbers that belong together."""
+
+    batch_size: int  # images with all pairs, pairs with sampled pairs
+    learning_rate: float
+    epochs: int
+
+
+#: The classic recipe, in drawn pairs per batch: (training images below, pace).
+SAMPLED = (
+    (1_000, Pace(16, 5e-5, 200)),
+    (10_000, Pace(32, 1e-4, 100)),
+    (100_000, Pace(64, 2e-4, 50)),
+    (None, Pace(128, 3e-4, 30)),
+)
+
+#: The same for all pairs, in images per batch; measured, see docs/benchmarks.md.
+ALL_PAIRS = (
+    (1_000, Pace(32, 1e-4, 200)),
+    (10_000, Pace(64, 2e-4, 100)),
+    (100_000, Pace(128, 3e-4, 50)),
+    (None, Pace(256, 3e-4, 30)),
+)
+
+#: Without a preset.
+PLAIN = Pace(32, 1e-4, 100)
+
+
+def choose_pace(config: TrainConfig, n_train: int) -> Pace:
+    """The given values, completed by the preset for ``n_train`` training images."""
+    table = SAMPLED if config.pairs == "sampled" else ALL_PAIRS
+    preset = next(pace for below, pace in table if below is None or n_train < below)
+    if config.preset == "none":
+        preset = PLAIN
+    return Pace(
+        batch_size=config.batch_size or preset.batch_size,
+        learning_rate=preset.learning_rate if config.learning_rate is None else config.learning_rate,
+        epochs=config.epochs or preset.epochs,
+    )

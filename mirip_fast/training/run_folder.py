@@ -1,0 +1,191 @@
+"""A run's folder: its configuration, log, history, checkpoints, and whether it finished.
+
+``run.json`` says what the run is and its status; everything else is named in the README of the project.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from mirip_fast.errors import RunNotFoundError
+from mirip_fast.files import fsync_folder, read_json, write_json, write_text
+
+BEST = "best_model.pt"
+LAST = "last_model.pt"
+RUN_FILE = "run.json"
+SPLIT_FILE = "split.csv"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A folder below ``runs/``."""
+
+    path: Path
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """The content of run.json (empty if it can not be read)."""
+        try:
+            return read_json(self.path / RUN_FILE)
+        except (OSError, ValueError):
+            return {}
+
+    def update(self, **values: Any) -> None:
+        """Change entries of run.json."""
+        write_json(self.path / RUN_FILE, {**self.info, **values})
+
+    @property
+    def best(self) -> Path:
+        """Checkpoint with the best validation accuracy; what the run ends with."""
+        return self.path / BEST
+
+    @property
+    def last(self) -> Path:
+        """Checkpoint of the last finished epoch; what resuming starts from."""
+        return self.path / LAST
+
+    def log_to_file(self) -> logging.Handler:
+        """Copy the package's log lines, with time stamps, to train.log; remove the handler afterwards."""
+        handler = logging.FileHandler(self.path / "train.log", encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s"))
+        logging.getLogger("mirip_fast").addHandler(handler)
+        return handler
+
+    def append_history(self, row: Mapping[str, object]) -> None:
+        """Append one epoch to history.csv."""
+        path = self.path / "history.csv"
+        new = not path.exists()
+        with path.open("a", encoding="utf-8", newline="") as stream:
+            writer = csv.DictWriter(stream, list(row))
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+
+    def history(self) -> list[dict[str, str]]:
+        """The rows of history.csv so far."""
+        path = self.path / "history.csv"
+        if not path.exists():
+            return []
+        with path.open(encoding="utf-8", newline="") as stream:
+            return list(csv.DictReader(stream))
+
+    def truncate_history(self, epochs: int) -> None:
+        """Drop the rows after ``epochs``: they were written after the checkpoint that is resumed."""
+        rows = [row for row in self.history() if int(row["epoch"]) <= epochs]
+        if not rows:
+            (self.path / "history.csv").unlink(missing_ok=True)
+            return
+        lines = [",".join(rows[0])] + [",".join(row.values()) for row in rows]
+        write_text(self.path / "history.csv", "\r\n".join(lines) + "\r\n")
+
+    def prune_checkpoints(self, keep: int) -> None:
+        """Remove all numbered checkpoints but the last ``keep``."""
+        numbered = sorted(self.path.glob("checkpoint_epoch_*.pt"), key=_epoch_of)
+        for old in numbered[:-keep]:
+            old.unlink(missing_ok=True)
+
+
+def create_run(output_dir: Path, name: str, **info: Any) -> Run:
+    """Make ``<output_dir>/<time>-<name>/``, with status running."""
+    clean = "".join(c if c.isalnum() or c in "-_." else "-" for c in name) or "run"
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    for attempt in range(1, 1000):
+        suffix = "" if attempt == 1 else f"-{attempt}"
+        path = output_dir / f"{stamp}-{clean}{suffix}"
+        try:
+            path.mkdir(parents=True)
+            break
+        except FileExistsError:
+            continue  # two runs in the same second
+    fsync_folder(output_dir)
+    run = Run(path)
+    started = datetime.now().astimezone().isoformat(timespec="seconds")
+    run.update(name=name, status="running", started=started, pid=os.getpid(), **info)
+    return run
+
+
+def find_runs(output_dir: Path) -> list[Run]:
+    """Every run below ``output_dir``, the newest first."""
+    if not output_dir.is_dir():
+        return []
+    runs = [Run(path.parent) for path in output_dir.glob(f"*/{RUN_FILE}")]
+    return sorted(runs, key=lambda run: (str(run.info.get("started", "")), run.path.name), reverse=True)
+
+
+def newest_model(output_dir: Path) -> Run:
+    """The newest finished run that is no trial and has a best_model.pt.
+
+    Raises:
+        RunNotFoundError: there is none; says what there is and what to type.
+    """
+    runs = find_runs(output_dir)
+    for run in runs:
+        info = run.info
+        if info.get("status") == "finished" and not info.get("debug") and run.best.is_file():
+            return run
+    if not runs:
+        raise RunNotFoundError(
+            f"No trained model in {output_dir.resolve()}: run `mirip-fast train --head-only` first, "
+            "or name one with --checkpoint FILE."
+        )
+    states = ", ".join(
+        f"{run.path.name} ({'trial' if run.info.get('debug') else run.info.get('status', '?')})"
+        for run in runs[:5]
+    )
+    raise RunNotFoundError(
+        f"No finished run in {output_dir.resolve()}; there are {states}. Finish one with "
+        "`mirip-fast train --head-only --resume latest`, or name a model with --checkpoint FILE."
+    )
+
+
+def run_of_checkpoint(path: Path) -> tuple[Run, Path]:
+    """The run and checkpoint file that ``--checkpoint`` names: a run's folder or a .pt file.
+
+    Raises:
+        RunNotFoundError: neither.
+    """
+    if path.is_dir():
+        run = Run(path)
+        if not run.best.is_file():
+            raise RunNotFoundError(f"--checkpoint {path}: the folder has no {BEST}")
+        return run, run.best
+    if not path.is_file():
+        raise RunNotFoundError(f"--checkpoint {path}: there is no such file")
+    return Run(path.parent), path
+
+
+def resumable_run(output_dir: Path, which: str) -> tuple[Run, Path]:
+    """The run and checkpoint to go on from.
+
+    Args:
+        output_dir: folder of the runs.
+        which: ``latest`` (the newest run with a last_model.pt), a run's folder or a checkpoint file.
+
+    Raises:
+        RunNotFoundError: nothing to resume.
+    """
+    if which == "latest":
+        for run in find_runs(output_dir):
+            if run.last.is_file():
+                return run, run.last
+        raise RunNotFoundError(f"--resume latest: no run in {output_dir.resolve()} has a {LAST}")
+    path = Path(which)
+    run = Run(path if path.is_dir() else path.parent)
+    checkpoint = run.last if path.is_dir() else path
+    if not checkpoint.is_file():
+        raise RunNotFoundError(f"--resume {which}: there is no {checkpoint}")
+    return run, checkpoint
+
+
+def _epoch_of(path: Path) -> int:
+    digits = path.stem.rpartition("_")[2]
+    return int(digits) if digits.isdigit() else -1
