@@ -43,10 +43,10 @@ _Known = dict[bytes, tuple[Stamp, bytes]]
 class HashMemory:
     """SHA-256 of files, with a small SQLite file that remembers them by (absolute path, size, mtime).
 
-    It is a shortcut only: when its file can not be read or written, or is damaged (then it is put aside),
-    or another process keeps it busy, one warning is logged and hashes are remembered in memory alone.
-    Hashes are written in batches; after a kill those of the last batch are computed anew. May be used
-    from several threads, and by several processes at once. A context manager.
+    It is a shortcut only: when its file can not be read or written, or another process keeps it busy,
+    one warning is logged and hashes are remembered in memory alone. A damaged file is put aside and
+    begun anew. Hashes are written in batches; after a kill those of the last batch are computed again.
+    May be used from several threads, and by several processes at once. A context manager.
 
     Args:
         path: the SQLite file, made if missing; None remembers in memory alone.
@@ -172,6 +172,7 @@ class HashMemory:
 
     def _connect(self) -> None:
         assert self._path is not None
+        self._close_quietly()
         self._path.parent.mkdir(parents=True, exist_ok=True)
         # One connection for all threads, as the lock lets one at a time use it.
         self._database = sqlite3.connect(

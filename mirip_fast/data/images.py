@@ -57,6 +57,7 @@ __all__ = [
     "RESIZE_MODES",
     "decode_squares",
     "load_rgb",
+    "one_reason",
     "read_image_bytes",
     "resize_square",
     "scan_images",
@@ -99,7 +100,7 @@ def load_rgb(source: Path | bytes, *, draft_size: int | None = None) -> Image.Im
         ImageError: the file can not be read or decoded; the message is the reason, on one line.
     """
     data = source if isinstance(source, bytes) else read_image_bytes(source)
-    with _one_reason():
+    with one_reason():
         scale = 1 if draft_size is None else _draft_scale(_open(data), draft_size)
         return _decode(data, scale)[0]
 
@@ -125,7 +126,7 @@ def decode_squares(
     Raises:
         ImageError: the picture can not be decoded.
     """
-    with _one_reason():
+    with one_reason():
         header = _open(data)
         decoded: dict[int, tuple[Image.Image, tuple[int, int]]] = {}
         squares = []
@@ -145,7 +146,7 @@ def to_array(image: Image.Image) -> NDArray[np.uint8]:
 
 
 @contextmanager
-def _one_reason() -> Iterator[None]:
+def one_reason() -> Iterator[None]:
     """Turn whatever a decoder raises into an ImageError with one printable line."""
     try:
         yield

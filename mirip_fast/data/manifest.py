@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mirip_fast.data.csv_reader import Problems, absolute, closest, counted, format_table, shown
-from mirip_fast.data.images import IMAGE_EXTENSIONS, scan_images
+from mirip_fast.data.image_files import IMAGE_EXTENSIONS, scan_images
 from mirip_fast.data.manifest_rows import IMAGE_FOLDER, records_from_csv
 from mirip_fast.data.records import DataOptions, Manifest, Record
 from mirip_fast.errors import DataError

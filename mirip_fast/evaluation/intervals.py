@@ -1,14 +1,15 @@
 """How sure a pairwise accuracy is: percentile intervals by bootstrap over groups.
 
-The pairs of n images are far from independent (each image is in many), and so are the images of one group
-(one applicant, one post). So whole groups are drawn with replacement, as many as there are, and
-everything is counted again (cluster bootstrap; Efron & Tibshirani 1993, *An Introduction to the Bootstrap*;
-Field & Welsh 2007). An image without a group is a group of its own. A resample is kept as integer image weights, how often
-each image's group was drawn; copies of one image have one tier and so form no pair.
+The pairs of n images are far from independent (each image is in many), and so are the images of one
+group (one applicant, one post). So whole groups are drawn with replacement, as many as there are,
+and everything is counted again (cluster bootstrap; Efron & Tibshirani 1993, *An Introduction to the
+Bootstrap*; Field & Welsh 2007). An image without a group is a group of its own. A resample is kept
+as integer image weights, how often each image's group was drawn; copies of one image have one tier
+and so form no pair.
 
-The interval covers the choice of images and groups. It does not cover another training run or disagreement
-among graders, and an accuracy of exactly 0 or 1 gets an interval of zero width, which shows too few mistakes to
-count, not certainty.
+The interval covers the choice of images and groups. It does not cover another training run or
+disagreement among graders, and an accuracy of exactly 0 or 1 gets an interval of zero width, which
+shows too few mistakes to count, not certainty.
 """
 
 from __future__ import annotations
@@ -110,8 +111,9 @@ def bootstrap_over_groups(
 ) -> PairIntervals:
     """Percentile intervals for everything that is counted over pairs, from the same resamples.
 
-    An interval is None («unknown») where resampling can not show how much the figure varies: no rounds, fewer
-    than 2 groups, or no tier pair with at least 2 groups on each side (for a tier pair: in that pair).
+    An interval is None («unknown») where resampling can not show how much the figure varies: no
+    rounds, fewer than 2 groups, or no tier pair with at least 2 groups on each side (for a tier
+    pair: in that pair).
 
     Args:
         scores: [n] finite floats, higher is better.
@@ -173,8 +175,9 @@ def paired_bootstrap(
 ) -> PairedDifference:
     """Pairwise accuracy of ``first`` minus that of ``second`` on the same n images, with its interval.
 
-    Both are judged on the same resamples, so what makes a resample easy or hard for both cancels out.
-    Arguments as :func:`bootstrap_over_groups`; the two score vectors may have different scales.
+    Both are judged on the same resamples, so what makes a resample easy or hard for both cancels
+    out. Arguments as :func:`bootstrap_over_groups`; the two score vectors may have different
+    scales.
 
     Raises:
         ConfigError: ``rounds`` or ``confidence`` is out of range.

@@ -1,6 +1,7 @@
-"""How well scores order images whose tiers are known. Every function is exact and takes whole arrays.
+"""How well scores order images whose tiers are known.
 
-Shapes: n images, K tiers. ``scores`` [n] are floats, higher is better; ``tiers`` [n] are integers, 0 = best
+Every function is exact and takes whole arrays. Shapes: n images, K tiers. ``scores`` [n] are floats, higher is better; ``tiers`` [n] are integers,
+    0 = best
 tier. A pair is two images of different tiers; equal scores count ½.
 """
 
@@ -31,7 +32,8 @@ def pairwise_accuracy(
     Args:
         scores: [n] finite floats.
         tiers: [n] integers, 0 = best.
-        within: [n] integer codes; only pairs with equal codes count, an image with a negative code is in none.
+        within: [n] integer codes; only pairs with equal codes count, an image with a negative code
+            is in none.
 
     Raises:
         DataError: there is no such pair, a score is not finite, or lengths differ.
@@ -60,8 +62,9 @@ def tier_pair_accuracy(
     """Pairwise accuracy for each two tiers.
 
     Returns:
-        ``accuracy`` float64 [K, K] and ``pairs`` int64 [K, K]; the row is the better tier, the column the worse.
-        Where no pair occurs (always for row ≥ column) ``pairs`` is 0 and ``accuracy`` NaN.
+        ``accuracy`` float64 [K, K] and ``pairs`` int64 [K, K]; the row is the better tier, the
+        column the worse. Where no pair occurs (always for row ≥ column) ``pairs`` is 0 and
+        ``accuracy`` NaN.
 
     Raises:
         DataError: a score is not finite, a tier is not in 0 … K−1, or lengths differ.
@@ -75,9 +78,9 @@ def tier_pair_accuracy(
 def kendall_tau_b(scores: ArrayLike, tiers: ArrayLike) -> float | None:
     """Kendall's τ-b (−1 … 1) between scores and tiers; positive means that better tiers score higher.
 
-    τ-b allows for ties on both sides (Kendall 1945; Agresti, *Analysis of Ordinal Categorical Data*).
-    Images of one tier are ties, so with four equal tiers a perfect order of distinct scores gives about 0.87,
-    not 1. None where it is not defined: all scores equal, or all tiers.
+    τ-b allows for ties on both sides (Kendall 1945; Agresti, *Analysis of Ordinal Categorical
+    Data*). Images of one tier are ties, so with four equal tiers a perfect order of distinct scores
+    gives about 0.87, not 1. None where it is not defined: all scores equal, or all tiers.
 
     Raises:
         DataError: a score is not finite, or lengths differ.
@@ -113,14 +116,15 @@ def ndcg_at_k(scores: ArrayLike, tiers: ArrayLike, k: int, n_tiers: int) -> floa
     """Normalised discounted cumulative gain of the k best-scored images (0–1).
 
     DCG@k = Σ_{r=1…k} gain_r / log2(1 + r), divided by that of a perfect order (Järvelin & Kekäläinen 2002). An
-    image's gain is K − 1 − tier: 0 for the worst of the K tiers, one more for each better tier (linear, not
-    2^gain − 1). Equal scores have no order among them: each counts with the mean gain of its tied
-    block, which is the expectation over random orders (McSherry & Najork 2008).
-    None where it is not defined: every image is in the worst tier. k beyond n counts as n.
+    image's gain is K − 1 − tier: 0 for the worst of the K tiers, one more for each better tier
+    (linear, not 2^gain − 1). Equal scores have no order among them: each counts with the mean gain
+    of its tied block, which is the expectation over random orders (McSherry & Najork 2008). None
+    where it is not defined: every image is in the worst tier. k beyond n counts as n.
 
     Raises:
         ConfigError: k is below 1.
-        DataError: a score is not finite, a tier is not in 0 … K−1, lengths differ, or there is no image.
+        DataError: a score is not finite, a tier is not in 0 … K−1, lengths differ, or there is no
+            image.
     """
     if k < 1:
         raise ConfigError(f"NDCG@{k}: k must be at least 1")
@@ -144,10 +148,10 @@ def ndcg_at_k(scores: ArrayLike, tiers: ArrayLike, k: int, n_tiers: int) -> floa
 def tiers_by_quota(scores: ArrayLike, tiers: ArrayLike) -> IntArray:
     """Predicted tiers: the n_S best-scored images get S, the next n_A get A, and so on.
 
-    This needs the split's own tier shares, which a new portfolio does not have: it judges the order of the
-    scores, not a decision that could be made without the grades. Equal scores get equal tiers,
-    that in which the middle of their block falls, so the order of the rows never helps; with ties the predicted
-    shares may therefore differ from the true ones.
+    This needs the split's own tier shares, which a new portfolio does not have: it judges the order
+    of the scores, not a decision that could be made without the grades. Equal scores get equal
+    tiers, that in which the middle of their block falls, so the order of the rows never helps; with
+    ties the predicted shares may therefore differ from the true ones.
 
     Returns:
         [n] int64, 0 = best.
@@ -162,7 +166,8 @@ def tiers_by_quota(scores: ArrayLike, tiers: ArrayLike) -> IntArray:
     _, block, sizes = np.unique(-values, return_inverse=True, return_counts=True)
     ends = np.cumsum(sizes)
     middle = (2 * ends - sizes - 1) // 2  # place of each block's middle, 0 = the highest score
-    return np.sort(tier)[middle][block]
+    predicted: IntArray = np.sort(tier)[middle][block]
+    return predicted
 
 
 def confusion_matrix(tiers: ArrayLike, predicted: ArrayLike, n_tiers: int) -> IntArray:
@@ -207,7 +212,7 @@ def macro_f1(confusion: NDArray[np.integer]) -> float:
 
 
 def codes_of(labels: Sequence[str | None]) -> IntArray:
-    """[n] integer codes: equal labels get equal codes; None or an empty label gets −1 (unknown)."""
+    """[n] integer codes, equal for equal labels; None or an empty label gets −1 (unknown)."""
     numbers: dict[str, int] = {}
     codes = [numbers.setdefault(label, len(numbers)) if label else -1 for label in labels]
     return np.array(codes, dtype=np.int64)
@@ -223,6 +228,6 @@ def _require_pairs(pairs: IntArray, tiers: ArrayLike, within: ArrayLike | None) 
     array = np.asarray(tiers)
     where = "" if within is None else " inside the same value of the 'within' column"
     raise DataError(
-        f"no pair of different tiers{where} among {len(array)} images of {len(np.unique(array))} tier(s): "
-        "give images of at least two tiers"
+        f"no pair of different tiers{where} among {len(array)} images of "
+        f"{len(np.unique(array))} tier(s): give images of at least two tiers"
     )

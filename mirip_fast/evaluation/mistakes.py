@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -35,12 +36,14 @@ def worst_pairs(
 ) -> list[WrongPair]:
     """At most ``k`` wrongly ordered pairs, largest gap first.
 
-    One badly scored image is wrong against hundreds of others, and a list of it alone would say little: the
-    pairs are taken greedily by gap, passing over those with an image that was shown ``max_per_image`` times.
+    One badly scored image is wrong against hundreds of others, and a list of it alone would say
+    little: the pairs are taken greedily by gap, passing over those with an image that was shown
+    ``max_per_image`` times.
 
-    When a pair is taken, each lower-scored image of its better tier must have been passed over because of an
-    earlier pair that holds it, and a pair holds one image of a tier. So among the k lowest of each
-    tier (and, alike, the k highest) nothing is missed, and memory is O(n + K² k²), not O(n²).
+    When a pair is taken, each lower-scored image of its better tier must have been passed over
+    because of an earlier pair that holds it, and a pair holds one image of a tier. So among the k
+    lowest of each tier (and, alike, the k highest) nothing is missed, and memory is O(n + K² k²),
+    not O(n²).
 
     Args:
         scores: [n] finite floats, higher is better.
@@ -87,7 +90,7 @@ def _candidates(
     falling = np.lexsort((-scores, cells, tiers))
     _, starts = np.unique(np.stack([tiers, cells])[:, rising], axis=1, return_index=True)
     bounds = np.sort(np.r_[starts, len(rising)])
-    spans = [slice(int(a), int(b)) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    spans = [slice(int(a), int(b)) for a, b in pairwise(bounds)]
     by_cell: dict[int, list[slice]] = {}
     for span in spans:  # best tier first inside each cell, as `rising` is sorted by tier
         by_cell.setdefault(int(cells[rising[span.start]]), []).append(span)

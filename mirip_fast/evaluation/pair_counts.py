@@ -1,10 +1,11 @@
 """Counts of rightly ordered pairs from n scores, without ever listing the pairs.
 
-A pair is two images of different tiers; it counts 1 when the image of the better tier scores higher, ½ when
-the scores are equal, 0 otherwise. Sorting each tier by score turns "how many of tier b score below this
-image" into a look-up in running sums, so n images need O(K n log n) time and O(K n) memory (K tiers)
-instead of O(n²). Images may carry integer weights (how often a bootstrap resample holds them); a
-pair then counts with the product of its two weights, which is what repeating the rows would give.
+A pair is two images of different tiers; it counts 1 when the image of the better tier scores
+higher, ½ when the scores are equal, 0 otherwise. Sorting each tier by score turns "how many of tier
+b score below this image" into a look-up in running sums, so n images need O(K n log n) time and O(K
+n) memory (K tiers) instead of O(n²). Images may carry integer weights (how often a bootstrap
+resample holds them); a pair then counts with the product of its two weights, which is what
+repeating the rows would give.
 """
 
 from __future__ import annotations
@@ -74,7 +75,8 @@ class PairCounter:
             (unknown) is in no pair. All pairs count when not given.
 
     Raises:
-        DataError: lengths differ, a score is not finite, a tier is negative or not below ``n_tiers``.
+        DataError: lengths differ, a score is not finite, a tier is negative or not below
+            ``n_tiers``.
     """
 
     def __init__(
@@ -132,10 +134,10 @@ class PairCounter:
             weights: [n, R] int64, not negative; one column of ones when not given.
 
         Returns:
-            ``twice_right`` and ``pairs``, both int64 [K, K, R], filled where the row's tier is better than
-            the column's (row < column) and 0 elsewhere. Over all pairs (i, j) of the two tiers
-            ``pairs`` is Σ w_i w_j and ``twice_right`` is Σ w_i w_j (2·[s_i > s_j] + [s_i = s_j]): doubled, so
-            that it stays a whole number.
+            ``twice_right`` and ``pairs``, both int64 [K, K, R], filled where the row's tier is
+            better than the column's (row < column) and 0 elsewhere. Over all pairs (i, j) of the
+            two tiers ``pairs`` is Σ w_i w_j and ``twice_right`` is Σ w_i w_j (2·[s_i > s_j] + [s_i
+            = s_j]): doubled, so that it stays a whole number.
         """
         if weights is None:
             weights = np.ones((self.n_images, 1), dtype=np.int64)

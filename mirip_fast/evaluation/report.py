@@ -1,6 +1,7 @@
 """Everything that is judged about one model on one split, from one pass of scores.
 
-:func:`judge` sees scores and grades only, so head-only and end-to-end models are judged by the same code.
+:func:`judge` sees scores and grades only, so head-only and end-to-end models are judged by the same
+code.
 """
 
 from __future__ import annotations
@@ -8,14 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from mirip_fast.errors import DataError
-from mirip_fast.evaluation import metrics
-from mirip_fast.evaluation.intervals import FEW_GROUPS, Interval, bootstrap_over_groups
+from mirip_fast.evaluation import metrics, report_text
+from mirip_fast.evaluation.intervals import Interval, bootstrap_over_groups
 from mirip_fast.evaluation.mistakes import worst_pairs
 from mirip_fast.evaluation.pair_counts import (
     FloatArray,
@@ -24,7 +26,6 @@ from mirip_fast.evaluation.pair_counts import (
     check_codes,
     check_scores,
 )
-from mirip_fast.evaluation.text_table import format_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,17 +79,19 @@ class Report:
     Attributes:
         tier_names: best first; K tiers.
         tier_counts: images of each tier.
-        n_images, n_groups, n_pairs: images, groups (an image without one counts as one), cross-tier pairs.
+        n_images, n_groups, n_pairs: images, groups (an image without one counts as one), cross-tier
+            pairs.
         pairwise_accuracy: share of cross-tier pairs in the right order (0–1, score ties ½).
         macro_accuracy: mean over the tier pairs that occur.
-        within_accuracy: over the ``within_pairs`` pairs with equal within value; None without the column
-            or without such a pair.
-        tier_pairs: one row per tier pair that occurs, best tiers first (all pairs, whatever their within value).
+        within_accuracy: over the ``within_pairs`` pairs with equal within value; None without the
+            column or without such a pair.
+        tier_pairs: one row per tier pair that occurs, best tiers first (all pairs, whatever their
+            within value).
         kendall_tau_b: −1 … 1, positive = good; None where all scores are equal.
         spearman: with the ``spearman_images`` finer grades that are there; None where not defined.
         ndcg: k → NDCG@k; None where not defined.
-        tier_accuracy, macro_f1, confusion: with predicted tiers by quota (:func:`metrics.tiers_by_quota`);
-            ``confusion`` is [true tier][predicted tier].
+        tier_accuracy, macro_f1, confusion: with predicted tiers by quota
+            (:func:`metrics.tiers_by_quota`); ``confusion`` is [true tier][predicted tier].
         rounds, confidence, seed: of the bootstrap.
         judged: the scores themselves.
     """
@@ -122,7 +125,8 @@ class Report:
     def worst_mistakes(self, k: int = 10, *, max_per_image: int = 2) -> list[Mistake]:
         """At most ``k`` wrongly ordered pairs, largest gap first, no image more than ``max_per_image`` times.
 
-        With a within column only pairs inside the same value are listed; equal scores are no mistake here.
+        With a within column only pairs inside the same value are listed; equal scores are no
+        mistake here.
 
         Raises:
             ConfigError: ``k`` is negative or ``max_per_image`` below 1.
@@ -161,78 +165,7 @@ class Report:
 
     def to_table(self, mistakes: int = 5) -> str:
         """Text for a terminal: figures, tier pairs, confusion matrix, the worst mistakes, remarks."""
-        counts = ", ".join(
-            f"{name} {count}" for name, count in zip(self.tier_names, self.tier_counts, strict=True)
-        )
-        head = (
-            f"{self.n_images} images ({counts}) in {self.n_groups} groups, "
-            f"{self.n_pairs} pairs of different tiers"
-        )
-        parts = [head, self._figures(), self._tier_pair_table(), self._confusion_table()]
-        worst = self.worst_mistakes(mistakes)
-        if worst:
-            parts.append("Worst mistakes\n" + _mistake_table(worst))
-        parts += self._remarks()
-        return "\n\n".join(parts)
-
-    def _figures(self) -> str:
-        def row(name: str, value: float | None, interval: str = "") -> list[str]:
-            return [name, _number(value), interval]
-
-        rows = [
-            row(
-                "pairwise accuracy", self.pairwise_accuracy, _span(self.pairwise_accuracy_interval)
-            ),
-            row("  mean over tier pairs", self.macro_accuracy, _span(self.macro_accuracy_interval)),
-        ]
-        if self.judged.within is not None:
-            span = _span(self.within_accuracy_interval)
-            name = f"  inside the same within value ({self.within_pairs} pairs)"
-            rows.append(row(name, self.within_accuracy, span))
-        span = _span(self.kendall_tau_b_interval)
-        rows.append(row("Kendall tau-b", self.kendall_tau_b, span))
-        if self.spearman_images:
-            name = f"Spearman with tier_score ({self.spearman_images} images)"
-            rows.append(row(name, self.spearman))
-        rows += [row(f"NDCG@{k}", value) for k, value in self.ndcg.items()]
-        rows += [
-            row("tier accuracy (tiers by quota)", self.tier_accuracy),
-            row("macro F1 (tiers by quota)", self.macro_f1),
-        ]
-        return format_table(["measure", "value", self._interval_header()], rows, "lrl")
-
-    def _tier_pair_table(self) -> str:
-        rows = [
-            [row.better, row.worse, row.pairs, _number(row.accuracy), _span(row.interval)]
-            for row in self.tier_pairs
-        ]
-        headers = ["better", "worse", "pairs", "accuracy", self._interval_header()]
-        return format_table(headers, rows, "llrrl")
-
-    def _confusion_table(self) -> str:
-        rows = [
-            [name, *counts] for name, counts in zip(self.tier_names, self.confusion, strict=True)
-        ]
-        headers = ["true \\ by quota", *self.tier_names]
-        return format_table(headers, rows, "l" + "r" * len(self.tier_names))
-
-    def _interval_header(self) -> str:
-        return f"{100 * self.confidence:g} % interval"
-
-    def _remarks(self) -> list[str]:
-        interval = self.pairwise_accuracy_interval
-        if interval is None:
-            why = "no bootstrap rounds" if not self.rounds else "too few groups in each tier"
-            return [f"Interval unknown: {why}."]
-        remarks = []
-        if self.n_groups < FEW_GROUPS:
-            remarks.append(f"Only {self.n_groups} groups: take the intervals as rough.")
-        if interval.low == interval.high:
-            remarks.append(
-                "The interval has no width because every resample gave the same value: "
-                "that is no sign of certainty."
-            )
-        return remarks
+        return report_text.report_text(self, mistakes)
 
 
 def judge(
@@ -258,7 +191,8 @@ def judge(
         image_ids: [n] names for the messages and the worst mistakes.
         groups: [n] group names; None or "" for an image that is its own group. Resampled as wholes.
         tier_scores: [n] finer grades, higher is better; missing ones (None, NaN) are left out.
-        within: [n] values of the column inside which a comparison is fair; None or "" is compared with none.
+        within: [n] values of the column inside which a comparison is fair; None or "" is compared
+            with none.
         ks: the k of each NDCG@k.
         rounds: bootstrap resamples; 0 for no intervals.
         confidence: share of resamples inside an interval, between 0 and 1.
@@ -284,15 +218,22 @@ def judge(
     within_codes = None if within is None else metrics.codes_of(within)
 
     accuracy, pairs = metrics.tier_pair_accuracy(values, tier, k_tiers)
-    settings = {"rounds": rounds, "confidence": confidence, "seed": seed}
-    spread = bootstrap_over_groups(values, tier, groups, **settings)
+    resample = partial(
+        bootstrap_over_groups,
+        values,
+        tier,
+        groups,
+        rounds=rounds,
+        confidence=confidence,
+        seed=seed,
+    )
+    spread = resample()
     within_pairs, within_accuracy, within_interval = 0, None, None
     if within_codes is not None:
         within_pairs = int(PairCounter(values, tier, within=within_codes).count()[1].sum())
     if within_pairs:
         within_accuracy = metrics.pairwise_accuracy(values, tier, within_codes)
-        inside = bootstrap_over_groups(values, tier, groups, within=within_codes, **settings)
-        within_interval = inside.pairwise_accuracy
+        within_interval = resample(within=within_codes).pairwise_accuracy
     spearman, spearman_images = _spearman_where_graded(values, tier_scores)
     confusion = metrics.confusion_matrix(tier, metrics.tiers_by_quota(values, tier), k_tiers)
     return Report(
@@ -348,21 +289,3 @@ def _one_tier_message(names: Sequence[str], counts: IntArray) -> str:
         f"all {int(counts.sum())} images are of tier {held[0]!r}" if held else "there is no image"
     )
     return f"no pair of different tiers: {what}; give images of at least two of {', '.join(names)}"
-
-
-def _number(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.4f}"
-
-
-def _span(interval: Interval | None) -> str:
-    return "unknown" if interval is None else f"{interval.low:.4f} – {interval.high:.4f}"
-
-
-def _mistake_table(mistakes: Sequence[Mistake]) -> str:
-    headers = ["should be higher", "tier", "score", "scores higher", "tier", "score", "gap"]
-    rows = [
-        [m.better_id, m.better_tier, f"{m.better_score:.4g}"]
-        + [m.worse_id, m.worse_tier, f"{m.worse_score:.4g}", f"{m.gap:.4g}"]
-        for m in mistakes
-    ]
-    return format_table(headers, rows, "llrllrr")

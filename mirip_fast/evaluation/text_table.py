@@ -1,7 +1,7 @@
 """Plain-text tables for a terminal in which Korean, Chinese and Japanese text stays in its columns.
 
-Widths follow Unicode Standard Annex 11 (East Asian Width): W and F take two cells, combining marks none,
-"ambiguous" ones one, as terminals do outside legacy East Asian encodings.
+Widths follow Unicode Standard Annex 11 (East Asian Width): W and F take two cells, combining marks
+none, "ambiguous" ones one, as terminals do outside legacy East Asian encodings.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Sequence
 
 _GAP = "  "
-# Would move the cursor, end the line, reverse the text or fail to encode: a file name may hold any of them.
+# File names may hold what moves the cursor, ends the line, reverses the text or can not be encoded.
 _UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
 _BIDI_CONTROLS = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 

@@ -1,0 +1,210 @@
+"""What a decoding process does: read, hash, decode and resize one image after the other.
+
+A worker imports Pillow and NumPy but never torch, so that it starts in a fraction of a second and stays
+small. It takes jobs from a socket and answers each in turn:
+
+- job: one line of JSON, see :func:`encode_job`;
+- answer: the length of a JSON header (4 bytes, big-endian), the header, then the raw pixels.
+
+Before the first job it sends one empty header, to say that it is ready.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import signal
+import socket
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mirip_fast.data.image_files import read_image_bytes
+from mirip_fast.data.images import RESIZE_MODES, decode_squares, one_reason, to_array
+from mirip_fast.errors import ConfigError, ImageError
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeJob:
+    """One image to decode.
+
+    Attributes:
+        index: the caller's number for it, given back unchanged.
+        path: the file.
+        sizes: side lengths in pixels of the squares wanted; all come from one reading of the file.
+        mode: how the picture becomes square, one of ``RESIZE_MODES``.
+        draft: whether a JPEG is decoded at reduced scale where that leaves twice the size or more.
+    """
+
+    index: int
+    path: Path
+    sizes: tuple[int, ...]
+    mode: str
+    draft: bool
+
+    def __post_init__(self) -> None:
+        if self.mode not in RESIZE_MODES:
+            raise ConfigError(
+                f"Unknown resize mode {self.mode!r}; there are {', '.join(RESIZE_MODES)}"
+            )
+        if not self.sizes or min(self.sizes) < 1:
+            raise ConfigError(f"Image sizes must be at least 1 pixel, not {self.sizes}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Decoded:
+    """What became of one job.
+
+    Attributes:
+        index: the job's number.
+        sha256: SHA-256 of exactly the bytes that were decoded, 32 bytes; empty if they were not read
+            or the decoder did not live to tell.
+        width: of the whole upright picture, in pixels; 0 on failure.
+        height: likewise.
+        images: one uint8 array ``[size, size, 3]`` per wanted size, 0-255; empty on failure.
+        reason: why it failed, one line; None if it did not.
+        seconds: time spent on it by its worker.
+    """
+
+    index: int
+    sha256: bytes
+    width: int
+    height: int
+    images: tuple[NDArray[np.uint8], ...]
+    reason: str | None
+    seconds: float
+
+
+#: What turns a job into its result.
+Loader = Callable[[DecodeJob], Decoded]
+
+
+def decode_job(job: DecodeJob) -> Decoded:
+    """Read, hash, decode and resize; whatever goes wrong becomes the result's reason."""
+    started = time.perf_counter()
+    sha256 = b""
+    try:
+        with one_reason():
+            data = read_image_bytes(job.path)
+            sha256 = hashlib.sha256(data).digest()
+            (width, height), squares = decode_squares(data, job.sizes, job.mode, draft=job.draft)
+            images = tuple(to_array(square) for square in squares)
+    except ImageError as error:
+        return failure(job, str(error), time.perf_counter() - started, sha256)
+    return Decoded(job.index, sha256, width, height, images, None, time.perf_counter() - started)
+
+
+def failure(job: DecodeJob, reason: str, seconds: float, sha256: bytes = b"") -> Decoded:
+    """The result of a job that failed."""
+    return Decoded(job.index, sha256, 0, 0, (), reason, seconds)
+
+
+def find_loader(name: str) -> Loader:
+    """The function called ``module:function``."""
+    module, _, function = name.partition(":")
+    loader: Loader = getattr(importlib.import_module(module), function)
+    return loader
+
+
+def encode_job(job: DecodeJob) -> bytes:
+    """A job as one line of ASCII JSON; file names that are not UTF-8 survive."""
+    fields = [job.index, str(job.path), job.sizes, job.mode, job.draft]
+    return json.dumps(fields).encode("ascii") + b"\n"
+
+
+def _parse_job(line: bytes) -> DecodeJob:
+    index, path, sizes, mode, draft = json.loads(line)
+    return DecodeJob(index, Path(path), tuple(sizes), mode, draft)
+
+
+def _answer(channel: socket.socket, header: dict[str, Any], *pixels: NDArray[np.uint8]) -> None:
+    text = json.dumps(header).encode("ascii")
+    channel.sendall(len(text).to_bytes(4, "big") + text)
+    for array in pixels:
+        channel.sendall(np.ascontiguousarray(array).data.cast("B"))
+
+
+def serve(channel_fd: int, parent: int, memory_limit_bytes: int, loader_name: str) -> None:
+    """Answer jobs until the other side closes the channel: the main function of a worker process.
+
+    Args:
+        channel_fd: an inherited stream socket.
+        parent: process id of the pool's process; the worker ends with it.
+        memory_limit_bytes: the most address space it may take.
+        loader_name: the function to run on each job, ``module:function``.
+    """
+    # The pool's process decides when to stop; a signal to the whole group must not look like a crash.
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    _die_with(parent)
+    loader = find_loader(loader_name)
+    _quieten()
+    _limit_memory(memory_limit_bytes)
+    channel = socket.socket(fileno=channel_fd)
+    with suppress(BrokenPipeError, ConnectionResetError):  # the parent is gone
+        _answer(channel, {})
+        _silence_stderr()
+        with channel.makefile("rb") as lines:
+            for line in lines:
+                result = loader(_parse_job(line))
+                header = {
+                    "index": result.index,
+                    "sha256": result.sha256.hex(),
+                    "width": result.width,
+                    "height": result.height,
+                    "shapes": [array.shape for array in result.images],
+                    "reason": result.reason,
+                    "seconds": result.seconds,
+                }
+                _answer(channel, header, *result.images)
+
+
+def _die_with(parent: int) -> None:
+    """Have Linux kill this process when its parent dies, even in the midst of a hanging decoder."""
+    if sys.platform == "linux":
+        import ctypes
+
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG, see prctl(2)
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit(0)  # it died before that
+
+
+def _quieten() -> None:
+    """Settings that suit many small processes side by side."""
+    from PIL import AvifImagePlugin
+
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+    warnings.simplefilter("ignore")  # Pillow warns of broken metadata
+    with suppress(OSError):  # if the machine runs out of memory, rather this process than the run
+        Path("/proc/self/oom_score_adj").write_text("700")
+
+
+def _limit_memory(limit: int) -> None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    for kind, value in ((resource.RLIMIT_AS, limit), (resource.RLIMIT_CORE, 0)):
+        _, hard = resource.getrlimit(kind)
+        if hard != resource.RLIM_INFINITY:
+            value = min(value, hard)
+        with suppress(OSError, ValueError):  # macOS refuses a limit below what is mapped already
+            resource.setrlimit(kind, (value, hard))
+
+
+def _silence_stderr() -> None:
+    """C libraries print their remarks about broken files to standard error."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    os.close(null)

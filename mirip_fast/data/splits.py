@@ -1,0 +1,252 @@
+"""Train, val and test: stratified by tier, with groups and copies of a file kept together."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mirip_fast.data.csv_reader import closest, counted
+from mirip_fast.data.manifest import Manifest
+from mirip_fast.data.stratify import join_units, stratify
+from mirip_fast.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SPLITS = ("train", "val", "test")
+_UNGRADED = ""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which image is used for what.
+
+    Attributes:
+        manifest: the images.
+        assignment: ``train``, ``val`` or ``test`` for each record of the manifest.
+    """
+
+    manifest: Manifest
+    assignment: tuple[str, ...]
+
+    def __getitem__(self, index: int) -> str:
+        return self.assignment[index]
+
+    def indexes(self, name: str) -> NDArray[np.int64]:
+        """Record indexes of one split, ascending: int64 ``[n]``."""
+        return np.flatnonzero(np.array(self.assignment) == name).astype(np.int64)
+
+    def part(self, name: str) -> Manifest:
+        """The images of one split as a manifest of their own."""
+        return self.manifest.subset(self.indexes(name))
+
+    def shares(self) -> dict[str, dict[str, float]]:
+        """Per split that has images: each occurring tier's share of them, 0 to 1."""
+        occurring = [name for name, count in self.manifest.tier_counts().items() if count]
+        shares = {}
+        for split in SPLITS:
+            part = self.part(split)
+            counts = part.tier_counts()
+            if len(part):
+                shares[split] = {tier: counts[tier] / len(part) for tier in occurring}
+        return shares
+
+    def deviations(self) -> dict[str, dict[str, float]]:
+        """Per split and tier: its share there minus its share in the whole, in percentage points."""
+        whole = {
+            tier: count / len(self.manifest) for tier, count in self.manifest.tier_counts().items()
+        }
+        return {
+            split: {tier: 100 * (share - whole[tier]) for tier, share in shares.items()}
+            for split, shares in self.shares().items()
+        }
+
+    def deviation(self) -> float:
+        """The largest of :meth:`deviations`, without sign, in percentage points; 0 without grades."""
+        table = self.deviations()
+        return max((abs(value) for row in table.values() for value in row.values()), default=0.0)
+
+    def to_rows(self) -> list[dict[str, object]]:
+        """The manifest's rows with a further column ``split``."""
+        rows = self.manifest.to_rows()
+        return [row | {"split": name} for row, name in zip(rows, self.assignment, strict=True)]
+
+
+def split_manifest(
+    manifest: Manifest,
+    *,
+    ratios: tuple[float, float, float] = (0.8, 0.1, 0.1),
+    seed: int = 42,
+    duplicates: Sequence[Hashable] | None = None,
+    near_groups: Sequence[Hashable] | None = None,
+) -> Split:
+    """Divide a data set into train, val and test.
+
+    Every split gets the tiers in about their shares in the whole. Without groups and copies the number of
+    images is exact (largest remainders per tier); with them it is as near as they allow. A tier with
+    as many groups as there are splits reaches every split. The order of the records does not matter.
+
+    Args:
+        manifest: the images; ``Record.group`` is respected.
+        ratios: shares of train, val and test; val or test may be 0.
+        seed: another seed gives another split.
+        duplicates: per record a hash of the file's content; equal ones stay together. ``None`` entries
+            stand alone.
+        near_groups: per record a further group, e.g. of look-alikes, treated in the same way.
+
+    Returns:
+        The split.
+
+    Raises:
+        ConfigError: the ratios are no shares that sum to 1.
+        DataError: there are too few images or groups for a split that can be used.
+    """
+    check_ratios(ratios)
+    records = manifest.records
+    labelings: list[Sequence[Hashable | None]] = [[record.group for record in records]]
+    labelings += [labels for labels in (duplicates, near_groups) if labels is not None]
+    tiers = [_UNGRADED if r.tier is None else manifest.tiers[r.tier] for r in records]
+    names = [record.image_id for record in records]
+    return Split(manifest, tuple(_divide(tiers, names, labelings, ratios, seed)))
+
+
+def check_ratios(ratios: Sequence[float]) -> None:
+    """Refuse shares that can not be used.
+
+    Raises:
+        ConfigError: one is not within 0 and 1, train has none, or they do not sum to 1.
+    """
+    listed = ", ".join(f"{name} {ratio:g}" for name, ratio in zip(SPLITS, ratios, strict=True))
+    if not all(math.isfinite(ratio) and 0 <= ratio <= 1 for ratio in ratios) or ratios[0] == 0:
+        raise ConfigError(f"Split ratios ({listed}): each lies within 0 and 1, and train is not 0")
+    if abs(sum(ratios) - 1) > 1e-6:
+        raise ConfigError(
+            f"Split ratios ({listed}) sum to {sum(ratios):g}, not to 1; correct --train-ratio, "
+            "--val-ratio or --test-ratio"
+        )
+
+
+def _divide(
+    tiers: list[str],
+    names: list[str],
+    labelings: list[Sequence[Hashable | None]],
+    ratios: Sequence[float],
+    seed: int,
+) -> list[str]:
+    """The split of each image, checked for use."""
+    if not tiers:
+        raise DataError("There are no images to split")
+    units = join_units(len(tiers), [*labelings, names])
+    parts = [SPLITS[part] for part in stratify(tiers, units, names, ratios, seed).tolist()]
+    counts = Counter(zip(parts, tiers, strict=True))
+    occurring = sorted(set(tiers))
+    wanted = min(2, len(occurring))
+    asked = [split for split, ratio in zip(SPLITS, ratios, strict=True) if ratio > 0]
+    tiers_in = {split: [t for t in occurring if counts[split, t]] for split in asked}
+    if any(len(found) < wanted for found in tiers_in.values()):
+        raise DataError(_too_few(tiers, int(units.max()) + 1, tiers_in, counts, wanted))
+    return parts
+
+
+def _too_few(
+    tiers: list[str],
+    units: int,
+    tiers_in: dict[str, list[str]],
+    counts: Counter[tuple[str, str]],
+    wanted: int,
+) -> str:
+    """The message for data that no usable split exists for."""
+    groups = "" if units == len(tiers) else f" in {counted(units, 'separate group')}"
+    parts = "; ".join(
+        f"{split} "
+        + (", ".join(f"{tier} {counts[split, tier]}".strip() for tier in found) or "none")
+        for split, found in tiers_in.items()
+    )
+    need = "images of two tiers, or it has no pair to compare" if wanted == 2 else "an image"
+    return (
+        f"{counted(len(tiers), 'image')}{groups} can not be divided into {', '.join(tiers_in)}: each "
+        f"needs {need}. The nearest is: {parts}. Add images (three groups of each tier are enough), set "
+        "--val-ratio or --test-ratio to 0, or give your own split with --metadata, --val-metadata and "
+        "--test-metadata."
+    )
+
+
+class DataSplitter:
+    """Splits a table of images as :func:`split_manifest` does.
+
+    Args:
+        train_ratio: share of the rows to train on.
+        val_ratio: share of the rows to validate on.
+        test_ratio: share of the rows to test on; the three sum to 1.
+        seed: another seed gives another split.
+        stratify_column: column whose values keep their shares; ``None`` for none.
+        group_column: column naming rows that stay together. The default is used where the table
+            has it; another name must be there; ``None`` ignores groups.
+
+    Raises:
+        ConfigError: the ratios are no shares that sum to 1.
+    """
+
+    def __init__(
+        self,
+        train_ratio: float = 0.8,
+        val_ratio: float = 0.1,
+        test_ratio: float = 0.1,
+        seed: int = 42,
+        stratify_column: str | None = "tier",
+        group_column: str | None = "group",
+    ) -> None:
+        self.ratios = (train_ratio, val_ratio, test_ratio)
+        check_ratios(self.ratios)
+        self.seed = seed
+        self.stratify_column = stratify_column
+        self.group_column = group_column
+
+    def split(self, df: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+        """Divide the rows of ``df``.
+
+        Rows with the same ``image_id`` (without that column: the same file name) stay together.
+
+        Returns:
+            The train, val and test rows, in the order of ``df``, each with a fresh index from 0.
+
+        Raises:
+            DataError: a column is missing, rows have no tier, or there are too few rows.
+        """
+        tiers = [""] * len(df)
+        if self.stratify_column is not None:
+            values = self._column(df, self.stratify_column)
+            empty = [position for position, value in enumerate(values) if value is None]
+            if empty:
+                listed = ", ".join(map(str, empty[:10])) + (", …" if len(empty) > 10 else "")
+                raise DataError(
+                    f"{counted(len(empty), 'row')} without a value in {self.stratify_column!r} "
+                    f"(counted from 0: {listed})"
+                )
+            tiers = [str(value) for value in values]
+        group = self.group_column
+        labelings: list[Sequence[Hashable | None]] = []
+        if group is not None and (group in df.columns or group != "group"):
+            labelings.append(self._column(df, group))
+        named = next((c for c in ("image_id", "filename", "image_path") if c in df.columns), None)
+        names = [str(name) for name in (range(len(df)) if named is None else df[named].tolist())]
+        parts = np.array(_divide(tiers, names, labelings, self.ratios, self.seed))
+        train, val, test = (df[parts == split].reset_index(drop=True) for split in SPLITS)
+        return train, val, test
+
+    def _column(self, df: pd.DataFrame, name: str) -> list[Hashable | None]:
+        """The values of a column; missing ones (NaN, None) as ``None``."""
+        if name not in df.columns:
+            close = closest(name, map(str, df.columns))
+            raise DataError(
+                f"No column {name!r}. There are: {', '.join(map(str, df.columns))}."
+                + (f" Did you mean {close!r}?" if close else "")
+            )
+        present = df[name].notna().tolist()
+        return [v if there else None for v, there in zip(df[name].tolist(), present, strict=True)]

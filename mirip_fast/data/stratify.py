@@ -1,0 +1,270 @@
+"""Dividing images into parts so that tiers keep their shares and what belongs together stays together.
+
+Words used here: a *unit* is a set of images that must stay in one part (one group, copies of one file, or
+a single image); a *part* is train, val or test; its *quota* is the number of images of a tier that it
+would get if images could be cut. Nothing here depends on the order of the images: units are ordered by
+a hash of their names and the seed, so that images added later move few of the others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Counts = NDArray[np.int64]
+Real = NDArray[np.float64]
+
+#: A tier's share in a part may differ by this much from its share in the whole before it weighs heavily.
+TOLERANCE = 0.05
+_ATTEMPTS = 12
+_SEARCH_STEPS = 1000
+_SWAP_LIMIT = (
+    40_000  # swaps looked at per step; with more kinds of units single moves are fine enough
+)
+
+
+def join_units(count: int, labelings: Iterable[Sequence[Hashable | None]]) -> Counts:
+    """Put images that share any label into one unit, directly or through others (union-find).
+
+    Args:
+        count: number of images n.
+        labelings: sequences of n labels each, e.g. groups and content hashes; ``None`` joins nothing.
+
+    Returns:
+        int64 ``[n]``: the unit of each image, numbered from 0.
+    """
+    parent = list(range(count))
+
+    def root(index: int) -> int:
+        while parent[index] != index:
+            parent[index] = parent[parent[index]]
+            index = parent[index]
+        return index
+
+    for labels in labelings:
+        first: dict[Hashable, int] = {}
+        for index, label in zip(range(count), labels, strict=True):
+            if label is not None:
+                parent[root(index)] = root(first.setdefault(label, index))
+    roots = np.array([root(index) for index in range(count)], dtype=np.int64)
+    return np.unique(roots, return_inverse=True)[1].astype(np.int64)
+
+
+def stratify(
+    tiers: Sequence[str],
+    units: Counts,
+    names: Sequence[str],
+    ratios: Sequence[float],
+    seed: int,
+) -> Counts:
+    """Choose a part for every image.
+
+    Single images are divided tier by tier by largest remainders. Units of several images are placed
+    first, the largest ones at the start, each where it disturbs the quotas least; then units are moved
+    and swapped while that brings the parts nearer to their quotas. A tier with as many units as there
+    are parts reaches every part if that is possible at all.
+
+    Args:
+        tiers: the tier of each image, n strings.
+        units: int ``[n]``, the unit of each image.
+        names: the name of each image, n strings; images of different units have different names.
+        ratios: share of the images for each part, summing to 1; a part with 0 stays empty.
+        seed: draws which units go where.
+
+    Returns:
+        int64 ``[n]``: index into ``ratios`` for each image.
+    """
+    tier_of, unit_of = (np.unique(x, return_inverse=True)[1] for x in (np.array(tiers), units))
+    counts = np.zeros((int(unit_of.max()) + 1, int(tier_of.max()) + 1), dtype=np.int64)
+    np.add.at(counts, (unit_of, tier_of), 1)
+    drawn = _draw_order(unit_of, names, seed)
+    goal = _Goal.of(counts, np.array(ratios, dtype=np.float64))
+    kinds, kind_of = np.unique(counts, axis=0, return_inverse=True)
+    amounts = _best_amounts(goal, kinds, kind_of.reshape(-1), drawn)
+    part_of_unit = np.empty(len(counts), dtype=np.int64)
+    for kind, amount in enumerate(amounts):
+        members = drawn[kind_of.reshape(-1)[drawn] == kind]
+        part_of_unit[members] = np.repeat(np.arange(len(ratios)), amount)
+    return part_of_unit[unit_of]
+
+
+def _draw_order(unit_of: Counts, names: Sequence[str], seed: int) -> Counts:
+    """Unit numbers in an order that depends on the seed and the names alone."""
+    keys: dict[int, bytes] = {}
+    for unit, name in zip(unit_of.tolist(), names, strict=True):
+        text = f"{seed}\n{name}".encode("utf-8", "surrogateescape")
+        key = hashlib.blake2b(text, digest_size=16).digest()
+        keys[unit] = min(key, keys.get(unit, key))
+    return np.array(sorted(keys, key=lambda unit: keys[unit]), dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class _Goal:
+    """What a division is measured against. Shapes: P parts, T tiers.
+
+    Attributes:
+        ratios: ``[P]``.
+        quotas: ``[P, T]`` images.
+        shares: ``[T]``, each tier's share in the whole.
+        needed: bool ``[P, T]``, which tiers each part ought to have.
+    """
+
+    ratios: Real
+    quotas: Real
+    shares: Real
+    needed: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, counts: Counts, ratios: Real) -> _Goal:
+        """The goal for units with these ``[U, T]`` counts of images."""
+        totals = counts.sum(axis=0)
+        active = ratios > 0
+        enough = (counts > 0).sum(axis=0) >= active.sum()
+        needed = active[:, None] & enough[None, :]
+        needed[0] = True  # what is not in train can not be learned
+        return cls(ratios, np.outer(ratios, totals), totals / totals.sum(), needed)
+
+    def cost(self, placed: Counts) -> Real:
+        """How far divisions are from the goal, 0 or more.
+
+        Args:
+            placed: int ``[M, P, T]``, images per part and tier in each of M divisions.
+
+        Returns:
+            float64 ``[M]``. In order of weight: parts with fewer than two tiers (they hold no pair), needed
+            tiers that are absent, tier shares off by more than the tolerance, sizes and shares.
+        """
+        active = self.ratios > 0
+        placed = placed[:, active]
+        sizes = placed.sum(axis=-1)
+        wanted = self.quotas[active].sum(axis=-1)
+        off = placed / np.maximum(sizes, 1)[..., None] - self.shares
+        excess = np.maximum(np.abs(off) - TOLERANCE, 0)
+        pairless = np.maximum(min(2, placed.shape[-1]) - (placed > 0).sum(axis=-1), 0)
+        absent = self.needed[active] & (placed == 0)
+        total: Real = (
+            1e6 * pairless.sum(axis=-1)
+            + 1e4 * absent.sum(axis=(-1, -2))
+            + 1e3 * (excess**2).sum(axis=(-1, -2))
+            + (((sizes - wanted) / np.maximum(wanted, 1)) ** 2).sum(axis=-1)
+            + (off**2).sum(axis=(-1, -2))
+        )
+        return total
+
+    def is_met(self, placed: Counts) -> bool:
+        """Whether nothing weighty is left to improve: all tiers there, shares and sizes near enough."""
+        return bool(self.cost(placed[None])[0] < 0.25)
+
+
+def _best_amounts(goal: _Goal, kinds: Counts, kind_of: Counts, drawn: Counts) -> Counts:
+    """How many units of each kind go to each part: int64 ``[K, P]``.
+
+    Args:
+        goal: what is wanted.
+        kinds: ``[K, T]``, the different counts of images per tier that units have.
+        kind_of: ``[U]``, the kind of each unit.
+        drawn: ``[U]``, unit numbers in the seed's order.
+    """
+    sizes = kinds.sum(axis=1)
+    only_single = bool((sizes == 1).all())
+    best, best_cost = None, np.inf
+    for attempt in range(_ATTEMPTS):
+        amounts = _place(goal, kinds, kind_of, drawn, attempt)
+        placed = amounts.T @ kinds
+        # Single images are right by construction, unless there are too few for two tiers in each part.
+        if not only_single or goal.cost(placed[None])[0] >= 1e6:
+            amounts = _improve(goal, kinds, amounts)
+        cost = float(goal.cost((amounts.T @ kinds)[None])[0])
+        if cost < best_cost - 1e-12:
+            best, best_cost = amounts, cost
+        if only_single or goal.is_met(amounts.T @ kinds):
+            break
+    assert best is not None  # the first attempt always counts
+    return best
+
+
+def _place(goal: _Goal, kinds: Counts, kind_of: Counts, drawn: Counts, attempt: int) -> Counts:
+    """A first division: units of several images one by one, then single images by remainders."""
+    parts = len(goal.ratios)
+    amounts = np.zeros((len(kinds), parts), dtype=np.int64)
+    placed = np.zeros(goal.quotas.shape, dtype=np.int64)
+    sizes = kinds.sum(axis=1)
+    # Chi-square: what a unit adds is weighed by the quota, so that parts fill up at the same pace.
+    weight = 1 / np.where(goal.quotas > 0, goal.quotas, 1e-9)
+    several = drawn[sizes[kind_of[drawn]] > 1]
+    # The largest first, but not strictly: the seed and the attempt change who is ahead of whom.
+    jitter = np.random.default_rng(attempt).uniform(0.6, 1.0, len(several))
+    for unit in several[np.argsort(-sizes[kind_of[several]] * jitter, kind="stable")]:
+        kind = kind_of[unit]
+        images = kinds[kind]
+        added = ((2 * (placed - goal.quotas) * images + images**2) * weight).sum(axis=1)
+        part = int(np.argmin(np.where(goal.ratios > 0, added, np.inf)))
+        amounts[kind, part] += 1
+        placed[part] += images
+    for kind in np.flatnonzero(sizes == 1):
+        tier = int(np.argmax(kinds[kind]))
+        count = int((kind_of == kind).sum())
+        amounts[kind] = _apportion(goal, placed, tier, count)
+        placed[:, tier] += amounts[kind]
+    return amounts
+
+
+def _apportion(goal: _Goal, placed: Counts, tier: int, count: int) -> Counts:
+    """Divide ``count`` single images of a tier over the parts by largest remainders: int64 ``[P]``."""
+    lacking = np.maximum(goal.quotas[:, tier] - placed[:, tier], 0)
+    exact = lacking * count / lacking.sum() if lacking.any() else goal.ratios * count
+    given = np.floor(exact + 1e-9).astype(np.int64)
+    remainder = np.round(exact - given, 9)
+    # Equal remainders: the part that is furthest behind in size comes first.
+    behind = np.round((goal.quotas.sum(axis=1) - placed.sum(axis=1)) * (goal.ratios > 0), 9)
+    order = np.lexsort((-behind, -remainder))
+    given[order[: count - given.sum()]] += 1
+    for part in np.flatnonzero(goal.needed[:, tier] & (placed[:, tier] == 0)):
+        donor = int(np.argmax(given))
+        if given[part] == 0 and given[donor] > 1:
+            given[donor] -= 1
+            given[part] += 1
+    return given
+
+
+def _improve(goal: _Goal, kinds: Counts, amounts: Counts) -> Counts:
+    """Move one unit, or swap two, as long as that lowers the cost; the best such step each time."""
+    amounts = amounts.copy()
+    placed = amounts.T @ kinds
+    cost = goal.cost(placed[None])[0]
+    active = np.flatnonzero(goal.ratios > 0)
+    pairs = [(a, b) for a in active for b in active if a != b]
+    empty = np.zeros((1, kinds.shape[1]), dtype=np.int64)
+    for _ in range(_SEARCH_STEPS):
+        best = (cost - 1e-12, -1, -1, -1, -1)
+        for source, target in pairs:
+            out = np.flatnonzero(amounts[:, source])
+            back = np.flatnonzero(amounts[:, target])
+            if len(out) * len(back) > _SWAP_LIMIT:
+                back = back[:0]
+            # Column 0 gives nothing back: a move. The others swap.
+            returned = np.concatenate([empty, kinds[back]])
+            change = (kinds[out][:, None] - returned[None]).reshape(-1, kinds.shape[1])
+            if not len(change):
+                continue
+            tried = np.repeat(placed[None], len(change), axis=0)
+            tried[:, source] -= change
+            tried[:, target] += change
+            costs = goal.cost(tried)
+            found = int(np.argmin(costs))
+            if costs[found] < best[0]:
+                first, second = divmod(found, len(returned))
+                given_back = int(back[second - 1]) if second else -1
+                best = (costs[found], int(source), int(target), int(out[first]), given_back)
+        cost, source, target, kind, given_back = best
+        if kind < 0:
+            break
+        amounts[kind, [source, target]] += (-1, 1)
+        if given_back >= 0:
+            amounts[given_back, [source, target]] += (1, -1)
+        placed = amounts.T @ kinds
+    return amounts
