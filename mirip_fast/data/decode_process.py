@@ -49,13 +49,14 @@ class DecodeProcess:
     def __init__(self, memory_limit_bytes: int, loader: str) -> None:
         self._busy_since = time.monotonic()
         self._channel, theirs = socket.socketpair()
-        self._remarks = tempfile.TemporaryFile()  # what it has to say if it does not start
+        # What it has to say if it does not start.
+        self._remarks = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         arguments = [theirs.fileno(), os.getpid(), memory_limit_bytes, loader]
+        config = json.dumps([[_PACKAGE_PARENT, *sys.path], arguments])
         with theirs:
             try:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-I", "-S", "-c", _START]
-                    + [json.dumps([[_PACKAGE_PARENT, *sys.path], arguments])],
+                    [sys.executable, "-I", "-S", "-c", _START, config],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=self._remarks,
@@ -105,7 +106,7 @@ class DecodeProcess:
         images = []
         for shape in header["shapes"]:
             images.append(np.empty(shape, dtype=np.uint8))
-            self._fill(memoryview(images[-1]).cast("B"))
+            self._fill(images[-1].data.cast("B"))
         self.start_clock()
         return Decoded(
             header["index"],

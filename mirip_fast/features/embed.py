@@ -120,12 +120,19 @@ def embed(
         complete = _complete(store, recipe, known)
         for sha in {sha for sha in known if isinstance(sha, bytes)} - complete - set(run.failures):
             run.failures[sha] = "the file changed while it was read; run the same command again"
-    return _ledger(known, present, run.failures)
+    return ledger(known, present, run.failures)
 
 
-def _ledger(
+def ledger(
     known: Sequence[bytes | ImageError], present: set[bytes], failures: Mapping[bytes, str]
 ) -> list[Outcome]:
+    """What became of each input.
+
+    Args:
+        known: content hash of each input, or why it could not be read.
+        present: hashes whose features were there before.
+        failures: hash → reason, for files that could be read but not embedded.
+    """
     outcomes = []
     first = set(_first_of_each(known))
     for i, sha in enumerate(known):

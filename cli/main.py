@@ -1,0 +1,109 @@
+"""The command group, and how errors, signals and log lines reach the user."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Any
+
+import click
+
+from mirip_fast import __version__
+from mirip_fast.errors import MiripError
+
+#: Commands in the order of the help page; each is a function of its name in the module of its name.
+COMMANDS = (
+    "embed", "train", "evaluate", "rank", "compare", "split", "cache", "benchmark", "demo", "config",
+)  # fmt: skip
+
+INTERRUPTED = 130  # the shell's number for a program ended by Ctrl-C
+
+
+class _Commands(click.Group):
+    """Loads a command's module when it is needed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module = importlib.import_module(f".{name}", __package__)
+        command: click.Command = getattr(module, f"{name}_command")
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="mirip-fast")
+@click.option("--traceback", is_flag=True, help="Show where in the program an error arose.")
+@click.option("--quiet", "-q", is_flag=True, help="Print results, warnings and errors only.")
+@click.pass_context
+def cli(context: click.Context, traceback: bool, quiet: bool) -> None:
+    """Learn a grader's taste from tiered artwork, and sort a portfolio.
+
+    \b
+    mirip-fast embed data/          look at every image once (frozen backbone)
+    mirip-fast train --head-only    learn from the cached features, in seconds
+    mirip-fast rank folder/         sort a folder by score
+    """
+    context.obj = {"traceback": traceback}
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    package = logging.getLogger("mirip_fast")
+    package.handlers = [handler]
+    package.setLevel(logging.WARNING if quiet else logging.INFO)
+    package.propagate = False
+
+
+def main() -> None:
+    """Run the command line and exit: 0 done, 1 an error told, 2 wrong usage, 130 interrupted."""
+    signal.signal(signal.SIGTERM, _terminate)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    for stream in (sys.stdout, sys.stderr):  # names that are not UTF-8, terminals that are not
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    sys.exit(_run(sys.argv[1:]))
+
+
+def _run(arguments: list[str]) -> int:
+    show_traceback = "--traceback" in arguments
+    try:
+        result: Any = cli.main(arguments, prog_name="mirip-fast", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        _say("Stopped. What was committed is kept; the same command goes on from there.")
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (MiripError, OSError) as error:
+        if show_traceback:
+            raise
+        _say(f"Error: {error}")
+        return 1
+    except Exception as error:
+        if show_traceback:
+            raise
+        _say(
+            f"Error: {type(error).__name__}: {error}\nThis is a fault of mirip-fast itself. "
+            "`mirip-fast --traceback …` shows where; please report it."
+        )
+        return 1
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """SIGTERM ends a run as Ctrl-C does: after what is committed."""
+    raise KeyboardInterrupt

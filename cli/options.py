@@ -1,0 +1,60 @@
+"""Command line options made from the configuration's settings, and the project file."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mirip_fast.config import PROJECT_FILE, Resolved, Setting, resolve, settings
+
+
+def config_options(*sections: str, **renamed: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command the options of some sections; it receives a ``Resolved`` as its first argument.
+
+    Args:
+        sections: sections of the configuration.
+        renamed: setting name → flag, where a command calls a setting by another name.
+    """
+    chosen = list(settings(*sections))
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def wrapper(*args: Any, config: tuple[Path, ...], **kwargs: Any) -> Any:
+            given = {s.key: kwargs.pop(_variable(s)) for s in chosen}
+            project = Path(PROJECT_FILE)
+            files = (project, *config) if project.is_file() else config
+            return command(resolve(files, given), *args, **kwargs)
+
+        for setting in reversed(chosen):
+            wrapper = _option(setting, renamed.get(setting.name, setting.flag))(wrapper)
+        return click.option(
+            "--config",
+            multiple=True,
+            type=click.Path(path_type=Path),
+            help=f"YAML file with settings; {PROJECT_FILE} in the working folder is read without it.",
+        )(wrapper)
+
+    return decorate
+
+
+def _option(setting: Setting, flag: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    text = f"{setting.help}  [default: {setting.default_text or 'none'}]"
+    name = _variable(setting)
+    if setting.kind is bool:
+        return click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=text)
+    # Choices and types are checked by the setting itself, so that YAML and flags say the same.
+    metavar = "|".join(setting.choices) or {str: "TEXT", int: "N", float: "X"}[setting.kind]
+    return click.option(flag, name, default=None, metavar=metavar, help=text)
+
+
+def _variable(setting: Setting) -> str:
+    return f"{setting.section}_{setting.name}"
+
+
+def given_backbone(resolved: Resolved) -> str | None:
+    """The backbone, if the user named one."""
+    return resolved.config.embed.backbone if "embed.backbone" in resolved.given else None

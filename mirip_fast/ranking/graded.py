@@ -1,0 +1,270 @@
+"""The graded, embedded images that phase two learns from, and how they are divided."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mirip_fast.config import DataConfig, SplitConfig
+from mirip_fast.data.manifest import check_trainable, imbalance_remark, read_manifest
+from mirip_fast.data.records import DataOptions, Manifest, Record
+from mirip_fast.data.splits import SPLITS, split_manifest
+from mirip_fast.errors import ConfigError, DataError, ImageError, StoreError
+from mirip_fast.evaluation.metrics import codes_of
+from mirip_fast.features.datasets import Dataset, Entry
+from mirip_fast.features.phase_one import open_hashes
+from mirip_fast.features.store import FeatureStore
+from mirip_fast.features.views import View
+from mirip_fast.files import write_csv
+from mirip_fast.ranking.rows import Rows, read_features
+
+log = logging.getLogger(__name__)
+
+_SPLIT_COLUMNS = (
+    "image_id", "split", "path", "tier", "tier_score", "group", "sha256", "extra",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class GradedImages:
+    """Graded images with the content hash of each and the split it belongs to."""
+
+    manifest: Manifest
+    hashes: tuple[bytes, ...]
+    splits: tuple[str, ...]  # train, val or test for each record
+
+    def part(self, split: str) -> GradedImages:
+        """The images of one split."""
+        index = [i for i, name in enumerate(self.splits) if name == split]
+        return GradedImages(
+            self.manifest.subset(index),
+            tuple(self.hashes[i] for i in index),
+            tuple(split for _ in index),
+        )
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+    @property
+    def tiers(self) -> NDArray[np.int64]:
+        """[n] tier of each image, 0 is the best."""
+        return np.array([record.tier for record in self.manifest.records], dtype=np.int64)
+
+    def column(self, name: str) -> list[str | None]:
+        """[n] values of a CSV column.
+
+        Raises:
+            DataError: no image has that column; names those there are.
+        """
+        records = self.manifest.records
+        if name == self.manifest.options.group_column:
+            return [record.group for record in records]
+        known = {key for record in records for key in record.extra}
+        if name not in known:
+            there = ", ".join(sorted(known)) or "no further columns"
+            raise DataError(f"--within {name}: the data has no such column; it has {there}")
+        return [record.extra.get(name) or None for record in records]
+
+    def rows(
+        self, store: FeatureStore, features: str, views: Sequence[View], within: str | None
+    ) -> Rows:
+        """The images' cached features in memory.
+
+        Raises:
+            StoreError: features are missing.
+        """
+        return Rows(
+            ids=[record.image_id for record in self.manifest.records],
+            features=read_features(store, self.hashes, features, views),
+            tiers=self.tiers,
+            groups=[record.group for record in self.manifest.records],
+            within=None if within is None else codes_of(self.column(within)),
+        )
+
+
+def graded_of_dataset(dataset: Dataset, split: SplitConfig) -> GradedImages:
+    """The graded images of an embedded data set, divided anew.
+
+    Grades are read again from the data set's own file, so that a grade corrected after embedding
+    counts. Images that could not be embedded are left out and told.
+
+    Raises:
+        DataError: files that vanished, faulty grades, or too few images.
+        StoreError: images were added since the data set was embedded.
+    """
+    manifest, hashes = _current(dataset)
+    check_trainable(manifest)
+    remark = imbalance_remark(manifest)
+    if remark:
+        log.warning(remark)
+    ratios = (split.train_ratio, split.val_ratio, split.test_ratio)
+    divided = split_manifest(manifest, ratios=ratios, seed=split.split_seed, duplicates=hashes)
+    log.info(
+        "Split %s; tier shares within %.1f points of the whole",
+        ", ".join(f"{name} {divided.assignment.count(name)}" for name in SPLITS),
+        divided.deviation(),
+    )
+    return GradedImages(manifest, tuple(hashes), divided.assignment)
+
+
+def graded_of_files(
+    files: dict[str, Path], data: DataConfig, root: Path, cache_dir: Path
+) -> GradedImages:
+    """Graded images from one CSV file per split (``--metadata``, ``--val-metadata``, ``--test-metadata``).
+
+    Raises:
+        ConfigError: train or val is missing.
+        DataError: a file is faulty, images are missing, or an image is in two splits.
+    """
+    if not {"train", "val"} <= set(files):
+        raise ConfigError("--metadata and --val-metadata belong together: give both")
+    options = DataOptions.from_config(data)
+    if options.image_root is None:
+        options = DataOptions.from_config(DataConfig(**{**vars(data), "image_root": str(root)}))
+    manifests = {name: read_manifest(path, options) for name, path in files.items()}
+    records: list[Record] = []
+    splits: list[str] = []
+    for name, manifest in manifests.items():
+        manifest.require_files()
+        records += manifest.records
+        splits += [name] * len(manifest)
+    with open_hashes(cache_dir) as memory:
+        known = list(memory.sha256_many([record.path for record in records]))
+    first: dict[bytes, int] = {}
+    hashes: list[bytes] = []
+    for i, (record, sha) in enumerate(zip(records, known, strict=True)):
+        if isinstance(sha, ImageError):
+            raise DataError(f"{record.path}: {sha}")
+        other = first.setdefault(sha, i)
+        if splits[other] != splits[i]:
+            raise DataError(
+                f"{record.path} (in {files[splits[i]]}) is the same picture as {records[other].path} "
+                f"(in {files[splits[other]]}): a picture belongs in one split"
+            )
+        hashes.append(sha)
+    train = manifests["train"]
+    check_trainable(train)
+    whole = Manifest(
+        train.source, train.root, train.tiers, tuple(records), train.options, train.places
+    )
+    return GradedImages(whole, tuple(hashes), tuple(splits))
+
+
+def trial(images: GradedImages, n: int) -> GradedImages:
+    """About ``n`` of the images, every tier of every split in its share (``--debug``)."""
+    if len(images) <= n:
+        return images
+    keys = [(s, r.tier or 0) for s, r in zip(images.splits, images.manifest.records, strict=True)]
+    order = sorted(range(len(images)), key=lambda i: keys[i])
+    index = sorted({order[int(i)] for i in np.linspace(0, len(order) - 1, n)})
+    return GradedImages(
+        images.manifest.subset(index),
+        tuple(images.hashes[i] for i in index),
+        tuple(images.splits[i] for i in index),
+    )
+
+
+def _current(dataset: Dataset) -> tuple[Manifest, list[bytes]]:
+    """The data set's manifest as its source reads now, and the hash of each embedded image."""
+    entries = dataset.entries()
+    info = dataset.info
+    options = DataOptions.from_config(DataConfig(**info["data"]))
+    if dataset.source.exists():
+        manifest = read_manifest(dataset.source, options)
+        if info["limit"]:
+            log.info("%s was embedded as a trial of %d images", dataset.source, info["limit"])
+            manifest = manifest.subset(range(min(info["limit"], len(manifest))))
+        manifest.require_files()
+    else:
+        log.warning("%s is gone: the grades kept in the cache are used", dataset.source)
+        manifest = Manifest(
+            dataset.source,
+            Path(info["root"]),
+            tuple(info["tiers"]),
+            tuple(entry.record for entry in entries),
+            options,
+        )
+    by_path = {entry.record.path: entry for entry in entries}
+    found = [by_path.get(record.path) for record in manifest.records]
+    _refuse_new(dataset, manifest, found)
+    failed = [entry for entry in found if entry is not None and entry.outcome.status == "failed"]
+    if failed:
+        log.warning(
+            "%d of %d images could not be embedded and are left out (%s)",
+            len(failed),
+            len(manifest),
+            dataset.failures_csv,
+        )
+    usable = [i for i, entry in enumerate(found) if entry and entry.outcome.status != "failed"]
+    hashes = [entry.outcome.sha256 for entry in (found[i] for i in usable) if entry]
+    return manifest.subset(usable), [sha for sha in hashes if sha is not None]
+
+
+def _refuse_new(dataset: Dataset, manifest: Manifest, found: Sequence[Entry | None]) -> None:
+    new = [record for record, entry in zip(manifest.records, found, strict=True) if entry is None]
+    if new:
+        raise StoreError(
+            f"{len(new)} of {len(manifest)} images of {dataset.source} are new since it was embedded "
+            f"(first: {new[0].path}). Run `mirip-fast embed {dataset.source}` again."
+        )
+
+
+def save_split(path: Path, images: GradedImages) -> None:
+    """Write which image is in which split, with all that evaluating needs."""
+    tiers = images.manifest.tiers
+    rows: list[dict[str, Any]] = []
+    for record, sha, split in zip(
+        images.manifest.records, images.hashes, images.splits, strict=True
+    ):
+        extra = json.dumps(record.extra, ensure_ascii=False) if record.extra else None
+        rows.append(
+            {
+                "image_id": record.image_id,
+                "split": split,
+                "path": record.path,
+                "tier": None if record.tier is None else tiers[record.tier],
+                "tier_score": record.tier_score,
+                "group": record.group,
+                "sha256": sha.hex(),
+                "extra": extra,
+            }
+        )
+    write_csv(path, _SPLIT_COLUMNS, rows)
+
+
+def load_split(path: Path, tiers: Sequence[str], data: DataConfig) -> GradedImages:
+    """Read what :func:`save_split` wrote.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
+    names = list(tiers)
+    records, hashes, splits = [], [], []
+    try:
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
+            for row in csv.DictReader(stream):
+                records.append(
+                    Record(
+                        image_id=row["image_id"],
+                        path=Path(row["path"]),
+                        tier=names.index(row["tier"]),
+                        tier_score=float(row["tier_score"]) if row["tier_score"] else None,
+                        group=row["group"] or None,
+                        extra=json.loads(row["extra"]) if row["extra"] else {},
+                    )
+                )
+                hashes.append(bytes.fromhex(row["sha256"]))
+                splits.append(row["split"])
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{path} can not be read: {error}") from error
+    options = DataOptions.from_config(data)
+    manifest = Manifest(path, path.parent, tuple(names), tuple(records), options)
+    return GradedImages(manifest, tuple(hashes), tuple(splits))

@@ -1,0 +1,214 @@
+"""`train --head-only` as a whole: find the data, split it, fit the head, leave a finished run."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mirip_fast.config import Config, config_from_dict, to_yaml
+from mirip_fast.errors import CheckpointError, DataError
+from mirip_fast.features.datasets import Dataset, newest_graded
+from mirip_fast.features.store import FeatureStore, differing_fields
+from mirip_fast.files import write_text
+from mirip_fast.models.checkpoint import load_checkpoint
+from mirip_fast.models.model_info import ModelInfo
+from mirip_fast.ranking.fit import FitResult, HeadFit
+from mirip_fast.ranking.graded import (
+    GradedImages,
+    graded_of_dataset,
+    graded_of_files,
+    load_split,
+    save_split,
+    trial,
+)
+from mirip_fast.ranking.plots import plot_curves
+from mirip_fast.ranking.scorer import save_numpy_head
+from mirip_fast.runtime import resolve_device
+from mirip_fast.training.presets import Pace, choose_pace
+from mirip_fast.training.run_folder import SPLIT_FILE, Run, create_run, resumable_run
+from mirip_fast.training.trackers import Trackers, parse_report_to, start_trackers
+
+log = logging.getLogger(__name__)
+
+_TRIAL_IMAGES = 100
+_TRIAL_EPOCHS = 2
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a training command asks for, besides the configuration.
+
+    Attributes:
+        data: folder or CSV file that was embedded; None takes the newest one with grades.
+        split_files: CSV file per split, where the split is given.
+        debug: a trial on 100 images and two epochs, without tracking.
+    """
+
+    data: Path | None = None
+    split_files: dict[str, Path] = dataclasses.field(default_factory=dict)
+    debug: bool = False
+
+
+def train_head(config: Config, request: Request) -> tuple[Run, FitResult]:
+    """Train a head on cached features.
+
+    Raises:
+        RunNotFoundError: nothing embedded that could be trained on.
+        DataError, StoreError: the data or the cache can not be used; says why.
+        TrainingError: the loss is not finite.
+    """
+    parse_report_to(config.tracking.report_to)
+    cache_dir = Path(config.embed.cache_dir)
+    dataset = newest_graded(cache_dir, request.data)
+    log.info("Data set %s (embedded with %s)", dataset.source, dataset.info["backbone"])
+    images = _images(config, request, dataset, cache_dir)
+    if request.debug:
+        config = _as_trial(config)
+        images = trial(images, _TRIAL_IMAGES)
+    _require_pairs(images)
+    # What trained the features is part of the run, whatever this command's options say.
+    config = dataclasses.replace(
+        config, embed=config_from_dict({"embed": dataset.info["embed"]}).embed
+    )
+    config.embed.cache_dir = str(cache_dir)
+    pace = choose_pace(config.train, images.splits.count("train"))
+    store = FeatureStore.open(dataset.store_path)
+    run = create_run(
+        Path(config.train.output_dir),
+        config.train.name or "head",
+        mode="head-only",
+        debug=request.debug,
+        dataset=str(dataset.source),
+        store=str(store.path),
+        data=dataset.info["data"],
+    )
+    write_text(run.path / "config.yaml", to_yaml(config))
+    save_split(run.path / SPLIT_FILE, images)
+    views = dataset.views()
+    return run, _fit(run, config, pace, images, store, views, None)
+
+
+def resume_head(which: str, output_dir: Path) -> tuple[Run, FitResult]:
+    """Go on with an interrupted run, with its own configuration, split and data.
+
+    Args:
+        which: ``latest``, a run's folder or a checkpoint.
+        output_dir: folder of the runs.
+
+    Raises:
+        RunNotFoundError: nothing to resume.
+        CheckpointError: the checkpoint does not belong to the cached features.
+    """
+    run, path = resumable_run(output_dir, which)
+    checkpoint = load_checkpoint(path)
+    if "model" not in checkpoint or "training_state" not in checkpoint:
+        raise CheckpointError(f"{path} was not written by `mirip-fast train --head-only`")
+    config = config_from_dict(checkpoint["config"])
+    info = ModelInfo.from_dict(checkpoint["model"])
+    log.info("Resuming %s after epoch %d", run.path, checkpoint["epoch"])
+    store = FeatureStore.open(Path(config.embed.cache_dir) / info.fingerprint_id)
+    if store.fingerprint != info.fingerprint:
+        raise CheckpointError(
+            f"{path} does not fit {store.path} "
+            f"({differing_fields(info.fingerprint, store.fingerprint)})"
+        )
+    images = load_split(run.path / SPLIT_FILE, info.tiers, config.data)
+    pace = Pace(**checkpoint["training_state"]["pace"])
+    run.truncate_history(int(checkpoint["epoch"]))
+    return run, _fit(run, config, pace, images, store, info.views, checkpoint)
+
+
+def _fit(
+    run: Run,
+    config: Config,
+    pace: Pace,
+    images: GradedImages,
+    store: FeatureStore,
+    views: Any,
+    checkpoint: dict[str, Any] | None,
+) -> FitResult:
+    """Fit into the run's folder, and leave it finished, failed or interrupted."""
+    handler = run.log_to_file()
+    trackers = Trackers({})
+    try:
+        within = config.evaluate.within
+        train = images.part("train").rows(store, config.head.features, views, within)
+        val = images.part("val").rows(store, config.head.features, views, within)
+        info = ModelInfo(
+            fingerprint=store.fingerprint,
+            embed=config.embed,
+            views=tuple(views),
+            features=config.head.features,
+            tiers=images.manifest.tiers,
+            input_dim=train.input_dim,
+        )
+        device = resolve_device(config.runtime.device)
+        log.info(
+            "Run %s: %d training and %d validation images, %s, batch %d, learning rate %g, "
+            "at most %d epochs, on %s",
+            run.path,
+            len(train),
+            len(val),
+            "all pairs" if config.train.pairs == "all" else "sampled pairs",
+            pace.batch_size,
+            pace.learning_rate,
+            pace.epochs,
+            device,
+        )
+        fit = HeadFit(train, val, config, pace, info.to_dict(), device)
+        if checkpoint is not None:
+            fit.resume(checkpoint)
+        trackers = start_trackers(config.tracking, run.path, config.to_dict())
+        result = fit.run(run, trackers)
+        _finish(run, result, info)
+        trackers.finish(run.best)
+    except BaseException as error:
+        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        run.update(status=status, reason=str(error))
+        trackers.finish(None)
+        raise
+    finally:
+        logging.getLogger("mirip_fast").removeHandler(handler)
+        handler.close()
+    return result
+
+
+def _finish(run: Run, result: FitResult, info: ModelInfo) -> None:
+    best = load_checkpoint(run.best)
+    save_numpy_head(run.path, run.best, best["model_state_dict"], info)
+    plot_curves(run.path / "curves.png", run.history(), result.best_epoch)
+    run.update(
+        status="finished",
+        epochs=result.epochs,
+        best_epoch=result.best_epoch,
+        val_pairwise_accuracy=result.best_accuracy,
+        seconds=round(result.seconds, 2),
+    )
+
+
+def _images(config: Config, request: Request, dataset: Dataset, cache_dir: Path) -> GradedImages:
+    if not request.split_files:
+        return graded_of_dataset(dataset, config.split)
+    root = Path(dataset.info["root"])
+    data = config_from_dict({"data": dataset.info["data"]}).data
+    return graded_of_files(request.split_files, data, root, cache_dir)
+
+
+def _as_trial(config: Config) -> Config:
+    train = dataclasses.replace(config.train, epochs=_TRIAL_EPOCHS)
+    tracking = dataclasses.replace(config.tracking, report_to="none")
+    log.info("Trial: %d images, %d epochs, no tracking", _TRIAL_IMAGES, _TRIAL_EPOCHS)
+    return dataclasses.replace(config, train=train, tracking=tracking)
+
+
+def _require_pairs(images: GradedImages) -> None:
+    for split in ("train", "val"):
+        part = images.part(split)
+        if len(set(part.tiers.tolist())) < 2:
+            raise DataError(
+                f"The {split} split has {len(part)} images of fewer than two tiers: there is no pair to "
+                "compare. More graded images are needed, or another --val-ratio."
+            )
