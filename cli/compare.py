@@ -17,11 +17,11 @@ _PATH = click.Path(path_type=Path)
 @click.command("compare")
 @click.argument("first", type=_PATH)
 @click.argument("second", type=_PATH)
-@click.option("--checkpoint", type=_PATH, help="Run or .pt file (default: the newest finished run).")
-@config_options("train", "embed", "runtime")
-def compare_command(
-    resolved: Resolved, first: Path, second: Path, checkpoint: Path | None
-) -> None:
+@click.option(
+    "--checkpoint", type=_PATH, help="Run or .pt file (default: the newest finished run)."
+)
+@config_options("train.output_dir", "embed.cache_dir", "embed.backbone", "runtime")
+def compare_command(resolved: Resolved, first: Path, second: Path, checkpoint: Path | None) -> None:
     """Say which of two images scores higher, and by how much."""
     from mirip_fast.evaluation.text_table import format_table
     from mirip_fast.portfolio.rank import compare_images

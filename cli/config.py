@@ -10,7 +10,9 @@ from mirip_fast.config import PROJECT_FILE, resolve, to_yaml
 
 
 @click.command("config")
-@click.option("--config", "files", multiple=True, type=click.Path(path_type=Path), help="YAML files.")
+@click.option(
+    "--config", "files", multiple=True, type=click.Path(path_type=Path), help="YAML files."
+)
 def config_command(files: tuple[Path, ...]) -> None:
     """Print all settings as YAML, as they are resolved in this folder.
 

@@ -15,7 +15,9 @@ from .progress import EmbedBar
 
 @click.command("embed")
 @click.argument("data", type=click.Path(path_type=Path))
-@click.option("--limit", type=click.IntRange(min=1), help="Embed the first N images only, as a trial.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), help="Embed the first N images only, as a trial."
+)
 @click.option("--rehash", is_flag=True, help="Read every file again instead of trusting its time.")
 @click.option("--strict", is_flag=True, help="Exit with status 1 if any image failed.")
 @config_options("embed", "data", "runtime")
@@ -30,7 +32,12 @@ def embed_command(
 
     with EmbedBar() as bar:
         done = embed_data(
-            data, resolved.config, limit=limit, rehash=rehash, command=" ".join(sys.argv), progress=bar
+            data,
+            resolved.config,
+            limit=limit,
+            rehash=rehash,
+            command=" ".join(sys.argv),
+            progress=bar,
         )
     s = done.summary
     click.echo(

@@ -15,12 +15,27 @@ _PATH = click.Path(path_type=Path)
 
 
 @click.command("evaluate")
-@click.option("--checkpoint", type=_PATH, help="Run or .pt file (default: the newest finished run).")
-@click.option("--test-data", type=_PATH, help="CSV file of graded images (default: the run's test split).")
+@click.option(
+    "--checkpoint", type=_PATH, help="Run or .pt file (default: the newest finished run)."
+)
+@click.option(
+    "--test-data", type=_PATH, help="CSV file of graded images (default: the run's test split)."
+)
 @click.option("--image-dir", type=_PATH, help="Folder that --test-data's files are relative to.")
-@click.option("--split", type=click.Choice(["train", "val", "test"]), default="test", show_default=True)
+@click.option(
+    "--split", type=click.Choice(["train", "val", "test"]), default="test", show_default=True
+)
 @click.option("--out", type=_PATH, help="JSON file to write (default: in the run's folder).")
-@config_options("evaluate", "data", "embed", "train", "runtime")
+@config_options(
+    "evaluate",
+    "data",
+    "train.output_dir",
+    "embed.cache_dir",
+    "embed.backbone",
+    "embed.embed_batch_size",
+    "embed.workers",
+    "runtime",
+)
 def evaluate_command(
     resolved: Resolved,
     checkpoint: Path | None,

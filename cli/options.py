@@ -12,14 +12,16 @@ import click
 from mirip_fast.config import PROJECT_FILE, Resolved, Setting, resolve, settings
 
 
-def config_options(*sections: str, **renamed: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def config_options(
+    *sections: str, **renamed: str
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Give a command the options of some sections; it receives a ``Resolved`` as its first argument.
 
     Args:
-        sections: sections of the configuration.
+        sections: sections of the configuration (``embed``) or single settings (``embed.cache_dir``).
         renamed: setting name → flag, where a command calls a setting by another name.
     """
-    chosen = list(settings(*sections))
+    chosen = [s for s in settings() if s.section in sections or s.key in sections]
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(command)
@@ -29,14 +31,16 @@ def config_options(*sections: str, **renamed: str) -> Callable[[Callable[..., An
             files = (project, *config) if project.is_file() else config
             return command(resolve(files, given), *args, **kwargs)
 
+        command_with_options: Callable[..., Any] = wrapper
         for setting in reversed(chosen):
-            wrapper = _option(setting, renamed.get(setting.name, setting.flag))(wrapper)
+            flag = renamed.get(setting.name, setting.flag)
+            command_with_options = _option(setting, flag)(command_with_options)
         return click.option(
             "--config",
             multiple=True,
             type=click.Path(path_type=Path),
             help=f"YAML file with settings; {PROJECT_FILE} in the working folder is read without it.",
-        )(wrapper)
+        )(command_with_options)
 
     return decorate
 

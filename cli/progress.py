@@ -30,6 +30,7 @@ class EmbedBar:
             self._bar.close()
 
     def __call__(self, progress: Progress) -> None:
+        """Show how far it is."""
         if self._bar is None:
             from tqdm import tqdm
 

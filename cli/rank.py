@@ -17,12 +17,28 @@ _PATH = click.Path(path_type=Path)
 
 @click.command("rank")
 @click.argument("folder", type=_PATH)
-@click.option("--checkpoint", type=_PATH, help="Run or .pt file (default: the newest finished run).")
+@click.option(
+    "--checkpoint", type=_PATH, help="Run or .pt file (default: the newest finished run)."
+)
 @click.option("--top", type=click.IntRange(min=1), help="Show the best N only; the files have all.")
-@click.option("--out", type=_PATH, default=Path(), help="Folder for ranking.csv and .json (default: here).")
+@click.option(
+    "--out", type=_PATH, default=Path(), help="Folder for ranking.csv and .json (default: here)."
+)
 @click.option("--rehash", is_flag=True, help="Read every file again instead of trusting its time.")
 @click.option("--strict", is_flag=True, help="Exit with status 1 if any image failed.")
-@config_options("train", "embed", "data", "runtime")
+@config_options(
+    "train.output_dir",
+    "embed.cache_dir",
+    "embed.backbone",
+    "embed.embed_batch_size",
+    "embed.workers",
+    "data.id_column",
+    "data.image_column",
+    "data.image_root",
+    "data.separator",
+    "data.encoding",
+    "runtime",
+)
 def rank_command(
     resolved: Resolved,
     folder: Path,

@@ -15,14 +15,20 @@ _PATH = click.Path(path_type=Path)
 
 
 @click.command("train")
-@click.option("--head-only", is_flag=True, help="Train projector and score head on cached features.")
-@click.option("--data", "--data-dir", type=_PATH, help="The embedded data set (default: the newest).")
+@click.option(
+    "--head-only", is_flag=True, help="Train projector and score head on cached features."
+)
+@click.option(
+    "--data", "--data-dir", type=_PATH, help="The embedded data set (default: the newest)."
+)
 @click.option("--metadata", type=_PATH, help="CSV file of the training split.")
 @click.option("--val-metadata", type=_PATH, help="CSV file of the validation split.")
 @click.option("--test-metadata", type=_PATH, help="CSV file of the test split.")
 @click.option("--resume", metavar="latest|PATH", help="Go on with an interrupted run.")
 @click.option("--debug", is_flag=True, help="A trial: 100 images, 2 epochs, no tracking.")
-@config_options("train", "head", "split", "tracking", "evaluate", "runtime", "embed")
+@config_options(
+    "train", "head", "split", "tracking", "evaluate.within", "runtime", "embed.cache_dir"
+)
 def train_command(
     resolved: Resolved,
     head_only: bool,

@@ -171,20 +171,23 @@ class _Lane(threading.Thread):
         with suppress(Exception):  # should this fail, the first job tries again and tells why
             self._start_process()
         while not self._closed.is_set() and self._take():
-            job, future = self._taken[0]
-            try:
-                result = self._next_result(job)
-            except Exception as error:  # for the consumer to see, or it would wait for ever
-                self._drop_process()
-                future.set_exception(error)
-            else:
-                if self._closed.is_set():
-                    break
-                future.set_result(result)
-            self._taken.popleft()
+            self._finish_one()
         self._drop_process()
         for _, future in self._taken:
             future.set_exception(MiripError(_CLOSED))
+
+    def _finish_one(self) -> None:
+        job, future = self._taken[0]
+        try:
+            result = self._next_result(job)
+        except Exception as error:  # for the consumer to see, or it would wait for ever
+            self._drop_process()
+            future.set_exception(error)
+        else:
+            if self._closed.is_set():
+                return  # it may have been lost only because the pool was closed
+            future.set_result(result)
+        self._taken.popleft()
 
     def _take(self) -> bool:
         """Take as many tasks as there is room for, at least one; False if there will be none."""

@@ -265,8 +265,8 @@ def resize_square(image: Image.Image, size: int, mode: str) -> Image.Image:
         image: an RGB image of any shape.
         size: side length in pixels.
         mode: ``squash`` changes the proportions; ``pad`` keeps the whole picture and its proportions,
-            centred on white; ``crop`` keeps the largest centred square (of the resized whole: pixels just
-            outside the square count in the interpolation).
+            centred on white; ``crop`` keeps the largest centred square (of the resized whole: pixels
+            just outside the square count in the interpolation).
 
     Raises:
         ConfigError: the mode is unknown.

@@ -216,7 +216,8 @@ class _ScoreTies:
         else:
             per_score = np.add.reduceat(weights[self._order], self._starts, axis=0)
         total = weights.sum(axis=0)
-        return (total * total - (per_score * per_score).sum(axis=0)) // 2
+        untied: IntArray = (total * total - (per_score * per_score).sum(axis=0)) // 2
+        return untied
 
 
 def _tau_b(twice_right: IntArray, pairs: IntArray, untied: IntArray) -> FloatArray:

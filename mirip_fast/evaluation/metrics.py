@@ -1,8 +1,8 @@
 """How well scores order images whose tiers are known.
 
-Every function is exact and takes whole arrays. Shapes: n images, K tiers. ``scores`` [n] are floats, higher is better; ``tiers`` [n] are integers,
-    0 = best
-tier. A pair is two images of different tiers; equal scores count ½.
+Every function is exact and takes whole arrays. Shapes: n images, K tiers. ``scores`` [n] are
+floats, higher is better; ``tiers`` [n] are integers, 0 = best tier. A pair is two images of
+different tiers; equal scores count ½.
 """
 
 from __future__ import annotations
@@ -115,11 +115,11 @@ def spearman(scores: ArrayLike, tier_scores: ArrayLike) -> float | None:
 def ndcg_at_k(scores: ArrayLike, tiers: ArrayLike, k: int, n_tiers: int) -> float | None:
     """Normalised discounted cumulative gain of the k best-scored images (0–1).
 
-    DCG@k = Σ_{r=1…k} gain_r / log2(1 + r), divided by that of a perfect order (Järvelin & Kekäläinen 2002). An
-    image's gain is K − 1 − tier: 0 for the worst of the K tiers, one more for each better tier
-    (linear, not 2^gain − 1). Equal scores have no order among them: each counts with the mean gain
-    of its tied block, which is the expectation over random orders (McSherry & Najork 2008). None
-    where it is not defined: every image is in the worst tier. k beyond n counts as n.
+    DCG@k = Σ_{r=1…k} gain_r / log2(1 + r), divided by that of a perfect order (Järvelin &
+    Kekäläinen 2002). An image's gain is K − 1 − tier: 0 for the worst of the K tiers, one more for
+    each better tier (linear, not 2^gain − 1). Equal scores have no order among them: each counts
+    with the mean gain of its tied block, the expectation over random orders (McSherry & Najork
+    2008). None where it is not defined: every image is in the worst tier. k beyond n counts as n.
 
     Raises:
         ConfigError: k is below 1.

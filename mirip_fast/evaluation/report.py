@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from typing import Any
 
@@ -64,7 +64,7 @@ class Mistake:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What was judged, image by image: ``image_ids``, ``scores``, ``tiers``, ``within`` codes, each [n]."""
+    """What was judged, each [n]: names, scores, tiers (0 = best) and within codes, where given."""
 
     image_ids: tuple[str, ...]
     scores: FloatArray
@@ -123,7 +123,7 @@ class Report:
     judged: Judged = field(repr=False, compare=False)
 
     def worst_mistakes(self, k: int = 10, *, max_per_image: int = 2) -> list[Mistake]:
-        """At most ``k`` wrongly ordered pairs, largest gap first, no image more than ``max_per_image`` times.
+        """At most ``k`` wrongly ordered pairs, largest gap first, an image at most twice by default.
 
         With a within column only pairs inside the same value are listed; equal scores are no
         mistake here.
@@ -149,13 +149,12 @@ class Report:
         ]
 
     def to_dict(self, mistakes: int = 10) -> dict[str, Any]:
-        """Plain JSON types, every number finite or None; holds the ``mistakes`` worst mistakes, not all scores."""
+        """Plain JSON types, every number finite or None, with the ``mistakes`` worst mistakes."""
         left_out = {"judged", "tier_pairs", "ndcg", "confusion"}
         plain: dict[str, Any] = {}
-        for name in self.__slots__:
+        for name in (f.name for f in fields(self) if f.name not in left_out):
             value = getattr(self, name)
-            if name not in left_out:
-                plain[name] = asdict(value) if isinstance(value, Interval) else value
+            plain[name] = asdict(value) if isinstance(value, Interval) else value
         plain["tier_names"], plain["tier_counts"] = list(self.tier_names), list(self.tier_counts)
         plain["tier_pairs"] = [asdict(row) for row in self.tier_pairs]
         plain["ndcg"] = {str(k): value for k, value in self.ndcg.items()}

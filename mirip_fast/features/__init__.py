@@ -1,0 +1,1 @@
+"""Phase one: what the frozen backbone sees, kept in a cache."""

@@ -91,7 +91,9 @@ def tiny_random_spec() -> BackboneSpec:
     return BackboneSpec(
         name=TINY_RANDOM,
         folder=None,
-        weights_id=hashlib.sha256(_canonical({"version": tiny_random.VERSION, **config})).hexdigest(),
+        weights_id=hashlib.sha256(
+            _canonical({"version": tiny_random.VERSION, **config})
+        ).hexdigest(),
         model_type="dinov2",
         hidden_size=int(config["hidden_size"]),
         patch_size=int(config["patch_size"]),

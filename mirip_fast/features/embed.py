@@ -76,7 +76,9 @@ def wanted_series(recipe: Recipe) -> list[Wanted]:
     return [(v, kind, recipe.series(v, kind)) for v in recipe.views for kind in recipe.kinds]
 
 
-def hash_files(paths: Sequence[Path], hashes: HashMemory, *, rehash: bool) -> list[bytes | ImageError]:
+def hash_files(
+    paths: Sequence[Path], hashes: HashMemory, *, rehash: bool
+) -> list[bytes | ImageError]:
     """The content hash of every file, or why it can not be read, in order."""
     return list(hashes.sha256_many(paths, rehash=rehash))
 
@@ -156,7 +158,9 @@ def _first_of_each(known: Sequence[bytes | ImageError]) -> dict[int, bytes]:
     return {i: sha for sha, i in seen.items()}
 
 
-def _complete(store: FeatureStore, recipe: Recipe, known: Sequence[bytes | ImageError]) -> set[bytes]:
+def _complete(
+    store: FeatureStore, recipe: Recipe, known: Sequence[bytes | ImageError]
+) -> set[bytes]:
     """The hashes that have a row in every wanted series."""
     unique = list({sha for sha in known if isinstance(sha, bytes)})
     there = np.ones(len(unique), dtype=bool)
@@ -181,13 +185,17 @@ class _Run:
     ) -> None:
         """Compute and commit what ``missing`` (indices into paths) lacks; updates ``known`` and failures."""
         backbone = self.load()
-        self.batch_size = self.settings.batch_size or default_batch_size(self.recipe, backbone.device)
+        self.batch_size = self.settings.batch_size or default_batch_size(
+            self.recipe, backbone.device
+        )
         counts = Progress(total=len(missing))
         with DecodePool(self.settings.workers) as pool:
             for wanted, indices in self._by_need(missing, known, writer):
                 sizes = tuple(dict.fromkeys(view.size for view, _, _ in wanted))
                 jobs = (
-                    DecodeJob(i, self.paths[i], sizes, self.recipe.resize, self.recipe.decode == "fast")
+                    DecodeJob(
+                        i, self.paths[i], sizes, self.recipe.resize, self.recipe.decode == "fast"
+                    )
                     for i in indices
                 )
                 decoded = pool.decode(jobs)
@@ -210,7 +218,7 @@ class _Run:
             wanted = [item for item, needed in zip(series, need, strict=True) if needed]
             rows = np.flatnonzero((lacking == need).all(axis=1))
             if wanted:
-                yield wanted, [missing[row] for row in rows]
+                yield wanted, [missing[int(row)] for row in rows]
 
     def _accept(self, batch: Sequence[Decoded], known: list[bytes | ImageError]) -> list[Decoded]:
         """The decodable images of a batch. A file is known by the bytes that were decoded."""
@@ -238,8 +246,8 @@ class _Run:
         finite = np.ones(len(items), dtype=bool)
         for rows in features.values():
             finite &= np.isfinite(rows.reshape(len(items), -1)).all(axis=1)
-        for i in np.flatnonzero(~finite):
-            self.failures[items[i].sha256] = (
+        for item in (item for item, ok in zip(items, finite, strict=True) if not ok):
+            self.failures[item.sha256] = (
                 f"a feature does not fit {self.recipe.store_dtype} (not finite)"
                 + ("; try --store-dtype float32" if self.recipe.store_dtype == "float16" else "")
             )

@@ -177,7 +177,12 @@ def create_shard(path: Path, spec: SeriesSpec, fingerprint_id: str) -> Shard:
 def _create_hdf5(path: Path, spec: SeriesSpec, fingerprint_id: str) -> None:
     with h5py.File(path, "w", locking=False) as file:
         file.attrs.update(
-            {"schema": SCHEMA, "series": spec.name, "fingerprint": fingerprint_id, "rows": spec.shard_rows}
+            {
+                "schema": SCHEMA,
+                "series": spec.name,
+                "fingerprint": fingerprint_id,
+                "rows": spec.shard_rows,
+            }
         )
         for name, shape, dtype in (
             ("features", spec.shape, spec.dtype),
@@ -219,7 +224,9 @@ def _check(path: Path, file: h5py.File, fingerprint_id: str) -> Shard:
     if file.attrs.get("schema") != SCHEMA:
         raise refuse(f"its schema is {file.attrs.get('schema')!r}, this version writes {SCHEMA}")
     if file.attrs.get("fingerprint") != fingerprint_id:
-        raise refuse(f"its fingerprint is {file.attrs.get('fingerprint')!r}, not {fingerprint_id!r}")
+        raise refuse(
+            f"its fingerprint is {file.attrs.get('fingerprint')!r}, not {fingerprint_id!r}"
+        )
     offsets = {}
     size = path.stat().st_size
     for dataset_name in ("features", "sha256", "checksum"):
@@ -266,7 +273,7 @@ def _write_runs(handle: int, slots: NDArray[np.int64], array: NDArray[Any], offs
     row_bytes = array.nbytes // max(1, len(array))
     starts = np.flatnonzero(np.diff(slots, prepend=-2) != 1)
     for start, stop in zip(starts, [*starts[1:], len(slots)], strict=True):
-        view = memoryview(array[start:stop]).cast("B")
+        view = array[start:stop].data.cast("B")
         position = offset + int(slots[start]) * row_bytes
         while len(view):
             written = os.pwrite(handle, view, position)

@@ -138,7 +138,7 @@ class FeatureStore:
         if index is None:
             raise StoreError(f"{self.path} has no series {series}")
         spec = index.shards[0].spec
-        if len(rows) and not (0 <= rows.min() and rows.max() < len(index.shards) * spec.shard_rows):
+        if len(rows) and not (rows.min() >= 0 and rows.max() < len(index.shards) * spec.shard_rows):
             raise StoreError(f"{self.path}: {series} was asked for rows that do not exist")
         result = np.empty((len(rows), *spec.shape), dtype=spec.dtype)
         shard_of, slot = np.divmod(rows, spec.shard_rows)

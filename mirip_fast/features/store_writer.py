@@ -81,9 +81,7 @@ class StoreWriter:
         known = self._series[series].hashes if series in self._series else set()
         return np.array([sha not in known for sha in hashes], dtype=bool)
 
-    def append(
-        self, hashes: Sequence[bytes], features: Mapping[SeriesSpec, NDArray[Any]]
-    ) -> None:
+    def append(self, hashes: Sequence[bytes], features: Mapping[SeriesSpec, NDArray[Any]]) -> None:
         """Write one batch to one or more series; durable when this returns.
 
         Args:
@@ -128,7 +126,9 @@ class _Series:
     def __init__(self, writer: StoreWriter, spec: SeriesSpec, shards: Sequence[Shard]):
         self.writer, self.spec = writer, spec
         self.hashes: set[bytes] = set()
-        self._open: list[tuple[Shard, int, list[int]]] = []  # shard, handle, free slots (descending)
+        self._open: list[
+            tuple[Shard, int, list[int]]
+        ] = []  # shard, handle, free slots (descending)
         self._next_number = 0
         own = f"-r{rank():02d}-"
         for shard in shards:
@@ -200,10 +200,10 @@ def _lock(path: Path, command: str) -> IO[bytes]:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         stream.seek(0)
-        holder = _holder(stream.read())
+        who = _who(stream.read())
         stream.close()
         raise StoreLockedError(
-            f"{path} is being written to by {holder}. Nothing was changed; wait for it, or stop it "
+            f"{path} is being written to by {who}. Nothing was changed; wait for it, or stop it "
             "(what it committed stays) and run the same command again."
         ) from None
     except BaseException:
@@ -211,13 +211,18 @@ def _lock(path: Path, command: str) -> IO[bytes]:
         raise
     stream.truncate(0)
     started = datetime.now().astimezone().isoformat(timespec="seconds")
-    holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": started, "command": command}
+    holder = {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "since": started,
+        "command": command,
+    }
     stream.write(json.dumps(holder).encode())
     stream.flush()
     return stream
 
 
-def _holder(content: bytes) -> str:
+def _who(content: bytes) -> str:
     try:
         holder = json.loads(content)
         what = f" ({holder['command']})" if holder.get("command") else ""

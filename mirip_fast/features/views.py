@@ -50,4 +50,3 @@ def make_views(tta: str, size: int, patch_size: int) -> tuple[View, ...]:
     sizes = [max(patch_size, round(size * scale / patch_size) * patch_size) for scale in scales]
     flips = (False, True) if tta in ("flip", "full") else (False,)
     return tuple(View(side, flip) for flip in flips for side in dict.fromkeys(sizes))
-

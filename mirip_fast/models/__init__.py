@@ -1,0 +1,1 @@
+"""Projector, score head, losses, checkpoints."""

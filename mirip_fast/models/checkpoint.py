@@ -40,7 +40,9 @@ def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
     def write(stream: IO[bytes]) -> None:
         try:
             torch.save(checkpoint, stream)
-        except RuntimeError as error:  # torch hides the stream's own error (a full disk) behind this
+        except (
+            RuntimeError
+        ) as error:  # torch hides the stream's own error (a full disk) behind this
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise

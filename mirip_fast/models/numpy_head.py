@@ -66,7 +66,9 @@ class NumpyHead:
         return self._linear(x, "score_head.layers.3")[:, 0]
 
     def _linear(self, x: NDArray[np.float32], name: str) -> NDArray[np.float32]:
-        result: NDArray[np.float32] = x @ self.arrays[f"{name}.weight"].T + self.arrays[f"{name}.bias"]
+        result: NDArray[np.float32] = (
+            x @ self.arrays[f"{name}.weight"].T + self.arrays[f"{name}.bias"]
+        )
         return result
 
     def _norm(self, x: NDArray[np.float32], name: str) -> NDArray[np.float32]:

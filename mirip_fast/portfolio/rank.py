@@ -68,7 +68,9 @@ def rank_folder(
     ]
     if not ranking:
         path, reason = failures[0]
-        raise DataError(f"{folder}: none of {len(records)} images could be read (first: {path}: {reason})")
+        raise DataError(
+            f"{folder}: none of {len(records)} images could be read (first: {path}: {reason})"
+        )
     about = {"folder": str(manifest.source), "checkpoint": str(model.checkpoint)}
     files = write_ranking(out, ranking, about)
     if failures:

@@ -82,4 +82,3 @@ def write_ranking(folder: Path, ranking: Sequence[Ranked], about: dict[str, Any]
 def spreadsheet_safe(cell: str) -> str:
     """Text that no spreadsheet takes for a formula: a leading = + - @ gets an apostrophe before it."""
     return f"'{cell}" if cell.startswith(_FORMULA) else cell
-

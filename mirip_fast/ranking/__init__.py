@@ -1,0 +1,1 @@
+"""Phase two: learning to score from cached features."""

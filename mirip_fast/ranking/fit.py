@@ -267,6 +267,6 @@ def score_rows(head: RankingHead, features: torch.Tensor) -> torch.Tensor:
     head.eval()
     scores = [
         head(chunk.flatten(0, 1).float()).view(chunk.shape[:2]).mean(dim=1)
-        for chunk in features.split(_CHUNK)
+        for chunk in torch.split(features, _CHUNK)
     ]
     return torch.cat(scores) if scores else torch.empty(0)

@@ -94,7 +94,9 @@ def judge_files(
     )
     good = [i for i, outcome in enumerate(scored.outcomes) if outcome.sha256 and not outcome.reason]
     if len(good) < len(scored.outcomes):
-        log.warning("%d images could not be read and are left out", len(scored.outcomes) - len(good))
+        log.warning(
+            "%d images could not be read and are left out", len(scored.outcomes) - len(good)
+        )
     images = GradedImages(
         manifest.subset(good),
         tuple(scored.outcomes[i].sha256 or b"" for i in good),

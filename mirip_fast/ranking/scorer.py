@@ -43,7 +43,9 @@ class ScoreModel:
         """
         features = read_features(store, hashes, self.info.features, self.info.views)
         n, views, width = features.shape
-        scores: NDArray[np.float32] = self.head(features.reshape(-1, width)).reshape(n, views).mean(1)
+        scores: NDArray[np.float32] = (
+            self.head(features.reshape(-1, width)).reshape(n, views).mean(1)
+        )
         return scores
 
 

@@ -44,6 +44,8 @@ def choose_pace(config: TrainConfig, n_train: int) -> Pace:
         preset = PLAIN
     return Pace(
         batch_size=config.batch_size or preset.batch_size,
-        learning_rate=preset.learning_rate if config.learning_rate is None else config.learning_rate,
+        learning_rate=preset.learning_rate
+        if config.learning_rate is None
+        else config.learning_rate,
         epochs=config.epochs or preset.epochs,
     )

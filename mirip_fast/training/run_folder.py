@@ -118,7 +118,9 @@ def find_runs(output_dir: Path) -> list[Run]:
     if not output_dir.is_dir():
         return []
     runs = [Run(path.parent) for path in output_dir.glob(f"*/{RUN_FILE}")]
-    return sorted(runs, key=lambda run: (str(run.info.get("started", "")), run.path.name), reverse=True)
+    return sorted(
+        runs, key=lambda run: (str(run.info.get("started", "")), run.path.name), reverse=True
+    )
 
 
 def newest_model(output_dir: Path) -> Run:

@@ -61,9 +61,7 @@ def parse_report_to(text: str) -> list[str]:
     return names
 
 
-def start_trackers(
-    config: TrackingConfig, run_dir: Path, settings: Mapping[str, Any]
-) -> Trackers:
+def start_trackers(config: TrackingConfig, run_dir: Path, settings: Mapping[str, Any]) -> Trackers:
     """Start what ``--report-to`` names; one that can not start is told and left out.
 
     Args:

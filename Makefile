@@ -1,0 +1,40 @@
+# Everything runs in a virtual environment of its own; PYTHON chooses the interpreter it is made with.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help demo test check format docs bench torture clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/'
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "Python 3.10 or newer is needed; choose one with: make PYTHON=python3.12 …"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+demo: $(READY)  ## set up and run the whole tool on generated pictures
+	$(BIN)/mirip-fast demo
+
+test: $(READY)  ## set up and run all tests
+	$(BIN)/python -m pytest
+
+check: $(READY)  ## lint, format, types, and whether generated files are fresh
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python docs/generate.py --check
+
+format: $(READY)  ## format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(READY)  ## write the configuration files and option tables from the code
+	$(BIN)/python docs/generate.py
+
+clean:  ## remove the virtual environment and what tests leave
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
