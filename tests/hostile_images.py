@@ -169,6 +169,7 @@ def damaged() -> list[Case]:
         Case("damaged/drawing.png", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "failure"),
         Case("damaged/postscript.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\nshowpage\n", "failure"),
         Case("damaged/archive.webp", b"PK\x03\x04" + bytes(60), "failure"),
+        Case("damaged/portable.png", encode(waves(), "PPM"), "failure"),
         Case("damaged/phone.heic", b"\0\0\0\x18ftypheic" + bytes(300), "failure"),
         Case("damaged/half.jpg", jpeg[: len(jpeg) // 2], "failure"),
         Case("damaged/header_only.jpg", jpeg[:30], "failure"),

@@ -233,7 +233,11 @@ class _Lane(threading.Thread):
             self._process = process
             if self._closed.is_set():
                 process.kill()
-        process.wait_until_ready()
+        try:
+            process.wait_until_ready()
+        except MiripError:
+            self._drop_process()
+            raise
         return process
 
     def _drop_process(self) -> None:
