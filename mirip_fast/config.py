@@ -184,9 +184,10 @@ class TrainConfig:
     scheduler_eta_min: float = option(1e-6, "Learning rate at the end of the cosine.", low=0)
     gradient_clip_norm: float = option(1.0, "Largest gradient norm; 0 turns clipping off.", low=0)
     gradient_accumulation_steps: int = option(1, "Batches per optimizer step.", low=1)
-    early_stopping_patience: int = option(
-        10,
-        "Epochs without a better validation accuracy before training stops; 0 never stops.",
+    early_stopping_patience: int | None = option(
+        None,
+        "Epochs without a better validation accuracy before training stops; 0 never stops (auto: 10, "
+        "more where 10 epochs are fewer than 300 steps).",
         low=0,
     )
     early_stopping_min_delta: float = option(

@@ -53,6 +53,7 @@ def big_jpeg(width: int, height: int, quality: int = 90, **options: object) -> b
 def test_every_file_of_the_collection_ends_as_expected(folder: tuple[Path, list[Case]]) -> None:
     root, cases = folder
     found = set(scan_images(root))
+    assert {str(path.relative_to(root)) for path in found} <= {case.name for case in cases}
     references = hostile_images.references()
     same: defaultdict[str, dict[bytes, str]] = defaultdict(dict)
     for case in cases:
@@ -79,12 +80,22 @@ def test_every_file_of_the_collection_ends_as_expected(folder: tuple[Path, list[
 
 
 def test_scan_order_is_that_of_the_raw_bytes(tmp_path: Path) -> None:
-    names = ["b.png", "B.png", "a/z.png", "a.png", "a-b.png", "é.png", "\udcff.png", "가.png"]
+    names = [
+        "b.png",
+        "B.png",
+        "a/z.png",
+        "a.png",
+        "a-b.png",
+        "é.png",
+        "\udcff.png",
+        "🎨.png",
+        "가.png",
+    ]
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert [os.path.relpath(path, tmp_path) for path in scan_images(tmp_path)] == [
-        "B.png", "a-b.png", "a.png", "a/z.png", "b.png", "é.png", "가.png", "\udcff.png",
+        "B.png", "a-b.png", "a.png", "a/z.png", "b.png", "é.png", "가.png", "🎨.png", "\udcff.png",
     ]  # fmt: skip
 
 
@@ -191,9 +202,14 @@ def test_a_file_that_grows_while_it_is_read_is_refused(
 
 def test_reasons_for_what_can_not_be_opened(tmp_path: Path) -> None:
     link = tmp_path / "l.png"
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "hole.png").touch()
+    os.truncate(tmp_path / "hole.png", (2 << 30) + 1)
     link.symlink_to("evil\n\x1b[31m.png")
     for path, reason in [
         (tmp_path / "none.png", "^the file does not exist$"),
+        (tmp_path / "empty.png", "^the file is empty$"),
+        (tmp_path / "hole.png", "^2147483649 bytes is over the limit of 2147483648 bytes$"),
         (tmp_path, "^not a regular file but a folder$"),
         (link, r"^a link to evil \\x1b\[31m\.png, which does not exist$"),
         (Path("nul\0.png"), "null"),

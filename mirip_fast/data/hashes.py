@@ -220,8 +220,6 @@ class HashMemory:
         self._close_quietly()
         aside = self._path.with_name(self._path.name + ".damaged")
         self._path.replace(aside)
-        # A journal left behind would be played back into the new file.
-        self._path.with_name(self._path.name + "-journal").unlink(missing_ok=True)
         log.warning(
             "%s was damaged; it lies as %s now, and files are hashed anew", self._path, aside.name
         )

@@ -26,6 +26,7 @@ from mirip_fast.models.ranking_model import PairwiseRankingModel
 from mirip_fast.runtime import resolve_device, resolve_precision, set_seed, torch_dtype
 from mirip_fast.training.early_stopping import EarlyStopping
 from mirip_fast.training.optim import clip_gradients, make_optimizer, make_scheduler
+from mirip_fast.training.presets import PATIENCE
 from mirip_fast.training.run_folder import BEST, LAST, Run
 from mirip_fast.training.trackers import start_trackers
 
@@ -46,7 +47,7 @@ class TrainingConfig:
     max_epochs: int = 100
     gradient_clip_norm: float = TrainConfig.gradient_clip_norm
     gradient_accumulation_steps: int = TrainConfig.gradient_accumulation_steps
-    early_stopping_patience: int = TrainConfig.early_stopping_patience
+    early_stopping_patience: int = PATIENCE
     early_stopping_min_delta: float = TrainConfig.early_stopping_min_delta
     scheduler_t_max: int | None = None
     scheduler_eta_min: float = TrainConfig.scheduler_eta_min

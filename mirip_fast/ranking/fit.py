@@ -19,16 +19,19 @@ from mirip_fast.models.head import RankingHead
 from mirip_fast.models.losses import PairLoss, pair_loss
 from mirip_fast.ranking.batches import draw_pairs, epoch_generator, image_batches
 from mirip_fast.ranking.rows import Rows
-from mirip_fast.runtime import set_seed
+from mirip_fast.runtime import cpu_threads, set_seed
 from mirip_fast.training.early_stopping import EarlyStopping
 from mirip_fast.training.optim import clip_gradients, make_optimizer, make_scheduler
-from mirip_fast.training.presets import Pace
+from mirip_fast.training.presets import Pace, choose_patience
 from mirip_fast.training.run_folder import Run
 from mirip_fast.training.trackers import Trackers
 
 log = logging.getLogger(__name__)
 
 _CHUNK = 16_384  # rows scored at a time: bounds the memory of an evaluation
+# Threads that wait for each other cost more than they bring on small batches, and on a busy machine twenty
+# times as much.
+_ONE_THREAD_BATCH = 128
 _TRAIN_SAMPLE = 4_096  # training images that the training accuracy is taken from
 
 
@@ -84,7 +87,8 @@ class HeadFit:
             within_share=None if train.within is None else 1.0,
         )
         self.stopping = EarlyStopping(
-            config.train.early_stopping_patience, config.train.early_stopping_min_delta
+            choose_patience(config.train, self.steps_per_epoch),
+            config.train.early_stopping_min_delta,
         )
         self.epoch = 0  # finished epochs
 
@@ -94,6 +98,11 @@ class HeadFit:
         Raises:
             TrainingError: the loss is not finite; the last good checkpoint stays.
         """
+        small = self.device.type == "cpu" and self.pace.batch_size <= _ONE_THREAD_BATCH
+        with cpu_threads(1 if small else None):
+            return self._run(run, trackers)
+
+    def _run(self, run: Run, trackers: Trackers) -> FitResult:
         started = time.monotonic()
         settings = self.config.train
         while self.epoch < self.pace.epochs and not self.stopping.should_stop:

@@ -35,6 +35,17 @@ ALL_PAIRS = (
 #: Without a preset.
 PLAIN = Pace(32, 1e-4, 100)
 
+#: Patience in epochs, and the steps that it should be worth at least: ten epochs of a hundred images are
+#: some thirty steps, in which validation accuracy is still mostly chance.
+PATIENCE, PATIENCE_STEPS = 10, 300
+
+
+def choose_patience(config: TrainConfig, steps_per_epoch: int) -> int:
+    """Epochs to wait for a better one: as given, else 10 epochs or 300 steps, whichever is longer."""
+    if config.early_stopping_patience is not None:
+        return config.early_stopping_patience
+    return max(PATIENCE, -(-PATIENCE_STEPS // steps_per_epoch))
+
 
 def choose_pace(config: TrainConfig, n_train: int) -> Pace:
     """The given values, completed by the preset for ``n_train`` training images."""
