@@ -66,10 +66,11 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # names that are not UTF-8, terminals that are not
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    sys.exit(_run(sys.argv[1:]))
+    sys.exit(run(sys.argv[1:]))
 
 
-def _run(arguments: list[str]) -> int:
+def run(arguments: list[str]) -> int:
+    """Run one command; errors become messages and an exit status."""
     show_traceback = "--traceback" in arguments
     try:
         result: Any = cli.main(arguments, prog_name="mirip-fast", standalone_mode=False)

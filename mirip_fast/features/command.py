@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mirip_fast.config import Config
+from mirip_fast.data.csv_reader import shown
 from mirip_fast.data.manifest import read_manifest
 from mirip_fast.data.records import DataOptions
 from mirip_fast.features.datasets import Dataset, save_dataset
@@ -74,13 +75,13 @@ def embed_data(
         rehash=rehash,
         command=command,
     )
-    log.info("%d images in %s", len(manifest), manifest.source)
+    log.info("%d images in %s", len(manifest), shown(manifest.source))
     clock = _Clock(progress)
     with open_hashes(Path(options.cache_dir)) as hashes:
         phase = prepare(options, config.runtime.device, hashes)
         log.info(
             "Backbone %s at %d × %d pixels, %s on %s",
-            options.backbone,
+            _backbone_text(options.backbone),
             phase.recipe.size,
             phase.recipe.size,
             phase.recipe.precision,
@@ -95,6 +96,10 @@ def embed_data(
         phase.store.path, manifest, outcomes, phase.recipe, data, options, limit=limit
     )
     return EmbedDone(dataset, summarise(outcomes, started), clock.seconds)
+
+
+def _backbone_text(name: str) -> str:
+    return shown(Path(name)) if Path(name).is_dir() else name
 
 
 class _Clock:

@@ -122,7 +122,8 @@ def save_dataset(
             "source": str(manifest.source),
             "root": str(manifest.root),
             "tiers": list(manifest.tiers),
-            "graded": manifest.has_grades,
+            # Faulty grades count: training tells what is wrong with them.
+            "graded": any(record.tier is not None for record in manifest.records),
             "images": len(rows),
             "failed": len(failed),
             "limit": limit,

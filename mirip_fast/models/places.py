@@ -42,7 +42,8 @@ class Places(NamedTuple):
 def line_up_scores(scores: Tensor, margin: float, groups: Tensor | None) -> Places:
     """Order [n] float64 scores; an item's threshold is its score − margin, equality counting as below.
 
-    So the items at ``reach`` ≤ k < ``end`` are those that come too close: s_k > s − margin.
+    So the items at ``reach`` ≤ k < ``end`` are those that come too close: s_k > s − margin, the right
+    side rounded to float64. Items with NaN come last and reach anywhere from 0 to n.
     """
     ordered, order = torch.sort(scores)
     return _split(order, torch.searchsorted(ordered, ordered - margin, right=True), groups)

@@ -86,7 +86,7 @@ class GradedImages:
             features=read_features(store, self.hashes, features, views),
             tiers=self.tiers,
             groups=[record.group for record in self.manifest.records],
-            within=None if within is None else codes_of(self.column(within)),
+            within=None if within is None else _pairable(codes_of(self.column(within))),
         )
 
 
@@ -156,6 +156,12 @@ def graded_of_files(
         train.source, train.root, train.tiers, tuple(records), train.options, train.places
     )
     return GradedImages(whole, tuple(hashes), tuple(splits))
+
+
+def _pairable(codes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Codes in which every unknown value (−1) has one of its own: such an image is in no pair."""
+    unknown = codes < 0
+    return np.where(unknown, codes.max(initial=0) + 1 + np.cumsum(unknown), codes)
 
 
 def trial(images: GradedImages, n: int) -> GradedImages:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mirip_fast.config import Config, config_from_dict, to_yaml
+from mirip_fast.data.csv_reader import shown
 from mirip_fast.errors import CheckpointError, DataError
 from mirip_fast.features.datasets import Dataset, newest_graded
 from mirip_fast.features.store import FeatureStore, differing_fields
@@ -63,7 +64,8 @@ def train_head(config: Config, request: Request) -> tuple[Run, FitResult]:
     parse_report_to(config.tracking.report_to)
     cache_dir = Path(config.embed.cache_dir)
     dataset = newest_graded(cache_dir, request.data)
-    log.info("Data set %s (embedded with %s)", dataset.source, dataset.info["backbone"])
+    backbone = shown(Path(dataset.info["backbone"]))
+    log.info("Data set %s (embedded with %s)", shown(dataset.source), backbone)
     images = _images(config, request, dataset, cache_dir)
     if request.debug:
         config = _as_trial(config)

@@ -1,0 +1,308 @@
+"""The commands as a user types them: the main job, and what is said when something is wrong."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mirip_fast_cli.main import COMMANDS, run
+from PIL import Image
+
+TINY = ["--backbone", "tiny-random", "--image-size", "28", "--workers", "0"]
+
+
+def draw(path: Path, brightness: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.clip(rng.normal(255 * brightness, 20, (32, 32, 3)), 0, 255).astype(np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def make_data(folder: Path, n: int = 40) -> None:
+    """Graded pictures: the better the tier, the brighter."""
+    rows = ["image_id,filename,tier,department"]
+    for i in range(n):
+        tier = i % 4
+        name = f"그림 {i:02d}.png" if i % 3 == 0 else f"work_{i:02d}.png"
+        draw(folder / "images" / name, 0.9 - 0.2 * tier, i)
+        rows.append(f"id{i:02d},{name},{'SABC'[tier]},{'회화' if i % 2 else '조소'}")
+    (folder / "metadata.csv").write_text("\n".join(rows) + "\n", encoding="utf-8-sig")
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return tmp_path
+
+
+def trained(work: Path, *options: str) -> None:
+    make_data(work / "data")
+    assert run(["embed", "data", *TINY]) == 0
+    assert run(["train", "--head-only", "--epochs", "6", *options]) == 0
+
+
+def test_the_main_job(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    trained(work)
+    out, err = capfd.readouterr()
+    assert "40 images = 40 embedded + 0 already there + 0 duplicates + 0 failed" in out
+    assert "UNTRAINED" in err and "data/metadata.csv" in err
+    (run_folder,) = (work / "runs").iterdir()
+    made = {path.name for path in run_folder.iterdir()}
+    assert made >= {
+        "config.yaml", "split.csv", "train.log", "history.csv", "curves.png", "best_model.pt",
+        "last_model.pt", "checkpoint_epoch_5.pt", "head.safetensors", "run.json",
+    }  # fmt: skip
+
+    for i in range(5):
+        draw(work / "folder" / "sub" / f"작품 {i} 🎨.png", i / 5, 100 + i)
+    assert run(["rank", "folder", "--workers", "0"]) == 0
+    out, err = capfd.readouterr()
+    assert f"Model {run_folder.relative_to(work)}/best_model.pt" in err
+    works = json.loads((work / "ranking.json").read_text(encoding="utf-8"))["works"]
+    assert [w["rank"] for w in works] == [1, 2, 3, 4, 5]
+    assert {w["file"] for w in works} == {f"sub/작품 {i} 🎨.png" for i in range(5)}
+    with (work / "ranking.csv").open(encoding="utf-8", newline="") as stream:
+        assert [row["file"] for row in csv.DictReader(stream)] == [w["file"] for w in works]
+
+    assert run(["evaluate"]) == 0
+    assert "pairwise accuracy" in capfd.readouterr().out
+    report = json.loads((run_folder / "evaluation_test.json").read_text(encoding="utf-8"))
+    assert 0 <= report["pairwise_accuracy"] <= 1
+
+    first, second = (work / "folder" / works[i]["file"] for i in (0, 4))
+    assert run(["compare", str(second), str(first)]) == 0
+    assert f"Winner: {first}" in capfd.readouterr().out
+
+
+def test_a_second_run_computes_nothing(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    make_data(work / "data", 8)
+    run(["embed", "data", *TINY])
+    (work / "data").rename(work / "moved")
+    for path in (work / "moved" / "images").iterdir():
+        os.utime(path, (1, 1))
+    capfd.readouterr()
+    assert run(["embed", "moved", *TINY]) == 0
+    assert "0 embedded + 8 already there" in capfd.readouterr().out
+    draw(work / "moved" / "images" / "work_01.png", 0.5, 999)
+    assert run(["embed", "moved", *TINY]) == 0
+    assert "1 embedded + 7 already there" in capfd.readouterr().out
+
+
+def test_a_broken_image_costs_one_line(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    make_data(work / "data", 40)
+    (work / "data" / "images" / "work_01.png").write_text("no picture")
+    with (work / "data" / "metadata.csv").open("a", encoding="utf-8") as stream:
+        stream.write("id99,absent.png,S,회화\n")
+    assert run(["embed", "data", *TINY]) == 0
+    assert "41 images = 39 embedded + 0 already there + 0 duplicates + 2 failed" in capfd.readouterr().out
+    (failures,) = (work / "cache").glob("*/datasets/*/failures.csv")
+    with failures.open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [Path(row["path"]).name for row in rows] == ["work_01.png", "absent.png"]
+    assert all(row["reason"] for row in rows)
+    assert run(["embed", "data", "--strict", *TINY]) == 1
+    # A missing file is refused by training; a broken one is left out and told.
+    assert run(["train", "--head-only", "--epochs", "1"]) == 1
+    assert "absent.png" in capfd.readouterr().err
+    text = (work / "data" / "metadata.csv").read_text(encoding="utf-8-sig")
+    (work / "data" / "metadata.csv").write_text(text.replace("id99,absent.png,S,회화\n", ""))
+    assert run(["train", "--head-only", "--epochs", "1"]) == 0
+    assert "1 of 40 images could not be embedded and are left out" in capfd.readouterr().err
+
+
+def test_grades_are_read_when_training(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    make_data(work / "data")
+    run(["embed", "data", *TINY])
+    text = (work / "data" / "metadata.csv").read_text(encoding="utf-8-sig")
+    (work / "data" / "metadata.csv").write_text(text.replace("id00,그림 00.png,S", "id00,그림 00.png,C"))
+    assert run(["train", "--head-only", "--epochs", "1"]) == 0
+    (split,) = (work / "runs").glob("*/split.csv")
+    with split.open(encoding="utf-8", newline="") as stream:
+        assert {row["image_id"]: row["tier"] for row in csv.DictReader(stream)}["id00"] == "C"
+    draw(work / "data" / "images" / "new.png", 0.5, 7)
+    with (work / "data" / "metadata.csv").open("a", encoding="utf-8") as stream:
+        stream.write("id77,new.png,S,회화\n")
+    assert run(["train", "--head-only"]) == 1
+    assert "1 of 41 images" in (err := capfd.readouterr().err) and "mirip-fast embed" in err
+
+
+def test_given_splits(work: Path) -> None:
+    make_data(work / "data")
+    run(["embed", "data", *TINY])
+    assert run(["split", "data", "--seed", "7"]) == 0
+    names = [f"{name}_metadata.csv" for name in ("train", "val", "test")]
+    assert (
+        run(
+            ["train", "--head-only", "--epochs", "2", "--metadata", f"data/{names[0]}"]
+            + ["--val-metadata", f"data/{names[1]}", "--test-metadata", f"data/{names[2]}"]
+        )
+        == 0
+    )
+    (split,) = (work / "runs").glob("*/split.csv")
+    with split.open(encoding="utf-8", newline="") as stream:
+        used = {row["image_id"]: row["split"] for row in csv.DictReader(stream)}
+    for name in ("train", "val", "test"):
+        with (work / "data" / f"{name}_metadata.csv").open(encoding="utf-8-sig", newline="") as stream:
+            assert {r["image_id"] for r in csv.DictReader(stream)} == {
+                key for key, value in used.items() if value == name
+            }
+    assert run(["evaluate", "--test-data", f"data/{names[2]}", "--image-dir", "data/images"]) == 0
+
+
+def test_within_and_sampled_pairs_and_views(work: Path) -> None:
+    make_data(work / "data")
+    assert run(["embed", "data", "--tta", "full", "--patches", "grid:2", *TINY]) == 0
+    assert run(["train", "--head-only", "--epochs", "2", "--within", "department"]) == 0
+    assert run(["evaluate", "--within", "department"]) == 0
+    assert run(["train", "--head-only", "--epochs", "2", "--pairs", "sampled"]) == 0
+    assert run(["train", "--head-only", "--features", "cls+mean"]) == 1  # no mean was stored
+    assert run(["embed", "data", "--tta", "full", *TINY]) == 0
+    assert run(["train", "--head-only", "--epochs", "2", "--features", "cls+mean"]) == 0
+    assert run(["rank", "data/images", "--out", "out"]) == 0
+    assert run(["cache", "verify"]) == 0
+    assert run(["cache", "info"]) == 0
+
+
+def test_trials_are_not_taken_for_models(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    trained(work, "--debug")
+    assert run(["rank", "data/images"]) == 1
+    assert "trial" in capfd.readouterr().err
+    assert run(["train", "--head-only", "--epochs", "1", "--name", "real"]) == 0
+    assert run(["train", "--head-only", "--debug"]) == 0
+    capfd.readouterr()
+    assert run(["rank", "data/images"]) == 0
+    assert "-real/best_model.pt" in capfd.readouterr().err
+
+
+def test_the_project_file_and_precedence(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (work / "mirip.yaml").write_text("embed:\n  backbone: tiny-random\n  image_size: 28\n  workers: 0\n")
+    make_data(work / "data")
+    assert run(["embed", "data"]) == 0
+    assert "28 × 28" in capfd.readouterr().err
+    assert run(["embed", "data", "--image-size", "42"]) == 0
+    assert "42 × 42" in capfd.readouterr().err
+    (work / "mirip.yaml").write_text("train:\n  epocs: 3\n  learning_rate: fast\n")
+    assert run(["train", "--head-only"]) == 1
+    err = capfd.readouterr().err
+    assert "Unknown key 'train.epocs'. Did you mean 'train.epochs'?" in err
+    assert "train.learning_rate: 'fast'" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["embed", "nowhere"], "nowhere"),
+        (["embed", "empty"], "no images"),
+        (["embed", "data", "--backbone", "nobody/nothing"], "--backbone DIR"),
+        (["embed", "data", "--backbone", "./nothing"], "no such folder"),
+        (["embed", "data", *TINY, "--image-size", "5"], "smaller than one patch"),
+        (["embed", "data", *TINY, "--patches", "grid:x"], "grid:K"),
+        (["embed", "data", *TINY, "--device", "cuda:99"], "this machine has"),
+        (["train"], "--head-only"),
+        (["train", "--head-only"], "mirip-fast embed data/"),
+        (["train", "--head-only", "--data", "data"], "mirip-fast embed data"),
+        (["train", "--head-only", "--resume", "latest"], "last_model.pt"),
+        (["train", "--head-only", "--report-to", "nobody"], "wandb"),
+        (["rank", "data"], "mirip-fast train --head-only"),
+        (["rank", "data", "--checkpoint", "absent.pt"], "absent.pt"),
+        (["rank", "data", "--checkpoint", "data/metadata.csv"], "no checkpoint"),
+        (["evaluate"], "mirip-fast train"),
+        (["compare", "a.png", "b.png"], "mirip-fast train"),
+        (["cache", "info"], "mirip-fast embed"),
+        (["split", "images"], "no grades"),
+    ],
+)
+def test_mistakes_are_told(
+    work: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    make_data(work / "data", 4)
+    draw(work / "images" / "one.png", 0.5, 1)
+    (work / "empty").mkdir()
+    assert run(arguments) in (1, 2)
+    err = capfd.readouterr().err
+    assert said in err and "Traceback" not in err and "fault of mirip-fast" not in err
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("image_id,filename\na,work_01.png\n", "no grades"),
+        ("image_id,file,tier\na,work_01.png,S\n", "filename"),
+        ("image_id,filename,tier\na,work_01.png,S\nb,work_02.png,S\n", "at least two tiers"),
+        ("image_id,filename,tier\na,work_01.png,S\nb,work_02.png,A\n", "has one image"),
+        ("image_id,filename,tier\na,work_01.png,S\na,work_01.png,A\n", "metadata.csv:3"),
+        ("image_id,filename,tier\na,work_01.png,X\n", "'X'"),
+        ("", "empty"),
+    ],
+)
+def test_faulty_grades_are_told(
+    work: Path, capfd: pytest.CaptureFixture[str], content: str, said: str
+) -> None:
+    make_data(work / "data", 4)
+    (work / "data" / "metadata.csv").write_text(content)
+    embedded = run(["embed", "data", *TINY])
+    assert embedded or run(["train", "--head-only"]) == 1
+    err = capfd.readouterr().err
+    assert said in err and "Traceback" not in err and "fault of mirip-fast" not in err
+
+
+def test_one_image_and_tiny_data(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    draw(work / "one" / "only.png", 0.5, 1)
+    assert run(["embed", "one", *TINY]) == 0
+    make_data(work / "data", 8)
+    assert run(["embed", "data", *TINY]) == 0
+    status = run(["train", "--head-only", "--epochs", "1"])
+    err = capfd.readouterr().err
+    assert status == 0 or "more" in err.lower() and "fault of mirip-fast" not in err
+    if status == 0:
+        assert run(["rank", "one"]) == 0
+
+
+def mirip(*arguments: str, **options: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "mirip_fast_cli", *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options,  # type: ignore[call-overload]
+    )  # fmt: skip
+
+
+def test_ctrl_c_keeps_what_was_committed(work: Path) -> None:
+    for i in range(60):
+        draw(work / "data" / f"{i:02d}.png", 0.5, i)
+    process = mirip("embed", "data", *TINY, "--batch-size", "1")
+    shards = work / "cache"
+    deadline = time.monotonic() + 60
+    while not list(shards.glob("*/cls.*.h5")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(2)
+    _, err = process.communicate(timeout=30)
+    if process.returncode == 0:
+        pytest.fail("the run ended before it could be interrupted")
+    assert process.returncode == 130 and "Traceback" not in err and "goes on from there" in err
+    done = mirip("embed", "data", *TINY)
+    out, _ = done.communicate(timeout=60)
+    assert done.returncode == 0 and "60 images = " in out and " 0 failed" in out
+
+
+def test_help_is_quick_to_import_and_complete() -> None:
+    code = (
+        "import sys, mirip_fast, mirip_fast_cli.main as m; m.run(['--help']);"
+        "bad = {'torch', 'pandas', 'h5py', 'transformers', 'scipy'} & set(sys.modules);"
+        "sys.exit(', '.join(bad))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in COMMANDS)
+
+
+def test_every_command_has_help(capfd: pytest.CaptureFixture[str]) -> None:
+    for name in COMMANDS:
+        assert run([name, "--help"]) == 0
+        assert len(capfd.readouterr().out) > 100
