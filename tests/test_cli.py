@@ -261,7 +261,7 @@ def test_one_image_and_tiny_data(work: Path, capfd: pytest.CaptureFixture[str]) 
     assert run(["embed", "data", *TINY]) == 0
     status = run(["train", "--head-only", "--epochs", "1"])
     err = capfd.readouterr().err
-    assert status == 0 or "more" in err.lower() and "fault of mirip-fast" not in err
+    assert status == 0 or ("more" in err.lower() and "fault of mirip-fast" not in err)
     if status == 0:
         assert run(["rank", "one"]) == 0
 

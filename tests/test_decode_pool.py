@@ -184,7 +184,7 @@ def test_an_error_among_the_jobs_reaches_the_reader(tmp_path: Path) -> None:
     [
         ("exit", r"crashed \(exit status 3\)"),
         ("segfault", r"crashed \(SIGSEGV\)"),
-        ("hang", "hung"),
+        ("hang", "hung: no result after [12] seconds"),
     ],
 )
 def test_a_lost_process_costs_one_image(

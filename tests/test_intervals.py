@@ -1,7 +1,6 @@
 """Intervals against resamples whose rows are really repeated, and against the known truth."""
 
 import itertools
-import logging
 import tracemalloc
 
 import numpy as np
@@ -200,16 +199,6 @@ def test_a_tier_of_one_group_leaves_its_pairs_unknown():
     assert result.tier_pairs[1, 2] is not None
     assert result.pairwise_accuracy is not None
     assert result.n_groups == 21
-
-
-def test_few_groups_are_told(caplog):
-    scores, tiers = np.arange(20.0) % 6, [0, 1] * 10
-    with caplog.at_level(logging.WARNING):
-        bootstrap_over_groups(scores, tiers, rounds=20)
-    assert not caplog.records
-    with caplog.at_level(logging.WARNING):
-        bootstrap_over_groups(scores[1:], tiers[1:], rounds=20)
-    assert "only 19 groups" in caplog.text
 
 
 @pytest.mark.parametrize(

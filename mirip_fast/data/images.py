@@ -197,9 +197,8 @@ def _decode(data: bytes, scale: int) -> tuple[Image.Image, tuple[int, int]]:
     if scale > 1:
         image.draft(None, (width // scale, height // scale))
     if not isinstance(image.info.get("xmp"), bytes):
-        image.info.pop(
-            "xmp", None
-        )  # Pillow searches it for an orientation and trips over other types
+        # Pillow looks for an orientation in it, and trips over other types.
+        image.info.pop("xmp", None)
     image.load()
     orientation = _orientation(image)
     rgb = _to_rgb(image)

@@ -137,7 +137,6 @@ def bootstrap_over_groups(
     occurring = [(int(a), int(b)) for a, b in np.argwhere(pairs[..., 0] > 0)]
     if rounds == 0 or not known.any():
         return PairIntervals(n_groups, None, None, None, dict.fromkeys(occurring))
-    _warn_if_few(n_groups)
 
     ties = None if within is not None else _ScoreTies(check_scores(scores))
     accuracy, macro, tau, by_pair = [], [], [], []
@@ -191,7 +190,6 @@ def paired_bootstrap(
     known = _known_tier_pairs(counters[0], np.asarray(tiers), codes) & (pairs[..., 0] > 0)
     interval = None
     if rounds and known.any():
-        _warn_if_few(_number_of_groups(codes))
         differences = []
         for weights in _resamples(codes, rounds, seed):
             counts = [counter.count(weights) for counter in counters]
@@ -275,11 +273,3 @@ def _check_settings(rounds: int, confidence: float) -> None:
     if not 0 < confidence < 1:
         raise ConfigError(f"confidence: {confidence} is not between 0 and 1 (0.95 is usual)")
 
-
-def _warn_if_few(n_groups: int) -> None:
-    if n_groups < FEW_GROUPS:
-        logger.warning(
-            "the interval rests on only %d groups (fewer than %d): take it as rough",
-            n_groups,
-            FEW_GROUPS,
-        )

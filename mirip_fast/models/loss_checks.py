@@ -36,7 +36,7 @@ def check_label(label: str, min_gap: float) -> None:
 
 
 def check_labels(labels: Tensor, n: int, label: str) -> int:
-    """Check [n] labels; returns the number of tiers (largest + 1), or 0 for real labels. Raises ValueError."""
+    """Check [n] labels; returns the number of tiers (largest + 1), or 0 for real ones. Raises ValueError."""
     if labels.shape != (n,):
         raise ValueError(
             f"labels must be one number for each of {n} scores, not {describe(labels)}"

@@ -7,7 +7,7 @@
   constant extra memory (under 64 MB besides a few numbers per image).
 
 Counts are int64 and sums float64, whatever the dtype of the scores. The gradient is computed together
-with the value, so there is no second derivative (``backward`` is once-differentiable).
+with the value and is a constant to autograd: there is no second derivative.
 """
 
 from __future__ import annotations
@@ -227,7 +227,8 @@ def pair_loss(
         weight: [p] weights ≥ 0; the loss is the weighted mean.
 
     Returns:
-        Scalar as of :class:`PairLoss`. 0 with gradient 0 where there is no pair or no weight. NaN when any score is not finite.
+        Scalar as of :class:`PairLoss`. 0 with gradient 0 where there is no pair or no weight.
+        NaN when any score is not finite.
 
     Raises:
         ConfigError: a setting is unknown or out of range.
