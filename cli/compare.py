@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 
 from mirip_fast.config import Resolved
 
-from .options import config_options, given_backbone
+from .options import command_line, config_options, given_backbone
 
 _PATH = click.Path(path_type=Path)
 
@@ -30,7 +29,7 @@ def compare_command(resolved: Resolved, first: Path, second: Path, checkpoint: P
     model = pick_model(checkpoint, Path(resolved.config.train.output_dir))
     scores = compare_images(
         model, [first, second], resolved.config,
-        backbone=given_backbone(resolved), command=" ".join(sys.argv),
+        backbone=given_backbone(resolved), command=command_line(),
     )  # fmt: skip
     rows = [(f"{score:.4f}", path) for score, path in zip(scores, (first, second), strict=True)]
     click.echo(format_table(("score", "file"), rows, align="rl"))

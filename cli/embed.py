@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 
 from mirip_fast.config import Resolved
 
-from .options import config_options
+from .options import command_line, config_options
 from .progress import EmbedBar
 
 
@@ -36,7 +35,7 @@ def embed_command(
             resolved.config,
             limit=limit,
             rehash=rehash,
-            command=" ".join(sys.argv),
+            command=command_line(),
             progress=bar,
         )
     s = done.summary

@@ -89,7 +89,7 @@ def run(arguments: list[str]) -> int:
     except (MiripError, OSError) as error:
         if show_traceback:
             raise
-        _say(f"Error: {error}")
+        _say(f"Error: {_text(error)}")
         return 1
     except Exception as error:
         if show_traceback:
@@ -99,6 +99,12 @@ def run(arguments: list[str]) -> int:
             "`mirip-fast --traceback …` shows where; please report it."
         )
         return 1
+
+
+def _text(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror and not isinstance(error, MiripError):
+        return f"{error.filename or ''}: {error.strerror}".lstrip(": ")
+    return str(error)
 
 
 def _say(text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,11 @@ def _option(setting: Setting, flag: str) -> Callable[[Callable[..., Any]], Calla
 
 def _variable(setting: Setting) -> str:
     return f"{setting.section}_{setting.name}"
+
+
+def command_line() -> str:
+    """The command as it was typed, for whoever finds the store locked."""
+    return " ".join(["mirip-fast", *sys.argv[1:]])
 
 
 def given_backbone(resolved: Resolved) -> str | None:

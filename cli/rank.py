@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 
 from mirip_fast.config import Resolved
 
-from .options import config_options, given_backbone
+from .options import command_line, config_options, given_backbone
 from .progress import EmbedBar
 
 _PATH = click.Path(path_type=Path)
@@ -57,7 +56,7 @@ def rank_command(
     with EmbedBar() as bar:
         done = rank_folder(
             model, folder, resolved.config, out,
-            backbone=given_backbone(resolved), rehash=rehash, command=" ".join(sys.argv), progress=bar,
+            backbone=given_backbone(resolved), rehash=rehash, command=command_line(), progress=bar,
         )  # fmt: skip
     click.echo(ranking_table(done.ranking[:top]))
     if top is not None and top < len(done.ranking):

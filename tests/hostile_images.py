@@ -269,6 +269,12 @@ def containers() -> list[Case]:
             "fine/odd_exif.jpg", jpeg_with(0xE1, b"Exif\0\0rubbish", jpeg), "picture", same="jpeg"
         ),
         Case(
+            "fine/odd_exif.webp",
+            encode(image, "WEBP", lossless=True, exif=b"MM\0\x99rubbish"),
+            "picture",
+            same="waves",
+        ),
+        Case(
             "fine/cut_profile.jpg", jpeg_with(0xE2, b"ICC_PROFILE\0", jpeg), "picture", same="jpeg"
         ),
         Case("fine/cut_jfif.jpg", jpeg_with(0xE0, b"JFIF\0", jpeg), "picture", same="jpeg"),

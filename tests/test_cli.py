@@ -102,7 +102,10 @@ def test_a_broken_image_costs_one_line(work: Path, capfd: pytest.CaptureFixture[
     with (work / "data" / "metadata.csv").open("a", encoding="utf-8") as stream:
         stream.write("id99,absent.png,S,회화\n")
     assert run(["embed", "data", *TINY]) == 0
-    assert "41 images = 39 embedded + 0 already there + 0 duplicates + 2 failed" in capfd.readouterr().out
+    assert (
+        "41 images = 39 embedded + 0 already there + 0 duplicates + 2 failed"
+        in capfd.readouterr().out
+    )
     (failures,) = (work / "cache").glob("*/datasets/*/failures.csv")
     with failures.open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
@@ -122,7 +125,9 @@ def test_grades_are_read_when_training(work: Path, capfd: pytest.CaptureFixture[
     make_data(work / "data")
     run(["embed", "data", *TINY])
     text = (work / "data" / "metadata.csv").read_text(encoding="utf-8-sig")
-    (work / "data" / "metadata.csv").write_text(text.replace("id00,그림 00.png,S", "id00,그림 00.png,C"))
+    (work / "data" / "metadata.csv").write_text(
+        text.replace("id00,그림 00.png,S", "id00,그림 00.png,C")
+    )
     assert run(["train", "--head-only", "--epochs", "1"]) == 0
     (split,) = (work / "runs").glob("*/split.csv")
     with split.open(encoding="utf-8", newline="") as stream:
@@ -141,8 +146,18 @@ def test_given_splits(work: Path) -> None:
     names = [f"{name}_metadata.csv" for name in ("train", "val", "test")]
     assert (
         run(
-            ["train", "--head-only", "--epochs", "2", "--metadata", f"data/{names[0]}"]
-            + ["--val-metadata", f"data/{names[1]}", "--test-metadata", f"data/{names[2]}"]
+            [
+                "train",
+                "--head-only",
+                "--epochs",
+                "2",
+                "--metadata",
+                f"data/{names[0]}",
+                "--val-metadata",
+                f"data/{names[1]}",
+                "--test-metadata",
+                f"data/{names[2]}",
+            ]  # fmt: skip
         )
         == 0
     )
@@ -150,7 +165,9 @@ def test_given_splits(work: Path) -> None:
     with split.open(encoding="utf-8", newline="") as stream:
         used = {row["image_id"]: row["split"] for row in csv.DictReader(stream)}
     for name in ("train", "val", "test"):
-        with (work / "data" / f"{name}_metadata.csv").open(encoding="utf-8-sig", newline="") as stream:
+        with (work / "data" / f"{name}_metadata.csv").open(
+            encoding="utf-8-sig", newline=""
+        ) as stream:
             assert {r["image_id"] for r in csv.DictReader(stream)} == {
                 key for key, value in used.items() if value == name
             }
@@ -183,7 +200,9 @@ def test_trials_are_not_taken_for_models(work: Path, capfd: pytest.CaptureFixtur
 
 
 def test_the_project_file_and_precedence(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    (work / "mirip.yaml").write_text("embed:\n  backbone: tiny-random\n  image_size: 28\n  workers: 0\n")
+    (work / "mirip.yaml").write_text(
+        "embed:\n  backbone: tiny-random\n  image_size: 28\n  workers: 0\n"
+    )
     make_data(work / "data")
     assert run(["embed", "data"]) == 0
     assert "28 × 28" in capfd.readouterr().err

@@ -98,7 +98,7 @@ def draw_tiers(rng, n):
 def draw_loss(rng, kind):
     settings = {"kind": kind}
     if kind == "margin":
-        settings["margin"] = float(rng.choice([0.0, 0.5, 1.0, 2.25]))
+        settings["margin"] = float(rng.choice([0.0, 0.3, 0.5, 1.0, 2.25]))
     elif rng.random() < 0.5:
         settings["label_smoothing"] = float(rng.choice([0.1, 0.5, 1.0]))
     if rng.random() < 0.5:
@@ -110,7 +110,7 @@ def draw_loss(rng, kind):
 
 def draw_groups(rng, n):
     """One group, a few, or nearly as many as items; codes of any size."""
-    codes = rng.choice([0, 1, -7, 2**62, -(2**62), 12, 13, 14], size=8, replace=False)
+    codes = rng.choice([0, 1, -7, 2**62, 2**62 + 1, -(2**62), 12, 13], size=8, replace=False)
     return rng.choice(codes[: rng.integers(1, 9)], size=n)
 
 
@@ -140,7 +140,7 @@ def assert_matches(loss, scores, labels, within=None, given_labels=None, **toler
 def test_margin_is_the_double_loop():
     rng = np.random.default_rng(0)
     for n in [0, 1, 2, 2, 2, 3, *rng.integers(2, 20, size=300)]:
-        loss = PairLoss(margin=float(rng.choice([0.0, 0.5, 1.0, 2.25])))
+        loss = PairLoss(margin=float(rng.choice([0.0, 0.3, 0.5, 1.0, 2.25])))
         assert_matches(loss, draw_scores(rng, n), draw_tiers(rng, n))
 
 
@@ -177,6 +177,13 @@ def test_real_labels_with_a_smallest_gap_are_the_double_loop(kind, dtype, monkey
         np.testing.assert_allclose(gradient.numpy(), expected_gradient, **EXACT)
         pairs = sum(a - b >= max(gap, 1) for a in tenths for b in tenths)
         assert count_pairs(shown, label="tier_score", min_gap=gap / 10) == pairs
+
+
+def test_equal_labels_are_no_pair_however_small_the_gap():
+    labels = torch.tensor([3.0, 3.0, 1.0, 3.0, 1.0])  # float32, where 1e-20 is lost beside 3
+    assert count_pairs(labels, label="tier_score", min_gap=1e-20) == 6
+    value, _ = evaluate(PairLoss(label="tier_score", min_gap=1e-20), [0, 9, 0, 0, 0], labels)
+    assert value == pytest.approx(4 / 6)
 
 
 def test_generic_real_labels_are_the_double_loop():
@@ -305,18 +312,22 @@ def test_logistic_is_exact_far_out():
         assert value == pytest.approx(expected, rel=1e-15, abs=0)
 
 
-def test_more_pairs_than_an_int32_can_count():
-    tiers = torch.arange(100_000) % 2
-    scores = (tiers * 0.5).requires_grad_()  # every pair half a point the wrong way
-    for loss in (PairLoss(), PairLoss(tier_weights=((0, 2.0), (0, 0)))):
-        scores.grad = None
+def test_more_pairs_than_an_int32_or_float32_can_count():
+    tiers = torch.arange(100_003) % 3
+    sizes = [33_335, 33_334, 33_334]
+    costs = {(0, 1): 1.8, (0, 2): 2.3, (1, 2): 1.8}  # every pair the wrong way: 1.3 + 0.5 per tier
+    for loss in (PairLoss(margin=1.3), PairLoss(margin=1.3, tier_weights=((0.3, 0.3, 0.3),) * 3)):
+        scores = (tiers.double() * 0.5).requires_grad_()
         value = loss(scores, tiers)
         value.backward()
-        assert value.item() == 1.5
+        pairs = {(a, b): sizes[a] * sizes[b] for a, b in costs}
+        expected = sum(costs[p] * pairs[p] for p in pairs) / sum(pairs.values())
+        assert value.item() == pytest.approx(expected, rel=1e-13)
+        pull = np.array([-sizes[1] - sizes[2], sizes[0] - sizes[2], sizes[0] + sizes[1]])
         np.testing.assert_allclose(
-            scores.grad.numpy(), np.where(tiers == 0, -2e-5, 2e-5), rtol=1e-6
+            scores.grad.numpy(), (pull / sum(pairs.values()))[tiers.numpy()], rtol=1e-13
         )
-    assert count_pairs(tiers) == 2_500_000_000
+        assert count_pairs(tiers) == sum(pairs.values()) > 2**31
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

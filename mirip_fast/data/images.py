@@ -293,16 +293,12 @@ def _resize(
 ) -> Image.Image:
     """Bicubic resize of ``box`` to ``target`` (width, height).
 
-    Pillow resizes the rows first. For a picture narrower and taller than the target that would make
-    an intermediate of target width and full height, gigabytes for extreme shapes; then the columns
-    go first.
+    Pillow resizes the rows first, into an intermediate of the target's width and the box's height: for a
+    narrow picture of great height that would be gigabytes, as would the table of weights for any great
+    length. Beyond a certain shrinkage, whole blocks of pixels are averaged first; what is left is at least
+    three times the target.
     """
-    width, height = box[2] - box[0], box[3] - box[1]
-    if width < target[0] and height > target[1]:
-        image = _resize(image, (round(width), target[1]), box)
-        box = (0.0, 0.0, float(image.width), float(image.height))
-    # Beyond this shrinkage the table of weights grows large: average whole blocks of pixels first.
-    extreme = max(width / target[0], height / target[1]) > 64
+    extreme = max((box[2] - box[0]) / target[0], (box[3] - box[1]) / target[1]) > 32
     return image.resize(
         target, Image.Resampling.BICUBIC, box=box, reducing_gap=3.0 if extreme else None
     )

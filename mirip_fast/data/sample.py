@@ -40,7 +40,13 @@ def make_sample(folder: Path, *, n: int = 240, seed: int = 0, size: int = 160) -
             name = f"work_{number:03d}{korean}.jpg"
             draw_picture(quality, rng, size).save(images / name, quality=92)
             writer.writerow(
-                [f"work_{number:03d}", name, TIERS[tier], f"{quality:.3f}", f"artist_{number // 3:03d}"]
+                [
+                    f"work_{number:03d}",
+                    name,
+                    TIERS[tier],
+                    f"{quality:.3f}",
+                    f"artist_{number // 3:03d}",
+                ]
             )
 
 
@@ -73,7 +79,9 @@ def draw_picture(quality: float, rng: np.random.Generator, size: int) -> Image.I
         elif shape == 1:
             canvas.rectangle(box, fill=fill)
         else:
-            canvas.polygon((x, y - radius, x + radius, y + radius, x - radius, y + radius), fill=fill)
+            canvas.polygon(
+                (x, y - radius, x + radius, y + radius, x - radius, y + radius), fill=fill
+            )
     image = image.filter(ImageFilter.GaussianBlur(2.5 * (1 - quality)))
     noise = rng.normal(0, 4 + 26 * (1 - quality), (size, size, 1))
     pixels = np.clip(np.asarray(image, dtype=np.float32) + noise, 0, 255)

@@ -272,4 +272,3 @@ def _check_settings(rounds: int, confidence: float) -> None:
         raise ConfigError(f"bootstrap rounds: {rounds} is negative; 0 means no interval")
     if not 0 < confidence < 1:
         raise ConfigError(f"confidence: {confidence} is not between 0 and 1 (0.95 is usual)")
-
