@@ -144,23 +144,11 @@ def test_given_splits(work: Path) -> None:
     run(["embed", "data", *TINY])
     assert run(["split", "data", "--seed", "7"]) == 0
     names = [f"{name}_metadata.csv" for name in ("train", "val", "test")]
-    assert (
-        run(
-            [
-                "train",
-                "--head-only",
-                "--epochs",
-                "2",
-                "--metadata",
-                f"data/{names[0]}",
-                "--val-metadata",
-                f"data/{names[1]}",
-                "--test-metadata",
-                f"data/{names[2]}",
-            ]  # fmt: skip
-        )
-        == 0
-    )
+    files = ("--metadata", "--val-metadata", "--test-metadata")
+    given = [
+        text for flag, name in zip(files, names, strict=True) for text in (flag, f"data/{name}")
+    ]
+    assert run(["train", "--head-only", "--epochs", "2", *given]) == 0
     (split,) = (work / "runs").glob("*/split.csv")
     with split.open(encoding="utf-8", newline="") as stream:
         used = {row["image_id"]: row["split"] for row in csv.DictReader(stream)}

@@ -249,6 +249,16 @@ def test_a_pair_on_the_hinge_costs_nothing_and_pulls_nothing():
     assert gradient.tolist() == [0, 0, 0]
 
 
+def test_rounding_at_the_hinge_never_makes_a_loss_negative():
+    for a in range(-30, 30):
+        for b in range(-5, 6):  # three tenths apart, give or take a rounding, is the hinge
+            scores = [(a + b) / 10 + 0.3, a / 10, (a - b) / 10 - 0.3]
+            value, _ = evaluate(PairLoss(margin=0.3), scores, [0, 1, 2])
+            expected, _ = reference(PairLoss(margin=0.3), scores, [0, 1, 2])
+            assert value >= 0
+            assert value == pytest.approx(expected, abs=1e-15)
+
+
 def test_gradcheck():
     torch.manual_seed(0)
     scores = torch.randn(9, dtype=torch.float64, requires_grad=True)
@@ -325,7 +335,7 @@ def test_more_pairs_than_an_int32_or_float32_can_count():
         assert value.item() == pytest.approx(expected, rel=1e-13)
         pull = np.array([-sizes[1] - sizes[2], sizes[0] - sizes[2], sizes[0] + sizes[1]])
         np.testing.assert_allclose(
-            scores.grad.numpy(), (pull / sum(pairs.values()))[tiers.numpy()], rtol=1e-13
+            scores.grad.numpy(), (pull / sum(pairs.values()))[tiers.numpy()], rtol=1e-13, atol=1e-19
         )
         assert count_pairs(tiers) == sum(pairs.values()) > 2**31
 

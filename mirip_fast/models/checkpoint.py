@@ -8,6 +8,7 @@ needs besides). Frozen backbone weights are not in it.
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import IO, Any, cast
@@ -61,11 +62,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"--checkpoint {path}: there is no such file") from None
-    except UnpicklingError:
-        raise CheckpointError(
-            f"{path} holds more than plain data and was not opened: a checkpoint could run code that way"
-        ) from None
     except Exception as error:
+        if isinstance(error, UnpicklingError) and zipfile.is_zipfile(path):
+            raise CheckpointError(
+                f"{path} is no checkpoint of plain data, and was not opened: what it holds could run code"
+            ) from None
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
             f"{path} is no checkpoint that can be read as plain data ({first})"
