@@ -252,11 +252,12 @@ def test_a_pair_on_the_hinge_costs_nothing_and_pulls_nothing():
 def test_rounding_at_the_hinge_never_makes_a_loss_negative():
     for a in range(-30, 30):
         for b in range(-5, 6):  # three tenths apart, give or take a rounding, is the hinge
-            scores = [(a + b) / 10 + 0.3, a / 10, (a - b) / 10 - 0.3]
-            value, _ = evaluate(PairLoss(margin=0.3), scores, [0, 1, 2])
-            expected, _ = reference(PairLoss(margin=0.3), scores, [0, 1, 2])
-            assert value >= 0
-            assert value == pytest.approx(expected, abs=1e-15)
+            for far in (0.1, 1000.1):
+                scores = [(a + b) / 10 + 0.3, far, a / 10, (a - b) / 10]
+                value, _ = evaluate(PairLoss(margin=0.3), scores, [0, 0, 1, 1])
+                expected, _ = reference(PairLoss(margin=0.3), scores, [0, 0, 1, 1])
+                assert value >= 0
+                assert value == pytest.approx(expected, abs=1e-12)
 
 
 def test_gradcheck():

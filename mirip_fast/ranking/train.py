@@ -110,7 +110,7 @@ def resume_head(which: str, output_dir: Path) -> tuple[Run, FitResult]:
         raise CheckpointError(f"{path} was not written by `mirip-fast train --head-only`")
     config = config_from_dict(checkpoint["config"])
     info = ModelInfo.from_dict(checkpoint["model"])
-    log.info("Resuming %s after epoch %d", run.path, checkpoint["epoch"])
+    log.info("Resuming %s after epoch %d, with its own settings", run.path, checkpoint["epoch"])
     store = FeatureStore.open(Path(config.embed.cache_dir) / info.fingerprint_id)
     if store.fingerprint != info.fingerprint:
         raise CheckpointError(
@@ -133,6 +133,7 @@ def _fit(
     checkpoint: dict[str, Any] | None,
 ) -> FitResult:
     """Fit into the run's folder, and leave it finished, failed or interrupted."""
+    run.update(status="running")
     handler = run.log_to_file()
     trackers = Trackers({})
     try:
