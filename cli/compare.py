@@ -8,7 +8,7 @@ import click
 
 from mirip_fast.config import Resolved
 
-from .options import command_line, config_options, given_backbone
+from .options import command_line, config_options, moved_backbone
 
 _PATH = click.Path(path_type=Path)
 
@@ -19,8 +19,11 @@ _PATH = click.Path(path_type=Path)
 @click.option(
     "--checkpoint", type=_PATH, help="Run or .pt file (default: the newest finished run)."
 )
-@config_options("train.output_dir", "embed.cache_dir", "embed.backbone", "runtime")
-def compare_command(resolved: Resolved, first: Path, second: Path, checkpoint: Path | None) -> None:
+@moved_backbone
+@config_options("train.output_dir", "embed.cache_dir", "runtime")
+def compare_command(
+    resolved: Resolved, first: Path, second: Path, checkpoint: Path | None, backbone: str | None
+) -> None:
     """Say which of two images scores higher, and by how much."""
     from mirip_fast.evaluation.text_table import format_table
     from mirip_fast.portfolio.rank import compare_images
@@ -29,7 +32,7 @@ def compare_command(resolved: Resolved, first: Path, second: Path, checkpoint: P
     model = pick_model(checkpoint, Path(resolved.config.train.output_dir))
     scores = compare_images(
         model, [first, second], resolved.config,
-        backbone=given_backbone(resolved), command=command_line(),
+        backbone=backbone, command=command_line(),
     )  # fmt: skip
     rows = [(f"{score:.4f}", path) for score, path in zip(scores, (first, second), strict=True)]
     click.echo(format_table(("score", "file"), rows, align="rl"))

@@ -8,7 +8,7 @@ import click
 
 from mirip_fast.config import Resolved
 
-from .options import config_options, given_backbone
+from .options import config_options, moved_backbone
 from .progress import EmbedBar
 
 _PATH = click.Path(path_type=Path)
@@ -26,12 +26,12 @@ _PATH = click.Path(path_type=Path)
     "--split", type=click.Choice(["train", "val", "test"]), default="test", show_default=True
 )
 @click.option("--out", type=_PATH, help="JSON file to write (default: in the run's folder).")
+@moved_backbone
 @config_options(
     "evaluate",
     "data",
     "train.output_dir",
     "embed.cache_dir",
-    "embed.backbone",
     "embed.embed_batch_size",
     "embed.workers",
     "runtime",
@@ -39,6 +39,7 @@ _PATH = click.Path(path_type=Path)
 def evaluate_command(
     resolved: Resolved,
     checkpoint: Path | None,
+    backbone: str | None,
     test_data: Path | None,
     image_dir: Path | None,
     split: str,
@@ -53,9 +54,7 @@ def evaluate_command(
         report, path = judge_split(model, split, config)
     else:
         with EmbedBar() as bar:
-            report, path = judge_files(
-                model, test_data, image_dir, config, given_backbone(resolved), bar
-            )
+            report, path = judge_files(model, test_data, image_dir, config, backbone, bar)
     click.echo(report.to_table())
     path = out or path
     from mirip_fast.files import write_json

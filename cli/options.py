@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from mirip_fast.config import PROJECT_FILE, Resolved, Setting, resolve, settings
+from mirip_fast.config import PROJECT_FILE, Setting, resolve, settings
 
 
 def config_options(
@@ -65,6 +65,7 @@ def command_line() -> str:
     return " ".join(["mirip-fast", *sys.argv[1:]])
 
 
-def given_backbone(resolved: Resolved) -> str | None:
-    """The backbone, if the user named one."""
-    return resolved.config.embed.backbone if "embed.backbone" in resolved.given else None
+#: For commands that use a trained model, which knows its backbone.
+moved_backbone = click.option(
+    "--backbone", help="Where the model's backbone is now, if it moved (default: where it was)."
+)

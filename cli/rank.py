@@ -8,7 +8,7 @@ import click
 
 from mirip_fast.config import Resolved
 
-from .options import command_line, config_options, given_backbone
+from .options import command_line, config_options, moved_backbone
 from .progress import EmbedBar
 
 _PATH = click.Path(path_type=Path)
@@ -25,10 +25,10 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option("--rehash", is_flag=True, help="Read every file again instead of trusting its time.")
 @click.option("--strict", is_flag=True, help="Exit with status 1 if any image failed.")
+@moved_backbone
 @config_options(
     "train.output_dir",
     "embed.cache_dir",
-    "embed.backbone",
     "embed.embed_batch_size",
     "embed.workers",
     "data.id_column",
@@ -42,6 +42,7 @@ def rank_command(
     resolved: Resolved,
     folder: Path,
     checkpoint: Path | None,
+    backbone: str | None,
     top: int | None,
     out: Path,
     rehash: bool,
@@ -56,7 +57,7 @@ def rank_command(
     with EmbedBar() as bar:
         done = rank_folder(
             model, folder, resolved.config, out,
-            backbone=given_backbone(resolved), rehash=rehash, command=command_line(), progress=bar,
+            backbone=backbone, rehash=rehash, command=command_line(), progress=bar,
         )  # fmt: skip
     click.echo(ranking_table(done.ranking[:top]))
     if top is not None and top < len(done.ranking):

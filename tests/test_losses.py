@@ -253,9 +253,9 @@ def test_rounding_at_the_hinge_never_makes_a_loss_negative():
     for a in range(-30, 30):
         for b in range(-5, 6):  # three tenths apart, give or take a rounding, is the hinge
             for far in (0.1, 1000.1):
-                scores = [(a + b) / 10 + 0.3, far, a / 10, (a - b) / 10]
-                value, _ = evaluate(PairLoss(margin=0.3), scores, [0, 0, 1, 1])
-                expected, _ = reference(PairLoss(margin=0.3), scores, [0, 0, 1, 1])
+                scores = [(a + b) / 10 + 0.3, a / 10, far, (a - b) / 10]
+                value, _ = evaluate(PairLoss(margin=0.3), scores, [0, 1, 0, 1])
+                expected, _ = reference(PairLoss(margin=0.3), scores, [0, 1, 0, 1])
                 assert value >= 0
                 assert value == pytest.approx(expected, abs=1e-12)
 

@@ -14,7 +14,16 @@ import torch
 from mirip_fast_cli.main import run
 from test_cli import TINY, make_data
 
-TRAIN = ["train", "--head-only", "--epochs", "40", "--batch-size", "8", "--early-stopping-patience", "0"]
+TRAIN = [
+    "train",
+    "--head-only",
+    "--epochs",
+    "40",
+    "--batch-size",
+    "8",
+    "--early-stopping-patience",
+    "0",
+]
 
 
 @pytest.fixture
@@ -47,7 +56,9 @@ def test_killed_and_resumed_equals_uninterrupted(work: Path, pairs: str) -> None
         stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment,
     )  # fmt: skip
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not list((work / "killed").glob("*/checkpoint_epoch_10.pt")):
+    while time.monotonic() < deadline and not list(
+        (work / "killed").glob("*/checkpoint_epoch_10.pt")
+    ):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "the training ended before it could be killed"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mirip_fast.config import Config, config_from_dict, to_yaml
+from mirip_fast.config import Config, TrainConfig, config_from_dict, to_yaml
 from mirip_fast.data.csv_reader import shown
 from mirip_fast.errors import CheckpointError, DataError
 from mirip_fast.features.datasets import Dataset, newest_graded
@@ -71,12 +71,13 @@ def train_head(config: Config, request: Request) -> tuple[Run, FitResult]:
         config = _as_trial(config)
         images = trial(images, _TRIAL_IMAGES)
     _require_pairs(images)
-    # What trained the features is part of the run, whatever this command's options say.
-    config = dataclasses.replace(
-        config, embed=config_from_dict({"embed": dataset.info["embed"]}).embed
-    )
-    config.embed.cache_dir = str(cache_dir)
+    # How the data was read and embedded is part of the run, whatever this command's options say.
+    kept = config_from_dict({"data": dataset.info["data"], "embed": dataset.info["embed"]})
+    kept.embed.cache_dir = str(cache_dir)
     pace = choose_pace(config.train, images.splits.count("train"))
+    config = dataclasses.replace(
+        config, data=kept.data, embed=kept.embed, train=_with_pace(config.train, pace)
+    )
     store = FeatureStore.open(dataset.store_path)
     run = create_run(
         Path(config.train.output_dir),
@@ -198,6 +199,13 @@ def _images(config: Config, request: Request, dataset: Dataset, cache_dir: Path)
     root = Path(dataset.info["root"])
     data = config_from_dict({"data": dataset.info["data"]}).data
     return graded_of_files(request.split_files, data, root, cache_dir)
+
+
+def _with_pace(train: TrainConfig, pace: Pace) -> TrainConfig:
+    """The settings with the preset's values filled in."""
+    return dataclasses.replace(
+        train, batch_size=pace.batch_size, learning_rate=pace.learning_rate, epochs=pace.epochs
+    )
 
 
 def _as_trial(config: Config) -> Config:
