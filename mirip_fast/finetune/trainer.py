@@ -97,7 +97,6 @@ class Trainer:
             TrainingError: the loss is not finite; the checkpoints saved before are good.
         """
         config = self.config
-        set_seed(config.seed + self.epoch)
         batches = len(cast(Sized, train_loader))
         steps = -(-batches // config.gradient_accumulation_steps)
         scheduler = make_scheduler(
@@ -167,6 +166,8 @@ class Trainer:
     def _train_epoch(
         self, loader: PairLoader, scheduler: torch.optim.lr_scheduler.LambdaLR
     ) -> tuple[float, float]:
+        # Shuffling and dropout are a function of seed and epoch: a resumed run repeats an uninterrupted one.
+        set_seed(self.config.seed * 1_000_003 + self.epoch)
         self.model.train()
         accumulate = self.config.gradient_accumulation_steps
         batches = len(cast(Sized, loader))

@@ -1,0 +1,96 @@
+"""The figures of `mirip-fast benchmark` for the cached path: features in memory, head only."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mirip_fast.config import Config
+from mirip_fast.errors import RunNotFoundError
+from mirip_fast.evaluation.benchmark import Requirements, device_name, peak_memory_gb, time_call
+from mirip_fast.models.head import RankingHead
+from mirip_fast.ranking.fit import HeadFit
+from mirip_fast.ranking.rows import Rows
+from mirip_fast.training.presets import choose_pace
+from mirip_fast.training.run_folder import Run, newest_model
+from mirip_fast.training.trackers import Trackers
+
+_EPOCHS = 2  # measured; the rest is reckoned
+
+
+def cached_benchmark(
+    device: torch.device, *, input_dim: int, images: int = 10_000, accuracy: float | None = None
+) -> dict[str, Any]:
+    """Measure the cached path on random rows, with the keys of ``run_full_benchmark``.
+
+    The training time is that of two epochs of the default recipe on ``images`` rows, checkpoints
+    included, times the preset's epochs; the backbone's one pass is not in it.
+    """
+    head = RankingHead(input_dim).to(device).eval()
+    pair = torch.randn(2, input_dim, device=device)
+
+    @torch.inference_mode()
+    def score() -> None:
+        head(pair)
+
+    milliseconds = 1000 * time_call(score, device, repeats=50)
+    config = Config()
+    pace = choose_pace(config.train, images)
+    seconds = _seconds_per_epoch(config, images, input_dim, device)
+    hours = seconds * pace.epochs * (10_000 / images) / 3600
+    need = Requirements()
+    if device.type == "cuda":
+        memory, kind = (
+            torch.cuda.max_memory_allocated(device) / (1 << 30),
+            "peak allocated on the GPU",
+        )
+    else:
+        memory, kind = peak_memory_gb(), "peak resident memory of the process"
+    return {
+        "inference_time_ms": milliseconds,
+        "memory_usage_gb": memory,
+        "memory_kind": kind,
+        "training_hours_per_10k": hours,
+        "accuracy": accuracy,
+        "meets_inference_requirement": milliseconds < need.inference_ms,
+        "meets_memory_requirement": memory < need.memory_gb,
+        "meets_training_requirement": hours < need.training_hours,
+        "meets_accuracy_requirement": None if accuracy is None else accuracy >= need.accuracy,
+        "device": device_name(device),
+    }
+
+
+def _seconds_per_epoch(config: Config, images: int, input_dim: int, device: torch.device) -> float:
+    rng = np.random.default_rng(0)
+
+    def rows(n: int) -> Rows:
+        features = rng.standard_normal((n, 1, input_dim), dtype=np.float32)
+        tiers = rng.integers(4, size=n).astype(np.int64)
+        return Rows([str(i) for i in range(n)], features, tiers, [None] * n)
+
+    pace = choose_pace(config.train, images)
+    measured = type(pace)(pace.batch_size, pace.learning_rate, _EPOCHS)
+    fit = HeadFit(rows(images), rows(max(10, images // 8)), config, measured, {}, device)
+    quiet = logging.getLogger("mirip_fast.ranking.fit")
+    with tempfile.TemporaryDirectory() as folder:
+        quiet.disabled = True  # epochs on random rows tell nothing
+        try:
+            return fit.run(Run(Path(folder)), Trackers({})).seconds / _EPOCHS
+        finally:
+            quiet.disabled = False
+
+
+def measured_accuracy(output_dir: Path) -> tuple[float | None, str]:
+    """Test pairwise accuracy of the newest finished run, and where it is from."""
+    try:
+        run = newest_model(output_dir)
+        report = json.loads((run.path / "evaluation_test.json").read_text(encoding="utf-8"))
+        return float(report["pairwise_accuracy"]), str(run.path)
+    except (RunNotFoundError, OSError, ValueError, KeyError):
+        return None, "not measured: run `mirip-fast evaluate` first"
