@@ -260,11 +260,11 @@ def _improve(goal: _Goal, kinds: Counts, amounts: Counts) -> Counts:
                 first, second = divmod(found, len(returned))
                 given_back = int(back[second - 1]) if second else -1
                 best = (costs[found], int(source), int(target), int(out[first]), given_back)
-        cost, source, target, kind, given_back = best
+        cost, giver, taker, kind, given_back = best
         if kind < 0:
             break
-        amounts[kind, [source, target]] += (-1, 1)
+        amounts[kind, [giver, taker]] += (-1, 1)
         if given_back >= 0:
-            amounts[given_back, [source, target]] += (1, -1)
+            amounts[given_back, [giver, taker]] += (1, -1)
         placed = amounts.T @ kinds
     return amounts

@@ -115,4 +115,4 @@ def split_tokens(
             f"1 CLS + {spec.num_register_tokens} register + {rows}×{columns} patch tokens were "
             "expected; this model type is not supported"
         )
-    return tokens[:, 0], tokens[:, skipped:].unflatten(1, (rows, columns))
+    return tokens[:, 0], tokens[:, skipped:].reshape(len(tokens), rows, columns, -1)

@@ -36,7 +36,7 @@ def build() -> nn.Module:
     import torch
     from transformers import Dinov2Config, Dinov2Model
 
-    model = Dinov2Model(Dinov2Config(**CONFIG))
+    model: nn.Module = Dinov2Model(Dinov2Config(**CONFIG))
     draw = np.random.RandomState(20_230_414)
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):

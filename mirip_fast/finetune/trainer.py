@@ -108,6 +108,9 @@ class Trainer:
         )
         if self._resumed:
             scheduler.load_state_dict(self._resumed["scheduler_state_dict"])
+            # A new schedule has put the first learning rate into the optimizer.
+            self.optimizer.load_state_dict(self._resumed["optimizer_state_dict"])
+            self._resumed = None
         trackers = start_trackers(
             TrackingConfig(
                 report_to="wandb" if config.wandb_enabled else "none",

@@ -114,7 +114,7 @@ class PairwiseRankingModel(nn.Module):
         if image1.shape[1:] != image2.shape[1:]:
             return self.score(image1), self.score(image2)
         both = self.score(torch.cat([image1.to(self.device), image2.to(self.device)]))
-        first, second = both.split([len(image1), len(image2)])
+        first, second = torch.split(both, [len(image1), len(image2)])
         return first, second
 
     def compute_loss(
@@ -124,7 +124,7 @@ class PairwiseRankingModel(nn.Module):
         labels = labels.to(score1.device)
         return pair_loss(score1, score2, labels, kind=self.loss, margin=self.margin)
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Weights to save; without the backbone's where it is frozen."""
         state: dict[str, Any] = super().state_dict(*args, **kwargs)
         prefix = kwargs.get("prefix", "") + _BACKBONE
