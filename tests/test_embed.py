@@ -1,0 +1,256 @@
+"""The embed loop: every image's row is its own, whatever stands around it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mirip_fast.config import EmbedConfig
+from mirip_fast.data.hashes import HashMemory
+from mirip_fast.data.images import load_rgb, resize_square, to_array
+from mirip_fast.errors import StoreLockedError
+from mirip_fast.features.backbone import Backbone, load_backbone
+from mirip_fast.features.embed import STATUSES, Outcome, Settings, embed
+from mirip_fast.features.phase_one import PhaseOne, prepare
+from mirip_fast.features.pooling import pool_tokens
+from mirip_fast.features.recipe import Recipe, make_recipe
+from mirip_fast.features.store import FeatureStore
+
+
+def draw(path: Path, seed: int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+    Image.fromarray(np.kron(pixels[:5, :5], np.ones((8, 6, 1), np.uint8))).save(path)
+    return path
+
+
+class Phase:
+    """Phase one on a folder, with a backbone whose calls are counted."""
+
+    def __init__(self, folder: Path, **options: object):
+        self.hashes = HashMemory(None)
+        config = EmbedConfig(
+            **{
+                "backbone": "tiny-random",
+                "image_size": 28,
+                "cache_dir": str(folder / "cache"),
+                **options,
+            }
+        )
+        self.phase: PhaseOne = prepare(config, "cpu", self.hashes)
+        self.loads = 0
+        self.images = 0  # images that went through the backbone
+        self.limit: int | None = None  # out of memory above this batch size
+
+    @property
+    def store(self) -> FeatureStore:
+        return self.phase.store
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.phase.recipe
+
+    def load(self) -> Backbone:
+        self.loads += 1
+        backbone = load_backbone(self.recipe.backbone, torch.device("cpu"), "fp32")
+        tokens = backbone.tokens
+
+        def counted(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            if self.limit is not None and len(pixels) > self.limit:
+                raise torch.OutOfMemoryError("out of memory")
+            self.images += len(pixels)
+            return tokens(pixels)
+
+        backbone.tokens = counted  # type: ignore[method-assign]
+        return backbone
+
+    def run(self, paths: list[Path], **settings: object) -> list[Outcome]:
+        options = Settings(**{"batch_size": 4, **settings})  # type: ignore[arg-type]
+        return embed(paths, self.recipe, self.store, self.load, self.hashes, options)
+
+    def expected(self, path: Path, kind: str, *, flip: bool = False) -> np.ndarray:
+        """One image alone through the backbone."""
+        backbone = load_backbone(self.recipe.backbone, torch.device("cpu"), "fp32")
+        pixels = to_array(resize_square(load_rgb(path), self.recipe.size, self.recipe.resize))
+        tensor = backbone.normalise(torch.from_numpy(pixels)[None])
+        cls, patches = backbone.tokens(tensor.flip(-1) if flip else tensor)
+        return pool_tokens(kind, cls, patches)[0].numpy()
+
+    def stored(self, outcome: Outcome, series: str) -> np.ndarray:
+        assert outcome.sha256 is not None
+        rows = self.store.rows(series, [outcome.sha256])
+        assert rows[0] >= 0
+        return self.store.read(series, rows)[0].astype(np.float32)
+
+
+def assert_own_rows(phase: Phase, paths: list[Path], outcomes: list[Outcome]) -> None:
+    for path, outcome in zip(paths, outcomes, strict=True):
+        assert outcome.status in STATUSES
+        if outcome.status != "failed":
+            for kind in phase.recipe.kinds:
+                stored = phase.stored(outcome, f"{kind}.28")
+                np.testing.assert_allclose(stored, phase.expected(path, kind), rtol=2e-3, atol=2e-3)
+
+
+def test_a_bad_file_never_shifts_a_row(tmp_path: Path) -> None:
+    paths = [draw(tmp_path / f"{i}.png", i) for i in range(10)]
+    paths[3].write_text("broken")
+    paths[4].write_bytes(b"")
+    copy = tmp_path / "copy.png"
+    copy.write_bytes(paths[1].read_bytes())
+    paths.insert(6, copy)
+    paths.insert(0, tmp_path / "absent.png")
+    phase = Phase(tmp_path)
+    outcomes = phase.run(paths)
+    assert [o.status for o in outcomes] == [
+        "failed", "embedded", "embedded", "embedded", "failed", "failed", "embedded", "duplicate",
+        "embedded", "embedded", "embedded", "embedded",
+    ]  # fmt: skip
+    assert all((o.reason is not None) == (o.status == "failed") for o in outcomes)
+    assert_own_rows(phase, paths, outcomes)
+
+
+def test_the_second_run_computes_nothing_and_loads_nothing(tmp_path: Path) -> None:
+    paths = [draw(tmp_path / f"{i}.png", i) for i in range(6)]
+    phase = Phase(tmp_path)
+    phase.run(paths)
+    assert (phase.loads, phase.images) == (1, 6)
+    moved = [path.rename(tmp_path / f"moved-{path.name}") for path in paths]
+    assert {o.status for o in phase.run(moved)} == {"present"}
+    assert (phase.loads, phase.images) == (1, 6)
+    draw(moved[2], 99)
+    outcomes = phase.run([*moved, draw(tmp_path / "new.png", 100)])
+    assert [o.status for o in outcomes] == ["present"] * 2 + ["embedded"] + ["present"] * 3 + [
+        "embedded"
+    ]
+    assert phase.images == 8
+
+
+def test_views_and_kinds_are_filled_by_need(tmp_path: Path) -> None:
+    paths = [draw(tmp_path / f"{i}.png", i) for i in range(5)]
+    Phase(tmp_path, patches="none").run(paths[:3])
+    phase = Phase(tmp_path, patches="none", tta="flip")
+    outcomes = phase.run(paths)
+    assert phase.images == 3 + 2 * 2  # three lack the flipped view, two lack both
+    for path, outcome in zip(paths, outcomes, strict=True):
+        np.testing.assert_allclose(
+            phase.stored(outcome, "cls.28-flip"), phase.expected(path, "cls", flip=True),
+            rtol=2e-3, atol=2e-3,
+        )  # fmt: skip
+        mirrored = tmp_path / "mirrored.png"
+        load_rgb(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(mirrored)
+        np.testing.assert_allclose(
+            phase.stored(outcome, "cls.28-flip"),
+            phase.expected(mirrored, "cls"),
+            rtol=2e-2,
+            atol=2e-2,
+        )
+    grid = Phase(tmp_path, patches="grid:2")
+    grid.run(paths)
+    assert grid.images == 5
+    assert {"cls.28", "cls.28-flip", "grid2.28"} == set(grid.store.series())
+    assert grid.store.series()["grid2.28"].shape == (2, 2, 64)
+
+
+def test_out_of_memory_halves_the_batch(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    paths = [draw(tmp_path / f"{i}.png", i) for i in range(9)]
+    phase = Phase(tmp_path)
+    phase.limit = 3
+    outcomes = phase.run(paths, batch_size=8)
+    assert "batches of 2 images" in caplog.text and {o.status for o in outcomes} == {"embedded"}
+    assert_own_rows(phase, paths, outcomes)
+    other = Phase(tmp_path / "b")
+    other.limit = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        other.run(paths[:1])
+
+
+def test_a_feature_that_does_not_fit_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [draw(tmp_path / f"{i}.png", i) for i in range(3)]
+    phase = Phase(tmp_path)
+
+    def huge(kind: str, cls: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
+        pooled = pool_tokens(kind, cls, patches)
+        pooled[1] = 1e6
+        return pooled
+
+    monkeypatch.setattr("mirip_fast.features.embed.pool_tokens", huge)
+    outcomes = phase.run(paths)
+    assert [o.status for o in outcomes] == ["embedded", "failed", "embedded"]
+    assert "--store-dtype float32" in str(outcomes[1].reason)
+    monkeypatch.undo()
+    assert_own_rows(phase, [paths[0], paths[2]], [outcomes[0], outcomes[2]])
+
+
+def test_a_file_that_changes_while_it_is_read_gets_no_wrong_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [draw(tmp_path / f"{i}.png", i) for i in range(3)]
+    phase = Phase(tmp_path)
+    load = phase.load
+
+    def change_then_load() -> Backbone:
+        draw(paths[1], 77)
+        return load()
+
+    monkeypatch.setattr(phase, "load", change_then_load)
+    outcomes = phase.run(paths)
+    assert_own_rows(phase, paths, outcomes)
+    assert outcomes[1].sha256 == HashMemory(None).sha256(paths[1])
+
+
+def test_an_interrupted_run_keeps_what_was_committed(tmp_path: Path) -> None:
+    paths = [draw(tmp_path / f"{i}.png", i) for i in range(12)]
+    phase = Phase(tmp_path)
+
+    def stop(progress: object) -> None:
+        if phase.images >= 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        embed(
+            paths, phase.recipe, phase.store, phase.load, phase.hashes, Settings(batch_size=4), stop
+        )
+    again = Phase(tmp_path)
+    outcomes = again.run(paths)
+    assert again.images == 4 and [o.status for o in outcomes].count("present") == 8
+    assert_own_rows(again, paths, outcomes)
+
+
+def test_a_locked_store_is_told_and_not_touched(tmp_path: Path) -> None:
+    paths = [draw(tmp_path / "0.png", 0)]
+    phase = Phase(tmp_path)
+    with phase.store.writer(command="another run"):
+        with pytest.raises(StoreLockedError, match="another run"):
+            phase.run(paths)
+        assert phase.images == 0
+
+
+def test_the_fingerprint_is_of_what_shapes_the_numbers(tmp_path: Path) -> None:
+    phase = Phase(tmp_path)
+    spec = phase.recipe.backbone
+    base = EmbedConfig(backbone="tiny-random", image_size=28)
+    same = [
+        replace(base, embed_batch_size=3), replace(base, workers=5), replace(base, cache_dir="x"),
+        replace(base, tta="full"), replace(base, patches="grid:2"), replace(base, image_size=30),
+    ]  # fmt: skip
+    other = [
+        replace(base, image_size=42), replace(base, resize="pad"), replace(base, decode="exact"),
+        replace(base, store_dtype="float32"),
+    ]  # fmt: skip
+    identity = make_recipe(base, spec, "fp32").fingerprint_id
+    assert {make_recipe(o, spec, "fp32").fingerprint_id for o in same} == {identity}
+    ids = [make_recipe(o, spec, "fp32").fingerprint_id for o in other]
+    ids += [
+        make_recipe(base, spec, "bf16").fingerprint_id,
+        make_recipe(base, replace(spec, weights_id="0"), "fp32").fingerprint_id,
+        make_recipe(base, replace(spec, mean=(0.0, 0.0, 0.0)), "fp32").fingerprint_id,
+    ]
+    assert len({identity, *ids}) == 1 + len(ids)
