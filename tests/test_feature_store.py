@@ -299,3 +299,33 @@ def test_a_newer_store_is_left_alone(tmp_path: Path) -> None:
     (store.path / "store.json").write_text(json.dumps({"schema": 99, "fingerprint": {}}))
     with pytest.raises(StoreError, match="another version"):
         FeatureStore.open(store.path)
+
+
+def test_a_batch_is_on_the_disk_when_append_returns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a kill can not show but a power loss would: every file written is synced after its last byte."""
+    store, events = new_store(tmp_path), []
+    pwrite, fdatasync = os.pwrite, os.fdatasync
+
+    def record_write(handle: int, data: bytes, offset: int) -> int:
+        events.append(("write", handle))
+        return pwrite(handle, data, offset)
+
+    def record_sync(handle: int) -> None:
+        events.append(("sync", handle))
+        fdatasync(handle)
+
+    monkeypatch.setattr(os, "pwrite", record_write)
+    monkeypatch.setattr(os, "fdatasync", record_sync)
+    with store.writer() as writer:
+        for start in (0, 5):
+            numbers = list(range(start, start + 5))
+            writer.append(
+                [sha(n) for n in numbers],
+                {s: np.stack([row(s, n) for n in numbers]) for s in SPECS},
+            )
+            written = {handle for what, handle in events if what == "write"}
+            assert len(written) == len(SPECS)
+            for handle in written:
+                assert [what for what, h in events if h == handle][-1] == "sync"

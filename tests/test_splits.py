@@ -1,0 +1,87 @@
+"""Splits: nothing is lost, nothing that belongs together is torn apart, and the shares are as told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mirip_fast.data.records import Manifest, Record
+from mirip_fast.data.splits import SPLITS, DataSplitter, split_manifest
+from mirip_fast.errors import ConfigError, MiripError
+
+TIERS = ("S", "A", "B", "C")
+
+
+def manifest(tiers: list[int], groups: list[str | None] | None = None) -> Manifest:
+    records = tuple(
+        Record(f"id{i:04d}", Path(f"/none/{i}.png"), tier, None, groups[i] if groups else None)
+        for i, tier in enumerate(tiers)
+    )
+    return Manifest(Path("/none/metadata.csv"), Path("/none"), TIERS, records)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_data(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(60, 400))
+    tiers = rng.choice(4, n, p=[0.05, 0.3, 0.4, 0.25]).tolist()
+    groups = [f"g{g}" if g else None for g in rng.integers(0, n // 3, n)] if seed % 2 else None
+    hashes = [int(h) for h in rng.integers(0, n * 5, n)]
+    data = manifest(tiers, groups)
+    split = split_manifest(data, duplicates=hashes)
+    assert len(split.assignment) == n and set(split.assignment) == set(SPLITS)
+    for labels in (hashes, groups or []):
+        seen: dict[object, str] = {}
+        for label, part in zip(labels, split.assignment, strict=False):
+            if label is not None:
+                assert seen.setdefault(label, part) == part
+    # The deviation that is told is the true one.
+    worst = 0.0
+    for part in SPLITS:
+        here = [tier for tier, name in zip(tiers, split.assignment, strict=True) if name == part]
+        for tier in set(tiers):
+            worst = max(worst, abs(here.count(tier) / len(here) - tiers.count(tier) / n) * 100)
+    assert split.deviation() == pytest.approx(worst)
+    if groups is None:
+        assert worst <= 5 or n < 100
+    # The order of the rows does not matter; the seed does.
+    order = rng.permutation(n)
+    again = split_manifest(data.subset(order), duplicates=[hashes[i] for i in order])
+    assert [again.assignment[k] for k in np.argsort(order)] == list(split.assignment)
+    assert split_manifest(data, seed=7, duplicates=hashes).assignment != split.assignment
+
+
+def test_shares_without_groups() -> None:
+    split = split_manifest(manifest([i % 4 for i in range(400)]))
+    assert [split.assignment.count(name) for name in SPLITS] == [320, 40, 40]
+    assert split.deviation() <= 1e-9
+
+
+@pytest.mark.parametrize("n", range(1, 13))
+def test_very_small_data_is_split_or_refused(n: int) -> None:
+    try:
+        split = split_manifest(manifest([i % 2 for i in range(n)]))
+    except MiripError as error:
+        assert n < 8 and str(error)
+    else:
+        assert len(split.assignment) == n and "train" in split.assignment
+
+
+def test_ratios_are_checked() -> None:
+    with pytest.raises(ConfigError):
+        split_manifest(manifest([0, 1] * 20), ratios=(0.8, 0.1, 0.2))
+
+
+def test_the_documented_splitter() -> None:
+    table = pd.DataFrame(
+        {"image_id": [f"i{k}" for k in range(200)], "tier": ["S", "A", "B", "C"] * 50}
+    )
+    parts = DataSplitter(0.8, 0.1, 0.1, seed=42, stratify_column="tier").split(table)
+    assert [len(part) for part in parts] == [160, 20, 20]
+    assert sorted(pd.concat(parts)["image_id"]) == sorted(table["image_id"])
+    assert all((part["tier"].value_counts() == len(part) / 4).all() for part in parts)
+    with pytest.raises(MiripError, match="grade"):
+        DataSplitter(stratify_column="grade").split(table)
