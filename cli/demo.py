@@ -25,7 +25,6 @@ def demo_command(context: click.Context, folder: Path) -> None:
     Uses the built-in untrained backbone: it shows how the tool works, not what it can do.
     """
     from mirip_fast.data.sample import make_portfolio, make_sample
-
     from mirip_fast.errors import DataError
 
     if folder.exists() and any(folder.iterdir()) and not (folder / "data").is_dir():

@@ -15,6 +15,8 @@ import click
 from mirip_fast import __version__
 from mirip_fast.errors import MiripError
 
+from .interrupted import Interrupted
+
 #: Commands in the order of the help page; each is a function of its name in the module of its name.
 COMMANDS = (
     "embed", "train", "evaluate", "rank", "compare", "split", "cache", "benchmark", "demo", "config",
@@ -80,8 +82,12 @@ def run(arguments: list[str]) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        _say("Stopped. What was committed is kept; the same command goes on from there.")
+    except (KeyboardInterrupt, click.Abort) as error:
+        cause = error.__cause__  # click wraps it
+        how = (
+            str(cause) if isinstance(cause, Interrupted) else "The same command goes on from there."
+        )
+        _say(f"Stopped. What was saved is kept. {how}")
         return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -9,6 +9,7 @@ import click
 from mirip_fast.config import Resolved
 from mirip_fast.errors import ConfigError
 
+from .interrupted import Interrupted
 from .options import config_options
 
 _PATH = click.Path(path_type=Path)
@@ -45,12 +46,17 @@ def train_command(
     if not head_only:
         raise ConfigError("Say what to train: `mirip-fast train --head-only`")
     config = resolved.config
-    if resume:
-        run, result = resume_head(resume, Path(config.train.output_dir))
-    else:
-        files = {"train": metadata, "val": val_metadata, "test": test_metadata}
-        split_files = {name: path for name, path in files.items() if path is not None}
-        run, result = train_head(config, Request(data, split_files, debug))
+    try:
+        if resume:
+            run, result = resume_head(resume, Path(config.train.output_dir))
+        else:
+            files = {"train": metadata, "val": val_metadata, "test": test_metadata}
+            split_files = {name: path for name, path in files.items() if path is not None}
+            run, result = train_head(config, Request(data, split_files, debug))
+    except KeyboardInterrupt:
+        raise Interrupted(
+            "`mirip-fast train --head-only --resume latest` goes on from there."
+        ) from None
     why = "no better epoch for a while" if result.stopped_early else "all epochs done"
     click.echo(
         f"Finished after {result.epochs} epochs in {result.seconds:.1f} s ({why}). "

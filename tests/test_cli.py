@@ -298,6 +298,36 @@ def test_ctrl_c_keeps_what_was_committed(work: Path) -> None:
     assert done.returncode == 0 and "60 images = " in out and " 0 failed" in out
 
 
+def test_a_training_that_is_stopped_says_how_to_go_on(work: Path) -> None:
+    make_data(work / "data")
+    run(["embed", "data", *TINY])
+    process = mirip("train", "--head-only", "--epochs", "5000", "--early-stopping-patience", "0")
+    deadline = time.monotonic() + 60
+    while not list((work / "runs").glob("*/last_model.pt")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.terminate()
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and "--resume latest" in err and "Traceback" not in err
+    (info,) = (work / "runs").glob("*/run.json")
+    assert json.loads(info.read_text())["status"] == "interrupted"
+
+
+def test_judging_after_the_cache_is_gone(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    trained(work)
+    (work / "cache").rename(work / "elsewhere")
+    capfd.readouterr()
+    assert run(["evaluate"]) == 0
+    assert "computed again" in capfd.readouterr().err
+
+
+def test_grades_do_not_matter_to_ranking(work: Path) -> None:
+    trained(work)
+    text = (work / "data" / "metadata.csv").read_text(encoding="utf-8-sig")
+    (work / "data" / "metadata.csv").write_text(text.replace(",S,", ",unheard of,"))
+    assert run(["rank", "data"]) == 0
+    assert len(json.loads((work / "ranking.json").read_text())["works"]) == 40
+
+
 def test_help_is_quick_to_import_and_complete() -> None:
     code = (
         "import sys, mirip_fast, mirip_fast_cli.main as m; m.run(['--help']);"

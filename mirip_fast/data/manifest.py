@@ -149,8 +149,8 @@ def _read_folder(folder: Path, options: DataOptions) -> Manifest:
         )
     names = [Path(os.path.relpath(path, folder)) for path in paths]
     tops = {name.parts[0] if len(name.parts) > 1 else "" for name in names}
-    graded = tops <= set(options.tiers)
-    if not graded:
+    graded = options.with_grades and tops <= set(options.tiers)
+    if options.with_grades and not graded:
         _remark_on_ungraded(folder, tops, options)
     records = tuple(
         Record(

@@ -93,9 +93,13 @@ def _find_columns(table: Table, options: DataOptions) -> _Columns:
             problems.add(f"no column {name!r} ({flag}). It has: {exists}.{hint}")
         return None
 
+    own_id = optional(options.id_column, defaults.id_column, "--id-column")
+    if not options.with_grades:
+        problems.raise_if_any()
+        return _Columns(image=image or "", id=own_id, tier=None, score=None, group=None)
     columns = _Columns(
         image=image or "",
-        id=optional(options.id_column, defaults.id_column, "--id-column"),
+        id=own_id,
         tier=optional(options.tier_column, defaults.tier_column, "--tier-column"),
         score=optional(options.score_column, defaults.score_column, "--score-column"),
         group=optional(options.group_column, defaults.group_column, "--group-column"),

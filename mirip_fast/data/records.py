@@ -27,6 +27,7 @@ class DataOptions:
         image_root: folder that image files are relative to, before the CSV's own folder.
         separator: between cells; ``None`` finds it out.
         encoding: of the CSV file; utf-8 with or without a byte order mark.
+        with_grades: whether tiers, scores and groups are read; without, their columns are like any other.
         encoding_errors: ``surrogateescape`` reads files with file names that are no UTF-8, as
             :func:`write_manifest_csv` writes them; ``strict`` refuses such a file.
 
@@ -43,6 +44,7 @@ class DataOptions:
     image_root: Path | None = None
     separator: str | None = None
     encoding: str = "utf-8"
+    with_grades: bool = True
     encoding_errors: str = "strict"
 
     def __post_init__(self) -> None:

@@ -42,12 +42,9 @@ def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
     def write(stream: IO[bytes]) -> None:
         try:
             torch.save(checkpoint, stream)
-        except (
-            RuntimeError
-        ) as error:  # torch hides the stream's own error (a full disk) behind this
-            if isinstance(error.__context__, OSError):
-                raise error.__context__ from None
-            raise
+        except RuntimeError as error:
+            # torch hides what really happened (a full disk, Ctrl-C) behind an error of its own.
+            raise error.__context__ or error from None
 
     write_atomically(path, write)
 

@@ -54,9 +54,8 @@ def rank_folder(
     Raises:
         DataError: no image could be read.
     """
-    # Tiers are the folder's own business here: an unknown one is no reason not to rank.
-    data = dataclasses.replace(config.data, tier_column="", score_column="", group_column="")
-    manifest = read_manifest(folder, DataOptions.from_config(data))
+    options = dataclasses.replace(DataOptions.from_config(config.data), with_grades=False)
+    manifest = read_manifest(folder, options)
     records = manifest.records
     scored = _score(model, [r.path for r in records], config, backbone, rehash, command, progress)
     names = [os.path.relpath(record.path, manifest.root) for record in records]

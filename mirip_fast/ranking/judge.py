@@ -8,11 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mirip_fast.config import Config, config_from_dict
 from mirip_fast.data.manifest import read_manifest
 from mirip_fast.data.records import DataOptions
-from mirip_fast.errors import DataError
+from mirip_fast.errors import DataError, StoreError
 from mirip_fast.evaluation.report import Report, judge
 from mirip_fast.features.embed import Progress, Settings
 from mirip_fast.features.store import FeatureStore
@@ -54,10 +55,27 @@ def judge_split(model: ScoreModel, split: str, config: Config) -> tuple[Report, 
     images = load_split(folder / SPLIT_FILE, model.info.tiers, data).part(split)
     if not len(images):
         raise DataError(f"{folder / SPLIT_FILE} has no images in the {split} split")
-    store = FeatureStore.open(Path(config.embed.cache_dir) / model.info.fingerprint_id)
     log.info("%s split: %d images", split.capitalize(), len(images))
-    scores = model.score(store, images.hashes)
+    try:
+        store = FeatureStore.open(Path(config.embed.cache_dir) / model.info.fingerprint_id)
+        scores = model.score(store, images.hashes)
+    except StoreError as error:
+        log.info("The cached features are not all there (%s): they are computed again", error)
+        scores = _score_again(model, images, config)
     return _report(scores, images, config), folder / f"evaluation_{split}.json"
+
+
+def _score_again(model: ScoreModel, images: GradedImages, config: Config) -> NDArray[np.float32]:
+    """Scores of a split's image files; every file has to be the one that was split."""
+    paths = [record.path for record in images.manifest.records]
+    scored = score_files(
+        model, paths, cache_dir=Path(config.embed.cache_dir), device=config.runtime.device
+    )
+    for path, outcome, sha in zip(paths, scored.outcomes, images.hashes, strict=True):
+        if outcome.reason or outcome.sha256 != sha:
+            why = outcome.reason or "its content changed since training"
+            raise DataError(f"{path} of the run's split can not be scored: {why}")
+    return scored.scores
 
 
 def judge_files(
