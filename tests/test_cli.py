@@ -320,6 +320,33 @@ def test_judging_after_the_cache_is_gone(work: Path, capfd: pytest.CaptureFixtur
     assert "computed again" in capfd.readouterr().err
 
 
+def change_fingerprint(work: Path, **fields: object) -> None:
+    """Make the newest model one that was trained on other features."""
+    import torch
+
+    (path,) = (work / "runs").glob("*/best_model.pt")
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["model"]["fingerprint"].update(fields)
+    torch.save(checkpoint, path)
+
+
+def test_a_precision_this_machine_lacks(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    trained(work)
+    change_fingerprint(work, precision="bf16")
+    capfd.readouterr()
+    assert run(["rank", "data"]) == 0
+    assert "trained on bf16 features; this machine computes in fp32" in capfd.readouterr().err
+
+
+def test_another_backbone_is_refused(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    trained(work)
+    change_fingerprint(work, backbone="other", resize="pad")
+    capfd.readouterr()
+    assert run(["rank", "data"]) == 1
+    err = capfd.readouterr().err
+    assert "backbone: other ≠" in err and "resize: pad ≠ squash" in err and "--backbone DIR" in err
+
+
 def test_grades_do_not_matter_to_ranking(work: Path) -> None:
     trained(work)
     text = (work / "data" / "metadata.csv").read_text(encoding="utf-8-sig")

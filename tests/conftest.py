@@ -1,0 +1,17 @@
+"""What every test starts from: the same random numbers, one thread, and no network."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that wait for each other only cost time here
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+
+from mirip_fast.runtime import set_seed
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    set_seed(0)
