@@ -13,14 +13,14 @@ from .options import config_options
 
 
 @click.command("benchmark")
-@click.option("--pairs-per-step", type=click.IntRange(1), default=32, show_default=True,
-              help="Pairs of the training step whose memory and time are measured.")  # fmt: skip
+@click.option("--pairs-per-step", type=click.IntRange(1),
+              help="Pairs of the measured training step [default: 32 on a GPU, 2 on a CPU].")  # fmt: skip
 @click.option("--images", type=click.IntRange(100), default=10_000, show_default=True,
               help="Cached rows that the head is trained on.")  # fmt: skip
 @config_options("embed.backbone", "embed.image_size", "train.output_dir", "runtime")
-def benchmark_command(resolved: Resolved, pairs_per_step: int, images: int) -> None:
+def benchmark_command(resolved: Resolved, pairs_per_step: int | None, images: int) -> None:
     """Measure time and memory of both paths: from cached features, and from images."""
-    from mirip_fast.evaluation.benchmark import PerformanceBenchmarks
+    from mirip_fast.evaluation.benchmark import REQUIRED_BATCH, PerformanceBenchmarks
     from mirip_fast.evaluation.text_table import format_table
     from mirip_fast.models.ranking_model import PairwiseRankingModel
     from mirip_fast.ranking.benchmark import cached_benchmark, measured_accuracy
@@ -28,6 +28,7 @@ def benchmark_command(resolved: Resolved, pairs_per_step: int, images: int) -> N
 
     config = resolved.config
     device = resolve_device(config.runtime.device)
+    pairs_per_step = pairs_per_step or (2 if device.type == "cpu" else REQUIRED_BATCH)
     accuracy, source = measured_accuracy(Path(config.train.output_dir))
     model = PairwiseRankingModel(config.embed.backbone)
     cached = cached_benchmark(
@@ -46,7 +47,9 @@ def benchmark_command(resolved: Resolved, pairs_per_step: int, images: int) -> N
     click.echo(
         f"On {whole['device']}, {config.embed.backbone} at {config.embed.image_size} pixels."
     )
-    click.echo(f"Memory: {whole['memory_kind']}, {pairs_per_step} pairs per step.")
+    click.echo(
+        f"Memory: {whole['memory_kind']}, {pairs_per_step} pairs per step (required at {REQUIRED_BATCH})."
+    )
     click.echo("Training time: reckoned for 10,000 images and all epochs from the measured steps.")
     click.echo(f"Accuracy: {source}")
 
@@ -62,4 +65,5 @@ _ROWS = (
 def _cell(report: dict[str, Any], key: str, check: str, form: str) -> str:
     if report[key] is None:
         return "not measured"
-    return f"{report[key]:{form}} {'met' if report[check] else 'NOT met'}"
+    verdict = {True: "met", False: "NOT met", None: "not judged"}[report[check]]
+    return f"{report[key]:{form}} {verdict}"

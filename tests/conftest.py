@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that wait for each other only cost time here
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # threads that wait for each other only cost time here
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
