@@ -45,6 +45,8 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         partial.unlink(missing_ok=True)
         if is_disk_full(error):
             raise disk_full(path) from error
+        if isinstance(error, OSError) and error.filename == str(partial):
+            error.filename = str(path)  # the name that means something to the user
         raise
     fsync_folder(path.parent)
 

@@ -123,6 +123,13 @@ def test_a_full_disk_leaves_the_old_checkpoint(
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_folder_that_can_not_be_written_is_told_by_the_files_own_name(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"file'?") as error:
+        save_checkpoint(tmp_path / "file" / "best_model.pt", checkpoint(RankingHead(24)))
+    assert "partial" not in str(error.value)
+
+
 def test_equal_scores_share_a_rank() -> None:
     ranking = rank_scores(list("abcde"), list("ABCDE"), [1.0, 3.0, float("nan"), 1.0, 0.5])
     assert [(w.rank, w.file) for w in ranking] == [(1, "b"), (2, "a"), (2, "d"), (4, "e")]
