@@ -281,7 +281,7 @@ def mirip(*arguments: str, **options: object) -> subprocess.Popen[str]:
 
 
 def test_ctrl_c_keeps_what_was_committed(work: Path) -> None:
-    for i in range(60):
+    for i in range(400):
         draw(work / "data" / f"{i:02d}.png", 0.5, i)
     process = mirip("embed", "data", *TINY, "--batch-size", "1")
     shards = work / "cache"
@@ -295,7 +295,7 @@ def test_ctrl_c_keeps_what_was_committed(work: Path) -> None:
     assert process.returncode == 130 and "Traceback" not in err and "goes on from there" in err
     done = mirip("embed", "data", *TINY)
     out, _ = done.communicate(timeout=60)
-    assert done.returncode == 0 and "60 images = " in out and " 0 failed" in out
+    assert done.returncode == 0 and "400 images = " in out and " 0 failed" in out
 
 
 def test_a_training_that_is_stopped_says_how_to_go_on(work: Path) -> None:
