@@ -13,8 +13,6 @@ from mirip_fast.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
-PRECISIONS = ("fp32", "bf16", "fp16")
-
 
 def resolve_device(name: str = "auto") -> torch.device:
     """The device called ``name``; ``auto`` takes the first of CUDA, Apple's MPS, CPU that works here.
@@ -110,11 +108,6 @@ def cpu_threads(count: int | None) -> Iterator[None]:
 def rank() -> int:
     """This process's number among those started by torchrun (0 when started alone)."""
     return int(os.environ.get("RANK", "0"))
-
-
-def world_size() -> int:
-    """How many processes torchrun started (1 when started alone)."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def usable_cores() -> int:
