@@ -29,8 +29,8 @@ from mirip_fast.training.trackers import Trackers
 log = logging.getLogger(__name__)
 
 _CHUNK = 16_384  # rows scored at a time: bounds the memory of an evaluation
-# Threads that wait for each other cost more than they bring on small batches, and on a busy machine twenty
-# times as much.
+# Small batches gain nothing from more threads, and lose by threads that wait for each other where other
+# programs are busy; one thread also gives the same numbers on machines with other core counts.
 _ONE_THREAD_BATCH = 128
 _TRAIN_SAMPLE = 4_096  # training images that the training accuracy is taken from
 
