@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -302,17 +303,18 @@ class Setting:
                 return value
             raise wrong
         if self.kind is str:
-            if isinstance(value, list):  # tiers: [S, A, B, C]
-                return ",".join(str(item) for item in value)
-            if isinstance(value, dict | bool):
+            parts = value if isinstance(value, list) else [value]  # tiers: [S, A, B, C]
+            if any(isinstance(part, dict | list | bool) for part in parts):
                 raise wrong
-            return str(value)
+            return ",".join(str(part) for part in parts)
         if isinstance(value, bool):
             raise wrong
         try:
             number = float(value)  # PyYAML reads 1e-3 as a string
         except (TypeError, ValueError):
             raise wrong from None
+        if not math.isfinite(number):
+            raise wrong
         if self.kind is int:
             if number != int(number):
                 raise wrong
@@ -471,9 +473,8 @@ def _read_yaml(path: Path, problems: list[str]) -> Iterator[tuple[str, Any]]:
     sections = [section.name for section in dataclasses.fields(Config)]
     for section, entries in tree.items():
         if section not in sections:
-            problems.append(
-                f"{path}: Unknown key '{section}'.{_did_you_mean(str(section), sections)}"
-            )
+            known = [*sections, *(setting.key for setting in settings())]
+            problems.append(f"{path}: Unknown key '{section}'.{_did_you_mean(str(section), known)}")
         elif isinstance(entries, dict):
             for name, value in entries.items():
                 yield f"{section}.{name}", value
@@ -484,8 +485,12 @@ def _read_yaml(path: Path, problems: list[str]) -> Iterator[tuple[str, Any]]:
 
 
 def _did_you_mean(key: str, known: typing.Iterable[str]) -> str:
+    """A hint at a known key of a name like that of ``key``, of its own section where there is one."""
     names = list(known)
-    close = difflib.get_close_matches(key, names, n=1)
-    if not close:  # the right name in the wrong section, or without one
-        close = [name for name in names if name.rpartition(".")[2] == key.rpartition(".")[2]][:1]
-    return f" Did you mean '{close[0]}'?" if close else " `mirip-fast config` lists every key."
+    section, _, wanted = key.rpartition(".")
+    for pool in ([name for name in names if name.rpartition(".")[0] == section], names):
+        by_end = {name.rpartition(".")[2]: name for name in pool}
+        close = difflib.get_close_matches(wanted, by_end, n=1)
+        if close:
+            return f" Did you mean '{by_end[close[0]]}'?"
+    return " `mirip-fast config` lists every key."

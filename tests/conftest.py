@@ -1,18 +1,82 @@
-"""What every test starts from: the same random numbers, one thread, and no network."""
+"""What every test starts from: the same random numbers, one thread, no network; models and data to use."""
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Callable
+from pathlib import Path
 
 # Threads that wait for each other only cost time here.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from mirip_fast.runtime import set_seed
+
+torch.set_num_threads(1)
+
+#: Kind of a small model → number of its register tokens.
+MODEL_KINDS = {"dinov2": 0, "registers": 4, "dinov3": 3, "vit": 0}
+
+_SMALL = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
+    "patch_size": 8, "image_size": 32,
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     set_seed(0)
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Kind → directory of a small model with weights and preprocessor_config.json; not to be changed."""
+    folder = tmp_path_factory.mktemp("models")
+
+    def get(kind: str) -> Path:
+        if not (folder / kind).exists():
+            _save_model(folder / kind, kind)
+        return folder / kind
+
+    return get
+
+
+def _save_model(folder: Path, kind: str) -> None:
+    import transformers
+
+    torch.manual_seed(0)
+    config_class, model_class = {
+        "dinov2": (transformers.Dinov2Config, transformers.Dinov2Model),
+        "registers": (
+            transformers.Dinov2WithRegistersConfig,
+            transformers.Dinov2WithRegistersModel,
+        ),
+        "dinov3": (transformers.DINOv3ViTConfig, transformers.DINOv3ViTModel),
+        "vit": (transformers.ViTConfig, transformers.ViTModel),
+    }[kind]
+    registers = {"num_register_tokens": MODEL_KINDS[kind]} if MODEL_KINDS[kind] else {}
+    model_class(config_class(**_SMALL, **registers)).save_pretrained(folder)
+    settings = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.3, 0.2, 0.25]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+
+
+@pytest.fixture
+def graded_folder(tmp_path: Path) -> Path:
+    """A data folder of 40 pictures in 4 tiers: the better the tier, the brighter."""
+    folder = tmp_path / "graded"
+    (folder / "images").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    rows = ["image_id,filename,tier,department"]
+    for i in range(40):
+        tier = i % 4
+        pixels = rng.normal(230 - 50 * tier, 20, (32, 32, 3)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / f"work_{i:02d}.png")
+        rows.append(f"id{i:02d},work_{i:02d}.png,{'SABC'[tier]},{'회화' if i % 8 < 4 else '조소'}")
+    (folder / "metadata.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return folder

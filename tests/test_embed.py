@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +17,8 @@ from mirip_fast.data.hashes import HashMemory
 from mirip_fast.data.images import load_rgb, resize_square, to_array
 from mirip_fast.errors import StoreLockedError
 from mirip_fast.features.backbone import Backbone, load_backbone
-from mirip_fast.features.embed import STATUSES, Outcome, Settings, embed
+from mirip_fast.features.backbone_files import BackboneSpec
+from mirip_fast.features.embed import STATUSES, Outcome, Settings, embed, summarise
 from mirip_fast.features.phase_one import PhaseOne, prepare
 from mirip_fast.features.pooling import pool_tokens
 from mirip_fast.features.recipe import Recipe, make_recipe
@@ -27,6 +30,12 @@ def draw(path: Path, seed: int) -> Path:
     pixels = np.random.default_rng(seed).integers(0, 256, (40, 30, 3), dtype=np.uint8)
     Image.fromarray(np.kron(pixels[:5, :5], np.ones((8, 6, 1), np.uint8))).save(path)
     return path
+
+
+@functools.cache
+def alone(spec: BackboneSpec) -> Backbone:
+    """A backbone of the tests' own, to compute single images with."""
+    return load_backbone(spec, torch.device("cpu"), "fp32")
 
 
 class Phase:
@@ -75,7 +84,7 @@ class Phase:
 
     def expected(self, path: Path, kind: str, *, flip: bool = False) -> np.ndarray:
         """One image alone through the backbone."""
-        backbone = load_backbone(self.recipe.backbone, torch.device("cpu"), "fp32")
+        backbone = alone(self.recipe.backbone)
         pixels = to_array(resize_square(load_rgb(path), self.recipe.size, self.recipe.resize))
         tensor = backbone.normalise(torch.from_numpy(pixels)[None])
         cls, patches = backbone.tokens(tensor.flip(-1) if flip else tensor)
@@ -115,12 +124,60 @@ def test_a_bad_file_never_shifts_a_row(tmp_path: Path) -> None:
     assert_own_rows(phase, paths, outcomes)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("batch_size", [1, 5, 64])
+def test_every_input_has_one_status_and_its_own_row_in_any_order(
+    tmp_path: Path, workers: int, batch_size: int
+) -> None:
+    rng = np.random.default_rng(batch_size)
+    paths = [draw(tmp_path / f"{i}.png", i) for i in range(20)]
+    for i in rng.choice(20, 5, replace=False):
+        paths.append(tmp_path / f"copy of {i}.png")
+        paths[-1].write_bytes(paths[i].read_bytes())
+    for i in range(4):
+        paths.append(tmp_path / f"broken {i}.png")
+        paths[-1].write_bytes(rng.bytes(50))
+    paths += [tmp_path / "absent.png", paths[0]]
+    paths = [paths[i] for i in rng.permutation(len(paths))]
+    phase = Phase(tmp_path)
+    outcomes = phase.run(paths, workers=workers, batch_size=batch_size)
+    seen: set[bytes] = set()
+    for path, outcome in zip(paths, outcomes, strict=True):
+        broken = path.name.startswith(("broken", "absent"))
+        content = b"" if broken else path.read_bytes()
+        expected = "failed" if broken else "duplicate" if content in seen else "embedded"
+        assert outcome.status == expected, path
+        assert (outcome.reason is None) == (expected != "failed")
+        seen.add(content)
+    assert phase.images == 20
+    summary = summarise(outcomes, 0.0)
+    assert (summary.embedded, summary.present, summary.duplicate, summary.failed) == (20, 0, 6, 5)
+    assert summary.inputs == len(paths) == 31
+    assert_own_rows(phase, paths, outcomes)
+    again = phase.run(paths[::-1], workers=0)
+    assert phase.images == 20 and summarise(again, 0.0).present == 20
+    assert_own_rows(phase, paths[::-1], again)
+
+
+def test_the_batch_size_does_not_change_the_rows(tmp_path: Path) -> None:
+    paths = [draw(tmp_path / f"{i}.png", i) for i in range(7)]
+    rows = []
+    for batch_size in (1, 3, 7):
+        phase = Phase(tmp_path / str(batch_size), store_dtype="float32")
+        outcomes = phase.run(paths, batch_size=batch_size)
+        rows.append([phase.stored(outcome, "mean.28") for outcome in outcomes])
+    np.testing.assert_allclose(rows[1], rows[0], atol=1e-5)
+    np.testing.assert_allclose(rows[2], rows[0], atol=1e-5)
+
+
 def test_the_second_run_computes_nothing_and_loads_nothing(tmp_path: Path) -> None:
     paths = [draw(tmp_path / f"{i}.png", i) for i in range(6)]
     phase = Phase(tmp_path)
     phase.run(paths)
     assert (phase.loads, phase.images) == (1, 6)
     moved = [path.rename(tmp_path / f"moved-{path.name}") for path in paths]
+    for path in moved:
+        os.utime(path, (1, 1))
     assert {o.status for o in phase.run(moved)} == {"present"}
     assert (phase.loads, phase.images) == (1, 6)
     draw(moved[2], 99)
@@ -129,6 +186,20 @@ def test_the_second_run_computes_nothing_and_loads_nothing(tmp_path: Path) -> No
         "embedded"
     ]
     assert phase.images == 8
+
+
+def test_a_change_that_size_and_time_hide_is_found_by_rehashing(tmp_path: Path) -> None:
+    path = draw(tmp_path / "0.bmp", 0)
+    os.utime(path, (1, 1))
+    phase = Phase(tmp_path)
+    phase.run([path])
+    size = path.stat().st_size
+    os.utime(draw(path, 1), (1, 1))
+    assert path.stat().st_size == size
+    assert phase.run([path])[0].status == "present"  # the price of not reading every file
+    outcomes = phase.run([path], rehash=True)
+    assert outcomes[0].status == "embedded"
+    assert_own_rows(phase, [path], outcomes)
 
 
 def test_views_and_kinds_are_filled_by_need(tmp_path: Path) -> None:
@@ -203,7 +274,26 @@ def test_a_file_that_changes_while_it_is_read_gets_no_wrong_row(
     monkeypatch.setattr(phase, "load", change_then_load)
     outcomes = phase.run(paths)
     assert_own_rows(phase, paths, outcomes)
+    assert [o.status for o in outcomes] == ["embedded"] * 3
     assert outcomes[1].sha256 == HashMemory(None).sha256(paths[1])
+
+
+def test_a_file_that_becomes_another_one_while_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [draw(tmp_path / f"{i}.png", i) for i in range(3)]
+    phase = Phase(tmp_path)
+    load = phase.load
+
+    def change_then_load() -> Backbone:
+        paths[1].write_bytes(paths[0].read_bytes())
+        paths[2].unlink()
+        return load()
+
+    monkeypatch.setattr(phase, "load", change_then_load)
+    outcomes = phase.run(paths)
+    assert [o.status for o in outcomes] == ["embedded", "duplicate", "failed"]
+    assert_own_rows(phase, paths, outcomes)
 
 
 def test_an_interrupted_run_keeps_what_was_committed(tmp_path: Path) -> None:
@@ -254,3 +344,7 @@ def test_the_fingerprint_is_of_what_shapes_the_numbers(tmp_path: Path) -> None:
         make_recipe(base, replace(spec, mean=(0.0, 0.0, 0.0)), "fp32").fingerprint_id,
     ]
     assert len({identity, *ids}) == 1 + len(ids)
+    moved = replace(spec, name="elsewhere", folder=Path("elsewhere"))
+    assert make_recipe(base, moved, "fp32").fingerprint_id == identity
+    # Names a cache on every machine: if this changes, PREPROCESSING_VERSION or the backbone did.
+    assert identity == "809ec5df84d3dbca"

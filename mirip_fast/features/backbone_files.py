@@ -124,8 +124,7 @@ def locate(name: str, *, attempts: int = 3, pause_s: float = 2.0) -> Path:
 
     def fetch(**how: Any) -> Path | None:
         found = Path(huggingface_hub.snapshot_download(name, allow_patterns=list(_FILES), **how))
-        has_weights = any(found.glob("*.safetensors"))
-        return found if has_weights and (found / "config.json").is_file() else None
+        return found if _is_whole(found) else None
 
     try:
         found = fetch(local_files_only=True)
@@ -133,8 +132,9 @@ def locate(name: str, *, attempts: int = 3, pause_s: float = 2.0) -> Path:
             return found
     except (errors.LocalEntryNotFoundError, errors.HFValidationError, OSError):
         log.debug("%s is not in the Hugging Face cache yet", name)
-    reason = "it is not in the cache and HF_HUB_OFFLINE is set"
+    reason, asked = "it is not in the cache and HF_HUB_OFFLINE is set", ""
     if not constants.HF_HUB_OFFLINE:
+        asked = " and asked the hub"
         for attempt in range(1, attempts + 1):
             try:
                 log.info("Downloading %s (attempt %d of %d) …", name, attempt, attempts)
@@ -152,11 +152,21 @@ def locate(name: str, *, attempts: int = 3, pause_s: float = 2.0) -> Path:
                     time.sleep(pause_s * attempt)
     raise BackboneError(
         f"The backbone '{name}' could not be loaded: {reason}\n"
-        f"Looked in the Hugging Face cache {constants.HF_HUB_CACHE} and asked the hub.\n"
+        f"Looked in the Hugging Face cache {constants.HF_HUB_CACHE}{asked}.\n"
         f"Ways on: on a connected machine run `hf download {name}` and copy the cache folder here, or "
         "give a local directory with --backbone DIR. (`--backbone tiny-random` needs no download: "
         "untrained, for trying the tool out.)"
     )
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether config and weights are all there: a download that broke off may have left some."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        parts = _read_json(index, str(folder)).get("weight_map", {}).values()
+        if not all((folder / part).is_file() for part in parts):
+            return False
+    return any(folder.glob("*.safetensors")) and (folder / "config.json").is_file()
 
 
 def _normalisation(
@@ -170,9 +180,14 @@ def _normalisation(
     result = []
     for key in ("image_mean", "image_std"):
         triple = values.get(key)
-        if not (isinstance(triple, list) and len(triple) == 3):
-            raise BackboneError(f"{path}: {key} has to be three numbers, not {triple!r}")
-        result.append((float(triple[0]), float(triple[1]), float(triple[2])))
+        numbers = triple if isinstance(triple, list) else []
+        if [isinstance(x, int | float) for x in numbers] != [True] * 3 or (
+            key == "image_std" and min(numbers) <= 0
+        ):
+            raise BackboneError(
+                f"{path}: {key} has to be three numbers (std above 0), not {triple!r}"
+            )
+        result.append((float(numbers[0]), float(numbers[1]), float(numbers[2])))
     return result[0], result[1]
 
 

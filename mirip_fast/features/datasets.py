@@ -38,8 +38,18 @@ class Dataset:
 
     @property
     def info(self) -> dict[str, Any]:
-        """The content of dataset.json."""
-        return read_json(self.folder / "dataset.json")
+        """The content of dataset.json.
+
+        Raises:
+            StoreError: it is damaged.
+        """
+        path = self.folder / "dataset.json"
+        try:
+            return read_json(path)
+        except (OSError, ValueError) as error:
+            raise StoreError(
+                f"{path} can not be read ({error}); remove its folder and run `mirip-fast embed` again"
+            ) from error
 
     @property
     def store_path(self) -> Path:
@@ -56,6 +66,18 @@ class Dataset:
         """The list of inputs that could not be embedded."""
         return self.folder / "failures.csv"
 
+    @property
+    def embedded_at(self) -> datetime:
+        """When its ledger was written."""
+        return datetime.fromisoformat(self.info["embedded_at"])
+
+    def is_called(self, path: Path) -> bool:
+        """Whether ``path`` names it: the folder or CSV file given to embed, or the CSV file's folder."""
+        names = {self.source, Path(self.info["root"])}
+        if len(names) > 1:  # a CSV file
+            names.add(self.source.parent)
+        return path.resolve() in {name.resolve() for name in names}
+
     def views(self) -> tuple[View, ...]:
         """The views that were embedded, the base view first."""
         return tuple(View(int(size), bool(flip)) for size, flip in self.info["views"])
@@ -67,10 +89,13 @@ class Dataset:
             StoreError: the manifest is damaged.
         """
         path = self.folder / "manifest.csv"
-        tiers = list(self.info["tiers"])
+        info = self.info
         try:
             with path.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
-                return [_entry(row, tiers) for row in csv.DictReader(stream)]
+                rows = list(csv.DictReader(stream))
+            if len(rows) != info["images"]:
+                raise ValueError(f"{len(rows)} of {info['images']} images are in it")
+            return [_entry(row, list(info["tiers"])) for row in rows]
         except (OSError, ValueError, KeyError) as error:
             raise StoreError(
                 f"{path} can not be read ({error}); run `mirip-fast embed {self.source}` again"
@@ -141,7 +166,7 @@ def save_dataset(
 def find_datasets(cache_dir: Path) -> list[Dataset]:
     """Every embedded data set below a cache folder, the newest first."""
     found = [Dataset(path.parent) for path in cache_dir.glob(f"*/{_FOLDER}/*/dataset.json")]
-    return sorted(found, key=lambda dataset: str(dataset.info["embedded_at"]), reverse=True)
+    return sorted(found, key=lambda dataset: dataset.embedded_at, reverse=True)
 
 
 def newest_graded(cache_dir: Path, source: Path | None = None) -> Dataset:
@@ -156,9 +181,8 @@ def newest_graded(cache_dir: Path, source: Path | None = None) -> Dataset:
     """
     datasets = find_datasets(cache_dir)
     if source is not None:
-        wanted = source.resolve()
         for dataset in datasets:
-            if wanted in (dataset.source, dataset.source.parent, Path(dataset.info["root"])):
+            if dataset.is_called(source):
                 return dataset
         raise RunNotFoundError(
             f"--data {source}: not embedded in {cache_dir.resolve()} yet; "
