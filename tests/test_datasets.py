@@ -1,0 +1,217 @@
+"""Embedded data sets: the ledger beside the store, and which data set training takes."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mirip_fast.config import Config
+from mirip_fast.errors import RunNotFoundError, StoreError
+from mirip_fast.features.command import EmbedDone, embed_data
+from mirip_fast.features.datasets import Dataset, find_datasets, newest_graded
+from mirip_fast.features.inspect import damaged_rows, describe_stores
+from mirip_fast.features.views import View
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return Path("cache")
+
+
+def settings(**embed: object) -> Config:
+    config = Config()
+    config.embed.backbone, config.embed.image_size, config.embed.workers = "tiny-random", 28, 0
+    config.runtime.device = "cpu"
+    for name, value in embed.items():
+        setattr(config.embed, name, value)
+    return config
+
+
+def put(source: Path, *, limit: int | None = None, **options: object) -> EmbedDone:
+    return embed_data(source, settings(**options), limit=limit)
+
+
+def pictures(folder: Path, n: int = 3) -> Path:
+    folder.mkdir(parents=True)
+    for i in range(n):
+        Image.new("RGB", (20, 20), (i * 20, 0, 99)).save(folder / f"{i}.png")
+    return folder
+
+
+def csv_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_the_ledger_says_what_became_of_every_input(graded_folder: Path, cache: Path) -> None:
+    images = graded_folder / "images"
+    (images / "work_03.png").write_text("no picture")
+    (images / "work_05.png").write_bytes((images / "work_04.png").read_bytes())
+    (images / "work_07.png").unlink()
+    done = put(graded_folder, tta="flip")
+    counts = done.summary
+    assert (counts.inputs, counts.embedded, counts.duplicate, counts.failed) == (40, 37, 1, 2)
+    assert done.dataset.store_path.parent == cache
+    rows = csv_rows(done.dataset.folder / "manifest.csv")
+    assert [row["image_id"] for row in rows] == [f"id{i:02d}" for i in range(40)]
+    assert [row["status"] for row in rows].count("embedded") == 37
+    assert rows[5]["status"] == "duplicate" and rows[5]["sha256"] == rows[4]["sha256"]
+    assert rows[5]["tier"] == "A" and rows[5]["row"] == "7"
+    failures = csv_rows(done.dataset.failures_csv)
+    assert [Path(row["path"]).name for row in failures] == ["work_03.png", "work_07.png"]
+    assert all(row["reason"] for row in failures) and set(failures[0]) == {"path", "reason"}
+    info = done.dataset.info
+    assert (info["images"], info["failed"], info["graded"], info["limit"]) == (40, 2, True, None)
+    assert done.dataset.views() == (View(28), View(28, True))
+
+
+def test_entries_are_read_as_they_were_written(graded_folder: Path, cache: Path) -> None:
+    text = (graded_folder / "metadata.csv").read_text(encoding="utf-8").splitlines()
+    text[0] += ",tier_score,group"
+    text[1:] = [f"{line},{9.5 - i / 7!r},g{i // 2}" for i, line in enumerate(text[1:])]
+    text[3] = 'id02,"odd, ""name""\n새 줄 🎨.png",B,회화,0.1,'
+    (graded_folder / "images" / "work_02.png").rename(
+        graded_folder / "images" / 'odd, "name"\n새 줄 🎨.png'
+    )
+    (graded_folder / "metadata.csv").write_text("\n".join(text) + "\n", encoding="utf-8")
+    done = put(graded_folder)
+    entries = done.dataset.entries()
+    assert done.summary.failed == 0 and len(entries) == 40
+    first, odd = entries[0].record, entries[2].record
+    assert (first.tier, first.tier_score, first.group) == (0, 9.5, "g0")
+    assert entries[1].record.tier_score == 9.5 - 1 / 7  # to the last bit
+    assert first.extra == {"department": "회화"} and first.path.is_absolute()
+    assert odd.path.name == 'odd, "name"\n새 줄 🎨.png' and odd.path.is_file()
+    assert odd.group is None and odd.tier == 2 and entries[2].outcome.status == "embedded"
+    assert len({entry.outcome.sha256 for entry in entries}) == 40
+
+
+def test_a_name_that_is_no_utf8_is_kept(cache: Path, tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "plain")
+    try:
+        (folder / "0.png").rename(folder / "caf\udce9.png")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    dataset = put(folder).dataset
+    assert {entry.record.path.name for entry in dataset.entries()} == {
+        "1.png", "2.png", "caf\udce9.png",
+    }  # fmt: skip
+
+
+def test_a_damaged_ledger_is_told(graded_folder: Path, cache: Path) -> None:
+    dataset = put(graded_folder).dataset
+    manifest = dataset.folder / "manifest.csv"
+    text = manifest.read_text(encoding="utf-8")
+    for damage in (text.replace(",S,", ",Q,", 1), text.replace("image_id", "x", 1), text[:200]):
+        manifest.write_text(damage, encoding="utf-8")
+        with pytest.raises(StoreError, match="mirip-fast embed") as error:
+            dataset.entries()
+        assert "manifest.csv" in str(error.value)
+    manifest.unlink()
+    with pytest.raises(StoreError, match="mirip-fast embed"):
+        dataset.entries()
+
+
+def test_a_damaged_description_is_told(graded_folder: Path, cache: Path) -> None:
+    dataset = put(graded_folder).dataset
+    path = dataset.folder / "dataset.json"
+    whole = path.read_text(encoding="utf-8")
+    for damage in (whole[:50], "[]"):
+        path.write_text(damage, encoding="utf-8")
+        with pytest.raises(StoreError, match=r"dataset\.json"):
+            newest_graded(cache)
+
+
+def test_a_trial_takes_the_first_images(graded_folder: Path, cache: Path) -> None:
+    done = put(graded_folder, limit=5)
+    assert done.summary.inputs == 5 and done.dataset.info["limit"] == 5
+    whole = put(graded_folder)
+    assert (whole.summary.embedded, whole.summary.present) == (35, 5)
+    assert whole.dataset == done.dataset and whole.dataset.info["limit"] is None
+    assert put(graded_folder, limit=1000).summary.inputs == 40
+
+
+def test_the_newest_data_set_with_grades_is_taken(
+    graded_folder: Path, cache: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(RunNotFoundError, match="mirip-fast embed data/"):
+        newest_graded(cache)
+    plain = pictures(tmp_path / "plain")
+    put(plain)
+    with pytest.raises(RunNotFoundError, match="tier column") as error:
+        newest_graded(cache)
+    assert str(plain) in str(error.value)
+    first = put(graded_folder).dataset
+    second = put(graded_folder, image_size=42).dataset
+    put(plain, image_size=42)
+    assert newest_graded(cache).folder == second.folder != first.folder
+    put(graded_folder)
+    assert newest_graded(cache).folder == first.folder
+    assert len(find_datasets(cache)) == 4
+
+
+def test_newest_is_meant_in_time_not_in_text(graded_folder: Path, cache: Path) -> None:
+    first, second = put(graded_folder).dataset, put(graded_folder, image_size=42).dataset
+    for dataset, time in (
+        (first, "2026-03-01T09:00:00+09:00"),
+        (second, "2026-03-01T01:00:00+00:00"),
+    ):
+        content = {**dataset.info, "embedded_at": time}
+        (dataset.folder / "dataset.json").write_text(json.dumps(content))
+    assert newest_graded(cache).folder == second.folder
+
+
+NAMES = ["graded", "graded/metadata.csv", "cache/../graded/", "link", "link/metadata.csv"]
+
+
+@pytest.mark.parametrize("embedded_as", NAMES)
+def test_a_data_set_is_found_by_any_of_its_names(
+    graded_folder: Path, cache: Path, embedded_as: str
+) -> None:
+    Path("link").symlink_to(graded_folder)
+    cache.mkdir()
+    dataset = put(Path(embedded_as)).dataset
+    for asked_as in NAMES:
+        assert newest_graded(cache, Path(asked_as)) == dataset
+        assert newest_graded(cache, Path(asked_as).absolute()) == dataset
+
+
+def test_a_folder_is_not_taken_for_what_lies_in_it(
+    graded_folder: Path, cache: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "all"
+    for name in ("one", "two"):
+        pictures(folder / name / "S")
+        pictures(folder / name / "A", 2)
+        put(folder / name)
+    assert newest_graded(cache, folder / "one").source == folder / "one"
+    for other in (folder, graded_folder, tmp_path / "absent"):
+        with pytest.raises(RunNotFoundError, match="not embedded") as error:
+            newest_graded(cache, other)
+        assert f"mirip-fast embed {other}" in str(error.value)
+
+
+def test_two_data_sets_share_a_store_but_no_ledger(
+    graded_folder: Path, cache: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "moved" / "graded"
+    first = put(graded_folder).dataset
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "moved" / "graded").symlink_to(pictures(tmp_path / "elsewhere"))
+    second = put(other).dataset
+    assert first.store_path == second.store_path and first.folder != second.folder
+    assert len(first.entries()) == 40 and len(second.entries()) == 3
+    (info,) = describe_stores(cache)
+    assert {series.name: series.rows for series in info.series} == {"cls.28": 43, "mean.28": 43}
+    assert info.backbones == ["tiny-random"] and len(info.datasets) == 2
+    assert damaged_rows(cache) == (86, [])
+
+
+def test_a_dataset_knows_its_store(tmp_path: Path) -> None:
+    dataset = Dataset(tmp_path / "abc" / "datasets" / "data-1")
+    assert dataset.store_path == tmp_path / "abc"
