@@ -59,11 +59,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"--checkpoint {path}: there is no such file") from None
+    except UnpicklingError:  # torch's own words advise to open it nevertheless
+        what = "" if zipfile.is_zipfile(path) else "it is of another kind, or "
+        raise CheckpointError(
+            f"{path} is no checkpoint of plain data, and was not opened: {what}what it holds could run code"
+        ) from None
     except Exception as error:
-        if isinstance(error, UnpicklingError) and zipfile.is_zipfile(path):
-            raise CheckpointError(
-                f"{path} is no checkpoint of plain data, and was not opened: what it holds could run code"
-            ) from None
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
             f"{path} is no checkpoint that can be read as plain data ({first})"

@@ -159,20 +159,24 @@ class HeadFit:
         for i, batch in enumerate(batches):
             loss = self._batch_loss(batch, rng)
             losses.append(float(loss.detach()))
-            if not math.isfinite(losses[-1]):
-                raise TrainingError(
-                    f"The loss became {losses[-1]} in epoch {epoch}. Likely causes: a learning rate "
-                    f"that is too high (--learning-rate, now {self.pace.learning_rate:g}), no gradient "
-                    "clipping (--gradient-clip-norm 1), or features that are not finite "
-                    "(`mirip-fast cache verify`). The checkpoints saved before are good."
-                )
-            (loss / accumulate).backward()  # type: ignore[no-untyped-call]
+            self._require_finite(losses[-1], epoch)
+            together = min(accumulate, len(batches) - i // accumulate * accumulate)
+            (loss / together).backward()  # type: ignore[no-untyped-call]
             if (i + 1) % accumulate == 0 or i + 1 == len(batches):
                 clip_gradients(self.head.parameters(), self.config.train.gradient_clip_norm)
                 self.optimizer.step()
                 self.optimizer.zero_grad(set_to_none=True)
                 self.scheduler.step()
         return float(np.mean(losses))
+
+    def _require_finite(self, loss: float, epoch: int) -> None:
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"The loss became {loss} in epoch {epoch}. Likely causes: a learning rate that is too "
+                f"high (--learning-rate, now {self.pace.learning_rate:g}), no gradient clipping "
+                "(--gradient-clip-norm 1), or features that are not finite (`mirip-fast cache "
+                "verify`). The checkpoints saved before are good."
+            )
 
     def _batches(self, rng: np.random.Generator) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
         if self.config.train.pairs == "sampled":
@@ -212,6 +216,7 @@ class HeadFit:
         within = rows.within if index is None or rows.within is None else rows.within[index]
         scores = score_rows(self.head, features)
         loss = float(self.loss(scores, tiers, within))
+        self._require_finite(loss, self.epoch)
         codes = None if within is None else within.cpu().numpy()
         accuracy = pairwise_accuracy(scores.cpu().numpy(), tiers.cpu().numpy(), codes)
         return loss, accuracy

@@ -1,0 +1,479 @@
+"""The training loop: what it learns, what it writes down, and that interruptions change nothing."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mirip_fast.config import Config
+from mirip_fast.errors import CheckpointError, TrainingError
+from mirip_fast.models.checkpoint import load_checkpoint, save_checkpoint
+from mirip_fast.models.head import RankingHead
+from mirip_fast.ranking import fit as fit_module
+from mirip_fast.ranking.batches import draw_pairs, epoch_generator, image_batches
+from mirip_fast.ranking.fit import FitResult, HeadFit
+from mirip_fast.ranking.rows import Rows
+from mirip_fast.training.presets import Pace
+from mirip_fast.training.run_folder import Run
+from mirip_fast.training.trackers import Trackers
+
+CPU = torch.device("cpu")
+
+
+def rows(
+    n: int = 60, *, seed: int = 0, views: int = 1, noise: float = 1.0, within: bool = False
+) -> Rows:
+    """Features of 6 numbers, the first two of which tell the tier; more so, the less noise."""
+    rng = np.random.default_rng(seed)
+    tiers = rng.permutation(np.arange(n) % 4).astype(np.int64)
+    features = rng.standard_normal((n, views, 6)) * noise
+    features[:, :, 0] += 1.5 - tiers[:, None]
+    features[:, :, 1] -= 1.5 - tiers[:, None]
+    codes = (np.arange(n) % 3).astype(np.int64) if within else None
+    ids = [str(i) for i in range(n)]
+    return Rows(ids, features.astype(np.float32), tiers, [None] * n, codes)
+
+
+def settings(**train: object) -> Config:
+    config = Config()
+    head, learning = config.head, config.train
+    head.projector_hidden_dim, head.projector_output_dim, head.score_hidden_dim = 12, 8, 6
+    learning.early_stopping_patience, learning.save_total_limit = 0, 1000
+    for name, value in train.items():
+        setattr(learning, name, value)
+    return config
+
+
+PACE = Pace(batch_size=16, learning_rate=3e-3, epochs=6)
+
+
+def make(
+    config: Config | None = None,
+    *,
+    pace: Pace = PACE,
+    train: Rows | None = None,
+    val: Rows | None = None,
+) -> HeadFit:
+    train = rows() if train is None else train
+    val = rows(24, seed=1) if val is None else val
+    return HeadFit(train, val, config or settings(), pace, {"some": "info"}, CPU)
+
+
+def run_in(folder: Path) -> Run:
+    folder.mkdir(exist_ok=True)
+    return Run(folder)
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return dict(load_checkpoint(path)["model_state_dict"])
+
+
+def equal(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(
+        torch.equal(first[name], second[name]) for name in first
+    )
+
+
+def history(folder: Path, *, seconds: bool = False) -> list[dict[str, str]]:
+    with (folder / "history.csv").open(encoding="utf-8", newline="") as stream:
+        lines = list(csv.DictReader(stream))
+    if not seconds:
+        for line in lines:
+            del line["epoch_seconds"]
+    return lines
+
+
+def head_of(path: Path) -> RankingHead:
+    head = RankingHead(6, settings().head).eval()
+    head.load_state_dict(weights(path))
+    return head
+
+
+def accuracy_and_loss(head: RankingHead, data: Rows) -> tuple[float, float]:
+    """Pairwise accuracy and margin loss, pair by pair in double precision."""
+    with torch.no_grad():
+        scores = [head(torch.from_numpy(views)).double().mean().item() for views in data.features]
+    right, losses = [], []
+    for i, j in itertools.product(range(len(data)), repeat=2):
+        fair = data.within is None or data.within[i] == data.within[j]
+        if data.tiers[i] < data.tiers[j] and fair:
+            gap = scores[i] - scores[j]
+            right.append(1.0 if gap > 0 else 0.5 if gap == 0 else 0.0)
+            losses.append(max(0.0, 1.0 - gap))
+    return float(np.mean(right)), float(np.mean(losses))
+
+
+@pytest.mark.parametrize("pairs", ["all", "sampled"])
+@pytest.mark.parametrize("loss", ["margin", "logistic"])
+def test_it_learns_what_can_be_learned(tmp_path: Path, pairs: str, loss: str) -> None:
+    fit = make(
+        settings(pairs=pairs, loss=loss),
+        pace=Pace(16, 1e-2, 15),
+        train=rows(noise=0.1),
+        val=rows(24, seed=1, noise=0.1),
+    )
+    result = fit.run(run_in(tmp_path), Trackers({}))
+    lines = history(tmp_path)
+    assert result.best_accuracy == 1.0 and float(lines[-1]["train/accuracy"]) == 1.0
+    assert float(lines[-1]["train/loss"]) < 0.7 * float(lines[0]["train/loss"])
+    assert (result.epochs, result.stopped_early) == (15, False)
+
+
+@pytest.mark.parametrize("views", [1, 3])
+@pytest.mark.parametrize("within", [False, True])
+def test_the_history_is_that_of_the_saved_weights(tmp_path: Path, views: int, within: bool) -> None:
+    train = rows(views=views, noise=2, within=within)
+    val = rows(24, seed=1, views=views, noise=2, within=within)
+    result = make(settings(save_every_n_epochs=1), train=train, val=val).run(
+        run_in(tmp_path), Trackers({})
+    )
+    lines = history(tmp_path)
+    assert [line["epoch"] for line in lines] == ["1", "2", "3", "4", "5", "6"]
+    for line in lines:
+        head = head_of(tmp_path / f"checkpoint_epoch_{line['epoch']}.pt")
+        accuracy, loss = accuracy_and_loss(head, val)
+        assert float(line["val/accuracy"]) == pytest.approx(accuracy, abs=1e-12)
+        assert float(line["val/loss"]) == pytest.approx(loss, abs=1e-5)
+        assert float(line["train/accuracy"]) == pytest.approx(accuracy_and_loss(head, train)[0])
+    accuracies = [float(line["val/accuracy"]) for line in lines]
+    assert len(set(accuracies)) > 1, "nothing to choose from"
+    assert result.best_accuracy == max(accuracies)
+    assert result.best_epoch == 1 + accuracies.index(max(accuracies))
+    best = load_checkpoint(tmp_path / "best_model.pt")
+    assert (best["epoch"], best["best_accuracy"]) == (result.best_epoch, result.best_accuracy)
+    chosen = tmp_path / f"checkpoint_epoch_{result.best_epoch}.pt"
+    assert equal(weights(tmp_path / "best_model.pt"), weights(chosen))
+    assert equal(weights(tmp_path / "last_model.pt"), weights(tmp_path / "checkpoint_epoch_6.pt"))
+
+
+def test_the_training_loss_is_that_of_the_batches(tmp_path: Path) -> None:
+    config = settings()
+    config.head.projector_dropout = 0.0
+    # One batch of everything and no step that changes anything: the loss over all pairs.
+    fit = make(config, pace=Pace(1000, 0.0, 1))
+    expected = accuracy_and_loss(fit.head.eval(), rows())[1]
+    fit.run(run_in(tmp_path), Trackers({}))
+    assert float(history(tmp_path)[0]["train/loss"]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_same_seed_gives_the_same_bits(tmp_path: Path) -> None:
+    for name, seed in (("a", 7), ("b", 7), ("c", 8)):
+        torch.rand(3)  # whatever was drawn before does not matter
+        make(settings(seed=seed, pairs="sampled")).run(run_in(tmp_path / name), Trackers({}))
+    last = [weights(tmp_path / name / "last_model.pt") for name in "abc"]
+    assert equal(last[0], last[1]) and not equal(last[0], last[2])
+    assert history(tmp_path / "a") == history(tmp_path / "b") != history(tmp_path / "c")
+
+
+class StopError(Exception):
+    pass
+
+
+def stopping_at(number: int) -> Callable[[Path, dict[str, object]], None]:
+    """A save_checkpoint whose call of this number fails."""
+    saves = itertools.count()
+
+    def save(path: Path, checkpoint: dict[str, object]) -> None:
+        if next(saves) == number:
+            raise StopError
+        save_checkpoint(path, checkpoint)
+
+    return save
+
+
+def go_on(run: Run, config: Config, pace: Pace, data: tuple[Rows, Rows]) -> FitResult:
+    """What resuming does."""
+    checkpoint = load_checkpoint(run.last)
+    run.truncate_history(int(checkpoint["epoch"]))
+    fit = HeadFit(*data, config, pace, {}, CPU)
+    fit.resume(checkpoint)
+    return fit.run(run, Trackers({}))
+
+
+@pytest.mark.parametrize("pairs", ["all", "sampled"])
+def test_an_interruption_at_any_save_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pairs: str
+) -> None:
+    config = settings(pairs=pairs, save_every_n_epochs=2, early_stopping_patience=4)
+    config.head.projector_dropout = 0.3
+    within = pairs == "all"
+    data = tuple(rows(n, seed=n, views=2, noise=2, within=within) for n in (60, 24))
+    whole = run_in(tmp_path / "whole")
+    saves = itertools.count()
+
+    def counted(path: Path, checkpoint: dict[str, object]) -> None:
+        next(saves)
+        save_checkpoint(path, checkpoint)
+
+    monkeypatch.setattr(fit_module, "save_checkpoint", counted)
+    expected = HeadFit(*data, config, PACE, {}, CPU).run(whole, Trackers({}))
+    total = next(saves)
+    resumed = 0
+    for stop_at in range(total):
+        run = run_in(tmp_path / str(stop_at))
+        monkeypatch.setattr(fit_module, "save_checkpoint", stopping_at(stop_at))
+        with pytest.raises(StopError):
+            HeadFit(*data, config, PACE, {}, CPU).run(run, Trackers({}))
+        if not run.last.exists():
+            continue  # in the first epoch: there is nothing to go on from
+        resumed += 1
+        monkeypatch.setattr(fit_module, "save_checkpoint", save_checkpoint)
+        result = go_on(run, config, PACE, data)
+        assert result.best_epoch == expected.best_epoch
+        assert (result.epochs, result.stopped_early) == (expected.epochs, expected.stopped_early)
+        assert history(run.path) == history(whole.path)
+        for path in whole.path.glob("*.pt"):
+            assert equal(weights(path), weights(run.path / path.name)), path.name
+    assert resumed >= total - 3
+
+
+def test_an_old_checkpoint_can_be_gone_on_from(tmp_path: Path) -> None:
+    config = settings(save_every_n_epochs=1)
+    data = rows(), rows(24, seed=1)
+    run = run_in(tmp_path)
+    HeadFit(*data, config, PACE, {}, CPU).run(run, Trackers({}))
+    expected, lines = weights(run.last), history(run.path)
+    (run.path / "checkpoint_epoch_2.pt").replace(run.last)
+    go_on(run, config, PACE, data)
+    assert equal(weights(run.last), expected) and history(run.path) == lines
+
+
+def test_a_checkpoint_of_another_head_is_refused(tmp_path: Path) -> None:
+    make().run(run_in(tmp_path), Trackers({}))
+    checkpoint = load_checkpoint(tmp_path / "last_model.pt")
+    wide = settings()
+    wide.head.score_hidden_dim = 7
+    with pytest.raises(CheckpointError, match="does not fit"):
+        make(wide).resume(checkpoint)
+    del checkpoint["training_state"]
+    with pytest.raises(CheckpointError, match="training_state"):
+        make().resume(checkpoint)
+
+
+def test_early_stopping_ends_with_the_best_epoch(tmp_path: Path) -> None:
+    config = settings(early_stopping_patience=3, save_every_n_epochs=1)
+    data = rows(noise=3), rows(24, seed=1, noise=3)
+    fit = HeadFit(*data, config, Pace(16, 3e-3, 60), {}, CPU)
+    result = fit.run(run_in(tmp_path), Trackers({}))
+    accuracies = [float(line["val/accuracy"]) for line in history(tmp_path)]
+    assert result.stopped_early and result.epochs == len(accuracies) == result.best_epoch + 3 < 60
+    assert accuracies.index(max(accuracies)) + 1 == result.best_epoch
+    chosen = tmp_path / f"checkpoint_epoch_{result.best_epoch}.pt"
+    assert equal(weights(tmp_path / "best_model.pt"), weights(chosen))
+
+
+def test_numbered_checkpoints_are_kept_as_asked(tmp_path: Path) -> None:
+    config = settings(save_every_n_epochs=3, save_total_limit=2)
+    make(config, pace=Pace(60, 1e-3, 13)).run(run_in(tmp_path), Trackers({}))
+    names = {path.name for path in tmp_path.glob("*.pt")}
+    assert names == {
+        "checkpoint_epoch_9.pt", "checkpoint_epoch_12.pt", "best_model.pt", "last_model.pt",
+    }  # fmt: skip
+    checkpoint = torch.load(tmp_path / "checkpoint_epoch_9.pt", weights_only=True)
+    assert checkpoint["epoch"] == 9 and checkpoint["config"] == config.to_dict()
+    assert checkpoint["model"] == {"some": "info"}
+    make(settings(save_every_n_epochs=0)).run(run_in(tmp_path / "none"), Trackers({}))
+    assert {path.name for path in (tmp_path / "none").glob("*.pt")} == {
+        "best_model.pt", "last_model.pt",
+    }  # fmt: skip
+
+
+def spoil(head: RankingHead) -> None:
+    with torch.no_grad():
+        next(head.parameters()).fill_(math.nan)
+
+
+def assert_sound(folder: Path) -> None:
+    for name in ("best_model.pt", "last_model.pt"):
+        assert all(value.isfinite().all() for value in weights(folder / name).values()), name
+
+
+@pytest.mark.parametrize("pairs", ["all", "sampled"])
+@pytest.mark.parametrize("loss", ["margin", "logistic"])
+def test_a_loss_that_is_not_finite_stops(tmp_path: Path, pairs: str, loss: str) -> None:
+    data = rows(), rows(24, seed=1)
+    fit = HeadFit(*data, settings(pairs=pairs, loss=loss), PACE, {}, CPU)
+    train_epoch = fit._train_epoch
+
+    def spoiled(epoch: int) -> float:
+        if epoch == 3:
+            spoil(fit.head)
+        return train_epoch(epoch)
+
+    fit._train_epoch = spoiled  # type: ignore[method-assign]
+    with pytest.raises(TrainingError, match=r"nan in epoch 3.*--learning-rate"):
+        fit.run(run_in(tmp_path), Trackers({}))
+    assert_sound(tmp_path)
+    assert load_checkpoint(tmp_path / "last_model.pt")["epoch"] == 2
+
+
+def test_weights_spoiled_by_the_last_step_of_an_epoch_are_not_saved(tmp_path: Path) -> None:
+    fit = make()
+    train_epoch = fit._train_epoch
+
+    def spoiled(epoch: int) -> float:
+        loss = train_epoch(epoch)
+        if epoch == 2:
+            spoil(fit.head)
+        return loss
+
+    fit._train_epoch = spoiled  # type: ignore[method-assign]
+    with pytest.raises(TrainingError, match="epoch 2"):
+        fit.run(run_in(tmp_path), Trackers({}))
+    assert_sound(tmp_path)
+    assert load_checkpoint(tmp_path / "last_model.pt")["epoch"] == 1
+    assert len(history(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("pairs", ["all", "sampled"])
+@pytest.mark.parametrize(("batch_size", "accumulate"), [(16, 1), (7, 3), (60, 1), (5, 100)])
+def test_the_learning_rate_ends_where_it_should(
+    tmp_path: Path, pairs: str, batch_size: int, accumulate: int
+) -> None:
+    config = settings(pairs=pairs, gradient_accumulation_steps=accumulate, scheduler_eta_min=1e-5)
+    fit = make(config, pace=Pace(batch_size, 1e-3, 3))
+    fit.run(run_in(tmp_path), Trackers({}))
+    rates = [float(line["learning_rate"]) for line in history(tmp_path)]
+    assert rates == sorted(rates, reverse=True) and rates[-1] == pytest.approx(1e-5)
+    assert fit.scheduler.last_epoch == 3 * fit.steps_per_epoch
+
+
+@pytest.mark.parametrize("accumulate", [2, 4, 5])
+def test_accumulated_batches_equal_one_large_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulate: int
+) -> None:
+    data = rows(80), rows(24, seed=1)
+    in_order: Callable[..., np.ndarray] = lambda tiers, rng: fixed  # noqa: E731
+    fixed = draw_pairs(data[0].tiers, np.random.default_rng(0))
+    monkeypatch.setattr(fit_module, "draw_pairs", in_order)
+    states = []
+    # Ten batches of 8 pairs: with 4 at a time, two are left for the last step.
+    for name, batch_size, steps in (("large", 8 * accumulate, 1), ("small", 8, accumulate)):
+        config = settings(pairs="sampled", gradient_accumulation_steps=steps)
+        config.head.projector_dropout = 0.0
+        fit = HeadFit(*data, config, Pace(batch_size, 1e-3, 2), {}, CPU)
+        if name == "large":  # the same division: all full but the last
+            cuts = range(8 * accumulate, 80, 8 * accumulate)
+            fit._batches = lambda rng, cuts=cuts: np.split(fixed, list(cuts))  # type: ignore[method-assign, misc]
+        fit.run(run_in(tmp_path / name), Trackers({}))
+        states.append(weights(tmp_path / name / "last_model.pt"))
+    for name in states[0]:
+        torch.testing.assert_close(states[0][name], states[1][name], rtol=1e-3, atol=1e-5)
+
+
+def test_pairs_across_what_can_not_be_compared_teach_nothing() -> None:
+    data = rows(within=True)
+    fit = make(train=data, val=data)
+    fit.head.eval()
+    batch = np.array([0, 3, 6, 9, 12, 1])  # five images of one department and one of another
+
+    def loss() -> torch.Tensor:
+        return fit._batch_loss(batch, np.random.default_rng(0))
+
+    before = loss().item()
+    fit.train.features[1] = 99.0
+    assert loss().item() == before > 0
+    fit.train.features[3] = 99.0
+    assert loss().item() != before
+    batch = np.array([0, 1])
+    loss().backward()  # no pair: no loss, no gradient, and no failure
+    assert loss().item() == 0.0
+    assert all(p.grad is None or not p.grad.any() for p in fit.head.parameters())
+
+
+def test_a_batch_of_one_tier_does_no_harm(tmp_path: Path) -> None:
+    data = rows()
+    order = np.argsort(data.tiers, kind="stable")
+    fit = make(pace=Pace(15, 1e-3, 1), train=data)
+    fit._batches = lambda rng: np.split(order, 4)  # type: ignore[method-assign]
+    fit.run(run_in(tmp_path), Trackers({}))
+    assert float(history(tmp_path)[0]["train/loss"]) == 0.0
+    assert_sound(tmp_path)
+
+
+def test_the_training_accuracy_may_come_from_a_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit_module, "_TRAIN_SAMPLE", 20)
+    for name in "ab":
+        fit = make(train=rows(within=True), val=rows(24, seed=1, within=True))
+        fit.run(run_in(tmp_path / name), Trackers({}))
+    values = [float(line["train/accuracy"]) for line in history(tmp_path / "a")]
+    assert all(0 <= value <= 1 for value in values)
+    assert history(tmp_path / "a") == history(tmp_path / "b")
+
+
+def test_trackers_are_told_every_epoch(tmp_path: Path) -> None:
+    told: list[tuple[int, dict[str, float]]] = []
+
+    class Listener:
+        def log(self, values: Mapping[str, float], step: int) -> None:
+            told.append((step, dict(values)))
+
+        def finish(self, best_model: Path | None) -> None:
+            pass
+
+    make().run(run_in(tmp_path), Trackers({"listener": Listener()}))
+    lines = history(tmp_path, seconds=True)
+    assert [step for step, _ in told] == [1, 2, 3, 4, 5, 6]
+    for (_, values), line in zip(told, lines, strict=True):
+        assert {key: str(value) for key, value in values.items()} == {
+            key: value for key, value in line.items() if key != "epoch"
+        }
+        assert set(values) == {
+            "train/loss", "train/accuracy", "val/loss", "val/accuracy", "learning_rate",
+            "epoch_seconds",
+        }  # fmt: skip
+
+
+def test_threads_are_given_back(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        make().run(run_in(tmp_path), Trackers({}))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    "tiers", [[0, 0, 1, 2, 2, 2, 1, 3], [0, 1], [3, 0, 0, 0, 0], [2, 2, 0, 0, 2, 2]]
+)
+def test_drawn_pairs_are_uniform_over_other_tiers(tiers: list[int]) -> None:
+    of = np.array(tiers)
+    n, rounds = len(of), 3000
+    counts = np.zeros((n, n))
+    for seed in range(rounds):
+        pairs = draw_pairs(of, np.random.default_rng(seed))
+        assert pairs.shape == (n, 2) and (of[pairs[:, 0]] < of[pairs[:, 1]]).all()
+        np.add.at(counts, (pairs[:, 0], pairs[:, 1]), 1)
+    for i, j in itertools.product(range(n), repeat=2):
+        # i draws j with probability 1 / (images of other tiers), and j draws i likewise
+        chance = 0.0
+        if of[i] < of[j]:
+            chance = 1 / (of != of[i]).sum() + 1 / (of != of[j]).sum()
+        assert counts[i, j] / rounds == pytest.approx(chance, abs=0.06)
+
+
+@pytest.mark.parametrize(("n", "batch_size"), [(103, 32), (5, 32), (64, 32), (1, 2), (33, 32)])
+def test_batches_hold_every_image_once(n: int, batch_size: int) -> None:
+    batches = list(image_batches(n, batch_size, np.random.default_rng(0)))
+    assert sorted(np.concatenate(batches).tolist()) == list(range(n))
+    sizes = [len(batch) for batch in batches]
+    assert max(sizes) <= batch_size and max(sizes) - min(sizes) <= 1
+
+
+def test_every_epoch_draws_anew() -> None:
+    draws = {
+        (seed, epoch): tuple(epoch_generator(seed, epoch).permutation(20))
+        for seed, epoch in itertools.product(range(3), repeat=2)
+    }
+    assert len(set(draws.values())) == 9
+    assert draws[1, 2] == tuple(epoch_generator(1, 2).permutation(20))
