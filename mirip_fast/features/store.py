@@ -1,7 +1,8 @@
 """A feature store: a folder of shards, read by the content hash of the images.
 
-``cache/<fingerprint>/`` holds ``store.json`` (schema and fingerprint), ``LOCK`` (who writes), and shards
-named for their series. Readers take no lock and are never blocked.
+``cache/<fingerprint>/`` holds ``store.json`` (schema and fingerprint), ``LOCK`` (who writes), shards named
+for their series, and per writing process ``shards-r00.json`` (which of its shards there must be) and, while
+it writes, ``DIRTY-r00``. Readers take no lock and are never blocked.
 """
 
 from __future__ import annotations
@@ -9,24 +10,33 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.errors import StoreError
-from mirip_fast.features.shards import SCHEMA, SeriesSpec, Shard, open_shard, parse_shard_name
+from mirip_fast.features.shards import SCHEMA, SeriesSpec, Shard
+from mirip_fast.features.store_files import DIRTY_FILE, STORE_FILE, dirty_files, find_shards
 from mirip_fast.files import read_json, write_json
 
 if TYPE_CHECKING:
     from mirip_fast.features.store_writer import StoreWriter
 
-__all__ = ["FeatureStore", "SeriesSpec", "differing_fields", "fingerprint_id"]
+__all__ = [
+    "DIRTY_FILE",
+    "STORE_FILE",
+    "FeatureStore",
+    "HashIndex",
+    "SeriesSpec",
+    "differing_fields",
+    "fingerprint_id",
+]
 
-STORE_FILE = "store.json"
-DIRTY_FILE = "DIRTY"
+_READ_BYTES = 32 << 20  # read at once where rows are asked for out of order
+_GAP_BYTES = 64 << 10  # reading over a gap of this size is quicker than a second read
 
 
 def fingerprint_id(fields: Mapping[str, Any]) -> str:
@@ -41,12 +51,108 @@ def differing_fields(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     return "; ".join(f"{key}: {ours.get(key)} ≠ {theirs.get(key)}" for key in keys)
 
 
-@dataclass(frozen=True)
-class _Index:
-    """Where each image's row of one series is."""
+class HashIndex:
+    """Finds content hashes among many: a sorted array of 40 bytes per row, and a dict of newcomers.
 
-    shards: list[Shard]
-    row_of: dict[bytes, int]  # content hash → global row (shard position · rows per shard + slot)
+    Args:
+        hashes: [n, 32]; where one occurs twice, its first row counts.
+        rows: [n] the number to give for each.
+    """
+
+    _NEWCOMERS = 1 << 16
+
+    def __init__(self, hashes: NDArray[np.uint8], rows: NDArray[np.int64]):
+        self._new: dict[bytes, int] = {}
+        self._sort(hashes, rows)
+
+    def _sort(self, hashes: NDArray[np.uint8], rows: NDArray[np.int64]) -> None:
+        keys = _as_keys(hashes)
+        order = np.argsort(keys, kind="stable")
+        self._keys, self._rows = keys[order], rows[order]
+
+    def find(self, hashes: Sequence[bytes]) -> NDArray[np.int64]:
+        """[n]: the row of each hash, −1 where there is none."""
+        result = np.full(len(hashes), -1, np.int64)
+        if len(hashes) and len(self._keys):
+            wanted = _as_keys(np.frombuffer(b"".join(map(_checked, hashes)), np.uint8))
+            at = np.searchsorted(self._keys, wanted)
+            at[at == len(self._keys)] = 0
+            found = self._keys[at] == wanted
+            result[found] = self._rows[at[found]]
+        if self._new:
+            for i in np.flatnonzero(result < 0).tolist():
+                result[i] = self._new.get(hashes[i], -1)
+        return result
+
+    def add(self, hashes: Sequence[bytes], rows: Sequence[int]) -> None:
+        """Put in hashes that are not there yet."""
+        self._new.update(zip(hashes, rows, strict=True))
+        if len(self._new) > self._NEWCOMERS:
+            new = np.frombuffer(b"".join(self._new), np.uint8).reshape(-1, 32)
+            old = self._keys.view(np.uint8).reshape(-1, 32)
+            both = np.concatenate([self._rows, np.fromiter(self._new.values(), np.int64)])
+            self._new = {}
+            self._sort(np.concatenate([old, new]), both)
+
+    def hashes(self) -> set[bytes]:
+        """All of them."""
+        table = self._keys.tobytes()
+        return {table[i : i + 32] for i in range(0, len(table), 32)} | set(self._new)
+
+
+def _as_keys(hashes: NDArray[np.uint8]) -> NDArray[np.bytes_]:
+    # Fixed-length byte strings of NumPy compare like the 32 bytes: zeros at the end only fill up.
+    return np.ascontiguousarray(hashes).reshape(-1, 32).view("S32").ravel()
+
+
+def _checked(sha: bytes) -> bytes:
+    if len(sha) != 32:
+        raise ValueError("a content hash has 32 bytes")
+    return sha
+
+
+@dataclass
+class _Series:
+    """What is known of one series. Global rows stay what they are when shards are added."""
+
+    spec: SeriesSpec
+    shards: list[Shard] = field(default_factory=list)  # in the order they were found
+    starts: list[int] = field(default_factory=list)  # global row of each shard's first slot
+    sums: list[NDArray[np.uint64]] = field(default_factory=list)  # checksums when indexed
+    hashes: list[NDArray[np.uint8]] = field(default_factory=list)
+    live: list[int] = field(default_factory=list)  # positions of the shards that are there, by name
+    index: HashIndex = field(
+        default_factory=lambda: HashIndex(np.empty((0, 32), np.uint8), np.empty(0, np.int64))
+    )
+
+    def update(self, shards: Sequence[Shard], *, verify: bool) -> None:
+        """Index the rows that came since the last time."""
+        position = {shard.path: i for i, shard in enumerate(self.shards)}
+        for shard in shards:
+            if shard.path not in position:
+                position[shard.path] = len(self.shards)
+                self.starts.append(self.starts[-1] + self.shards[-1].rows if self.shards else 0)
+                self.shards.append(shard)
+                self.sums.append(np.zeros(shard.rows, np.uint64))
+                self.hashes.append(np.zeros((shard.rows, 32), np.uint8))
+        self.live = [position[shard.path] for shard in shards]
+        for i in self.live:
+            if not self.sums[i].all():
+                self._read_keys(i, verify=verify)
+        slots = [np.flatnonzero(self.sums[i]) for i in self.live]
+        # The first row by name wins where two processes stored the same picture.
+        parts = [self.hashes[i][s] for i, s in zip(self.live, slots, strict=True)]
+        rows = [self.starts[i] + s for i, s in zip(self.live, slots, strict=True)]
+        self.index = HashIndex(np.concatenate(parts), np.concatenate(rows))
+
+    def _read_keys(self, i: int, *, verify: bool) -> None:
+        shard = self.shards[i]
+        with shard.open() as stream:
+            sums, hashes = shard.read_keys(stream)
+            if verify:
+                fresh = np.where(sums != self.sums[i], sums, 0)
+                sums[(fresh != 0) & ~shard.matching(stream, fresh, hashes)] = 0
+        self.sums[i], self.hashes[i] = sums, hashes
 
 
 class FeatureStore:
@@ -61,7 +167,8 @@ class FeatureStore:
         self.path = path
         self.fingerprint = fingerprint
         self.fingerprint_id = fingerprint_id(fingerprint)
-        self._indexes: dict[str, _Index] | None = None
+        self._series: dict[str, _Series] | None = None
+        self._verify_always = False
 
     @classmethod
     def create(cls, path: Path, fingerprint: Mapping[str, Any]) -> FeatureStore:
@@ -74,15 +181,19 @@ class FeatureStore:
             path.mkdir(parents=True, exist_ok=True)
             write_json(path / STORE_FILE, {"schema": SCHEMA, "fingerprint": dict(fingerprint)})
         store = cls.open(path)
-        if store.fingerprint != fingerprint:
+        if store.fingerprint_id != fingerprint_id(fingerprint):
             raise StoreError(
                 f"{path} holds other features ({differing_fields(store.fingerprint, fingerprint)})"
             )
         return store
 
     @classmethod
-    def open(cls, path: Path) -> FeatureStore:
+    def open(cls, path: Path, *, verify: bool = False) -> FeatureStore:
         """Open an existing store.
+
+        Args:
+            path: the folder.
+            verify: check every row's checksum; without it only after a crash, or while a run writes.
 
         Raises:
             StoreError: there is none, it is damaged, or a newer version wrote it.
@@ -99,27 +210,28 @@ class FeatureStore:
                 f"{content.get('schema')!r}, this version reads {SCHEMA}). It was left as it is; "
                 "give another --cache-dir to embed anew."
             )
-        return cls(path, content["fingerprint"])
+        store = cls(path, content["fingerprint"])
+        store._verify_always = verify
+        return store
 
     def series(self) -> dict[str, SeriesSpec]:
         """The series that have at least one shard."""
-        return {name: index.shards[0].spec for name, index in self._load().items()}
+        return {name: series.spec for name, series in self._load().items() if series.live}
 
     def shards(self, series: str) -> list[Shard]:
-        """The shards of a series, in global row order."""
-        index = self._load().get(series)
-        return list(index.shards) if index else []
+        """The shards of a series, by rank and number."""
+        known = self._load().get(series)
+        return [known.shards[i] for i in known.live] if known else []
 
     def rows(self, series: str, hashes: Sequence[bytes]) -> NDArray[np.int64]:
         """[n] global row of each content hash, −1 where the series has none."""
-        index = self._load().get(series)
-        row_of = index.row_of if index else {}
-        return np.array([row_of.get(sha, -1) for sha in hashes], dtype=np.int64)
+        known = self._load().get(series)
+        return known.index.find(hashes) if known else np.full(len(hashes), -1, np.int64)
 
     def valid_hashes(self, series: str) -> set[bytes]:
         """The content hashes that have a row."""
-        index = self._load().get(series)
-        return set(index.row_of) if index else set()
+        known = self._load().get(series)
+        return known.index.hashes() if known else set()
 
     def read(self, series: str, rows: NDArray[np.int64]) -> NDArray[Any]:
         """Features of the given rows.
@@ -129,87 +241,98 @@ class FeatureStore:
             rows: [n] global rows from :meth:`rows`.
 
         Returns:
-            [n, *shape] in the stored number format, in the order asked.
+            [n, \\*shape] in the stored number format, in the order asked.
 
         Raises:
-            StoreError: an unknown series, or a row that does not exist.
+            StoreError: an unknown series, or a row that does not exist (any more).
         """
-        index = self._load().get(series)
-        if index is None:
-            raise StoreError(f"{self.path} has no series {series}")
-        spec = index.shards[0].spec
-        if len(rows) and not (rows.min() >= 0 and rows.max() < len(index.shards) * spec.shard_rows):
+        known = self._load().get(series)
+        if known is None or not known.shards:
+            there = ", ".join(self.series()) or "none"
+            raise StoreError(f"{self.path} has no series {series} (there is: {there})")
+        rows = np.asarray(rows, np.int64)
+        starts = np.array([*known.starts, known.starts[-1] + known.shards[-1].rows])
+        if len(rows) and not (rows.min() >= 0 and rows.max() < starts[-1]):
             raise StoreError(f"{self.path}: {series} was asked for rows that do not exist")
-        result = np.empty((len(rows), *spec.shape), dtype=spec.dtype)
-        shard_of, slot = np.divmod(rows, spec.shard_rows)
+        result = np.empty((len(rows), *known.spec.shape), known.spec.dtype)
+        shard_of = np.searchsorted(starts, rows, side="right") - 1
         for number in np.unique(shard_of):
             here = np.flatnonzero(shard_of == number)
-            result[here] = index.shards[number].features()[slot[here]]
+            slots = rows[here] - starts[number]
+            _read_shard(known.shards[number], known.sums[number], slots, here, result)
         return result
 
     def refresh(self) -> None:
-        """Forget what was read of the folder: rows written since then are found again."""
-        self._indexes = None
+        """Look again for rows that were written since. Row numbers given before stay right."""
+        # A run that was killed may have left rows whose bytes never reached the disk.
+        verify = self._verify_always or bool(dirty_files(self.path))
+        before = self._series or {}
+        known = {shard.path: shard for s in before.values() for shard in s.shards}
+        found = find_shards(self.path, self.fingerprint_id, known)
+        series = {}
+        for name, shards in found.items():
+            series[name] = before.get(name) or _Series(shards[0].spec)
+            series[name].update(shards, verify=verify)
+        self._series = series
 
-    def writer(self, *, command: str = "") -> StoreWriter:
+    def writer(
+        self, *, command: str = "", run_id: str | None = None, rank: int | None = None
+    ) -> StoreWriter:
         """Take the lock and write; use as a context manager.
+
+        Args:
+            command: what is running, for whoever finds the store locked.
+            run_id: names a distributed run; its processes share the lock.
+            rank: number of this process in that run (default: the one torchrun gave it).
 
         Raises:
             StoreLockedError: another run holds it; nothing was changed.
         """
         from mirip_fast.features.store_writer import StoreWriter
 
-        return StoreWriter(self, command)
+        return StoreWriter(self, command, run_id=run_id, rank=rank)
 
-    def _load(self) -> dict[str, _Index]:
-        if self._indexes is None:
-            # A run that was killed may have left rows whose bytes never reached the disk.
-            verify = (self.path / DIRTY_FILE).exists()
-            self._indexes = {
-                name: _index(shards, verify=verify)
-                for name, shards in find_shards(self.path, self.fingerprint_id).items()
-            }
-        return self._indexes
+    def _load(self) -> dict[str, _Series]:
+        if self._series is None:
+            self.refresh()
+        return self._series or {}
 
 
-def find_shards(path: Path, fingerprint: str) -> dict[str, list[Shard]]:
-    """Every shard of a store by series, checked, in the order of rank and number.
-
-    Raises:
-        StoreError: a number is missing from a sequence, or a file is no shard of this store.
-    """
-    numbers: dict[tuple[str, int], set[int]] = {}
-    found: dict[str, list[tuple[int, int, Path]]] = {}
-    for file in path.glob("*.h5"):
-        parsed = parse_shard_name(file.name)
-        if parsed is None:
-            raise StoreError(f"{file} is no shard of this store; move it elsewhere")
-        series, rank, number = parsed
-        numbers.setdefault((series, rank), set()).add(number)
-        found.setdefault(series, []).append((rank, number, file))
-    for (series, rank), present in numbers.items():
-        absent = sorted(set(range(max(present) + 1)) - present)
-        if absent:
-            raise StoreError(
-                f"{path} lacks shard {absent[0]} of series {series} (rank {rank}): restore the file, or "
-                "move the later ones away and run `mirip-fast embed` again"
-            )
-    result = {}
-    for series, files in sorted(found.items()):
-        shards = [open_shard(file, fingerprint) for _, _, file in sorted(files)]
-        if len({shard.spec for shard in shards}) > 1:
-            raise StoreError(f"{path}: the shards of series {series} have different shapes")
-        result[series] = shards
-    return result
+def _read_shard(
+    shard: Shard,
+    sums: NDArray[np.uint64],
+    slots: NDArray[np.int64],
+    places: NDArray[np.int64],
+    out: NDArray[Any],
+) -> None:
+    """``out[places] = features[slots]``, neighbours in one read."""
+    with shard.open() as stream:
+        ascending = bool((np.diff(slots) == 1).all() and (np.diff(places) == 1).all())
+        if ascending:
+            shard.read_features(stream, int(slots[0]), out[places[0] : places[-1] + 1])
+        else:
+            _read_scattered(shard, stream, slots, places, out)
+        now = shard.read_checksums(stream)[slots]
+    if (now != sums[slots]).any() or not now.all():
+        raise StoreError(
+            f"{shard.path}: a row that was asked for is not there (any more: damaged rows are "
+            "computed anew); run the same command again"
+        )
 
 
-def _index(shards: list[Shard], *, verify: bool) -> _Index:
-    row_of: dict[bytes, int] = {}
-    for position, shard in enumerate(shards):
-        exists = shard.valid() if verify else shard.checksums() != 0
-        slots = np.flatnonzero(exists)
-        hashes = np.ascontiguousarray(shard.sha256()[slots]).view("V32").ravel()
-        for slot, sha in zip(slots, hashes, strict=True):
-            # The first row wins where two processes stored the same picture.
-            row_of.setdefault(sha.tobytes(), position * shard.rows + int(slot))
-    return _Index(shards, row_of)
+def _read_scattered(
+    shard: Shard,
+    stream: IO[bytes],
+    slots: NDArray[np.int64],
+    places: NDArray[np.int64],
+    out: NDArray[Any],
+) -> None:
+    order = np.argsort(slots, kind="stable")
+    slots, places = slots[order], places[order]
+    gap = max(1, _GAP_BYTES // shard.spec.row_bytes)
+    block = slots // max(1, _READ_BYTES // shard.spec.row_bytes)
+    breaks = np.flatnonzero((np.diff(slots) > gap) | (np.diff(block) > 0)) + 1
+    for part, where in zip(np.split(slots, breaks), np.split(places, breaks), strict=True):
+        piece = np.empty((part[-1] + 1 - part[0], *shard.spec.shape), shard.spec.dtype)
+        shard.read_features(stream, int(part[0]), piece)
+        out[where] = piece[part - part[0]]

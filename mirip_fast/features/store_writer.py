@@ -2,59 +2,75 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
 import os
-import socket
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from datetime import datetime
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mirip_fast.errors import StoreError, StoreLockedError
-from mirip_fast.features.shards import SeriesSpec, Shard, create_shard, shard_name, sync
-from mirip_fast.features.store import DIRTY_FILE, find_shards
+from mirip_fast.errors import StoreError
+from mirip_fast.features.shard_rows import ShardWriter
+from mirip_fast.features.shards import SeriesSpec, Shard, create_shard, shard_name
+from mirip_fast.features.store import HashIndex
+from mirip_fast.features.store_files import (
+    DIRTY_FILE,
+    clean_up,
+    dirty_files,
+    find_shards,
+    read_ranges,
+    write_ranges,
+)
+from mirip_fast.features.store_lock import StoreLock
 from mirip_fast.files import disk_full, fsync_folder, is_disk_full
-from mirip_fast.runtime import rank
+from mirip_fast.runtime import rank as process_rank
 
 if TYPE_CHECKING:
     from mirip_fast.features.store import FeatureStore
 
-LOCK_FILE = "LOCK"
-
 
 class StoreWriter:
-    """Appends rows; holds the store's lock until it is closed.
+    """Appends rows; holds the store's lock until it is closed. Several threads may use it.
 
-    On opening, every row's checksum is verified: rows that a kill or a power loss spoiled are free again,
-    so that exactly what is missing gets computed.
+    Rows that a kill or a power loss spoiled are found by their checksums and their slots used again, so
+    that exactly what is missing gets computed. A run alone verifies a series when it first needs it, and
+    everything after a crash. The processes of a distributed run (``run_id``) share the lock: the first to
+    come verifies everything before the others are let in; each writes only to shards of its own rank.
 
     Args:
         store: the store to write to.
         command: what is running, for whoever finds the store locked.
+        run_id: names the distributed run; None for a run alone.
+        rank: number of this process in it (default: the one torchrun gave it).
 
     Raises:
         StoreLockedError: another run writes; names it. Nothing was changed.
     """
 
-    def __init__(self, store: FeatureStore, command: str = ""):
+    def __init__(
+        self,
+        store: FeatureStore,
+        command: str = "",
+        *,
+        run_id: str | None = None,
+        rank: int | None = None,
+    ):
         self.store = store
-        self._stack = ExitStack()
+        self.rank = process_rank() if rank is None else rank
+        self._mutex = threading.RLock()
+        self._marker = store.path / f"{DIRTY_FILE}-r{self.rank:02d}"
+        self._dirty = False
+        self._unsettled = False  # a batch was broken off: what it wrote may not be on the disk
         self._series: dict[str, _Series] = {}
-        self._dirty = (store.path / DIRTY_FILE).exists()  # left by a run that was killed
+        self._lock = StoreLock(store.path, command, run_id, self.rank)
         try:
-            self._stack.enter_context(_lock(store.path, command))
-            for partial in store.path.glob(".*.partial"):
-                partial.unlink(missing_ok=True)
-            for name, shards in find_shards(store.path, store.fingerprint_id).items():
-                self._series[name] = _Series(self, shards[0].spec, shards)
+            self._recover(alone=run_id is None)
+            self._lock.share()
         except BaseException:
-            self._stack.close()
+            self._release()
             raise
 
     def __enter__(self) -> StoreWriter:
@@ -70,115 +86,230 @@ class StoreWriter:
 
     def close(self) -> None:
         """Close the shards and give the lock back. Committed rows need no closing."""
-        if self._dirty:
-            (self.store.path / DIRTY_FILE).unlink(missing_ok=True)
-            fsync_folder(self.store.path)
+        with self._mutex:
+            if self._dirty and not self._unsettled:
+                self._marker.unlink(missing_ok=True)
+                fsync_folder(self.store.path)
             self._dirty = False
-        self._stack.close()
+            self._release()
 
     def missing(self, series: str, hashes: Sequence[bytes]) -> NDArray[np.bool_]:
         """[n]: whether each content hash has no verified row in the series."""
-        known = self._series[series].hashes if series in self._series else set()
-        return np.array([sha not in known for sha in hashes], dtype=bool)
+        with self._mutex:
+            if series not in self._series:
+                return np.ones(len(hashes), dtype=bool)
+            return self._series[series].index.find(hashes) < 0
 
     def append(self, hashes: Sequence[bytes], features: Mapping[SeriesSpec, NDArray[Any]]) -> None:
         """Write one batch to one or more series; durable when this returns.
 
+        A picture that a series has already, or that comes twice in the batch, keeps its first row.
+
         Args:
             hashes: n content hashes of 32 bytes.
-            features: per series [n, *shape] in the stored number format, finite.
+            features: per series [n, \\*shape] in the stored number format, finite.
 
         Raises:
             ValueError: another shape or number format, or a number that is not finite.
             DiskFullError: a new shard does not fit; batches before this one stay.
+            StoreError: the disk failed, or the writer is closed.
         """
         for spec, rows in features.items():
             _check_rows(spec, rows, hashes)
-        self._mark_dirty()
-        for spec, rows in features.items():
-            series = self._series.get(spec.name)
-            if series is None:
-                series = self._series[spec.name] = _Series(self, spec, [])
-            if series.spec != spec:
-                raise StoreError(
-                    f"{self.store.path}: series {spec.name} holds {series.spec.shape} "
-                    f"{series.spec.dtype}, not {spec.shape} {spec.dtype}"
-                )
-            series.append(hashes, rows)
+        with self._mutex:
+            self._check_open()
+            jobs = []
+            for spec, rows in features.items():
+                series = self._of(spec)
+                new = series.new_among(hashes)
+                if len(new):
+                    jobs.append((series, [hashes[i] for i in new], rows[new]))
+            for series, sha, _ in jobs:  # a full disk is found before anything is written
+                series.make_room(len(sha))
+            if jobs:
+                self._mark_dirty()
+                self._unsettled = True
+                self._write(jobs)
+                self._unsettled = False
+                for series, sha, _ in jobs:
+                    series.index.add(sha, [0] * len(sha))
+
+    def _write(self, jobs: Sequence[tuple[_Series, list[bytes], NDArray[Any]]]) -> None:
+        try:
+            files = [file for series, sha, rows in jobs for file in series.write(sha, rows)]
+            for file in files:
+                file.sync()
+            for series, _, _ in jobs:
+                series.close_full()
+        except OSError as error:
+            if is_disk_full(error):  # file systems that copy on write need room even here
+                raise disk_full(self.store.path) from error
+            raise StoreError(
+                f"{self.store.path}: writing failed ({error}). What was committed before stays; look "
+                "after the disk and run the same command again."
+            ) from error
+
+    def _check_open(self) -> None:
+        if not self._lock.held:
+            raise StoreError(f"{self.store.path}: this writer is closed")
+        if self._unsettled:
+            raise StoreError(f"{self.store.path}: an earlier write failed; open the store again")
+
+    def _of(self, spec: SeriesSpec) -> _Series:
+        series = self._series.get(spec.name)
+        if series is None:
+            series = self._series[spec.name] = _Series(self.store, spec, [], self.rank, alone=True)
+        if series.spec != spec:
+            raise StoreError(
+                f"{self.store.path}: series {spec.name} holds {series.spec.shape} "
+                f"{series.spec.dtype}, not {spec.shape} {spec.dtype}"
+            )
+        return series
+
+    def _recover(self, *, alone: bool) -> None:
+        """Bring in order what a crash left, and look what is there."""
+        path, first = self.store.path, self._lock.exclusive
+        clean_up(path, None if first else self.rank)
+        markers = [m for m in dirty_files(path) if first or m == self._marker]
+        for name, shards in find_shards(path, self.store.fingerprint_id).items():
+            series = _Series(self.store, shards[0].spec, shards, self.rank, alone=alone)
+            self._series[name] = series
+            if not first:  # the process that let us in has verified what was there
+                series.look(lambda shard: bool(markers) and shard.rank == self.rank)
+            elif markers or not alone:
+                series.look(lambda _: True)
+        for marker in markers:
+            marker.unlink(missing_ok=True)
+        if markers:
+            fsync_folder(path)
 
     def _mark_dirty(self) -> None:
         """Tell readers that come after a crash to verify checksums."""
         if not self._dirty:
-            (self.store.path / DIRTY_FILE).touch()
+            with self._marker.open("wb") as stream:
+                os.fsync(stream.fileno())
             fsync_folder(self.store.path)
             self._dirty = True
 
-    def open_for_writing(self, path: Path) -> int:
-        """A file handle that is closed with the writer."""
-        handle = os.open(path, os.O_RDWR)
-        self._stack.callback(os.close, handle)
-        return handle
+    def _release(self) -> None:
+        for series in self._series.values():
+            series.close()
+        self._lock.release()
 
 
 class _Series:
-    """The shards of one series and their free slots."""
+    """What one series holds, and the free slots that this process may fill."""
 
-    def __init__(self, writer: StoreWriter, spec: SeriesSpec, shards: Sequence[Shard]):
-        self.writer, self.spec = writer, spec
-        self.hashes: set[bytes] = set()
-        self._open: list[
-            tuple[Shard, int, list[int]]
-        ] = []  # shard, handle, free slots (descending)
-        self._next_number = 0
-        own = f"-r{rank():02d}-"
-        for shard in shards:
-            valid = shard.valid()
-            hashes = shard.sha256()
-            self.hashes.update(hashes[slot].tobytes() for slot in np.flatnonzero(valid))
-            if own in shard.path.name:
-                self._next_number += 1
-                self._reclaim(shard, valid)
+    def __init__(
+        self,
+        store: FeatureStore,
+        spec: SeriesSpec,
+        shards: Sequence[Shard],
+        rank: int,
+        *,
+        alone: bool,
+    ):
+        self.spec = spec
+        self._store, self._rank, self._alone = store, rank, alone
+        self._shards = list(shards)
+        self._index: HashIndex | None = None
+        self._free: list[tuple[Shard, NDArray[np.int64]]] = []
+        self._files: dict[Path, ShardWriter] = {}
 
-    def _reclaim(self, shard: Shard, valid: NDArray[np.bool_]) -> None:
-        """Free every slot that holds no valid row."""
-        free = np.flatnonzero(~valid)
-        if not len(free):
-            return
-        handle = self.writer.open_for_writing(shard.path)
-        spoiled = np.flatnonzero(~valid & (shard.checksums() != 0))
-        if len(spoiled):
-            shard.clear_rows(handle, spoiled)
-            sync(handle)
-        self._open.append((shard, handle, free[::-1].tolist()))
+    @property
+    def index(self) -> HashIndex:
+        """The content hashes with a valid row; the first look verifies them."""
+        if self._index is None:
+            self.look(lambda _: True)
+        assert self._index is not None
+        return self._index
 
-    def append(self, hashes: Sequence[bytes], features: NDArray[Any]) -> None:
-        done = 0
+    def look(self, verify: Callable[[Shard], bool]) -> None:
+        """Read what the shards hold; where ``verify(shard)``, spoiled rows become free slots."""
+        found = [np.empty((0, 32), np.uint8)]
+        self._free = []
+        for shard in self._shards:
+            with shard.open() as stream:
+                sums, hashes = shard.read_keys(stream)
+                own = self._alone or shard.rank == self._rank
+                checked = verify(shard)
+                good = shard.matching(stream, sums, hashes) if checked else sums != 0
+                spoiled = np.flatnonzero(~good & (shard.read_checksums(stream) != 0))
+            found.append(hashes[good])
+            if (checked or own) and len(spoiled):
+                file = self._file(shard)
+                file.clear(spoiled)
+                file.sync()
+            if own:
+                self._free.append((shard, np.flatnonzero(~good)))
+        self.close_full()
+        table = np.concatenate(found)
+        self._index = HashIndex(table, np.zeros(len(table), np.int64))
+
+    def new_among(self, hashes: Sequence[bytes]) -> NDArray[np.int64]:
+        """Positions of the hashes that are not there, each hash once."""
+        first = {sha: i for i, sha in reversed(list(enumerate(hashes)))}
+        there = self.index.find(hashes) >= 0
+        return np.array(
+            [i for i, sha in enumerate(hashes) if first[sha] == i and not there[i]], np.int64
+        )
+
+    def make_room(self, count: int) -> None:
+        """Make new shards until ``count`` slots are free."""
+        while sum(len(slots) for _, slots in self._free) < count:
+            shard = self._new_shard()
+            self._shards.append(shard)
+            self._free.append((shard, np.arange(shard.rows)))
+
+    def _new_shard(self) -> Shard:
+        path, key = self._store.path, (self.spec.name, self._rank)
+        ranges = read_ranges(path)
+        first, end = ranges.get(key, (0, 0))
+        number = max([end, *(s.number + 1 for s in self._shards if s.rank == self._rank)])
+        name = shard_name(self.spec.name, self._rank, number)
+        shard = create_shard(path / name, self.spec, self._store.fingerprint_id)
+        try:
+            write_ranges(path, self._rank, {**ranges, key: (first, number + 1)})
+        except BaseException:
+            shard.path.unlink()
+            raise
+        return shard
+
+    def write(self, hashes: Sequence[bytes], rows: NDArray[Any]) -> list[ShardWriter]:
+        """Put rows into free slots; gives the files to sync."""
+        table = np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 32)
+        files, done = [], 0
         while done < len(hashes):
-            shard, handle, free = self._with_room()
-            count = min(len(free), len(hashes) - done)
-            slots = np.array([free.pop() for _ in range(count)], dtype=np.int64)
-            part = slice(done, done + count)
-            try:
-                shard.write_rows(handle, slots, hashes[part], features[part])
-                sync(handle)
-            except OSError as error:
-                if is_disk_full(error):
-                    raise disk_full(shard.path) from error
-                raise
-            done += count
-        self.hashes.update(hashes)
+            shard, slots = self._free[0]
+            part = slots[: len(hashes) - done]
+            if len(part):
+                end = done + len(part)
+                file = self._file(shard)
+                file.write(part, table[done:end], rows[done:end])
+                files.append(file)
+                done = end
+            if len(part) == len(slots):
+                self._free.pop(0)
+            else:
+                self._free[0] = (shard, slots[len(part) :])
+        return files
 
-    def _with_room(self) -> tuple[Shard, int, list[int]]:
-        for item in self._open:
-            if item[2]:
-                return item
-        path = self.writer.store.path / shard_name(self.spec.name, rank(), self._next_number)
-        shard = create_shard(path, self.spec, self.writer.store.fingerprint_id)
-        self._next_number += 1
-        handle = self.writer.open_for_writing(shard.path)
-        item = (shard, handle, list(range(shard.rows - 1, -1, -1)))
-        self._open = [item]
-        return item
+    def close_full(self) -> None:
+        """Close the files in which no slot is free."""
+        self._free = [(shard, slots) for shard, slots in self._free if len(slots)]
+        open_ones = {shard.path for shard, _ in self._free}
+        for path in [p for p in self._files if p not in open_ones]:
+            self._files.pop(path).close()
+
+    def close(self) -> None:
+        """Close all files."""
+        while self._files:
+            self._files.popitem()[1].close()
+
+    def _file(self, shard: Shard) -> ShardWriter:
+        if shard.path not in self._files:
+            self._files[shard.path] = ShardWriter(shard)
+        return self._files[shard.path]
 
 
 def _check_rows(spec: SeriesSpec, rows: NDArray[Any], hashes: Sequence[bytes]) -> None:
@@ -191,41 +322,3 @@ def _check_rows(spec: SeriesSpec, rows: NDArray[Any], hashes: Sequence[bytes]) -
         raise ValueError("a content hash has 32 bytes")
     if not np.isfinite(rows).all():
         raise ValueError(f"{spec.name}: a feature is not finite")
-
-
-def _lock(path: Path, command: str) -> IO[bytes]:
-    """Take the store's lock and write into it who holds it; closing the file gives it back."""
-    stream = (path / LOCK_FILE).open("a+b")
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        stream.seek(0)
-        who = _who(stream.read())
-        stream.close()
-        raise StoreLockedError(
-            f"{path} is being written to by {who}. Nothing was changed; wait for it, or stop it "
-            "(what it committed stays) and run the same command again."
-        ) from None
-    except BaseException:
-        stream.close()
-        raise
-    stream.truncate(0)
-    started = datetime.now().astimezone().isoformat(timespec="seconds")
-    holder = {
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "since": started,
-        "command": command,
-    }
-    stream.write(json.dumps(holder).encode())
-    stream.flush()
-    return stream
-
-
-def _who(content: bytes) -> str:
-    try:
-        holder = json.loads(content)
-        what = f" ({holder['command']})" if holder.get("command") else ""
-        return f"process {holder['pid']} on {holder['host']} since {holder['since']}{what}"
-    except (ValueError, KeyError, TypeError):
-        return "another process"

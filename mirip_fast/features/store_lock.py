@@ -1,0 +1,213 @@
+"""The lock of a feature store: one run writes at a time; the processes of one distributed run share it.
+
+The lock lives in the system, not in the file, so that it is free the moment its holder dies. What is
+written in the file tells others who holds it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import time
+import weakref
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from mirip_fast.errors import StoreError, StoreLockedError
+
+LOCK_FILE = "LOCK"
+#: How long to look again where the file names a holder that is gone: the real one is about to sign.
+_SIGNING_SECONDS = 2.0
+_PAUSE = 0.005
+
+
+class StoreLock:
+    """The lock, held from the construction to :meth:`release`.
+
+    A run alone holds it exclusively. With a ``run_id``, the first process of the run to come holds it
+    exclusively until :meth:`share`; the others wait for that, and then hold it together. Each rank
+    holds a lock of its own, too: two processes that call themselves the same rank can not both write.
+
+    Attributes:
+        exclusive: nobody else holds it.
+
+    Raises:
+        StoreLockedError: another run has it, or another process is this rank; names it.
+        StoreError: the folder can not be written to.
+    """
+
+    def __init__(self, folder: Path, command: str, run_id: str | None, rank: int):
+        self._folder, self._run_id = folder, run_id
+        self._holder = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "since": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "command": command,
+            "run_id": run_id,
+        }
+        self._rank_handle: int | None = None
+        self._handle = self._open(LOCK_FILE)
+        self._locked = False
+        self.exclusive = False
+        _held.add(self)
+        try:
+            if run_id is not None:
+                self._take_rank(rank)
+            self._take()
+        except BaseException:
+            self.release()
+            raise
+
+    def share(self) -> None:
+        """Let the other processes of the run in; a run without a ``run_id`` keeps it for itself."""
+        if self._run_id is None or not self.exclusive:
+            return
+        self.exclusive = False
+        # Changing a lock is giving it back and taking another: a stranger may come between.
+        if not self._join():
+            self._locked = False
+            raise self._refusal(self._read())
+
+    def release(self) -> None:
+        """Give the lock back."""
+        if self._locked and (self.exclusive or _try_lock(self._handle, shared=False)):
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._handle, 0)  # nobody else holds it: no name is left behind
+        self._close()
+
+    @property
+    def held(self) -> bool:
+        """Whether this process has the lock."""
+        return self._locked
+
+    def _close(self) -> None:
+        _held.discard(self)
+        self._locked = self.exclusive = False
+        handles = [h for h in (self._handle, self._rank_handle) if h is not None and h >= 0]
+        self._handle, self._rank_handle = -1, None
+        for handle in handles:
+            os.close(handle)
+
+    def _open(self, name: str) -> int:
+        try:
+            return os.open(self._folder / name, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise StoreError(f"{self._folder / name} can not be written: {error}") from error
+
+    def _take_rank(self, rank: int) -> None:
+        self._rank_handle = self._open(f"{LOCK_FILE}-r{rank:02d}")
+        if not _try_lock(self._rank_handle, shared=False):
+            raise StoreLockedError(
+                f"{self._folder} is being written to by another process of rank {rank}. Nothing was "
+                "changed; start every process of a run with a RANK of its own."
+            )
+
+    def _take(self) -> None:
+        until = time.monotonic() + _SIGNING_SECONDS
+        while not _try_lock(self._handle, shared=False):
+            holder = self._read()
+            if self._is_our_run(holder):
+                if self._join():
+                    return
+                # Else its first process is still looking after what a crash left behind.
+            elif (self._run_id is None and _seems_alive(holder)) or time.monotonic() > until:
+                raise self._refusal(holder)
+            time.sleep(_PAUSE)
+        self._locked = self.exclusive = True
+        os.ftruncate(self._handle, 0)
+        os.lseek(self._handle, 0, os.SEEK_SET)
+        os.write(self._handle, json.dumps(self._holder).encode())
+
+    def _join(self) -> bool:
+        """Hold the lock together with the others of our run, if it is theirs."""
+        if not _try_lock(self._handle, shared=True):
+            return False
+        self._locked = self._is_our_run(self._read())
+        if not self._locked:
+            _unlock(self._handle)
+        return self._locked
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            holder = json.loads((self._folder / LOCK_FILE).read_bytes())
+            return holder if isinstance(holder, dict) else {}
+        except (OSError, ValueError):
+            return {}
+
+    def _is_our_run(self, holder: dict[str, Any]) -> bool:
+        return self._run_id is not None and holder.get("run_id") == self._run_id
+
+    def _refusal(self, holder: dict[str, Any]) -> StoreLockedError:
+        who = "another process"
+        if holder:
+            what = f" ({holder['command']})" if holder.get("command") else ""
+            who = (
+                f"process {holder.get('pid')} on {holder.get('host')} since {holder.get('since')}"
+                f"{what}"
+            )
+        return StoreLockedError(
+            f"{self._folder} is being written to by {who}. Nothing was changed; wait for it, or stop it "
+            "(what it committed stays) and run the same command again."
+        )
+
+
+def _seems_alive(holder: dict[str, Any]) -> bool:
+    """Whether the signed holder may be the real one: it lives, or is on another machine."""
+    if not holder:
+        return False
+    if holder.get("host") != socket.gethostname() or os.name == "nt":
+        return True
+    try:
+        os.kill(int(holder.get("pid", 0)), 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, ValueError, TypeError):
+        return True
+    return True
+
+
+def _try_lock(handle: int, *, shared: bool) -> bool:
+    """Take or change the lock of an open file; False where somebody else stands against it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return not shared and _try_lock_windows(handle)
+    try:
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _unlock(handle: int) -> None:
+    import fcntl
+
+    fcntl.flock(handle, fcntl.LOCK_UN)
+
+
+def _try_lock_windows(handle: int) -> bool:
+    import msvcrt
+
+    os.lseek(handle, 1 << 30, os.SEEK_SET)  # beyond the text, which others must be able to read
+    try:
+        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+    except OSError:
+        return False
+    return True
+
+
+#: Locks of this process. A forked child (a decode worker) must not keep them when this process dies.
+_held: weakref.WeakSet[StoreLock] = weakref.WeakSet()
+
+
+def _forget_in_child() -> None:
+    for lock in list(_held):
+        lock._close()
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_in_child)

@@ -1,0 +1,676 @@
+"""Reading, sharing and looking after feature stores."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from unittest import mock
+
+import h5py
+import numpy as np
+import pytest
+from torture import BATCH, FINGERPRINT, SPECS, in_child, rows_of, sha
+
+from mirip_fast.errors import DiskFullError, StoreError, StoreLockedError
+from mirip_fast.features import shard_rows, store_files, store_lock, store_tools, store_writer
+from mirip_fast.features.shards import SeriesSpec, shard_name
+from mirip_fast.features.store import FeatureStore, HashIndex
+from mirip_fast.features.store_writer import StoreWriter
+
+CLS, GRID = SPECS
+
+
+@pytest.fixture(autouse=True)
+def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard_rows, "_MAX_ROWS", 16)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FeatureStore:
+    return FeatureStore.create(tmp_path / "store", FINGERPRINT)
+
+
+def put(writer: StoreWriter, numbers: Sequence[int], specs: Sequence[SeriesSpec] = SPECS) -> None:
+    writer.append([sha(n) for n in numbers], {s: rows_of(s, numbers) for s in specs})
+
+
+def fill(store: FeatureStore, numbers: Sequence[int], specs: Sequence[SeriesSpec] = SPECS) -> None:
+    with store.writer() as writer:
+        put(writer, numbers, specs)
+    store.refresh()
+
+
+def assert_served(store: FeatureStore, numbers: Sequence[int], spec: SeriesSpec = CLS) -> None:
+    rows = store.rows(spec.name, [sha(n) for n in numbers])
+    assert (rows >= 0).all()
+    np.testing.assert_array_equal(store.read(spec.name, rows), rows_of(spec, numbers))
+
+
+# ---- index and reading
+
+
+def test_the_index_equals_a_dict() -> None:
+    rng = np.random.default_rng(0)
+    hashes = [bytes(31) + bytes([n]) for n in range(50)]  # alike but for the last byte
+    hashes += [
+        bytes([n]) + bytes(31) for n in range(1, 50)
+    ]  # alike but for the first; zeros at the end
+    hashes += [rng.bytes(32) for _ in range(200)]
+    table = np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 32)
+    index = HashIndex(np.concatenate([table, table[:10]]), np.arange(len(hashes) + 10))
+    with mock.patch.object(HashIndex, "_NEWCOMERS", 20):
+        known = {h: i for i, h in enumerate(hashes)}
+        for start in range(0, 100, 7):
+            fresh = [rng.bytes(32) for _ in range(7)]
+            index.add(fresh, range(1000 + start, 1007 + start))
+            known.update(zip(fresh, range(1000 + start, 1007 + start), strict=True))
+    asked = [*known, *(rng.bytes(32) for _ in range(50))]
+    assert index.find(asked).tolist() == [known.get(h, -1) for h in asked]
+    assert index.hashes() == set(known)
+    assert HashIndex(table[:0], np.arange(0)).find(asked[:3]).tolist() == [-1] * 3
+    with pytest.raises(ValueError, match="32 bytes"):
+        index.find([b"short"])
+
+
+def test_any_selection_of_rows_is_read_right(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(store, range(100))
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr("mirip_fast.features.store._GAP_BYTES", 3 * CLS.row_bytes)
+    monkeypatch.setattr("mirip_fast.features.store._READ_BYTES", 6 * CLS.row_bytes)
+    choices = [
+        np.arange(100),
+        np.arange(100)[::-1],
+        rng.permutation(100),
+        np.array([5, 5, 99, 5, 0]),
+    ]
+    choices += [rng.integers(0, 100, rng.integers(0, 60)) for _ in range(30)]
+    for numbers in choices:
+        for spec in SPECS:
+            assert_served(store, numbers.tolist(), spec)
+
+
+def test_what_can_not_be_read(store: FeatureStore) -> None:
+    assert store.rows("cls.14", [sha(0)]).tolist() == [-1]
+    with pytest.raises(StoreError, match=r"no series cls\.14 \(there is: none\)"):
+        store.read("cls.14", np.array([0]))
+    fill(store, range(3))
+    with pytest.raises(StoreError, match=r"no series x \(there is: cls\.14, grid2\.14\)"):
+        store.read("x", np.array([0]))
+    for rows in ([-1], [16], [3], [0, 15]):  # not there, beyond the end, empty slots
+        with pytest.raises(StoreError):
+            store.read(CLS.name, np.array(rows))
+
+
+def test_rows_keep_their_numbers_while_shards_are_added(store: FeatureStore) -> None:
+    with store.writer(run_id="r", rank=1) as writer:
+        put(writer, range(10))
+    store.refresh()
+    before = store.rows(CLS.name, [sha(n) for n in range(10)])
+    with store.writer(run_id="r", rank=0) as writer:
+        put(writer, range(10, 50))  # its shards sort before those of rank 1
+    store.refresh()
+    np.testing.assert_array_equal(store.read(CLS.name, before), rows_of(CLS, range(10)))
+    assert_served(store, range(50))
+
+
+def test_a_row_that_was_replaced_meanwhile_is_not_served(store: FeatureStore) -> None:
+    """A damaged row's slot is used again; a reader that still knows the old row must not get the new."""
+    fill(store, range(4))
+    reader = FeatureStore.open(store.path)
+    rows = reader.rows(CLS.name, [sha(n) for n in range(4)])
+    shard = reader.shards(CLS.name)[0]
+    slot = int(rows[2])
+    with shard.path.open("r+b") as stream:
+        stream.seek(shard.features_at + slot * CLS.row_bytes)
+        stream.write(b"\xff")
+    with store.writer() as writer:
+        assert writer.missing(CLS.name, [sha(n) for n in range(4)]).tolist() == [False] * 2 + [
+            True,
+            False,
+        ]
+        put(writer, [77], [CLS])
+    with pytest.raises(StoreError, match="again"):
+        reader.read(CLS.name, rows)
+    reader.refresh()
+    assert reader.rows(CLS.name, [sha(77)]).tolist() == [slot]
+    assert_served(reader, [0, 1, 77, 3])
+
+
+def test_verifying_readers_and_plain_ones(store: FeatureStore) -> None:
+    fill(store, range(4))
+    shard = store.shards(CLS.name)[0]
+    with shard.path.open("r+b") as stream:
+        stream.seek(shard.features_at)
+        stream.write(b"\xff\x00\xff")
+    assert len(FeatureStore.open(store.path).valid_hashes(CLS.name)) == 4
+    assert len(FeatureStore.open(store.path, verify=True).valid_hashes(CLS.name)) == 3
+
+
+# ---- writing
+
+
+def test_a_picture_is_stored_once(store: FeatureStore) -> None:
+    with store.writer() as writer:
+        put(writer, [1, 2, 1, 3])
+        put(writer, [3, 4])
+        assert writer.missing(CLS.name, [sha(n) for n in range(6)]).tolist() == [True] + [
+            False
+        ] * 4 + [True]
+    store.refresh()
+    assert np.count_nonzero(store.shards(CLS.name)[0].checksums()) == 4
+    assert_served(store, [4, 3, 2, 1])
+
+
+def test_a_closed_writer_refuses(store: FeatureStore) -> None:
+    writer = store.writer()
+    writer.close()
+    with pytest.raises(StoreError, match="closed"):
+        put(writer, [1])
+
+
+def test_a_batch_with_one_bad_series_changes_nothing(store: FeatureStore) -> None:
+    with store.writer() as writer:
+        with pytest.raises(ValueError, match=r"grid2\.14"):
+            writer.append([sha(0)], {CLS: rows_of(CLS, [0]), GRID: rows_of(GRID, [0]) + np.inf})
+        assert writer.missing(CLS.name, [sha(0)]).all()
+    assert not list(store.path.glob("*.h5"))
+
+
+def test_another_shape_in_a_series_is_refused(store: FeatureStore) -> None:
+    fill(store, [0])
+    with store.writer() as writer, pytest.raises(StoreError, match=r"holds \(24,\) float16"):
+        writer.append([sha(1)], {SeriesSpec("cls.14", (9,), "float16"): np.ones((1, 9), "f2")})
+
+
+def test_a_full_disk_stops_a_batch_before_it_begins(store: FeatureStore) -> None:
+    with store.writer() as writer:
+        put(writer, range(10))
+        with (
+            mock.patch.object(os, "posix_fallocate", side_effect=OSError(errno.ENOSPC, "full")),
+            pytest.raises(DiskFullError),
+        ):
+            put(writer, range(10, 20))
+        assert writer.missing(CLS.name, [sha(n) for n in range(10, 20)]).all()
+        put(writer, range(10, 20))  # there is room again
+    store.refresh()
+    assert_served(store, range(20))
+
+
+def test_a_list_that_could_not_be_written_takes_its_shard_along(store: FeatureStore) -> None:
+    with store.writer() as writer:
+        full = DiskFullError("full")
+        with (
+            mock.patch.object(store_writer, "write_ranges", side_effect=full),
+            pytest.raises(DiskFullError),
+        ):
+            put(writer, [0])
+        assert not list(store.path.glob("*.h5"))
+        put(writer, [0])
+    store.refresh()
+    assert_served(store, [0])
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+def test_after_a_failed_write_the_writer_stops_and_readers_verify(
+    store: FeatureStore, number: int
+) -> None:
+    with store.writer() as writer:
+        put(writer, range(5))
+        with (
+            mock.patch.object(os, "fdatasync", side_effect=OSError(number, "broken")),
+            pytest.raises(StoreError),
+        ):
+            put(writer, range(5, 9))
+        with pytest.raises(StoreError, match="open the store again"):
+            put(writer, range(5, 9))
+    assert store_files.dirty_files(store.path)
+    with store.writer() as writer:
+        assert not writer.missing(CLS.name, [sha(n) for n in range(5)]).any()
+        put(writer, range(9))
+    assert not store_files.dirty_files(store.path)
+    store.refresh()
+    assert_served(store, range(9))
+
+
+def test_several_threads_may_append(store: FeatureStore) -> None:
+    with store.writer() as writer:
+        threads = [
+            threading.Thread(target=lambda s=start: [put(writer, [n]) for n in range(s, s + 20)])
+            for start in range(0, 100, 10)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    store.refresh()
+    assert len(store.valid_hashes(CLS.name)) == 110
+    assert_served(store, range(110))
+
+
+def test_the_marker_is_there_while_rows_are_written(store: FeatureStore) -> None:
+    with store.writer() as writer:
+        writer.missing(CLS.name, [sha(1)])
+        assert not store_files.dirty_files(store.path)
+        put(writer, [1])
+        assert [f.name for f in store_files.dirty_files(store.path)] == ["DIRTY-r00"]
+    assert not store_files.dirty_files(store.path)
+
+
+# ---- which shards there must be
+
+
+def test_the_last_shard_is_missed_too(store: FeatureStore) -> None:
+    fill(store, range(40))
+    names = [shard_name(CLS.name, 0, number) for number in range(3)]
+    for name in names:
+        (store.path / name).rename(store.path / "away")
+        with pytest.raises(StoreError, match=name):
+            FeatureStore.open(store.path).series()
+        with pytest.raises(StoreError, match=name):
+            FeatureStore.open(store.path).writer()
+        (store.path / "away").rename(store.path / name)
+    assert_served(FeatureStore.open(store.path), range(40))
+
+
+def test_a_shard_finished_just_before_a_kill_counts(store: FeatureStore) -> None:
+    fill(store, range(40))
+    store_files.ranges_file(store.path, 0).unlink()
+    assert_served(FeatureStore.open(store.path), range(40))
+    fill(FeatureStore.open(store.path), range(40, 80))
+    assert_served(FeatureStore.open(store.path), range(80))
+    assert store_files.read_ranges(store.path)[CLS.name, 0] == (0, 5)
+
+
+def test_a_damaged_list_is_named(store: FeatureStore) -> None:
+    fill(store, range(3))
+    file = store_files.ranges_file(store.path, 0)
+    for content in ("", "[]", '{"schema": 9}', '{"schema": 1, "shards": {"a": [2, 1]}}'):
+        file.write_text(content)
+        with pytest.raises(StoreError, match=r"shards-r00\.json"):
+            FeatureStore.open(store.path).series()
+
+
+def test_a_strange_hdf5_file_is_named(store: FeatureStore) -> None:
+    fill(store, range(3))
+    (store.path / "mine.h5").write_bytes(b"")
+    with pytest.raises(StoreError, match=r"mine\.h5"):
+        FeatureStore.open(store.path).series()
+
+
+def test_leftovers_of_killed_runs_are_deleted(store: FeatureStore) -> None:
+    fill(store, range(3))
+    keep = store.path / ".manifest.json.77.partial"  # somebody else's, perhaps at work
+    for name in (f".{shard_name(CLS.name, 0, 1)}.77.partial", ".shards-r00.json.77.partial"):
+        (store.path / name).touch()
+    keep.touch()
+    store.writer().close()
+    assert list(store.path.glob(".*.partial")) == [keep]
+
+
+# ---- locks and ranks
+
+
+def test_the_processes_of_a_run_share_the_lock(store: FeatureStore) -> None:
+    first = store.writer(run_id="run", rank=0, command="embed")
+    second = FeatureStore.open(store.path).writer(run_id="run", rank=1)
+    put(first, range(20))
+    put(second, range(20, 40))
+    with pytest.raises(StoreLockedError, match=rf"process {os.getpid()} .*embed"):
+        FeatureStore.open(store.path).writer()
+    with pytest.raises(StoreLockedError, match="rank 1"):
+        FeatureStore.open(store.path).writer(run_id="run", rank=1)
+    first.close()
+    put(second, range(40, 60))
+    with pytest.raises(StoreLockedError):
+        FeatureStore.open(store.path).writer()
+    second.close()
+    FeatureStore.open(store.path).writer().close()
+    assert (store.path / store_lock.LOCK_FILE).read_bytes() == b""
+    assert_served(FeatureStore.open(store.path), range(60))
+    assert {s.rank for s in FeatureStore.open(store.path).shards(CLS.name)} == {0, 1}
+
+
+def test_another_run_is_kept_out(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_lock, "_SIGNING_SECONDS", 0.05)
+    with (
+        store.writer(run_id="run", rank=0),
+        pytest.raises(StoreLockedError, match="Nothing was changed"),
+    ):
+        FeatureStore.open(store.path).writer(run_id="other", rank=1)
+    with store.writer(command="alone"), pytest.raises(StoreLockedError, match="alone"):
+        FeatureStore.open(store.path).writer(run_id="run", rank=1)
+
+
+def test_the_second_writer_changes_nothing(store: FeatureStore) -> None:
+    with store.writer() as writer:
+        put(writer, range(5))
+        (store.path / f".{shard_name(CLS.name, 0, 9)}.1.partial").touch()
+        before = {f.name: f.read_bytes() for f in store.path.iterdir()}
+        with pytest.raises(StoreLockedError):
+            FeatureStore.open(store.path).writer(command="second")
+        assert {f.name: f.read_bytes() for f in store.path.iterdir()} == before
+
+
+def test_a_picture_that_two_ranks_stored_is_answered_once(store: FeatureStore) -> None:
+    first = store.writer(run_id="run", rank=0)
+    second = FeatureStore.open(store.path).writer(run_id="run", rank=1)
+    # What rank 1 computed differs a little, as in another batch; either is right, but always the same.
+    second.append([sha(7)], {CLS: rows_of(CLS, [7]) + np.float16(0.25)})
+    put(first, [5, 7], [CLS])
+    first.close()
+    second.close()
+    opened = FeatureStore.open(store.path)
+    assert opened.valid_hashes(CLS.name) == {sha(5), sha(7)}
+    assert_served(opened, [5, 7])
+    with opened.writer() as writer:
+        assert not writer.missing(CLS.name, [sha(5), sha(7)]).any()
+
+
+def test_three_processes_and_one_is_killed(tmp_path: Path) -> None:
+    """The mapping equals that of one process; the next run takes up what the killed one left."""
+    path, numbers = tmp_path / "shared", list(range(120))
+    FeatureStore.create(path, FINGERPRINT)
+    children = []
+    for rank in range(3):
+        read, write = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                writer = FeatureStore.open(path).writer(run_id="torch", rank=rank)
+                mine = numbers[rank::3]
+                for start in range(0, len(mine), 8):
+                    if rank == 1 and start == 16:
+                        os.write(write, b"x")
+                        time.sleep(60)
+                    put(writer, mine[start : start + 8])
+                writer.close()
+            except BaseException:
+                os._exit(1)
+            os._exit(0)
+        os.close(write)
+        children.append((pid, read))
+    assert os.read(children[1][1], 1) == b"x"
+    os.kill(children[1][0], signal.SIGKILL)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid, _ in children]
+    for _, read in children:
+        os.close(read)
+    assert codes == [0, -signal.SIGKILL, 0]
+    store = FeatureStore.open(path)
+    done = sorted([*numbers[0::3], *numbers[1::3][:16], *numbers[2::3]])
+    assert store.valid_hashes(CLS.name) == {sha(n) for n in done}
+    assert_served(store, done)
+    with store.writer(run_id="again", rank=0) as writer:
+        lacking = writer.missing(CLS.name, [sha(n) for n in numbers])
+        todo = np.flatnonzero(lacking).tolist()
+        assert sorted(todo) == sorted(numbers[1::3][16:])
+        put(writer, todo)
+    alone = FeatureStore.create(tmp_path / "alone", FINGERPRINT)
+    fill(alone, numbers)
+    store.refresh()
+    for spec in SPECS:
+        hashes = [sha(n) for n in numbers]
+        one, three = (s.read(spec.name, s.rows(spec.name, hashes)) for s in (alone, store))
+        assert one.tobytes() == three.tobytes()
+    assert not store_files.dirty_files(path)
+
+
+def test_a_restarted_rank_looks_after_its_own_rows(store: FeatureStore) -> None:
+    other = store.writer(run_id="run", rank=0)
+
+    def die_while_writing() -> None:
+        put(FeatureStore.open(store.path).writer(run_id="run", rank=1), range(4))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    assert in_child(die_while_writing) == "died by signal 9"
+    shard = store.path / shard_name(CLS.name, 1, 0)
+    position = next(s for s in FeatureStore.open(store.path).shards(CLS.name)).features_at
+    with shard.open("r+b") as stream:  # as a power loss of that machine would leave it
+        stream.seek(position)
+        stream.write(b"\x7f\x11")
+    with FeatureStore.open(store.path).writer(run_id="run", rank=1) as again:
+        assert again.missing(CLS.name, [sha(n) for n in range(4)]).tolist() == [True] + [False] * 3
+    other.close()
+
+
+def test_a_forked_child_does_not_keep_the_lock(store: FeatureStore) -> None:
+    """Decode workers are forked while the lock is held; they may outlive a killed run for a while."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        writer = store.writer()
+        put(writer, [1])
+        worker = os.fork()
+        if worker == 0:
+            time.sleep(30)
+            os._exit(0)
+        os.write(write, b"%d\n" % worker)
+        time.sleep(30)
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read, "rb") as stream:
+        worker = int(stream.readline())
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        FeatureStore.open(store.path).writer().close()
+        os.kill(worker, signal.SIGKILL)
+
+
+def test_readers_see_whole_rows_while_a_run_writes(store: FeatureStore) -> None:
+    """Never an error, never a part of a row, and rows only ever come."""
+    pid = os.fork()
+    if pid == 0:
+        with store.writer() as writer:
+            for start in range(0, 20_000, BATCH):
+                put(writer, range(start, start + BATCH))
+        os._exit(0)
+    try:
+        known = {sha(n): n for n in range(20_000)}
+        reader, seen, until = FeatureStore.open(store.path), 0, time.monotonic() + 2
+        while time.monotonic() < until:
+            reader.refresh()
+            hashes = sorted(reader.valid_hashes(CLS.name))
+            assert len(hashes) >= seen
+            seen = len(hashes)
+            if seen:
+                assert_served(reader, [known[h] for h in hashes])
+        assert seen
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+# ---- tools
+
+
+def test_merge_joins_stores_made_apart(store: FeatureStore, tmp_path: Path) -> None:
+    other = FeatureStore.create(tmp_path / "other", FINGERPRINT)
+    fill(store, range(30), [CLS])
+    fill(other, range(20, 60))
+    assert store_tools.merge(store, [other]) == {CLS.name: 30, GRID.name: 40}
+    assert_served(store, range(60))
+    assert_served(store, range(20, 60), GRID)
+    assert store_tools.merge(store, [other]) == {CLS.name: 0, GRID.name: 0}
+    assert_served(other, range(20, 60))
+
+
+def test_merge_copies_no_damaged_row(store: FeatureStore, tmp_path: Path) -> None:
+    other = FeatureStore.create(tmp_path / "other", FINGERPRINT)
+    fill(other, range(10), [CLS])
+    shard = other.shards(CLS.name)[0]
+    with shard.path.open("r+b") as stream:
+        stream.seek(shard.features_at + 3 * CLS.row_bytes)
+        stream.write(b"\x01\x02")
+    damaged = shard.sha256()[3].tobytes()
+    assert store_tools.merge(store, [other]) == {CLS.name: 9}
+    assert store.valid_hashes(CLS.name) == {sha(n) for n in range(10)} - {damaged}
+
+
+def test_merge_refuses_other_features(store: FeatureStore, tmp_path: Path) -> None:
+    other = FeatureStore.create(tmp_path / "other", {**FINGERPRINT, "image_size": 28})
+    with pytest.raises(StoreError, match=r"image_size: 28 ≠ None"):
+        store_tools.merge(store, [other])
+    with pytest.raises(StoreError, match="itself"):
+        store_tools.merge(store, [FeatureStore.open(store.path)])
+
+
+def test_prune_drops_what_nobody_names(store: FeatureStore) -> None:
+    with store.writer(run_id="r", rank=0) as writer:
+        put(writer, range(40))
+    with store.writer(run_id="r", rank=1) as writer:
+        put(writer, range(40, 80))
+    store.refresh()
+    keep = [n for n in range(80) if n % 5 == 0]
+    done = store_tools.prune(store, {sha(n) for n in keep} | {sha(999)})
+    assert (done.kept, done.dropped) == (32, 128) and done.freed > 0
+    assert store.valid_hashes(CLS.name) == {sha(n) for n in keep}
+    for opened in (store, FeatureStore.open(store.path, verify=True)):
+        for spec in SPECS:
+            assert_served(opened, keep, spec)
+            assert len(opened.shards(spec.name)) == 1
+    assert len(list(store.path.glob("*.h5"))) == 2
+    assert store_tools.prune(store, {sha(n) for n in keep}).freed == 0
+    fill(store, range(80, 120))  # goes on after pruning, for both kinds of runs
+    with store.writer(run_id="r", rank=1) as writer:
+        put(writer, range(120, 130))
+    store.refresh()
+    assert_served(store, [*keep, *range(80, 130)])
+
+
+def test_prune_of_everything(store: FeatureStore) -> None:
+    fill(store, range(20))
+    store_tools.prune(store, set())
+    assert FeatureStore.open(store.path).series() == {} and not list(store.path.glob("*.h5"))
+    fill(store, range(5))
+    assert_served(store, range(5))
+
+
+def test_a_full_disk_while_pruning_changes_nothing(store: FeatureStore) -> None:
+    fill(store, range(60))
+    before = {f.name: f.read_bytes() for f in store.path.glob("*.h5")}
+    with (
+        mock.patch.object(store_tools, "_fill", side_effect=[None, DiskFullError("full")]),
+        pytest.raises(DiskFullError),
+    ):
+        store_tools.prune(store, {sha(n) for n in range(0, 60, 2)})
+    assert {f.name: f.read_bytes() for f in store.path.glob("*.h5")} == before
+    assert_served(FeatureStore.open(store.path), range(60))
+
+
+@pytest.mark.parametrize("call", ["rename", "replace", "unlink", "pwrite", "fsync"])
+def test_prune_killed_at_any_step_keeps_what_was_to_be_kept(tmp_path: Path, call: str) -> None:
+    for step in range(1, 200):
+        store = FeatureStore.create(tmp_path / f"s{step}", FINGERPRINT)
+        fill(store, range(40))
+        keep = list(range(0, 40, 3))
+        wanted = {sha(n) for n in keep}
+
+        def die(store: FeatureStore = store, step: int = step, wanted: set[bytes] = wanted) -> None:
+            real, calls = getattr(os, call), [0]
+
+            def deadly(*args: object, **more: object) -> object:
+                calls[0] += 1
+                if calls[0] == step:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return real(*args, **more)
+
+            setattr(os, call, deadly)
+            store_tools.prune(store, wanted)
+
+        finished = in_child(die) is None
+        opened = FeatureStore.open(store.path)
+        assert_served(opened, keep)
+        assert_served(opened, keep, GRID)
+        store_tools.prune(opened, {sha(n) for n in keep})
+        assert opened.valid_hashes(CLS.name) == {sha(n) for n in keep}
+        assert len(list(store.path.glob("*.h5"))) == 2 and not list(store.path.glob(".*.partial"))
+        if finished:
+            break
+    assert finished and step > 1
+
+
+def test_a_reader_survives_pruning(store: FeatureStore) -> None:
+    fill(store, range(40))
+    reader = FeatureStore.open(store.path)
+    rows = reader.rows(CLS.name, [sha(n) for n in range(40)])
+    store_tools.prune(store, {sha(n) for n in range(7)})
+    with pytest.raises(StoreError, match="again"):
+        reader.read(CLS.name, rows)
+    reader.refresh()
+    assert_served(reader, range(7))
+
+
+def test_repair_puts_empty_shards_in_place(store: FeatureStore) -> None:
+    fill(store, range(48))
+    (store.path / shard_name(CLS.name, 0, 1)).unlink()
+    os.truncate(store.path / shard_name(CLS.name, 0, 2), 500)
+    (store.path / shard_name(GRID.name, 0, 0)).write_bytes(b"no")
+    done = store_tools.repair(FeatureStore.open(store.path))
+    assert len(done) == 5
+    assert (store.path / f"{shard_name(GRID.name, 0, 0)}.damaged").read_bytes() == b"no"
+    with FeatureStore.open(store.path).writer() as writer:
+        lacking = [writer.missing(s.name, [sha(n) for n in range(48)]).sum() for s in SPECS]
+        assert lacking == [32, 16]
+        put(writer, range(48))
+    for spec in SPECS:
+        assert_served(FeatureStore.open(store.path), range(48), spec)
+    assert store_tools.repair(store) == []
+
+
+def test_repair_where_a_whole_series_is_gone(store: FeatureStore) -> None:
+    fill(store, range(20))
+    for file in store.path.glob("cls.*.h5"):
+        file.unlink()
+    assert store_tools.repair(FeatureStore.open(store.path))
+    opened = FeatureStore.open(store.path)
+    assert set(opened.series()) == {GRID.name}
+    fill(opened, range(20))
+    assert_served(opened, range(20))
+
+
+def test_export_is_one_plain_file(store: FeatureStore, tmp_path: Path) -> None:
+    fill(store, range(40))
+    numbers = [5, 39, 5, 0]
+    ids = ["한글", "b", "c", "d" * 300]
+    paths = [os.fsdecode(b"old\xff name.jpg"), "b.jpg", "dir\nwith line.jpg", "🎨.png"]
+    file = tmp_path / "out.h5"
+    for _ in range(2):  # an older export is replaced
+        store_tools.export(
+            store,
+            file,
+            hashes=[sha(n) for n in numbers],
+            image_ids=ids,
+            paths=paths,
+            series={"cls": CLS.name, "patch": GRID.name},
+        )
+    with h5py.File(file) as opened:
+        np.testing.assert_array_equal(opened["features/cls"][:], rows_of(CLS, numbers))
+        np.testing.assert_array_equal(opened["features/patch"][:], rows_of(GRID, numbers))
+        assert opened["image_id"].asstr()[:].tolist() == ids
+        assert opened["path"].asstr("utf-8", "surrogateescape")[:].tolist() == paths
+        assert json.loads(opened.attrs["fingerprint"]) == FINGERPRINT
+        assert opened.attrs["fingerprint_id"] == store.fingerprint_id
+    assert not list(tmp_path.glob(".*.partial"))
+
+
+def test_exports_that_can_not_be(store: FeatureStore, tmp_path: Path) -> None:
+    fill(store, range(4))
+    names = {"image_ids": ["a", "b"], "paths": ["a", "b"], "series": {"cls": CLS.name}}
+    with pytest.raises(StoreError, match=r"1 of 2 images have no row in series cls\.14"):
+        store_tools.export(store, tmp_path / "o.h5", hashes=[sha(0), sha(9)], **names)
+    with pytest.raises(StoreError, match="another folder"):
+        store_tools.export(store, store.path / "o.h5", hashes=[sha(0), sha(1)], **names)
+    (tmp_path / "o.h5").write_bytes(b"old")
+    with (
+        mock.patch.object(os, "posix_fallocate", side_effect=OSError(errno.ENOSPC, "full")),
+        pytest.raises(DiskFullError),
+    ):
+        store_tools.export(store, tmp_path / "o.h5", hashes=[sha(0), sha(1)], **names)
+    assert (tmp_path / "o.h5").read_bytes() == b"old"

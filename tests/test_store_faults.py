@@ -1,0 +1,121 @@
+"""Kills, power losses, flipped bits, full disks, races: a small round of ``tests/torture.py``.
+
+The same harness finds losses in a plain growing HDF5 file, so it can fail.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torture
+
+from mirip_fast.features import shard_rows
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(os, "fork") or not Path("/proc/self/fd").exists(), reason="needs Linux"
+)
+
+
+@pytest.fixture(autouse=True)
+def shard_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The harness makes shards small; afterwards they have their usual size again."""
+    monkeypatch.setattr(shard_rows, "_MAX_ROWS", shard_rows._MAX_ROWS)
+
+
+def test_kill_9_loses_nothing_committed(tmp_path: Path) -> None:
+    count = torture.kill_runs(torture.Shards(), tmp_path, 15, seed=1)
+    assert count.failures == [] and count.trials == 15
+    assert count.notes["committed rows"] > 100
+    assert count.notes["most rows saved untold"] <= torture.BATCH
+
+
+def test_every_moment_lived_again(tmp_path: Path) -> None:
+    """Kills at and within every write; power losses that keep any part of what was not synced."""
+    kills, power = torture.replays(torture.Shards(16), tmp_path, batches=3, every=3, losses=3)
+    assert kills.failures == [] and power.failures == []
+    assert kills.trials > 30 and power.trials > 60
+
+
+@pytest.mark.parametrize("fault", ["no sync", "checksum first", "no folder sync", "no checksum"])
+def test_the_replay_finds_faults_of_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """Each safeguard taken away in turn must be noticed."""
+    if fault == "no sync":
+        monkeypatch.setattr(shard_rows, "sync_data", lambda handle: None)
+    elif fault == "no folder sync":
+        monkeypatch.setattr("mirip_fast.features.shards.fsync_folder", lambda folder: None)
+        monkeypatch.setattr("mirip_fast.features.store_writer.fsync_folder", lambda folder: None)
+        monkeypatch.setattr("mirip_fast.files.fsync_folder", lambda folder: None)
+    elif fault == "checksum first":
+
+        def backwards(self, slots, hashes, features) -> None:  # type: ignore[no-untyped-def]
+            shard = self.shard
+            sums = shard_rows.row_checksums(shard.spec.name, hashes, features)
+            self._write_runs(slots, sums, shard.checksum_at)
+            self._write_runs(slots, hashes, shard.sha256_at)
+            self._write_runs(slots, features, shard.features_at)
+
+        monkeypatch.setattr(shard_rows.ShardWriter, "write", backwards)
+        # Without the reader's checksums (a live system) the order alone protects.
+        monkeypatch.setattr("mirip_fast.features.store.dirty_files", lambda path: [])
+    else:
+        monkeypatch.setattr(shard_rows.Shard, "matching", lambda self, s, sums, h: sums != 0)
+    kills, power = torture.replays(torture.Shards(16), tmp_path, batches=3, losses=4, enough=2)
+    assert kills.failures if fault == "checksum first" else power.failures
+
+
+def test_the_replay_finds_faults_of_a_growing_file(tmp_path: Path) -> None:
+    backend = torture.Growing(torture.TellingFile)
+    kills, _ = torture.replays(backend, tmp_path, batches=4, every=2, losses=0)
+    assert len(kills.failures) > 5
+    assert not any(failure.startswith("at the end") for failure in kills.failures)
+
+
+def test_the_kills_find_faults(tmp_path: Path) -> None:
+    """A store that tells a batch before it is written loses it."""
+
+    class Hasty(torture.Shards):
+        def writer(self, path: Path) -> torture.Writer:
+            writer, waiting = super().writer(path), []
+            append = writer.append
+
+            def later(numbers):  # type: ignore[no-untyped-def]
+                if waiting:
+                    append(waiting.pop())
+                waiting.append(numbers)
+
+            writer.append = later  # type: ignore[method-assign]
+            return writer
+
+    assert torture.kill_runs(Hasty(), tmp_path, 6, seed=1).failures
+
+
+def test_any_flipped_bit_is_found(tmp_path: Path) -> None:
+    stored, empty = torture.flips(tmp_path, 300)
+    assert stored.failures == [] and stored.trials > 200
+    assert empty.failures == [] and empty.trials > 50
+
+
+def test_flipped_bits_of_the_hdf5_header_are_refused_or_harmless(tmp_path: Path) -> None:
+    count = torture.header_flips(tmp_path, step=61)
+    assert count.failures == [] and count.notes["refused"] > 10
+
+
+def test_full_disks_by_a_file_size_limit(tmp_path: Path) -> None:
+    count = torture.full_disks(tmp_path, torture.limits(6))
+    assert count.failures == [] and count.trials == 6
+
+
+def test_full_disks_by_a_small_file_system(tmp_path: Path) -> None:
+    count = torture.full_tmpfs(tmp_path, [3 * 2**16, 2**19])
+    if count is None:
+        pytest.skip("mounting is not possible here")
+    assert count.failures == [] and count.trials == 2
+
+
+def test_lock_races(tmp_path: Path) -> None:
+    count = torture.lock_races(tmp_path, 4)
+    assert count.failures == []
