@@ -1,0 +1,95 @@
+"""Scores of graded images by models that had not trained on them: what every reference is made from.
+
+On its own training images a head scores far better than on new ones, so percentiles, calibration and tier
+probabilities look at these scores only.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mirip_fast.errors import DataError
+from mirip_fast.files import write_csv
+
+#: File in a run's folder.
+HELD_OUT_FILE = "held_out.csv"
+
+#: Where a score comes from: a fold that left the image out, or the validation split.
+SOURCES = ("out-of-fold", "validation")
+
+_COLUMNS = ("image_id", "path", "tier", "tier_score", "group", "source", "score")
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """n graded images and their held-out scores.
+
+    Attributes:
+        ids: image ids, [n].
+        paths: image files, [n].
+        tiers: [n] int64, 0 is the best tier.
+        tier_scores: [n], None where there is none.
+        groups: [n], None for an image that is its own group.
+        source: one of :data:`SOURCES`, the same for all.
+        scores: [n] float64, in the unit that the run's model scores in; higher is better.
+    """
+
+    ids: Sequence[str]
+    paths: Sequence[Path]
+    tiers: NDArray[np.int64]
+    tier_scores: Sequence[float | None]
+    groups: Sequence[str | None]
+    source: str
+    scores: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+def save_held_out(folder: Path, held_out: HeldOut, tier_names: Sequence[str]) -> None:
+    """Write held_out.csv into a run's folder."""
+    rows = [
+        {
+            "image_id": held_out.ids[i],
+            "path": held_out.paths[i],
+            "tier": tier_names[int(held_out.tiers[i])],
+            "tier_score": held_out.tier_scores[i],
+            "group": held_out.groups[i],
+            "source": held_out.source,
+            "score": repr(float(held_out.scores[i])),
+        }
+        for i in range(len(held_out))
+    ]
+    write_csv(folder / HELD_OUT_FILE, _COLUMNS, rows)
+
+
+def load_held_out(folder: Path, tier_names: Sequence[str]) -> HeldOut | None:
+    """Read a run's held-out scores; None if the run has none.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    path = folder / HELD_OUT_FILE
+    if not path.is_file():
+        return None
+    names = list(tier_names)
+    try:
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        return HeldOut(
+            ids=[row["image_id"] for row in rows],
+            paths=[Path(row["path"]) for row in rows],
+            tiers=np.array([names.index(row["tier"]) for row in rows], dtype=np.int64),
+            tier_scores=[float(row["tier_score"]) if row["tier_score"] else None for row in rows],
+            groups=[row["group"] or None for row in rows],
+            source=rows[0]["source"] if rows else SOURCES[1],
+            scores=np.array([float(row["score"]) for row in rows], dtype=np.float64),
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{path} can not be read: {error}") from error
