@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,18 +86,3 @@ def _gelu(x: NDArray[np.float32]) -> NDArray[np.float32]:
 
     result: NDArray[np.float32] = (0.5 * x * (1 + erf(x / np.float32(2**0.5)))).astype(np.float32)
     return result
-
-
-def load_numpy_head(path: Path) -> NumpyHead:
-    """Read a head from a safetensors file.
-
-    Raises:
-        CheckpointError: the file is missing, damaged or holds no head.
-    """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        return NumpyHead(load_file(path))
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} can not be read: {error}") from error

@@ -33,7 +33,7 @@ def pick_model(checkpoint: Path | None, output_dir: Path) -> ScoreModel:
     """
     if checkpoint is None:
         run = newest_model(output_dir)
-        path = run.best
+        path = run.model
     else:
         run, path = run_of_checkpoint(checkpoint)
     log.info("Model %s", path)

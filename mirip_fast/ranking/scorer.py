@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,9 +17,9 @@ from mirip_fast.features.embed import Outcome, Progress, Settings, ledger
 from mirip_fast.features.phase_one import PhaseOne, open_hashes, prepare, with_kinds
 from mirip_fast.features.recipe import series_name
 from mirip_fast.features.store import FeatureStore, differing_fields
-from mirip_fast.files import write_atomically
 from mirip_fast.models.model_info import ModelInfo
-from mirip_fast.models.numpy_head import HEAD_FILE, NumpyHead, load_numpy_head
+from mirip_fast.models.numpy_head import NumpyHead
+from mirip_fast.ranking.head_files import Member, load_bootstrap, load_ensemble, load_head
 from mirip_fast.ranking.rows import read_features
 
 log = logging.getLogger(__name__)
@@ -29,11 +27,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ScoreModel:
-    """A trained head and what it expects of its input."""
+    """One trained head or an ensemble of them, and what they expect of their input.
+
+    Attributes:
+        checkpoint: the file that it was loaded from, in the run's folder.
+        info: the features it looks at.
+        members: the heads; a score is the mean over them.
+    """
 
     checkpoint: Path
     info: ModelInfo
-    head: NumpyHead
+    members: tuple[Member, ...]
 
     def score(self, store: FeatureStore, hashes: Sequence[bytes]) -> NDArray[np.float32]:
         """[n] scores of images whose features are in ``store``; the mean over the views.
@@ -41,12 +45,40 @@ class ScoreModel:
         Raises:
             StoreError: a series or row is missing.
         """
+        scores: NDArray[np.float32] = self.score_views(store, hashes).mean(1)
+        return scores
+
+    def score_views(self, store: FeatureStore, hashes: Sequence[bytes]) -> NDArray[np.float32]:
+        """[n, V] scores, one for each of the ``info.views``, in their order.
+
+        Raises:
+            StoreError: a series or row is missing.
+        """
+        scores: NDArray[np.float32] = self._by_head(self.members, store, hashes).mean(0)
+        return scores
+
+    def score_bootstrap(
+        self, store: FeatureStore, hashes: Sequence[bytes]
+    ) -> NDArray[np.float32] | None:
+        """[H, n, V] scores by each of H heads trained on resampled groups; None if the run has none.
+
+        In the unit of :meth:`score`: on images that a head had not trained on, its scores have the mean
+        and spread that the model's own held-out scores of the same images have.
+
+        Raises:
+            StoreError: a series or row is missing.
+            CheckpointError: the file of the heads is damaged.
+        """
+        heads = load_bootstrap(self.checkpoint)
+        return None if heads is None else self._by_head(heads, store, hashes)
+
+    def _by_head(
+        self, heads: Sequence[Member], store: FeatureStore, hashes: Sequence[bytes]
+    ) -> NDArray[np.float32]:
         features = read_features(store, hashes, self.info.features, self.info.views)
         n, views, width = features.shape
-        scores: NDArray[np.float32] = (
-            self.head(features.reshape(-1, width)).reshape(n, views).mean(1)
-        )
-        return scores
+        flat = features.reshape(-1, width)
+        return np.stack([head(flat).reshape(n, views) for head in heads])
 
 
 @dataclass(frozen=True)
@@ -57,38 +89,31 @@ class Scored:
     scores: NDArray[np.float32]
 
 
-def save_numpy_head(folder: Path, checkpoint: Path, state: dict[str, Any], info: ModelInfo) -> None:
-    """Write the head of ``checkpoint`` as safetensors beside it, for scoring without torch."""
-    from safetensors.numpy import save
+def load_score_model(path: Path) -> ScoreModel:
+    """Load a model: an ensemble's safetensors file or a checkpoint.
 
-    arrays = {name: np.ascontiguousarray(value.numpy()) for name, value in state.items()}
-    metadata = {"checkpoint_sha256": _file_hash(checkpoint), "model": json.dumps(info.to_dict())}
-    data = save(arrays, metadata)
-    write_atomically(folder / HEAD_FILE, lambda stream: stream.write(data))
-
-
-def load_score_model(checkpoint: Path) -> ScoreModel:
-    """Load a head: from the safetensors file beside the checkpoint if it is of the same weights.
+    A checkpoint's head is read from the safetensors file beside it, if that is of the same weights.
 
     Raises:
         CheckpointError: unreadable, foreign, or of a model that has no head of this kind.
     """
-    quick = checkpoint.with_name(HEAD_FILE)
-    if quick.is_file():
-        metadata = _metadata(quick)
-        if metadata.get("checkpoint_sha256") == _file_hash(checkpoint):
-            info = ModelInfo.from_dict(json.loads(metadata["model"]))
-            return ScoreModel(checkpoint, info, load_numpy_head(quick))
+    if path.suffix == ".safetensors":
+        info, members = load_ensemble(path)
+        return ScoreModel(path, info, members)
+    quick = load_head(path)
+    if quick is not None:
+        return ScoreModel(path, quick[0], (quick[1],))
     from mirip_fast.models.checkpoint import load_checkpoint
 
-    content = load_checkpoint(checkpoint)
+    content = load_checkpoint(path)
     if "model" not in content:
         raise CheckpointError(
-            f"{checkpoint} does not say which features its head was trained on; "
+            f"{path} does not say which features its head was trained on; "
             "`mirip-fast train --head-only` writes checkpoints that do"
         )
     arrays = {name: value.numpy() for name, value in content["model_state_dict"].items()}
-    return ScoreModel(checkpoint, ModelInfo.from_dict(content["model"]), NumpyHead(arrays))
+    info = ModelInfo.from_dict(content["model"])
+    return ScoreModel(path, info, (Member(NumpyHead(arrays)),))
 
 
 def score_files(
@@ -181,17 +206,3 @@ def _prepare(
             "Give the same backbone with --backbone DIR, or train again."
         )
     return phase
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return dict(file.metadata() or {})
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} can not be read: {error}") from error
-
-
-def _file_hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

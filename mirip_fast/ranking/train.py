@@ -25,8 +25,8 @@ from mirip_fast.ranking.graded import (
     save_split,
     trial,
 )
+from mirip_fast.ranking.head_files import save_head
 from mirip_fast.ranking.plots import plot_curves
-from mirip_fast.ranking.scorer import save_numpy_head
 from mirip_fast.runtime import resolve_device
 from mirip_fast.training.presets import Pace, choose_pace
 from mirip_fast.training.run_folder import SPLIT_FILE, Run, create_run, resumable_run
@@ -182,7 +182,8 @@ def _fit(
 
 def _finish(run: Run, result: FitResult, info: ModelInfo) -> None:
     best = load_checkpoint(run.best)
-    save_numpy_head(run.path, run.best, best["model_state_dict"], info)
+    arrays = {name: value.numpy() for name, value in best["model_state_dict"].items()}
+    save_head(run.path, run.best, arrays, info)
     plot_curves(run.path / "curves.png", run.history(), result.best_epoch)
     run.update(
         status="finished",

@@ -19,6 +19,7 @@ from mirip_fast.files import fsync_folder, read_json, write_json, write_text
 
 BEST = "best_model.pt"
 LAST = "last_model.pt"
+ENSEMBLE = "ensemble.safetensors"
 RUN_FILE = "run.json"
 SPLIT_FILE = "split.csv"
 
@@ -52,6 +53,12 @@ class Run:
     def last(self) -> Path:
         """Checkpoint of the last finished epoch; what resuming starts from."""
         return self.path / LAST
+
+    @property
+    def model(self) -> Path:
+        """What scores with this run: its ensemble where it has one, else its best checkpoint."""
+        ensemble = self.path / ENSEMBLE
+        return ensemble if ensemble.is_file() else self.best
 
     def log_to_file(self) -> logging.Handler:
         """Copy the package's log lines, with time stamps, to train.log; remove the handler afterwards."""
@@ -124,7 +131,7 @@ def find_runs(output_dir: Path) -> list[Run]:
 
 
 def newest_model(output_dir: Path) -> Run:
-    """The newest finished run that is no trial and has a best_model.pt.
+    """The newest finished run that is no trial and has a model.
 
     Raises:
         RunNotFoundError: there is none; says what there is and what to type.
@@ -132,7 +139,7 @@ def newest_model(output_dir: Path) -> Run:
     runs = find_runs(output_dir)
     for run in runs:
         info = run.info
-        if info.get("status") == "finished" and not info.get("debug") and run.best.is_file():
+        if info.get("status") == "finished" and not info.get("debug") and run.model.is_file():
             return run
     if not runs:
         raise RunNotFoundError(
@@ -150,16 +157,16 @@ def newest_model(output_dir: Path) -> Run:
 
 
 def run_of_checkpoint(path: Path) -> tuple[Run, Path]:
-    """The run and checkpoint file that ``--checkpoint`` names: a run's folder or a .pt file.
+    """The run and model file that ``--checkpoint`` names: a run's folder, a .pt file or an ensemble.
 
     Raises:
         RunNotFoundError: neither.
     """
     if path.is_dir():
         run = Run(path)
-        if not run.best.is_file():
-            raise RunNotFoundError(f"--checkpoint {path}: the folder has no {BEST}")
-        return run, run.best
+        if not run.model.is_file():
+            raise RunNotFoundError(f"--checkpoint {path}: the folder has no {BEST} or {ENSEMBLE}")
+        return run, run.model
     if not path.is_file():
         raise RunNotFoundError(f"--checkpoint {path}: there is no such file")
     return Run(path.parent), path

@@ -1,0 +1,189 @@
+"""The trained heads of a run as safetensors files, for scoring without torch.
+
+- ``head.safetensors`` beside a checkpoint: the same head;
+- ``ensemble.safetensors``: the heads of all folds, stacked, each with the mean and spread of its held-out
+  scores;
+- ``bootstrap.safetensors``: heads trained on resampled groups, stacked, each with the line that brings its
+  scores to the unit of the run's own.
+
+A bootstrap file names the SHA-256 of the model it was made for, and is left aside beside another one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mirip_fast.errors import CheckpointError
+from mirip_fast.files import write_atomically
+from mirip_fast.models.model_info import ModelInfo
+from mirip_fast.models.numpy_head import HEAD_FILE, NumpyHead
+from mirip_fast.training.run_folder import ENSEMBLE
+
+#: File in a run's folder.
+BOOTSTRAP_FILE = "bootstrap.safetensors"
+
+Arrays = Mapping[str, NDArray[np.floating]]
+
+
+@dataclass(frozen=True)
+class Member:
+    """A head and the line that its scores are put through: ``(score − mean) / spread``.
+
+    Attributes:
+        head: the head.
+        mean, spread: of its scores on images it had not trained on; spread > 0. 0 and 1 leave the
+            score as it is.
+    """
+
+    head: NumpyHead
+    mean: float = 0.0
+    spread: float = 1.0
+
+    def __call__(self, features: NDArray[np.floating]) -> NDArray[np.float32]:
+        """[n, D] features → [n] scores, higher is better."""
+        scores: NDArray[np.float32] = (self.head(features) - np.float32(self.mean)) / np.float32(
+            self.spread
+        )
+        return scores
+
+
+def save_head(folder: Path, checkpoint: Path, arrays: Arrays, info: ModelInfo) -> None:
+    """Write the head of ``checkpoint`` beside it.
+
+    Args:
+        folder: where to.
+        checkpoint: the file that holds the same weights.
+        arrays: name → array, as in ``RankingHead.state_dict()``.
+        info: what the head expects of its input.
+    """
+    _save(folder / HEAD_FILE, arrays, {"checkpoint_sha256": file_hash(checkpoint)}, info)
+
+
+def load_head(checkpoint: Path) -> tuple[ModelInfo, Member] | None:
+    """The head beside ``checkpoint``; None where there is none of the same weights."""
+    path = checkpoint.with_name(HEAD_FILE)
+    if not path.is_file():
+        return None
+    arrays, metadata = _load(path)
+    if metadata.get("checkpoint_sha256") != file_hash(checkpoint):
+        return None
+    return _info(metadata, path), Member(NumpyHead(arrays))
+
+
+def save_ensemble(folder: Path, members: Sequence[Member], info: ModelInfo) -> Path:
+    """Write the heads of an ensemble; returns the file.
+
+    Args:
+        folder: the run's folder.
+        members: the heads with the mean and spread of their held-out scores.
+        info: what they expect of their input, the same for all.
+    """
+    arrays = _stacked([member.head for member in members])
+    lines = [[member.mean, member.spread] for member in members]
+    _save(folder / ENSEMBLE, arrays, {"held_out": json.dumps(lines)}, info)
+    return folder / ENSEMBLE
+
+
+def load_ensemble(path: Path) -> tuple[ModelInfo, tuple[Member, ...]]:
+    """Read what :func:`save_ensemble` wrote.
+
+    Raises:
+        CheckpointError: missing, damaged or of another kind.
+    """
+    arrays, metadata = _load(path)
+    try:
+        lines = json.loads(metadata["held_out"])
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} holds no ensemble of heads") from error
+    return _info(metadata, path), _members(arrays, lines, path)
+
+
+def save_bootstrap(model: Path, members: Sequence[Member], info: ModelInfo) -> Path:
+    """Write bootstrap heads beside the model they were made for; returns the file.
+
+    Half precision: the heads differ from each other a thousand times more than from their rounded selves.
+
+    Args:
+        model: the run's checkpoint or ensemble.
+        members: the heads, with the line that brings each to the unit of the model's scores.
+        info: what they expect of their input.
+    """
+    arrays = {
+        name: stack.astype(np.float16)
+        for name, stack in _stacked([member.head for member in members]).items()
+    }
+    lines = json.dumps([[member.mean, member.spread] for member in members])
+    path = model.with_name(BOOTSTRAP_FILE)
+    _save(path, arrays, {"model_sha256": file_hash(model), "lines": lines}, info)
+    return path
+
+
+def load_bootstrap(model: Path) -> tuple[Member, ...] | None:
+    """The bootstrap heads made for ``model``; None where there are none.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    path = model.with_name(BOOTSTRAP_FILE)
+    if not path.is_file():
+        return None
+    arrays, metadata = _load(path)
+    if metadata.get("model_sha256") != file_hash(model):
+        return None
+    try:
+        lines = json.loads(metadata["lines"])
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} holds no bootstrap heads") from error
+    return _members(arrays, lines, path)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _stacked(heads: Sequence[NumpyHead]) -> dict[str, NDArray[np.float32]]:
+    return {name: np.stack([head.arrays[name] for head in heads]) for name in heads[0].arrays}
+
+
+def _members(arrays: Arrays, lines: Sequence[Sequence[float]], path: Path) -> tuple[Member, ...]:
+    if any(len(stack) != len(lines) for stack in arrays.values()):
+        raise CheckpointError(f"{path} is damaged: its arrays are not of {len(lines)} heads")
+    return tuple(
+        Member(NumpyHead({name: stack[i] for name, stack in arrays.items()}), mean, spread)
+        for i, (mean, spread) in enumerate(lines)
+    )
+
+
+def _save(path: Path, arrays: Arrays, metadata: dict[str, str], info: ModelInfo) -> None:
+    from safetensors.numpy import save
+
+    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    data = save(whole, {**metadata, "model": json.dumps(info.to_dict())})
+    write_atomically(path, lambda stream: stream.write(data))
+
+
+def _load(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            arrays = {name: file.get_tensor(name) for name in sorted(file.keys())}
+            return arrays, dict(file.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} can not be read: {error}") from error
+
+
+def _info(metadata: Mapping[str, str], path: Path) -> ModelInfo:
+    try:
+        return ModelInfo.from_dict(json.loads(metadata["model"]))
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} does not say what its heads expect") from error
