@@ -1,0 +1,311 @@
+"""Many heads trained together, as one stacked computation: for bootstrap heads and sweeps.
+
+Every head has its own images (by index into common rows; an image that is there twice counts twice), its own
+validation images, seed, learning rate, schedule, weight decay, dropout, loss and early stopping; heads of one
+stack share the features, the widths and the batch size. A head ends with the weights that
+:class:`mirip_fast.ranking.fit.HeadFit` gives the same images and settings, up to rounding, and does not
+depend on what else is in the stack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mirip_fast.config import Config
+from mirip_fast.evaluation.metrics import pairwise_accuracy
+from mirip_fast.models.head import RankingHead
+from mirip_fast.models.losses import PairLoss
+from mirip_fast.models.stacked_head import StackedHeads
+from mirip_fast.models.stacked_loss import stacked_pair_loss
+from mirip_fast.ranking.batches import epoch_generator, image_batches
+from mirip_fast.ranking.rows import Rows
+from mirip_fast.ranking.stacked_optim import Recipe, StackedOptimizer
+from mirip_fast.runtime import set_seed
+from mirip_fast.training.early_stopping import EarlyStopping
+from mirip_fast.training.presets import Pace, choose_patience
+
+Index = NDArray[np.int64]
+
+#: Validation numbers gathered at a time: 256 MB of float32.
+_GATHERED = 1 << 26
+#: Heads that are done go along until they are this share of the stack: leaving them out copies it.
+_IDLE_SHARE = 0.2
+
+
+@dataclass(frozen=True)
+class HeadTask:
+    """One head to train.
+
+    Attributes:
+        train: rows to learn from, [n] indices; may repeat.
+        val: rows that choose the best epoch and when to stop, [m] indices; empty: the last epoch counts.
+        config: its settings; the widths are those of the whole stack.
+        pace: batch size (that of the whole stack), learning rate and epochs.
+    """
+
+    train: Index
+    val: Index
+    config: Config
+    pace: Pace
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of one epoch."""
+        return max(1, -(-len(self.train) // self.pace.batch_size))
+
+
+@dataclass(frozen=True)
+class TrainedHead:
+    """A head that is done.
+
+    Attributes:
+        arrays: name → float32 array, as in ``RankingHead.state_dict()``.
+        epochs: epochs trained.
+        best_epoch: the epoch that the arrays are of.
+        accuracy: pairwise accuracy on ``val`` in that epoch; NaN without ``val``.
+        finite: whether the loss stayed finite; if not, the arrays are of the last good epoch.
+    """
+
+    arrays: dict[str, NDArray[np.float32]]
+    epochs: int
+    best_epoch: int
+    accuracy: float
+    finite: bool
+
+
+def stackable(config: Config) -> bool:
+    """Whether a stack can train with these settings: whole batches of images, one per step."""
+    return config.train.pairs == "all" and config.train.gradient_accumulation_steps == 1
+
+
+class ManyHeads:
+    """A stack of heads and their data; :meth:`run` trains it.
+
+    Args:
+        rows: all images that any head learns from.
+        tasks: one per head, see :func:`stackable`.
+        device: where to train.
+        dtype: of the computation; float64 serves tests.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        tasks: Sequence[HeadTask],
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+    ):
+        kept = torch.float16 if device.type == "cuda" else dtype
+        self.features = torch.from_numpy(rows.features).to(device=device, dtype=kept)  # [n, V, D]
+        self.tiers = torch.from_numpy(rows.tiers).to(device)
+        self.within = None if rows.within is None else torch.from_numpy(rows.within).to(device)
+        self._rows, self.device, self.dtype = rows, device, dtype
+        # Heads of one recipe stand side by side: one optimizer steps them all.
+        order = sorted(range(len(tasks)), key=lambda i: repr(_recipe(tasks[i])))
+        self._runners = [_Runner(i, tasks[i], rows) for i in order]
+        states = []
+        for runner in self._runners:
+            set_seed(runner.task.config.train.seed)
+            states.append(RankingHead(rows.input_dim, runner.task.config.head).state_dict())
+        self.heads = StackedHeads(
+            [{k: v.to(device=device, dtype=dtype) for k, v in state.items()} for state in states],
+            [runner.task.config.head.projector_dropout for runner in self._runners],
+        )
+        self.optimizer = StackedOptimizer(
+            self.heads, [_recipe(runner.task) for runner in self._runners]
+        )
+        self._noise = [torch.Generator(device) for _ in self._runners]
+        self.epoch = 0
+
+    def run(self, on_epoch: Callable[[int, int], None] = lambda *_: None) -> list[TrainedHead]:
+        """Train every head to its end.
+
+        Args:
+            on_epoch: called after every epoch with its number and the number of heads still at work.
+
+        Returns:
+            The heads, in the order of the tasks.
+        """
+        done: dict[int, TrainedHead] = {}
+        working = len(self._runners)
+        while working:
+            self.epoch += 1
+            losses = self._train_epoch()
+            self._judge(torch.isfinite(losses).tolist())
+            finished = [runner.finished for runner in self._runners]
+            working = finished.count(False)
+            if not working or finished.count(True) >= _IDLE_SHARE * len(finished):
+                done.update((r.place, r.result()) for r in self._runners if r.finished)
+                self._keep([i for i, over in enumerate(finished) if not over])
+            on_epoch(self.epoch, working)
+        return [done[place] for place in sorted(done)]
+
+    def _train_epoch(self) -> Tensor:
+        """One pass of every head over its images; returns the [H] summed losses."""
+        batches = [runner.batches(self.epoch) for runner in self._runners]
+        rngs = [batch.rng for batch in batches]
+        for generator, runner in zip(self._noise, self._runners, strict=True):
+            generator.manual_seed(runner.task.config.train.seed * 1_000_003 + self.epoch)
+        total = torch.zeros(len(self.heads), dtype=torch.float64, device=self.device)
+        for step in range(max(len(batch.index) for batch in batches)):
+            chosen = [
+                batch.index[step] if step < len(batch.index) else np.empty(0, np.int64)
+                for batch in batches
+            ]
+            losses = self._losses(chosen, rngs)
+            losses.sum().backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step([len(index) > 0 for index in chosen])
+            total += losses.detach()
+        return total
+
+    def _losses(self, chosen: Sequence[Index], rngs: Sequence[np.random.Generator]) -> Tensor:
+        """[H] losses of one batch per head."""
+        counts = [len(index) for index in chosen]
+        index = torch.from_numpy(_padded(chosen, max(counts))).to(self.device)
+        n_views = self.features.shape[1]
+        if n_views == 1:
+            features = self.features[index, 0]
+        else:  # each image shows one of its stored views
+            drawn = [
+                rng.integers(n_views, size=n) for rng, n in zip(rngs, counts, strict=True) if n
+            ]
+            views = iter(drawn)
+            view = [next(views) if n else np.empty(0, np.int64) for n in counts]
+            features = self.features[
+                index, torch.from_numpy(_padded(view, max(counts))).to(self.device)
+            ]
+        scores = self.heads(features.to(self.dtype), self._noise, counts)
+        rows = torch.tensor(counts, device=self.device)
+        losses = torch.zeros(len(counts), dtype=torch.float64, device=self.device)
+        for loss, places in _by_loss([runner.loss for runner in self._runners]).items():
+            part = index[places]
+            within = None if self.within is None else self.within[part]
+            losses[places] = stacked_pair_loss(
+                loss, scores[places], self.tiers[part], within, rows[places]
+            )
+        return losses
+
+    def _judge(self, finite: Sequence[bool]) -> None:
+        """Score every head's validation images and let it decide whether it goes on."""
+        scores = self._score(
+            [r.task.val if not r.finished else r.task.val[:0] for r in self._runners]
+        )
+        for i, runner in enumerate(self._runners):
+            if runner.finished:
+                continue
+            if runner.update(scores[i], self.epoch, finite[i]):
+                runner.arrays = {
+                    name: stack.detach()[i].to("cpu", torch.float32, copy=True).numpy()
+                    for name, stack in self.heads.weights.items()
+                }
+
+    @torch.no_grad()
+    def _score(self, wanted: Sequence[Index]) -> list[NDArray[np.float64]]:
+        """Each head's scores of its own images: the mean over the views."""
+        longest = max(len(index) for index in wanted)
+        if not longest:
+            return [np.empty(0)] * len(wanted)
+        index = torch.from_numpy(_padded(wanted, longest)).to(self.device)
+        _, views, width = self.features.shape
+        chunk = max(1, _GATHERED // (len(wanted) * views * width))
+        parts = [
+            self.heads(self.features[part].flatten(1, 2).to(self.dtype))
+            .view(len(wanted), part.shape[1], views)
+            .mean(2)
+            for part in torch.split(index, chunk, dim=1)
+        ]
+        whole = torch.cat(parts, dim=1).cpu().numpy()
+        return [whole[i, : len(index)] for i, index in enumerate(wanted)]
+
+    def _keep(self, places: Sequence[int]) -> None:
+        """Go on with some of the heads only."""
+        self._runners = [self._runners[i] for i in places]
+        self._noise = [self._noise[i] for i in places]
+        if places:
+            self.heads = self.heads.select(places)
+            self.optimizer = self.optimizer.select(self.heads, places)
+
+
+class _Runner:
+    """Where one head stands."""
+
+    def __init__(self, place: int, task: HeadTask, rows: Rows):
+        settings = task.config.train
+        self.place, self.task, self._rows = place, task, rows
+        self.loss = PairLoss(
+            kind=settings.loss,
+            margin=settings.margin,
+            within_share=None if rows.within is None else 1.0,
+        )
+        self.stopping = EarlyStopping(
+            choose_patience(settings, task.steps_per_epoch), settings.early_stopping_min_delta
+        )
+        self.arrays: dict[str, NDArray[np.float32]] = {}
+        self.epoch = 0
+        self.finite = True
+        self.finished = False
+
+    def batches(self, epoch: int) -> _Batches:
+        """The epoch's batches, drawn as for a head that is trained alone."""
+        rng = epoch_generator(self.task.config.train.seed, epoch)
+        if self.finished:
+            return _Batches([], rng)
+        train = self.task.train
+        batches = image_batches(len(train), self.task.pace.batch_size, rng)
+        return _Batches([train[batch] for batch in batches], rng)
+
+    def update(self, scores: NDArray[np.floating], epoch: int, finite: bool) -> bool:
+        """Take in an epoch's validation scores; returns whether its weights are to be kept."""
+        if not finite or not np.isfinite(scores).all():
+            self.finite, self.finished = False, True
+            return not self.arrays
+        self.epoch = epoch
+        last = epoch == self.task.pace.epochs
+        if not len(self.task.val):
+            self.finished = last
+            self.stopping.best_epoch = epoch
+            return last
+        val = self.task.val
+        within = None if self._rows.within is None else self._rows.within[val]
+        accuracy = pairwise_accuracy(scores, self._rows.tiers[val], within)
+        best = self.stopping.update(accuracy, epoch)
+        self.finished = last or self.stopping.should_stop
+        return best
+
+    def result(self) -> TrainedHead:
+        """The head with the weights of its best epoch."""
+        accuracy = self.stopping.best if len(self.task.val) else float("nan")
+        return TrainedHead(self.arrays, self.epoch, self.stopping.best_epoch, accuracy, self.finite)
+
+
+@dataclass(frozen=True)
+class _Batches:
+    """One head's batches of an epoch, and the random numbers that go on from there."""
+
+    index: list[Index]
+    rng: np.random.Generator
+
+
+def _recipe(task: HeadTask) -> Recipe:
+    return Recipe.of(task.config.train, task.pace, task.steps_per_epoch)
+
+
+def _padded(parts: Sequence[Index], width: int) -> Index:
+    """[H, width]: the parts below each other, filled up with 0."""
+    table = np.zeros((len(parts), width), np.int64)
+    for i, part in enumerate(parts):
+        table[i, : len(part)] = part
+    return table
+
+
+def _by_loss(losses: Sequence[PairLoss]) -> dict[PairLoss, list[int]]:
+    places: dict[PairLoss, list[int]] = {}
+    for i, loss in enumerate(losses):
+        places.setdefault(loss, []).append(i)
+    return places
