@@ -27,6 +27,7 @@ from mirip_fast.ranking.graded import (
 )
 from mirip_fast.ranking.head_files import save_head
 from mirip_fast.ranking.plots import plot_curves
+from mirip_fast.ranking.references import write_validation_references
 from mirip_fast.runtime import resolve_device
 from mirip_fast.training.presets import Pace, choose_pace
 from mirip_fast.training.run_folder import SPLIT_FILE, Run, create_run, resumable_run
@@ -167,7 +168,7 @@ def _fit(
             fit.resume(checkpoint)
         trackers = start_trackers(config.tracking, run.path, config.to_dict())
         result = fit.run(run, trackers)
-        _finish(run, result, info)
+        _finish(run, result, info, images, store, within)
         trackers.finish(run.best)
     except BaseException as error:
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
@@ -180,10 +181,18 @@ def _fit(
     return result
 
 
-def _finish(run: Run, result: FitResult, info: ModelInfo) -> None:
+def _finish(
+    run: Run,
+    result: FitResult,
+    info: ModelInfo,
+    images: GradedImages,
+    store: FeatureStore,
+    within: str | None,
+) -> None:
     best = load_checkpoint(run.best)
     arrays = {name: value.numpy() for name, value in best["model_state_dict"].items()}
     save_head(run.path, run.best, arrays, info)
+    write_validation_references(run.best, images, store, within)
     plot_curves(run.path / "curves.png", run.history(), result.best_epoch)
     run.update(
         status="finished",

@@ -1,0 +1,108 @@
+"""A run's references: held-out scores, and what was learned from them about the meaning of a score.
+
+``held_out.csv`` and ``calibration.json`` lie in the run's folder. The calibration names the SHA-256 of the
+model file it was made for, and is left aside beside another one.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from mirip_fast.errors import DataError
+from mirip_fast.evaluation.calibration import Calibration, fit_calibration
+from mirip_fast.evaluation.metrics import codes_of
+from mirip_fast.features.store import FeatureStore
+from mirip_fast.files import read_json, write_json
+from mirip_fast.ranking.graded import GradedImages
+from mirip_fast.ranking.head_files import file_hash
+from mirip_fast.ranking.held_out import HeldOut, save_held_out
+from mirip_fast.ranking.scorer import ScoreModel, load_score_model
+
+log = logging.getLogger(__name__)
+
+#: File in a run's folder.
+CALIBRATION_FILE = "calibration.json"
+
+
+def write_validation_references(
+    checkpoint: Path, images: GradedImages, store: FeatureStore, within: str | None
+) -> Calibration:
+    """Score the validation split with a run's best head; write held_out.csv and calibration.json.
+
+    The best epoch was chosen by its accuracy on the same split, so these scores are slightly too good;
+    out-of-fold scores are not.
+
+    Args:
+        checkpoint: the run's best checkpoint.
+        images: the run's graded images.
+        store: their features.
+        within: the column inside whose values works are compared, or None.
+    """
+    model = load_score_model(checkpoint)
+    val = images.part("val")
+    records = val.manifest.records
+    held_out = HeldOut(
+        ids=[record.image_id for record in records],
+        paths=[record.path for record in records],
+        tiers=val.tiers,
+        tier_scores=[record.tier_score for record in records],
+        groups=[record.group for record in records],
+        source="validation",
+        scores=model.score(store, val.hashes).astype("float64"),
+    )
+    save_held_out(checkpoint.parent, held_out, model.info.tiers)
+    return write_calibration(model, held_out, images, within)
+
+
+def write_calibration(
+    model: ScoreModel, held_out: HeldOut, images: GradedImages, within: str | None
+) -> Calibration:
+    """Learn from held-out scores and write calibration.json beside the model.
+
+    Args:
+        model: the run's model, an ensemble or one head.
+        held_out: scores in the model's unit, of works that were not trained on.
+        images: the run's graded images, those of ``held_out`` among them.
+        within: the column inside whose values works are compared, or None.
+    """
+    codes = None
+    if within is not None:
+        ids = (record.image_id for record in images.manifest.records)
+        value_of = dict(zip(ids, images.column(within), strict=True))
+        codes = codes_of([value_of[image_id] for image_id in held_out.ids])
+    calibration = fit_calibration(
+        held_out.scores, held_out.tiers, model.info.tiers,
+        source=held_out.source, within=codes, within_name=within,
+    )  # fmt: skip
+    about = {"model": model.checkpoint.name, "model_sha256": file_hash(model.checkpoint)}
+    write_json(model.checkpoint.with_name(CALIBRATION_FILE), {**about, **calibration.to_dict()})
+    for remark in calibration.remarks():
+        log.info("Calibration: %s", remark)
+    return calibration
+
+
+def load_calibration(model: ScoreModel) -> Calibration:
+    """What the scores of ``model`` mean; unknown, and why, where its run has no calibration for it.
+
+    Raises:
+        DataError: calibration.json is damaged.
+    """
+    path = model.checkpoint.with_name(CALIBRATION_FILE)
+    if not path.is_file():
+        return _unknown(model, f"unknown: {path} is missing; training again writes it")
+    try:
+        values = read_json(path)
+        if values.get("model_sha256") == file_hash(model.checkpoint):
+            return Calibration.from_dict(values)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} can not be read: {error}") from error
+    return _unknown(
+        model,
+        f"unknown: {path} was made for {values.get('model')}, not for this {model.checkpoint.name}",
+    )
+
+
+def _unknown(model: ScoreModel, why: str) -> Calibration:
+    names = model.info.tiers
+    return Calibration("none", names, (0,) * len(names), None, why, None, None, ())

@@ -1,0 +1,269 @@
+"""The meaning of a score: each fit against an independent way to the same maximum."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize, minimize_scalar
+from sklearn.linear_model import LogisticRegression
+
+from mirip_fast.errors import DataError
+from mirip_fast.evaluation import temperature as temperature_module
+from mirip_fast.evaluation.calibration import MIN_IMAGES, Calibration, fit_calibration
+from mirip_fast.evaluation.ordinal import OrdinalModel, fit_ordinal
+from mirip_fast.evaluation.percentile import score_100
+from mirip_fast.evaluation.temperature import (
+    difference_blocks,
+    fit_temperature,
+    logistic,
+    pair_probability,
+)
+
+NAMES = ("S", "A", "B", "C")
+
+
+def graded(seed: int, n: int, spread: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Scores that overlap between the tiers, with ties and a rare best tier."""
+    rng = np.random.default_rng(seed)
+    tiers = rng.choice(4, n, p=[0.05, 0.32, 0.42, 0.21])
+    return np.round(spread * (rng.normal(size=n) - 0.7 * tiers), 2), tiers
+
+
+def listed(scores, tiers, within=None) -> np.ndarray:
+    """Differences better − worse of every cross-tier pair, by a plain double loop."""
+    n = len(scores)
+    within = np.zeros(n, int) if within is None else within
+    return np.array(
+        [
+            scores[i] - scores[j]
+            for i in range(n)
+            for j in range(n)
+            if tiers[i] < tiers[j] and within[i] == within[j] >= 0
+        ]
+    )
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_difference_blocks_are_every_pair_once(seed, monkeypatch):
+    monkeypatch.setattr(temperature_module, "_BLOCK_PAIRS", 1 + 40 * seed)
+    scores, tiers = graded(seed, 3 + 7 * seed)
+    within = np.random.default_rng(seed).integers(-1, 3, len(scores))
+    for cells in (np.zeros_like(tiers), within):
+        blocks = [block.ravel() for block in difference_blocks(scores, tiers, cells)]
+        found = np.sort(np.concatenate(blocks)) if blocks else np.empty(0)
+        np.testing.assert_array_equal(found, np.sort(listed(scores, tiers, cells)))
+
+
+@pytest.mark.parametrize(("seed", "spread"), [(0, 1.0), (1, 0.01), (2, 300.0)])
+def test_temperature_is_that_of_a_logistic_regression(seed, spread):
+    scores, tiers = graded(seed, 150)
+    scores = scores * spread
+    fitted = fit_temperature(scores, tiers)
+    d = listed(scores, tiers)
+    assert (fitted.pairs, fitted.images, fitted.separated) == (len(d), 150, False)
+    brute = minimize_scalar(lambda b: np.logaddexp(0, -b * d / spread).mean(), bounds=(1e-3, 30))
+    assert fitted.value == pytest.approx(spread / brute.x, rel=1e-4)
+    sign = np.where(np.arange(len(d)) % 2, 1, -1)  # both classes, as sklearn wants
+    model = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-10, max_iter=500)
+    model.fit((d * sign / spread)[:, None], sign > 0)
+    assert fitted.value == pytest.approx(spread / model.coef_[0, 0], rel=1e-4)
+
+
+def test_temperature_inside_a_column():
+    scores, tiers = graded(3, 120)
+    within = np.random.default_rng(3).integers(-1, 4, 120)
+    d = listed(scores, tiers, within)
+    brute = minimize_scalar(lambda b: np.logaddexp(0, -b * d).mean(), bounds=(1e-3, 30))
+    fitted = fit_temperature(scores, tiers, within)
+    assert fitted.pairs == len(d)
+    assert fitted.value == pytest.approx(1 / brute.x, rel=1e-4)
+
+
+def test_temperature_of_many_images_starts_from_a_sample_and_ends_at_the_same():
+    scores, tiers = graded(4, 2500)
+    d = np.concatenate([b.ravel() for b in difference_blocks(scores, tiers, np.zeros_like(tiers))])
+    beta = 1 / fit_temperature(scores, tiers).value
+    assert abs((d * (logistic(beta * d) - 1)).mean()) < 1e-9  # the slope at the maximum
+
+
+def test_temperature_recovers_the_one_that_made_the_pairs():
+    """Works in pairs, each pair a cell of its own, the winner drawn with P = σ(difference / 0.4)."""
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=6000)
+    first, second = scores[::2], scores[1::2]
+    wins = rng.random(3000) < logistic((first - second) / 0.4)
+    tiers = np.empty(6000, int)
+    tiers[::2], tiers[1::2] = np.where(wins, 0, 1), np.where(wins, 1, 0)
+    fitted = fit_temperature(scores, tiers, np.repeat(np.arange(3000), 2))
+    assert fitted.pairs == 3000
+    assert fitted.value == pytest.approx(0.4, rel=0.1)
+
+
+def test_scores_without_order_and_scores_without_mistakes():
+    tiers = np.arange(40) % 2
+    against = fit_temperature(tiers.astype(float), tiers)
+    assert math.isinf(against.value)
+    assert pair_probability(5.0, against.value) == 0.5
+    assert math.isinf(fit_temperature(np.zeros(40), tiers).value)
+    rng = np.random.default_rng(0)
+    perfect = -2.0 * tiers + rng.random(40)
+    fitted = fit_temperature(perfect, tiers)
+    assert fitted.separated
+    d = listed(perfect, tiers)
+    loss = lambda b: (41 / 42 * np.logaddexp(0, -b * d) + np.logaddexp(0, b * d) / 42).mean()  # noqa: E731
+    best = minimize_scalar(loss, bounds=(1e-3, 100), options={"xatol": 1e-10})
+    assert fitted.value == pytest.approx(1 / best.x, rel=1e-4)
+    with pytest.raises(DataError, match="no pair"):
+        fit_temperature([1.0, 2.0], [3, 3])
+
+
+def test_the_logistic_function_at_its_ends():
+    np.testing.assert_array_equal(logistic([-1e4, 0, 1e4]), [0, 0.5, 1])
+    assert pair_probability(-0.3, 0.1) + pair_probability(0.3, 0.1) == pytest.approx(1, abs=1e-15)
+
+
+def direct_likelihood(scores, tiers):
+    """The proportional-odds maximum by another parametrisation and a derivative-free search."""
+    k = int(tiers.max())
+
+    def loss(x):
+        theta = x[1:]
+        if (np.diff(theta) <= 0).any():
+            return 1e9
+        upper = np.hstack(
+            [1 / (1 + np.exp(-(theta + x[0] * scores[:, None]))), np.ones((len(scores), 1))]
+        )
+        p = np.diff(np.hstack([np.zeros((len(scores), 1)), upper]), axis=1)
+        return -np.log(np.maximum(p[np.arange(len(scores)), tiers], 1e-300)).mean()
+
+    start = np.r_[0.3, np.linspace(-2, 2, k)]
+    for _ in range(3):
+        options = {"maxiter": 20000, "maxfev": 20000, "xatol": 1e-9, "fatol": 1e-13}
+        start = minimize(loss, start, method="Nelder-Mead", options=options).x
+    return start[0], start[1:]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_ordinal_fit_is_the_likelihood_maximum(seed):
+    scores, tiers = graded(seed, 200)
+    model = fit_ordinal(scores, tiers, 4)
+    slope, thresholds = direct_likelihood(scores, tiers)
+    assert model.slope == pytest.approx(slope, rel=1e-4)
+    np.testing.assert_allclose(model.thresholds, thresholds, rtol=1e-3, atol=1e-4)
+
+
+def test_ordinal_fit_recovers_the_truth():
+    rng = np.random.default_rng(0)
+    scores = rng.normal(3, 2, 20_000)
+    truth = OrdinalModel(4, (0, 1, 2, 3), 0.8, (-5.4, -3.4, -0.9), False)
+    chance = truth.probabilities(scores).cumsum(axis=1)
+    tiers = (rng.random(20_000)[:, None] > chance).sum(axis=1)
+    model = fit_ordinal(scores, tiers, 4)
+    assert model.slope == pytest.approx(0.8, abs=0.03)
+    np.testing.assert_allclose(model.thresholds, truth.thresholds, atol=0.12)
+    assert np.abs(model.probabilities(scores) - truth.probabilities(scores)).max() < 0.02
+
+
+def test_probabilities_are_probabilities():
+    scores, tiers = graded(0, 300)
+    model = fit_ordinal(scores, tiers, 4)
+    grid = np.r_[-1e3, np.linspace(-8, 8, 101), 1e3]
+    p = model.probabilities(grid)
+    assert p.shape == (103, 4)
+    assert (p >= 0).all()
+    np.testing.assert_allclose(p.sum(axis=1), 1, atol=1e-12)
+    or_better = p.cumsum(axis=1)
+    assert (
+        np.diff(or_better, axis=0) >= -1e-12
+    ).all()  # a higher score never makes a tier less likely
+    assert model.most_probable(grid)[[0, -1]].tolist() == [3, 0]
+
+
+def test_missing_tiers_have_no_probability_and_are_told():
+    scores, tiers = graded(0, 300)
+    tiers = np.where(tiers == 1, 3, tiers)
+    model = fit_ordinal(scores, tiers, 5)
+    p = model.probabilities(scores)
+    assert model.present == (0, 2, 3)
+    assert not p[:, [1, 4]].any()
+    np.testing.assert_allclose(p.sum(axis=1), 1)
+    said = " ".join(fit_calibration(scores, tiers, "SABCD", source="validation").remarks())
+    assert "No held-out work is of tier A, D" in said
+    with pytest.raises(DataError, match="at least two"):
+        fit_ordinal(scores, np.zeros(300, int), 4)
+
+
+def test_scores_that_order_wrongly_give_the_shares():
+    scores, tiers = graded(0, 300)
+    model = fit_ordinal(-scores, tiers, 4)
+    assert model.slope == 0
+    shares = np.bincount(tiers) / 300
+    np.testing.assert_allclose(model.probabilities([-9, 0, 9]), [shares] * 3, atol=1e-5)
+
+
+def test_perfectly_separated_tiers_stay_finite():
+    tiers = np.repeat([0, 1, 2], 20)
+    scores = -3.0 * tiers + np.tile(np.linspace(-1, 1, 20), 3)
+    model = fit_ordinal(scores, tiers, 3)
+    assert model.separated
+    p = model.probabilities(scores)
+    assert (p.argmax(axis=1) == tiers).all()
+    assert 0.9 < p[np.arange(60), tiers].mean() < 0.999
+
+
+def test_percentile_against_a_plain_count():
+    rng = np.random.default_rng(0)
+    reference = np.sort(rng.integers(0, 12, 57) / 4)
+    scores = np.r_[rng.integers(-2, 14, 40) / 4, np.nan]
+    expected = [100 * ((reference < s).mean() + (reference == s).mean() / 2) for s in scores[:-1]]
+    found = score_100(scores, reference)
+    np.testing.assert_allclose(found[:-1], expected)
+    assert np.isnan(found[-1])
+    assert score_100([-99, 99], reference).tolist() == [0, 100]
+
+
+def test_everything_survives_json():
+    scores, tiers = graded(0, 200)
+    for values in (scores, np.zeros(200), -3.0 * tiers, scores[:5]):
+        made = fit_calibration(values, tiers[: len(values)], NAMES, source="out-of-fold")
+        assert (
+            Calibration.from_dict(json.loads(json.dumps(made.to_dict(), allow_nan=False))) == made
+        )
+    with pytest.raises(DataError, match="version 7"):
+        Calibration.from_dict({**made.to_dict(), "version": 7})
+    with pytest.raises(DataError, match="ordinal"):
+        Calibration.from_dict({k: v for k, v in made.to_dict().items() if k != "ordinal"})
+
+
+def test_too_few_works_give_no_numbers_but_a_reason():
+    scores, tiers = graded(0, MIN_IMAGES)
+    tiers = np.arange(MIN_IMAGES) % 4
+    assert fit_calibration(scores, tiers, NAMES, source="validation").unknown is None
+    few = fit_calibration(scores[1:], tiers[1:], NAMES, source="validation")
+    assert f"{MIN_IMAGES - 1} held-out works" in few.unknown and "--folds" in few.unknown
+    assert few.remarks() == [few.unknown]
+    assert (
+        few.pair_probability(1.0) is few.tier_probabilities(scores) is few.score_100(scores) is None
+    )
+    lone = fit_calibration(
+        scores, np.r_[0, np.ones(MIN_IMAGES - 1, int)], NAMES, source="out-of-fold"
+    )
+    assert "fewer than two tiers" in lone.unknown and "--folds" not in lone.unknown
+    apart = fit_calibration(
+        scores, tiers, NAMES, source="validation", within=tiers, within_name="department"
+    )
+    assert "same department" in apart.unknown
+
+
+def test_rare_tiers_and_lost_order_are_told():
+    scores, tiers = graded(0, 60)
+    tiers[:] = np.r_[0, 0, np.arange(58) % 3 + 1]
+    said = " ".join(fit_calibration(scores, tiers, NAMES, source="validation").remarks())
+    assert "tier S (2)" in said
+    said = " ".join(fit_calibration(np.zeros(60), tiers, NAMES, source="validation").remarks())
+    assert "given as even" in said
+    said = " ".join(fit_calibration(-1.0 * tiers, tiers, NAMES, source="validation").remarks())
+    assert "rest on an assumption" in said
