@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,6 +12,11 @@ from mirip_fast.errors import ConfigError
 
 from .interrupted import Interrupted
 from .options import config_options
+
+if TYPE_CHECKING:
+    from mirip_fast.ranking.fit import FitResult
+    from mirip_fast.ranking.fold_runs import FoldsResult
+    from mirip_fast.training.run_folder import Run
 
 _PATH = click.Path(path_type=Path)
 
@@ -26,6 +32,11 @@ _PATH = click.Path(path_type=Path)
 @click.option("--val-metadata", type=_PATH, help="CSV file of the validation split.")
 @click.option("--test-metadata", type=_PATH, help="CSV file of the test split.")
 @click.option("--resume", metavar="latest|PATH", help="Go on with an interrupted run.")
+@click.option(
+    "--only-folds",
+    metavar="0,1,…",
+    help="With --folds: train these now, the rest later or elsewhere.",
+)
 @click.option("--debug", is_flag=True, help="A trial: 100 images, 2 epochs, no tracking.")
 @config_options(
     "train", "head", "split", "tracking", "evaluate.within", "runtime", "embed.cache_dir"
@@ -38,6 +49,7 @@ def train_command(
     val_metadata: Path | None,
     test_metadata: Path | None,
     resume: str | None,
+    only_folds: str | None,
     debug: bool,
 ) -> None:
     """Learn to score from graded images whose features are cached."""
@@ -46,22 +58,52 @@ def train_command(
     if not head_only:
         raise ConfigError("Say what to train: `mirip-fast train --head-only`")
     config = resolved.config
+    only = _numbers(only_folds)
     try:
         if resume:
-            run, result = resume_head(resume, Path(config.train.output_dir))
+            run, result = resume_head(resume, Path(config.train.output_dir), only)
         else:
             files = {"train": metadata, "val": val_metadata, "test": test_metadata}
             split_files = {name: path for name, path in files.items() if path is not None}
-            run, result = train_head(config, Request(data, split_files, debug))
+            run, result = train_head(config, Request(data, split_files, debug, only))
     except KeyboardInterrupt:
         raise Interrupted(
             "`mirip-fast train --head-only --resume latest` goes on from there."
         ) from None
-    why = "no better epoch for a while" if result.stopped_early else "all epochs done"
-    click.echo(
-        f"Finished after {result.epochs} epochs in {result.seconds:.1f} s ({why}). "
-        f"Best: epoch {result.best_epoch}, validation pairwise accuracy {result.best_accuracy:.4f}"
-    )
-    click.echo(f"Run: {run.path}")
-    if not debug:
+    complete = _tell(run, result)
+    if complete and not debug:
         click.echo("Next: mirip-fast evaluate, or mirip-fast rank FOLDER")
+
+
+def _tell(run: Run, result: FitResult | FoldsResult) -> bool:
+    """Say how it ended; whether there is a model to use."""
+    from mirip_fast.ranking.fold_runs import FoldsResult
+
+    if not isinstance(result, FoldsResult):
+        why = "no better epoch for a while" if result.stopped_early else "all epochs done"
+        click.echo(
+            f"Finished after {result.epochs} epochs in {result.seconds:.1f} s ({why}). "
+            f"Best: epoch {result.best_epoch}, validation pairwise accuracy {result.best_accuracy:.4f}"
+        )
+    elif result.missing:
+        click.echo(f"Folds still missing: {', '.join(map(str, result.missing))} of {result.folds}.")
+        click.echo(f"`mirip-fast train --head-only --resume {run.path}` trains them and joins all.")
+    elif result.report is not None:
+        folds = ", ".join(f"{accuracy:.4f}" for accuracy in result.by_fold)
+        interval = result.report.pairwise_accuracy_interval
+        span = "unknown" if interval is None else f"{interval.low:.4f} to {interval.high:.4f}"
+        click.echo(f"{result.folds} heads, each judged on the fold it left out: {folds}")
+        click.echo(
+            f"Out-of-fold pairwise accuracy {result.report.pairwise_accuracy:.4f} "
+            f"(95 % interval over {result.report.n_groups} groups: {span})"
+        )
+    click.echo(f"Run: {run.path}")
+    return not (isinstance(result, FoldsResult) and result.missing)
+
+
+def _numbers(text: str | None) -> tuple[int, ...]:
+    """``0,1`` → (0, 1)."""
+    try:
+        return tuple(sorted({int(part) for part in text.split(",")})) if text else ()
+    except ValueError:
+        raise ConfigError(f"--only-folds {text}: give numbers like 0,1") from None

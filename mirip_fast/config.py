@@ -194,6 +194,18 @@ class TrainConfig:
     early_stopping_min_delta: float = option(
         0.0, "Smallest gain in validation accuracy that counts as better.", low=0
     )
+    folds: int = option(
+        0,
+        "Divide train and val into so many folds, train one head without each, and score with all of "
+        "them; the test split stays out (0: one head).",
+        low=0,
+    )
+    bootstrap: int = option(
+        0,
+        "Heads trained besides on resampled groups, from which `rank` tells how sure each rank is "
+        "(0: none; 50 are enough for 95 % intervals).",
+        low=0,
+    )
     save_every_n_epochs: int = option(
         5, "Epochs between numbered checkpoints; 0 keeps none.", low=0
     )

@@ -10,13 +10,14 @@ from typing import Any
 
 from mirip_fast.config import Config, TrainConfig, config_from_dict, to_yaml
 from mirip_fast.data.csv_reader import shown
-from mirip_fast.errors import CheckpointError, DataError
+from mirip_fast.errors import CheckpointError, ConfigError, DataError
 from mirip_fast.features.datasets import Dataset, newest_graded
 from mirip_fast.features.store import FeatureStore, differing_fields
 from mirip_fast.files import write_text
 from mirip_fast.models.checkpoint import load_checkpoint
 from mirip_fast.models.model_info import ModelInfo
 from mirip_fast.ranking.fit import FitResult, HeadFit
+from mirip_fast.ranking.fold_runs import FoldsResult, load_plan, plan_folds, train_folds
 from mirip_fast.ranking.graded import (
     GradedImages,
     graded_of_dataset,
@@ -47,22 +48,27 @@ class Request:
         data: folder or CSV file that was embedded; None takes the newest one with grades.
         split_files: CSV file per split, where the split is given.
         debug: a trial on 100 images and two epochs, without tracking.
+        only_folds: with folds: those to train now; none: all.
     """
 
     data: Path | None = None
     split_files: dict[str, Path] = dataclasses.field(default_factory=dict)
     debug: bool = False
+    only_folds: tuple[int, ...] = ()
 
 
-def train_head(config: Config, request: Request) -> tuple[Run, FitResult]:
-    """Train a head on cached features.
+def train_head(config: Config, request: Request) -> tuple[Run, FitResult | FoldsResult]:
+    """Train a head on cached features, or one per fold.
 
     Raises:
+        ConfigError: folds that do not exist.
         RunNotFoundError: nothing embedded that could be trained on.
         DataError, StoreError: the data or the cache can not be used; says why.
         TrainingError: the loss is not finite.
     """
     parse_report_to(config.tracking.report_to)
+    if request.only_folds and not config.train.folds:
+        raise ConfigError("--only-folds goes with --folds: say how many there are")
     cache_dir = Path(config.embed.cache_dir)
     dataset = newest_graded(cache_dir, request.data)
     backbone = shown(Path(dataset.info["backbone"]))
@@ -75,38 +81,50 @@ def train_head(config: Config, request: Request) -> tuple[Run, FitResult]:
     # How the data was read and embedded is part of the run, whatever this command's options say.
     kept = config_from_dict({"data": dataset.info["data"], "embed": dataset.info["embed"]})
     kept.embed.cache_dir = str(cache_dir)
+    config = dataclasses.replace(config, data=kept.data, embed=kept.embed)
     pace = choose_pace(config.train, images.splits.count("train"))
-    config = dataclasses.replace(
-        config, data=kept.data, embed=kept.embed, train=_with_pace(config.train, pace)
-    )
+    if not config.train.folds:  # each fold has its own
+        config = dataclasses.replace(config, train=_with_pace(config.train, pace))
     store = FeatureStore.open(dataset.store_path)
     run = create_run(
         Path(config.train.output_dir),
         config.train.name or "head",
-        mode="head-only",
+        mode="folds" if config.train.folds else "head-only",
         debug=request.debug,
         dataset=str(dataset.source),
         store=str(store.path),
         data=dataset.info["data"],
     )
     write_text(run.path / "config.yaml", to_yaml(config))
-    save_split(run.path / SPLIT_FILE, images)
     views = dataset.views()
+    if config.train.folds:
+        plan = plan_folds(run, config, images, store, views)
+        return run, train_folds(run, plan, store, _fit_fold, request.only_folds)
+    save_split(run.path / SPLIT_FILE, images)
     return run, _fit(run, config, pace, images, store, views, None)
 
 
-def resume_head(which: str, output_dir: Path) -> tuple[Run, FitResult]:
+def resume_head(
+    which: str, output_dir: Path, only_folds: tuple[int, ...] = ()
+) -> tuple[Run, FitResult | FoldsResult]:
     """Go on with an interrupted run, with its own configuration, split and data.
 
     Args:
         which: ``latest``, a run's folder or a checkpoint.
         output_dir: folder of the runs.
+        only_folds: with folds: those to train now; none: all that are missing.
 
     Raises:
         RunNotFoundError: nothing to resume.
         CheckpointError: the checkpoint does not belong to the cached features.
     """
     run, path = resumable_run(output_dir, which)
+    if run.has_folds:
+        log.info("Resuming %s, with its own settings", run.path)
+        plan, store = load_plan(run)
+        return run, train_folds(run, plan, store, _fit_fold, only_folds)
+    if only_folds:
+        raise ConfigError(f"--only-folds: {run.path} has no folds")
     checkpoint = load_checkpoint(path)
     if "model" not in checkpoint or "training_state" not in checkpoint:
         raise CheckpointError(f"{path} was not written by `mirip-fast train --head-only`")
@@ -123,6 +141,18 @@ def resume_head(which: str, output_dir: Path) -> tuple[Run, FitResult]:
     pace = Pace(**checkpoint["training_state"]["pace"])
     run.truncate_history(int(checkpoint["epoch"]))
     return run, _fit(run, config, pace, images, store, info.views, checkpoint)
+
+
+def _fit_fold(
+    run: Run,
+    config: Config,
+    images: GradedImages,
+    store: FeatureStore,
+    views: Any,
+    checkpoint: dict[str, Any] | None,
+) -> FitResult:
+    pace = choose_pace(config.train, images.splits.count("train"))
+    return _fit(run, config, pace, images, store, views, checkpoint)
 
 
 def _fit(

@@ -22,6 +22,7 @@ LAST = "last_model.pt"
 ENSEMBLE = "ensemble.safetensors"
 RUN_FILE = "run.json"
 SPLIT_FILE = "split.csv"
+FOLDS_FILE = "folds.json"
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,11 @@ class Run:
         """What scores with this run: its ensemble where it has one, else its best checkpoint."""
         ensemble = self.path / ENSEMBLE
         return ensemble if ensemble.is_file() else self.best
+
+    @property
+    def has_folds(self) -> bool:
+        """Whether it is a run of several folds, each a run of its own below it."""
+        return (self.path / FOLDS_FILE).is_file()
 
     def log_to_file(self) -> logging.Handler:
         """Copy the package's log lines, with time stamps, to train.log; remove the handler afterwards."""
@@ -173,24 +179,25 @@ def run_of_checkpoint(path: Path) -> tuple[Run, Path]:
 
 
 def resumable_run(output_dir: Path, which: str) -> tuple[Run, Path]:
-    """The run and checkpoint to go on from.
+    """The run and checkpoint to go on from; a run of folds, which has no checkpoint of its own, with one
+    that does not exist.
 
     Args:
         output_dir: folder of the runs.
-        which: ``latest`` (the newest run with a last_model.pt), a run's folder or a checkpoint file.
+        which: ``latest`` (the newest run that can be resumed), a run's folder or a checkpoint file.
 
     Raises:
         RunNotFoundError: nothing to resume.
     """
     if which == "latest":
         for run in find_runs(output_dir):
-            if run.last.is_file():
+            if run.last.is_file() or run.has_folds:
                 return run, run.last
         raise RunNotFoundError(f"--resume latest: no run in {output_dir.resolve()} has a {LAST}")
     path = Path(which)
     run = Run(path if path.is_dir() else path.parent)
     checkpoint = run.last if path.is_dir() else path
-    if not checkpoint.is_file():
+    if not checkpoint.is_file() and not run.has_folds:
         raise RunNotFoundError(f"--resume {which}: there is no {checkpoint}")
     return run, checkpoint
 
