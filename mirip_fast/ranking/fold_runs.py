@@ -23,6 +23,7 @@ from mirip_fast.features.store import FeatureStore, differing_fields
 from mirip_fast.files import read_json, write_json
 from mirip_fast.models.checkpoint import load_checkpoint
 from mirip_fast.models.model_info import ModelInfo
+from mirip_fast.ranking.bootstrap import write_bootstrap
 from mirip_fast.ranking.fit import FitResult
 from mirip_fast.ranking.folds import LEFT_OUT, assign_folds, leave_out
 from mirip_fast.ranking.graded import GradedImages, load_split, save_split
@@ -236,6 +237,8 @@ def _join(run: Run, plan: FoldsPlan, store: FeatureStore) -> FoldsResult:
     held_out = _held_out(plan.images, inside, scores[inside])
     save_held_out(run.path, held_out, plan.info.tiers)
     write_calibration(load_score_model(path), held_out, plan.images, plan.config.evaluate.within)
+    if plan.config.train.bootstrap:
+        write_bootstrap(run, plan.images, ("train", "val"), plan.config, plan.info, store)
     report = _judge(plan, inside, scores[inside], rounds=plan.config.evaluate.bootstrap_rounds)
     write_json(run.path / "evaluation_out_of_fold.json", report.to_dict())
     run.update(

@@ -41,13 +41,13 @@ class GradedImages:
     hashes: tuple[bytes, ...]
     splits: tuple[str, ...]  # train, val or test for each record
 
-    def part(self, split: str) -> GradedImages:
-        """The images of one split."""
-        index = [i for i, name in enumerate(self.splits) if name == split]
+    def part(self, *splits: str) -> GradedImages:
+        """The images of one split, or of several."""
+        index = [i for i, name in enumerate(self.splits) if name in splits]
         return GradedImages(
             self.manifest.subset(index),
             tuple(self.hashes[i] for i in index),
-            tuple(split for _ in index),
+            tuple(self.splits[i] for i in index),
         )
 
     def __len__(self) -> int:

@@ -16,6 +16,7 @@ from mirip_fast.features.store import FeatureStore, differing_fields
 from mirip_fast.files import write_text
 from mirip_fast.models.checkpoint import load_checkpoint
 from mirip_fast.models.model_info import ModelInfo
+from mirip_fast.ranking.bootstrap import write_bootstrap
 from mirip_fast.ranking.fit import FitResult, HeadFit
 from mirip_fast.ranking.fold_runs import FoldsResult, load_plan, plan_folds, train_folds
 from mirip_fast.ranking.graded import (
@@ -198,7 +199,7 @@ def _fit(
             fit.resume(checkpoint)
         trackers = start_trackers(config.tracking, run.path, config.to_dict())
         result = fit.run(run, trackers)
-        _finish(run, result, info, images, store, within)
+        _finish(run, result, config, info, images, store)
         trackers.finish(run.best)
     except BaseException as error:
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
@@ -214,15 +215,17 @@ def _fit(
 def _finish(
     run: Run,
     result: FitResult,
+    config: Config,
     info: ModelInfo,
     images: GradedImages,
     store: FeatureStore,
-    within: str | None,
 ) -> None:
     best = load_checkpoint(run.best)
     arrays = {name: value.numpy() for name, value in best["model_state_dict"].items()}
     save_head(run.path, run.best, arrays, info)
-    write_validation_references(run.best, images, store, within)
+    write_validation_references(run.best, images, store, config.evaluate.within)
+    if config.train.bootstrap:
+        write_bootstrap(run, images, ("train",), config, info, store)
     plot_curves(run.path / "curves.png", run.history(), result.best_epoch)
     run.update(
         status="finished",
