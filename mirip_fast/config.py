@@ -160,9 +160,29 @@ class TrainConfig:
     )
     pairs: str = option(
         "all",
-        "Which pairs an epoch sees: all cross-tier pairs among the images of each batch, or sampled "
-        "(one drawn pair per training image, the classic recipe).",
-        choices=("all", "sampled"),
+        "Which pairs an epoch sees: all pairs among the images of each batch, sampled (one drawn "
+        "pair per training image, the classic recipe), or those of a CSV file with the columns "
+        "image_path_1, image_path_2, label (1: the first is better, -1: the second, 0: a tie) and, "
+        "if wanted, weight.",
+    )
+    label: str = option(
+        "tier",
+        "What makes one image better than another: its tier, or its tier_score.",
+        choices=("tier", "tier_score"),
+    )
+    min_gap: float = option(
+        0.0, "With --label tier_score: smallest difference of grades that makes a pair.", low=0
+    )
+    within_share: float | None = option(
+        None,
+        "With --within: share of the loss that pairs inside one value of the column have; the others "
+        "have the rest (auto: 1, only pairs inside count).",
+        low=0,
+        high=1,
+    )
+    tier_weights: str = option(
+        "",
+        "Weights of tier pairs, the better tier first: S-A=2,A-B=1.5; pairs not named weigh 1.",
     )
     loss: str = option(
         "margin",
@@ -170,11 +190,18 @@ class TrainConfig:
         choices=("margin", "logistic"),
     )
     margin: float = option(1.0, "How far apart the margin loss pushes two scores.", low=0)
+    label_smoothing: float = option(
+        0.0,
+        "With --loss logistic: how far the better image's chance of winning is moved from 1 towards "
+        "1/2; 1 moves it all the way.",
+        low=0,
+        high=1,
+    )
     epochs: int | None = option(
         None, "Passes over the training images, at most (auto: preset).", low=1
     )
     batch_size: int | None = option(
-        None, "Images per step with --pairs all, pairs per step with sampled (auto: preset).", low=2
+        None, "Images per step with --pairs all, else pairs per step (auto: preset).", low=2
     )
     learning_rate: float | None = option(None, "Peak learning rate of AdamW (auto: preset).", low=0)
     weight_decay: float = option(0.01, "Weight decay, on matrices only.", low=0)
@@ -193,6 +220,19 @@ class TrainConfig:
     )
     early_stopping_min_delta: float = option(
         0.0, "Smallest gain in validation accuracy that counts as better.", low=0
+    )
+    ema_decay: float = option(
+        0.0,
+        "Judge and keep a moving average of the weights; the share of it that stays at each step, "
+        "such as 0.999 (0: off).",
+        low=0,
+        high=0.999999,
+    )
+    swa_start: int = option(
+        0,
+        "Judge and keep the mean of the weights at the end of this epoch and all later ones, which "
+        "keep its learning rate (0: off).",
+        low=0,
     )
     folds: int = option(
         0,
@@ -232,7 +272,10 @@ class EvaluateConfig:
 
     bootstrap_rounds: int = option(1000, "Bootstrap rounds behind each interval.", low=0)
     within: str | None = option(
-        None, "CSV column inside which comparisons are fair (auto: all images together)."
+        None,
+        "CSV column inside which comparisons are fair: training takes its pairs from inside one value "
+        "of it, judging tells their accuracy too (auto: all images together; a run is judged as it was "
+        "trained).",
     )
 
 

@@ -93,7 +93,7 @@ def test_unknown_keys_come_with_a_suggestion(tmp_path: Path) -> None:
 
 
 def test_all_faults_of_all_places_are_told_at_once(tmp_path: Path) -> None:
-    first = yaml_file(tmp_path, "train: {epochs: 1.5, margin: -1, pairs: al}\nembed: 3\n")
+    first = yaml_file(tmp_path, "train: {epochs: 1.5, margin: -1, loss: margn}\nembed: 3\n")
     second = yaml_file(tmp_path, "- a\n- b\n", "list.yaml")
     third = yaml_file(tmp_path, "train: {epochs: [\n", "broken.yaml")
     absent = tmp_path / "absent.yaml"
@@ -101,7 +101,7 @@ def test_all_faults_of_all_places_are_told_at_once(tmp_path: Path) -> None:
     assert lines[:4] == [
         f"{first}: train.epochs: 1.5 is no whole number or auto",
         f"{first}: train.margin: -1.0 is below 0",
-        f"{first}: train.pairs: 'al' is none of all, sampled. Did you mean 'all'?",
+        f"{first}: train.loss: 'margn' is none of margin, logistic. Did you mean 'margin'?",
         f"{first}: 'embed' is a section; write its settings below it, indented",
     ]
     assert lines[4].startswith(f"{second}: sections are expected")

@@ -17,7 +17,7 @@ from mirip_fast.errors import CheckpointError, TrainingError
 from mirip_fast.models.checkpoint import load_checkpoint, save_checkpoint
 from mirip_fast.models.head import RankingHead
 from mirip_fast.ranking import fit as fit_module
-from mirip_fast.ranking.batches import draw_pairs, epoch_generator, image_batches
+from mirip_fast.ranking.batches import PartnerDraw, epoch_generator, image_batches
 from mirip_fast.ranking.fit import FitResult, HeadFit
 from mirip_fast.ranking.rows import Rows
 from mirip_fast.training.presets import Pace
@@ -49,6 +49,11 @@ def settings(**train: object) -> Config:
     for name, value in train.items():
         setattr(learning, name, value)
     return config
+
+
+@pytest.fixture(autouse=True)
+def _save_every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit_module, "_SAVE_SECONDS", 0.0)
 
 
 PACE = Pace(batch_size=16, learning_rate=3e-3, epochs=6)
@@ -177,11 +182,11 @@ class StopError(Exception):
 
 
 def stopping_at(number: int) -> Callable[[Path, dict[str, object]], None]:
-    """A save_checkpoint whose call of this number fails."""
+    """A save_checkpoint that fails from its call of this number on."""
     saves = itertools.count()
 
     def save(path: Path, checkpoint: dict[str, object]) -> None:
-        if next(saves) == number:
+        if next(saves) >= number:  # nor is there time to save at the end
             raise StopError
         save_checkpoint(path, checkpoint)
 
@@ -350,9 +355,8 @@ def test_accumulated_batches_equal_one_large_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulate: int
 ) -> None:
     data = rows(80), rows(24, seed=1)
-    in_order: Callable[..., np.ndarray] = lambda tiers, rng: fixed  # noqa: E731
-    fixed = draw_pairs(data[0].tiers, np.random.default_rng(0))
-    monkeypatch.setattr(fit_module, "draw_pairs", in_order)
+    fixed = PartnerDraw(-data[0].tiers).draw(np.random.default_rng(0))
+    monkeypatch.setattr(PartnerDraw, "draw", lambda self, rng: fixed)
     states = []
     # Ten batches of 8 pairs: with 4 at a time, two are left for the last step.
     for name, batch_size, steps in (("large", 8 * accumulate, 1), ("small", 8, accumulate)):
@@ -361,7 +365,8 @@ def test_accumulated_batches_equal_one_large_batch(
         fit = HeadFit(*data, config, Pace(batch_size, 1e-3, 2), {}, CPU)
         if name == "large":  # the same division: all full but the last
             cuts = range(8 * accumulate, 80, 8 * accumulate)
-            fit._batches = lambda rng, cuts=cuts: np.split(fixed, list(cuts))  # type: ignore[method-assign, misc]
+            whole = np.split(fixed, list(cuts))
+            fit.objective.batches = lambda size, rng, whole=whole: whole  # type: ignore[method-assign, misc]
         fit.run(run_in(tmp_path / name), Trackers({}))
         states.append(weights(tmp_path / name / "last_model.pt"))
     for name in states[0]:
@@ -375,7 +380,7 @@ def test_pairs_across_what_can_not_be_compared_teach_nothing() -> None:
     batch = np.array([0, 3, 6, 9, 12, 1])  # five images of one department and one of another
 
     def loss() -> torch.Tensor:
-        return fit._batch_loss(batch, np.random.default_rng(0))
+        return fit.objective.batch_loss(fit.head, fit.train, batch, np.random.default_rng(0))
 
     before = loss().item()
     fit.train.features[1] = 99.0
@@ -392,7 +397,7 @@ def test_a_batch_of_one_tier_does_no_harm(tmp_path: Path) -> None:
     data = rows()
     order = np.argsort(data.tiers, kind="stable")
     fit = make(pace=Pace(15, 1e-3, 1), train=data)
-    fit._batches = lambda rng: np.split(order, 4)  # type: ignore[method-assign]
+    fit.objective.batches = lambda size, rng: np.split(order, 4)  # type: ignore[method-assign]
     fit.run(run_in(tmp_path), Trackers({}))
     assert float(history(tmp_path)[0]["train/loss"]) == 0.0
     assert_sound(tmp_path)
@@ -449,9 +454,11 @@ def test_threads_are_given_back(tmp_path: Path) -> None:
 def test_drawn_pairs_are_uniform_over_other_tiers(tiers: list[int]) -> None:
     of = np.array(tiers)
     n, rounds = len(of), 3000
+    draw = PartnerDraw(-of)
+    assert len(draw) == n
     counts = np.zeros((n, n))
     for seed in range(rounds):
-        pairs = draw_pairs(of, np.random.default_rng(seed))
+        pairs = draw.draw(np.random.default_rng(seed))
         assert pairs.shape == (n, 2) and (of[pairs[:, 0]] < of[pairs[:, 1]]).all()
         np.add.at(counts, (pairs[:, 0], pairs[:, 1]), 1)
     for i, j in itertools.product(range(n), repeat=2):

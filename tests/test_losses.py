@@ -60,7 +60,7 @@ def reference(loss, scores, labels, within=None):
             part[1] += weight * value
             part[2][hi] += weight * slope
             part[2][lo] -= weight * slope
-    share = loss.within_share or 1.0
+    share = 1.0 if loss.within_share is None else loss.within_share
     parts = [(share, sums[True]), (1 - share, sums[False])]
     parts = [(s, part) for s, part in parts if s > 0 and part[0] > 0]
     whole = sum(s for s, _ in parts)
@@ -104,7 +104,7 @@ def draw_loss(rng, kind):
     if rng.random() < 0.5:
         weights = rng.random((5, 5)) * (rng.random((5, 5)) < 0.8)
         settings["tier_weights"] = tuple(map(tuple, weights.tolist()))
-    settings["within_share"] = [None, 1.0, 0.3, 0.9][rng.integers(4)]
+    settings["within_share"] = [None, 1.0, 0.3, 0.9, 0.0][rng.integers(5)]
     return PairLoss(**settings)
 
 
@@ -167,7 +167,10 @@ def test_real_labels_with_a_smallest_gap_are_the_double_loop(kind, dtype, monkey
         tenths = rng.integers(0, 40, size=n) + rng.choice([0, 10, 900])
         gap = int(rng.choice([0, 1, 2, 3, 7, 100]))
         loss = PairLoss(
-            kind, label="tier_score", within_share=[None, 1.0, 0.3][rng.integers(3)], min_gap=gap
+            kind,
+            label="tier_score",
+            within_share=[None, 1.0, 0.3, 0.0][rng.integers(4)],
+            min_gap=gap,
         )
         shown = torch.tensor(tenths / 10, dtype=dtype)
         scores, within = draw_scores(rng, n), draw_groups(rng, n)
@@ -201,7 +204,7 @@ def test_many_tiers_go_another_way_to_the_same_result():
         tiers = (
             rng.integers(0, 10**12, size=n) if rng.random() < 0.3 else rng.integers(0, 40, size=n)
         )
-        loss = PairLoss(within_share=[None, 1.0, 0.5][rng.integers(3)])
+        loss = PairLoss(within_share=[None, 1.0, 0.5, 0.0][rng.integers(4)])
         assert_matches(loss, draw_scores(rng, n), tiers, draw_groups(rng, n))
 
 
@@ -604,8 +607,8 @@ def test_logistic_takes_less_than_64_mb():
         ({"label": "grade"}, "tier, tier_score"),
         ({"min_gap": 0.5}, "goes with label tier_score"),
         ({"label": "tier_score", "min_gap": -1.0}, "at least 0"),
-        ({"within_share": 0.0}, "above 0"),
-        ({"within_share": 1.1}, "at most 1"),
+        ({"within_share": -0.1}, "between 0 and 1"),
+        ({"within_share": 1.1}, "between 0 and 1"),
         ({"tier_weights": ((0.0, 1.0),)}, "square"),
         ({"tier_weights": ((0.0, -1.0), (0.0, 0.0))}, "at least 0"),
         ({"tier_weights": ((0.0, math.nan), (0.0, 0.0))}, "at least 0"),

@@ -202,6 +202,19 @@ def newest_graded(cache_dir: Path, source: Path | None = None) -> Dataset:
     )
 
 
+def newest_dataset(cache_dir: Path, source: Path | None = None) -> Dataset:
+    """The newest data set, with grades or without, or the newest one of ``source``.
+
+    Raises:
+        RunNotFoundError: there is none; says what to type.
+    """
+    if source is None:
+        datasets = find_datasets(cache_dir)
+        if datasets:
+            return datasets[0]
+    return newest_graded(cache_dir, source)
+
+
 def _name_of(manifest: Manifest) -> str:
     name = manifest.root.name or "data"
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)[:60] or "data"

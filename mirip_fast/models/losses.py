@@ -51,8 +51,8 @@ class PairLoss:
         tier_weights: for ``tier``: [tiers][tiers] weight ≥ 0 of a pair by its (better, worse) tier; the
             diagonal and what lies below it is not read. The loss is the weighted mean.
         within_share: which pairs count. None: all alike. 1: only those inside one value of ``within``.
-            0 < share < 1: share · mean over the inside pairs + (1 − share) · mean over the others; when
-            one of the two has no pair, the other one is the loss.
+            0: only the others. Between: share · mean over the inside pairs + (1 − share) · mean over the
+            others; when one of the two has no pair, the other one is the loss.
         min_gap: for ``tier_score``: pairs whose labels differ by less do not count (nor do equal
             labels). A difference of exactly ``min_gap`` counts, also when the rounding of the labels'
             dtype makes it fall short (1.3 and 1.1 with a gap of 0.2).
@@ -74,10 +74,8 @@ class PairLoss:
     def __post_init__(self) -> None:
         check_kind(self.kind, self.margin, self.label_smoothing)
         check_label(self.label, self.min_gap)
-        if self.within_share is not None and not 0 < self.within_share <= 1:
-            raise ConfigError(
-                f"within_share is {self.within_share}; it must be above 0 and at most 1"
-            )
+        if self.within_share is not None and not 0 <= self.within_share <= 1:
+            raise ConfigError(f"within_share is {self.within_share}; it must be between 0 and 1")
         if self.tier_weights is None:
             return
         if self.label != "tier":
@@ -169,7 +167,7 @@ class PairLoss:
         present = [share if total > 0 else 0.0 for share, total in zip(shares, totals, strict=True)]
         whole = sum(present)
         return [
-            share / whole / total if total > 0 else 0.0
+            share / whole / total if share * total > 0 else 0.0
             for share, total in zip(shares, totals, strict=True)
         ]
 
@@ -214,8 +212,9 @@ def pair_loss(
 ) -> Tensor:
     """Mean loss over listed pairs; without ties, ``margin`` is ``torch.nn.MarginRankingLoss``.
 
-    A tie asks for equal scores. ``margin``: it costs |s1 − s2|. ``logistic``: its target probability
-    is ½, so it costs at least log 2, at equal scores; smoothing leaves it as it is.
+    A tie asks for equal scores. ``margin``: it costs |s1 − s2|, the slack of Parikh & Grauman 2011
+    («Relative attributes», similar pairs). ``logistic``: its target probability is ½ (Burges et al.
+    2005), so it costs at least log 2, at equal scores; smoothing leaves it as it is.
 
     Args:
         s1: [p] float scores of the first images.

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+
+from mirip_fast.models.allpairs import bounds
+from mirip_fast.models.places import line_up_labels
 
 
 def epoch_generator(seed: int, epoch: int) -> np.random.Generator:
@@ -22,25 +26,44 @@ def image_batches(n: int, batch_size: int, rng: np.random.Generator) -> Iterator
     yield from np.array_split(order, max(1, -(-n // batch_size)))
 
 
-def draw_pairs(tiers: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-    """The classic recipe's epoch: for every image one partner of another tier, drawn uniformly.
+class PartnerDraw:
+    """The classic recipe's epoch: for every image one partner, drawn uniformly from those it differs from.
 
     Args:
-        tiers: [n] tier of each image; at least two tiers occur.
-        rng: source of the draw.
-
-    Returns:
-        [n, 2] indices in random order, the better image first.
+        labels: [n], higher is better; two images are a pair where they differ by more than 0 and by at
+            least ``min_gap``.
+        min_gap: see above.
+        within: [n] integers; only images of the same value are a pair. None: all.
     """
-    order = np.argsort(tiers, kind="stable")
-    sorted_tiers = tiers[order]
-    first = np.searchsorted(sorted_tiers, tiers, side="left")
-    count = np.searchsorted(sorted_tiers, tiers, side="right") - first
-    others = len(tiers) - count
-    drawn = (rng.random(len(tiers)) * others).astype(np.int64)
-    drawn += np.where(drawn >= first, count, 0)  # jump over the image's own tier
-    partner = order[drawn]
-    pairs = np.stack([np.arange(len(tiers)), partner], axis=1)
-    swap = tiers[pairs[:, 0]] > tiers[pairs[:, 1]]
-    pairs[swap] = pairs[swap, ::-1]
-    return pairs[rng.permutation(len(pairs))]
+
+    def __init__(
+        self,
+        labels: NDArray[np.generic],
+        min_gap: float = 0.0,
+        within: NDArray[np.int64] | None = None,
+    ):
+        groups = None if within is None else torch.from_numpy(within)
+        places = line_up_labels(torch.from_numpy(labels), min_gap, groups)
+        start, end = bounds(places)
+        # Worst first: an image's partners are the places start … reach − 1 and back … end − 1.
+        self._order, self._reach, self._back = (
+            array.numpy() for array in (places.order, places.reach, places.back())
+        )
+        self._start = start.numpy()
+        self._worse = self._reach - self._start
+        self._partners = self._worse + end.numpy() - self._back
+        self._drawing = np.flatnonzero(self._partners)
+
+    def __len__(self) -> int:
+        return len(self._drawing)
+
+    def draw(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """[p, 2] indices in random order, the better image first; images without a partner draw none."""
+        place = self._drawing
+        number = (rng.random(len(place)) * self._partners[place]).astype(np.int64)
+        worse = self._worse[place]
+        wins = number < worse
+        other = np.where(wins, self._start[place] + number, self._back[place] + number - worse)
+        image, partner = self._order[place], self._order[other]
+        pairs = np.stack([np.where(wins, image, partner), np.where(wins, partner, image)], axis=1)
+        return pairs[rng.permutation(len(pairs))]

@@ -32,7 +32,7 @@ from mirip_fast.ranking.folds import units_of
 from mirip_fast.ranking.graded import GradedImages
 from mirip_fast.ranking.head_files import Member, save_bootstrap
 from mirip_fast.ranking.held_out import HeldOut, load_held_out
-from mirip_fast.ranking.many_heads import HeadTask, ManyHeads
+from mirip_fast.ranking.many_heads import HeadTask, train_heads
 from mirip_fast.ranking.rows import Rows
 from mirip_fast.runtime import resolve_device
 from mirip_fast.training.presets import Pace
@@ -46,8 +46,8 @@ Index = NDArray[np.int64]
 WIDTHS = (128, 64, 64)
 #: Images per step and peak learning rate.
 BATCH, LEARNING_RATE = 64, 3e-3
-#: Passes over a resample, and the steps after which more passes bring nothing.
-EPOCHS, STEPS = 20, 300
+#: Steps that a head takes, in whole passes over its resample: of so many at most.
+STEPS, EPOCHS = 120, 20
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def draw_resample(units: Index, tiers: Index, rng: np.random.Generator) -> Index
 def bootstrap_pace(n_train: int) -> Pace:
     """The pace for resamples of about ``n_train`` images."""
     steps_per_epoch = max(1, -(-n_train // BATCH))
-    return Pace(BATCH, LEARNING_RATE, max(2, min(EPOCHS, -(-STEPS // steps_per_epoch))))
+    return Pace(BATCH, LEARNING_RATE, min(EPOCHS, -(-STEPS // steps_per_epoch)))
 
 
 def write_bootstrap(
@@ -118,10 +118,11 @@ def write_bootstrap(
     if held_out is None:
         raise DataError(f"{run.path} has no held-out scores to line bootstrap heads up with")
     images = images.part("train", "val")
-    rows = images.rows(store, info.features, info.views, config.evaluate.within)
+    within, label = config.evaluate.within, config.train.label
+    rows = images.rows(store, info.features, info.views, within, label=label)
     index = np.flatnonzero([split in learned for split in images.splits])
     tasks = _tasks(images, rows, index, config)
-    trained = ManyHeads(rows, tasks, resolve_device(config.runtime.device)).run()
+    trained = train_heads(rows, tasks, resolve_device(config.runtime.device))
     if not all(head.finite for head in trained):
         raise TrainingError(
             "The loss of a bootstrap head is not finite. Likely cause: features that are not finite "

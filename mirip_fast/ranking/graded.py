@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from mirip_fast.features.phase_one import open_hashes
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.features.views import View
 from mirip_fast.files import write_csv
-from mirip_fast.ranking.rows import Rows, read_features
+from mirip_fast.ranking.rows import ListedPairs, Rows, read_features
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,11 @@ class GradedImages:
 
     def part(self, *splits: str) -> GradedImages:
         """The images of one split, or of several."""
-        index = [i for i, name in enumerate(self.splits) if name in splits]
+        return self.subset([i for i, name in enumerate(self.splits) if name in splits])
+
+    def subset(self, index: Iterable[int]) -> GradedImages:
+        """The images with these indexes, in the order given."""
+        index = [int(i) for i in index]
         return GradedImages(
             self.manifest.subset(index),
             tuple(self.hashes[i] for i in index),
@@ -55,8 +60,34 @@ class GradedImages:
 
     @property
     def tiers(self) -> NDArray[np.int64]:
-        """[n] tier of each image, 0 is the best."""
+        """[n] tier of each image, 0 is the best.
+
+        Raises:
+            DataError: images have none (a run on judged pairs alone).
+        """
+        if any(record.tier is None for record in self.manifest.records):
+            raise DataError(
+                "The run's images have no tiers; this needs them (--data with a tier column, or "
+                "--test-data FILE.csv with grades)"
+            )
         return np.array([record.tier for record in self.manifest.records], dtype=np.int64)
+
+    @property
+    def tier_scores(self) -> NDArray[np.float64]:
+        """[n] finer grade of each image, higher is better.
+
+        Raises:
+            DataError: images have none; names the first.
+        """
+        scores = [record.tier_score for record in self.manifest.records]
+        absent = [r for r in self.manifest.records if r.tier_score is None]
+        if absent:
+            raise DataError(
+                f"--label tier_score: {len(absent):,} of {len(self):,} images have no number in the column "
+                f"{self.manifest.options.score_column!r} (first: {absent[0].image_id}). Fill it, take the "
+                "images out, or train on the tiers (--label tier)."
+            )
+        return np.array(scores, dtype=np.float64)
 
     def column(self, name: str) -> list[str | None]:
         """[n] values of a CSV column.
@@ -68,43 +99,87 @@ class GradedImages:
         if name == self.manifest.options.group_column:
             return [record.group for record in records]
         known = {key for record in records for key in record.extra}
+        if any(record.group is not None for record in records):
+            known.add(self.manifest.options.group_column)
         if name not in known:
             there = ", ".join(sorted(known)) or "no further columns"
             raise DataError(f"--within {name}: the data has no such column; it has {there}")
         return [record.extra.get(name) or None for record in records]
 
-    def rows(
-        self, store: FeatureStore, features: str, views: Sequence[View], within: str | None
+    def labels(
+        self, within: str | None, *, label: str = "tier", pairs: ListedPairs | None = None
     ) -> Rows:
-        """The images' cached features in memory.
+        """What is known of the images but their features, which are left empty.
+
+        Args:
+            within: column inside which pairs count, or None.
+            label: ``tier_score`` reads the finer grades too.
+            pairs: judged pairs of these images; without tiers they are all there is to learn from.
 
         Raises:
-            StoreError: features are missing.
+            DataError: grades or the column are missing.
         """
+        graded = pairs is None or self.manifest.has_grades
         return Rows(
             ids=[record.image_id for record in self.manifest.records],
-            features=read_features(store, self.hashes, features, views),
-            tiers=self.tiers,
+            features=np.empty((len(self), 0, 0), dtype=np.float32),
+            tiers=self.tiers if graded else np.full(len(self), -1, dtype=np.int64),
             groups=[record.group for record in self.manifest.records],
             within=None if within is None else _pairable(codes_of(self.column(within))),
+            tier_scores=self.tier_scores if label == "tier_score" else None,
+            pairs=pairs,
+        )
+
+    def rows(
+        self,
+        store: FeatureStore,
+        features: str,
+        views: Sequence[View],
+        within: str | None,
+        *,
+        label: str = "tier",
+        pairs: ListedPairs | None = None,
+    ) -> Rows:
+        """The images' cached features in memory, and their :meth:`labels`.
+
+        Raises:
+            DataError: grades or the column are missing.
+            StoreError: features are missing.
+        """
+        labels = self.labels(within, label=label, pairs=pairs)
+        return dataclasses.replace(
+            labels, features=read_features(store, self.hashes, features, views)
         )
 
 
-def graded_of_dataset(dataset: Dataset, split: SplitConfig) -> GradedImages:
+def graded_of_dataset(
+    dataset: Dataset, split: SplitConfig, *, need_tiers: bool = True
+) -> GradedImages:
     """The graded images of an embedded data set, divided anew.
 
     Grades are read again from the data set's own file, so that a grade corrected after embedding
     counts. Images that could not be embedded are left out and told.
+
+    Args:
+        dataset: the data set.
+        split: shares and seed.
+        need_tiers: refuse images without tiers; else those of a data set that has them for only some
+            images, or for none, are all taken as without.
 
     Raises:
         DataError: files that vanished, faulty grades, or too few images.
         StoreError: images were added since the data set was embedded.
     """
     manifest, hashes = _current(dataset)
-    check_trainable(manifest)
-    remark = imbalance_remark(manifest)
-    if remark:
-        log.warning(remark)
+    if need_tiers or manifest.has_grades:
+        check_trainable(manifest)
+        remark = imbalance_remark(manifest)
+        if remark:
+            log.warning(remark)
+    elif any(record.tier is not None for record in manifest.records):
+        log.warning("Not every image has a tier: tiers are left aside, the judged pairs count")
+        records = tuple(dataclasses.replace(r, tier=None) for r in manifest.records)
+        manifest = dataclasses.replace(manifest, records=records)
     ratios = (split.train_ratio, split.val_ratio, split.test_ratio)
     divided = split_manifest(manifest, ratios=ratios, seed=split.split_seed, duplicates=hashes)
     log.info(
@@ -115,8 +190,18 @@ def graded_of_dataset(dataset: Dataset, split: SplitConfig) -> GradedImages:
     return GradedImages(manifest, tuple(hashes), divided.assignment)
 
 
+def left_out(dataset: Dataset) -> list[Record]:
+    """The images of a data set that could not be embedded."""
+    return [entry.record for entry in dataset.entries() if entry.outcome.status == "failed"]
+
+
 def graded_of_files(
-    files: dict[str, Path], data: DataConfig, root: Path, cache_dir: Path
+    files: dict[str, Path],
+    data: DataConfig,
+    root: Path,
+    cache_dir: Path,
+    *,
+    need_tiers: bool = True,
 ) -> GradedImages:
     """Graded images from one CSV file per split (``--metadata``, ``--val-metadata``, ``--test-metadata``).
 
@@ -151,7 +236,8 @@ def graded_of_files(
             )
         hashes.append(sha)
     train = manifests["train"]
-    check_trainable(train)
+    if need_tiers or train.has_grades:
+        check_trainable(train)
     whole = Manifest(
         train.source, train.root, train.tiers, tuple(records), train.options, train.places
     )
@@ -171,11 +257,7 @@ def trial(images: GradedImages, n: int) -> GradedImages:
     keys = [(s, r.tier or 0) for s, r in zip(images.splits, images.manifest.records, strict=True)]
     order = sorted(range(len(images)), key=lambda i: keys[i])
     index = sorted({order[int(i)] for i in np.linspace(0, len(order) - 1, n)})
-    return GradedImages(
-        images.manifest.subset(index),
-        tuple(images.hashes[i] for i in index),
-        tuple(images.splits[i] for i in index),
-    )
+    return images.subset(index)
 
 
 def _current(dataset: Dataset) -> tuple[Manifest, list[bytes]]:
@@ -261,7 +343,7 @@ def load_split(path: Path, tiers: Sequence[str], data: DataConfig) -> GradedImag
                     Record(
                         image_id=row["image_id"],
                         path=Path(row["path"]),
-                        tier=names.index(row["tier"]),
+                        tier=names.index(row["tier"]) if row["tier"] else None,
                         tier_score=float(row["tier_score"]) if row["tier_score"] else None,
                         group=row["group"] or None,
                         extra=json.loads(row["extra"]) if row["extra"] else {},

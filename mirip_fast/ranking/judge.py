@@ -51,7 +51,11 @@ def judge_split(model: ScoreModel, split: str, config: Config) -> tuple[Report, 
         StoreError: the features are not in the cache any more.
     """
     folder = model.checkpoint.parent
-    data = config_from_dict({"data": Run(folder).info.get("data", {})}).data
+    info = Run(folder).info
+    data = config_from_dict({"data": info.get("data", {})}).data
+    if config.evaluate.within is None and info.get("within"):  # judged as it was trained
+        evaluate = dataclasses.replace(config.evaluate, within=info["within"])
+        config = dataclasses.replace(config, evaluate=evaluate)
     images = load_split(folder / SPLIT_FILE, model.info.tiers, data).part(split)
     if not len(images):
         raise DataError(f"{folder / SPLIT_FILE} has no images in the {split} split")

@@ -14,6 +14,31 @@ from mirip_fast.features.recipe import series_name
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.features.views import View
 
+_PIECE = 4096  # rows read at a time
+
+
+@dataclass(frozen=True)
+class ListedPairs:
+    """p pairs of images that somebody judged.
+
+    Attributes:
+        images: [p, 2] int64, rows of the two images.
+        label: [p] int64; 1 the first is better, −1 the second, 0 a tie.
+        weight: [p] float64, at least 0.
+    """
+
+    images: NDArray[np.int64]
+    label: NDArray[np.int64]
+    weight: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    @property
+    def decided(self) -> int:
+        """How many are no tie and weigh something: those that can be in the right order."""
+        return int(((self.label != 0) & (self.weight > 0)).sum())
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -22,9 +47,11 @@ class Rows:
     Attributes:
         ids: image ids, [n].
         features: [n, V, D] float32, V views of D numbers each, the base view first.
-        tiers: [n] int64, 0 is the best tier.
+        tiers: [n] int64, 0 is the best tier; all −1 where the images have none.
         groups: [n], None for an image that is its own group.
         within: [n] int64 codes of the column inside which pairs count, or None for all pairs.
+        tier_scores: [n] float64, higher is better; None unless the pairs come from them.
+        pairs: the judged pairs among the images; None unless the pairs come from a file.
     """
 
     ids: Sequence[str]
@@ -32,9 +59,16 @@ class Rows:
     tiers: NDArray[np.int64]
     groups: Sequence[str | None]
     within: NDArray[np.int64] | None = None
+    tier_scores: NDArray[np.float64] | None = None
+    pairs: ListedPairs | None = None
 
     def __len__(self) -> int:
         return len(self.tiers)
+
+    @property
+    def has_tiers(self) -> bool:
+        """Whether the images have tiers."""
+        return bool((self.tiers >= 0).all())
 
     @property
     def input_dim(self) -> int:
@@ -56,23 +90,34 @@ def read_features(
     Raises:
         StoreError: a series or a row is missing; says which.
     """
+    kinds = head_kinds(features)
+    found = [[_rows_of(store, series_name(view, kind), hashes) for kind in kinds] for view in views]
+    shapes = store.series()
+    width = sum(shapes[series_name(views[0], kind)].shape[-1] for kind in kinds)
+    result = np.empty((len(hashes), len(views), width), np.float32)
+    for v, (view, rows) in enumerate(zip(views, found, strict=True)):
+        # In the order of the store and piece by piece, so that no feature is ever held twice.
+        order = np.argsort(rows[0], kind="stable")
+        for piece in np.array_split(order, max(1, -(-len(order) // _PIECE))):
+            parts = [
+                store.read(series_name(view, kind), of_kind[piece])
+                for kind, of_kind in zip(kinds, rows, strict=True)
+            ]
+            result[piece, v] = head_input(parts)
+    return result
+
+
+def _rows_of(store: FeatureStore, name: str, hashes: Sequence[bytes]) -> NDArray[np.int64]:
     there = store.series()
-    per_view = []
-    for view in views:
-        parts = []
-        for kind in head_kinds(features):
-            name = series_name(view, kind)
-            if name not in there:
-                raise StoreError(
-                    f"{store.path} has no series {name}; it has {', '.join(sorted(there))}. "
-                    "Run `mirip-fast embed` with --patches and --tta that include it."
-                )
-            rows = store.rows(name, hashes)
-            if (rows < 0).any():
-                raise StoreError(
-                    f"{store.path}: {int((rows < 0).sum())} of {len(hashes)} images have no {name} yet. "
-                    "Run `mirip-fast embed` again to complete them."
-                )
-            parts.append(store.read(name, rows))
-        per_view.append(head_input(parts))
-    return np.stack(per_view, axis=1)
+    if name not in there:
+        raise StoreError(
+            f"{store.path} has no series {name}; it has {', '.join(sorted(there))}. "
+            "Run `mirip-fast embed` with --patches and --tta that include it."
+        )
+    rows = store.rows(name, hashes)
+    if (rows < 0).any():
+        raise StoreError(
+            f"{store.path}: {int((rows < 0).sum())} of {len(hashes)} images have no {name} yet. "
+            "Run `mirip-fast embed` again to complete them."
+        )
+    return rows

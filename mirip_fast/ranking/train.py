@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 from dataclasses import dataclass
@@ -10,8 +11,8 @@ from typing import Any
 
 from mirip_fast.config import Config, TrainConfig, config_from_dict, to_yaml
 from mirip_fast.data.csv_reader import shown
-from mirip_fast.errors import CheckpointError, ConfigError, DataError
-from mirip_fast.features.datasets import Dataset, newest_graded
+from mirip_fast.errors import CheckpointError, ConfigError
+from mirip_fast.features.datasets import Dataset, newest_dataset, newest_graded
 from mirip_fast.features.store import FeatureStore, differing_fields
 from mirip_fast.files import write_text
 from mirip_fast.models.checkpoint import load_checkpoint
@@ -23,14 +24,24 @@ from mirip_fast.ranking.graded import (
     GradedImages,
     graded_of_dataset,
     graded_of_files,
+    left_out,
     load_split,
     save_split,
     trial,
 )
 from mirip_fast.ranking.head_files import save_head
+from mirip_fast.ranking.judged_pairs import (
+    JudgedPairs,
+    load_judged_pairs,
+    read_judged_pairs,
+    save_judged_pairs,
+)
+from mirip_fast.ranking.objective import describe_pairs, make_loss, pairs_file, require_pairs
 from mirip_fast.ranking.plots import plot_curves
 from mirip_fast.ranking.references import write_validation_references
+from mirip_fast.ranking.rows import Rows, read_features
 from mirip_fast.runtime import resolve_device
+from mirip_fast.training.averaging import check_averaging
 from mirip_fast.training.presets import Pace, choose_pace
 from mirip_fast.training.run_folder import SPLIT_FILE, Run, create_run, resumable_run
 from mirip_fast.training.trackers import Trackers, parse_report_to, start_trackers
@@ -71,19 +82,34 @@ def train_head(config: Config, request: Request) -> tuple[Run, FitResult | Folds
     if request.only_folds and not config.train.folds:
         raise ConfigError("--only-folds goes with --folds: say how many there are")
     cache_dir = Path(config.embed.cache_dir)
-    dataset = newest_graded(cache_dir, request.data)
+    judged_file = pairs_file(config.train)
+    for flag in ("folds", "bootstrap"):
+        if judged_file is not None and getattr(config.train, flag):
+            raise ConfigError(
+                f"--{flag} goes with --pairs all or sampled, not with a file of pairs"
+            )
+    find = newest_graded if judged_file is None else newest_dataset
+    dataset = find(cache_dir, request.data)
     backbone = shown(Path(dataset.info["backbone"]))
     log.info("Data set %s (embedded with %s)", shown(dataset.source), backbone)
     images = _images(config, request, dataset, cache_dir)
     if request.debug:
         config = _as_trial(config)
-        images = trial(images, _TRIAL_IMAGES)
-    _require_pairs(images)
+        images = images if judged_file else trial(images, _TRIAL_IMAGES)
+    judged = None
+    if judged_file is not None:
+        judged = read_judged_pairs(judged_file, images, left_out(dataset))
     # How the data was read and embedded is part of the run, whatever this command's options say.
     kept = config_from_dict({"data": dataset.info["data"], "embed": dataset.info["embed"]})
     kept.embed.cache_dir = str(cache_dir)
+    rows = {split: _labels(images, judged, split, config)[1] for split in ("train", "val")}
+    loss = make_loss(config.train, images.manifest.tiers, within=rows["train"].within is not None)
+    for split, of_split in rows.items():
+        require_pairs(of_split, loss, split)
+    pairs = rows["train"].pairs
+    pace = choose_pace(config.train, images.splits.count("train") if pairs is None else len(pairs))
+    check_averaging(config.train, pace.epochs)
     config = dataclasses.replace(config, data=kept.data, embed=kept.embed)
-    pace = choose_pace(config.train, images.splits.count("train"))
     if not config.train.folds:  # each fold has its own
         config = dataclasses.replace(config, train=_with_pace(config.train, pace))
     store = FeatureStore.open(dataset.store_path)
@@ -95,6 +121,7 @@ def train_head(config: Config, request: Request) -> tuple[Run, FitResult | Folds
         dataset=str(dataset.source),
         store=str(store.path),
         data=dataset.info["data"],
+        within=config.evaluate.within,
     )
     write_text(run.path / "config.yaml", to_yaml(config))
     views = dataset.views()
@@ -102,7 +129,9 @@ def train_head(config: Config, request: Request) -> tuple[Run, FitResult | Folds
         plan = plan_folds(run, config, images, store, views)
         return run, train_folds(run, plan, store, _fit_fold, request.only_folds)
     save_split(run.path / SPLIT_FILE, images)
-    return run, _fit(run, config, pace, images, store, views, None)
+    if judged is not None:
+        save_judged_pairs(run.path, judged)
+    return run, _fit(run, config, pace, images, judged, store, views, None)
 
 
 def resume_head(
@@ -140,8 +169,10 @@ def resume_head(
         )
     images = load_split(run.path / SPLIT_FILE, info.tiers, config.data)
     pace = Pace(**checkpoint["training_state"]["pace"])
+    judged = load_judged_pairs(run.path, images)
+    run.remove_partial_files()
     run.truncate_history(int(checkpoint["epoch"]))
-    return run, _fit(run, config, pace, images, store, info.views, checkpoint)
+    return run, _fit(run, config, pace, images, judged, store, info.views, checkpoint)
 
 
 def _fit_fold(
@@ -152,8 +183,11 @@ def _fit_fold(
     views: Any,
     checkpoint: dict[str, Any] | None,
 ) -> FitResult:
+    loss = make_loss(config.train, images.manifest.tiers, within=config.evaluate.within is not None)
+    for split in ("train", "val"):
+        require_pairs(_labels(images, None, split, config)[1], loss, split)
     pace = choose_pace(config.train, images.splits.count("train"))
-    return _fit(run, config, pace, images, store, views, checkpoint)
+    return _fit(run, config, pace, images, None, store, views, checkpoint)
 
 
 def _fit(
@@ -161,6 +195,7 @@ def _fit(
     config: Config,
     pace: Pace,
     images: GradedImages,
+    judged: JudgedPairs | None,
     store: FeatureStore,
     views: Any,
     checkpoint: dict[str, Any] | None,
@@ -170,9 +205,12 @@ def _fit(
     handler = run.log_to_file()
     trackers = Trackers({})
     try:
-        within = config.evaluate.within
-        train = images.part("train").rows(store, config.head.features, views, within)
-        val = images.part("val").rows(store, config.head.features, views, within)
+        train, val = (
+            dataclasses.replace(
+                labels, features=read_features(store, part.hashes, config.head.features, views)
+            )
+            for part, labels in (_labels(images, judged, s, config) for s in ("train", "val"))
+        )
         info = ModelInfo(
             fingerprint=store.fingerprint,
             embed=config.embed,
@@ -188,12 +226,17 @@ def _fit(
             run.path,
             len(train),
             len(val),
-            "all pairs" if config.train.pairs == "all" else "sampled pairs",
+            describe_pairs(config.train, train),
             pace.batch_size,
             pace.learning_rate,
             pace.epochs,
             device,
         )
+        if train.pairs is not None or config.train.label != "tier":
+            log.info(
+                "val accuracy is that of the validation split's own pairs of this kind; behind it, "
+                "that of all pairs of different tiers"
+            )
         fit = HeadFit(train, val, config, pace, info.to_dict(), device)
         if checkpoint is not None:
             fit.resume(checkpoint)
@@ -203,7 +246,8 @@ def _fit(
         trackers.finish(run.best)
     except BaseException as error:
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        run.update(status=status, reason=str(error))
+        with contextlib.suppress(OSError):  # a full disk: the first error is the one to tell
+            run.update(status=status, reason=str(error))
         trackers.finish(None)
         raise
     finally:
@@ -223,7 +267,8 @@ def _finish(
     best = load_checkpoint(run.best)
     arrays = {name: value.numpy() for name, value in best["model_state_dict"].items()}
     save_head(run.path, run.best, arrays, info)
-    write_validation_references(run.best, images, store, config.evaluate.within)
+    if images.manifest.has_grades:
+        write_validation_references(run.best, images, store, config.evaluate.within)
     if config.train.bootstrap:
         write_bootstrap(run, images, ("train",), config, info, store)
     plot_curves(run.path / "curves.png", run.history(), result.best_epoch)
@@ -237,11 +282,12 @@ def _finish(
 
 
 def _images(config: Config, request: Request, dataset: Dataset, cache_dir: Path) -> GradedImages:
+    need_tiers = pairs_file(config.train) is None
     if not request.split_files:
-        return graded_of_dataset(dataset, config.split)
+        return graded_of_dataset(dataset, config.split, need_tiers=need_tiers)
     root = Path(dataset.info["root"])
     data = config_from_dict({"data": dataset.info["data"]}).data
-    return graded_of_files(request.split_files, data, root, cache_dir)
+    return graded_of_files(request.split_files, data, root, cache_dir, need_tiers=need_tiers)
 
 
 def _with_pace(train: TrainConfig, pace: Pace) -> TrainConfig:
@@ -258,11 +304,14 @@ def _as_trial(config: Config) -> Config:
     return dataclasses.replace(config, train=train, tracking=tracking)
 
 
-def _require_pairs(images: GradedImages) -> None:
-    for split in ("train", "val"):
+def _labels(
+    images: GradedImages, judged: JudgedPairs | None, split: str, config: Config
+) -> tuple[GradedImages, Rows]:
+    """The images of a split that training looks at, and what is known of them but their features."""
+    label = config.train.label
+    if judged is None:
         part = images.part(split)
-        if len(set(part.tiers.tolist())) < 2:
-            raise DataError(
-                f"The {split} split has {len(part)} images of fewer than two tiers: there is no pair to "
-                "compare. More graded images are needed, or another --val-ratio."
-            )
+        return part, part.labels(config.evaluate.within, label=label)
+    # People judged them: the pairs are fair whatever the within column says.
+    part = judged.part(split, images, only_judged=split == "train")
+    return part, part.labels(None, label=label, pairs=judged.listed(split, images, part))

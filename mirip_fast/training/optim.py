@@ -44,11 +44,16 @@ def make_scheduler(
     warmup_steps: int,
     learning_rate: float,
     eta_min: float,
+    hold_from: int | None = None,
 ) -> LambdaLR:
-    """Linear warm-up from 0, then a cosine down to ``eta_min`` (Loshchilov & Hutter 2017), per step."""
+    """Linear warm-up from 0, then a cosine down to ``eta_min`` (Loshchilov & Hutter 2017), per step.
+
+    From step ``hold_from`` on the rate stays what it is there (None: it never stays).
+    """
     floor = min(1.0, eta_min / learning_rate) if learning_rate > 0 else 1.0
 
     def factor(step: int) -> float:
+        step = step if hold_from is None else min(step, hold_from)
         if step < warmup_steps:
             return (step + 1) / (warmup_steps + 1)
         progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))

@@ -11,7 +11,7 @@ from mirip_fast.config import TrainConfig
 class Pace:
     """How fast a head learns: the three numbers that belong together."""
 
-    batch_size: int  # images with all pairs, pairs with sampled pairs
+    batch_size: int  # images with all pairs, else pairs
     learning_rate: float
     epochs: int
 
@@ -48,8 +48,8 @@ def choose_patience(config: TrainConfig, steps_per_epoch: int) -> int:
 
 
 def choose_pace(config: TrainConfig, n_train: int) -> Pace:
-    """The given values, completed by the preset for ``n_train`` training images."""
-    table = SAMPLED if config.pairs == "sampled" else ALL_PAIRS
+    """The given values, completed by the preset for ``n_train`` training images or judged pairs."""
+    table = ALL_PAIRS if config.pairs == "all" else SAMPLED
     preset = next(pace for below, pace in table if below is None or n_train < below)
     if config.preset == "none":
         preset = PLAIN

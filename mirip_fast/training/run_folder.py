@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import logging
 import os
@@ -15,7 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from mirip_fast.errors import RunNotFoundError
-from mirip_fast.files import fsync_folder, read_json, write_json, write_text
+from mirip_fast.files import (
+    disk_full,
+    fsync_folder,
+    is_disk_full,
+    read_json,
+    write_json,
+    write_text,
+)
 
 BEST = "best_model.pt"
 LAST = "last_model.pt"
@@ -68,20 +76,37 @@ class Run:
 
     def log_to_file(self) -> logging.Handler:
         """Copy the package's log lines, with time stamps, to train.log; remove the handler afterwards."""
-        handler = logging.FileHandler(self.path / "train.log", encoding="utf-8")
+        handler = _LogFile(self.path / "train.log", encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s"))
         logging.getLogger("mirip_fast").addHandler(handler)
         return handler
 
     def append_history(self, row: Mapping[str, object]) -> None:
-        """Append one epoch to history.csv."""
+        """Append one epoch to history.csv.
+
+        Raises:
+            DiskFullError: there is no room.
+        """
         path = self.path / "history.csv"
         new = not path.exists()
-        with path.open("a", encoding="utf-8", newline="") as stream:
-            writer = csv.DictWriter(stream, list(row))
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        try:
+            with path.open("a", encoding="utf-8", newline="") as stream:
+                writer = csv.DictWriter(stream, list(row))
+                if new:
+                    writer.writeheader()
+                writer.writerow(row)
+        except OSError as error:
+            if is_disk_full(error):
+                raise disk_full(path) from error
+            raise
+
+    def sync_history(self) -> None:
+        """Make the rows of history.csv survive a power loss."""
+        with (
+            contextlib.suppress(FileNotFoundError),
+            (self.path / "history.csv").open("ab") as stream,
+        ):
+            os.fsync(stream.fileno())
 
     def history(self) -> list[dict[str, str]]:
         """The rows of history.csv so far."""
@@ -93,18 +118,31 @@ class Run:
 
     def truncate_history(self, epochs: int) -> None:
         """Drop the rows after ``epochs``: they were written after the checkpoint that is resumed."""
-        rows = [row for row in self.history() if int(row["epoch"]) <= epochs]
+        whole = [row for row in self.history() if None not in row.values()]  # a full disk cuts rows
+        rows = [row for row in whole if int(row["epoch"]) <= epochs]
         if not rows:
             (self.path / "history.csv").unlink(missing_ok=True)
             return
         lines = [",".join(rows[0])] + [",".join(row.values()) for row in rows]
         write_text(self.path / "history.csv", "\r\n".join(lines) + "\r\n")
 
+    def remove_partial_files(self) -> None:
+        """Remove files that a killed run had not finished writing."""
+        for partial in self.path.glob(".*.partial"):
+            partial.unlink(missing_ok=True)
+
     def prune_checkpoints(self, keep: int) -> None:
         """Remove all numbered checkpoints but the last ``keep``."""
         numbered = sorted(self.path.glob("checkpoint_epoch_*.pt"), key=_epoch_of)
         for old in numbered[:-keep]:
             old.unlink(missing_ok=True)
+
+
+class _LogFile(logging.FileHandler):
+    """A log on a full disk is cut short; the run goes on, or says itself why it can not."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
 
 
 def create_run(output_dir: Path, name: str, **info: Any) -> Run:

@@ -1,0 +1,226 @@
+"""Reading a CSV file of judged pairs: which of two images a person found better."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import unicodedata
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mirip_fast.data.csv_reader import Problems, closest, counted, read_table, shown
+from mirip_fast.data.records import Record
+
+log = logging.getLogger(__name__)
+
+FIRST, SECOND, LABEL, WEIGHT = "image_path_1", "image_path_2", "label", "weight"
+_LABELS = {1.0: 1, -1.0: -1, 0.0: 0}
+_SHOWN = 3  # contradictions that are named
+_HINTS = 20  # unknown images that get one
+
+
+@dataclass(frozen=True)
+class Judgements:
+    """p judged pairs, in the order of their file.
+
+    Attributes:
+        path: the file.
+        images: [p, 2] int64, indexes of the two images among the records.
+        label: [p] int64; 1 the first image is better, −1 the second, 0 a tie.
+        weight: [p] float64, at least 0; 1 where the file says nothing.
+        rows: [p] line in the file, 1-based.
+        extra: [p] the other columns, as written.
+    """
+
+    path: Path
+    images: NDArray[np.int64]
+    label: NDArray[np.int64]
+    weight: NDArray[np.float64]
+    rows: Sequence[int]
+    extra: Sequence[dict[str, str]]
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+
+def read_pairs(
+    path: Path,
+    records: Sequence[Record],
+    places: Sequence[Path],
+    *,
+    separator: str | None = None,
+    encoding: str = "utf-8",
+) -> Judgements:
+    """Read a file of judged pairs of the images in ``records``.
+
+    An image is named as the data set names it (its file), by its path (absolute, or relative to one of
+    the places or to the folder of the pairs file), or by its image_id. Pairs that are judged both ways are
+    kept, as people do differ, and told.
+
+    Args:
+        path: CSV file with the columns image_path_1, image_path_2, label and, if there are weights,
+            weight; any other columns are kept.
+        records: the images.
+        places: folders that the data set's file names start from.
+        separator: between cells; ``None`` finds it out.
+        encoding: of the file.
+
+    Raises:
+        DataError: the file can not be read, a column is missing, or rows are faulty (unknown images,
+            the same image twice, labels other than 1, 0, −1, weights below 0); all faults in one message.
+    """
+    table = read_table(
+        path, expected=(FIRST, SECOND, LABEL, WEIGHT), separator=separator, encoding=encoding
+    )
+    problems = Problems(path)
+    for name in (FIRST, SECOND, LABEL):
+        if name not in table.columns:
+            close = closest(name, table.columns)
+            there = ", ".join(column for column in table.columns if column)
+            hint = f" Is it {close!r}?" if close else ""
+            problems.add(f"no column {name!r}. It has: {there}.{hint}")
+    problems.raise_if_any()
+    finder = _Finder(records, [*places, path.parent, path.parent / "images"])
+    used = {FIRST, SECOND, LABEL, WEIGHT}
+    images, labels, weights, extra = [], [], [], []
+    for row, cells in table.rows:
+        values = dict(zip(table.columns, cells, strict=True))
+        pair = [_image(values[name], finder, problems, row, name) for name in (FIRST, SECOND)]
+        if pair[0] == pair[1] and pair[0] >= 0:
+            problems.add(
+                f"both images are {values[FIRST].strip()!r}; a pair has two", row=row, column=SECOND
+            )
+        images.append(pair)
+        labels.append(_label(values[LABEL], problems, row))
+        weights.append(_weight(values.get(WEIGHT, ""), problems, row))
+        extra.append({name: text for name, text in values.items() if name and name not in used})
+    if finder.missed:
+        problems.hint(
+            f"{counted(len(records), 'image')} are known, such as {finder.example!r}. Names are those of "
+            "the data set's file column, paths, or its image_id."
+        )
+    problems.raise_if_any()
+    judged = Judgements(
+        path=path,
+        images=np.array(images, dtype=np.int64).reshape(-1, 2),
+        label=np.array(labels, dtype=np.int64),
+        weight=np.array(weights, dtype=np.float64),
+        rows=[row for row, _ in table.rows],
+        extra=extra,
+    )
+    _tell_contradictions(judged)
+    return judged
+
+
+class _Finder:
+    """Finds a record by the name that a pairs file gives it, without asking the disk."""
+
+    def __init__(self, records: Sequence[Record], places: Sequence[Path]):
+        self._places = [str(place) for place in dict.fromkeys(places)]
+        self._by_path = {_spelled(str(r.path)): i for i, r in enumerate(records)}
+        self._by_file = {_composed(r.filename): i for i, r in enumerate(records) if r.filename}
+        self._by_id = {_composed(r.image_id): i for i, r in enumerate(records)}
+        self._names = [r.filename or r.image_id for r in records]
+        self.missed = 0
+
+    @property
+    def example(self) -> str:
+        return next(iter(self._names), "")
+
+    def find(self, name: str) -> int | None:
+        """Index of the record called ``name``; file names come before ids."""
+        composed = _composed(name.strip())
+        for spelling in (composed, composed.replace("\\", "/")):
+            if spelling in self._by_file:
+                return self._by_file[spelling]
+            for place in self._places:
+                path = _spelled(os.path.join(place, spelling))  # noqa: PTH118 (thousands of calls)
+                if path in self._by_path:
+                    return self._by_path[path]
+        return self._by_id.get(composed)
+
+    def hint(self, name: str) -> str:
+        self.missed += 1
+        if self.missed > _HINTS:  # no more are shown, and each costs a look at all names
+            return ""
+        close = closest(name.strip(), self._names)
+        return f" Did you mean {close!r}?" if close else ""
+
+
+def _image(name: str, finder: _Finder, problems: Problems, row: int, column: str) -> int:
+    """Index of an image; below 0, and noted, where there is none."""
+    if not name.strip():
+        problems.add("empty; an image is expected", row=row, column=column)
+        return -1
+    found = finder.find(name)
+    if found is None:
+        problems.add(
+            f"{name.strip()!r} is no image of the data set.{finder.hint(name)}",
+            row=row,
+            column=column,
+        )
+        return -1
+    return found
+
+
+def _label(text: str, problems: Problems, row: int) -> int:
+    try:
+        return _LABELS[float(text.strip().replace("−", "-"))]
+    except (ValueError, KeyError):
+        problems.add(
+            f"{text.strip()!r}; 1 (the first image is better), -1 (the second) or 0 (a tie) is expected",
+            row=row,
+            column=LABEL,
+        )
+        return 0
+
+
+def _weight(text: str, problems: Problems, row: int) -> float:
+    if not text.strip():
+        return 1.0
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = math.nan
+    if not 0 <= weight < math.inf:
+        problems.add(
+            f"{text.strip()!r} is no number of at least 0 (decimals are written with a point)",
+            row=row,
+            column=WEIGHT,
+        )
+        return 0.0
+    return weight
+
+
+def _tell_contradictions(judged: Judgements) -> None:
+    """Warn of pairs that are judged both ways, with their rows."""
+    rows: dict[tuple[int, int], dict[int, int]] = defaultdict(dict)  # pair → verdict → first row
+    verdicts = zip(judged.images.tolist(), judged.label.tolist(), judged.rows, strict=True)
+    for (one, other), label, row in verdicts:
+        pair, verdict = ((one, other), label) if one < other else ((other, one), -label)
+        rows[pair].setdefault(verdict, row)
+    both = [(found[1], found[-1]) for found in rows.values() if 1 in found and -1 in found]
+    if both:
+        some = "; ".join("rows {} and {}".format(*sorted(pair)) for pair in both[:_SHOWN])
+        log.warning(
+            "%s: %s judged both ways (%s%s); all judgements count",
+            shown(judged.path),
+            counted(len(both), "pair"),
+            some,
+            "; …" if len(both) > _SHOWN else "",
+        )
+
+
+def _composed(name: str) -> str:
+    """Korean syllables and accents in one form, whichever system wrote them."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _spelled(path: str) -> str:
+    return _composed(os.path.normpath(path))

@@ -1,0 +1,178 @@
+"""The judged pairs of a run: which split each belongs to, kept in the run's folder."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mirip_fast.data.csv_reader import counted, shown
+from mirip_fast.data.pair_files import LABEL, WEIGHT, read_pairs
+from mirip_fast.data.records import Record
+from mirip_fast.data.splits import SPLITS
+from mirip_fast.errors import DataError
+from mirip_fast.files import write_csv
+from mirip_fast.ranking.graded import GradedImages
+from mirip_fast.ranking.rows import ListedPairs
+
+log = logging.getLogger(__name__)
+
+#: File in a run's folder: every pair of the file that was given, with its split or why it has none.
+PAIRS_FILE = "pairs.csv"
+
+_COLUMNS = ("image_id_1", "image_id_2", LABEL, WEIGHT, "split", "dropped", "row")
+_FEW = 30  # validation pairs that say little about which epoch is best
+
+
+@dataclass(frozen=True)
+class JudgedPairs:
+    """Judged pairs that lie inside one split each.
+
+    Attributes:
+        splits: [p] train, val or test.
+        images: [p, 2] int64, indexes among the run's images.
+        label: [p] int64, see :class:`ListedPairs`.
+        weight: [p] float64.
+        table: every row of the file that was given, with its split or why it was dropped.
+    """
+
+    splits: Sequence[str]
+    images: NDArray[np.int64]
+    label: NDArray[np.int64]
+    weight: NDArray[np.float64]
+    table: Sequence[Mapping[str, object]]
+
+    def part(self, split: str, images: GradedImages, *, only_judged: bool = False) -> GradedImages:
+        """The images of one split; with ``only_judged`` those of them that are in a pair."""
+        keep = np.array(images.splits) == split
+        if only_judged:
+            judged = np.zeros(len(images), dtype=bool)
+            judged[self.images[np.array(self.splits) == split]] = True
+            keep &= judged
+        return images.subset(np.flatnonzero(keep))
+
+    def listed(self, split: str, images: GradedImages, part: GradedImages) -> ListedPairs:
+        """The pairs of one split, as rows of its :meth:`part`."""
+        place = {record.image_id: i for i, record in enumerate(part.manifest.records)}
+        records = images.manifest.records
+        here = np.flatnonzero(np.array(self.splits) == split)
+        rows = [[place[records[i].image_id] for i in pair] for pair in self.images[here]]
+        return ListedPairs(
+            np.array(rows, dtype=np.int64).reshape(-1, 2), self.label[here], self.weight[here]
+        )
+
+
+def read_judged_pairs(path: Path, images: GradedImages, left_out: Sequence[Record]) -> JudgedPairs:
+    """Read a pairs file for a run.
+
+    Pairs whose images lie in different splits are dropped, as are those with an image that could not be
+    embedded and those of one picture under two names; they are counted.
+
+    Args:
+        path: the file.
+        images: the run's images.
+        left_out: images of the data set that could not be embedded.
+
+    Raises:
+        DataError: faulty rows.
+    """
+    manifest = images.manifest
+    whole = [*manifest.records, *left_out]
+    places = [*manifest.places, manifest.root]
+    judged = read_pairs(path, whole, places, encoding=manifest.options.encoding)
+    fates = [_fate(images, int(one), int(other)) for one, other in judged.images]
+    table = [
+        {
+            **judged.extra[i],
+            "image_id_1": whole[judged.images[i, 0]].image_id,
+            "image_id_2": whole[judged.images[i, 1]].image_id,
+            LABEL: int(judged.label[i]),
+            WEIGHT: repr(float(judged.weight[i])),
+            "split": fate if fate in SPLITS else None,
+            "dropped": None if fate in SPLITS else fate,
+            "row": judged.rows[i],
+        }
+        for i, fate in enumerate(fates)
+    ]
+    used = np.array([i for i, fate in enumerate(fates) if fate in SPLITS], dtype=np.int64)
+    pairs = JudgedPairs(
+        [fates[i] for i in used],
+        judged.images[used],
+        judged.label[used],
+        judged.weight[used],
+        table,
+    )
+    _tell(path, Counter(fates))
+    _warn_of_few(pairs)
+    return pairs
+
+
+def save_judged_pairs(folder: Path, pairs: JudgedPairs) -> None:
+    """Write pairs.csv into a run's folder."""
+    columns = dict.fromkeys([*_COLUMNS, *(name for row in pairs.table for name in row)])
+    write_csv(folder / PAIRS_FILE, columns, pairs.table)
+
+
+def load_judged_pairs(folder: Path, images: GradedImages) -> JudgedPairs | None:
+    """Read the pairs of a run; None where it has none.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    path = folder / PAIRS_FILE
+    if not path.is_file():
+        return None
+    number = {record.image_id: i for i, record in enumerate(images.manifest.records)}
+    try:
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
+            table = list(csv.DictReader(stream))
+        rows = [row for row in table if row["split"]]
+        places = [[number[row["image_id_1"]], number[row["image_id_2"]]] for row in rows]
+        return JudgedPairs(
+            splits=[row["split"] for row in rows],
+            images=np.array(places, dtype=np.int64).reshape(-1, 2),
+            label=np.array([int(row[LABEL]) for row in rows], dtype=np.int64),
+            weight=np.array([float(row[WEIGHT]) for row in rows], dtype=np.float64),
+            table=table,
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} can not be read: {error!r}") from error
+
+
+def _fate(images: GradedImages, one: int, other: int) -> str:
+    """The split of a pair, or why it is dropped."""
+    n = len(images)
+    if one >= n or other >= n:
+        return "an image could not be embedded"
+    if images.hashes[one] == images.hashes[other]:
+        return "the same picture under two names"
+    if images.splits[one] != images.splits[other]:
+        return "images in different splits"
+    return images.splits[one]
+
+
+def _tell(path: Path, fates: Counter[str]) -> None:
+    used = ", ".join(f"{split} {fates[split]:,}" for split in SPLITS)
+    total = counted(sum(fates.values()), "judged pair")
+    log.info("%s: %s; used: %s", shown(path), total, used)
+    dropped = {why: count for why, count in fates.items() if why not in SPLITS}
+    if dropped:
+        reasons = "; ".join(f"{why} {count:,}" for why, count in sorted(dropped.items()))
+        log.warning("%s dropped: %s", counted(sum(dropped.values()), "pair"), reasons)
+
+
+def _warn_of_few(pairs: JudgedPairs) -> None:
+    decided = (pairs.label != 0) & (pairs.weight > 0) & (np.array(pairs.splits) == "val")
+    if 0 < decided.sum() < _FEW:
+        log.warning(
+            "Only %s to choose the best epoch by: a pair counts where both its images are in the val "
+            "split. A larger --val-ratio, groups in the data or split files (--metadata, --val-metadata) "
+            "give more.",
+            counted(int(decided.sum()), "judged pair"),
+        )

@@ -1,0 +1,116 @@
+"""Files of judged pairs: how images are named, and what is said when something is wrong."""
+
+from __future__ import annotations
+
+import logging
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from mirip_fast.data.pair_files import Judgements, read_pairs
+from mirip_fast.data.records import Record
+from mirip_fast.errors import DataError
+
+NAMES = ["a.png", "sub/b.png", "c.png", "그림.png"]
+
+
+def records(root: Path) -> list[Record]:
+    return [Record(f"id{i}", root / name, filename=name) for i, name in enumerate(NAMES)]
+
+
+def read(tmp_path: Path, text: str, **options: str) -> Judgements:
+    path = tmp_path / "judged" / "pairs.csv"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    root = tmp_path / "data" / "images"
+    return read_pairs(path, records(root), [tmp_path / "data", root], **options)
+
+
+def faults(tmp_path: Path, text: str) -> str:
+    with pytest.raises(DataError) as caught:
+        read(tmp_path, text)
+    return str(caught.value)
+
+
+def test_images_are_known_by_file_path_and_id(tmp_path: Path) -> None:
+    absolute = tmp_path / "data" / "images" / "a.png"
+    decomposed = unicodedata.normalize("NFD", "그림.png")
+    judged = read(
+        tmp_path,
+        "judge,image_path_1,image_path_2,label,weight\n"
+        f"Kim,{absolute},sub\\b.png,1,2.5\n"
+        f"Lee,images/c.png,{decomposed},-1,\n"
+        "Kim, id0 ,../data/images/sub/b.png,0,0\n",
+    )
+    assert judged.images.tolist() == [[0, 1], [2, 3], [0, 1]]
+    assert judged.label.tolist() == [1, -1, 0]
+    assert judged.weight.tolist() == [2.5, 1.0, 0.0]
+    assert list(judged.rows) == [2, 3, 4]
+    assert judged.extra == [{"judge": "Kim"}, {"judge": "Lee"}, {"judge": "Kim"}]
+
+
+def test_a_file_name_comes_before_an_id(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.csv"
+    path.write_text("image_path_1,image_path_2,label\nx,y,1\n")
+    known = [Record("x", Path("/d/y"), filename="y"), Record("z", Path("/d/x"), filename="x")]
+    assert read_pairs(path, known, []).images.tolist() == [[1, 0]]
+
+
+def test_separators_and_spellings_of_labels(tmp_path: Path) -> None:
+    judged = read(
+        tmp_path,
+        "image_path_1;image_path_2;label\na.png;c.png;1.0\na.png;c.png;−1\na.png;c.png;+1\n",
+    )
+    assert judged.label.tolist() == [1, -1, 1]
+
+
+def test_every_fault_is_told_with_its_row(tmp_path: Path) -> None:
+    told = faults(
+        tmp_path,
+        "image_path_1,image_path_2,label,weight\n"
+        "a.png,c.pgn,1,1\n"
+        "a.png,images/a.png,1,1\n"
+        "a.png,c.png,2,1\n"
+        "a.png,c.png,better,1\n"
+        "a.png,c.png,1,-1\n"
+        'a.png,c.png,1,"0,5"\n'
+        "a.png,,1,nan\n",
+    ).splitlines()
+    found = [line.split("pairs.csv:")[1] for line in told[:-1]]
+    assert found[0] == "2, image_path_2: 'c.pgn' is no image of the data set. Did you mean 'c.png'?"
+    assert found[1].startswith("3, image_path_2: both images are 'a.png'")
+    assert found[2].startswith("4, label: '2'; 1 (the first image is better), -1")
+    assert found[3].startswith("5, label: 'better'")
+    assert found[4].startswith("6, weight: '-1' is no number of at least 0")
+    assert found[5].startswith("7, weight: '0,5'") and "point" in found[5]
+    assert found[6].startswith("8, image_path_2: empty")
+    assert found[7].startswith("8, weight: 'nan'")
+    assert "4 images are known, such as 'a.png'" in told[-1]
+
+
+def test_a_missing_column_is_told(tmp_path: Path) -> None:
+    told = faults(tmp_path, "image_1,image_path_2,label\na.png,c.png,1\n")
+    assert "no column 'image_path_1'. It has: image_1, image_path_2, label. Is it 'image_" in told
+
+
+def test_an_empty_file_is_told(tmp_path: Path) -> None:
+    assert "a header and no rows" in faults(tmp_path, "image_path_1,image_path_2,label\n")
+
+
+def test_pairs_judged_both_ways_are_kept_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "mirip_fast"):
+        judged = read(
+            tmp_path,
+            "image_path_1,image_path_2,label\n"
+            "a.png,c.png,1\n"
+            "c.png,a.png,1\n"  # the other way round
+            "a.png,sub/b.png,1\n"
+            "sub/b.png,a.png,-1\n"  # the same again
+            "a.png,그림.png,0\n"
+            "a.png,그림.png,1\n",  # a tie and a decision are no contradiction
+        )
+    assert len(judged) == 6
+    assert "1 pair judged both ways (rows 2 and 3)" in caplog.text
