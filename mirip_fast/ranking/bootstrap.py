@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 
 from mirip_fast.config import Config
 from mirip_fast.errors import DataError, TrainingError
-from mirip_fast.evaluation.metrics import pairwise_accuracy
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.models.model_info import ModelInfo
 from mirip_fast.models.numpy_head import NumpyHead
@@ -32,7 +31,7 @@ from mirip_fast.ranking.folds import units_of
 from mirip_fast.ranking.graded import GradedImages
 from mirip_fast.ranking.head_files import Member, save_bootstrap
 from mirip_fast.ranking.held_out import HeldOut, load_held_out
-from mirip_fast.ranking.many_heads import HeadTask, train_heads
+from mirip_fast.ranking.many_heads import HeadTask, pair_accuracy, train_heads
 from mirip_fast.ranking.rows import Rows
 from mirip_fast.runtime import resolve_device
 from mirip_fast.training.presets import Pace
@@ -198,10 +197,7 @@ class _Reference:
         return member, (self._accuracy(scores, index), self._accuracy(own, index))
 
     def _accuracy(self, scores: NDArray[np.float64], index: Index) -> float:
-        try:
-            return pairwise_accuracy(scores, self.rows.tiers[index])
-        except DataError:  # no pair among them
-            return float("nan")
+        return pair_accuracy(scores, -self.rows.tiers[index])
 
 
 def _narrow(config: Config) -> Config:

@@ -129,6 +129,12 @@ def configure(config: Config, cell: Cell) -> Config:
     return Config(**sections)
 
 
+def sweepable(key: str) -> bool:
+    """Whether a setting (a dotted key) is one that a sweep may vary."""
+    section, _, name = key.partition(".")
+    return section in _SECTIONS and name not in _FIXED
+
+
 def cell_text(cell: Cell) -> str:
     """A cell as it would be typed: ``learning_rate=0.0003 features=cls+mean``."""
     words = [f"{key.split('.')[1]}={yaml_text(value)}" for key, value in cell.items()]

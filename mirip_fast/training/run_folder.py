@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import itertools
 import logging
 import os
 from collections.abc import Mapping
@@ -145,20 +146,24 @@ class _LogFile(logging.FileHandler):
         pass
 
 
-def create_run(output_dir: Path, name: str, **info: Any) -> Run:
-    """Make ``<output_dir>/<time>-<name>/``, with status running."""
+def create_folder(output_dir: Path, name: str) -> Path:
+    """Make ``<output_dir>/<time>-<name>/``, which nothing else has."""
     clean = "".join(c if c.isalnum() or c in "-_." else "-" for c in name) or "run"
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    for attempt in range(1, 1000):
-        suffix = "" if attempt == 1 else f"-{attempt}"
-        path = output_dir / f"{stamp}-{clean}{suffix}"
+    for attempt in itertools.count(1):
+        path = output_dir / f"{stamp}-{clean}{'' if attempt == 1 else f'-{attempt}'}"
         try:
             path.mkdir(parents=True)
             break
         except FileExistsError:
-            continue  # two runs in the same second
+            continue  # two in the same second
     fsync_folder(output_dir)
-    run = Run(path)
+    return path
+
+
+def create_run(output_dir: Path, name: str, **info: Any) -> Run:
+    """Make ``<output_dir>/<time>-<name>/``, with status running."""
+    run = Run(create_folder(output_dir, name))
     started = datetime.now().astimezone().isoformat(timespec="seconds")
     run.update(name=name, status="running", started=started, pid=os.getpid(), **info)
     return run

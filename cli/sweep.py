@@ -1,0 +1,75 @@
+"""``mirip-fast sweep``: which settings rank best."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mirip_fast.config import Resolved
+
+from .interrupted import Interrupted
+from .options import config_options
+from .progress import SweepBar
+
+
+@click.command("sweep")
+@click.option(
+    "--grid",
+    multiple=True,
+    metavar="SETTING=A,B,…",
+    help="A setting of the sections head or train and its values, or a range LOW..HIGH to draw from; "
+    "give it once per setting.",
+)
+@click.option("--random", type=click.IntRange(min=1), help="Draw N cells instead of trying all.")
+@click.option(
+    "--seeds",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Heads per cell and fold.",
+)
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="The embedded data set (default: the newest)."
+)
+@click.option("--resume", metavar="latest|PATH", help="Go on with an interrupted sweep.")
+@config_options(
+    "train", "head", "split", "evaluate.within", "evaluate.bootstrap_rounds", "runtime",
+    "embed.cache_dir",
+)  # fmt: skip
+def sweep_command(
+    resolved: Resolved,
+    grid: tuple[str, ...],
+    random: int | None,
+    seeds: int,
+    data: Path | None,
+    resume: str | None,
+) -> None:
+    """Try settings by cross-validation inside train and val; the test split is not looked at.
+
+    \b
+    mirip-fast sweep --grid learning_rate=1e-4,3e-4 --grid features=cls,cls+mean
+    mirip-fast sweep --random 20 --grid learning_rate=1e-5..1e-3 --grid dropout=0..0.5
+    """
+    from mirip_fast.ranking.sweep import (
+        BEST_FILE,
+        SweepRequest,
+        resume_sweep,
+        run_sweep,
+        start_sweep,
+    )
+
+    config = resolved.config
+    if resume:
+        sweep = resume_sweep(Path(config.train.output_dir), resume)
+    else:
+        request = SweepRequest(grid, random, seeds, data, resolved.given)
+        sweep = start_sweep(config, request)
+    try:
+        with SweepBar() as line:
+            table = run_sweep(sweep, line)
+    except KeyboardInterrupt:
+        raise Interrupted("`mirip-fast sweep --resume latest` goes on from there.") from None
+    click.echo(table.to_text())
+    click.echo(f"Sweep: {sweep.path}")
+    click.echo(f"Next: mirip-fast train --head-only --config {sweep.path / BEST_FILE}")
