@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test check format docs clean
+.PHONY: help demo test torture check format docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/'
@@ -22,6 +22,9 @@ demo: $(READY)  ## set up and run the whole tool on generated pictures
 
 test: $(READY)  ## set up and run all tests
 	$(BIN)/python -m pytest
+
+torture: $(READY)  ## kills, power losses, flipped bits, full disks, races against the store (minutes)
+	$(BIN)/python tests/torture.py
 
 check: $(READY)  ## lint, format, types, and whether generated files are fresh
 	$(BIN)/ruff check .

@@ -1,14 +1,27 @@
-"""``mirip-fast cache``: what is in the feature stores, and whether it is whole."""
+"""``mirip-fast cache``: what is in the feature stores, whether it is whole, and looking after them."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from mirip_fast.config import Resolved
 
-from .options import config_options
+from .options import command_line, config_options
+from .progress import ByteBar, ShardBar
+
+if TYPE_CHECKING:
+    from mirip_fast.features.cache_info import StoreInfo
+    from mirip_fast.features.cache_merge import MergedStore
+    from mirip_fast.features.cache_prune import StorePlan
+    from mirip_fast.features.cache_verify import StoreReport
+
+_PATH = click.Path(path_type=Path)
+_MOST_ROWS = 50  # damaged rows shown of a store
 
 
 @click.group("cache")
@@ -17,36 +30,275 @@ def cache_command() -> None:
 
 
 @cache_command.command("info")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, for programs.")
 @config_options("embed.cache_dir")
-def info_command(resolved: Resolved) -> None:
-    """List stores, series, rows, sizes and data sets."""
-    from mirip_fast.evaluation.text_table import format_table
-    from mirip_fast.features.inspect import describe_stores
+def info_command(resolved: Resolved, as_json: bool) -> None:
+    """List stores, series, rows, sizes, data sets, and who is writing."""
+    from mirip_fast.features.cache_info import describe_cache
     from mirip_fast.files import format_bytes
 
-    for store in describe_stores(Path(resolved.config.embed.cache_dir)):
-        click.echo(f"{store.path}  ({', '.join(store.backbones) or 'no data set'})")
-        rows = [
-            (s.name, s.shape, s.dtype, s.rows, s.free, format_bytes(s.bytes)) for s in store.series
-        ]
-        header = ("series", "row", "format", "rows", "free slots", "on disk")
-        click.echo(format_table(header, rows, align="lllrrr"))
-        for dataset in store.datasets:
-            click.echo(f"  {dataset}")
+    cache = describe_cache(Path(resolved.config.embed.cache_dir))
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(cache), default=str, indent=2, ensure_ascii=False))
+        return
+    for store in cache.stores:
+        _say_store(store)
+    click.echo(
+        f"{_counted(len(cache.stores), 'store')}, {format_bytes(cache.bytes)} on disk; "
+        f"{format_bytes(cache.free)} are free"
+    )
+
+
+def _say_store(store: StoreInfo) -> None:
+    from mirip_fast.evaluation.text_table import format_table, printable
+    from mirip_fast.files import format_bytes
+
+    made = store.fingerprint
+    what = ", ".join(
+        f"{made[key]}{unit}"
+        for key, unit in (
+            ("model_type", ""),
+            ("image_size", " px"),
+            ("resize", ""),
+            ("precision", ""),
+        )
+        if key in made
+    )
+    click.echo(f"{printable(str(store.path))}  {format_bytes(store.bytes)}  {printable(what)}")
+    click.echo(f"  last written {store.changed:%Y-%m-%d %H:%M}")
+    if store.writing:
+        click.echo(f"  being written to by {printable(store.writing)}")
+    if store.problem:
+        click.echo(f"  PROBLEM: {printable(store.problem)}")
+    for d in store.datasets:
+        grades = "graded" if d.graded else "no grades"
+        trial = ", a trial (--limit)" if d.limit is not None else ""
+        click.echo(
+            f"  {printable(d.source)}: {d.images} images, {d.failed} failed, {grades}{trial}, "
+            f"{printable(d.backbone)}, {d.embedded_at:%Y-%m-%d %H:%M}"
+        )
+    if store.unused_rows:
+        click.echo(f"  {store.unused_rows} rows that no data set names (`mirip-fast cache prune`)")
+    rows = [
+        (s.name, " × ".join(map(str, s.shape)), s.dtype, s.rows, s.free, format_bytes(s.bytes))
+        for s in store.series
+    ]
+    header = ("series", "row", "format", "rows", "free slots", "on disk")
+    click.echo(format_table(header, rows, align="lllrrr") + "\n")
 
 
 @cache_command.command("verify")
+@click.option(
+    "--repair",
+    is_flag=True,
+    help="Mark damaged rows as missing and replace bad shards, so that embed computes exactly these.",
+)
 @config_options("embed.cache_dir")
-def verify_command(resolved: Resolved) -> int:
-    """Check every stored row against its checksum; exit with status 1 if one is damaged."""
-    from mirip_fast.features.inspect import damaged_rows
+def verify_command(resolved: Resolved, repair: bool) -> int:
+    """Check every stored row against its checksum, and that no shard or image is missing.
 
-    checked, damaged = damaged_rows(Path(resolved.config.embed.cache_dir))
-    for row in damaged:
-        click.echo(f"Damaged: {row.shard} row {row.slot} (image {row.sha256.hex()[:16]})")
-    click.echo(f"{checked} rows checked, {len(damaged)} damaged")
-    if damaged:
+    Exits with status 1 if anything is damaged or missing (with --repair: if anything is left to do by hand).
+    """
+    from mirip_fast.evaluation.text_table import printable
+    from mirip_fast.features.cache_verify import repair_store, verify_cache, verify_store
+
+    with ShardBar() as bar:
+        reports = verify_cache(Path(resolved.config.embed.cache_dir), bar)
+    for report in reports:
+        _say_report(report)
+    todo = [report for report in reports if report.damaged or report.faults]
+    if todo and not repair:
+        click.echo("Put it right with: mirip-fast cache verify --repair")
+        return 1
+    left = 0
+    for report in todo:
+        for line in repair_store(report, command=command_line()):
+            click.echo(f"Repaired: {printable(line)}")
+        now = reports[reports.index(report)] = verify_store(report.path)
+        for fault in now.faults:
+            click.echo(f"Left: {printable(fault)}", err=True)
+        left += len(now.faults) + len(now.damaged)
+    for command in dict.fromkeys(item.command for r in reports for item in r.lacking):
+        click.echo(f"Compute what is missing with: {printable(command)}")
+    lacking = any(report.lacking for report in reports)
+    return 1 if left or (lacking and not repair) else 0
+
+
+def _say_report(report: StoreReport) -> None:
+    from mirip_fast.evaluation.text_table import printable
+
+    for row in report.damaged[:_MOST_ROWS]:
+        unknown = "an image that no data set names" if any(row.sha256) else "an empty slot"
+        images = ", ".join(map(str, row.images)) or unknown
+        click.echo(f"Damaged: {row.shard} row {row.slot}: {printable(images)}")
+    if len(report.damaged) > _MOST_ROWS:
+        click.echo(f"Damaged: … and {len(report.damaged) - _MOST_ROWS} more rows")
+    for fault in report.faults:
+        click.echo(f"Damaged: {printable(fault)}")
+    for item in report.lacking:
         click.echo(
-            "Run `mirip-fast embed` on their data again: exactly these rows are computed anew."
+            f"Missing: {item.images} of {item.of} images of {printable(item.source)} have no features"
         )
-    return 1 if damaged else 0
+    if report.killed:
+        click.echo(
+            f"{report.path}: a run was killed while it wrote; the next embed looks after that"
+        )
+    if report.writing:
+        click.echo(f"{report.path}: being written to by {printable(report.writing)}")
+    state = "whole" if report.whole else f"{len(report.damaged)} damaged"
+    shards = _counted(report.shards, "shard")
+    click.echo(f"{report.path}: {_counted(report.rows, 'row')} in {shards} checked, {state}")
+
+
+def _counted(count: int, thing: str) -> str:
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
+
+
+@cache_command.command("prune")
+@click.option("--dry-run", is_flag=True, help="Only say what would be freed.")
+@click.option("--yes", "-y", is_flag=True, help="Do it without asking.")
+@click.option(
+    "--older-than",
+    type=click.FloatRange(min=0),
+    default=14.0,
+    show_default=True,
+    metavar="DAYS",
+    help="Keep rows that no data set names if their shard was written to within so many days.",
+)
+@click.option("--trials", is_flag=True, help="Forget data sets that were embedded with --limit.")
+@click.option(
+    "--unused-series", is_flag=True, help="Drop views and token kinds that no data set lists."
+)
+@config_options("embed.cache_dir")
+def prune_command(
+    resolved: Resolved,
+    dry_run: bool,
+    yes: bool,
+    older_than: float,
+    trials: bool,
+    unused_series: bool,
+) -> int:
+    """Free the space of what nobody uses; never a row that a data set names.
+
+    Rows of images that no data set names (also those that were only ranked), stores without a data set, and
+    what killed runs left. Says first what it would free, and asks.
+    """
+    from mirip_fast.features.cache_prune import Wanted, carry_out, plan_prune
+    from mirip_fast.files import format_bytes
+
+    wanted = Wanted(older_than=older_than, trials=trials, series=unused_series)
+    plans = plan_prune(Path(resolved.config.embed.cache_dir), wanted)
+    for plan in plans:
+        _say_plan(plan)
+    todo = [plan for plan in plans if not plan.empty]
+    if not todo:
+        click.echo("Nothing to free.")
+        return 0
+    click.echo(f"Together {format_bytes(sum(plan.frees for plan in todo))} would be free.")
+    if dry_run:
+        return 0
+    if not yes and not click.confirm("Delete this?"):
+        click.echo("Nothing was changed.")
+        return 1
+    freed = sum(carry_out(plan, command=command_line()) for plan in todo)
+    click.echo(f"{format_bytes(freed)} freed.")
+    return 0
+
+
+def _say_plan(plan: StorePlan) -> None:
+    from mirip_fast.evaluation.text_table import printable
+    from mirip_fast.files import format_bytes
+
+    click.echo(f"{plan.path}: {format_bytes(plan.frees)} to free")
+    if plan.whole:
+        click.echo("  no data set uses it: the whole store would go")
+    for dataset in plan.trials:
+        click.echo(f"  forget the trial of {printable(str(dataset.source))}")
+    if plan.dropped:
+        click.echo(f"  drop {plan.dropped} rows that no data set names, keep {plan.kept}")
+    if plan.series:
+        click.echo(f"  drop the series {', '.join(plan.series)}")
+    if plan.leftovers:
+        click.echo(f"  delete {len(plan.leftovers)} files that killed runs and repairs left")
+    if plan.needs:
+        click.echo(f"  needs {format_bytes(plan.needs)} of room while it works")
+    if plan.young:
+        click.echo(
+            f"  kept: {plan.young} rows that no data set names, written lately (--older-than 0 drops them)"
+        )
+    if plan.kept_trials:
+        click.echo(f"  kept: {plan.kept_trials} trial data sets (--trials forgets them)")
+
+
+@cache_command.command("export")
+@click.argument("file", type=_PATH)
+@click.option(
+    "--data", "source", type=_PATH, help="The data set, as given to embed (default: the newest)."
+)
+@click.option("--overwrite", is_flag=True, help="Replace FILE if it is there.")
+@config_options("embed.cache_dir")
+def export_command(resolved: Resolved, file: Path, source: Path | None, overwrite: bool) -> None:
+    """Write one data set's features to FILE, one plain HDF5 file for other programs.
+
+    /features/cls, /features/patch, /features/views/…, /image_id, /path and, where there are grades, /tier.
+    """
+    from mirip_fast.features.cache_export import choose_dataset, export_dataset
+    from mirip_fast.files import format_bytes
+
+    dataset = choose_dataset(Path(resolved.config.embed.cache_dir), source)
+    with ByteBar() as bar:
+        done = export_dataset(dataset, file, overwrite=overwrite, progress=bar)
+    for name, (shape, dtype) in done.datasets.items():
+        click.echo(f"{name}  {' × '.join(map(str, shape))}  {dtype}")
+    if done.left_out:
+        click.echo(f"{done.left_out} images that failed are left out: {dataset.failures_csv}")
+    click.echo(f"Written: {done.file} ({done.images} images, {format_bytes(done.bytes)})")
+
+
+@cache_command.command("merge")
+@click.argument("others", metavar="OTHER…", nargs=-1, required=True, type=_PATH)
+@click.option("--force", is_flag=True, help="Join caches whose shared images do not agree, too.")
+@config_options("embed.cache_dir")
+def merge_command(resolved: Resolved, others: tuple[Path, ...], force: bool) -> int:
+    """Copy what OTHER caches have into this one: rows, and the data sets that name them.
+
+    Features of the same fingerprint are joined; others come as stores of their own. OTHER stays as it is.
+    """
+    from mirip_fast.features.cache_merge import merge_caches
+
+    with ByteBar() as bar:
+        done = merge_caches(
+            Path(resolved.config.embed.cache_dir),
+            others,
+            force=force,
+            command=command_line(),
+            progress=bar.add,
+        )
+    for store in done:
+        _say_merged(store)
+    return 1 if any(store.problems or store.spoiled for store in done) else 0
+
+
+def _say_merged(store: MergedStore) -> None:
+    from mirip_fast.evaluation.text_table import printable
+
+    click.echo(f"{printable(str(store.source))} → {store.target}")
+    shared = {overlap.series: overlap for overlap in store.overlaps}
+    for name, added in store.added.items():
+        overlap = shared[name]
+        click.echo(f"  {name}: {added} rows added, {overlap.shared} were there")
+        if overlap.differing:
+            click.echo(
+                f"    {overlap.differing} of these differ (cosine similarity down to "
+                f"{overlap.worst:.4f}): the rows that were there stay"
+            )
+    for source in store.datasets:
+        click.echo(f"  data set {printable(source)} came along")
+    for source in store.twice:
+        click.echo(
+            f"    there is another data set of {printable(source)}: both are kept, the newer one is taken"
+        )
+    if store.spoiled:
+        click.echo(f"  {store.spoiled} damaged rows were left out; embed computes them again")
+    for problem in store.problems:
+        click.echo(f"  left out: {printable(problem)}")

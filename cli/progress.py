@@ -1,26 +1,27 @@
-"""Progress bars for terminals; silent elsewhere."""
+"""Progress bars with speed and time left, for terminals; silent elsewhere."""
 
 from __future__ import annotations
 
 import logging
 import sys
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
     from mirip_fast.features.embed import Progress
     from mirip_fast.ranking.sweep import Progress as SweepProgress
 
+_Self = TypeVar("_Self", bound="_Bar")
+
 
 class _Bar:
-    """A bar that appears with the first update."""
+    """A bar that appears with the first update and goes when the block ends."""
 
     def __init__(self) -> None:
         self._bar: Any = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self: _Self) -> _Self:
         return self
 
     def __exit__(
@@ -32,24 +33,45 @@ class _Bar:
         if self._bar is not None:
             self._bar.close()
 
-    def _show(self, done: int, total: int, unit: str, **beside: int) -> None:
+    def _shown(self, **options: Any) -> Any:
         if self._bar is None:
             from tqdm import tqdm
 
             off = not sys.stderr.isatty() or logging.getLogger("mirip_fast").level > logging.INFO
-            self._bar = tqdm(total=total, unit=unit, disable=off, leave=False)
-        if beside:
-            self._bar.set_postfix(**beside)
-        self._bar.update(done - self._bar.n)
+            self._bar = tqdm(disable=off, leave=False, **options)
+        return self._bar
+
+
+class ShardBar(_Bar):
+    """Counts the shards that were checked; call it with each."""
+
+    def __call__(self, shard: Path) -> None:
+        """One more is done."""
+        self._shown(unit=" shards").update(1)
+
+
+class ByteBar(_Bar):
+    """Shows how many bytes were written."""
+
+    def __call__(self, done: int, total: int) -> None:
+        """So many of a known total."""
+        bar = self._shown(total=total, unit="B", unit_scale=True, unit_divisor=1024)
+        bar.update(done - bar.n)
+
+    def add(self, size: int) -> None:
+        """So many more."""
+        self._shown(unit="B", unit_scale=True, unit_divisor=1024).update(size)
 
 
 class EmbedBar(_Bar):
-    """Shows the progress of embedding, with images/s and time left; call it with every update."""
+    """Shows the progress of embedding; call it with every update."""
 
     def __call__(self, progress: Progress) -> None:
         """Show how far it is."""
-        beside = {"failed": progress.failed} if progress.failed else {}
-        self._show(progress.done, progress.total, " images", **beside)
+        bar = self._shown(total=progress.total, unit=" images")
+        if progress.failed:
+            bar.set_postfix(failed=progress.failed)
+        bar.update(progress.done - bar.n)
 
 
 class SweepBar(_Bar):
@@ -57,6 +79,6 @@ class SweepBar(_Bar):
 
     def __call__(self, progress: SweepProgress) -> None:
         """Show how far it is."""
-        self._show(
-            progress.done, progress.cells, " cells", heads=progress.heads, epoch=progress.epoch
-        )
+        bar = self._shown(total=progress.cells, unit=" cells")
+        bar.set_postfix(heads=progress.heads, epoch=progress.epoch)
+        bar.update(progress.done - bar.n)

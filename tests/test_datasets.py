@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,9 @@ from PIL import Image
 
 from mirip_fast.config import Config
 from mirip_fast.errors import RunNotFoundError, StoreError
+from mirip_fast.features.cache_info import describe_cache
 from mirip_fast.features.command import EmbedDone, embed_data
 from mirip_fast.features.datasets import Dataset, find_datasets, newest_graded
-from mirip_fast.features.inspect import damaged_rows, describe_stores
 from mirip_fast.features.views import View
 
 
@@ -206,10 +207,23 @@ def test_two_data_sets_share_a_store_but_no_ledger(
     second = put(other).dataset
     assert first.store_path == second.store_path and first.folder != second.folder
     assert len(first.entries()) == 40 and len(second.entries()) == 3
-    (info,) = describe_stores(cache)
+    (info,) = describe_cache(cache).stores
     assert {series.name: series.rows for series in info.series} == {"cls.28": 43, "mean.28": 43}
-    assert info.backbones == ["tiny-random"] and len(info.datasets) == 2
-    assert damaged_rows(cache) == (86, [])
+    assert [dataset.backbone for dataset in info.datasets] == ["tiny-random"] * 2
+
+
+def test_what_to_type_to_embed_it_again(graded_folder: Path, cache: Path) -> None:
+    odd = graded_folder.rename(graded_folder.parent / "it's graded")
+    dataset = put(odd, tta="flip", decode="exact").dataset
+    words = shlex.split(dataset.embed_command())
+    assert words[:3] == ["mirip-fast", "embed", str(odd)] or words[2] == f"{odd}/metadata.csv"
+    assert words[3:] == [
+        "--backbone", "tiny-random", "--image-size", "28", "--tta", "flip", "--decode", "exact",
+        "--workers", "0",
+    ]  # fmt: skip
+    trial = put(odd, limit=3, cache_dir="other place").dataset
+    assert "--cache-dir 'other place'" in trial.embed_command()
+    assert trial.embed_command().endswith("--limit 3")
 
 
 def test_a_dataset_knows_its_store(tmp_path: Path) -> None:

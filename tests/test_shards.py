@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import signal
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
@@ -213,6 +215,11 @@ def external_storage(file: h5py.File) -> None:
     file.create_dataset("features", shape, "f2", external=[("secret", 0, h5py.h5f.UNLIMITED)])
 
 
+def soft_link_out(file: h5py.File) -> None:
+    file["away"] = h5py.ExternalLink("other.h5", "/")
+    replaced(file, "features", lambda: h5py.SoftLink("/away/features"))
+
+
 def remade(**options: object) -> Callable[[h5py.File], None]:
     def spoil(file: h5py.File) -> None:
         arguments = {"shape": shape_of(file), "dtype": "f2", **options}
@@ -237,7 +244,31 @@ def without(name: str) -> Callable[[h5py.File], None]:
     return spoil
 
 
+def unknown_filter(file: h5py.File) -> None:
+    shape = shape_of(file)
+    replaced(file, "features", lambda: None)
+    settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    settings.set_chunk((8, *shape[1:]))
+    settings.set_filter(54_321, h5py.h5z.FLAG_OPTIONAL, (1, 2))
+    kind, space = h5py.h5t.py_create(np.dtype("<f2")), h5py.h5s.create_simple(shape)
+    h5py.h5d.create(file.id, b"features", kind, space, settings)
+
+
+def declared(*shape: int) -> Callable[[h5py.File], None]:
+    """A shape without any data: nothing is stored until something is written."""
+
+    def spoil(file: h5py.File) -> None:
+        replaced(file, "features", lambda: None)
+        file.create_dataset("features", shape, "<f2")
+
+    return spoil
+
+
 SPOILED = {
+    "soft link out": soft_link_out,
+    "unknown filter": unknown_filter,
+    "huge rows declared": declared(4096, 1 << 50),
+    "huge number of rows declared": declared(1 << 58, 5),
     "group": as_group,
     "dangling soft link": dangling_soft,
     "soft link": soft_to_self,
@@ -298,6 +329,70 @@ def test_datasets_that_lie_where_they_must_not(tmp_path: Path, target: str) -> N
     path.write_bytes(content.replace(old, new.to_bytes(8, "little")))
     with pytest.raises(StoreError, match=NAME):
         open_shard(path, "print")
+
+
+@pytest.mark.parametrize("shape", [(4096, 1 << 50), (1 << 60, 5), (4096, 6)])
+def test_shapes_beyond_the_file_are_refused(tmp_path: Path, shape: tuple[int, int]) -> None:
+    """The numbers in the file's bookkeeping changed, the data left as it was: nothing is allocated."""
+    path = make(tmp_path)
+    content = path.read_bytes()
+    old, new = (b"".join(n.to_bytes(8, "little") for n in s) for s in ((4096, 5), shape))
+    assert content.count(old) >= 1
+    path.write_bytes(content.replace(old, new))
+    tracemalloc.start()
+    with pytest.raises(StoreError, match=NAME):
+        open_shard(path, "print")
+    assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    tracemalloc.stop()
+
+
+def test_a_shard_as_the_previous_version_made_it(tmp_path: Path) -> None:
+    """Laid out by HDF5 itself, its space reserved at once."""
+    path = tmp_path / NAME
+    with h5py.File(path, "w") as file:
+        file.attrs.update({"schema": 1, "series": "cls.14", "fingerprint": "print", "rows": 4096})
+        for name, shape, dtype in (
+            ("features", (5,), "float16"),
+            ("sha256", (32,), "uint8"),
+            ("checksum", (), "<u8"),
+        ):
+            settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            settings.set_layout(h5py.h5d.CONTIGUOUS)
+            settings.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+            settings.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+            space = h5py.h5s.create_simple((4096, *shape))
+            kind = h5py.h5t.py_create(np.dtype(dtype))
+            h5py.h5d.create(file.id, name.encode(), kind, space, settings)
+    os.truncate(path, path.stat().st_size)
+    features, hashes = np.arange(10, dtype="f2").reshape(2, 5), np.full((2, 32), 7, np.uint8)
+    hashes[1] = 8
+    digests = [
+        hashlib.blake2b(h.tobytes() + b"cls.14" + f.tobytes(), digest_size=8, person=b"cls.14")
+        for h, f in zip(hashes, features, strict=True)
+    ]
+    with h5py.File(path, "r+") as file:
+        file["features"][:2], file["sha256"][:2] = features, hashes
+        file["checksum"][:2] = [int.from_bytes(d.digest(), "little") for d in digests]
+    shard = open_shard(path, "print")
+    assert np.flatnonzero(shard.valid()).tolist() == [0, 1]
+    writer = ShardWriter(shard)
+    writer.write(np.array([2]), np.full((1, 32), 9, np.uint8), features[:1])
+    writer.close()
+    with h5py.File(path) as file:
+        np.testing.assert_array_equal(file["features"][:3], [*features, features[0]])
+    assert np.flatnonzero(shard.valid()).tolist() == [0, 1, 2]
+
+
+def test_what_can_not_be_opened_just_now_is_not_called_damaged(tmp_path: Path) -> None:
+    path = make(tmp_path)
+    shard = open_shard(path, "print")
+    for number, hint in ((errno.EMFILE, "ulimit -n"), (errno.EACCES, "ls -l"), (errno.EIO, "disk")):
+        error = OSError(number, os.strerror(number))
+        with mock.patch.object(Path, "open", side_effect=error):
+            for look in (lambda: open_shard(path, "print"), shard.checksums):
+                with pytest.raises(StoreError, match=hint) as told:
+                    look()
+                assert str(path) in str(told.value) and "HDF5" not in str(told.value)
 
 
 def test_no_file_at_all_is_refused(tmp_path: Path) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
+import resource
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Sequence
@@ -18,7 +21,15 @@ import pytest
 from torture import BATCH, FINGERPRINT, SPECS, in_child, rows_of, sha
 
 from mirip_fast.errors import DiskFullError, StoreError, StoreLockedError
-from mirip_fast.features import shard_rows, store_files, store_lock, store_tools, store_writer
+from mirip_fast.features import (
+    shard_rows,
+    store_files,
+    store_lock,
+    store_prune,
+    store_repair,
+    store_tools,
+    store_writer,
+)
 from mirip_fast.features.shards import SeriesSpec, shard_name
 from mirip_fast.features.store import FeatureStore, HashIndex
 from mirip_fast.features.store_writer import StoreWriter
@@ -323,6 +334,7 @@ def test_the_processes_of_a_run_share_the_lock(store: FeatureStore) -> None:
     second = FeatureStore.open(store.path).writer(run_id="run", rank=1)
     put(first, range(20))
     put(second, range(20, 40))
+    assert_served(FeatureStore.open(store.path), range(40))  # readers are never blocked
     with pytest.raises(StoreLockedError, match=rf"process {os.getpid()} .*embed"):
         FeatureStore.open(store.path).writer()
     with pytest.raises(StoreLockedError, match="rank 1"):
@@ -347,6 +359,126 @@ def test_another_run_is_kept_out(store: FeatureStore, monkeypatch: pytest.Monkey
         FeatureStore.open(store.path).writer(run_id="other", rank=1)
     with store.writer(command="alone"), pytest.raises(StoreLockedError, match="alone"):
         FeatureStore.open(store.path).writer(run_id="run", rank=1)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_told(store: FeatureStore, number: int) -> None:
+    fill(store, range(3))
+    with mock.patch("fcntl.flock", side_effect=OSError(number, os.strerror(number))):
+        with pytest.raises(StoreError, match="can not lock files.*--cache-dir"):
+            store.writer()
+        assert store_lock.holder_of(store.path) is None
+        assert_served(FeatureStore.open(store.path), range(3))
+    store.writer().close()
+
+
+def test_a_disk_without_room_for_a_name_is_told(store: FeatureStore) -> None:
+    full = OSError(errno.ENOSPC, "full")
+    with (
+        mock.patch.object(os, "write", side_effect=full),
+        pytest.raises(DiskFullError, match="LOCK"),
+    ):
+        store.writer()
+    with store.writer() as writer:
+        put(writer, range(3))
+    with store.writer() as writer:
+        assert not any(writer.missing(spec.name, [sha(0)])[0] for spec in SPECS)
+        with mock.patch.object(Path, "open", side_effect=full), pytest.raises(DiskFullError):
+            put(writer, range(3, 6))
+        put(writer, range(3, 6))  # nothing was begun: there is room again
+    store.refresh()
+    assert_served(store, range(6))
+
+
+def test_who_holds_a_store(store: FeatureStore) -> None:
+    assert store_lock.holder_of(store.path) is None
+    with store.writer(command="embed data"):
+        assert f"process {os.getpid()} on" in (store_lock.holder_of(store.path) or "")
+        assert "(embed data)" in (store_lock.holder_of(store.path) or "")
+    with store.writer(run_id="run", rank=0, command="torchrun"):
+        assert "(torchrun)" in (store_lock.holder_of(store.path) or "")
+    assert store_lock.holder_of(store.path) is None
+
+    def die() -> None:
+        store.writer()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    assert in_child(die) == "died by signal 9"
+    assert (store.path / "LOCK").read_bytes()  # its name is still there, its lock is not
+    assert store_lock.holder_of(store.path) is None
+
+
+def test_a_lock_that_was_deleted_meanwhile_is_taken_anew(store: FeatureStore) -> None:
+    """Whoever waits for the lock of a store that is pruned away must not hold a deleted file."""
+    real = store_lock._try_lock
+    deleted: list[int] = []
+
+    def deleting(handle: int, *, shared: bool) -> bool:
+        if not deleted:
+            deleted.append(handle)
+            (store.path / "LOCK").unlink()
+        return real(handle, shared=shared)
+
+    with mock.patch.object(store_lock, "_try_lock", deleting):
+        writer = store.writer(command="first")
+    with pytest.raises(StoreLockedError, match="first"):
+        FeatureStore.open(store.path).writer()
+    writer.close()
+    (store.path / "store.json").unlink()
+    with pytest.raises(StoreError, match="pruned meanwhile"):
+        store.writer()
+
+
+def test_a_read_only_cache_is_read_and_not_written(tmp_path: Path) -> None:
+    mount = tmp_path / "mount"
+    mount.mkdir()
+
+    def tmpfs(*options: str) -> bool:
+        command = ["mount", *options, str(mount)]
+        return subprocess.run(command, check=False, capture_output=True).returncode == 0
+
+    if os.geteuid() or not tmpfs("-t", "tmpfs", "none"):
+        pytest.skip("mounting is not possible here")
+    try:
+        store = FeatureStore.create(mount / "store", FINGERPRINT)
+        fill(store, range(20))
+        assert tmpfs("-o", "remount,ro")
+        opened = FeatureStore.open(store.path, verify=True)
+        assert_served(opened, range(20))
+        with pytest.raises(StoreError, match=r"can not be written to \(Read-only file system\)"):
+            opened.writer()
+        with pytest.raises(StoreError, match="can not be made"):
+            FeatureStore.create(mount / "new", FINGERPRINT)
+    finally:
+        subprocess.run(["umount", str(mount)], check=True, capture_output=True)
+
+
+def test_few_files_may_be_open(store: FeatureStore) -> None:
+    """Shards are opened one at a time; where not even that goes, the error says what to do."""
+    fill(store, range(16 * 40))
+
+    def look(spare: int) -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
+        taken = []
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.open("/dev/null", os.O_RDONLY))
+        for handle in taken[:spare]:
+            os.close(handle)
+        if spare:
+            assert_served(FeatureStore.open(store.path), range(16 * 40))
+            with FeatureStore.open(store.path).writer() as writer:
+                put(writer, range(640, 700))
+        else:
+            with pytest.raises(StoreError, match="ulimit -n"):
+                store.read(CLS.name, np.arange(10))
+            with pytest.raises(StoreError, match=r"store\.json can not be read .*ulimit -n"):
+                FeatureStore.open(store.path)
+            with pytest.raises(StoreError, match="ulimit -n"):
+                store.refresh()
+
+    assert in_child(lambda: look(10)) is None
+    assert in_child(lambda: look(0)) is None
 
 
 def test_the_second_writer_changes_nothing(store: FeatureStore) -> None:
@@ -528,7 +660,7 @@ def test_prune_drops_what_nobody_names(store: FeatureStore) -> None:
         put(writer, range(40, 80))
     store.refresh()
     keep = [n for n in range(80) if n % 5 == 0]
-    done = store_tools.prune(store, {sha(n) for n in keep} | {sha(999)})
+    done = store_prune.prune(store, {sha(n) for n in keep} | {sha(999)})
     assert (done.kept, done.dropped) == (32, 128) and done.freed > 0
     assert store.valid_hashes(CLS.name) == {sha(n) for n in keep}
     for opened in (store, FeatureStore.open(store.path, verify=True)):
@@ -536,7 +668,7 @@ def test_prune_drops_what_nobody_names(store: FeatureStore) -> None:
             assert_served(opened, keep, spec)
             assert len(opened.shards(spec.name)) == 1
     assert len(list(store.path.glob("*.h5"))) == 2
-    assert store_tools.prune(store, {sha(n) for n in keep}).freed == 0
+    assert store_prune.prune(store, {sha(n) for n in keep}).freed == 0
     fill(store, range(80, 120))  # goes on after pruning, for both kinds of runs
     with store.writer(run_id="r", rank=1) as writer:
         put(writer, range(120, 130))
@@ -546,7 +678,7 @@ def test_prune_drops_what_nobody_names(store: FeatureStore) -> None:
 
 def test_prune_of_everything(store: FeatureStore) -> None:
     fill(store, range(20))
-    store_tools.prune(store, set())
+    store_prune.prune(store, set())
     assert FeatureStore.open(store.path).series() == {} and not list(store.path.glob("*.h5"))
     fill(store, range(5))
     assert_served(store, range(5))
@@ -556,10 +688,10 @@ def test_a_full_disk_while_pruning_changes_nothing(store: FeatureStore) -> None:
     fill(store, range(60))
     before = {f.name: f.read_bytes() for f in store.path.glob("*.h5")}
     with (
-        mock.patch.object(store_tools, "_fill", side_effect=[None, DiskFullError("full")]),
+        mock.patch.object(store_prune, "_fill", side_effect=[None, DiskFullError("full")]),
         pytest.raises(DiskFullError),
     ):
-        store_tools.prune(store, {sha(n) for n in range(0, 60, 2)})
+        store_prune.prune(store, {sha(n) for n in range(0, 60, 2)})
     assert {f.name: f.read_bytes() for f in store.path.glob("*.h5")} == before
     assert_served(FeatureStore.open(store.path), range(60))
 
@@ -582,13 +714,13 @@ def test_prune_killed_at_any_step_keeps_what_was_to_be_kept(tmp_path: Path, call
                 return real(*args, **more)
 
             setattr(os, call, deadly)
-            store_tools.prune(store, wanted)
+            store_prune.prune(store, wanted)
 
         finished = in_child(die) is None
         opened = FeatureStore.open(store.path)
         assert_served(opened, keep)
         assert_served(opened, keep, GRID)
-        store_tools.prune(opened, {sha(n) for n in keep})
+        store_prune.prune(opened, {sha(n) for n in keep})
         assert opened.valid_hashes(CLS.name) == {sha(n) for n in keep}
         assert len(list(store.path.glob("*.h5"))) == 2 and not list(store.path.glob(".*.partial"))
         if finished:
@@ -600,7 +732,7 @@ def test_a_reader_survives_pruning(store: FeatureStore) -> None:
     fill(store, range(40))
     reader = FeatureStore.open(store.path)
     rows = reader.rows(CLS.name, [sha(n) for n in range(40)])
-    store_tools.prune(store, {sha(n) for n in range(7)})
+    store_prune.prune(store, {sha(n) for n in range(7)})
     with pytest.raises(StoreError, match="again"):
         reader.read(CLS.name, rows)
     reader.refresh()
@@ -612,7 +744,7 @@ def test_repair_puts_empty_shards_in_place(store: FeatureStore) -> None:
     (store.path / shard_name(CLS.name, 0, 1)).unlink()
     os.truncate(store.path / shard_name(CLS.name, 0, 2), 500)
     (store.path / shard_name(GRID.name, 0, 0)).write_bytes(b"no")
-    done = store_tools.repair(FeatureStore.open(store.path))
+    done = store_repair.repair(FeatureStore.open(store.path))
     assert len(done) == 5
     assert (store.path / f"{shard_name(GRID.name, 0, 0)}.damaged").read_bytes() == b"no"
     with FeatureStore.open(store.path).writer() as writer:
@@ -621,14 +753,14 @@ def test_repair_puts_empty_shards_in_place(store: FeatureStore) -> None:
         put(writer, range(48))
     for spec in SPECS:
         assert_served(FeatureStore.open(store.path), range(48), spec)
-    assert store_tools.repair(store) == []
+    assert store_repair.repair(store) == []
 
 
 def test_repair_where_a_whole_series_is_gone(store: FeatureStore) -> None:
     fill(store, range(20))
     for file in store.path.glob("cls.*.h5"):
         file.unlink()
-    assert store_tools.repair(FeatureStore.open(store.path))
+    assert store_repair.repair(FeatureStore.open(store.path))
     opened = FeatureStore.open(store.path)
     assert set(opened.series()) == {GRID.name}
     fill(opened, range(20))

@@ -6,6 +6,8 @@ The same harness finds losses in a plain growing HDF5 file, so it can fail.
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,23 +26,30 @@ def shard_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shard_rows, "_MAX_ROWS", shard_rows._MAX_ROWS)
 
 
-def test_kill_9_loses_nothing_committed(tmp_path: Path) -> None:
-    count = torture.kill_runs(torture.Shards(), tmp_path, 15, seed=1)
-    assert count.failures == [] and count.trials == 15
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """In memory where there is such a place: power losses are modelled, and syncing takes no time there."""
+    with tempfile.TemporaryDirectory(dir=torture.memory_folder()) as name:
+        yield Path(name)
+
+
+def test_kill_9_loses_nothing_committed(folder: Path) -> None:
+    count = torture.kill_runs(torture.Shards(), folder, 10, seed=1)
+    assert count.failures == [] and count.trials == 10
     assert count.notes["committed rows"] > 100
     assert count.notes["most rows saved untold"] <= torture.BATCH
 
 
-def test_every_moment_lived_again(tmp_path: Path) -> None:
+def test_every_moment_lived_again(folder: Path) -> None:
     """Kills at and within every write; power losses that keep any part of what was not synced."""
-    kills, power = torture.replays(torture.Shards(16), tmp_path, batches=3, every=3, losses=3)
+    kills, power = torture.replays(torture.Shards(16), folder, batches=3, every=3, losses=3)
     assert kills.failures == [] and power.failures == []
     assert kills.trials > 30 and power.trials > 60
 
 
 @pytest.mark.parametrize("fault", ["no sync", "checksum first", "no folder sync", "no checksum"])
 def test_the_replay_finds_faults_of_the_store(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+    folder: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     """Each safeguard taken away in turn must be noticed."""
     if fault == "no sync":
@@ -63,18 +72,18 @@ def test_the_replay_finds_faults_of_the_store(
         monkeypatch.setattr("mirip_fast.features.store.dirty_files", lambda path: [])
     else:
         monkeypatch.setattr(shard_rows.Shard, "matching", lambda self, s, sums, h: sums != 0)
-    kills, power = torture.replays(torture.Shards(16), tmp_path, batches=3, losses=4, enough=2)
+    kills, power = torture.replays(torture.Shards(16), folder, batches=3, losses=4, enough=1)
     assert kills.failures if fault == "checksum first" else power.failures
 
 
-def test_the_replay_finds_faults_of_a_growing_file(tmp_path: Path) -> None:
+def test_the_replay_finds_faults_of_a_growing_file(folder: Path) -> None:
     backend = torture.Growing(torture.TellingFile)
-    kills, _ = torture.replays(backend, tmp_path, batches=4, every=2, losses=0)
+    kills, _ = torture.replays(backend, folder, batches=4, every=2, losses=0)
     assert len(kills.failures) > 5
     assert not any(failure.startswith("at the end") for failure in kills.failures)
 
 
-def test_the_kills_find_faults(tmp_path: Path) -> None:
+def test_the_kills_find_faults(folder: Path) -> None:
     """A store that tells a batch before it is written loses it."""
 
     class Hasty(torture.Shards):
@@ -90,32 +99,37 @@ def test_the_kills_find_faults(tmp_path: Path) -> None:
             writer.append = later  # type: ignore[method-assign]
             return writer
 
-    assert torture.kill_runs(Hasty(), tmp_path, 6, seed=1).failures
+    assert torture.kill_runs(Hasty(), folder, 6, seed=1).failures
 
 
-def test_any_flipped_bit_is_found(tmp_path: Path) -> None:
-    stored, empty = torture.flips(tmp_path, 300)
+def test_any_flipped_bit_is_found(folder: Path) -> None:
+    stored, empty = torture.flips(folder, 300)
     assert stored.failures == [] and stored.trials > 200
     assert empty.failures == [] and empty.trials > 50
 
 
-def test_flipped_bits_of_the_hdf5_header_are_refused_or_harmless(tmp_path: Path) -> None:
-    count = torture.header_flips(tmp_path, step=61)
+def test_every_bit_of_a_row_counts(folder: Path) -> None:
+    count = torture.every_bit(folder)
+    assert count.failures == [] and count.trials == 8 * (48 + 24 + 2 * 40)
+
+
+def test_flipped_bits_of_the_hdf5_header_are_refused_or_harmless(folder: Path) -> None:
+    count = torture.header_flips(folder, step=61)
     assert count.failures == [] and count.notes["refused"] > 10
 
 
-def test_full_disks_by_a_file_size_limit(tmp_path: Path) -> None:
-    count = torture.full_disks(tmp_path, torture.limits(6))
+def test_full_disks_by_a_file_size_limit(folder: Path) -> None:
+    count = torture.full_disks(folder, torture.limits(6))
     assert count.failures == [] and count.trials == 6
 
 
-def test_full_disks_by_a_small_file_system(tmp_path: Path) -> None:
-    count = torture.full_tmpfs(tmp_path, [3 * 2**16, 2**19])
+def test_full_disks_by_a_small_file_system(folder: Path) -> None:
+    count = torture.full_tmpfs(folder, [3 * 2**16, 2**19])
     if count is None:
         pytest.skip("mounting is not possible here")
     assert count.failures == [] and count.trials == 2
 
 
-def test_lock_races(tmp_path: Path) -> None:
-    count = torture.lock_races(tmp_path, 4)
+def test_lock_races(folder: Path) -> None:
+    count = torture.lock_races(folder, 4)
     assert count.failures == []

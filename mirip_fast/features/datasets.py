@@ -9,25 +9,35 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import itertools
 import json
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from mirip_fast.config import DataConfig, EmbedConfig
+from mirip_fast.config import DataConfig, EmbedConfig, settings, yaml_text
 from mirip_fast.data.manifest import Manifest, Record
 from mirip_fast.errors import RunNotFoundError, StoreError
-from mirip_fast.features.embed import Outcome
-from mirip_fast.features.recipe import Recipe
+from mirip_fast.features.embed import STATUSES, Outcome
+from mirip_fast.features.recipe import Recipe, series_name
+from mirip_fast.features.shard_rows import unreadable
+from mirip_fast.features.store_files import listed, read_plain_json
 from mirip_fast.features.views import View
-from mirip_fast.files import read_json, write_csv, write_json
+from mirip_fast.files import write_csv, write_json
 
 _FOLDER = "datasets"
 _COLUMNS = (
     "image_id", "path", "status", "reason", "tier", "tier_score", "group", "row", "sha256", "extra",
 )  # fmt: skip
+#: What dataset.json holds, as far as anything depends on it.
+_INFO: dict[str, Any] = {
+    "source": str, "root": str, "tiers": list, "graded": bool, "images": int, "failed": int,
+    "limit": int | None, "backbone": str, "views": list, "kinds": list, "data": dict, "embed": dict,
+    "embedded_at": str,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,8 +55,12 @@ class Dataset:
         """
         path = self.folder / "dataset.json"
         try:
-            return read_json(path)
-        except (OSError, ValueError) as error:
+            info = read_plain_json(path)
+            _check_info(info)
+            return info
+        except OSError as error:
+            raise unreadable(path, error) from error
+        except ValueError as error:
             raise StoreError(
                 f"{path} can not be read ({error}); remove its folder and run `mirip-fast embed` again"
             ) from error
@@ -82,6 +96,33 @@ class Dataset:
         """The views that were embedded, the base view first."""
         return tuple(View(int(size), bool(flip)) for size, flip in self.info["views"])
 
+    def series(self) -> list[str]:
+        """The series that its features are in: every view of every kind of token."""
+        return [series_name(view, kind) for view in self.views() for kind in self.info["kinds"]]
+
+    def embed_command(self) -> str:
+        """What to type to embed it again as it was embedded."""
+        info = self.info
+        words = ["mirip-fast", "embed", info["source"]]
+        for setting in settings("embed", "data"):
+            value = info[setting.section].get(setting.name, setting.default)
+            if setting.name == "cache_dir":
+                value = str(self.store_path.parent)
+            if value == setting.default:
+                continue
+            if setting.kind is bool:
+                words.append(setting.flag if value else f"--no-{setting.flag[2:]}")
+            else:
+                words += [setting.flag, value if isinstance(value, str) else yaml_text(value)]
+        if info["limit"] is not None:
+            words += ["--limit", str(info["limit"])]
+        return shlex.join(words)
+
+    def hashes(self) -> set[bytes]:
+        """The content hashes of its images that have features."""
+        outcomes = (entry.outcome for entry in self.entries())
+        return {o.sha256 for o in outcomes if o.sha256 is not None and o.status != "failed"}
+
     def entries(self) -> list[Entry]:
         """The ledger, in the order of the data.
 
@@ -91,12 +132,14 @@ class Dataset:
         path = self.folder / "manifest.csv"
         info = self.info
         try:
+            if not path.is_file():
+                raise ValueError("no file")
             with path.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
                 rows = list(csv.DictReader(stream))
             if len(rows) != info["images"]:
                 raise ValueError(f"{len(rows)} of {info['images']} images are in it")
             return [_entry(row, list(info["tiers"])) for row in rows]
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
             raise StoreError(
                 f"{path} can not be read ({error}); run `mirip-fast embed {self.source}` again"
             ) from error
@@ -137,11 +180,9 @@ def save_dataset(
         _row(record, outcome, manifest.tiers)
         for record, outcome in zip(manifest.records, outcomes, strict=True)
     ]
-    write_csv(dataset.folder / "manifest.csv", _COLUMNS, rows)
-    failed = [row for row in rows if row["status"] == "failed"]
-    write_csv(dataset.failures_csv, ("path", "reason"), failed)
-    write_json(
-        dataset.folder / "dataset.json",
+    _write(
+        dataset,
+        rows,
         {
             "name": _name_of(manifest),
             "source": str(manifest.source),
@@ -150,7 +191,7 @@ def save_dataset(
             # Faulty grades count: training tells what is wrong with them.
             "graded": any(record.tier is not None for record in manifest.records),
             "images": len(rows),
-            "failed": len(failed),
+            "failed": sum(outcome.status == "failed" for outcome in outcomes),
             "limit": limit,
             "backbone": recipe.backbone.name,
             "views": [[view.size, view.flip] for view in recipe.views],
@@ -163,10 +204,41 @@ def save_dataset(
     return dataset
 
 
+def copy_dataset(dataset: Dataset, store_path: Path) -> tuple[Dataset, bool]:
+    """Put a data set of another cache beside a store, which has its features.
+
+    What is read is checked and written anew. Where the store has another data set of that name, both
+    stay; the one embedded last is the one that training takes.
+
+    Returns:
+        The data set beside the store, and whether it is new there.
+
+    Raises:
+        StoreError: its ledger is damaged.
+    """
+    info, entries = dataset.info, dataset.entries()
+    for number in itertools.count(1):
+        name = dataset.folder.name if number == 1 else f"{dataset.folder.name}-{number}"
+        copy = Dataset(store_path / _FOLDER / name)
+        if not copy.folder.exists():
+            break
+        if copy.entries() == entries and copy.series() == dataset.series():
+            return copy, False
+    rows = [_row(entry.record, entry.outcome, info["tiers"]) for entry in entries]
+    _write(copy, rows, info)
+    return copy, True
+
+
 def find_datasets(cache_dir: Path) -> list[Dataset]:
     """Every embedded data set below a cache folder, the newest first."""
-    found = [Dataset(path.parent) for path in cache_dir.glob(f"*/{_FOLDER}/*/dataset.json")]
+    found = [dataset for store in listed(cache_dir, "*") for dataset in datasets_beside(store)]
     return sorted(found, key=lambda dataset: dataset.embedded_at, reverse=True)
+
+
+def datasets_beside(store_path: Path) -> list[Dataset]:
+    """The data sets of one store, damaged ones included, in the order of their names."""
+    folders = listed(store_path / _FOLDER, "*")
+    return [Dataset(folder) for folder in folders if listed(folder, "dataset.json")]
 
 
 def newest_graded(cache_dir: Path, source: Path | None = None) -> Dataset:
@@ -215,6 +287,29 @@ def newest_dataset(cache_dir: Path, source: Path | None = None) -> Dataset:
     return newest_graded(cache_dir, source)
 
 
+def _write(dataset: Dataset, rows: Sequence[Mapping[str, object]], info: Mapping[str, Any]) -> None:
+    """Write the three files of a data set; without the last one it is none."""
+    write_csv(dataset.folder / "manifest.csv", _COLUMNS, rows)
+    failed = [row for row in rows if row["status"] == "failed"]
+    write_csv(dataset.failures_csv, ("path", "reason"), failed)
+    write_json(dataset.folder / "dataset.json", info)
+
+
+def _check_info(info: Mapping[str, Any]) -> None:
+    """Whether dataset.json says what it must, in the right types: it may be a stranger's."""
+    for key, kind in _INFO.items():
+        if not isinstance(info.get(key), kind):
+            raise ValueError(f"{key} is {info.get(key)!r}")
+    texts = [*info["tiers"], *info["kinds"]]
+    views = info["views"]
+    if not all(isinstance(text, str) for text in texts) or not views:
+        raise ValueError(f"tiers {info['tiers']!r}, kinds {info['kinds']!r}, views {views!r}")
+    if not all(isinstance(view, list) and [*map(type, view)] == [int, bool] for view in views):
+        raise ValueError(f"views are {views!r}")
+    if datetime.fromisoformat(info["embedded_at"]).tzinfo is None:
+        raise ValueError(f"embedded_at is {info['embedded_at']!r}")
+
+
 def _name_of(manifest: Manifest) -> str:
     name = manifest.root.name or "data"
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)[:60] or "data"
@@ -245,5 +340,12 @@ def _entry(row: dict[str, str], tiers: list[str]) -> Entry:
         extra=json.loads(row["extra"]) if row["extra"] else {},
         row=int(row["row"]) if row["row"] else None,
     )
+    if None in row.values() or None in row:
+        raise ValueError(f"{row['image_id']}: the line is cut short")
     sha256 = bytes.fromhex(row["sha256"]) if row["sha256"] else None
+    length = 0 if sha256 is None else len(sha256)
+    if row["status"] not in STATUSES or length not in (
+        (32, 0) if row["status"] == "failed" else (32,)
+    ):
+        raise ValueError(f"{row['image_id']}: status {row['status']!r}, sha256 {row['sha256']!r}")
     return Entry(record, Outcome(row["status"], sha256, row["reason"] or None))

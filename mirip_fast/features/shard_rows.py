@@ -9,6 +9,7 @@ checksum matches.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import math
 import os
@@ -27,7 +28,7 @@ _MAX_SHARD_BYTES = 256 << 20
 _MAX_ROWS = 4096
 _DTYPES = ("float16", "float32")
 _SERIES = re.compile(r"[a-z0-9][a-z0-9.+_-]*")
-_NAME = re.compile(rf"(?P<series>{_SERIES.pattern})-r(?P<rank>\d{{2,}})-(?P<number>\d{{5,}})\.h5")
+_NAME = re.compile(rf"(?P<series>{_SERIES.pattern})-r(?P<rank>\d{{2,}})-(?P<number>\d{{5,7}})\.h5")
 _VERIFY_BYTES = 16 << 20  # verified at once
 
 
@@ -106,10 +107,7 @@ class Shard:
         try:
             return self.path.open("rb", buffering=0)
         except OSError as error:
-            raise StoreError(
-                f"{self.path} can not be read ({error.strerror}). If the cache was pruned meanwhile, "
-                "run the same command again."
-            ) from error
+            raise unreadable(self.path, error) from error
 
     def read_features(self, stream: IO[bytes], start: int, out: NDArray[Any]) -> None:
         """Fill ``out`` [n, \\*shape], C-contiguous, with the rows from ``start`` on."""
@@ -172,6 +170,18 @@ class Shard:
             if not count:
                 raise StoreError(f"{self.path} is cut short: put back a good copy of the file")
             view = view[count:]
+
+
+def unreadable(path: Path, error: OSError) -> StoreError:
+    """The error for a shard that can not be opened just now; it may well be whole."""
+    hint = "look after the disk and run the same command again"
+    if isinstance(error, FileNotFoundError):
+        hint = "if the cache was pruned meanwhile, run the same command again"
+    elif isinstance(error, PermissionError):
+        hint = "let this user read it (`ls -l` shows whose it is)"
+    elif error.errno in (errno.EMFILE, errno.ENFILE):
+        hint = "allow more of them (`ulimit -n 4096`) and run the same command again"
+    return StoreError(f"{path} can not be read ({error.strerror}): {hint}.")
 
 
 class ShardWriter:

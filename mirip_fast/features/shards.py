@@ -31,6 +31,7 @@ from mirip_fast.features.shard_rows import (
     parse_shard_name,
     raw_bytes,
     shard_name,
+    unreadable,
     write_at,
 )
 from mirip_fast.files import disk_full, fsync_folder, is_disk_full
@@ -217,6 +218,12 @@ def open_shard(path: Path, fingerprint_id: str) -> Shard:
     info = path.stat()
     if not stat.S_ISREG(info.st_mode):
         raise StoreError(f"{path} is no file; move it out of the store")
+    try:
+        path.open("rb").close()  # what the system has against it is no damage
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise unreadable(path, error) from error
     try:
         with h5py.File(path, "r", locking=False) as file:
             return _check(path, file, fingerprint_id, info.st_size)

@@ -18,9 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.errors import StoreError
+from mirip_fast.features.shard_rows import unreadable
 from mirip_fast.features.shards import SCHEMA, SeriesSpec, Shard
-from mirip_fast.features.store_files import DIRTY_FILE, STORE_FILE, dirty_files, find_shards
-from mirip_fast.files import read_json, write_json
+from mirip_fast.features.store_files import (
+    DIRTY_FILE,
+    STORE_FILE,
+    dirty_files,
+    find_shards,
+    read_plain_json,
+)
+from mirip_fast.files import write_json
 
 if TYPE_CHECKING:
     from mirip_fast.features.store_writer import StoreWriter
@@ -93,6 +100,9 @@ class HashIndex:
             both = np.concatenate([self._rows, np.fromiter(self._new.values(), np.int64)])
             self._new = {}
             self._sort(np.concatenate([old, new]), both)
+
+    def __len__(self) -> int:
+        return (len(np.unique(self._keys)) if len(self._keys) else 0) + len(self._new)
 
     def hashes(self) -> set[bytes]:
         """All of them."""
@@ -178,8 +188,16 @@ class FeatureStore:
             StoreError: there is one with another fingerprint; names the differing fields.
         """
         if not (path / STORE_FILE).exists():
-            path.mkdir(parents=True, exist_ok=True)
-            write_json(path / STORE_FILE, {"schema": SCHEMA, "fingerprint": dict(fingerprint)})
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+                write_json(path / STORE_FILE, {"schema": SCHEMA, "fingerprint": dict(fingerprint)})
+            except StoreError:
+                raise
+            except OSError as error:
+                raise StoreError(
+                    f"{path} can not be made ({error.strerror}): give --cache-dir a folder that this "
+                    "user may write to."
+                ) from error
         store = cls.open(path)
         if store.fingerprint_id != fingerprint_id(fingerprint):
             raise StoreError(
@@ -199,11 +217,16 @@ class FeatureStore:
             StoreError: there is none, it is damaged, or a newer version wrote it.
         """
         try:
-            content = read_json(path / STORE_FILE)
+            content = read_plain_json(path / STORE_FILE)
         except FileNotFoundError:
             raise StoreError(f"{path} is no feature store: it has no {STORE_FILE}") from None
-        except (OSError, ValueError) as error:
-            raise StoreError(f"{path / STORE_FILE} can not be read: {error}") from error
+        except OSError as error:
+            raise unreadable(path / STORE_FILE, error) from error
+        except ValueError as error:
+            raise StoreError(
+                f"{path / STORE_FILE} is damaged ({error}). Delete it and run the same `mirip-fast "
+                "embed` again: it is written anew, and the features beside it stay."
+            ) from error
         if content.get("schema") != SCHEMA or not isinstance(content.get("fingerprint"), dict):
             raise StoreError(
                 f"{path} was written by another version of mirip-fast (schema "
@@ -227,6 +250,19 @@ class FeatureStore:
         """[n] global row of each content hash, −1 where the series has none."""
         known = self._load().get(series)
         return known.index.find(hashes) if known else np.full(len(hashes), -1, np.int64)
+
+    def count(self, series: str) -> int:
+        """How many different images have a row."""
+        known = self._load().get(series)
+        return len(known.index) if known else 0
+
+    def spoiled(self, series: str) -> int:
+        """How many rows were found damaged; 0 where nobody looked (see :meth:`open`)."""
+        known = self._load().get(series)
+        if known is None:
+            return 0
+        marked = sum(np.count_nonzero(known.shards[i].checksums()) for i in known.live)
+        return int(marked - sum(np.count_nonzero(known.sums[i]) for i in known.live))
 
     def valid_hashes(self, series: str) -> set[bytes]:
         """The content hashes that have a row."""

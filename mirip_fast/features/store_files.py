@@ -7,11 +7,16 @@ counts; one before ``first`` was replaced (pruned) and only waits to be deleted.
 
 from __future__ import annotations
 
+import fnmatch
+import os
 import re
-from collections.abc import Mapping
+import stat
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from mirip_fast.errors import StoreError
+from mirip_fast.features.shard_rows import unreadable
 from mirip_fast.features.shards import SCHEMA, Shard, open_shard, parse_shard_name, shard_name
 from mirip_fast.files import read_json, write_json
 
@@ -20,9 +25,47 @@ STORE_FILE = "store.json"
 DIRTY_FILE = "DIRTY"
 _RANGES_FILE = re.compile(r"shards-r(\d{2,})\.json")
 _TRIES = 20
+_MOST_JSON_BYTES = 16 << 20
+_MOST_SHARDS = 10_000_000  # of one process and series, by their names
 
 #: (series, rank) → numbers [first, end) of its shards
 Ranges = dict[tuple[str, int], tuple[int, int]]
+
+
+def listed(folder: Path, pattern: str) -> list[Path]:
+    """What lies in a folder, by name; none where there is no such folder.
+
+    ``Path.glob`` takes a folder that can not be listed (too many open files, no permission) for an empty
+    one, from Python 3.13 on without a word.
+
+    Raises:
+        StoreError: the folder can not be listed.
+    """
+    try:
+        names = os.listdir(folder)  # noqa: PTH208 - Path.iterdir is no shorter
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise unreadable(folder, error) from error
+    return [folder / name for name in sorted(names) if fnmatch.fnmatchcase(name, pattern)]
+
+
+def read_plain_json(path: Path) -> dict[str, Any]:
+    """Read a small JSON object of which nothing is trusted.
+
+    Raises:
+        OSError: it can not be read.
+        ValueError: it is no file, far too large, or no JSON object.
+    """
+    info = path.stat()
+    if not stat.S_ISREG(info.st_mode):
+        raise ValueError("no file")
+    if info.st_size > _MOST_JSON_BYTES:
+        raise ValueError(f"{info.st_size} bytes are too many")
+    try:
+        return read_json(path)
+    except RecursionError:
+        raise ValueError("too deeply nested") from None
 
 
 def ranges_file(path: Path, rank: int) -> Path:
@@ -32,7 +75,7 @@ def ranges_file(path: Path, rank: int) -> Path:
 
 def dirty_files(path: Path) -> list[Path]:
     """The markers of processes that write, or were killed while writing."""
-    return sorted(path.glob(f"{DIRTY_FILE}*"))
+    return listed(path, f"{DIRTY_FILE}*")
 
 
 def read_ranges(path: Path) -> Ranges:
@@ -42,23 +85,45 @@ def read_ranges(path: Path) -> Ranges:
         StoreError: a list is damaged.
     """
     result: Ranges = {}
-    for file in sorted(path.glob("shards-r*.json")):
-        match = _RANGES_FILE.fullmatch(file.name)
-        if match is None:
-            continue
+    for file in ranges_files(path):
         try:
-            content = read_json(file)
-            if content["schema"] != SCHEMA:
-                raise ValueError(f"schema {content['schema']!r}")
-            for series, (first, end) in content["shards"].items():
-                if not (type(first) is int and type(end) is int and 0 <= first <= end):
-                    raise ValueError(f"{series}: {first}, {end}")
-                result[series, int(match[1])] = (first, end)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StoreError(
-                f"{file} is damaged ({error}). It only lists the shards beside it: delete it, and "
-                "they count as they are."
-            ) from error
+            result |= read_list(file)
+        except StoreError:
+            raise
+        except OSError as error:
+            raise unreadable(file, error) from error
+    return result
+
+
+def ranges_files(path: Path) -> list[Path]:
+    """The lists of a store."""
+    return [f for f in listed(path, "shards-r*.json") if _RANGES_FILE.fullmatch(f.name)]
+
+
+def read_list(file: Path) -> Ranges:
+    """The list of one process.
+
+    Raises:
+        StoreError: it is damaged.
+        OSError: it can not be read just now.
+    """
+    match = _RANGES_FILE.fullmatch(file.name)
+    assert match is not None
+    result: Ranges = {}
+    try:
+        content = read_plain_json(file)
+        if content["schema"] != SCHEMA:
+            raise ValueError(f"schema {content['schema']!r}")
+        for series, (first, end) in content["shards"].items():
+            whole = type(first) is int and type(end) is int
+            if not (whole and 0 <= first <= end < _MOST_SHARDS):
+                raise ValueError(f"{series}: {first}, {end}")
+            result[series, int(match[1])] = (first, end)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreError(
+            f"{file} is damaged ({error}). It only lists the shards beside it: `mirip-fast cache verify "
+            "--repair` writes it anew."
+        ) from error
     return result
 
 
@@ -75,7 +140,7 @@ def shard_files(path: Path) -> dict[tuple[str, int], dict[int, Path]]:
         StoreError: an HDF5 file that is no shard by its name.
     """
     found: dict[tuple[str, int], dict[int, Path]] = {}
-    for file in path.glob("*.h5"):
+    for file in listed(path, "*.h5"):
         if file.name.startswith("."):
             continue  # being made
         parsed = parse_shard_name(file.name)
@@ -112,16 +177,14 @@ def find_shards(
     raise StoreError(f"{path} does not stop changing; try again")
 
 
-def missing_shards(ranges: Ranges, files: dict[tuple[str, int], dict[int, Path]]) -> list[str]:
-    """The names of shards that must be there and are not."""
-    absent = []
+def missing_shards(ranges: Ranges, files: dict[tuple[str, int], dict[int, Path]]) -> Iterator[str]:
+    """The names of shards that must be there and are not; a damaged list may claim very many."""
     for series, rank in sorted({*ranges, *files}):
         present = files.get((series, rank), {})
         first, end = ranges.get((series, rank), (0, 0))
         for number in range(first, max([end, *(n + 1 for n in present)])):
             if number not in present:
-                absent.append(shard_name(series, rank, number))
-    return absent
+                yield shard_name(series, rank, number)
 
 
 def _find(
@@ -152,7 +215,7 @@ def clean_up(path: Path, rank: int | None = None) -> None:
     """Delete what killed runs left: unfinished files, replaced shards (of one process, or of all)."""
     own = "*" if rank is None else f"{rank:02d}"
     for pattern in (f".*-r{own}-*.h5.*.partial", f".shards-r{own}.json.*.partial"):
-        for partial in path.glob(pattern):
+        for partial in listed(path, pattern):
             partial.unlink(missing_ok=True)
     for (series, r), (first, _) in read_ranges(path).items():
         if rank in (None, r):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mirip_fast.errors import StoreError, StoreLockedError
+from mirip_fast.files import disk_full, is_disk_full
 
 LOCK_FILE = "LOCK"
 #: How long to look again where the file names a holder that is gone: the real one is about to sign.
@@ -69,7 +70,7 @@ class StoreLock:
         # Changing a lock is giving it back and taking another: a stranger may come between.
         if not self._join():
             self._locked = False
-            raise self._refusal(self._read())
+            raise self._refusal(_read_holder(self._folder))
 
     def release(self) -> None:
         """Give the lock back."""
@@ -95,7 +96,12 @@ class StoreLock:
         try:
             return os.open(self._folder / name, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
-            raise StoreError(f"{self._folder / name} can not be written: {error}") from error
+            if is_disk_full(error):
+                raise disk_full(self._folder / name) from error
+            raise StoreError(
+                f"{self._folder} can not be written to ({error.strerror}). The features in it can be "
+                "read; to compute more, make it writable or give another --cache-dir."
+            ) from error
 
     def _take_rank(self, rank: int) -> None:
         self._rank_handle = self._open(f"{LOCK_FILE}-r{rank:02d}")
@@ -108,7 +114,7 @@ class StoreLock:
     def _take(self) -> None:
         until = time.monotonic() + _SIGNING_SECONDS
         while not _try_lock(self._handle, shared=False):
-            holder = self._read()
+            holder = _read_holder(self._folder)
             if self._is_our_run(holder):
                 if self._join():
                     return
@@ -116,42 +122,75 @@ class StoreLock:
             elif (self._run_id is None and _seems_alive(holder)) or time.monotonic() > until:
                 raise self._refusal(holder)
             time.sleep(_PAUSE)
+        if self._was_deleted():  # whole stores are pruned with their lock
+            os.close(self._handle)
+            self._handle = self._open(LOCK_FILE)
+            return self._take()
         self._locked = self.exclusive = True
-        os.ftruncate(self._handle, 0)
-        os.lseek(self._handle, 0, os.SEEK_SET)
-        os.write(self._handle, json.dumps(self._holder).encode())
+        try:
+            os.ftruncate(self._handle, 0)
+            os.lseek(self._handle, 0, os.SEEK_SET)
+            os.write(self._handle, json.dumps(self._holder).encode())
+        except OSError as error:
+            if is_disk_full(error):
+                raise disk_full(self._folder / LOCK_FILE) from error
+            raise
+
+    def _was_deleted(self) -> bool:
+        try:
+            return not os.path.samestat(os.fstat(self._handle), (self._folder / LOCK_FILE).stat())
+        except FileNotFoundError:
+            return True
 
     def _join(self) -> bool:
         """Hold the lock together with the others of our run, if it is theirs."""
         if not _try_lock(self._handle, shared=True):
             return False
-        self._locked = self._is_our_run(self._read())
+        self._locked = self._is_our_run(_read_holder(self._folder))
         if not self._locked:
             _unlock(self._handle)
         return self._locked
-
-    def _read(self) -> dict[str, Any]:
-        try:
-            holder = json.loads((self._folder / LOCK_FILE).read_bytes())
-            return holder if isinstance(holder, dict) else {}
-        except (OSError, ValueError):
-            return {}
 
     def _is_our_run(self, holder: dict[str, Any]) -> bool:
         return self._run_id is not None and holder.get("run_id") == self._run_id
 
     def _refusal(self, holder: dict[str, Any]) -> StoreLockedError:
-        who = "another process"
-        if holder:
-            what = f" ({holder['command']})" if holder.get("command") else ""
-            who = (
-                f"process {holder.get('pid')} on {holder.get('host')} since {holder.get('since')}"
-                f"{what}"
-            )
         return StoreLockedError(
-            f"{self._folder} is being written to by {who}. Nothing was changed; wait for it, or stop it "
-            "(what it committed stays) and run the same command again."
+            f"{self._folder} is being written to by {_named(holder)}. Nothing was changed; wait for it, "
+            "or stop it (what it committed stays) and run the same command again."
         )
+
+
+def holder_of(folder: Path) -> str | None:
+    """Who writes to a store at this moment, for people; None where nobody does."""
+    file = folder / LOCK_FILE
+    try:
+        handle = os.open(file, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        if _try_lock(handle, shared=False):
+            return None
+    except StoreError:
+        return None  # without locks nobody writes
+    finally:
+        os.close(handle)
+    return _named(_read_holder(folder))
+
+
+def _read_holder(folder: Path) -> dict[str, Any]:
+    try:
+        holder = json.loads((folder / LOCK_FILE).read_bytes())
+        return holder if isinstance(holder, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def _named(holder: dict[str, Any]) -> str:
+    if not holder:
+        return "another process"
+    what = f" ({holder['command']})" if holder.get("command") else ""
+    return f"process {holder.get('pid')} on {holder.get('host')} since {holder.get('since')}{what}"
 
 
 def _seems_alive(holder: dict[str, Any]) -> bool:
@@ -179,6 +218,12 @@ def _try_lock(handle: int, *, shared: bool) -> bool:
         fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:  # a network file system without a lock service
+        raise StoreError(
+            f"the file system of the cache can not lock files ({error.strerror}): two runs that write "
+            "at once would not see each other. Mount it with locks, or give --cache-dir on a disk of "
+            "this machine and join it later with `mirip-fast cache merge`."
+        ) from error
     return True
 
 

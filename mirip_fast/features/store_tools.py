@@ -1,9 +1,9 @@
-"""Looking after feature stores: joining, pruning, mending them, and exports for other programs."""
+"""Feature stores as a whole: exports for other programs, and joining stores made apart."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,28 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.errors import StoreError
-from mirip_fast.features.shard_rows import ShardWriter
-from mirip_fast.features.shards import (
-    SeriesSpec,
-    build_shard,
-    create_shard,
-    open_shard,
-    parse_shard_name,
-    partial_path,
-    shard_name,
-    write_export,
-)
+from mirip_fast.features.shards import SeriesSpec, write_export
 from mirip_fast.features.store import STORE_FILE, FeatureStore, differing_fields
-from mirip_fast.features.store_files import (
-    Ranges,
-    missing_shards,
-    read_ranges,
-    shard_files,
-    write_ranges,
-)
-from mirip_fast.features.store_lock import StoreLock
-from mirip_fast.files import fsync_folder
 
+#: Cosine similarity from which on two rows of one image count as the same: half precision and another
+#: batch size stay far above, other weights or another preprocessing far below.
+SAME = 0.999
 _PIECE_BYTES = 16 << 20  # features in memory at once
 
 
@@ -45,6 +29,9 @@ def export(
     image_ids: Sequence[str],
     paths: Sequence[str],
     series: Mapping[str, str],
+    columns: Mapping[str, Sequence[str]] | None = None,
+    attributes: Mapping[str, str] | None = None,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Write features as one plain HDF5 file: ``/features/cls`` …, ``/image_id``, ``/path``.
 
@@ -58,6 +45,9 @@ def export(
         image_ids: n names.
         paths: n files.
         series: name below ``/features`` → series, for example ``{"cls": "cls.756"}``.
+        columns: further texts, name → n of them, for example ``{"tier": [...]}``.
+        attributes: further attributes of the file.
+        progress: called with the bytes of features written, piece by piece.
 
     Raises:
         StoreError: an image has no row in a series, or ``file`` lies in a store.
@@ -76,25 +66,79 @@ def export(
                 f"{store.path}: {int((rows < 0).sum())} of {len(rows)} images have no row in series "
                 f"{source} (there is: {there}); run `mirip-fast embed` on them first"
             )
-        features[f"features/{name}"] = (specs[source], _pieces(store, specs[source], rows))
+        told = _telling(pieces(store, specs[source], rows), progress)
+        features[f"features/{name}"] = (specs[source], told)
     texts = {
-        "image_id": [text.encode("utf-8", "surrogateescape") for text in image_ids],
-        "path": [text.encode("utf-8", "surrogateescape") for text in paths],
+        name: [text.encode("utf-8", "surrogateescape") for text in values]
+        for name, values in {"image_id": image_ids, "path": paths, **(columns or {})}.items()
     }
     for text in (text for values in texts.values() for text in values):
         if b"\0" in text:
-            raise ValueError(f"{text!r} holds a NUL, which HDF5 texts can not")
+            raise StoreError(f"{text!r} holds a zero byte, which texts in HDF5 can not")
     fingerprint = json.dumps(store.fingerprint, sort_keys=True)
-    attributes = {"fingerprint": fingerprint, "fingerprint_id": store.fingerprint_id}
-    write_export(file, features, texts, attributes)
+    made_by = {"fingerprint": fingerprint, "fingerprint_id": store.fingerprint_id}
+    write_export(file, features, texts, {**(attributes or {}), **made_by})
 
 
-def _pieces(
+def _telling(
+    parts: Iterator[NDArray[Any]], progress: Callable[[int], None]
+) -> Iterator[NDArray[Any]]:
+    for part in parts:
+        yield part
+        progress(part.nbytes)
+
+
+def pieces(
     store: FeatureStore, spec: SeriesSpec, rows: NDArray[np.int64]
 ) -> Iterator[NDArray[Any]]:
+    """Features of the given rows, in order, a few MiB at a time: [m, \\*shape] each."""
     step = max(1, _PIECE_BYTES // spec.row_bytes)
     for start in range(0, len(rows), step):
         yield store.read(spec.name, rows[start : start + step])
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """How far two stores agree on the images that a series of both has."""
+
+    series: str
+    shared: int
+    differing: int  # images whose features have a cosine similarity below SAME
+    worst: float  # the smallest cosine similarity
+
+    @property
+    def alike(self) -> bool:
+        """Whether both were computed alike: at most one in a hundred images differs."""
+        return self.differing * 100 <= self.shared
+
+
+def compare(ours: FeatureStore, theirs: FeatureStore) -> list[Overlap]:
+    """Compare the features of every image that both stores have, series by series."""
+    result = []
+    for name, spec in theirs.series().items():
+        if ours.series().get(name, spec) != spec:
+            raise StoreError(
+                f"series {name} has other rows in {theirs.path} ({spec.shape} {spec.dtype}) than in "
+                f"{ours.path} ({ours.series()[name].shape} {ours.series()[name].dtype})"
+            )
+        shared = sorted(ours.valid_hashes(name) & theirs.valid_hashes(name))
+        pairs = zip(
+            pieces(ours, spec, ours.rows(name, shared)),
+            pieces(theirs, spec, theirs.rows(name, shared)),
+            strict=True,
+        )
+        alike = np.concatenate([np.empty(0), *(_cosines(a, b) for a, b in pairs)])
+        differing = int(np.count_nonzero(~(alike >= SAME)))
+        result.append(Overlap(name, len(shared), differing, float(min([1.0, *alike]))))
+    return result
+
+
+def _cosines(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
+    """[n] cosine similarity of the rows of two arrays [n, \\*shape]."""
+    x, y = (array.reshape(len(array), -1).astype(np.float64) for array in (a, b))
+    lengths = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
+    equal = (x == y).all(axis=1)
+    return np.where(equal, 1.0, (x * y).sum(axis=1) / np.where(lengths > 0, lengths, np.inf))
 
 
 def merge(
@@ -102,10 +146,12 @@ def merge(
     sources: Sequence[FeatureStore],
     *,
     command: str = "mirip-fast cache merge",
+    progress: Callable[[int], None] = lambda _: None,
 ) -> dict[str, int]:
     """Copy into ``target`` every row of ``sources`` that it lacks.
 
-    Only rows whose checksum matches are copied. A merge that is broken off can be run again.
+    Only rows whose checksum matches are copied, and none that is not finite. A merge that is broken
+    off can be run again.
 
     Returns:
         Series → rows added.
@@ -134,152 +180,14 @@ def merge(
                 wanted = [wanted[i] for i in np.argsort(rows)]
                 rows = np.sort(rows)
                 done = 0
-                for piece in _pieces(checked, spec, rows):
-                    writer.append(wanted[done : done + len(piece)], {spec: piece})
+                for piece in pieces(checked, spec, rows):
+                    names = wanted[done : done + len(piece)]
+                    finite = np.isfinite(piece.reshape(len(piece), -1)).all(axis=1)
+                    kept = [sha for sha, ok in zip(names, finite, strict=True) if ok]
+                    writer.append(kept, {spec: piece[finite]})
+                    added[name] = added.get(name, 0) + len(kept)
                     done += len(piece)
-                added[name] = added.get(name, 0) + done
+                    progress(piece.nbytes)
+                added.setdefault(name, 0)
     target.refresh()
     return added
-
-
-@dataclass(frozen=True)
-class Pruned:
-    """What pruning did: rows kept and dropped, bytes given back to the disk."""
-
-    kept: int
-    dropped: int
-    freed: int
-
-
-def prune(
-    store: FeatureStore, keep: Collection[bytes], *, command: str = "mirip-fast cache prune"
-) -> Pruned:
-    """Drop every row whose content hash is not in ``keep``, second rows of one picture, damaged rows.
-
-    New shards are written first; then a list says, in one step, that they count and the old ones do
-    not; then the old ones are deleted. A crash at any point loses no row that was to be kept.
-
-    Raises:
-        DiskFullError: no room for the rows that are kept; nothing was changed.
-        StoreLockedError: a run writes to the store.
-    """
-    kept = dropped = 0
-    before = _size(store.path)
-    with store.writer(command=command):
-        checked = FeatureStore.open(store.path, verify=True)
-        for name, spec in checked.series().items():
-            valid = checked.valid_hashes(name)
-            wanted = sorted(valid.intersection(keep))
-            kept, dropped = kept + len(wanted), dropped + len(valid) - len(wanted)
-            shards_needed = -(-len(wanted) // spec.shard_rows)
-            if len(wanted) < len(valid) or shards_needed < len(checked.shards(name)):
-                _rewrite(checked, spec, wanted)
-    store.refresh()
-    return Pruned(kept, dropped, before - _size(store.path))
-
-
-def _size(path: Path) -> int:
-    return sum(file.stat().st_size for file in path.glob("*.h5"))
-
-
-def _rewrite(store: FeatureStore, spec: SeriesSpec, hashes: Sequence[bytes]) -> None:
-    """Replace a series' shards by new ones of rank 0 that hold exactly these rows."""
-    path, ranges = store.path, read_ranges(store.path)
-    old = store.shards(spec.name)
-    ends: Ranges = {key: (end, end) for key, (_, end) in ranges.items() if key[0] == spec.name}
-    for shard in old:
-        key = (spec.name, shard.rank)
-        end = max(shard.number + 1, ends.get(key, (0, 0))[1])
-        ends[key] = (end, end)
-    own = (spec.name, 0)
-    start = ends.get(own, (0, 0))[1]
-    rows = store.rows(spec.name, hashes)
-    order = np.argsort(rows)
-    made: list[tuple[Path, Path]] = []
-    try:
-        for number, first in enumerate(range(0, len(rows), spec.shard_rows), start):
-            final = path / shard_name(spec.name, 0, number)
-            made.append((partial_path(final), final))
-            part = order[first : first + spec.shard_rows]
-            _fill(store, spec, made[-1], [hashes[i] for i in part.tolist()], rows[part])
-        for partial, final in made:
-            partial.rename(final)
-    except BaseException:
-        for partial, final in made:
-            partial.unlink(missing_ok=True)
-            final.unlink(missing_ok=True)
-        raise
-    fsync_folder(path)
-    ends[own] = (start, start + len(made))
-    # Rank 0 first: until the others' lists say so, their rows are only there twice.
-    for rank in sorted({0, *(rank for _, rank in ends)}):
-        write_ranges(path, rank, {**ranges, **ends})
-    for shard in old:
-        shard.path.unlink()
-    fsync_folder(path)
-
-
-def _fill(
-    store: FeatureStore,
-    spec: SeriesSpec,
-    names: tuple[Path, Path],
-    hashes: Sequence[bytes],
-    rows: NDArray[np.int64],
-) -> None:
-    shard = build_shard(*names, spec, store.fingerprint_id)
-    table = np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 32)
-    file, done = ShardWriter(shard), 0
-    try:
-        for piece in _pieces(store, spec, rows):
-            end = done + len(piece)
-            file.write(np.arange(done, end), table[done:end], piece)
-            done = end
-        file.sync()
-    finally:
-        file.close()
-
-
-def repair(store: FeatureStore, *, command: str = "mirip-fast cache verify --repair") -> list[str]:
-    """Put an empty shard in the place of each one that is missing or unreadable.
-
-    An unreadable file is kept beside it, with ``.damaged`` after its name. The next embed computes
-    the rows that are gone. Single damaged rows need no repair: embed finds them.
-
-    Returns:
-        One line for each shard that was replaced.
-
-    Raises:
-        StoreLockedError: a run writes to the store.
-    """
-    path, done = store.path, []
-    lock = StoreLock(path, command, None, 0)
-    try:
-        ranges, files, specs = read_ranges(path), shard_files(path), {}
-        for key, numbers in files.items():
-            for number, file in list(numbers.items()):
-                file.open("rb").close()  # a file that may not be read is not a damaged one
-                try:
-                    specs[key[0]] = open_shard(file, store.fingerprint_id).spec
-                except StoreError as error:
-                    aside = file.with_name(f"{file.name}.damaged")
-                    file.replace(aside)
-                    del numbers[number]
-                    first, end = ranges.get(key, (0, 0))
-                    ranges[key] = (first, max(end, number + 1))
-                    done.append(f"{error}; kept as {aside.name}")
-        for name in missing_shards(ranges, files):
-            series, rank, number = parse_shard_name(name) or ("", 0, 0)
-            if series in specs:
-                create_shard(path / name, specs[series], store.fingerprint_id)
-                done.append(f"{name} was missing: an empty one is in its place")
-            else:  # nothing is left that tells the shape of a row
-                end = ranges[series, rank][1]
-                ranges[series, rank] = (end, end)
-                done.append(f"{name} was missing, and with it all of series {series}")
-        for rank in sorted({rank for _, rank in ranges}):
-            write_ranges(path, rank, ranges)
-        fsync_folder(path)
-    finally:
-        lock.release()
-    store.refresh()
-    return done

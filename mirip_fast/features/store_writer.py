@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from mirip_fast.features.shards import SeriesSpec, Shard, create_shard, shard_na
 from mirip_fast.features.store import HashIndex
 from mirip_fast.features.store_files import (
     DIRTY_FILE,
+    STORE_FILE,
     clean_up,
     dirty_files,
     find_shards,
@@ -67,6 +69,8 @@ class StoreWriter:
         self._series: dict[str, _Series] = {}
         self._lock = StoreLock(store.path, command, run_id, self.rank)
         try:
+            if not (store.path / STORE_FILE).exists():
+                raise StoreError(f"{store.path} was pruned meanwhile; run the same command again")
             self._recover(alone=run_id is None)
             self._lock.share()
         except BaseException:
@@ -124,23 +128,31 @@ class StoreWriter:
                 new = series.new_among(hashes)
                 if len(new):
                     jobs.append((series, [hashes[i] for i in new], rows[new]))
-            for series, sha, _ in jobs:  # a full disk is found before anything is written
-                series.make_room(len(sha))
             if jobs:
-                self._mark_dirty()
+                with self._plain_errors():  # a full disk is found before anything is written
+                    for series, sha, _ in jobs:
+                        series.make_room(len(sha))
+                    self._mark_dirty()
                 self._unsettled = True
-                self._write(jobs)
+                with self._plain_errors():
+                    self._write(jobs)
                 self._unsettled = False
                 for series, sha, _ in jobs:
                     series.index.add(sha, [0] * len(sha))
 
     def _write(self, jobs: Sequence[tuple[_Series, list[bytes], NDArray[Any]]]) -> None:
+        files = [file for series, sha, rows in jobs for file in series.write(sha, rows)]
+        for file in files:
+            file.sync()
+        for series, _, _ in jobs:
+            series.close_full()
+
+    @contextlib.contextmanager
+    def _plain_errors(self) -> Iterator[None]:
         try:
-            files = [file for series, sha, rows in jobs for file in series.write(sha, rows)]
-            for file in files:
-                file.sync()
-            for series, _, _ in jobs:
-                series.close_full()
+            yield
+        except StoreError:
+            raise
         except OSError as error:
             if is_disk_full(error):  # file systems that copy on write need room even here
                 raise disk_full(self.store.path) from error
