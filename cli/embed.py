@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,6 +12,10 @@ from mirip_fast.config import Resolved
 
 from .options import command_line, config_options
 from .progress import EmbedBar
+
+if TYPE_CHECKING:
+    from mirip_fast.features.command import EmbedDone
+    from mirip_fast.features.speed import SpeedReport
 
 
 @click.command("embed")
@@ -19,33 +25,77 @@ from .progress import EmbedBar
 )
 @click.option("--rehash", is_flag=True, help="Read every file again instead of trusting its time.")
 @click.option("--strict", is_flag=True, help="Exit with status 1 if any image failed.")
+@click.option(
+    "--explain-speed", is_flag=True, help="Print how busy each stage was and what limits the speed."
+)
+@click.option(
+    "--export",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write the features to FILE as well, one plain HDF5 file for other programs.",
+)
 @config_options("embed", "data", "runtime")
 def embed_command(
-    resolved: Resolved, data: Path, limit: int | None, rehash: bool, strict: bool
+    resolved: Resolved,
+    data: Path,
+    limit: int | None,
+    rehash: bool,
+    strict: bool,
+    explain_speed: bool,
+    export: Path | None,
 ) -> int:
     """Compute the features of every image in DATA once, and keep them.
 
     DATA is a folder with images/ and metadata.csv, any folder of images, a folder per tier, or a CSV file.
+    Started by torchrun or srun, each process takes its share of the images.
     """
     from mirip_fast.features.command import embed_data
+    from mirip_fast.runtime import distributed
 
+    ranks = distributed()
+    if ranks is not None and ranks.rank > 0:  # one of them tells how it goes
+        package = logging.getLogger("mirip_fast")
+        package.setLevel(max(package.level, logging.WARNING))
     with EmbedBar() as bar:
         done = embed_data(
             data,
             resolved.config,
             limit=limit,
             rehash=rehash,
+            export=export,
             command=command_line(),
             progress=bar,
         )
-    s = done.summary
+    if done.dataset is not None or (ranks is not None and ranks.rank == 0):
+        _say(done)
+    if explain_speed and done.speed is not None and (ranks is None or ranks.rank == 0):
+        _explain(done.speed)
+    return 1 if strict and done.summary.failed else 0
+
+
+def _say(done: EmbedDone) -> None:
+    s, ranks = done.summary, done.ranks
+    share = f"Rank {ranks.rank} of {ranks.size}: " if ranks and done.dataset is None else ""
     click.echo(
-        f"{s.inputs} images = {s.embedded} embedded + {s.present} already there + "
+        f"{share}{s.inputs} images = {s.embedded} embedded + {s.present} already there + "
         f"{s.duplicate} duplicates + {s.failed} failed, in {s.seconds:.1f} s"
     )
-    if s.embedded:
+    if done.dataset is None:
+        click.echo("The other ranks go on; the last one to end writes the ledger.")
+        return
+    if s.embedded and ranks is None:
         click.echo(f"{s.embedded / done.compute_seconds:.1f} images/s")
-    click.echo(f"Features: {done.dataset.store_path}")
+    click.echo(f"Features: {done.store_path}")
+    if done.exported is not None:
+        click.echo(f"Exported: {done.exported.file} ({done.exported.images} images)")
     if s.failed:
         click.echo(f"Failures: {done.dataset.failures_csv}")
-    return 1 if strict and s.failed else 0
+
+
+def _explain(speed: SpeedReport) -> None:
+    from mirip_fast.evaluation.text_table import format_table
+
+    click.echo(
+        format_table(("stage", "busy", "seconds", "done by"), speed.rows(), align="lrrl")
+        + f"\n{speed.images} images in {speed.seconds:.1f} s. {speed.bottleneck()}"
+    )

@@ -69,6 +69,7 @@ class EmbedBar(_Bar):
     def __call__(self, progress: Progress) -> None:
         """Show how far it is."""
         bar = self._shown(total=progress.total, unit=" images")
+        self._bar.total = progress.total
         if progress.failed:
             bar.set_postfix(failed=progress.failed)
         bar.update(progress.done - bar.n)

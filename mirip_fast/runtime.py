@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mirip_fast.errors import ConfigError
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
 def resolve_device(name: str = "auto") -> torch.device:
     """The device called ``name``; ``auto`` takes the first of CUDA, Apple's MPS, CPU that works here.
 
+    Among several processes on one machine, ``auto`` and ``cuda`` give each its own GPU.
+
     Raises:
         ConfigError: the device does not exist on this machine; says which ones do.
     """
@@ -27,6 +32,9 @@ def resolve_device(name: str = "auto") -> torch.device:
         here.insert(0, "mps")
     if torch.cuda.is_available():
         here[:0] = ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if name in ("auto", "cuda") and here[0] == "cuda":
+        run = distributed()
+        return torch.device("cuda", run.local % torch.cuda.device_count() if run else 0)
     if name == "auto":
         return torch.device(here[0])
     if name not in here:
@@ -108,6 +116,77 @@ def cpu_threads(count: int | None) -> Iterator[None]:
 def rank() -> int:
     """This process's number among those started by torchrun (0 when started alone)."""
     return int(os.environ.get("RANK", "0"))
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among the processes of a distributed run, as torchrun or SLURM started them."""
+
+    rank: int  # its number, from 0
+    size: int  # how many there are, all machines together
+    local: int  # its number on this machine
+    local_size: int  # how many there are on this machine, as far as is known
+    run_id: str  # what all of them call the run
+    bound: bool  # whether each was given cores of its own
+
+    def takes(self, path: Path) -> bool:
+        """Whether an image file is this process's share.
+
+        The share depends on the path and on the run's name alone: processes agree on it without talking,
+        whenever they start, and what one that was killed leaves is spread over all of the next run.
+        """
+        text = f"{self.run_id}\0{path}".encode("utf-8", "surrogateescape")
+        number = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
+        return number % self.size == self.rank
+
+    def cores(self) -> int:
+        """Processor cores for this process: those of the machine are divided."""
+        return max(1, usable_cores() // (1 if self.bound else self.local_size))
+
+
+def distributed(environment: Mapping[str, str] | None = None) -> Ranks | None:
+    """The run that this process is a part of, or None if it runs alone.
+
+    torchrun sets RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE; SLURM's srun SLURM_PROCID, SLURM_NTASKS
+    and SLURM_LOCALID.
+
+    Raises:
+        ConfigError: these make no sense.
+    """
+    names = os.environ if environment is None else environment
+    torchrun = "RANK" in names and "WORLD_SIZE" in names
+
+    def number(default: int, *keys: str) -> int:
+        key = next((key for key in keys if names.get(key)), keys[0])
+        try:
+            return int(names.get(key) or default)
+        except ValueError:
+            raise ConfigError(f"The variable {key}={names[key]} should hold a number") from None
+
+    words: tuple[str, ...]
+    if torchrun:
+        rank_, size = number(0, "RANK"), number(1, "WORLD_SIZE")
+        local, local_size = number(rank_, "LOCAL_RANK"), number(size, "LOCAL_WORLD_SIZE")
+        words = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT")
+        bound = False
+    else:
+        rank_, size = number(0, "SLURM_PROCID"), number(1, "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")
+        per_node = size if number(1, "SLURM_NNODES") == 1 else 1
+        local, local_size = number(0, "SLURM_LOCALID"), per_node
+        words = ("SLURM_JOB_ID", "SLURM_STEP_ID")
+        bound = usable_cores() < (os.cpu_count() or 1)  # srun binds tasks to cores
+    if size == 1:
+        return None
+    if not 0 <= rank_ < size:
+        raise ConfigError(f"This process is called number {rank_} of {size} (numbers begin at 0)")
+    run_id = " ".join([f"{size} ranks", *(names[word] for word in words if names.get(word))])
+    return Ranks(rank_, size, local, max(1, min(local_size, size)), run_id, bound)
+
+
+def our_cores() -> int:
+    """Processor cores for this process, those of the machine divided among the ranks on it."""
+    run = distributed()
+    return run.cores() if run else usable_cores()
 
 
 def usable_cores() -> int:

@@ -8,10 +8,10 @@ import sys
 import time
 from dataclasses import replace
 
-from mirip_fast.data.decode_worker import Decoded, DecodeJob, decode_job, failure
+from mirip_fast.data.decode_worker import Choose, Decoded, DecodeJob, decode_job, failure
 
 
-def by_name(job: DecodeJob) -> Decoded:
+def by_name(job: DecodeJob, choose: Choose) -> Decoded:
     """Misbehave as the file's name says; other files are decoded."""
     word = job.path.name.partition("-")[0]
     if word == "exit":
@@ -28,7 +28,7 @@ def by_name(job: DecodeJob) -> Decoded:
         time.sleep(0.6)
     if word == "pid":
         return failure(job, str(os.getpid()), 0.0)
-    return decode_job(job)
+    return decode_job(job, choose)
 
 
 def _block_everything() -> None:
@@ -49,7 +49,7 @@ def _hog(job: DecodeJob) -> Decoded:
         return failure(job, f"no more after {taken} MiB", 0.0)
 
 
-def surroundings(job: DecodeJob) -> Decoded:
+def surroundings(job: DecodeJob, choose: Choose) -> Decoded:
     """Tell what the process has loaded."""
     heavy = [
         name
@@ -60,6 +60,6 @@ def surroundings(job: DecodeJob) -> Decoded:
     return failure(job, f"{heavy} {main}", 0.0)
 
 
-def answers_wrongly(job: DecodeJob) -> Decoded:
+def answers_wrongly(job: DecodeJob, choose: Choose) -> Decoded:
     """Mix up the images."""
-    return replace(decode_job(job), index=job.index + 1)
+    return replace(decode_job(job, choose), index=job.index + 1)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from mirip_fast.data.images import load_rgb, resize_square, to_array
 from mirip_fast.errors import StoreLockedError
 from mirip_fast.features.backbone import Backbone, load_backbone
 from mirip_fast.features.backbone_files import BackboneSpec
-from mirip_fast.features.embed import STATUSES, Outcome, Settings, embed, summarise
+from mirip_fast.features.embed import STATUSES, Outcome, Progress, Settings, embed, summarise
 from mirip_fast.features.phase_one import PhaseOne, prepare
 from mirip_fast.features.pooling import pool_tokens
 from mirip_fast.features.recipe import Recipe, make_recipe
@@ -53,8 +55,13 @@ class Phase:
         )
         self.phase: PhaseOne = prepare(config, "cpu", self.hashes)
         self.loads = 0
-        self.images = 0  # images that went through the backbone
+        self.passed = 0  # images that went through the backbone, the canary among them
         self.limit: int | None = None  # out of memory above this batch size
+
+    @property
+    def images(self) -> int:
+        """Images that went through the backbone; each load looks at the canary first."""
+        return self.passed - self.loads
 
     @property
     def store(self) -> FeatureStore:
@@ -72,14 +79,14 @@ class Phase:
         def counted(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             if self.limit is not None and len(pixels) > self.limit:
                 raise torch.OutOfMemoryError("out of memory")
-            self.images += len(pixels)
+            self.passed += len(pixels)
             return tokens(pixels)
 
         backbone.tokens = counted  # type: ignore[method-assign]
         return backbone
 
     def run(self, paths: list[Path], **settings: object) -> list[Outcome]:
-        options = Settings(**{"batch_size": 4, **settings})  # type: ignore[arg-type]
+        options = Settings(**{"batch_size": 4, "cores": 1, **settings})  # type: ignore[arg-type]
         return embed(paths, self.recipe, self.store, self.load, self.hashes, options)
 
     def expected(self, path: Path, kind: str, *, flip: bool = False) -> np.ndarray:
@@ -252,7 +259,7 @@ def test_a_feature_that_does_not_fit_is_a_failure(
         pooled[1] = 1e6
         return pooled
 
-    monkeypatch.setattr("mirip_fast.features.embed.pool_tokens", huge)
+    monkeypatch.setattr("mirip_fast.features.forward.pool_tokens", huge)
     outcomes = phase.run(paths)
     assert [o.status for o in outcomes] == ["embedded", "failed", "embedded"]
     assert "--store-dtype float32" in str(outcomes[1].reason)
@@ -260,39 +267,56 @@ def test_a_feature_that_does_not_fit_is_a_failure(
     assert_own_rows(phase, [paths[0], paths[2]], [outcomes[0], outcomes[2]])
 
 
+class StaleMemory(HashMemory):
+    """Remembers every file's hash, and lets something happen to the files right after it was asked."""
+
+    def __init__(self, paths: list[Path], change: Callable[[], object]):
+        super().__init__(None)
+        self._hashes = {path: hashlib.sha256(path.read_bytes()).digest() for path in paths}
+        self._change = change
+
+    def recall_many(self, paths: Iterable[Path]) -> Iterator[bytes | None]:
+        known = [self._hashes.get(path) for path in paths]
+        self._change()
+        self._hashes = {}
+        yield from known
+
+
+@pytest.mark.parametrize("workers", [0, 1])
 def test_a_file_that_changes_while_it_is_read_gets_no_wrong_row(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, workers: int
 ) -> None:
     paths = [draw(tmp_path / f"{i}.png", i) for i in range(3)]
     phase = Phase(tmp_path)
-    load = phase.load
-
-    def change_then_load() -> Backbone:
-        draw(paths[1], 77)
-        return load()
-
-    monkeypatch.setattr(phase, "load", change_then_load)
-    outcomes = phase.run(paths)
+    phase.hashes = StaleMemory(paths, lambda: draw(paths[1], 77))
+    outcomes = phase.run(paths, workers=workers)
     assert_own_rows(phase, paths, outcomes)
     assert [o.status for o in outcomes] == ["embedded"] * 3
     assert outcomes[1].sha256 == HashMemory(None).sha256(paths[1])
 
 
-def test_a_file_that_becomes_another_one_while_it_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_becomes_another_one_while_it_is_read(tmp_path: Path) -> None:
     paths = [draw(tmp_path / f"{i}.png", i) for i in range(3)]
     phase = Phase(tmp_path)
-    load = phase.load
 
-    def change_then_load() -> Backbone:
+    def change() -> None:
         paths[1].write_bytes(paths[0].read_bytes())
-        paths[2].unlink()
-        return load()
+        paths[2].unlink(missing_ok=True)
 
-    monkeypatch.setattr(phase, "load", change_then_load)
+    phase.hashes = StaleMemory(paths, change)
     outcomes = phase.run(paths)
     assert [o.status for o in outcomes] == ["embedded", "duplicate", "failed"]
+    assert_own_rows(phase, paths, outcomes)
+
+
+def test_where_the_first_of_two_copies_vanishes_the_other_serves(tmp_path: Path) -> None:
+    paths = [draw(tmp_path / "0.png", 0), tmp_path / "copy.png", draw(tmp_path / "2.png", 2)]
+    paths[1].write_bytes(paths[0].read_bytes())
+    phase = Phase(tmp_path)
+    phase.hashes = StaleMemory(paths, lambda: paths[0].unlink(missing_ok=True))
+    outcomes = phase.run(paths)
+    assert [o.status for o in outcomes] == ["failed", "embedded", "embedded"]
+    assert "does not exist" in str(outcomes[0].reason)
     assert_own_rows(phase, paths, outcomes)
 
 
@@ -300,17 +324,17 @@ def test_an_interrupted_run_keeps_what_was_committed(tmp_path: Path) -> None:
     paths = [draw(tmp_path / f"{i}.png", i) for i in range(12)]
     phase = Phase(tmp_path)
 
-    def stop(progress: object) -> None:
-        if phase.images >= 8:
+    def stop(progress: Progress) -> None:
+        if progress.done >= 4:
             raise KeyboardInterrupt
 
+    settings = Settings(batch_size=4)
     with pytest.raises(KeyboardInterrupt):
-        embed(
-            paths, phase.recipe, phase.store, phase.load, phase.hashes, Settings(batch_size=4), stop
-        )
+        embed(paths, phase.recipe, phase.store, phase.load, phase.hashes, settings, stop)
     again = Phase(tmp_path)
     outcomes = again.run(paths)
-    assert again.images == 4 and [o.status for o in outcomes].count("present") == 8
+    present = [o.status for o in outcomes].count("present")
+    assert present >= 4 and again.images == 12 - present
     assert_own_rows(again, paths, outcomes)
 
 

@@ -20,7 +20,7 @@ from queue import Empty, SimpleQueue
 from types import TracebackType
 
 from mirip_fast.data.decode_process import DecodeProcess, WorkerLostError
-from mirip_fast.data.decode_worker import Decoded, DecodeJob, failure, find_loader
+from mirip_fast.data.decode_worker import Choose, Decoded, DecodeJob, failure, find_loader
 from mirip_fast.errors import ConfigError, MiripError
 
 __all__ = ["DecodeJob", "DecodePool", "Decoded"]
@@ -32,7 +32,7 @@ _LOADER = "mirip_fast.data.decode_worker:decode_job"
 _JOBS_PER_LANE = 2
 _CLOSED = "the decoding pool is closed"
 
-_Task = tuple[DecodeJob, "Future[Decoded]"]
+_Task = tuple[DecodeJob, "Future[Decoded]", Choose]
 
 
 class DecodePool:
@@ -46,7 +46,7 @@ class DecodePool:
         window: how many images may be in flight or waiting for the consumer at once; None takes
             64, or 8 per process if that is more.
         loader: the function that decodes, as ``module:function``; it takes a :class:`DecodeJob` and
-            returns a :class:`Decoded`.
+            a function to ask, and returns a :class:`Decoded`.
 
     Raises:
         ConfigError: ``workers`` or ``window`` make no sense.
@@ -85,11 +85,13 @@ class DecodePool:
     ) -> None:
         self.close()
 
-    def decode(self, jobs: Iterable[DecodeJob]) -> Iterator[Decoded]:
+    def decode(self, jobs: Iterable[DecodeJob], choose: Choose | None = None) -> Iterator[Decoded]:
         """Decode images.
 
         Args:
             jobs: taken lazily, one window ahead of the results.
+            choose: for jobs that ask: content hash → the sizes that are wanted, perhaps none. Called
+                from several threads at once; has to be quick. None where no job asks.
 
         Yields:
             One result per job, in order; a failed image is a result with a reason.
@@ -97,8 +99,10 @@ class DecodePool:
         Raises:
             MiripError: no decoding process can be started, or the pool is closed.
         """
+        choose = choose or _nothing
         if not self._lanes:
-            yield from map(find_loader(self._loader), jobs)
+            loader = find_loader(self._loader)
+            yield from (loader(job, choose) for job in jobs)
             return
         waiting: deque[Future[Decoded]] = deque()
         try:
@@ -107,7 +111,7 @@ class DecodePool:
                     raise MiripError(_CLOSED)
                 future: Future[Decoded] = Future()
                 waiting.append(future)
-                self._tasks.put((job, future))
+                self._tasks.put((job, future, choose))
                 if len(waiting) >= self._window:
                     yield waiting.popleft().result()
             while waiting:
@@ -132,6 +136,10 @@ class DecodePool:
                 return
             if task is not None and task[1].set_running_or_notify_cancel():
                 task[1].set_exception(MiripError(_CLOSED))
+
+
+def _nothing(_: bytes) -> tuple[int, ...]:
+    return ()
 
 
 class _Lane(threading.Thread):
@@ -173,13 +181,13 @@ class _Lane(threading.Thread):
         while not self._closed.is_set() and self._take():
             self._finish_one()
         self._drop_process()
-        for _, future in self._taken:
+        for _, future, _ in self._taken:
             future.set_exception(MiripError(_CLOSED))
 
     def _finish_one(self) -> None:
-        job, future = self._taken[0]
+        job, future, choose = self._taken[0]
         try:
-            result = self._next_result(job)
+            result = self._next_result(job, choose)
         except Exception as error:  # for the consumer to see, or it would wait for ever
             self._drop_process()
             future.set_exception(error)
@@ -202,13 +210,13 @@ class _Lane(threading.Thread):
                 self._taken.append(task)
         return True
 
-    def _next_result(self, job: DecodeJob) -> Decoded:
+    def _next_result(self, job: DecodeJob, choose: Choose) -> Decoded:
         process = self._send_taken()
         try:
-            result = process.receive(job, self._timeout_s)
+            result = process.receive(job, self._timeout_s, choose)
         except WorkerLostError as lost:
             self._drop_process()
-            return failure(job, str(lost), process.seconds())
+            return failure(job, str(lost), process.seconds(), lost.sha256)
         self._sent -= 1
         return result
 

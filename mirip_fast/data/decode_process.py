@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from mirip_fast.data.decode_worker import Decoded, DecodeJob, encode_job
+from mirip_fast.data.decode_worker import Choose, Decoded, DecodeJob, encode_choice, encode_job
 from mirip_fast.data.image_files import one_line
 from mirip_fast.errors import MiripError
 
@@ -32,7 +32,13 @@ _PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
 
 
 class WorkerLostError(Exception):
-    """The process crashed or hung while it worked on a job; the message is the reason for users."""
+    """The process crashed or hung while it worked on a job; the message is the reason for users.
+
+    Attributes:
+        sha256: of the content it was working on; empty if it did not get so far as to tell.
+    """
+
+    sha256 = b""
 
 
 class DecodeProcess:
@@ -94,13 +100,32 @@ class DecodeProcess:
         """Note that it begins its next job now."""
         self._busy_since = time.monotonic()
 
-    def receive(self, job: DecodeJob, timeout_s: float) -> Decoded:
+    def receive(self, job: DecodeJob, timeout_s: float, choose: Choose) -> Decoded:
         """Wait for the result of the oldest job sent.
+
+        Args:
+            job: that job.
+            timeout_s: seconds it may take.
+            choose: answers the process if it asks.
 
         Raises:
             WorkerLostError: it crashed, or took longer than ``timeout_s`` seconds.
         """
-        header = self._read_header(self._busy_since + timeout_s - time.monotonic())
+        asked = b""
+        try:
+            header = self._read_header(self._busy_since + timeout_s - time.monotonic())
+            while "ask" in header:
+                asked = bytes.fromhex(header["ask"])
+                self._channel.sendall(encode_choice(choose(asked)))
+                header = self._read_header(self._busy_since + timeout_s - time.monotonic())
+            return self._finish(job, header)
+        except (WorkerLostError, BrokenPipeError, ConnectionResetError) as error:
+            lost = error if isinstance(error, WorkerLostError) else None
+            lost = lost or WorkerLostError(self._how_it_ended())
+            lost.sha256 = asked
+            raise lost from None
+
+    def _finish(self, job: DecodeJob, header: dict[str, Any]) -> Decoded:
         if header["index"] != job.index:
             raise WorkerLostError(f"the decoder answered for image {header['index']}")
         images = []
@@ -116,6 +141,9 @@ class DecodeProcess:
             tuple(images),
             header["reason"],
             header["seconds"],
+            header["cpu_seconds"],
+            tuple(header["sizes"]),
+            tuple(header["stamp"]) if header["stamp"] else None,
         )
 
     def seconds(self) -> float:

@@ -4,7 +4,9 @@ A worker imports Pillow and NumPy but never torch, so that it starts in a fracti
 small. It takes jobs from a socket and answers each in turn:
 
 - job: one line of JSON, see :func:`encode_job`;
-- answer: the length of a JSON header (4 bytes, big-endian), the header, then the raw pixels.
+- answer: the length of a JSON header (4 bytes, big-endian), the header, then the raw pixels;
+- where a job says ``ask``, a header with the content's hash comes first, and the worker waits for a line
+  ``{"sizes": […]}`` (jobs may lie before it): so a file is read once, and decoded only if it has to be.
 
 Before the first job it sends one empty header, to say that it is ready.
 """
@@ -20,16 +22,17 @@ import socket
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mirip_fast.data.image_files import read_image_bytes
+from mirip_fast.data.image_files import Stamp, read_image_file, settled_stamp
 from mirip_fast.data.images import RESIZE_MODES, decode_squares, one_reason, to_array
 from mirip_fast.errors import ConfigError, ImageError
 
@@ -44,6 +47,7 @@ class DecodeJob:
         sizes: side lengths in pixels of the squares wanted; all come from one reading of the file.
         mode: how the picture becomes square, one of ``RESIZE_MODES``.
         draft: whether a JPEG is decoded at reduced scale where that leaves twice the size or more.
+        ask: whether to ask, once the hash is known, which of ``sizes`` are wanted at all.
     """
 
     index: int
@@ -51,6 +55,7 @@ class DecodeJob:
     sizes: tuple[int, ...]
     mode: str
     draft: bool
+    ask: bool = False
 
     def __post_init__(self) -> None:
         if self.mode not in RESIZE_MODES:
@@ -71,9 +76,13 @@ class Decoded:
             or the decoder did not live to tell.
         width: of the whole upright picture, in pixels; 0 on failure.
         height: likewise.
-        images: one uint8 array ``[size, size, 3]`` per wanted size, 0-255; empty on failure.
+        images: one uint8 array ``[size, size, 3]`` per wanted size, 0-255; empty on failure, and where
+            none was wanted after asking.
         reason: why it failed, one line; None if it did not.
-        seconds: time spent on it by its worker.
+        seconds: time spent on it by its worker, waiting for answers left out.
+        cpu_seconds: processor time spent on it by its worker.
+        sizes: side lengths of ``images``.
+        stamp: what to remember the hash by; None if the file is too young for that.
     """
 
     index: int
@@ -83,25 +92,51 @@ class Decoded:
     images: tuple[NDArray[np.uint8], ...]
     reason: str | None
     seconds: float
+    cpu_seconds: float = 0.0
+    sizes: tuple[int, ...] = ()
+    stamp: Stamp | None = None
 
 
+#: Says which of the job's sizes are wanted of the content with this hash; none: it is not decoded.
+Choose = Callable[[bytes], Sequence[int]]
 #: What turns a job into its result.
-Loader = Callable[[DecodeJob], Decoded]
+Loader = Callable[[DecodeJob, Choose], Decoded]
 
 
-def decode_job(job: DecodeJob) -> Decoded:
-    """Read, hash, decode and resize; whatever goes wrong becomes the result's reason."""
-    started = time.perf_counter()
-    sha256 = b""
+def decode_job(job: DecodeJob, choose: Choose) -> Decoded:
+    """Read, hash, decode and resize; whatever goes wrong becomes the result's reason.
+
+    Args:
+        job: the image.
+        choose: asked if the job says so.
+    """
+    started, cpu_started = time.perf_counter(), time.thread_time()
+    sha256, stamp, waited = b"", None, 0.0
+    width = height = 0
+    images: tuple[NDArray[np.uint8], ...] = ()
+    sizes, reason = job.sizes, None
     try:
         with one_reason():
-            data = read_image_bytes(job.path)
-            sha256 = hashlib.sha256(data).digest()
-            (width, height), squares = decode_squares(data, job.sizes, job.mode, draft=job.draft)
-            images = tuple(to_array(square) for square in squares)
+            read_ns = time.time_ns()
+            data, status = read_image_file(job.path)
+            sha256, stamp = hashlib.sha256(data).digest(), settled_stamp(status, read_ns)
+        if job.ask:
+            asked = time.perf_counter()
+            sizes = tuple(choose(sha256))
+            waited = time.perf_counter() - asked
+        if sizes:
+            with one_reason():
+                (width, height), squares = decode_squares(data, sizes, job.mode, draft=job.draft)
+                images = tuple(to_array(square) for square in squares)
     except ImageError as error:
-        return failure(job, str(error), time.perf_counter() - started, sha256)
-    return Decoded(job.index, sha256, width, height, images, None, time.perf_counter() - started)
+        width, height, images, sizes, reason = 0, 0, (), (), str(error)
+    return Decoded(
+        job.index, sha256, width, height, images, reason,
+        seconds=time.perf_counter() - started - waited,
+        cpu_seconds=time.thread_time() - cpu_started,
+        sizes=sizes,
+        stamp=stamp,
+    )  # fmt: skip
 
 
 def failure(job: DecodeJob, reason: str, seconds: float, sha256: bytes = b"") -> Decoded:
@@ -118,13 +153,45 @@ def find_loader(name: str) -> Loader:
 
 def encode_job(job: DecodeJob) -> bytes:
     """A job as one line of ASCII JSON; file names that are not UTF-8 survive."""
-    fields = [job.index, str(job.path), job.sizes, job.mode, job.draft]
+    fields = [job.index, str(job.path), job.sizes, job.mode, job.draft, job.ask]
     return json.dumps(fields).encode("ascii") + b"\n"
 
 
-def _parse_job(line: bytes) -> DecodeJob:
-    index, path, sizes, mode, draft = json.loads(line)
-    return DecodeJob(index, Path(path), tuple(sizes), mode, draft)
+def encode_choice(sizes: Sequence[int]) -> bytes:
+    """The answer to a worker's question, as one line."""
+    return json.dumps({"sizes": list(sizes)}).encode("ascii") + b"\n"
+
+
+class _Inbox:
+    """What the other side sends: jobs, and answers that may come behind further jobs."""
+
+    def __init__(self, channel: socket.socket, lines: IO[bytes]):
+        self._channel, self._lines = channel, lines
+        self._jobs: deque[list[Any]] = deque()
+
+    def next_job(self) -> DecodeJob | None:
+        """The next job; None when there will be none."""
+        fields = self._jobs.popleft() if self._jobs else self._read()
+        if not isinstance(fields, list):
+            return None
+        index, path, sizes, mode, draft, ask = fields
+        return DecodeJob(index, Path(path), tuple(sizes), mode, draft, ask)
+
+    def choose(self, sha256: bytes) -> Sequence[int]:
+        """Ask which sizes are wanted."""
+        _answer(self._channel, {"ask": sha256.hex()})
+        while True:
+            message = self._read()
+            if isinstance(message, dict):
+                sizes: list[int] = message["sizes"]
+                return sizes
+            if message is None:
+                raise BrokenPipeError  # the other side is gone
+            self._jobs.append(message)
+
+    def _read(self) -> Any:
+        line = self._lines.readline()
+        return json.loads(line) if line else None
 
 
 def _answer(channel: socket.socket, header: dict[str, Any], *pixels: NDArray[np.uint8]) -> None:
@@ -155,8 +222,9 @@ def serve(channel_fd: int, parent: int, memory_limit_bytes: int, loader_name: st
         _answer(channel, {})
         _silence_stderr()
         with channel.makefile("rb") as lines:
-            for line in lines:
-                result = loader(_parse_job(line))
+            inbox = _Inbox(channel, lines)
+            while (job := inbox.next_job()) is not None:
+                result = loader(job, inbox.choose)
                 header = {
                     "index": result.index,
                     "sha256": result.sha256.hex(),
@@ -165,6 +233,9 @@ def serve(channel_fd: int, parent: int, memory_limit_bytes: int, loader_name: st
                     "shapes": [array.shape for array in result.images],
                     "reason": result.reason,
                     "seconds": result.seconds,
+                    "cpu_seconds": result.cpu_seconds,
+                    "sizes": result.sizes,
+                    "stamp": result.stamp,
                 }
                 _answer(channel, header, *result.images)
 

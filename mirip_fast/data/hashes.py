@@ -16,15 +16,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from mirip_fast.data.image_files import MAX_FILE_BYTES, one_line, open_image_file
+from mirip_fast.data.image_files import (
+    MAX_FILE_BYTES,
+    Stamp,
+    one_line,
+    open_image_file,
+    settled_stamp,
+    stamp_of,
+)
 from mirip_fast.errors import ImageError
 from mirip_fast.runtime import usable_cores
 
 log = logging.getLogger(__name__)
-
-#: A file changed more recently than this is not remembered: it might change again without a new time
-#: stamp, as clocks of file systems are coarse (up to 2 s on FAT).
-SETTLED_NS = 2_000_000_000
 
 _READ_BYTES = 1 << 20
 _PATHS_PER_QUERY = 500  # SQLite takes at least 999 parameters
@@ -35,8 +38,6 @@ _CREATE = (
     "(path BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, sha256 BLOB) WITHOUT ROWID"
 )
 
-#: (size in bytes, modification time in ns): while both stay, the content is taken to be the same.
-Stamp = tuple[int, int]
 _Known = dict[bytes, tuple[Stamp, bytes]]
 
 
@@ -119,6 +120,31 @@ class HashMemory:
             finally:
                 for _, future in waiting:
                     future.cancel()
+
+    def recall_many(self, paths: Iterable[Path]) -> Iterator[bytes | None]:
+        """What is remembered of many files, in order, without reading any of them.
+
+        Args:
+            paths: taken lazily, a few hundred at a time.
+
+        Yields:
+            32 bytes for a file that still has its remembered size and time, else None.
+        """
+        for chunk in _chunks(paths):
+            keys = [_key(path) for path in chunk]
+            known = self._recall(keys)
+            for path, key in zip(chunk, keys, strict=True):
+                yield _still_valid(path, known.get(key))
+
+    def remember(self, path: Path, sha256: bytes, stamp: Stamp) -> None:
+        """Keep a hash that was computed elsewhere.
+
+        Args:
+            path: the file.
+            sha256: of its content, 32 bytes.
+            stamp: from :func:`mirip_fast.data.image_files.settled_stamp`.
+        """
+        self._finish(_key(path), (sha256, stamp))
 
     def _start(
         self, chunk: Sequence[Path], pool: ThreadPoolExecutor, rehash: bool
@@ -263,7 +289,7 @@ def _still_valid(path: Path, known: tuple[Stamp, bytes] | None) -> bytes | None:
         status = path.stat()
     except (OSError, ValueError):
         return None  # reading it will tell why
-    return known[1] if known[0] == _stamp(status) else None
+    return known[1] if known[0] == stamp_of(status) else None
 
 
 def _look_up(path: Path, known: tuple[Stamp, bytes] | None, *, max_bytes: int | None) -> _Found:
@@ -277,10 +303,10 @@ def _look_up(path: Path, known: tuple[Stamp, bytes] | None, *, max_bytes: int | 
             digest, size = _hash(stream)
         except OSError as error:
             raise ImageError(one_line(error.strerror or str(error))) from error
-        stamp = _stamp(os.fstat(stream.fileno()))
-    if stamp != _stamp(before) or size != before.st_size:
+        after = os.fstat(stream.fileno())
+    if stamp_of(after) != stamp_of(before) or size != before.st_size:
         raise ImageError("the file changed while it was being read")
-    return digest, stamp if now - before.st_mtime_ns > SETTLED_NS else None
+    return digest, settled_stamp(after, now)
 
 
 def _hash(stream: IO[bytes]) -> tuple[bytes, int]:
@@ -290,7 +316,3 @@ def _hash(stream: IO[bytes]) -> tuple[bytes, int]:
         sha.update(block)
         size += len(block)
     return sha.digest(), size
-
-
-def _stamp(status: os.stat_result) -> Stamp:
-    return status.st_size, status.st_mtime_ns

@@ -17,6 +17,12 @@ IMAGE_EXTENSIONS: frozenset[str] = frozenset(
 )
 #: Largest file that is read, in bytes.
 MAX_FILE_BYTES = 2 << 30
+#: A file changed more recently than this is not remembered: it might change again without a new time
+#: stamp, as clocks of file systems are coarse (up to 2 s on FAT).
+SETTLED_NS = 2_000_000_000
+
+#: (size in bytes, modification time in ns): while both stay, the content is taken to be the same.
+Stamp = tuple[int, int]
 
 
 def scan_images(root: Path) -> list[Path]:
@@ -96,6 +102,21 @@ def read_image_file(path: Path) -> tuple[bytes, os.stat_result]:
     if len(data) != after.st_size or after.st_mtime_ns != before.st_mtime_ns:
         raise ImageError("the file changed while it was being read")
     return data, after
+
+
+def stamp_of(status: os.stat_result) -> Stamp:
+    """What a file's content is remembered by."""
+    return status.st_size, status.st_mtime_ns
+
+
+def settled_stamp(status: os.stat_result, read_ns: int) -> Stamp | None:
+    """The stamp to remember a file by; None where it is too young for that.
+
+    Args:
+        status: of the file, when it had been read.
+        read_ns: the clock (``time.time_ns()``) before it was read.
+    """
+    return stamp_of(status) if read_ns - status.st_mtime_ns > SETTLED_NS else None
 
 
 def read_image_bytes(path: Path) -> bytes:

@@ -23,7 +23,10 @@ class Backbone:
     Attributes:
         spec: what its files say about it.
         model: the transformers model, in eval mode, without gradients.
+        compiled: whether torch.compile makes code for it at its first pass.
     """
+
+    compiled = False
 
     def __init__(self, spec: BackboneSpec, model: nn.Module, device: torch.device, precision: str):
         self.spec = spec
@@ -37,6 +40,11 @@ class Backbone:
         """uint8 [B, H, W, 3] in 0–255 → normalised [B, 3, H, W] on the device, compute precision."""
         pixels = images.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
         return ((pixels - self._mean) / self._std).to(self.dtype)
+
+    def compile(self) -> None:
+        """Have code made for exactly the shapes that come, at the first pass (takes a minute or more)."""
+        self.model.compile(dynamic=False)
+        self.compiled = True
 
     @torch.inference_mode()
     def tokens(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

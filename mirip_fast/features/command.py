@@ -13,26 +13,38 @@ from mirip_fast.config import Config
 from mirip_fast.data.csv_reader import shown
 from mirip_fast.data.manifest import read_manifest
 from mirip_fast.data.records import DataOptions
-from mirip_fast.features.datasets import Dataset, save_dataset
-from mirip_fast.features.embed import Progress, Settings, Summary, summarise
+from mirip_fast.errors import StoreError
+from mirip_fast.features.cache_export import Exported, export_dataset
+from mirip_fast.features.datasets import Dataset, dataset_folder, save_dataset
+from mirip_fast.features.embed import Outcome, Progress, Settings, Summary, summarise
 from mirip_fast.features.phase_one import open_hashes, prepare
-from mirip_fast.runtime import usable_cores
+from mirip_fast.features.rank_parts import RankParts
+from mirip_fast.features.speed import SpeedReport
+from mirip_fast.runtime import Ranks, distributed, our_cores
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class EmbedDone:
-    """What `embed` leaves behind."""
+    """What `embed` leaves behind.
 
-    dataset: Dataset
+    In a distributed run only the rank that ends last has the data set and the summary of the whole; the
+    others have the summary of their share.
+    """
+
+    dataset: Dataset | None
     summary: Summary
     compute_seconds: float  # from the first to the last batch, start-up left out
+    store_path: Path
+    speed: SpeedReport | None = None  # where the time went, if anything was computed here
+    exported: Exported | None = None
+    ranks: Ranks | None = None
 
 
 def default_workers(configured: int | None) -> int:
     """Processes that decode, when none are asked for: one per core, at most 16."""
-    return min(16, usable_cores()) if configured is None else configured
+    return min(16, our_cores()) if configured is None else configured
 
 
 def embed_data(
@@ -41,24 +53,30 @@ def embed_data(
     *,
     limit: int | None = None,
     rehash: bool = False,
+    export: Path | None = None,
     command: str = "",
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> EmbedDone:
     """Embed a data set and write its ledger.
+
+    Started by torchrun or srun, each process takes its share; see :mod:`mirip_fast.features.rank_parts`.
 
     Args:
         source: folder or CSV file.
         config: the sections data, embed and runtime are used.
         limit: a trial of the first ``limit`` images.
         rehash: read every file again instead of trusting size and time.
+        export: write the features to this HDF5 file, too; an older export is replaced.
         command: what is running, for whoever finds the store locked.
-        progress: called after every committed batch.
+        progress: called from this thread while it goes on.
 
     Raises:
         MiripError: see :func:`mirip_fast.features.phase_one.prepare` and
             :func:`mirip_fast.features.embed.embed`.
     """
     started = time.monotonic()
+    if export is not None:
+        check_export(export)
     options = config.embed
     if Path(options.backbone).expanduser().is_dir():  # found again from any working folder
         folder = str(Path(options.backbone).expanduser().resolve())
@@ -69,14 +87,19 @@ def embed_data(
     manifest = read_manifest(source, DataOptions.from_config(data))
     if limit is not None:
         manifest = manifest.subset(range(min(limit, len(manifest))))
+    log.info("%d images in %s", len(manifest), shown(manifest.source))
+    paths = [record.path for record in manifest.records]
+    ranks = distributed()
     settings = Settings(
         workers=default_workers(options.workers),
         batch_size=options.embed_batch_size,
         rehash=rehash,
         command=command,
+        run_id=ranks.run_id if ranks else None,
+        rank=ranks.rank if ranks else None,
     )
-    log.info("%d images in %s", len(manifest), shown(manifest.source))
     clock = _Clock(progress)
+    speed: list[SpeedReport] = []
     with open_hashes(Path(options.cache_dir)) as hashes:
         phase = prepare(options, config.runtime.device, hashes)
         log.info(
@@ -88,14 +111,52 @@ def embed_data(
             phase.device,
         )
         phase.say_size(len(manifest))
+        parts = None
+        if ranks is not None:
+            parts = RankParts(dataset_folder(phase.store.path, manifest), ranks, paths)
+            parts.begin()
+            log.info(
+                "Rank %d of %d: its share is %d images", ranks.rank, ranks.size, len(parts.mine)
+            )
+        mine = paths if parts is None else [paths[i] for i in parts.mine]
         clock.start()
-        outcomes = phase.embed(
-            [record.path for record in manifest.records], hashes, settings, clock
+        outcomes = phase.embed(mine, hashes, settings, clock, speed.append)
+    whole: list[Outcome] | None = outcomes
+    if parts is not None:
+        parts.write(outcomes)
+        whole = parts.whole()
+    dataset = exported = None
+    if whole is not None:
+        dataset = save_dataset(
+            phase.store.path, manifest, whole, phase.recipe, data, options, limit=limit
         )
-    dataset = save_dataset(
-        phase.store.path, manifest, outcomes, phase.recipe, data, options, limit=limit
+        if export is not None:
+            exported = export_dataset(dataset, export, overwrite=True)
+    return EmbedDone(
+        dataset=dataset,
+        summary=summarise(outcomes if whole is None else whole, started),
+        compute_seconds=clock.seconds,
+        store_path=phase.store.path,
+        speed=speed[-1] if speed else None,
+        exported=exported,
+        ranks=ranks,
     )
-    return EmbedDone(dataset, summarise(outcomes, started), clock.seconds)
+
+
+def check_export(file: Path) -> None:
+    """See before hours of work that an export can be written there.
+
+    Raises:
+        StoreError: no folder for it, or something else than an HDF5 file is there.
+    """
+    if not file.parent.is_dir():
+        raise StoreError(f"--export {file}: there is no folder {file.parent}")
+    if file.is_dir():
+        raise StoreError(f"--export {file} is a folder; name a file in it, such as features.h5")
+    if file.exists():
+        with file.open("rb") as stream:
+            if stream.read(8) != b"\x89HDF\r\n\x1a\n":
+                raise StoreError(f"--export {file} is there and no HDF5 file; choose another name")
 
 
 def _backbone_text(name: str) -> str:

@@ -153,6 +153,12 @@ class Entry:
     outcome: Outcome
 
 
+def dataset_folder(store_path: Path, manifest: Manifest) -> Path:
+    """Where a data set's ledger lies: by the name of its folder and its whole path."""
+    key = hashlib.sha256(str(manifest.source).encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    return store_path / _FOLDER / f"{_name_of(manifest)}-{key}"
+
+
 def save_dataset(
     store_path: Path,
     manifest: Manifest,
@@ -174,8 +180,7 @@ def save_dataset(
         embed: how it was embedded.
         limit: the trial's number of images, where it was one.
     """
-    key = hashlib.sha256(str(manifest.source).encode("utf-8", "surrogateescape")).hexdigest()[:8]
-    dataset = Dataset(store_path / _FOLDER / f"{_name_of(manifest)}-{key}")
+    dataset = Dataset(dataset_folder(store_path, manifest))
     rows = [
         _row(record, outcome, manifest.tiers)
         for record, outcome in zip(manifest.records, outcomes, strict=True)

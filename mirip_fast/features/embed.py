@@ -2,18 +2,22 @@
 
 Images are known by the SHA-256 of their bytes. Rows are placed by that hash, so the same picture under
 two names is computed once, and renaming or moving a file costs nothing.
+
+The stages overlap: processes read, hash and decode ahead of the backbone; threads run the backbone (and the
+copies to and from a GPU); one thread writes. Short queues between them keep memory flat.
 """
 
 from __future__ import annotations
 
-import logging
+import threading
 import time
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,22 +25,26 @@ from numpy.typing import NDArray
 from mirip_fast.data.decode_pool import Decoded, DecodeJob, DecodePool
 from mirip_fast.data.hashes import HashMemory
 from mirip_fast.errors import ImageError
-from mirip_fast.features.pooling import pool_tokens
+from mirip_fast.features.canary import Canary
+from mirip_fast.features.forward import Batch, Computed, Forward
+from mirip_fast.features.needs import Need, Needs, sizes_of
 from mirip_fast.features.recipe import Recipe
+from mirip_fast.features.speed import Speed, SpeedReport
+from mirip_fast.features.stages import Stage, StoppedError
 from mirip_fast.features.store import FeatureStore, SeriesSpec
 from mirip_fast.features.store_writer import StoreWriter
-from mirip_fast.features.views import View
+from mirip_fast.runtime import our_cores
 
 if TYPE_CHECKING:
-    import torch
-
     from mirip_fast.features.backbone import Backbone
-
-log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 #: What became of an input; every input has exactly one.
 STATUSES = ("embedded", "present", "duplicate", "failed")
+
+_RECALLED_AT_ONCE = 500
+_COMMITTED_AT_ONCE = 8  # batches that one sync may cover
+_STOP_SECONDS = 4.0  # for each stage to finish what it is doing when the run is stopped
+_CHANGED = "the file changed while it was read; run the same command again"
 
 
 @dataclass(frozen=True)
@@ -56,31 +64,18 @@ class Settings:
     batch_size: int | None = None  # None: by the device and the number of tokens
     rehash: bool = False
     command: str = ""  # told to whoever finds the store locked
+    cores: int | None = None  # processor cores to use; None: all that this process may
+    run_id: str | None = None  # names the distributed run that this process is one rank of
+    rank: int | None = None  # its number there
 
 
 @dataclass
 class Progress:
-    """Counts while computing, handed to the progress callback after every batch."""
+    """Counts while computing, handed to the progress callback now and then."""
 
-    total: int
+    total: int  # images to look at; falls when some turn out to be known
     done: int = 0
     failed: int = 0
-
-
-#: A wanted series: which view it is of, which kind of token it holds, and its row's shape.
-Wanted = tuple[View, str, SeriesSpec]
-
-
-def wanted_series(recipe: Recipe) -> list[Wanted]:
-    """Every series that a recipe asks for, view by view."""
-    return [(v, kind, recipe.series(v, kind)) for v in recipe.views for kind in recipe.kinds]
-
-
-def hash_files(
-    paths: Sequence[Path], hashes: HashMemory, *, rehash: bool
-) -> list[bytes | ImageError]:
-    """The content hash of every file, or why it can not be read, in order."""
-    return list(hashes.sha256_many(paths, rehash=rehash))
 
 
 def embed(
@@ -91,6 +86,7 @@ def embed(
     hashes: HashMemory,
     settings: Settings,
     progress: Callable[[Progress], None] = lambda _: None,
+    on_speed: Callable[[SpeedReport], None] = lambda _: None,
 ) -> list[Outcome]:
     """Make sure that every readable image has a row in every series of the recipe.
 
@@ -101,7 +97,8 @@ def embed(
         load: loads the backbone; called only if something has to be computed.
         hashes: remembers content hashes.
         settings: batch size, workers and so on.
-        progress: called after every committed batch.
+        progress: called from this thread while it goes on.
+        on_speed: told where the time went, if anything was computed.
 
     Returns:
         One outcome per path: embedded (computed now), present (was there), duplicate (the bytes of an
@@ -110,19 +107,17 @@ def embed(
     Raises:
         StoreLockedError: another run writes to the store, and something is missing from it.
         DiskFullError: no room; what was committed stays.
+        CanaryError: the backbone gives other features than those in the store.
     """
-    known = hash_files(paths, hashes, rehash=settings.rehash)
-    present = _complete(store, recipe, known)
-    run = _Run(paths, recipe, load, settings, progress)
-    missing = [i for i, sha in _first_of_each(known).items() if sha not in present]
-    if missing:
-        with store.writer(command=settings.command) as writer:
-            run.compute(missing, known, writer)
-        store.refresh()
-        complete = _complete(store, recipe, known)
-        for sha in {sha for sha in known if isinstance(sha, bytes)} - complete - set(run.failures):
-            run.failures[sha] = "the file changed while it was read; run the same command again"
-    return ledger(known, present, run.failures)
+    run = _Run(paths, recipe, store, load, hashes, settings, progress)
+    try:
+        run.go()
+    finally:
+        run.close()
+    if run.report is not None:
+        on_speed(run.report)
+    known = [sha if sha is not None else ImageError(_CHANGED) for sha in run.known]
+    return ledger(known, run.needs.present, run.failures)
 
 
 def ledger(
@@ -158,166 +153,289 @@ def _first_of_each(known: Sequence[bytes | ImageError]) -> dict[int, bytes]:
     return {i: sha for sha, i in seen.items()}
 
 
-def _complete(
-    store: FeatureStore, recipe: Recipe, known: Sequence[bytes | ImageError]
-) -> set[bytes]:
-    """The hashes that have a row in every wanted series."""
-    unique = list({sha for sha in known if isinstance(sha, bytes)})
-    there = np.ones(len(unique), dtype=bool)
-    for _, _, spec in wanted_series(recipe):
-        there &= store.rows(spec.name, unique) >= 0
-    return {sha for sha, complete in zip(unique, there, strict=True) if complete}
-
-
-@dataclass
 class _Run:
     """The state of one call of :func:`embed`."""
 
-    paths: Sequence[Path]
-    recipe: Recipe
-    load: Callable[[], Backbone]
-    settings: Settings
-    report: Callable[[Progress], None]
-    failures: dict[bytes, str] = field(default_factory=dict)
-
-    def compute(
-        self, missing: Sequence[int], known: list[bytes | ImageError], writer: StoreWriter
-    ) -> None:
-        """Compute and commit what ``missing`` (indices into paths) lacks; updates ``known`` and failures."""
-        backbone = self.load()
-        self.batch_size = self.settings.batch_size or default_batch_size(
-            self.recipe, backbone.device
-        )
-        counts = Progress(total=len(missing))
-        with DecodePool(self.settings.workers) as pool:
-            for wanted, indices in self._by_need(missing, known, writer):
-                sizes = tuple(dict.fromkeys(view.size for view, _, _ in wanted))
-                jobs = (
-                    DecodeJob(
-                        i, self.paths[i], sizes, self.recipe.resize, self.recipe.decode == "fast"
-                    )
-                    for i in indices
-                )
-                decoded = pool.decode(jobs)
-                while batch := list(islice(decoded, self.batch_size)):
-                    good = self._accept(batch, known)
-                    if good:
-                        self._commit(good, wanted, sizes, backbone, writer)
-                    counts.done += len(batch)
-                    counts.failed = len(self.failures)
-                    self.report(counts)
-
-    def _by_need(
-        self, missing: Sequence[int], known: Sequence[bytes | ImageError], writer: StoreWriter
-    ) -> Iterator[tuple[list[Wanted], list[int]]]:
-        """Group the images by the series they lack: a cache that has some views is filled, not redone."""
-        series = wanted_series(self.recipe)
-        hashes = [sha for sha in (known[i] for i in missing) if isinstance(sha, bytes)]
-        lacking = np.stack([writer.missing(spec.name, hashes) for _, _, spec in series], axis=1)
-        for need in np.unique(lacking, axis=0)[::-1]:
-            wanted = [item for item, needed in zip(series, need, strict=True) if needed]
-            rows = np.flatnonzero((lacking == need).all(axis=1))
-            if wanted:
-                yield wanted, [missing[int(row)] for row in rows]
-
-    def _accept(self, batch: Sequence[Decoded], known: list[bytes | ImageError]) -> list[Decoded]:
-        """The decodable images of a batch. A file is known by the bytes that were decoded."""
-        good: dict[bytes, Decoded] = {}
-        for item in batch:
-            if item.sha256:
-                known[item.index] = item.sha256
-            if item.reason is None:
-                good[item.sha256] = item
-            elif item.sha256:
-                self.failures[item.sha256] = item.reason
-            else:
-                known[item.index] = ImageError(item.reason)
-        return list(good.values())
-
-    def _commit(
+    def __init__(
         self,
-        items: Sequence[Decoded],
-        wanted: Sequence[Wanted],
-        sizes: tuple[int, ...],
-        backbone: Backbone,
-        writer: StoreWriter,
-    ) -> None:
-        features = self._forward(items, wanted, sizes, backbone)
-        finite = np.ones(len(items), dtype=bool)
-        for rows in features.values():
-            finite &= np.isfinite(rows.reshape(len(items), -1)).all(axis=1)
-        for item in (item for item, ok in zip(items, finite, strict=True) if not ok):
-            self.failures[item.sha256] = (
-                f"a feature does not fit {self.recipe.store_dtype} (not finite)"
-                + ("; try --store-dtype float32" if self.recipe.store_dtype == "float16" else "")
-            )
-        keep = [item.sha256 for item, ok in zip(items, finite, strict=True) if ok]
-        if keep:
-            writer.append(keep, {spec: rows[finite] for spec, rows in features.items()})
+        paths: Sequence[Path],
+        recipe: Recipe,
+        store: FeatureStore,
+        load: Callable[[], Backbone],
+        hashes: HashMemory,
+        settings: Settings,
+        progress: Callable[[Progress], None],
+    ):
+        self._paths, self._recipe, self._store, self._load = paths, recipe, store, load
+        self._hashes, self._settings, self._progress = hashes, settings, progress
+        self._cores = settings.cores or our_cores()
+        self._writer: StoreWriter | None = None
+        self._writer_lock = threading.Lock()
+        self._engine: _Engine | None = None
+        self._filling: dict[Need, list[tuple[bytes, tuple[NDArray[np.uint8], ...]]]] = {}
+        self._counts = Progress(total=len(paths))
+        self._settled = 0  # images that needed no computing, or failed
+        self._unread = 0  # files that could not be read
+        self.known: list[bytes | ImageError | None] = [None] * len(paths)
+        self.failures: dict[bytes, str] = {}
+        self.needs = Needs(store, recipe, self._open_writer)
+        self.report: SpeedReport | None = None
 
-    def _forward(
-        self,
-        items: Sequence[Decoded],
-        wanted: Sequence[Wanted],
-        sizes: tuple[int, ...],
-        backbone: Backbone,
-    ) -> dict[SeriesSpec, NDArray[Any]]:
-        """Features of a batch; out of memory halves the batch for the rest of the run."""
-        from mirip_fast.runtime import is_out_of_memory
+    def go(self) -> None:
+        """Look at every image; compute what is missing."""
+        self._pass(range(len(self._paths)))
+        # Where the file that was to be computed vanished or changed, another with its bytes serves as well.
+        if left := self._left():
+            self._counts.total += len(left)
+            self._pass(sorted(self.known.index(sha) for sha in left))
+            self.failures.update(dict.fromkeys(self._left(), _CHANGED))
 
-        try:
-            return _features(items, wanted, sizes, backbone, self.recipe.store_dtype)
-        except Exception as error:
-            if not is_out_of_memory(error) or len(items) == 1:
+    def close(self) -> None:
+        """Give the store's lock back; every committed row stays."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _left(self) -> list[bytes]:
+        """Contents that should have rows by now and have not; they may be claimed again."""
+        if self._writer is None:
+            return []
+        self._store.refresh()
+        wanted = [sha for sha in self.known if isinstance(sha, bytes)]
+        done = self.needs.complete(wanted)
+        left = [s for s in dict.fromkeys(wanted) if s not in done and s not in self.failures]
+        self.needs.release(left)
+        return left
+
+    def _pass(self, indices: Sequence[int]) -> None:
+        jobs = self._jobs(indices)
+        first = next(jobs, None)
+        if first is None:  # all is known and there: no process, no backbone, no lock
+            return
+        with DecodePool(self._settings.workers) as pool:
+            try:
+                for item in pool.decode(chain([first], jobs), self.needs.sizes):
+                    self._accept(item)
+                    self._cut(ahead=len(indices) - bisect_right(indices, item.index))
+                    self._tell()
+                self._cut(ahead=0, all_of_it=True)
+                if self._engine is not None:
+                    self._engine.finish(self._tell)
+            except BaseException:
+                pool.close()
+                if self._engine is not None:
+                    self._engine.stop()
                 raise
-        self.batch_size = max(1, len(items) // 2)
-        log.warning("Out of memory: going on with batches of %d images", self.batch_size)
-        _free_memory(backbone.device)
-        halves = [items[: self.batch_size], items[self.batch_size :]]
-        parts = [self._forward(half, wanted, sizes, backbone) for half in halves if half]
-        return {spec: np.concatenate([part[spec] for part in parts]) for spec in parts[0]}
+        if self._engine is not None:
+            self.failures.update(self._engine.failures)
+            self._settled += self._engine.done
+            self.report = self._engine.speed_report(self._settings.workers)
+            self._engine = None
+        self._tell()
+
+    def _jobs(self, indices: Sequence[int]) -> Iterator[DecodeJob]:
+        """What has to be read: files whose content is not known, or known to lack something."""
+        sizes = tuple(dict.fromkeys(view.size for view in self._recipe.views))
+        fast = self._recipe.decode == "fast"
+        iterator = iter(indices)
+        while part := list(islice(iterator, _RECALLED_AT_ONCE)):
+            remembered: list[bytes | None] = [None] * len(part)
+            if not self._settings.rehash:
+                remembered = list(self._hashes.recall_many([self._paths[i] for i in part]))
+            known = [sha for sha in remembered if sha is not None]
+            needs = iter(self.needs.claim(known))
+            for index, sha in zip(part, remembered, strict=True):
+                need = next(needs) if sha is not None else ()
+                self.known[index] = sha
+                path, mode = self._paths[index], self._recipe.resize
+                if sha is None:
+                    yield DecodeJob(index, path, sizes, mode, fast, ask=True)
+                elif need:
+                    yield DecodeJob(index, path, sizes_of(need), mode, fast)
+                else:
+                    self._counts.total -= 1
+
+    def _accept(self, item: Decoded) -> None:
+        """Take in what became of one file. It is known by the bytes that were decoded."""
+        sha, before = item.sha256, self.known[item.index]
+        if not sha:
+            self.known[item.index] = ImageError(item.reason or "")
+            self._settled += 1
+            self._unread += 1
+            return
+        self.known[item.index] = sha
+        if item.stamp is not None:
+            self._hashes.remember(self._paths[item.index], sha, item.stamp)
+        if isinstance(before, bytes) and sha != before:
+            self.needs.claim([sha])
+        need = self.needs.take(sha)
+        wanted = sizes_of(need)
+        if item.reason is not None:
+            self.failures[sha] = item.reason
+            self._settled += 1
+        elif need and set(wanted) <= set(item.sizes):
+            images = tuple(item.images[item.sizes.index(size)] for size in wanted)
+            if self._engine is None:
+                self._engine = self._start_engine()
+            self._engine.speed.add("read + decode", item.seconds, item.cpu_seconds)
+            self._filling.setdefault(need, []).append((sha, images))
+        else:
+            self._settled += 1
+
+    def _cut(self, *, ahead: int, all_of_it: bool = False) -> None:
+        """Hand over what has become a whole batch.
+
+        Args:
+            ahead: how many images may follow, at most.
+            all_of_it: nothing follows; hand over the rest too.
+        """
+        engine = self._engine
+        if engine is None:
+            return
+        for need in list(self._filling):
+            waiting = self._filling[need]
+            while waiting:
+                # Towards the end batches become smaller, so that all lanes end together.
+                fair = -(-(ahead + len(waiting)) // (2 * engine.lanes))
+                size = min(engine.batch_size, fair) if engine.lanes > 1 else engine.batch_size
+                if len(waiting) < size and not all_of_it:
+                    break
+                part, self._filling[need] = waiting[:size], waiting[size:]
+                waiting = self._filling[need]
+                engine.put(Batch(need, [sha for sha, _ in part], [images for _, images in part]))
+            if not waiting:
+                del self._filling[need]
+
+    def _start_engine(self) -> _Engine:
+        return _Engine(
+            self._load(),
+            self._recipe,
+            self._open_writer(),
+            self._cores,
+            self._settings.batch_size,
+        )
+
+    def _open_writer(self) -> StoreWriter:
+        with self._writer_lock:
+            if self._writer is None:
+                self._writer = self._store.writer(
+                    command=self._settings.command,
+                    run_id=self._settings.run_id,
+                    rank=self._settings.rank,
+                )
+            return self._writer
+
+    def _tell(self) -> None:
+        engine = self._engine
+        self._counts.done = self._settled + (engine.done if engine else 0)
+        failed_here = len(engine.failures) if engine else 0
+        self._counts.failed = len(self.failures) + failed_here + self._unread
+        self._progress(self._counts)
 
 
-def _features(
-    items: Sequence[Decoded],
-    wanted: Sequence[Wanted],
-    sizes: tuple[int, ...],
-    backbone: Backbone,
-    dtype: str,
-) -> dict[SeriesSpec, NDArray[Any]]:
-    """One forward pass per view; every wanted kind of token from it."""
-    import torch
+class _Engine:
+    """The stages behind decoding: the backbone, and writing what it gives."""
 
-    result: dict[SeriesSpec, NDArray[Any]] = {}
-    with torch.inference_mode(), np.errstate(over="ignore"):
-        for view in dict.fromkeys(view for view, _, _ in wanted):
-            images = np.stack([item.images[sizes.index(view.size)] for item in items])
-            pixels = backbone.normalise(torch.from_numpy(images))
-            cls, patches = backbone.tokens(pixels.flip(-1) if view.flip else pixels)
-            for _, kind, spec in (item for item in wanted if item[0] == view):
-                result[spec] = pool_tokens(kind, cls, patches).cpu().numpy().astype(dtype)
-    return result
+    def __init__(
+        self,
+        backbone: Backbone,
+        recipe: Recipe,
+        writer: StoreWriter,
+        cores: int,
+        batch_size: int | None,
+    ):
+        self.speed = Speed()
+        self.failures: dict[bytes, str] = {}
+        self.done = 0  # images committed, or failed in the backbone
+        self._cores, self._recipe, self._writer = cores, recipe, writer
+        self._forward = Forward(backbone, recipe, cores, batch_size, self.speed)
+        self._canary = Canary(writer.store.path, recipe)
+        self._stop = threading.Event()
+        self._release = self._forward.prepare(self._stop)
+        self.lanes = self._forward.lanes
+        self._write = Stage(
+            "mirip-write", self._commit, room=2 * self.lanes, at_once=_COMMITTED_AT_ONCE
+        )
+        self._compute: Stage[Batch | None] = Stage(
+            "mirip-compute",
+            self._run,
+            threads=self.lanes,
+            room=self.lanes + 1,
+            idle=self.speed.wait,
+        )
+        self.put(None)  # the canary
 
+    @property
+    def batch_size(self) -> int:
+        """Images per pass, as memory allows."""
+        return self._forward.batch_size
 
-def default_batch_size(recipe: Recipe, device: torch.device) -> int:
-    """Images per forward pass when none is given: a fixed budget of tokens per pass.
+    def put(self, batch: Batch | None) -> None:
+        """Hand over a batch; waits for room. Raises what went wrong in any stage."""
+        self._compute.put(batch)
 
-    A CPU gains nothing from large batches; on a GPU the budget keeps DINOv2-Large under about 8 GiB, and
-    a GPU that has less halves the batch by itself.
-    """
-    side = max(view.size for view in recipe.views) // recipe.backbone.patch_size
-    budget, most = (16_384, 32) if device.type == "cpu" else (131_072, 256)
-    return max(1, min(most, budget // (side * side + 1)))
+    def finish(self, tick: Callable[[], None]) -> None:
+        """Wait until everything is committed. Raises what went wrong in any stage."""
+        self._compute.finish(tick)
+        self._write.finish(tick)
+        self._release()
 
+    def stop(self) -> None:
+        """End soon: what is computed is still committed, the rest is dropped."""
+        self._stop.set()
+        self._canary.give_up(StoppedError())
+        self._compute.stop(drop=True, timeout_s=_STOP_SECONDS)
+        self._write.stop(drop=False, timeout_s=_STOP_SECONDS)
+        self._release()
 
-def _free_memory(device: torch.device) -> None:
-    import gc
+    def speed_report(self, workers: int) -> SpeedReport:
+        """Where the time went until now."""
+        return self.speed.report(
+            workers=workers,
+            lanes=self.lanes,
+            cores=self._cores,
+            device=self._forward.backbone.device.type,
+            images=self.done,
+        )
 
-    import torch
+    def _run(self, batches: list[Batch | None]) -> None:
+        for batch in batches:
+            if batch is None:
+                started, cpu = time.perf_counter(), time.thread_time()
+                self._canary.check(self._forward.backbone, self._forward.shape_of_one)
+                self.speed.add("backbone", time.perf_counter() - started, time.thread_time() - cpu)
+            else:
+                for computed in self._forward.run(batch):
+                    self._write.put(computed)
 
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    def _commit(self, batches: list[Computed]) -> None:
+        self._canary.wait()
+        alike: dict[tuple[SeriesSpec, ...], tuple[list[bytes], list[dict[SeriesSpec, Any]]]] = {}
+        for batch in batches:
+            rows = batch.rows()
+            hashes, parts = alike.setdefault(tuple(rows), ([], []))
+            hashes.extend(batch.hashes)
+            parts.append(rows)
+        started, cpu = time.perf_counter(), time.thread_time()
+        for specs, (hashes, parts) in alike.items():
+            self._append(hashes, {s: np.concatenate([part[s] for part in parts]) for s in specs})
+        self.speed.add("write", time.perf_counter() - started, time.thread_time() - cpu)
+
+    def _append(self, hashes: list[bytes], rows: dict[SeriesSpec, NDArray[Any]]) -> None:
+        finite = np.ones(len(hashes), dtype=bool)
+        for values in rows.values():
+            finite &= np.isfinite(values.reshape(len(hashes), -1)).all(axis=1)
+        for sha in (sha for sha, fits in zip(hashes, finite, strict=True) if not fits):
+            self.failures[sha] = (
+                f"a feature does not fit {self._recipe.store_dtype} (not finite)"
+                + ("; try --store-dtype float32" if self._recipe.store_dtype == "float16" else "")
+            )
+        if finite.all():
+            self._writer.append(hashes, rows)
+        elif finite.any():
+            kept = [sha for sha, fits in zip(hashes, finite, strict=True) if fits]
+            self._writer.append(kept, {spec: values[finite] for spec, values in rows.items()})
+        self.done += len(hashes)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 from mirip_fast.config import EmbedConfig
 from mirip_fast.data.hashes import HashMemory
 from mirip_fast.features.backbone_files import find_backbone
-from mirip_fast.features.embed import Outcome, Progress, Settings, embed, wanted_series
+from mirip_fast.features.embed import Outcome, Progress, Settings, embed
+from mirip_fast.features.needs import wanted_series
 from mirip_fast.features.recipe import Recipe, make_recipe
+from mirip_fast.features.speed import SpeedReport
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.files import format_bytes
 from mirip_fast.runtime import resolve_device, resolve_precision
@@ -36,6 +38,7 @@ class PhaseOne:
     recipe: Recipe
     store: FeatureStore
     device: torch.device
+    compile: bool = False  # have code made for the backbone
 
     def embed(
         self,
@@ -43,34 +46,44 @@ class PhaseOne:
         hashes: HashMemory,
         settings: Settings,
         progress: Callable[[Progress], None] = lambda _: None,
+        on_speed: Callable[[SpeedReport], None] = lambda _: None,
     ) -> list[Outcome]:
         """Compute what is missing; see :func:`mirip_fast.features.embed.embed`."""
-        return embed(paths, self.recipe, self.store, self._load, hashes, settings, progress)
+        return embed(
+            paths, self.recipe, self.store, self._load, hashes, settings, progress, on_speed
+        )
 
     def _load(self) -> Backbone:
         from mirip_fast.features.backbone import load_backbone
 
-        return load_backbone(self.recipe.backbone, self.device, self.recipe.precision)
+        backbone = load_backbone(self.recipe.backbone, self.device, self.recipe.precision)
+        if self.compile:
+            backbone.compile()
+        return backbone
 
     def bytes_per_image(self) -> int:
         """Disk space of one image's features, in bytes."""
-        from numpy import dtype, prod
-
-        return sum(
-            int(prod(spec.shape)) * dtype(spec.dtype).itemsize
-            for _, _, spec in wanted_series(self.recipe)
-        )
+        return sum(spec.row_bytes for _, _, spec in wanted_series(self.recipe))
 
     def say_size(self, n_images: int) -> None:
-        """Tell the rough size of ``n_images`` features and the free space."""
+        """Tell the rough size of ``n_images`` features and the free space; warn if it is too little."""
         free = shutil.disk_usage(self.store.path).free
+        size = n_images * self.bytes_per_image()
         log.info(
             "%d images take about %s in %s; %s are free",
             n_images,
-            format_bytes(n_images * self.bytes_per_image()),
+            format_bytes(size),
             self.store.path,
             format_bytes(free),
         )
+        there = sum(file.stat().st_size for file in self.store.path.glob("*.h5"))
+        if size - there > free:
+            log.warning(
+                "There may be too little room: %s are wanted and %s are free. What fits is kept; "
+                "--patches mean or none stores less, --cache-dir chooses another disk.",
+                format_bytes(size - there),
+                format_bytes(free),
+            )
 
 
 def open_hashes(cache_dir: Path) -> HashMemory:
@@ -98,7 +111,7 @@ def prepare(options: EmbedConfig, device_name: str, hashes: HashMemory) -> Phase
             recipe.size,
         )
     store = FeatureStore.create(Path(options.cache_dir) / recipe.fingerprint_id, recipe.fingerprint)
-    return PhaseOne(recipe, store, device)
+    return PhaseOne(recipe, store, device, options.compile)
 
 
 def with_kinds(phase: PhaseOne, kinds: tuple[str, ...]) -> PhaseOne:

@@ -185,7 +185,7 @@ def _prepare(
     """
     from mirip_fast.runtime import resolve_device, supported_precisions
 
-    options = dataclasses.replace(info.embed, cache_dir=str(cache_dir))
+    options = dataclasses.replace(info.embed, cache_dir=str(cache_dir), compile=False)
     if backbone is not None:
         options.backbone = backbone
     wanted = info.fingerprint["precision"]

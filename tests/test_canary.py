@@ -1,0 +1,98 @@
+"""The built-in picture: a backbone that gives other features is told, and nothing is mixed in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_embed import Phase, draw
+
+from mirip_fast.errors import StoreError
+from mirip_fast.features import canary
+from mirip_fast.features.backbone import Backbone
+from mirip_fast.features.canary import CANARY_FILE, CanaryError
+
+
+def drift(phase: Phase, monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
+    """Let the backbone's tokens be off by ``factor``, as with a changed kernel."""
+    load = phase.load
+
+    def changed() -> Backbone:
+        backbone = load()
+        tokens = backbone.tokens
+
+        def off(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            cls, patches = tokens(pixels)
+            noise = torch.randn(cls.shape, generator=torch.Generator().manual_seed(0))
+            return cls + factor * noise * cls.norm() / noise.norm(), patches
+
+        backbone.tokens = off  # type: ignore[method-assign]
+        return backbone
+
+    monkeypatch.setattr(phase, "load", changed)
+
+
+def test_changed_features_are_told_and_not_mixed_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [draw(tmp_path / f"{i}.png", i) for i in range(4)]
+    Phase(tmp_path).run(paths[:2])
+    kept = json.loads((Phase(tmp_path).store.path / CANARY_FILE).read_text())
+    assert {"torch", "transformers", "pillow", "device"} <= kept["made_with"].keys()
+    phase = Phase(tmp_path)
+    drift(phase, monkeypatch, 0.01)
+    real = canary.versions
+    monkeypatch.setattr(canary, "versions", lambda b: {**real(b), "torch": "9.9"})
+    with pytest.raises(CanaryError) as told:
+        phase.run(paths)
+    text = str(told.value)
+    assert "differ by 1.0" in text and "--cache-dir" in text
+    assert f"torch {kept['made_with']['torch']} → 9.9" in text and "pillow" not in text
+    assert len(phase.store.valid_hashes("cls.28")) == 2
+    assert json.loads((phase.store.path / CANARY_FILE).read_text()) == kept
+    # What is there can be used; and with the old libraries it goes on.
+    assert [o.status for o in phase.run(paths[:2])] == ["present"] * 2
+    assert [o.status for o in Phase(tmp_path).run(paths)] == ["present"] * 2 + ["embedded"] * 2
+
+
+def test_arithmetic_is_not_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [draw(tmp_path / f"{i}.png", i) for i in range(3)]
+    Phase(tmp_path).run(paths[:1])
+    phase = Phase(tmp_path)
+    drift(phase, monkeypatch, 1e-4)
+    assert phase.run(paths)[2].status == "embedded"
+
+
+@pytest.mark.parametrize("resize", ["squash", "pad"])
+def test_another_decoder_is_seen_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resize: str
+) -> None:
+    """The picture goes through decoding and resizing like any other."""
+    paths = [draw(tmp_path / f"{i}.png", i) for i in range(3)]
+    Phase(tmp_path, resize=resize).run(paths[:1])
+    real = canary.picture
+    monkeypatch.setattr(canary, "picture", lambda recipe, size: real(recipe, size)[::-1].copy())
+    with pytest.raises(CanaryError):
+        Phase(tmp_path, resize=resize).run(paths)
+
+
+def test_a_damaged_canary_is_told(tmp_path: Path) -> None:
+    paths = [draw(tmp_path / f"{i}.png", i) for i in range(3)]
+    phase = Phase(tmp_path)
+    phase.run(paths[:1])
+    (phase.store.path / CANARY_FILE).write_text("{}")
+    with pytest.raises(StoreError, match=r"canary\.json can not be read"):
+        phase.run(paths)
+    (phase.store.path / CANARY_FILE).unlink()  # a cache from before there was one
+    phase.run(paths)
+    assert (phase.store.path / CANARY_FILE).exists()
+
+
+def test_the_picture_is_a_picture(tmp_path: Path) -> None:
+    recipe = Phase(tmp_path).recipe
+    pixels = canary.picture(recipe, 224)
+    assert pixels.shape == (224, 224, 3) and pixels.dtype == np.uint8
+    assert pixels.std() > 40 and all(pixels[..., c].std() > 40 for c in range(3))

@@ -1,0 +1,126 @@
+"""Stages of a pipeline: order, short queues, and errors that reach whoever feeds them."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from mirip_fast.features.speed import STAGES, Speed
+from mirip_fast.features.stages import Stage, StoppedError
+
+
+def test_everything_is_done_in_order() -> None:
+    done: list[int] = []
+    stage: Stage[int] = Stage("t", done.extend, room=3, at_once=4)
+    for i in range(200):
+        stage.put(i)
+    ticks: list[None] = []
+    stage.finish(lambda: ticks.append(None))
+    assert done == list(range(200))
+
+
+def test_the_queue_is_short() -> None:
+    release = threading.Event()
+    stage: Stage[int] = Stage("t", lambda _: release.wait(10) and None, room=3)
+    put: list[int] = []
+
+    def feed() -> None:
+        for i in range(20):
+            stage.put(i)
+            put.append(i)
+
+    feeder = threading.Thread(target=feed)
+    feeder.start()
+    time.sleep(0.2)
+    assert len(put) == 4  # one in work, three waiting
+    release.set()
+    feeder.join(5)
+    stage.finish()
+    assert len(put) == 20
+
+
+def test_several_threads_share_the_work() -> None:
+    barrier = threading.Barrier(3, timeout=5)
+    stage: Stage[int] = Stage("t", lambda _: barrier.wait() and None, threads=3)
+    for i in range(6):
+        stage.put(i)
+    stage.finish()
+
+
+@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
+def test_an_error_reaches_the_feeder_and_the_finisher(kind: type[BaseException]) -> None:
+    def fail(items: list[int]) -> None:
+        if items == [2]:
+            raise kind("two")
+
+    stage: Stage[int] = Stage("t", fail, room=1)
+    with pytest.raises(kind, match="two"):
+        for i in range(50):
+            stage.put(i)
+    with pytest.raises(kind, match="two"):
+        stage.finish()
+    assert stage.stop(drop=True, timeout_s=5)
+
+
+def test_an_error_travels_up_through_a_waiting_stage() -> None:
+    def full(_: list[int]) -> None:
+        time.sleep(0.05)
+        raise OSError("disk full")
+
+    last: Stage[int] = Stage("last", full, room=1)
+    first: Stage[int] = Stage("first", lambda items: last.put(items[0]), room=1)
+    with pytest.raises(OSError, match="disk full"):
+        for i in range(50):
+            first.put(i)
+
+
+def test_stopping_drops_what_waits_or_does_it_first() -> None:
+    done: list[int] = []
+
+    def slowly(items: list[int]) -> None:
+        time.sleep(0.05)
+        done.extend(items)
+
+    for drop, expected in ((True, 1), (False, 4)):
+        done.clear()
+        stage: Stage[int] = Stage("t", slowly, room=4)
+        for i in range(4):
+            stage.put(i)
+        time.sleep(0.02)
+        assert stage.stop(drop=drop, timeout_s=5)
+        assert len(done) == expected
+        with pytest.raises(StoppedError):
+            stage.put(9)
+
+
+def report(device: str, busy: dict[str, float], cpu: dict[str, float], waiting: float = 0.0) -> str:
+    speed = Speed()
+    speed.started = time.perf_counter() - 10
+    for stage in STAGES:
+        speed.add(stage, busy.get(stage, 0.0), cpu.get(stage, 0.0))
+    speed.wait(waiting)
+    made = speed.report(
+        workers=2, lanes=2 if device == "cpu" else 1, cores=4, device=device, images=9
+    )
+    assert [row[0] for row in made.rows()] == [*STAGES, "waiting for pictures"]
+    return made.bottleneck()
+
+
+def test_the_bottleneck_and_its_flag_are_named() -> None:
+    decode, backbone = "read + decode", "backbone"
+    busy = {decode: 19.0, backbone: 4.0}
+    assert "--workers (now 2 on 4 cores)" in report("cuda", busy, {}, waiting=6.0)
+    assert "--workers" in report("cuda", {decode: 3.0, backbone: 4.0}, {}, waiting=6.0)
+    assert "is the backbone" in report("cuda", {decode: 8.0, backbone: 9.8}, {}, waiting=0.1)
+    assert "--patches" in report("cuda", {backbone: 5.0, "write": 9.5}, {})
+    cpu = {decode: 10.0, backbone: 25.0}
+    assert "--image-size" in report("cpu", {decode: 19.0, backbone: 19.0}, cpu)
+    assert "--decode fast" in report(
+        "cpu", {decode: 19.0, backbone: 19.0}, {decode: 25.0, backbone: 10.0}
+    )
+    assert "other programs" in report(
+        "cpu", {decode: 19.0, backbone: 19.0}, {decode: 5.0, backbone: 9.0}
+    )
+    assert "is reading" in report("cpu", {decode: 19.0, backbone: 4.0}, {decode: 2.0}, waiting=15.0)
