@@ -76,6 +76,11 @@ class SplitConfig:
     val_ratio: float = option(0.1, "Share of the images to validate on.", low=0, high=1)
     test_ratio: float = option(0.1, "Share of the images to test on.", low=0, high=1)
     split_seed: int = option(42, "Seed of the split.", low=0)
+    near_groups: str | None = option(
+        None,
+        "CSV file of near duplicates that stay in one split, as audit writes it (auto: none; equal "
+        "files always stay together).",
+    )
 
 
 @dataclass
@@ -285,6 +290,31 @@ class EvaluateConfig:
 
 
 @dataclass
+class AuditConfig:
+    """What counts as a near duplicate, and what an audit finds fault with."""
+
+    near_cosine: float = option(
+        0.95,
+        "Cosine of two images' CLS features from which on they are near duplicates; lower finds more "
+        "crops, and works that only look alike.",
+        low=0,
+        high=1,
+    )
+    disagreement: float = option(
+        0.8,
+        "An image is reported when its held-out score contradicts its tier in this share of the "
+        "comparisons with other tiers.",
+        low=0,
+        high=1,
+    )
+    fail_on: str = option(
+        "error",
+        "Findings that end with status 1: error, warning, note (each with those above it), none, or "
+        "kinds of findings separated by commas.",
+    )
+
+
+@dataclass
 class RuntimeConfig:
     """The machine."""
 
@@ -302,6 +332,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    audit: AuditConfig = field(default_factory=AuditConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:

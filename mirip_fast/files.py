@@ -86,6 +86,14 @@ def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, ob
     write_text(path, text.getvalue())
 
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+
+
+def spreadsheet_safe(cell: str) -> str:
+    """Text that no spreadsheet takes for a formula: a leading = + - @ gets an apostrophe before it."""
+    return f"'{cell}" if cell.startswith(_FORMULA) else cell
+
+
 def is_disk_full(error: BaseException) -> bool:
     """Whether ``error`` says that there is no room (disk full, quota, file size limit)."""
     full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

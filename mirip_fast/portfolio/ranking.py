@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 
 from mirip_fast.evaluation.text_table import format_table
-from mirip_fast.files import write_csv, write_json
+from mirip_fast.files import spreadsheet_safe, write_csv, write_json
 
 _COLUMNS = ("rank", "score", "file", "image_id")
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 @dataclass(frozen=True)
@@ -77,8 +76,3 @@ def write_ranking(folder: Path, ranking: Sequence[Ranked], about: dict[str, Any]
     works = [vars(work) for work in ranking]
     write_json(folder / "ranking.json", {**about, "works": works})
     return [folder / "ranking.csv", folder / "ranking.json"]
-
-
-def spreadsheet_safe(cell: str) -> str:
-    """Text that no spreadsheet takes for a formula: a leading = + - @ gets an apostrophe before it."""
-    return f"'{cell}" if cell.startswith(_FORMULA) else cell

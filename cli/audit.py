@@ -1,0 +1,55 @@
+"""``mirip-fast audit``: what is wrong with the data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mirip_fast.config import Resolved
+
+from .options import config_options
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.command("audit")
+@click.argument("data", type=_PATH, required=False)
+@click.option(
+    "--run",
+    type=_PATH,
+    help="Run whose splits and held-out scores are looked at (default: the newest of the data).",
+)
+@click.option(
+    "--pairs", type=_PATH, help="CSV file of judged pairs, to look for preference cycles in."
+)
+@click.option(
+    "--top", type=click.IntRange(min=0), default=5, show_default=True,
+    help="Findings shown of each kind; the file has all.",
+)  # fmt: skip
+@click.option("--out", type=_PATH, default=Path(), help="Folder for audit.csv and near_groups.csv.")
+@config_options("audit", "embed.cache_dir", "train.output_dir", "data.separator")
+def audit_command(
+    resolved: Resolved,
+    data: Path | None,
+    run: Path | None,
+    pairs: Path | None,
+    top: int,
+    out: Path,
+) -> int:
+    """Look for what makes scores untrue, in embedded DATA (default: the newest with grades).
+
+    Copies and near duplicates across splits and in different tiers, groups that straddle splits, images
+    whose held-out score contradicts their tier, preference cycles, files that are unreadable, gone or
+    changed. Writes audit.csv (one finding per line) and near_groups.csv (for --near-groups of split and
+    train). Ends with status 1 where it finds what --fail-on names: by default errors, which are copies,
+    near duplicates and groups across splits, and equal files with different tiers.
+    """
+    from mirip_fast.ranking.audit import audit
+    from mirip_fast.ranking.audit_text import audit_text, verdict
+
+    done = audit(resolved.config, data=data, run=run, pairs=pairs, out=out)
+    click.echo(audit_text(done, top))
+    click.echo("\nWritten: " + ", ".join(str(path) for path in done.files))
+    click.echo(verdict(done))
+    return 1 if done.failed else 0

@@ -1,0 +1,87 @@
+"""``mirip-fast duplicates``: works that occur more than once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mirip_fast.config import Resolved
+
+from .options import command_line, config_options
+from .progress import EmbedBar
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.command("duplicates")
+@click.argument("folders", type=_PATH, nargs=-1)
+@click.option(
+    "--cache",
+    "caches",
+    type=_PATH,
+    multiple=True,
+    help="Compare with the works of another cache, too.",
+)
+@click.option(
+    "--top", type=click.IntRange(min=0), default=20, show_default=True, help="Groups shown."
+)
+@click.option(
+    "--out",
+    type=_PATH,
+    default=Path("duplicates.csv"),
+    show_default=True,
+    help="CSV file to write.",
+)
+@click.option("--rehash", is_flag=True, help="Read every file again instead of trusting its time.")
+@config_options("audit.near_cosine", "embed", "data", "runtime")
+def duplicates_command(
+    resolved: Resolved,
+    folders: tuple[Path, ...],
+    caches: tuple[Path, ...],
+    top: int,
+    out: Path,
+    rehash: bool,
+) -> None:
+    """Find equal files and near duplicates in FOLDERS (default: all works in the cache).
+
+    What is not embedded yet is embedded as the newest data set of the cache was, or as --backbone and its
+    options say. Distance is 1 − cosine of the CLS features; 0 is the same.
+    """
+    from mirip_fast.evaluation.text_table import format_table
+    from mirip_fast.portfolio.duplicates import find_duplicates, write_duplicates
+
+    with EmbedBar() as bar:
+        done = find_duplicates(
+            folders, resolved.config,
+            caches=caches, backbone_given="embed.backbone" in resolved.given, rehash=rehash,
+            command=command_line(), progress=bar,
+        )  # fmt: skip
+    rows = [
+        (
+            number,
+            "exact" if copy.exact else "near",
+            f"{copy.distance:.4f}",
+            _shown(copy.work.path),
+        )
+        for number, group in enumerate(done.groups[:top], start=1)
+        for copy in group
+    ]
+    if rows:
+        click.echo(format_table(("group", "kind", "distance", "file"), rows, align="rlrl"))
+    if len(done.groups) > top:
+        click.echo(f"… and {len(done.groups) - top} more groups in {out}")
+    extra = sum(len(group) - 1 for group in done.groups)
+    click.echo(f"{done.searched} files: {len(done.groups)} groups, {extra} files more than works")
+    write_duplicates(out, done.groups)
+    click.echo(f"Written: {out}")
+    for path, reason in done.failures[:10]:
+        click.echo(f"Not compared: {path}: {reason}", err=True)
+    if len(done.failures) > 10:
+        click.echo(f"… and {len(done.failures) - 10} more", err=True)
+
+
+def _shown(path: Path) -> str:
+    from mirip_fast.data.csv_reader import shown
+
+    return shown(path)

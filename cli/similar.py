@@ -1,0 +1,80 @@
+"""``mirip-fast similar``: works that look like an image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mirip_fast.config import Resolved
+
+from .options import command_line, config_options, moved_backbone
+from .progress import EmbedBar
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.command("similar")
+@click.argument("image", type=_PATH)
+@click.option(
+    "--top", type=click.IntRange(min=1), default=10, show_default=True, help="Works shown."
+)
+@click.option(
+    "--data", type=_PATH, help="Search this embedded data set only (default: all of the cache)."
+)
+@click.option(
+    "--cache",
+    "caches",
+    type=_PATH,
+    multiple=True,
+    help="Search another cache folder, too; repeatable.",
+)
+@click.option("--out", type=_PATH, help="Write the result to this CSV file, too.")
+@moved_backbone
+@config_options("embed.cache_dir", "runtime")
+def similar_command(
+    resolved: Resolved,
+    image: Path,
+    top: int,
+    data: Path | None,
+    caches: tuple[Path, ...],
+    out: Path | None,
+    backbone: str | None,
+) -> None:
+    """Show the embedded works that look most like IMAGE, by the cosine of their CLS features.
+
+    IMAGE is embedded first if it is not in the cache. Without --data the works of all data sets that were
+    embedded in the same way as the newest one are searched.
+    """
+    from mirip_fast.evaluation.text_table import format_table
+    from mirip_fast.portfolio.similar import find_similar, write_matches
+
+    with EmbedBar() as bar:
+        matches = find_similar(
+            image, resolved.config, top,
+            data=data, caches=caches, backbone=backbone, command=command_line(), progress=bar,
+        )  # fmt: skip
+    if not matches:
+        click.echo("There is no other work in the cache.")
+    else:
+        rows = [
+            (
+                i,
+                f"{m.cosine:.4f}",
+                f"{m.distance:.4f}",
+                m.work.tier or "",
+                _file(m.work.path, m.same_bytes),
+            )
+            for i, m in enumerate(matches, start=1)
+        ]
+        click.echo(format_table(("", "cosine", "distance", "tier", "file"), rows, align="rrrll"))
+    if out is not None:
+        write_matches(out, matches)
+        click.echo(f"Written: {out}")
+
+
+def _file(path: Path, same_bytes: bool) -> str:
+    from mirip_fast.data.csv_reader import shown
+
+    remark = "  (the same file)" if same_bytes else ""
+    return shown(path) + remark + ("" if path.exists() else "  (gone)")

@@ -1,0 +1,84 @@
+"""A list of near duplicates that stay in one split: ``near_groups.csv``, made by ``audit`` or by hand."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+from mirip_fast.data.csv_reader import Problems, closest, counted, read_table, shown
+from mirip_fast.data.records import Manifest
+from mirip_fast.errors import DataError
+from mirip_fast.files import write_csv
+
+log = logging.getLogger(__name__)
+
+NEAR_GROUPS_FILE = "near_groups.csv"
+GROUP, ID = "near_group", "image_id"
+
+
+def write_near_groups(path: Path, rows: Iterable[tuple[str, str, Path]]) -> None:
+    """Write the list.
+
+    Args:
+        path: the file.
+        rows: (group, image_id, image file) of every image that has near duplicates.
+    """
+    cells = [{GROUP: group, ID: image_id, "path": file} for group, image_id, file in rows]
+    write_csv(path, (GROUP, ID, "path"), cells)
+
+
+def read_near_groups(path: Path, manifest: Manifest) -> list[str | None]:
+    """The group of each record of ``manifest``, None for an image that is not in the list.
+
+    Args:
+        path: CSV file with the columns near_group and image_id; others are not looked at.
+        manifest: the images. Those listed and not in it are told and do nothing.
+
+    Raises:
+        DataError: the file is unreadable, lacks a column, puts an image in two groups, or has none of
+            the manifest's images.
+    """
+    if path.is_file() and not _has_rows(path):
+        return [None] * len(manifest)  # audit found none
+    table = read_table(path, expected=(GROUP, ID), encoding_errors="surrogateescape")
+    problems = Problems(path)
+    for name in (GROUP, ID):
+        if name not in table.columns:
+            close = closest(name, table.columns)
+            hint = f" Is it {close!r}?" if close else ""
+            problems.add(f"no column {name!r}. It has: {', '.join(table.columns)}.{hint}")
+    problems.raise_if_any()
+    group_at, id_at = table.columns.index(GROUP), table.columns.index(ID)
+    group_of: dict[str, str] = {}
+    for row, cells in table.rows:
+        group, image_id = cells[group_at].strip(), cells[id_at].strip()
+        if not group or not image_id:
+            problems.add("a group and an image_id are expected", row=row)
+        elif group_of.setdefault(image_id, group) != group:
+            problems.add(
+                f"{image_id!r} is in group {group!r} here and in {group_of[image_id]!r} above; "
+                "give both groups one name",
+                row=row,
+                column=GROUP,
+            )
+    problems.raise_if_any()
+    labels = [group_of.get(record.image_id.strip()) for record in manifest.records]
+    unknown = len(group_of) - len({r.image_id.strip() for r in manifest.records} & set(group_of))
+    if unknown == len(group_of):
+        raise DataError(
+            f"{shown(path)}: none of its {counted(unknown, 'image')} is in {shown(manifest.source)} "
+            f"(first: {next(iter(group_of))!r}). Is it the list of another data set? "
+            "`mirip-fast audit` makes one."
+        )
+    if unknown:
+        log.warning(
+            "%s: %s not in %s", shown(path), counted(unknown, "image"), shown(manifest.source)
+        )
+    return labels
+
+
+def _has_rows(path: Path) -> bool:
+    """Whether there is more than a header."""
+    with path.open("rb") as stream:
+        return sum(1 for line in stream if line.strip()) > 1
