@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mirip_fast.errors import StoreError
 from mirip_fast.features.cache_info import datasets_of, folder_bytes, store_folders, used_hashes
+from mirip_fast.features.canary import CANARY_FILE
 from mirip_fast.features.datasets import Dataset
 from mirip_fast.features.store import STORE_FILE, FeatureStore
 from mirip_fast.features.store_files import listed, read_ranges, shard_files
@@ -173,10 +174,16 @@ def _remove_dataset(dataset: Dataset) -> None:
     shutil.rmtree(dataset.folder, ignore_errors=True)
 
 
+#: The files of a store besides store.json and its locks.
+_OWN_FILES = (
+    "*.h5", "shards-r*.json", "DIRTY*", ".*.partial", "*.damaged", CANARY_FILE, "neighbours-*.faiss",
+)  # fmt: skip
+
+
 def _remove_store(path: Path) -> None:
     """Delete a store's own files; a stranger's file in the folder stays."""
     (path / STORE_FILE).unlink(missing_ok=True)  # from here on it is no store
-    for pattern in ("*.h5", "shards-r*.json", "DIRTY*", ".*.partial", "*.damaged"):
+    for pattern in _OWN_FILES:
         for file in listed(path, pattern):
             file.unlink(missing_ok=True)
     for file in listed(path, "LOCK*"):
