@@ -5,23 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from mirip_fast.config import Resolved
+from mirip_fast.evaluation.text_table import printable
+from mirip_fast.files import format_bytes
 
+from .cache_text import counted, say_merged, say_plan, say_report, say_store
 from .options import command_line, config_options
 from .progress import ByteBar, ShardBar
 
-if TYPE_CHECKING:
-    from mirip_fast.features.cache_info import StoreInfo
-    from mirip_fast.features.cache_merge import MergedStore
-    from mirip_fast.features.cache_prune import StorePlan
-    from mirip_fast.features.cache_verify import StoreReport
-
 _PATH = click.Path(path_type=Path)
-_MOST_ROWS = 50  # damaged rows shown of a store
 
 
 @click.group("cache")
@@ -35,56 +30,17 @@ def cache_command() -> None:
 def info_command(resolved: Resolved, as_json: bool) -> None:
     """List stores, series, rows, sizes, data sets, and who is writing."""
     from mirip_fast.features.cache_info import describe_cache
-    from mirip_fast.files import format_bytes
 
     cache = describe_cache(Path(resolved.config.embed.cache_dir))
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(cache), default=str, indent=2, ensure_ascii=False))
         return
     for store in cache.stores:
-        _say_store(store)
+        say_store(store)
     click.echo(
-        f"{_counted(len(cache.stores), 'store')}, {format_bytes(cache.bytes)} on disk; "
+        f"{counted(len(cache.stores), 'store')}, {format_bytes(cache.bytes)} on disk; "
         f"{format_bytes(cache.free)} are free"
     )
-
-
-def _say_store(store: StoreInfo) -> None:
-    from mirip_fast.evaluation.text_table import format_table, printable
-    from mirip_fast.files import format_bytes
-
-    made = store.fingerprint
-    what = ", ".join(
-        f"{made[key]}{unit}"
-        for key, unit in (
-            ("model_type", ""),
-            ("image_size", " px"),
-            ("resize", ""),
-            ("precision", ""),
-        )
-        if key in made
-    )
-    click.echo(f"{printable(str(store.path))}  {format_bytes(store.bytes)}  {printable(what)}")
-    click.echo(f"  last written {store.changed:%Y-%m-%d %H:%M}")
-    if store.writing:
-        click.echo(f"  being written to by {printable(store.writing)}")
-    if store.problem:
-        click.echo(f"  PROBLEM: {printable(store.problem)}")
-    for d in store.datasets:
-        grades = "graded" if d.graded else "no grades"
-        trial = ", a trial (--limit)" if d.limit is not None else ""
-        click.echo(
-            f"  {printable(d.source)}: {d.images} images, {d.failed} failed, {grades}{trial}, "
-            f"{printable(d.backbone)}, {d.embedded_at:%Y-%m-%d %H:%M}"
-        )
-    if store.unused_rows:
-        click.echo(f"  {store.unused_rows} rows that no data set names (`mirip-fast cache prune`)")
-    rows = [
-        (s.name, " × ".join(map(str, s.shape)), s.dtype, s.rows, s.free, format_bytes(s.bytes))
-        for s in store.series
-    ]
-    header = ("series", "row", "format", "rows", "free slots", "on disk")
-    click.echo(format_table(header, rows, align="lllrrr") + "\n")
 
 
 @cache_command.command("verify")
@@ -99,13 +55,12 @@ def verify_command(resolved: Resolved, repair: bool) -> int:
 
     Exits with status 1 if anything is damaged or missing (with --repair: if anything is left to do by hand).
     """
-    from mirip_fast.evaluation.text_table import printable
     from mirip_fast.features.cache_verify import repair_store, verify_cache, verify_store
 
     with ShardBar() as bar:
         reports = verify_cache(Path(resolved.config.embed.cache_dir), bar)
     for report in reports:
-        _say_report(report)
+        say_report(report)
     todo = [report for report in reports if report.damaged or report.faults]
     if todo and not repair:
         click.echo("Put it right with: mirip-fast cache verify --repair")
@@ -122,36 +77,6 @@ def verify_command(resolved: Resolved, repair: bool) -> int:
         click.echo(f"Compute what is missing with: {printable(command)}")
     lacking = any(report.lacking for report in reports)
     return 1 if left or (lacking and not repair) else 0
-
-
-def _say_report(report: StoreReport) -> None:
-    from mirip_fast.evaluation.text_table import printable
-
-    for row in report.damaged[:_MOST_ROWS]:
-        unknown = "an image that no data set names" if any(row.sha256) else "an empty slot"
-        images = ", ".join(map(str, row.images)) or unknown
-        click.echo(f"Damaged: {row.shard} row {row.slot}: {printable(images)}")
-    if len(report.damaged) > _MOST_ROWS:
-        click.echo(f"Damaged: … and {len(report.damaged) - _MOST_ROWS} more rows")
-    for fault in report.faults:
-        click.echo(f"Damaged: {printable(fault)}")
-    for item in report.lacking:
-        click.echo(
-            f"Missing: {item.images} of {item.of} images of {printable(item.source)} have no features"
-        )
-    if report.killed:
-        click.echo(
-            f"{report.path}: a run was killed while it wrote; the next embed looks after that"
-        )
-    if report.writing:
-        click.echo(f"{report.path}: being written to by {printable(report.writing)}")
-    state = "whole" if report.whole else f"{len(report.damaged)} damaged"
-    shards = _counted(report.shards, "shard")
-    click.echo(f"{report.path}: {_counted(report.rows, 'row')} in {shards} checked, {state}")
-
-
-def _counted(count: int, thing: str) -> str:
-    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
 
 @cache_command.command("prune")
@@ -184,12 +109,11 @@ def prune_command(
     what killed runs left. Says first what it would free, and asks.
     """
     from mirip_fast.features.cache_prune import Wanted, carry_out, plan_prune
-    from mirip_fast.files import format_bytes
 
     wanted = Wanted(older_than=older_than, trials=trials, series=unused_series)
     plans = plan_prune(Path(resolved.config.embed.cache_dir), wanted)
     for plan in plans:
-        _say_plan(plan)
+        say_plan(plan)
     todo = [plan for plan in plans if not plan.empty]
     if not todo:
         click.echo("Nothing to free.")
@@ -205,31 +129,6 @@ def prune_command(
     return 0
 
 
-def _say_plan(plan: StorePlan) -> None:
-    from mirip_fast.evaluation.text_table import printable
-    from mirip_fast.files import format_bytes
-
-    click.echo(f"{plan.path}: {format_bytes(plan.frees)} to free")
-    if plan.whole:
-        click.echo("  no data set uses it: the whole store would go")
-    for dataset in plan.trials:
-        click.echo(f"  forget the trial of {printable(str(dataset.source))}")
-    if plan.dropped:
-        click.echo(f"  drop {plan.dropped} rows that no data set names, keep {plan.kept}")
-    if plan.series:
-        click.echo(f"  drop the series {', '.join(plan.series)}")
-    if plan.leftovers:
-        click.echo(f"  delete {len(plan.leftovers)} files that killed runs and repairs left")
-    if plan.needs:
-        click.echo(f"  needs {format_bytes(plan.needs)} of room while it works")
-    if plan.young:
-        click.echo(
-            f"  kept: {plan.young} rows that no data set names, written lately (--older-than 0 drops them)"
-        )
-    if plan.kept_trials:
-        click.echo(f"  kept: {plan.kept_trials} trial data sets (--trials forgets them)")
-
-
 @cache_command.command("export")
 @click.argument("file", type=_PATH)
 @click.option(
@@ -243,7 +142,6 @@ def export_command(resolved: Resolved, file: Path, source: Path | None, overwrit
     /features/cls, /features/patch, /features/views/…, /image_id, /path and, where there are grades, /tier.
     """
     from mirip_fast.features.cache_export import choose_dataset, export_dataset
-    from mirip_fast.files import format_bytes
 
     dataset = choose_dataset(Path(resolved.config.embed.cache_dir), source)
     with ByteBar() as bar:
@@ -275,30 +173,5 @@ def merge_command(resolved: Resolved, others: tuple[Path, ...], force: bool) -> 
             progress=bar.add,
         )
     for store in done:
-        _say_merged(store)
+        say_merged(store)
     return 1 if any(store.problems or store.spoiled for store in done) else 0
-
-
-def _say_merged(store: MergedStore) -> None:
-    from mirip_fast.evaluation.text_table import printable
-
-    click.echo(f"{printable(str(store.source))} → {store.target}")
-    shared = {overlap.series: overlap for overlap in store.overlaps}
-    for name, added in store.added.items():
-        overlap = shared[name]
-        click.echo(f"  {name}: {added} rows added, {overlap.shared} were there")
-        if overlap.differing:
-            click.echo(
-                f"    {overlap.differing} of these differ (cosine similarity down to "
-                f"{overlap.worst:.4f}): the rows that were there stay"
-            )
-    for source in store.datasets:
-        click.echo(f"  data set {printable(source)} came along")
-    for source in store.twice:
-        click.echo(
-            f"    there is another data set of {printable(source)}: both are kept, the newer one is taken"
-        )
-    if store.spoiled:
-        click.echo(f"  {store.spoiled} damaged rows were left out; embed computes them again")
-    for problem in store.problems:
-        click.echo(f"  left out: {printable(problem)}")

@@ -25,7 +25,11 @@ _PATH = click.Path(path_type=Path)
 @click.option(
     "--split", type=click.Choice(["train", "val", "test"]), default="test", show_default=True
 )
-@click.option("--out", type=_PATH, help="JSON file to write (default: in the run's folder).")
+@click.option(
+    "--out",
+    type=_PATH,
+    help="JSON file to write, with pictures beside it (default: in the run's folder).",
+)
 @moved_backbone
 @config_options(
     "evaluate",
@@ -45,19 +49,31 @@ def evaluate_command(
     split: str,
     out: Path | None,
 ) -> None:
-    """Judge a model: pairwise accuracy with its 95 % interval, per tier pair, and more."""
+    """Judge a model: pairwise accuracy, whether its probabilities come true, the worst mistakes.
+
+    Intervals are of 95 %, by drawing whole groups of the judged images anew. They cover the choice of
+    these images; not another training run, nor disagreement among graders.
+    """
+    from mirip_fast.files import write_json
     from mirip_fast.ranking.judge import judge_files, judge_split, pick_model
+    from mirip_fast.ranking.judge_pairs import judge_pairs
 
     config = resolved.config
     model = pick_model(checkpoint, Path(config.train.output_dir))
-    if test_data is None:
-        report, path = judge_split(model, split, config)
+    pairs = judge_pairs(model, split, config) if test_data is None else None
+    extra = {} if pairs is None else {"judged_pairs": pairs.to_dict()}
+    if pairs is not None:
+        click.echo(pairs.to_text())
+    if pairs is not None and not pairs.graded:  # nothing but the judged pairs to judge by
+        path = out or model.checkpoint.parent / f"evaluation_{split}.json"
+        write_json(path, {"checkpoint": str(model.checkpoint), **extra})
+        files = [path]
     else:
-        with EmbedBar() as bar:
-            report, path = judge_files(model, test_data, image_dir, config, backbone, bar)
-    click.echo(report.to_table())
-    path = out or path
-    from mirip_fast.files import write_json
-
-    write_json(path, {"checkpoint": str(model.checkpoint), **report.to_dict()})
-    click.echo(f"Written: {path}")
+        if test_data is None:
+            judgement = judge_split(model, split, config)
+        else:
+            with EmbedBar() as bar:
+                judgement = judge_files(model, test_data, image_dir, config, backbone, bar)
+        click.echo(judgement.report.to_table())
+        files = judgement.write(out, **extra)
+    click.echo("Written: " + ", ".join(str(path) for path in files))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,6 +13,10 @@ from .options import command_line, config_options, moved_backbone
 from .progress import EmbedBar
 
 _PATH = click.Path(path_type=Path)
+_WIDTH = 100
+
+if TYPE_CHECKING:
+    from mirip_fast.portfolio.rank import RankDone
 
 
 @click.command("rank")
@@ -48,7 +53,15 @@ def rank_command(
     rehash: bool,
     strict: bool,
 ) -> int:
-    """Sort the images in FOLDER by score, best first."""
+    """Sort the images in FOLDER by score, best first.
+
+    0-100 is the percentile among graded works that the model had not trained on; the tier is the most
+    probable one, with the probability of each tier beside it, learned from the same works.
+
+    The 95 % interval of a rank (after `train --bootstrap 50`) covers the choice of training works and
+    of the stored views: how far the rank would move with other works of the same kind. It does not cover
+    disagreement of graders. ~ marks works whose order against a neighbour is not settled.
+    """
     from mirip_fast.portfolio.rank import rank_folder
     from mirip_fast.portfolio.ranking import ranking_table
     from mirip_fast.ranking.judge import pick_model
@@ -62,9 +75,35 @@ def rank_command(
     click.echo(ranking_table(done.ranking[:top]))
     if top is not None and top < len(done.ranking):
         click.echo(f"… and {len(done.ranking) - top} more in {done.files[0]}")
+    _tell_what_it_rests_on(done)
     click.echo("Written: " + ", ".join(str(path) for path in done.files))
     for path, reason in done.failures[:10]:
         click.echo(f"Not ranked: {path}: {reason}", err=True)
     if len(done.failures) > 10:
         click.echo(f"… and {len(done.failures) - 10} more in failures.csv", err=True)
     return 1 if strict and done.failures else 0
+
+
+def _tell_what_it_rests_on(done: RankDone) -> None:
+    known = done.calibration
+    lines = known.remarks()
+    if known.unknown is not None:
+        lines = [f"0-100 and tiers {known.unknown}"]
+    else:
+        lines.insert(0, f"0-100 and tiers: from {known.images} held-out works ({known.source}).")
+    if done.seen:
+        lines.append(
+            f"{done.seen} of {len(done.ranking)} works are among those that the model was made with: "
+            "what is said of them is too sure."
+        )
+    if done.no_intervals is not None:
+        lines.append(f"95 % intervals of the ranks {done.no_intervals}")
+    else:
+        unsettled = sum(not work.settled for work in done.ranking)
+        lines.append(
+            f"95 %: ranks by {done.heads} heads trained on resampled groups; covers training works and "
+            "views, not disagreement of graders. ~ marks works whose order against a neighbour is not "
+            f"settled: {unsettled} of {len(done.ranking)}."
+        )
+    for line in lines:
+        click.echo(click.wrap_text(line, width=_WIDTH))

@@ -61,7 +61,9 @@ def train_command(
     only = _numbers(only_folds)
     try:
         if resume:
-            run, result = resume_head(resume, Path(config.train.output_dir), only)
+            given = "train.bootstrap" in resolved.given
+            bootstrap = config.train.bootstrap if given else None
+            run, result = resume_head(resume, Path(config.train.output_dir), only, bootstrap)
         else:
             files = {"train": metadata, "val": val_metadata, "test": test_metadata}
             split_files = {name: path for name, path in files.items() if path is not None}

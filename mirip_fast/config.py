@@ -301,7 +301,7 @@ class AuditConfig:
         high=1,
     )
     disagreement: float = option(
-        0.8,
+        0.75,
         "An image is reported when its held-out score contradicts its tier in this share of the "
         "comparisons with other tiers.",
         low=0,

@@ -113,7 +113,7 @@ def disk_full(path: Path, needed: int | None = None) -> DiskFullError:
     return DiskFullError(
         f"No room to write {path}: {wanted}{format_bytes(free)} are free (a quota or file size limit "
         "counts too). Nothing that was already saved is lost; free some space and run the same "
-        "command again to go on."
+        "command again to go on (a training: with --resume latest)."
     )
 
 

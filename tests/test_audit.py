@@ -153,6 +153,13 @@ def test_near_groups_keep_splits_clean(work: Path) -> None:
     labels = read_near_groups(work / "near_groups.csv", read_manifest(work / "data"))
     assert len(set(labels) - {None}) >= 24
     assert across(str(work / "near_groups.csv")) == 0
+    command = ["split", "data", "--out", "parts", "--cache-dir", "cache"]
+    assert run([*command, "--near-groups", "near_groups.csv"]) == 0
+    split_of = {
+        row["image_id"]: path.name for path in (work / "parts").iterdir() for row in rows_of(path)
+    }
+    assert len(set(split_of.values())) == 3
+    assert all(split_of[f"n{name}"] == split_of[f"n{name}x"] for name in names)
 
 
 def test_straddling_groups(work: Path) -> None:
@@ -211,7 +218,8 @@ def test_contradictions_against_a_double_loop() -> None:
 def test_closest_pair_with_different_labels() -> None:
     rows = unit(np.random.default_rng(2).standard_normal((30, 4)))
     labels = [["train"] if i % 3 else ["val"] for i in range(30)]
-    labels[4], labels[5] = [], ["train", "val"]
+    labels[4], labels[5], labels[6] = [], ["train", "val"], ["train", "val"]
+    rows[6] = rows[5]  # one work in two splits, twice
     pairs = [
         (float(rows[i] @ rows[j]), {i, j})
         for i in range(30)

@@ -580,6 +580,30 @@ def test_caches_that_do_not_agree_are_not_mixed(cache: Path, other: Path) -> Non
     np.testing.assert_array_equal(features(cache, dataset), expected)  # what was there stays
 
 
+def test_the_test_picture_tells_caches_apart_that_share_no_image(
+    cache: Path, other: Path, tmp_path: Path
+) -> None:
+    file = next(other.glob("*/canary.json"))
+    whole = json.loads(file.read_text())
+    row = whole["features"]["cls.28"]
+    whole["features"]["cls.28"] = [x * 1.05 for x in row]
+    whole["made_with"]["torch"] = "9.9"
+    file.write_text(json.dumps(whole))
+    before = {f: f.read_bytes() for f in cache.rglob("*") if f.is_file()}
+    with pytest.raises(StoreError, match="test picture differ by 5.*torch .* and 9.9.*--force"):
+        merge_caches(cache, [other])
+    assert {f: f.read_bytes() for f in cache.rglob("*") if f.is_file()} == before
+    merge_caches(tmp_path / "new", [other])  # a new cache keeps it, and is guarded from now on
+    assert json.loads(next((tmp_path / "new").glob("*/canary.json")).read_text()) == whole
+    with pytest.raises(StoreError, match="do not agree"):
+        merge_caches(tmp_path / "new", [cache])
+    for text in ("[]", '{"features": {"cls.28": [NaN]}, "made_with": {}}', '{"features": 1}'):
+        file.write_text(text)
+        merge_caches(tmp_path / f"new{len(text)}", [other])
+        assert not list((tmp_path / f"new{len(text)}").glob("*/canary.json"))
+    merge_caches(cache, [other])
+
+
 def test_rounding_is_no_disagreement(cache: Path, other: Path) -> None:
     put_rows(the_store(other), lambda rows: rows * (1 + 2**-9))
     (done,) = merge_caches(cache, [other])

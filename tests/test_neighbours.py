@@ -102,7 +102,12 @@ def test_the_saved_index_finds_what_exact_search_finds(
     groups = groups_of(2000, index.links(0.999))
     true = groups_of(2000, ExactIndex(vectors).links(0.999))
     assert (groups == true).mean() > 0.99
-    assert len({groups[i] for i in (77, *range(1500, 1510))}) == 1
+    equal = [77, *range(1500, 1510)]
+    for threshold in (
+        0.999,
+        1.5,
+    ):  # equal vectors are linked whatever rounding does to their cosine
+        assert len(set(groups_of(2000, index.links(threshold))[equal])) == 1
 
 
 @pytest.mark.usefixtures("small_limit")

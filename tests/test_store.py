@@ -30,8 +30,9 @@ from mirip_fast.features import (
     store_tools,
     store_writer,
 )
+from mirip_fast.features.hash_index import HashIndex
 from mirip_fast.features.shards import SeriesSpec, shard_name
-from mirip_fast.features.store import FeatureStore, HashIndex
+from mirip_fast.features.store import FeatureStore
 from mirip_fast.features.store_writer import StoreWriter
 
 CLS, GRID = SPECS

@@ -78,6 +78,15 @@ def read_near_groups(path: Path, manifest: Manifest) -> list[str | None]:
     return labels
 
 
+def near_labels(near_groups: str | None, manifest: Manifest) -> list[str | None] | None:
+    """The group of each record by the list that the setting ``near_groups`` names; None without one.
+
+    Raises:
+        DataError: see :func:`read_near_groups`.
+    """
+    return None if near_groups is None else read_near_groups(Path(near_groups), manifest)
+
+
 def _has_rows(path: Path) -> bool:
     """Whether there is more than a header."""
     with path.open("rb") as stream:

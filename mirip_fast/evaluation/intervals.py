@@ -132,7 +132,7 @@ def bootstrap_over_groups(
     counter = PairCounter(scores, tiers, within=within)
     codes = group_codes(groups, counter.n_images)
     _, pairs = counter.count()
-    known = _known_tier_pairs(counter, np.asarray(tiers), codes) & (pairs[..., 0] > 0)
+    known = known_tier_pairs(counter, np.asarray(tiers), codes) & (pairs[..., 0] > 0)
     n_groups = _number_of_groups(codes)
     occurring = [(int(a), int(b)) for a, b in np.argwhere(pairs[..., 0] > 0)]
     if rounds == 0 or not known.any():
@@ -140,22 +140,22 @@ def bootstrap_over_groups(
 
     ties = None if within is not None else _ScoreTies(check_scores(scores))
     accuracy, macro, tau, by_pair = [], [], [], []
-    for weights in _resamples(codes, rounds, seed):
+    for weights in resamples(codes, rounds, seed):
         twice_right, pairs = counter.count(weights)
-        shares = _ratio(twice_right, 2 * pairs)
-        accuracy.append(_ratio(twice_right.sum(axis=(0, 1)), 2 * pairs.sum(axis=(0, 1))))
-        macro.append(_ratio(np.nansum(shares, axis=(0, 1)), (pairs > 0).sum(axis=(0, 1))))
+        shares = ratio(twice_right, 2 * pairs)
+        accuracy.append(ratio(twice_right.sum(axis=(0, 1)), 2 * pairs.sum(axis=(0, 1))))
+        macro.append(ratio(np.nansum(shares, axis=(0, 1)), (pairs > 0).sum(axis=(0, 1))))
         by_pair.append(np.stack([shares[pair] for pair in occurring]))
         if ties is not None:
             tau.append(_tau_b(twice_right, pairs, ties.untied_pairs(weights)))
     columns = np.concatenate(by_pair, axis=1)  # [tier pairs, R]
     return PairIntervals(
         n_groups=n_groups,
-        pairwise_accuracy=_percentiles(np.concatenate(accuracy), confidence),
-        macro_accuracy=_percentiles(np.concatenate(macro), confidence),
-        kendall_tau_b=_percentiles(np.concatenate(tau), confidence) if tau else None,
+        pairwise_accuracy=percentiles(np.concatenate(accuracy), confidence),
+        macro_accuracy=percentiles(np.concatenate(macro), confidence),
+        kendall_tau_b=percentiles(np.concatenate(tau), confidence) if tau else None,
         tier_pairs={
-            pair: _percentiles(columns[row], confidence) if known[pair] else None
+            pair: percentiles(columns[row], confidence) if known[pair] else None
             for row, pair in enumerate(occurring)
         },
     )
@@ -187,15 +187,15 @@ def paired_bootstrap(
     counters = [PairCounter(scores, tiers, within=within) for scores in (first, second)]
     codes = group_codes(groups, counters[0].n_images)
     _, pairs = counters[0].count()
-    known = _known_tier_pairs(counters[0], np.asarray(tiers), codes) & (pairs[..., 0] > 0)
+    known = known_tier_pairs(counters[0], np.asarray(tiers), codes) & (pairs[..., 0] > 0)
     interval = None
     if rounds and known.any():
         differences = []
-        for weights in _resamples(codes, rounds, seed):
+        for weights in resamples(codes, rounds, seed):
             counts = [counter.count(weights) for counter in counters]
-            shares = [_ratio(right.sum(axis=(0, 1)), 2 * p.sum(axis=(0, 1))) for right, p in counts]
+            shares = [ratio(right.sum(axis=(0, 1)), 2 * p.sum(axis=(0, 1))) for right, p in counts]
             differences.append(shares[0] - shares[1])
-        interval = _percentiles(np.concatenate(differences), confidence)
+        interval = percentiles(np.concatenate(differences), confidence)
     return PairedDifference(point[0], point[1], point[0] - point[1], interval)
 
 
@@ -222,11 +222,14 @@ def _tau_b(twice_right: IntArray, pairs: IntArray, untied: IntArray) -> FloatArr
     """τ-b per resample: (right − wrong) / √(pairs of different tiers · pairs of different scores)."""
     total = pairs.sum(axis=(0, 1))
     root = np.sqrt(total.astype(np.float64)) * np.sqrt(untied.astype(np.float64))
-    return _ratio(twice_right.sum(axis=(0, 1)) - total, root)
+    return ratio(twice_right.sum(axis=(0, 1)) - total, root)
 
 
-def _resamples(codes: IntArray, rounds: int, seed: int) -> Iterator[IntArray]:
-    """Image weights [n, ≤ chunk] of all ``rounds``; one draw of G group numbers per round."""
+def resamples(codes: IntArray, rounds: int, seed: int) -> Iterator[IntArray]:
+    """Image weights [n, ≤ chunk] of all ``rounds``; one draw of G group numbers per round.
+
+    The same codes, rounds and seed give the same resamples, so that all figures share them.
+    """
     n_groups = _number_of_groups(codes)
     rng = np.random.Generator(np.random.PCG64(seed))
     chunk = max(1, _CHUNK_WEIGHTS // len(codes))
@@ -238,7 +241,7 @@ def _resamples(codes: IntArray, rounds: int, seed: int) -> Iterator[IntArray]:
         yield times_drawn[codes]
 
 
-def _known_tier_pairs(counter: PairCounter, tiers: IntArray, codes: IntArray) -> np.ndarray:
+def known_tier_pairs(counter: PairCounter, tiers: IntArray, codes: IntArray) -> np.ndarray:
     """[K, K] bool: both tiers have images of at least 2 groups, so that resampling varies each."""
     members = counter.order
     groups_in = np.array(
@@ -247,14 +250,15 @@ def _known_tier_pairs(counter: PairCounter, tiers: IntArray, codes: IntArray) ->
     return np.logical_and.outer(groups_in >= 2, groups_in >= 2)
 
 
-def _ratio(part: np.ndarray, whole: np.ndarray) -> FloatArray:
+def ratio(part: np.ndarray, whole: np.ndarray) -> FloatArray:
     """part / whole, NaN where whole is 0."""
     result = np.full(np.shape(whole), np.nan)
     np.divide(part, whole, out=result, where=whole > 0)
     return result
 
 
-def _percentiles(values: FloatArray, confidence: float) -> Interval | None:
+def percentiles(values: FloatArray, confidence: float) -> Interval | None:
+    """The percentile interval of [R] resampled values; NaN are counted and left out."""
     kept = values[np.isfinite(values)]
     if not len(kept):
         return None

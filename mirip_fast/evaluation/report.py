@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,59 +16,26 @@ from numpy.typing import ArrayLike
 
 from mirip_fast.errors import DataError
 from mirip_fast.evaluation import metrics, report_text
+from mirip_fast.evaluation.calibration import Calibration
 from mirip_fast.evaluation.intervals import Interval, bootstrap_over_groups
+from mirip_fast.evaluation.judged_tiers import judged_probabilities, tier_figures
 from mirip_fast.evaluation.mistakes import worst_pairs
+from mirip_fast.evaluation.more_intervals import figure_intervals
 from mirip_fast.evaluation.pair_counts import (
     FloatArray,
     IntArray,
-    PairCounter,
     check_codes,
     check_scores,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class TierPairRow:
-    """Pairwise accuracy of one tier against a worse one.
-
-    Attributes:
-        better, worse: tier names.
-        pairs: image pairs of the two tiers, at least 1.
-        accuracy: share of them in the right order (0–1, score ties ½).
-        interval: None means unknown.
-    """
-
-    better: str
-    worse: str
-    pairs: int
-    accuracy: float
-    interval: Interval | None
-
-
-@dataclass(frozen=True, slots=True)
-class Mistake:
-    """A wrongly ordered pair: ``better_*`` has the better tier, ``worse_*`` the higher score.
-
-    ``gap`` is the worse image's score minus the better one's, above 0.
-    """
-
-    better_id: str
-    better_tier: str
-    better_score: float
-    worse_id: str
-    worse_tier: str
-    worse_score: float
-    gap: float
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """What was judged, each [n]: names, scores, tiers (0 = best) and within codes, where given."""
-
-    image_ids: tuple[str, ...]
-    scores: FloatArray
-    tiers: IntArray
-    within: IntArray | None
+from mirip_fast.evaluation.report_parts import (
+    Judged,
+    Mistake,
+    Probabilities,
+    TierFigures,
+    TierPairRow,
+    WithinRow,
+)
+from mirip_fast.evaluation.within_values import WithinFigures, accuracy_within
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +51,16 @@ class Report:
         macro_accuracy: mean over the tier pairs that occur.
         within_accuracy: over the ``within_pairs`` pairs with equal within value; None without the
             column or without such a pair.
+        within_macro_accuracy: mean over the within values that have a pair, each counted alike.
+        within_values: one row per such value.
         tier_pairs: one row per tier pair that occurs, best tiers first (all pairs, whatever their
             within value).
         kendall_tau_b: −1 … 1, positive = good; None where all scores are equal.
         spearman: with the ``spearman_images`` finer grades that are there; None where not defined.
         ndcg: k → NDCG@k; None where not defined.
-        tier_accuracy, macro_f1, confusion: with predicted tiers by quota
-            (:func:`metrics.tiers_by_quota`); ``confusion`` is [true tier][predicted tier].
+        by_quota: with predicted tiers by quota (:func:`metrics.tiers_by_quota`).
+        probabilities: of pairs and tiers, judged here; None if unknown.
+        probabilities_unknown: why; None where they are known or nobody asked.
         rounds, confidence, seed: of the bootstrap.
         judged: the scores themselves.
     """
@@ -108,19 +77,39 @@ class Report:
     within_pairs: int
     within_accuracy: float | None
     within_accuracy_interval: Interval | None
+    within_macro_accuracy: float | None
+    within_macro_accuracy_interval: Interval | None
+    within_values: tuple[WithinRow, ...]
     tier_pairs: tuple[TierPairRow, ...]
     kendall_tau_b: float | None
     kendall_tau_b_interval: Interval | None
     spearman: float | None
+    spearman_interval: Interval | None
     spearman_images: int
     ndcg: dict[int, float | None]
-    tier_accuracy: float
-    macro_f1: float
-    confusion: tuple[tuple[int, ...], ...]
+    ndcg_intervals: dict[int, Interval | None]
+    by_quota: TierFigures
+    probabilities: Probabilities | None
+    probabilities_unknown: str | None
     rounds: int
     confidence: float
     seed: int
     judged: Judged = field(repr=False, compare=False)
+
+    @property
+    def tier_accuracy(self) -> float:
+        """Share of images whose tier by quota is the true one (0–1)."""
+        return self.by_quota.accuracy
+
+    @property
+    def macro_f1(self) -> float:
+        """Mean F1 of the tiers by quota (0–1)."""
+        return self.by_quota.macro_f1
+
+    @property
+    def confusion(self) -> tuple[tuple[int, ...], ...]:
+        """Images by [true tier][tier by quota]."""
+        return self.by_quota.confusion
 
     def worst_mistakes(self, k: int = 10, *, max_per_image: int = 2) -> list[Mistake]:
         """At most ``k`` wrongly ordered pairs, largest gap first, an image at most twice by default.
@@ -150,15 +139,15 @@ class Report:
 
     def to_dict(self, mistakes: int = 10) -> dict[str, Any]:
         """Plain JSON types, every number finite or None, with the ``mistakes`` worst mistakes."""
-        left_out = {"judged", "tier_pairs", "ndcg", "confusion"}
+        made_below = {"judged", "tier_pairs", "within_values", "by_quota", "probabilities"}
         plain: dict[str, Any] = {}
-        for name in (f.name for f in fields(self) if f.name not in left_out):
-            value = getattr(self, name)
-            plain[name] = asdict(value) if isinstance(value, Interval) else value
-        plain["tier_names"], plain["tier_counts"] = list(self.tier_names), list(self.tier_counts)
+        for name in (f.name for f in fields(self) if f.name not in made_below):
+            plain[name] = _plain(getattr(self, name))
         plain["tier_pairs"] = [asdict(row) for row in self.tier_pairs]
-        plain["ndcg"] = {str(k): value for k, value in self.ndcg.items()}
-        plain["confusion"] = [list(row) for row in self.confusion]
+        plain["within_values"] = [asdict(row) for row in self.within_values]
+        for name, value in self.by_quota.to_dict().items():  # tier_accuracy and so on
+            plain[name if name.startswith(("macro", "confusion")) else f"tier_{name}"] = value
+        plain["probabilities"] = self.probabilities and self.probabilities.to_dict()
         plain["worst_mistakes"] = [asdict(mistake) for mistake in self.worst_mistakes(mistakes)]
         return plain
 
@@ -176,6 +165,8 @@ def judge(
     groups: Sequence[str | None] | None = None,
     tier_scores: Sequence[float | None] | None = None,
     within: Sequence[str | None] | None = None,
+    calibration: Calibration | None = None,
+    seen: bool = False,
     ks: Sequence[int] = (10,),
     rounds: int = 1000,
     confidence: float = 0.95,
@@ -192,6 +183,8 @@ def judge(
         tier_scores: [n] finer grades, higher is better; missing ones (None, NaN) are left out.
         within: [n] values of the column inside which a comparison is fair; None or "" is compared
             with none.
+        calibration: what the scores are said to mean, to be judged too.
+        seen: whether the calibration, or the model, was made with these images.
         ks: the k of each NDCG@k.
         rounds: bootstrap resamples; 0 for no intervals.
         confidence: share of resamples inside an interval, between 0 and 1.
@@ -202,84 +195,106 @@ def judge(
         DataError: a score is not finite, a tier is unknown, lengths differ, or no two tiers occur.
     """
     ids, names = tuple(image_ids), tuple(tier_names)
-    n, k_tiers = len(ids), len(names)
-    if len(np.asarray(scores)) != n:
-        raise DataError(f"{len(np.asarray(scores))} scores for {n} image ids")
-    values = check_scores(scores, ids)
-    tier = check_codes(tiers, n, "tiers")
-    counts = np.bincount(tier, minlength=k_tiers)
-    if len(counts) > k_tiers:
-        raise DataError(
-            f"tiers: {len(counts) - 1} is not below the {k_tiers} tiers {', '.join(names)}"
-        )
-    if np.count_nonzero(counts) < 2:
-        raise DataError(_one_tier_message(names, counts))
-    within_codes = None if within is None else metrics.codes_of(within)
+    values, tier = _checked(scores, tiers, ids, names)
+    counts = np.bincount(tier, minlength=len(names))
+    grades = _grades(tier_scores, len(ids))
+    graded = ~np.isnan(grades)
+    drawing: dict[str, Any] = {"rounds": rounds, "confidence": confidence, "seed": seed}
 
-    accuracy, pairs = metrics.tier_pair_accuracy(values, tier, k_tiers)
-    resample = partial(
-        bootstrap_over_groups,
-        values,
-        tier,
-        groups,
-        rounds=rounds,
-        confidence=confidence,
-        seed=seed,
+    accuracy, pairs = metrics.tier_pair_accuracy(values, tier, len(names))
+    spread = bootstrap_over_groups(values, tier, groups, **drawing)
+    inside = (
+        WithinFigures()
+        if within is None
+        else accuracy_within(values, tier, within, groups, **drawing)
     )
-    spread = resample()
-    within_pairs, within_accuracy, within_interval = 0, None, None
-    if within_codes is not None:
-        within_pairs = int(PairCounter(values, tier, within=within_codes).count()[1].sum())
-    if within_pairs:
-        within_accuracy = metrics.pairwise_accuracy(values, tier, within_codes)
-        within_interval = resample(within=within_codes).pairwise_accuracy
-    spearman, spearman_images = _spearman_where_graded(values, tier_scores)
-    confusion = metrics.confusion_matrix(tier, metrics.tiers_by_quota(values, tier), k_tiers)
+    quota = metrics.tiers_by_quota(values, tier)
+    ordinal = None if calibration is None else calibration.ordinal
+    guesses = [quota] if ordinal is None else [quota, ordinal.most_probable(values)]
+    varied = spread.pairwise_accuracy is not None  # else resampling can not show how much they vary
+    figures = figure_intervals(
+        values, tier, len(names), groups, grades=grades, predicted=guesses, ks=ks,
+        **{**drawing, "rounds": rounds if varied else 0},
+    )  # fmt: skip
+    judged_tiers = [
+        tier_figures(tier, guess, len(names), figures.tiers[i]) for i, guess in enumerate(guesses)
+    ]
+    within_codes = None if within is None else metrics.codes_of(within)
+    probabilities = None
+    if calibration is not None and calibration.unknown is None:
+        probabilities = judged_probabilities(
+            calibration, seen, judged_tiers[-1],
+            values, tier, groups, within_codes, **drawing,
+        )  # fmt: skip
     return Report(
         tier_names=names,
         tier_counts=tuple(int(count) for count in counts),
-        n_images=n,
+        n_images=len(ids),
         n_groups=spread.n_groups,
         n_pairs=int(pairs.sum()),
         pairwise_accuracy=metrics.pairwise_accuracy(values, tier),
         pairwise_accuracy_interval=spread.pairwise_accuracy,
         macro_accuracy=metrics.macro_pairwise_accuracy(values, tier),
         macro_accuracy_interval=spread.macro_accuracy,
-        within_pairs=within_pairs,
-        within_accuracy=within_accuracy,
-        within_accuracy_interval=within_interval,
+        within_pairs=inside.pairs,
+        within_accuracy=inside.accuracy,
+        within_accuracy_interval=inside.interval,
+        within_macro_accuracy=inside.macro,
+        within_macro_accuracy_interval=inside.macro_interval,
+        within_values=inside.values,
         tier_pairs=tuple(
             TierPairRow(names[a], names[b], int(pairs[a, b]), float(accuracy[a, b]), interval)
             for (a, b), interval in spread.tier_pairs.items()
         ),
         kendall_tau_b=metrics.kendall_tau_b(values, tier),
         kendall_tau_b_interval=spread.kendall_tau_b,
-        spearman=spearman,
-        spearman_images=spearman_images,
-        ndcg={int(k): metrics.ndcg_at_k(values, tier, int(k), k_tiers) for k in ks},
-        tier_accuracy=metrics.tier_accuracy(confusion),
-        macro_f1=metrics.macro_f1(confusion),
-        confusion=tuple(tuple(int(count) for count in row) for row in confusion),
-        rounds=rounds,
-        confidence=confidence,
-        seed=seed,
+        spearman=metrics.spearman(values[graded], grades[graded]),
+        spearman_interval=figures.spearman,
+        spearman_images=int(graded.sum()),
+        ndcg={int(k): metrics.ndcg_at_k(values, tier, int(k), len(names)) for k in ks},
+        ndcg_intervals=figures.ndcg,
+        by_quota=judged_tiers[0],
+        probabilities=probabilities,
+        probabilities_unknown=None if calibration is None else calibration.unknown,
+        **drawing,
         judged=Judged(ids, values, tier, within_codes),
     )
 
 
-def _spearman_where_graded(
-    scores: FloatArray, tier_scores: Sequence[float | None] | None
-) -> tuple[float | None, int]:
-    """Spearman over the images that have a finer grade, and how many those are."""
-    if tier_scores is None:
-        return None, 0
-    if len(tier_scores) != len(scores):
+def _checked(
+    scores: ArrayLike, tiers: ArrayLike, ids: tuple[str, ...], names: tuple[str, ...]
+) -> tuple[FloatArray, IntArray]:
+    """Scores and tiers as arrays, after all that can be wrong with them is told."""
+    if len(np.asarray(scores)) != len(ids):
+        raise DataError(f"{len(np.asarray(scores))} scores for {len(ids)} image ids")
+    values = check_scores(scores, ids)
+    tier = check_codes(tiers, len(ids), "tiers")
+    counts = np.bincount(tier, minlength=len(names))
+    if len(counts) > len(names):
         raise DataError(
-            f"tier_scores: {len(tier_scores)} values, but there are {len(scores)} scores"
+            f"tiers: {len(counts) - 1} is not below the {len(names)} tiers {', '.join(names)}"
         )
-    grades = np.array([math.nan if grade is None else grade for grade in tier_scores], np.float64)
-    graded = ~np.isnan(grades)
-    return metrics.spearman(scores[graded], grades[graded]), int(graded.sum())
+    if np.count_nonzero(counts) < 2:
+        raise DataError(_one_tier_message(names, counts))
+    return values, tier
+
+
+def _grades(tier_scores: Sequence[float | None] | None, n: int) -> FloatArray:
+    """[n] finer grades, NaN where there is none."""
+    if tier_scores is None:
+        return np.full(n, math.nan)
+    if len(tier_scores) != n:
+        raise DataError(f"tier_scores: {len(tier_scores)} values, but there are {n} scores")
+    return np.array([math.nan if grade is None else grade for grade in tier_scores], np.float64)
+
+
+def _plain(value: Any) -> Any:
+    """A field as JSON types."""
+    if isinstance(value, Interval):
+        return asdict(value)
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _one_tier_message(names: Sequence[str], counts: IntArray) -> str:

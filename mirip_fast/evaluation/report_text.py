@@ -9,7 +9,10 @@ from mirip_fast.evaluation.intervals import FEW_GROUPS, Interval
 from mirip_fast.evaluation.text_table import format_table
 
 if TYPE_CHECKING:
-    from mirip_fast.evaluation.report import Mistake, Report
+    from mirip_fast.evaluation.report import Report
+    from mirip_fast.evaluation.report_parts import Mistake, Probabilities
+
+_SHOWN_VALUES = 12  # more within values than this are in the JSON file only
 
 
 def report_text(report: Report, mistakes: int) -> str:
@@ -19,7 +22,12 @@ def report_text(report: Report, mistakes: int) -> str:
         f"{report.n_images} images ({', '.join(f'{name} {count}' for name, count in counts)}) "
         f"in {report.n_groups} groups, {report.n_pairs} pairs of different tiers"
     )
-    parts = [head, _figures(report), _tier_pairs(report), _confusion(report)]
+    parts = [head, _figures(report), _tier_pairs(report)]
+    if 1 < len(report.within_values) <= _SHOWN_VALUES:
+        parts.append(_within_values(report))
+    parts.append(_confusion(report))
+    if report.probabilities is not None:
+        parts.append(_probabilities(report, report.probabilities))
     worst = report.worst_mistakes(mistakes)
     if worst:
         parts.append("Worst mistakes\n" + mistake_table(worst))
@@ -47,13 +55,23 @@ def _figures(report: Report) -> str:
     if report.judged.within is not None:
         name = f"  inside the same within value ({report.within_pairs} pairs)"
         rows.append(_row(name, report.within_accuracy, report.within_accuracy_interval))
+        name = f"  mean over within values ({len(report.within_values)} values)"
+        macro, interval = report.within_macro_accuracy, report.within_macro_accuracy_interval
+        rows.append(_row(name, macro, interval))
     rows.append(_row("Kendall tau-b", report.kendall_tau_b, report.kendall_tau_b_interval))
     if report.spearman_images:
         name = f"Spearman with tier_score ({report.spearman_images} images)"
-        rows.append([name, _number(report.spearman), ""])
-    rows += [[f"NDCG@{k}", _number(value), ""] for k, value in report.ndcg.items()]
-    rows.append(["tier accuracy (tiers by quota)", _number(report.tier_accuracy), ""])
-    rows.append(["macro F1 (tiers by quota)", _number(report.macro_f1), ""])
+        rows.append(_row(name, report.spearman, report.spearman_interval))
+    rows += [_row(f"NDCG@{k}", value, report.ndcg_intervals[k]) for k, value in report.ndcg.items()]
+    judged = [("tiers by quota", report.by_quota)]
+    if report.probabilities is not None:
+        judged.insert(0, ("most probable tier", report.probabilities.tiers))
+        pairs = report.probabilities.pairs
+        if pairs is not None:
+            rows.append(_row("calibration error of pair probabilities", pairs.ece, pairs.interval))
+    for name, tiers in judged:
+        rows.append(_row(f"tier accuracy ({name})", tiers.accuracy, tiers.accuracy_interval))
+        rows.append(_row(f"macro F1 ({name})", tiers.macro_f1, tiers.macro_f1_interval))
     return format_table(["measure", "value", _interval_header(report)], rows, "lrl")
 
 
@@ -66,19 +84,52 @@ def _tier_pairs(report: Report) -> str:
     return format_table(headers, rows, "llrrl")
 
 
+def _within_values(report: Report) -> str:
+    rows = [
+        [row.value, row.pairs, _number(row.accuracy), _span(row.interval)]
+        for row in report.within_values
+    ]
+    return format_table(["within", "pairs", "accuracy", _interval_header(report)], rows, "lrrl")
+
+
 def _confusion(report: Report) -> str:
-    named = zip(report.tier_names, report.confusion, strict=True)
-    rows = [[name, *counts] for name, counts in named]
-    headers = ["true \\ by quota", *report.tier_names]
-    return format_table(headers, rows, "l" + "r" * len(report.tier_names))
+    if report.probabilities is None:
+        corner, confusion = "true \\ by quota", report.confusion
+    else:
+        corner, confusion = "true \\ most probable", report.probabilities.tiers.confusion
+    rows = [[name, *counts] for name, counts in zip(report.tier_names, confusion, strict=True)]
+    return format_table([corner, *report.tier_names], rows, "l" + "r" * len(report.tier_names))
+
+
+def _probabilities(report: Report, known: Probabilities) -> str:
+    lines = []
+    if known.pairs is not None:
+        rows = [
+            [
+                f"{part.low:.1f} – {part.high:.1f}", part.pairs,
+                *("" if x is None else f"{x:.3f}" for x in (part.said, part.came_true)),
+                _span(part.interval) if part.pairs else "",
+            ]
+            for part in known.pairs.bins
+        ]  # fmt: skip
+        headers = ["P(higher score wins)", "pairs", "said", "came true", _interval_header(report)]
+        lines.append(format_table(headers, rows, "lrrrl"))
+    lines.append(f"Probabilities were learned from {known.images} held-out works ({known.source}).")
+    if known.seen:
+        lines.append(
+            "They, or the model, were made with the works judged here: the figures are too good."
+        )
+    return "\n".join([*lines, *known.remarks])
 
 
 def _remarks(report: Report) -> list[str]:
     interval = report.pairwise_accuracy_interval
+    remarks = []
+    if report.probabilities_unknown is not None:
+        remarks.append(f"Probabilities {report.probabilities_unknown}.")
     if interval is None:
         why = "too few groups in each tier" if report.rounds else "no bootstrap rounds"
-        return [f"Intervals unknown: {why}."]
-    remarks = []
+        return [*remarks, f"Intervals unknown: {why}."]
     if report.n_groups < FEW_GROUPS:
         remarks.append(f"Only {report.n_groups} groups: take the intervals as rough.")
     if interval.low == interval.high:

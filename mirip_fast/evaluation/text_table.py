@@ -30,6 +30,14 @@ def display_width(text: str) -> int:
     return sum(_char_width(ch) for ch in text)
 
 
+def shorten(text: str, width: int) -> str:
+    """``text`` in at most ``width`` terminal cells (1 or more), its middle replaced by «…» if need be."""
+    if display_width(text) <= width:
+        return text
+    right = (width - 1) // 2
+    return _start(text, width - 1 - right) + "…" + _start(text[::-1], right)[::-1]
+
+
 def format_table(
     headers: Sequence[str], rows: Sequence[Sequence[object]], align: str | None = None
 ) -> str:
@@ -54,6 +62,15 @@ def format_table(
     lines = [_line(row, widths, align) for row in cells]
     lines.insert(1, _line(["-" * width for width in widths], widths, align))
     return "\n".join(lines)
+
+
+def _start(text: str, width: int) -> str:
+    used = 0
+    for place, ch in enumerate(text):
+        used += _char_width(ch)
+        if used > width:
+            return text[:place]
+    return text
 
 
 def _line(cells: Sequence[str], widths: Sequence[int], align: str) -> str:

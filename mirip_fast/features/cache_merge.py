@@ -11,13 +11,18 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from mirip_fast.errors import StoreError
 from mirip_fast.features.cache_info import datasets_of, store_folders
+from mirip_fast.features.canary import CANARY_FILE, TOLERANCE
 from mirip_fast.features.datasets import copy_dataset
 from mirip_fast.features.store import STORE_FILE, FeatureStore
+from mirip_fast.features.store_files import read_plain_json
 from mirip_fast.features.store_tools import Overlap, compare, merge
-from mirip_fast.files import format_bytes
+from mirip_fast.files import format_bytes, write_json
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +85,7 @@ def _merge_store(
         raise StoreError(f"{path} is the cache itself; name another one")
     spoiled = sum(source.spoiled(name) for name in source.series())
     target = FeatureStore.create(folder, source.fingerprint)
+    _join_canaries(target, source, force=force)
     overlaps = compare(target, source)
     apart = [o for o in overlaps if not o.alike]
     if apart and not force:
@@ -106,6 +112,49 @@ def _merge_store(
             came.append(str(dataset.source))
             twice += [str(dataset.source)] if str(dataset.source) in here else []
     return MergedStore(path, folder, added, overlaps, spoiled, came, twice, problems)
+
+
+def _join_canaries(target: FeatureStore, source: FeatureStore, *, force: bool) -> None:
+    """Compare the features of the built-in test picture, which tell what computed each store."""
+    ours, theirs = _canary(target.path), _canary(source.path)
+    if theirs is None:
+        return
+    if ours is None:
+        if not target.series():
+            write_json(target.path / CANARY_FILE, theirs)
+        return
+    worst = 0.0
+    for name in ours["features"].keys() & theirs["features"].keys():
+        a, b = (np.array(canary["features"][name], np.float64) for canary in (ours, theirs))
+        same_shape = a.shape == b.shape
+        apart = float(np.linalg.norm(a - b) / np.linalg.norm(a)) if same_shape else float("inf")
+        worst = max(worst, apart)
+    usual = TOLERANCE.get(str(target.fingerprint.get("precision")), min(TOLERANCE.values()))
+    if worst > usual and not force:
+        changed = [
+            f"{name} {ours['made_with'].get(name, 'none')} and {theirs['made_with'].get(name, 'none')}"
+            for name in dict.fromkeys([*ours["made_with"], *theirs["made_with"]])
+            if ours["made_with"].get(name) != theirs["made_with"].get(name)
+        ]
+        raise StoreError(
+            f"{source.path} and {target.path} do not agree: their features of the built-in test picture "
+            f"differ by {worst:.2%} (up to {usual:.1%} would be arithmetic). They were made with "
+            f"{'; '.join(changed) or 'the same libraries'}. Nothing was copied. Embed one of them anew, or "
+            "add --force to join them nevertheless."
+        )
+
+
+def _canary(store: Path) -> dict[str, Any] | None:
+    """What a store keeps of its test picture; None where there is nothing that can be read."""
+    try:
+        content = read_plain_json(store / CANARY_FILE)
+        features = {str(k): [float(x) for x in v] for k, v in content["features"].items()}
+        made_with = {str(k): str(v) for k, v in content["made_with"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    if not all(row and np.isfinite(row).all() and any(row) for row in features.values()):
+        return None
+    return {"features": features, "made_with": made_with}
 
 
 def _say_size(target: FeatureStore, source: FeatureStore) -> None:

@@ -24,6 +24,7 @@ from mirip_fast.features.neighbours import (
     IntArray,
     Vectors,
     first_equal,
+    unit,
 )
 from mirip_fast.files import write_atomically
 
@@ -78,17 +79,48 @@ class ListIndex:
 
     def links(self, threshold: float) -> Iterator[tuple[IntArray, IntArray]]:
         """See :class:`mirip_fast.features.neighbours.Index`; approximate, a pair may come twice."""
+        faiss = _faiss(self._vectors.count)
         known: dict[bytes, int] = {}
+        wanted = faiss.SearchParametersIVF(nprobe=self._probes_for_copies(faiss, threshold))
         for start, block in self._vectors.blocks(_BLOCK):
             first = first_equal(block, known, start)
             own = np.arange(start, start + len(block))
             yield first, own
             queries = np.flatnonzero(first == own)
-            bounds, _, numbers = self.index.range_search(block[queries], float(threshold))
+            bounds, _, numbers = self.index.range_search(
+                block[queries], float(threshold), params=wanted
+            )
             yield (
                 np.repeat(own[queries], np.diff(bounds.astype(np.int64))),
                 numbers.astype(np.int64),
             )
+
+    def _probes_for_copies(self, faiss: Any, threshold: float) -> int:
+        """Lists to search so that copies at a cosine of ``threshold`` are found.
+
+        Sampled vectors are moved to that cosine in random directions, and looked for.
+        """
+        rng = np.random.default_rng(1)
+        count, lists = self._vectors.count, int(self.index.nlist)
+        rows = self._vectors.read(np.sort(rng.choice(count, min(_SAMPLE, count), replace=False)))
+        noise = rng.standard_normal(rows.shape, dtype=np.float32)
+        across = unit(noise - (noise * rows).sum(axis=1, keepdims=True) * rows)
+        cosine = min(threshold, 1.0)
+        moved = np.float32(cosine) * rows + np.float32((1 - cosine**2) ** 0.5) * across
+        probes = _LEAST_PROBES
+        while True:
+            params = faiss.SearchParametersIVF(nprobe=probes)
+            cosines, _ = self.index.search(moved, 1, params=params)
+            found = float((cosines[:, 0] >= cosine - 1e-3).mean())  # half precision rounds
+            if found >= WANTED_RECALL or probes >= lists // 4:
+                log.info(
+                    "Near duplicates: %d of %d lists searched, %.1f %% found",
+                    probes,
+                    lists,
+                    100 * found,
+                )
+                return probes
+            probes = min(2 * probes, lists // 4)
 
 
 def _faiss(rows: int) -> Any:

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.errors import StoreError
+from mirip_fast.features.hash_index import HashIndex
 from mirip_fast.features.shard_rows import ShardWriter
 from mirip_fast.features.shards import SeriesSpec, Shard, create_shard, shard_name
-from mirip_fast.features.store import HashIndex
 from mirip_fast.features.store_files import (
     DIRTY_FILE,
     STORE_FILE,

@@ -56,8 +56,8 @@ def stacked_pair_loss(
     if loss.within_share == 1:
         return mean
     other, has_other = _mean(terms, weights * ~inside)
-    share = loss.within_share * has_inside
-    rest = (1 - loss.within_share) * has_other
+    share = loss.within_share * has_inside.double()
+    rest = (1 - loss.within_share) * has_other.double()
     return (share * mean + rest * other) / (share + rest).clamp(min=1e-300)
 
 

@@ -2,30 +2,75 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mirip_fast.config import Config
 from mirip_fast.data.manifest import read_manifest
 from mirip_fast.data.records import DataOptions
 from mirip_fast.errors import DataError
+from mirip_fast.evaluation.calibration import Calibration
 from mirip_fast.features.command import default_workers
 from mirip_fast.features.embed import Progress, Settings
 from mirip_fast.files import write_csv
+from mirip_fast.portfolio.rank_intervals import CONFIDENCE, MIN_HEADS, draw_scores, spread_of
 from mirip_fast.portfolio.ranking import Ranked, rank_scores, write_ranking
+from mirip_fast.ranking.references import load_calibration
 from mirip_fast.ranking.scorer import Scored, ScoreModel, score_files
+from mirip_fast.training.run_folder import SPLIT_FILE
+
+NO_HEADS = (
+    "unknown: the run has no bootstrap heads; `mirip-fast train` with --bootstrap 50 makes them"
+)
 
 
 @dataclass(frozen=True)
 class RankDone:
-    """A sorted portfolio, the files it was written to, and the works that could not be read."""
+    """A sorted portfolio, the files it was written to, and the works that could not be read.
+
+    Attributes:
+        ranking: the works, the best first.
+        files: ranking.csv and ranking.json.
+        failures: path and reason of each work that could not be read.
+        calibration: what the scores were taken to mean.
+        heads: bootstrap heads that the rank intervals rest on.
+        no_intervals: why there are no rank intervals; None where there are.
+        seen: works that the model was made with, whose scores are surer than those of new ones.
+    """
 
     ranking: list[Ranked]
     files: list[Path]
-    failures: list[tuple[str, str]]  # path, reason
+    failures: list[tuple[str, str]]
+    calibration: Calibration
+    heads: int
+    no_intervals: str | None
+    seen: int
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Two works against each other.
+
+    Attributes:
+        scores: of the first and the second.
+        probability: that the first beats the second (0–1); None if unknown.
+        interval: of the probability, from bootstrap heads; None if unknown.
+        calibration: what the probability rests on.
+        no_interval: why there is no interval; None where there is.
+    """
+
+    scores: tuple[float, float]
+    probability: float | None
+    interval: tuple[float, float] | None
+    calibration: Calibration
+    no_interval: str | None
 
 
 def rank_folder(
@@ -59,7 +104,12 @@ def rank_folder(
     records = manifest.records
     scored = _score(model, [r.path for r in records], config, backbone, rehash, command, progress)
     names = [os.path.relpath(record.path, manifest.root) for record in records]
-    ranking = rank_scores(names, [r.image_id for r in records], scored.scores.tolist())
+    calibration = load_calibration(model)
+    draws, no_intervals = _draws(model, scored)
+    ranking = rank_scores(
+        names, [record.image_id for record in records], scored.scores.tolist(),
+        calibration=calibration, draws=draws,
+    )  # fmt: skip
     failures = [
         (str(record.path), outcome.reason or "")
         for record, outcome in zip(records, scored.outcomes, strict=True)
@@ -70,33 +120,103 @@ def rank_folder(
         raise DataError(
             f"{folder}: none of {len(records)} images could be read (first: {path}: {reason})"
         )
-    about = {"folder": str(manifest.source), "checkpoint": str(model.checkpoint)}
+    seen = _seen(model, scored)
+    heads = 0 if draws is None else len(draws)
+    about = {
+        "folder": str(manifest.source),
+        "checkpoint": str(model.checkpoint),
+        "made_with": seen,
+        "held_out": {
+            "source": calibration.source,
+            "images": calibration.images,
+            "remarks": calibration.remarks(),
+        },
+        "rank_intervals": {
+            "confidence": CONFIDENCE,
+            "heads": heads,
+            "views": len(model.info.views),
+            "unknown": no_intervals,
+        },
+    }
     files = write_ranking(out, ranking, about)
     if failures:
         rows = [{"path": path, "reason": reason} for path, reason in failures]
         write_csv(out / "failures.csv", ("path", "reason"), rows)
-    return RankDone(ranking, files, failures)
+    return RankDone(ranking, files, failures, calibration, heads, no_intervals, seen)
 
 
 def compare_images(
     model: ScoreModel,
-    paths: Sequence[Path],
+    first: Path,
+    second: Path,
     config: Config,
     *,
     backbone: str | None = None,
     command: str = "",
     progress: Callable[[Progress], None] = lambda _: None,
-) -> list[float]:
-    """The scores of single image files.
+) -> Compared:
+    """Score two image files, and say how probable it is that the first beats the second.
 
     Raises:
         DataError: a file can not be read.
     """
+    paths = [first, second]
     scored = _score(model, paths, config, backbone, False, command, progress)
     for path, outcome in zip(paths, scored.outcomes, strict=True):
         if outcome.status == "failed":
             raise DataError(f"{path}: {outcome.reason}")
-    return [float(score) for score in scored.scores]
+    calibration = load_calibration(model)
+    chance = calibration.pair_probability(scored.scores[0] - scored.scores[1])
+    draws, no_interval = _draws(model, scored)
+    interval = None
+    if chance is not None and draws is not None:
+        by_head = calibration.pair_probability(draws[:, 0] - draws[:, 1])
+        assert by_head is not None  # the calibration is known
+        low, high = spread_of(by_head)
+        interval = min(low, float(chance)), max(high, float(chance))
+    return Compared(
+        scores=(float(scored.scores[0]), float(scored.scores[1])),
+        probability=None if chance is None else float(chance),
+        interval=interval,
+        calibration=calibration,
+        no_interval=no_interval,
+    )
+
+
+def _seen(model: ScoreModel, scored: Scored) -> int:
+    """How many of the works are in the train or val split of the model's run."""
+    path = model.checkpoint.parent / SPLIT_FILE
+    if not path.is_file():
+        return 0
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
+        rows = csv.DictReader(stream)
+        known = {row.get("sha256") for row in rows if row.get("split") in ("train", "val")}
+    return sum(
+        outcome.sha256 is not None and outcome.sha256.hex() in known for outcome in scored.outcomes
+    )
+
+
+def _draws(model: ScoreModel, scored: Scored) -> tuple[NDArray[np.float64] | None, str | None]:
+    """[H, n] scores of the readable works by the bootstrap heads, NaN for the others; or why not."""
+    # The same picture under two names is scored once: rounding must not order it.
+    place: dict[bytes, int] = {}
+    index = [
+        place.setdefault(outcome.sha256, len(place))
+        if outcome.status != "failed" and outcome.sha256 is not None
+        else -1
+        for outcome in scored.outcomes
+    ]
+    by_head = model.score_bootstrap(scored.store, list(place)) if place else None
+    if by_head is None:
+        return None, NO_HEADS
+    if len(by_head) < MIN_HEADS:
+        return None, (
+            f"unknown: the run has {len(by_head)} bootstrap heads, at least {MIN_HEADS} are needed "
+            "(`mirip-fast train` with --bootstrap 50)"
+        )
+    scores = draw_scores(by_head)
+    draws = np.where(np.array(index) >= 0, scores[:, index], np.nan)
+    return draws, None
 
 
 def _score(

@@ -1,33 +1,61 @@
-"""A portfolio sorted by score: ranks, and the files that hold them."""
+"""A portfolio sorted by score: ranks and what is known about them, and the files that hold them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from mirip_fast.evaluation.text_table import format_table
+from mirip_fast.evaluation.calibration import Calibration
+from mirip_fast.evaluation.text_table import format_table, printable, shorten
 from mirip_fast.files import spreadsheet_safe, write_csv, write_json
+from mirip_fast.portfolio.rank_intervals import rank_intervals, ranks_of
 
-_COLUMNS = ("rank", "score", "file", "image_id")
+UNKNOWN = "unknown"
+
+_TABLE_WIDTH = 100  # terminal cells
+_SHOWN_TIERS = 5  # more tiers than this have their probabilities in the files only
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """One work and its place; equal scores share a rank."""
+    """One work and its place; equal scores share a rank. What is None is unknown.
+
+    Attributes:
+        rank: 1 = best.
+        score: higher is better.
+        file, image_id: the work.
+        score_100: percentile among held-out works (0–100).
+        tier: the most probable tier.
+        tier_probabilities: tier → probability, the best tier first; they sum to 1.
+        rank_low, rank_high: 95 % interval of the rank.
+        settled: whether its order against both neighbours is settled.
+    """
 
     rank: int
     score: float
     file: str
     image_id: str
+    score_100: float | None = None
+    tier: str | None = None
+    tier_probabilities: Mapping[str, float] | None = None
+    rank_low: int | None = None
+    rank_high: int | None = None
+    settled: bool | None = None
 
 
 def rank_scores(
-    files: Sequence[str], image_ids: Sequence[str], scores: Sequence[float]
+    files: Sequence[str],
+    image_ids: Sequence[str],
+    scores: Sequence[float],
+    *,
+    calibration: Calibration | None = None,
+    draws: NDArray[np.float64] | None = None,
 ) -> list[Ranked]:
     """Sort by score, best first. Equal scores share the better rank, as in sports: 1, 2, 2, 4.
 
@@ -35,21 +63,78 @@ def rank_scores(
         files: [n] names to show.
         image_ids: [n] ids.
         scores: [n], higher is better; works without a score (NaN) are left out.
+        calibration: what the scores mean.
+        draws: [H, n] scores of the same works by H bootstrap heads, of
+            :func:`mirip_fast.portfolio.rank_intervals.draw_scores`.
     """
     scored = [i for i, score in enumerate(scores) if not math.isnan(score)]
     order = sorted(scored, key=lambda i: (-scores[i], files[i]))
+    if not order:
+        return []
     values = np.array([scores[i] for i in order], dtype=np.float64)
-    first = np.searchsorted(-values, -values, side="left")
+    ranks = ranks_of(values)
+    known: dict[str, list[Any]] = {}
+    if calibration is not None:
+        known.update(_meaning(calibration, values))
+    if draws is not None:
+        spread = rank_intervals(draws[:, order], ranks)
+        known["rank_low"], known["rank_high"] = spread.low.tolist(), spread.high.tolist()
+        known["settled"] = spread.settled.tolist()
     return [
-        Ranked(int(rank) + 1, float(scores[i]), files[i], image_ids[i])
-        for rank, i in zip(first, order, strict=True)
-    ]
+        Ranked(
+            int(ranks[place]), float(scores[i]), files[i], image_ids[i],
+            **{name: column[place] for name, column in known.items()},
+        )
+        for place, i in enumerate(order)
+    ]  # fmt: skip
+
+
+def _meaning(calibration: Calibration, values: NDArray[np.float64]) -> dict[str, list[Any]]:
+    """Columns of what the scores mean; none if it is unknown."""
+    percentiles = calibration.score_100(values)
+    chances = calibration.tier_probabilities(values)
+    if percentiles is None or chances is None:
+        return {}
+    names = calibration.tier_names
+    return {
+        "score_100": percentiles.tolist(),
+        "tier": [names[k] for k in chances.argmax(axis=1)],
+        "tier_probabilities": [dict(zip(names, row, strict=True)) for row in chances.tolist()],
+    }
 
 
 def ranking_table(ranking: Sequence[Ranked]) -> str:
-    """The ranking as text for a terminal."""
-    rows = [(str(work.rank), f"{work.score:.4f}", work.file) for work in ranking]
-    return format_table(("rank", "score", "file"), rows, align="rrl")
+    """The ranking as text for a terminal of 100 columns; long file names are shortened.
+
+    Unknown columns are left out. ``~`` marks ranks whose order against a neighbour is not settled.
+    """
+    if not ranking:
+        return format_table(("rank", "score", "file"), [], align="rrl")
+    headers, columns = ["rank"], [[str(work.rank) for work in ranking]]
+    if ranking[0].rank_low is not None:
+        headers.append("95 %")
+        columns.append([f"{w.rank_low}–{w.rank_high}{' ' if w.settled else '~'}" for w in ranking])
+    headers.append("score")
+    columns.append([f"{work.score:.4f}" for work in ranking])
+    if ranking[0].score_100 is not None:
+        headers += ["0–100", "tier"]
+        columns.append([f"{work.score_100:.0f}" for work in ranking])
+        columns.append([printable(str(work.tier)) for work in ranking])
+        names = list(ranking[0].tier_probabilities or ())
+        if len(names) <= _SHOWN_TIERS:
+            headers += [f"{printable(name)} %" for name in names]
+            for name in names:
+                columns.append([f"{100 * (w.tier_probabilities or {})[name]:.0f}" for w in ranking])
+    numbers = list(zip(*columns, strict=True))
+    used = (
+        len(format_table(headers, numbers).split("\n")[1]) + 2
+    )  # the rule is as wide as the columns
+    room = max(20, _TABLE_WIDTH - used)
+    rows = [
+        (*cells, shorten(printable(work.file), room))
+        for cells, work in zip(numbers, ranking, strict=True)
+    ]
+    return format_table((*headers, "file"), rows, align="r" * len(headers) + "l")
 
 
 def write_ranking(folder: Path, ranking: Sequence[Ranked], about: dict[str, Any]) -> list[Path]:
@@ -58,21 +143,36 @@ def write_ranking(folder: Path, ranking: Sequence[Ranked], about: dict[str, Any]
     Args:
         folder: where to; made if missing.
         ranking: the sorted works.
-        about: which model and folder; goes into the JSON file.
+        about: which model and folder, and what the numbers rest on; goes into the JSON file.
 
     Returns:
         The files written.
     """
+    tiers = list((ranking[0].tier_probabilities if ranking else None) or ())
+    columns = [
+        "rank", "rank_low", "rank_high", "settled", "score", "score_100", "tier",
+        *(f"p_{tier}" for tier in tiers), "file", "image_id",
+    ]  # fmt: skip
     rows = [
         {
             "rank": work.rank,
+            "rank_low": _cell(work.rank_low, "d"),
+            "rank_high": _cell(work.rank_high, "d"),
+            "settled": {True: "yes", False: "no", None: UNKNOWN}[work.settled],
             "score": f"{work.score:.6g}",
+            "score_100": _cell(work.score_100, ".2f"),
+            "tier": spreadsheet_safe(work.tier or UNKNOWN),
+            **{f"p_{tier}": f"{p:.4f}" for tier, p in (work.tier_probabilities or {}).items()},
             "file": spreadsheet_safe(work.file),
             "image_id": spreadsheet_safe(work.image_id),
         }
         for work in ranking
     ]
-    write_csv(folder / "ranking.csv", _COLUMNS, rows)
+    write_csv(folder / "ranking.csv", columns, rows)
     works = [vars(work) for work in ranking]
     write_json(folder / "ranking.json", {**about, "works": works})
     return [folder / "ranking.csv", folder / "ranking.json"]
+
+
+def _cell(value: float | None, form: str) -> str:
+    return UNKNOWN if value is None else format(value, form)

@@ -211,10 +211,12 @@ def _train_fold(run: Run, fold: int, plan: FoldsPlan, store: FeatureStore, fit: 
         checkpoint = load_checkpoint(run.last)
         config = config_from_dict(checkpoint["config"])
     run.path.mkdir(exist_ok=True)
+    run.remove_partial_files()
     run.truncate_history(0 if checkpoint is None else int(checkpoint["epoch"]))
     save_split(run.path / SPLIT_FILE, images)
     parent = Run(run.path.parent).info
-    run.update(name=f"fold_{fold}", mode="fold", fold=fold, data=parent.get("data", {}))
+    kept = {key: parent[key] for key in ("data", "within") if key in parent}
+    run.update(name=f"fold_{fold}", mode="fold", fold=fold, **kept)
     fit(run, config, images, store, plan.info.views, checkpoint)
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mirip_fast.config import DataConfig, SplitConfig
 from mirip_fast.data.manifest import check_trainable, imbalance_remark, read_manifest
-from mirip_fast.data.near_groups import read_near_groups
+from mirip_fast.data.near_groups import near_labels
 from mirip_fast.data.records import DataOptions, Manifest, Record
 from mirip_fast.data.splits import SPLITS, split_manifest
 from mirip_fast.errors import ConfigError, DataError, ImageError, StoreError
@@ -182,13 +182,12 @@ def graded_of_dataset(
         records = tuple(dataclasses.replace(r, tier=None) for r in manifest.records)
         manifest = dataclasses.replace(manifest, records=records)
     ratios = (split.train_ratio, split.val_ratio, split.test_ratio)
-    near = split.near_groups
     divided = split_manifest(
         manifest,
         ratios=ratios,
         seed=split.split_seed,
         duplicates=hashes,
-        near_groups=None if near is None else read_near_groups(Path(near), manifest),
+        near_groups=near_labels(split.near_groups, manifest),
     )
     log.info(
         "Split %s; tier shares within %.1f points of the whole",

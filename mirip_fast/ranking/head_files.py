@@ -64,7 +64,7 @@ def save_head(folder: Path, checkpoint: Path, arrays: Arrays, info: ModelInfo) -
         arrays: name → array, as in ``RankingHead.state_dict()``.
         info: what the head expects of its input.
     """
-    _save(folder / HEAD_FILE, arrays, {"checkpoint_sha256": file_hash(checkpoint)}, info)
+    _save(folder / HEAD_FILE, arrays, info, checkpoint_sha256=file_hash(checkpoint))
 
 
 def load_head(checkpoint: Path) -> tuple[ModelInfo, Member] | None:
@@ -72,10 +72,10 @@ def load_head(checkpoint: Path) -> tuple[ModelInfo, Member] | None:
     path = checkpoint.with_name(HEAD_FILE)
     if not path.is_file():
         return None
-    arrays, metadata = _load(path)
-    if metadata.get("checkpoint_sha256") != file_hash(checkpoint):
+    arrays, about = _load(path)
+    if about.get("checkpoint_sha256") != file_hash(checkpoint):
         return None
-    return _info(metadata, path), Member(NumpyHead(arrays))
+    return _info(about, path), Member(NumpyHead(arrays))
 
 
 def save_ensemble(folder: Path, members: Sequence[Member], info: ModelInfo) -> Path:
@@ -88,7 +88,7 @@ def save_ensemble(folder: Path, members: Sequence[Member], info: ModelInfo) -> P
     """
     arrays = _stacked([member.head for member in members])
     lines = [[member.mean, member.spread] for member in members]
-    _save(folder / ENSEMBLE, arrays, {"held_out": json.dumps(lines)}, info)
+    _save(folder / ENSEMBLE, arrays, info, held_out=lines)
     return folder / ENSEMBLE
 
 
@@ -98,12 +98,10 @@ def load_ensemble(path: Path) -> tuple[ModelInfo, tuple[Member, ...]]:
     Raises:
         CheckpointError: missing, damaged or of another kind.
     """
-    arrays, metadata = _load(path)
-    try:
-        lines = json.loads(metadata["held_out"])
-    except (KeyError, ValueError) as error:
-        raise CheckpointError(f"{path} holds no ensemble of heads") from error
-    return _info(metadata, path), _members(arrays, lines, path)
+    arrays, about = _load(path)
+    if "held_out" not in about:
+        raise CheckpointError(f"{path} holds no ensemble of heads")
+    return _info(about, path), _members(arrays, about["held_out"], path)
 
 
 def save_bootstrap(model: Path, members: Sequence[Member], info: ModelInfo) -> Path:
@@ -120,9 +118,9 @@ def save_bootstrap(model: Path, members: Sequence[Member], info: ModelInfo) -> P
         name: stack.astype(np.float16)
         for name, stack in _stacked([member.head for member in members]).items()
     }
-    lines = json.dumps([[member.mean, member.spread] for member in members])
+    lines = [[member.mean, member.spread] for member in members]
     path = model.with_name(BOOTSTRAP_FILE)
-    _save(path, arrays, {"model_sha256": file_hash(model), "lines": lines}, info)
+    _save(path, arrays, info, model_sha256=file_hash(model), lines=lines)
     return path
 
 
@@ -135,14 +133,12 @@ def load_bootstrap(model: Path) -> tuple[Member, ...] | None:
     path = model.with_name(BOOTSTRAP_FILE)
     if not path.is_file():
         return None
-    arrays, metadata = _load(path)
-    if metadata.get("model_sha256") != file_hash(model):
+    arrays, about = _load(path)
+    if about.get("model_sha256") != file_hash(model):
         return None
-    try:
-        lines = json.loads(metadata["lines"])
-    except (KeyError, ValueError) as error:
-        raise CheckpointError(f"{path} holds no bootstrap heads") from error
-    return _members(arrays, lines, path)
+    if "lines" not in about:
+        raise CheckpointError(f"{path} holds no bootstrap heads")
+    return _members(arrays, about["lines"], path)
 
 
 def file_hash(path: Path) -> str:
@@ -163,27 +159,28 @@ def _members(arrays: Arrays, lines: Sequence[Sequence[float]], path: Path) -> tu
     )
 
 
-def _save(path: Path, arrays: Arrays, metadata: dict[str, str], info: ModelInfo) -> None:
+def _save(path: Path, arrays: Arrays, info: ModelInfo, **about: Any) -> None:
     from safetensors.numpy import save
 
     whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    data = save(whole, {**metadata, "model": json.dumps(info.to_dict())})
+    # One entry: several are written in an order that differs from time to time.
+    data = save(whole, {"about": json.dumps({**about, "model": info.to_dict()})})
     write_atomically(path, lambda stream: stream.write(data))
 
 
-def _load(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+def _load(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """The arrays of a file and what it says about them (nothing, if another program wrote it)."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="numpy") as file:
             arrays = {name: file.get_tensor(name) for name in sorted(file.keys())}
-            return arrays, dict(file.metadata() or {})
-    except (OSError, SafetensorError) as error:
+            return arrays, json.loads((file.metadata() or {}).get("about", "{}"))
+    except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path} can not be read: {error}") from error
 
 
-def _info(metadata: Mapping[str, str], path: Path) -> ModelInfo:
-    try:
-        return ModelInfo.from_dict(json.loads(metadata["model"]))
-    except (KeyError, ValueError) as error:
-        raise CheckpointError(f"{path} does not say what its heads expect") from error
+def _info(about: Mapping[str, Any], path: Path) -> ModelInfo:
+    if "model" not in about:
+        raise CheckpointError(f"{path} does not say what its heads expect")
+    return ModelInfo.from_dict(about["model"])

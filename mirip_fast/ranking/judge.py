@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +16,15 @@ from mirip_fast.config import Config, config_from_dict
 from mirip_fast.data.manifest import read_manifest
 from mirip_fast.data.records import DataOptions
 from mirip_fast.errors import DataError, StoreError
+from mirip_fast.evaluation.calibration import Calibration
+from mirip_fast.evaluation.contact_sheet import write_contact_sheet
+from mirip_fast.evaluation.reliability_plot import plot_reliability
 from mirip_fast.evaluation.report import Report, judge
 from mirip_fast.features.embed import Progress, Settings
 from mirip_fast.features.store import FeatureStore
+from mirip_fast.files import write_json
 from mirip_fast.ranking.graded import GradedImages, load_split
+from mirip_fast.ranking.references import load_calibration
 from mirip_fast.ranking.scorer import ScoreModel, load_score_model, score_files
 from mirip_fast.training.run_folder import SPLIT_FILE, Run, newest_model, run_of_checkpoint
 
@@ -40,11 +47,55 @@ def pick_model(checkpoint: Path | None, output_dir: Path) -> ScoreModel:
     return load_score_model(path)
 
 
-def judge_split(model: ScoreModel, split: str, config: Config) -> tuple[Report, Path]:
-    """Judge a model on one split of its own run, from the cache.
+@dataclass(frozen=True)
+class Judgement:
+    """A report on a model, where it belongs, and the files of the images it is about.
 
-    Returns:
-        The report, and where to write it.
+    Attributes:
+        report: the figures.
+        path: JSON file in the run's folder.
+        images: image id → file.
+        model: what was judged.
+        about: the judged images in words.
+    """
+
+    report: Report
+    path: Path
+    images: dict[str, Path]
+    model: ScoreModel
+    about: str
+
+    def write(self, path: Path | None = None, **more: Any) -> list[Path]:
+        """Write the JSON file, the reliability diagram and the worst mistakes as pictures beside it.
+
+        Args:
+            path: another place for the JSON file.
+            more: further entries of the JSON file.
+
+        Returns:
+            The files written.
+        """
+        path = path or self.path
+        write_json(
+            path, {"checkpoint": str(self.model.checkpoint), **more, **self.report.to_dict()}
+        )
+        files = [path]
+        known = self.report.probabilities
+        if known is not None and known.pairs is not None:
+            files.append(path.with_name(f"{path.stem}_reliability.png"))
+            title = (
+                f"{self.about}; probabilities learned from {known.images} works ({known.source})"
+            )
+            plot_reliability(files[-1], known.pairs, title)
+        mistakes = self.report.worst_mistakes()
+        if mistakes:
+            files.append(path.with_name(f"{path.stem}_mistakes.png"))
+            write_contact_sheet(files[-1], mistakes, self.images, f"Worst mistakes, {self.about}")
+        return files
+
+
+def judge_split(model: ScoreModel, split: str, config: Config) -> Judgement:
+    """Judge a model on one split of its own run, from the cache.
 
     Raises:
         DataError: the run has no such split.
@@ -66,7 +117,10 @@ def judge_split(model: ScoreModel, split: str, config: Config) -> tuple[Report, 
     except StoreError as error:
         log.info("The cached features are not all there (%s): they are computed again", error)
         scores = _score_again(model, images, config)
-    return _report(scores, images, config), folder / f"evaluation_{split}.json"
+    report = _report(scores, images, config, load_calibration(model), seen=split != "test")
+    about = f"{split} split, {len(images)} images"
+    path = folder / f"evaluation_{split}.json"
+    return Judgement(report, path, _files(images), model, about)
 
 
 def _score_again(model: ScoreModel, images: GradedImages, config: Config) -> NDArray[np.float32]:
@@ -89,11 +143,8 @@ def judge_files(
     config: Config,
     backbone: str | None,
     progress: Callable[[Progress], None],
-) -> tuple[Report, Path]:
+) -> Judgement:
     """Judge a model on graded images from anywhere, embedding what is not cached.
-
-    Returns:
-        The report, and where to write it.
 
     Raises:
         DataError: faulty grades, other tiers than the model's, or images that can not be read.
@@ -125,10 +176,21 @@ def judge_files(
         tuple("test" for _ in good),
     )
     path = model.checkpoint.parent / f"evaluation_{source.stem}.json"
-    return _report(scored.scores[good], images, config), path
+    report = _report(scored.scores[good], images, config, load_calibration(model), False)
+    return Judgement(report, path, _files(images), model, f"{source.name}, {len(images)} images")
 
 
-def _report(scores: np.ndarray, images: GradedImages, config: Config) -> Report:
+def _files(images: GradedImages) -> dict[str, Path]:
+    return {record.image_id: record.path for record in images.manifest.records}
+
+
+def _report(
+    scores: np.ndarray,
+    images: GradedImages,
+    config: Config,
+    calibration: Calibration,
+    seen: bool,
+) -> Report:
     records = images.manifest.records
     within = config.evaluate.within
     return judge(
@@ -139,5 +201,7 @@ def _report(scores: np.ndarray, images: GradedImages, config: Config) -> Report:
         groups=[record.group for record in records],
         tier_scores=[record.tier_score for record in records],
         within=None if within is None else images.column(within),
+        calibration=calibration,
+        seen=seen,
         rounds=config.evaluate.bootstrap_rounds,
     )

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 PAIRS_FILE = "pairs.csv"
 
 _COLUMNS = ("image_id_1", "image_id_2", LABEL, WEIGHT, "split", "dropped", "row")
-_FEW = 30  # validation pairs that say little about which epoch is best
+_FEW = 30  # validation pairs; fewer say little about which epoch is best
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,16 @@ class JudgedPairs:
     label: NDArray[np.int64]
     weight: NDArray[np.float64]
     table: Sequence[Mapping[str, object]]
+
+    def decided(self, split: str) -> int:
+        """Pairs of a split that are no tie and weigh something."""
+        here = (self.label != 0) & (self.weight > 0) & (np.array(self.splits) == split)
+        return int(here.sum())
+
+    @property
+    def can_choose(self) -> bool:
+        """Whether the validation pairs are enough to choose the best epoch by."""
+        return self.decided("val") >= _FEW
 
     def part(self, split: str, images: GradedImages, *, only_judged: bool = False) -> GradedImages:
         """The images of one split; with ``only_judged`` those of them that are in a pair."""
@@ -109,7 +119,7 @@ def read_judged_pairs(path: Path, images: GradedImages, left_out: Sequence[Recor
         table,
     )
     _tell(path, Counter(fates))
-    _warn_of_few(pairs)
+    _warn_of_few(pairs, graded=manifest.has_grades)
     return pairs
 
 
@@ -167,12 +177,12 @@ def _tell(path: Path, fates: Counter[str]) -> None:
         log.warning("%s dropped: %s", counted(sum(dropped.values()), "pair"), reasons)
 
 
-def _warn_of_few(pairs: JudgedPairs) -> None:
-    decided = (pairs.label != 0) & (pairs.weight > 0) & (np.array(pairs.splits) == "val")
-    if 0 < decided.sum() < _FEW:
+def _warn_of_few(pairs: JudgedPairs, *, graded: bool) -> None:
+    if not pairs.can_choose:
         log.warning(
-            "Only %s to choose the best epoch by: a pair counts where both its images are in the val "
-            "split. A larger --val-ratio, groups in the data or split files (--metadata, --val-metadata) "
-            "give more.",
-            counted(int(decided.sum()), "judged pair"),
+            "Only %s in the val split, where both images of a pair have to be%s. A larger one "
+            "(--train-ratio 0.6 --val-ratio 0.2 --test-ratio 0.2), groups in the data or split files "
+            "(--metadata, --val-metadata) give more.",
+            counted(pairs.decided("val"), "judged pair"),
+            ": the tiers choose the best epoch" if graded else " to choose the best epoch by",
         )

@@ -260,8 +260,9 @@ def require_pairs(rows: Rows, loss: PairLoss, split: str) -> None:
     if rows.pairs is not None and (split == "train" or not rows.has_tiers):
         raise DataError(
             f"No judged pair lies inside the {split} split (ties and weights of 0 left aside). A pair counts "
-            "where both its images are in one split: judge more pairs, or give another --val-ratio, or "
-            "split files (--metadata, --val-metadata) that keep judged images together."
+            "where both its images are in one split: judge more pairs, make the split larger (--train-ratio "
+            "0.6 --val-ratio 0.2 --test-ratio 0.2), or give split files (--metadata, --val-metadata) "
+            "that keep judged images together."
         )
     labels = torch.from_numpy(higher_is_better(rows, loss))
     pairs = count_pairs(labels, label="tier_score", min_gap=loss.min_gap)

@@ -90,7 +90,7 @@ def load_calibration(model: ScoreModel) -> Calibration:
     """
     path = model.checkpoint.with_name(CALIBRATION_FILE)
     if not path.is_file():
-        return _unknown(model, f"unknown: {path} is missing; training again writes it")
+        return _unknown(model, f"unknown: {path} is missing; training on graded works writes it")
     try:
         values = read_json(path)
         if values.get("model_sha256") == file_hash(model.checkpoint):

@@ -83,10 +83,14 @@ class ScoreModel:
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores of image files: one outcome and one score per path, NaN where it failed."""
+    """Scores of image files: one outcome and one score per path, NaN where it failed.
+
+    ``store`` holds the features of the others, for asking the model more about them.
+    """
 
     outcomes: list[Outcome]
     scores: NDArray[np.float32]
+    store: FeatureStore
 
 
 def load_score_model(path: Path) -> ScoreModel:
@@ -157,7 +161,7 @@ def score_files(
     if good:
         wanted = [sha for sha in (outcomes[i].sha256 for i in good) if sha is not None]
         scores[good] = model.score(store, wanted)
-    return Scored(outcomes, scores)
+    return Scored(outcomes, scores, store)
 
 
 def _complete_store(

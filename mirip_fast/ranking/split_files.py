@@ -12,7 +12,7 @@ from mirip_fast.data.manifest import (
     read_manifest,
     write_manifest_csv,
 )
-from mirip_fast.data.near_groups import read_near_groups
+from mirip_fast.data.near_groups import near_labels
 from mirip_fast.data.records import DataOptions
 from mirip_fast.data.splits import SPLITS, Split, split_manifest
 from mirip_fast.errors import DataError, ImageError
@@ -45,13 +45,12 @@ def write_split_files(source: Path, config: Config, out: Path | None) -> tuple[S
         if isinstance(sha, ImageError):
             raise DataError(f"{path}: {sha}")
     ratios = (config.split.train_ratio, config.split.val_ratio, config.split.test_ratio)
-    near = config.split.near_groups
     divided = split_manifest(
         manifest,
         ratios=ratios,
         seed=config.split.split_seed,
         duplicates=hashes,
-        near_groups=None if near is None else read_near_groups(Path(near), manifest),
+        near_groups=near_labels(config.split.near_groups, manifest),
     )
     folder = out or manifest.root
     folder.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from mirip_fast.config import Config, TrainConfig, config_from_dict, to_yaml
 from mirip_fast.data.csv_reader import shown
 from mirip_fast.errors import CheckpointError, ConfigError
 from mirip_fast.features.datasets import Dataset, newest_dataset, newest_graded
-from mirip_fast.features.store import FeatureStore, differing_fields
+from mirip_fast.features.store import STORE_FILE, FeatureStore, differing_fields
 from mirip_fast.files import write_text
 from mirip_fast.models.checkpoint import load_checkpoint
 from mirip_fast.models.model_info import ModelInfo
@@ -39,7 +39,7 @@ from mirip_fast.ranking.judged_pairs import (
 from mirip_fast.ranking.objective import describe_pairs, make_loss, pairs_file, require_pairs
 from mirip_fast.ranking.plots import plot_curves
 from mirip_fast.ranking.references import write_validation_references
-from mirip_fast.ranking.rows import Rows, read_features
+from mirip_fast.ranking.rows import ListedPairs, Rows, read_features
 from mirip_fast.runtime import resolve_device
 from mirip_fast.training.averaging import check_averaging
 from mirip_fast.training.presets import Pace, choose_pace
@@ -135,7 +135,10 @@ def train_head(config: Config, request: Request) -> tuple[Run, FitResult | Folds
 
 
 def resume_head(
-    which: str, output_dir: Path, only_folds: tuple[int, ...] = ()
+    which: str,
+    output_dir: Path,
+    only_folds: tuple[int, ...] = (),
+    bootstrap: int | None = None,
 ) -> tuple[Run, FitResult | FoldsResult]:
     """Go on with an interrupted run, with its own configuration, split and data.
 
@@ -143,6 +146,8 @@ def resume_head(
         which: ``latest``, a run's folder or a checkpoint.
         output_dir: folder of the runs.
         only_folds: with folds: those to train now; none: all that are missing.
+        bootstrap: bootstrap heads to train in the end; None: as many as the run's settings say. A finished
+            run gets them too.
 
     Raises:
         RunNotFoundError: nothing to resume.
@@ -152,27 +157,47 @@ def resume_head(
     if run.has_folds:
         log.info("Resuming %s, with its own settings", run.path)
         plan, store = load_plan(run)
+        plan = dataclasses.replace(plan, config=_with_bootstrap(plan.config, bootstrap))
         return run, train_folds(run, plan, store, _fit_fold, only_folds)
     if only_folds:
         raise ConfigError(f"--only-folds: {run.path} has no folds")
     checkpoint = load_checkpoint(path)
     if "model" not in checkpoint or "training_state" not in checkpoint:
         raise CheckpointError(f"{path} was not written by `mirip-fast train --head-only`")
-    config = config_from_dict(checkpoint["config"])
+    config = _with_bootstrap(config_from_dict(checkpoint["config"]), bootstrap)
     info = ModelInfo.from_dict(checkpoint["model"])
     log.info("Resuming %s after epoch %d, with its own settings", run.path, checkpoint["epoch"])
-    store = FeatureStore.open(Path(config.embed.cache_dir) / info.fingerprint_id)
-    if store.fingerprint != info.fingerprint:
-        raise CheckpointError(
-            f"{path} does not fit {store.path} "
-            f"({differing_fields(info.fingerprint, store.fingerprint)})"
-        )
+    store = _store_of(info, Path(config.embed.cache_dir), path)
     images = load_split(run.path / SPLIT_FILE, info.tiers, config.data)
     pace = Pace(**checkpoint["training_state"]["pace"])
     judged = load_judged_pairs(run.path, images)
     run.remove_partial_files()
     run.truncate_history(int(checkpoint["epoch"]))
     return run, _fit(run, config, pace, images, judged, store, info.views, checkpoint)
+
+
+def _store_of(info: ModelInfo, cache_dir: Path, checkpoint: Path) -> FeatureStore:
+    """The store that a checkpoint's head was trained on.
+
+    Raises:
+        CheckpointError: it is not there; names what the nearest one has different.
+    """
+    path = cache_dir / info.fingerprint_id
+    there = [FeatureStore.open(found.parent) for found in sorted(cache_dir.glob(f"*/{STORE_FILE}"))]
+    for store in there:
+        if store.fingerprint == info.fingerprint and store.path == path:
+            return store
+    if not there:
+        raise CheckpointError(
+            f"{checkpoint} needs the features in {path}, and there are none: run `mirip-fast embed` again"
+        )
+    differences = [(differing_fields(info.fingerprint, s.fingerprint), s.path) for s in there]
+    nearest = min(differences, key=lambda found: found[0].count("≠"))
+    raise CheckpointError(
+        f"{checkpoint} does not fit the features in {cache_dir.resolve()}: the nearest are "
+        f"{nearest[1].name} ({nearest[0]}; the checkpoint's come first). Embed as it was trained, or train "
+        "again."
+    )
 
 
 def _fit_fold(
@@ -236,6 +261,8 @@ def _fit(
             log.info(
                 "val accuracy is that of the validation split's own pairs of this kind; behind it, "
                 "that of all pairs of different tiers"
+                if train.pairs is None or val.pairs is not None
+                else "val accuracy is that of the tiers: too few judged pairs lie in the val split"
             )
         fit = HeadFit(train, val, config, pace, info.to_dict(), device)
         if checkpoint is not None:
@@ -267,7 +294,8 @@ def _finish(
     best = load_checkpoint(run.best)
     arrays = {name: value.numpy() for name, value in best["model_state_dict"].items()}
     save_head(run.path, run.best, arrays, info)
-    if images.manifest.has_grades:
+    # Folds are calibrated together, on what each left out; judged pairs alone give no tiers to learn from.
+    if images.manifest.has_grades and run.info.get("mode") != "fold":
         write_validation_references(run.best, images, store, config.evaluate.within)
     if config.train.bootstrap:
         write_bootstrap(run, images, ("train",), config, info, store)
@@ -288,6 +316,12 @@ def _images(config: Config, request: Request, dataset: Dataset, cache_dir: Path)
     root = Path(dataset.info["root"])
     data = config_from_dict({"data": dataset.info["data"]}).data
     return graded_of_files(request.split_files, data, root, cache_dir, need_tiers=need_tiers)
+
+
+def _with_bootstrap(config: Config, heads: int | None) -> Config:
+    if heads is None:
+        return config
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, bootstrap=heads))
 
 
 def _with_pace(train: TrainConfig, pace: Pace) -> TrainConfig:
@@ -314,4 +348,7 @@ def _labels(
         return part, part.labels(config.evaluate.within, label=label)
     # People judged them: the pairs are fair whatever the within column says.
     part = judged.part(split, images, only_judged=split == "train")
-    return part, part.labels(None, label=label, pairs=judged.listed(split, images, part))
+    pairs: ListedPairs | None = judged.listed(split, images, part)
+    if split == "val" and not judged.can_choose and part.manifest.has_grades:
+        pairs = None
+    return part, part.labels(None, label=label, pairs=pairs)

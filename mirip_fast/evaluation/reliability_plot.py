@@ -1,0 +1,64 @@
+"""The reliability diagram: what was said about pairs against what came true."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from mirip_fast.evaluation.reliability import Reliability
+from mirip_fast.files import write_atomically
+
+
+def plot_reliability(path: Path, pairs: Reliability, title: str) -> None:
+    """Draw a reliability diagram and the number of pairs in each bin into a PNG file.
+
+    Each pair counts half in each orientation, so the right half mirrors the left.
+
+    Args:
+        path: the PNG file.
+        pairs: the judged probabilities.
+        title: whose they are.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 7.6), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    upper.plot((0, 1), (0, 1), color="grey", linestyle=":", label="what is said comes true")
+    labelled = False
+    level = "" if pairs.interval is None else f"{100 * pairs.interval.confidence:g} % interval"
+    for part in pairs.bins:
+        if part.said is None or part.came_true is None:
+            continue
+        for said, true, turn in (
+            (part.said, part.came_true, 1),
+            (1 - part.said, 1 - part.came_true, -1),
+        ):
+            below = above = 0.0
+            if part.interval is not None:
+                # A resampled share may lie to one side of the share itself: a bar has no negative length.
+                below = max(0.0, part.came_true - part.interval.low)
+                above = max(0.0, part.interval.high - part.came_true)
+            span = ((below,), (above,)) if turn == 1 else ((above,), (below,))
+            upper.errorbar(
+                said, true, yerr=span, fmt="o", color="C0", capsize=3,
+                label=None if labelled else f"came true{level and f', {level} over groups'}",
+            )  # fmt: skip
+            labelled = True
+        width = part.high - part.low
+        for left in (part.low, 1 - part.high):
+            lower.bar(left, part.pairs / 2, width, align="edge", color="C0", edgecolor="white")
+    known = "interval unknown"
+    if pairs.interval is not None:
+        known = f"{level} {pairs.interval.low:.3f} – {pairs.interval.high:.3f}"
+    upper.set_title(
+        f"{title}\nexpected calibration error {pairs.ece:.3f} ({known})",
+        fontsize=10,
+        parse_math=False,
+    )
+    upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="share of pairs in which a is better")
+    upper.legend(fontsize=8, loc="lower right")
+    upper.grid(alpha=0.3)
+    lower.set(xlabel="said: P(a beats b)", ylabel="pairs")
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=120)
+    write_atomically(path, lambda stream: stream.write(picture.getvalue()))

@@ -1,0 +1,103 @@
+"""How sure a rank is: the ranks that the same works get from other heads and other views.
+
+A run may hold heads that were trained on bootstrap samples of the groups of its training works
+(`train --bootstrap 50`). Each of them scores every work on the stored views; where there are several, on
+as many views drawn with replacement, whose scores are averaged. One head with its views is one draw,
+and each draw ranks all works. The interval goes from the k-th smallest to the k-th largest of a work's
+ranks, k = ⌊(H + 1) · (1 − confidence) / 2⌋ of H draws, so that a further draw of the same kind falls outside
+with at most 1 − confidence (order statistics of exchangeable draws). It is widened to hold the work's own
+rank.
+
+It covers the choice of training works and views. It does not cover disagreement of graders, nor what a
+person sees and the backbone does not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mirip_fast.evaluation.pair_counts import FloatArray, IntArray
+
+#: Fewer heads than this give no interval: `train --bootstrap` is meant to make at least so many.
+MIN_HEADS = 50
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class RankIntervals:
+    """Ranks that works may have, [n] each, in the order of their scores (the best first).
+
+    Attributes:
+        low, high: int64, 1 = best; low ≤ own rank ≤ high.
+        settled: bool, whether the work scores higher than the next one, and lower than the one before,
+            in at least 95 % of the draws each.
+    """
+
+    low: IntArray
+    high: IntArray
+    settled: NDArray[np.bool_]
+
+
+def draw_scores(by_head: ArrayLike, seed: int = 0) -> FloatArray:
+    """One draw of scores per head, over views drawn with replacement.
+
+    Args:
+        by_head: [H, n, V] scores of n works by H heads on V views.
+        seed: of the views.
+
+    Returns:
+        [H, n] float64. All works of a draw are seen on the same views.
+    """
+    scores = np.asarray(by_head, dtype=np.float64)
+    heads, _, views = scores.shape
+    if views == 1:
+        return scores[:, :, 0]
+    drawn = np.random.default_rng(seed).integers(views, size=(heads, views))
+    times = np.stack([np.bincount(row, minlength=views) for row in drawn]) / views
+    result: FloatArray = np.einsum("hnv,hv->hn", scores, times)
+    return result
+
+
+def ranks_of(scores: ArrayLike) -> IntArray:
+    """[…, n] scores → ranks along the last axis, 1 = the highest; equal scores share the better rank."""
+    falling = -np.asarray(scores, dtype=np.float64)
+    rows = falling.reshape(-1, falling.shape[-1])
+    ranks = [np.searchsorted(np.sort(row), row, side="left") + 1 for row in rows]
+    return np.array(ranks, dtype=np.int64).reshape(falling.shape)
+
+
+def rank_intervals(draws: ArrayLike, own_ranks: ArrayLike) -> RankIntervals:
+    """95 % intervals of the ranks, and whose order is settled.
+
+    Args:
+        draws: [H, n] scores of n works in H draws, the works in the order of their own scores.
+        own_ranks: [n] ranks by the model's own scores.
+    """
+    scores, own = np.asarray(draws, dtype=np.float64), np.asarray(own_ranks, dtype=np.int64)
+    ranks = np.sort(ranks_of(scores), axis=0)
+    outside = _outside(len(scores))
+    ahead = (np.sign(scores[:, :-1] - scores[:, 1:]) / 2 + 0.5).mean(axis=0)
+    clear = np.r_[
+        True, ahead >= CONFIDENCE, True
+    ]  # before the first, between neighbours, after the last
+    return RankIntervals(
+        low=np.minimum(ranks[outside - 1], own),
+        high=np.maximum(ranks[-outside], own),
+        settled=clear[:-1] & clear[1:],
+    )
+
+
+def spread_of(values: ArrayLike) -> tuple[float, float]:
+    """The 95 % interval of a quantity of which each of H draws gives one value [H]."""
+    rising = np.sort(np.asarray(values, dtype=np.float64))
+    outside = _outside(len(rising))
+    return float(rising[outside - 1]), float(rising[-outside])
+
+
+def _outside(draws: int) -> int:
+    """k: the interval goes from the k-th smallest to the k-th largest of the draws."""
+    return max(1, int((draws + 1) * (1 - CONFIDENCE) / 2))

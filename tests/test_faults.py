@@ -1,0 +1,166 @@
+"""What happens when training can not go on, or must not: what is kept, and what is said."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from mirip_fast_cli.main import run
+from test_cli import TINY, make_data
+from test_fit import PACE, history, rows, run_in, settings, spoil, weights
+
+from mirip_fast.errors import DiskFullError, TrainingError
+from mirip_fast.models.checkpoint import load_checkpoint, save_checkpoint
+from mirip_fast.ranking import fit as fit_module
+from mirip_fast.ranking.fit import HeadFit
+from mirip_fast.training.run_folder import Run
+from mirip_fast.training.trackers import Trackers
+
+CPU = torch.device("cpu")
+TRAIN = ["train", "--head-only", "--epochs", "3", "--batch-size", "8"]
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    make_data(tmp_path / "data")
+    assert run(["--quiet", "embed", "data", *TINY]) == 0
+    return tmp_path
+
+
+def make() -> HeadFit:
+    config = settings(save_every_n_epochs=0)
+    return HeadFit(rows(), rows(24, seed=1), config, PACE, {}, CPU)
+
+
+class PulledOutError(BaseException):
+    """Ctrl-C, or anything else."""
+
+
+@pytest.mark.parametrize("how", ["nan", "stopped"])
+def test_epochs_that_were_not_saved_yet_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(fit_module, "_SAVE_SECONDS", 1e9)
+    fit = make()
+    train_epoch = fit._train_epoch
+
+    def broken(epoch: int) -> float:
+        if epoch == 5 and how == "nan":
+            spoil(fit.head)
+        loss = train_epoch(epoch)
+        if epoch == 5:
+            raise PulledOutError
+        return loss
+
+    fit._train_epoch = broken  # type: ignore[method-assign]
+    with pytest.raises((TrainingError, PulledOutError)):
+        fit.run(run_in(tmp_path), Trackers({}))
+    accuracies = [float(line["val/accuracy"]) for line in history(tmp_path)]
+    assert len(accuracies) == 4
+    last, best = (load_checkpoint(tmp_path / f"{name}_model.pt") for name in ("last", "best"))
+    assert last["epoch"] == 4
+    assert best["epoch"] == 1 + accuracies.index(max(accuracies))
+    whole = run_in(tmp_path / "whole")
+    make().run(whole, Trackers({}))
+    fit = make()
+    fit.resume(last)
+    fit.run(Run(tmp_path), Trackers({}))
+    first, second = weights(whole.last), weights(tmp_path / "last_model.pt")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_what_a_kill_loses_is_computed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill leaves the first epoch's checkpoint alone: nothing is written at the end."""
+    monkeypatch.setattr(fit_module, "_SAVE_SECONDS", 1e9)
+    saves = []
+
+    def counted(path: Path, checkpoint: dict[str, object]) -> None:
+        saves.append((path.name, checkpoint["epoch"]))
+        save_checkpoint(path, checkpoint)
+
+    monkeypatch.setattr(fit_module, "save_checkpoint", counted)
+    make().run(run_in(tmp_path), Trackers({}))
+    assert saves[:2] == [("best_model.pt", 1), ("last_model.pt", 1)]
+    assert saves[-1] == ("last_model.pt", 6) and len(saves) <= 4
+
+
+def test_a_full_disk_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, checkpoint: dict[str, object]) -> None:
+        raise DiskFullError(f"No room to write {path}")
+
+    monkeypatch.setattr(fit_module, "save_checkpoint", full)
+    with pytest.raises(DiskFullError, match=r"best_model\.pt"):
+        make().run(run_in(tmp_path), Trackers({}))
+
+
+def test_a_learning_rate_beyond_reason(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    options = ["--learning-rate", "1e38", "--gradient-clip-norm", "0"]
+    assert run([*TRAIN, *options]) == 1
+    err = capfd.readouterr().err
+    assert "in epoch 1. Likely causes: a learning rate that is too high" in err
+    assert "Traceback" not in err
+    (info,) = (work / "runs").glob("*/run.json")
+    assert json.loads(info.read_text())["status"] == "failed"
+    capfd.readouterr()
+    assert run(["rank", "data"]) == 1  # a failed run is no model
+    assert "failed" in capfd.readouterr().err
+
+
+def test_resuming_on_other_features_names_what_differs(
+    work: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*TRAIN]) == 0
+    (store,) = (work / "cache").glob("*/store.json")
+    content = json.loads(store.read_text())
+    content["fingerprint"].update(image_size=756, resize="pad")
+    store.write_text(json.dumps(content))
+    capfd.readouterr()
+    assert run(["train", "--head-only", "--resume", "latest"]) == 1
+    err = capfd.readouterr().err
+    assert "does not fit" in err and "image_size: 28 ≠ 756; resize: squash ≠ pad" in err
+    store.unlink()
+    assert run(["train", "--head-only", "--resume", "latest"]) == 1
+    assert "run `mirip-fast embed` again" in capfd.readouterr().err
+
+
+def test_features_that_were_not_embedded_are_told(
+    work: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["embed", "data", "--patches", "none", "--cache-dir", "other", *TINY]) == 0
+    assert run([*TRAIN, "--features", "cls+mean", "--cache-dir", "other"]) == 1
+    err = capfd.readouterr().err
+    assert "has no series mean.28; it has cls.28" in err and "--patches" in err
+
+
+def test_without_finer_grades_they_can_not_be_learned(
+    work: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*TRAIN, "--label", "tier_score"]) == 1
+    err = capfd.readouterr().err
+    assert "have no number in the column 'tier_score'" in err and "--label tier" in err
+    assert not (work / "runs").exists()
+
+
+def test_a_run_is_judged_as_it_was_trained(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run([*TRAIN, "--within", "department"]) == 0
+    err = capfd.readouterr().err
+    assert "all pairs inside one value of the --within column" in err
+    assert run(["evaluate"]) == 0
+    assert "inside the same within value" in capfd.readouterr().out
+
+
+def test_a_row_of_history_that_was_cut_off_is_dropped(tmp_path: Path) -> None:
+    run_folder = run_in(tmp_path)
+    for epoch in (1, 2):
+        run_folder.append_history({"epoch": epoch, "val/accuracy": 0.5})
+    with (tmp_path / "history.csv").open("a") as stream:
+        stream.write("1")  # of epoch 10, on a full disk
+    run_folder.truncate_history(2)
+    assert [row["epoch"] for row in run_folder.history()] == ["1", "2"]
+    assert math.isclose(float(run_folder.history()[1]["val/accuracy"]), 0.5)

@@ -1,0 +1,89 @@
+"""The pictures of an evaluation: made whatever the files are called, and about what they should be."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mirip_fast.evaluation.contact_sheet import write_contact_sheet
+from mirip_fast.evaluation.plot_text import NO_GLYPH, PlotFonts, fonts_for
+from mirip_fast.evaluation.reliability import reliability
+from mirip_fast.evaluation.reliability_plot import plot_reliability
+from mirip_fast.evaluation.report_parts import Mistake
+from mirip_fast.evaluation.text_table import display_width
+
+NAMES = [
+    "작품 1.png", "🎨 👩‍🎨 art.png", "$\\frac{x$.png", "two\nlines\tand\x1b[31m.png", "עברית\u202egnp.png",
+    "very " * 40 + ".png", "\udcff\udcfe.png", "漢字かな交じり文.png", "_^{}.png", "plain.png",
+]  # fmt: skip
+
+
+def make_images(folder: Path) -> dict[str, Path]:
+    files = {}
+    for i, name in enumerate(NAMES):
+        # The picture's own name on disk does not matter here, what is written below it does.
+        files[f"id{i}"] = folder / f"{i}" / name[:200]
+        files[f"id{i}"].parent.mkdir()
+        size = (30 + 200 * (i % 3), 400 - 100 * (i % 2))
+        Image.new("RGB", size, (25 * i, 128, 128)).save(files[f"id{i}"], format="png")
+    return files
+
+
+def make_mistakes(pairs: int) -> list[Mistake]:
+    return [
+        Mistake(f"id{2 * i % 10}", "S", 0.1, f"id{(2 * i + 1) % 10}", "특급", 2.5 + i, 2.4 + i)
+        for i in range(pairs)
+    ]
+
+
+@pytest.mark.parametrize("pairs", [1, 2, 10])
+def test_a_sheet_of_any_names(tmp_path: Path, pairs: int) -> None:
+    files = make_images(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib warns of letters that it can not draw
+        write_contact_sheet(tmp_path / "sheet.png", make_mistakes(pairs), files, "최악의 $x$ 실수")
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.format == "PNG"
+        assert sheet.width == 1300
+        colours = {colour for _, colour in sheet.convert("RGB").getcolors(10_000_000)}
+    shown = {int(name[2:]) for m in make_mistakes(pairs) for name in (m.better_id, m.worse_id)}
+    assert {(25 * i, 128, 128) for i in shown} <= colours
+
+
+def test_a_lost_file_leaves_a_frame(tmp_path: Path) -> None:
+    files = make_images(tmp_path)
+    files["id0"].unlink()
+    files["id1"].write_bytes(b"no picture")
+    write_contact_sheet(tmp_path / "sheet.png", make_mistakes(1), files, "title")
+    assert (tmp_path / "sheet.png").stat().st_size > 1000
+
+
+def test_text_is_cut_and_what_no_font_has_is_a_box() -> None:
+    fonts = PlotFonts(("DejaVu Sans",), frozenset(map(ord, "abcdefghij …\\n가")))
+    assert fonts.text("ab가c", 10) == "ab가c"
+    assert fonts.text("a나\u200db", 10) == f"a{NO_GLYPH}b"
+    assert fonts.text("a\nb", 10) == "a\\nb"
+    assert fonts.text("abcdefghij", 5) == "ab…ij"
+    assert fonts.text("가가가가가가", 8) == "가가…가"
+    for width in range(3, 14):
+        assert display_width(fonts.text("가a가가bb가c가a", width)) <= width
+
+
+def test_plain_names_need_no_other_font() -> None:
+    assert fonts_for(["a.png", "b c.png"]).families == ("DejaVu Sans",)
+    assert not any("Last Resort" in family for family in fonts_for(NAMES).families)
+
+
+@pytest.mark.parametrize("rounds", [0, 50])
+def test_a_reliability_diagram(tmp_path: Path, rounds: int) -> None:
+    rng = np.random.default_rng(0)
+    tiers = np.arange(60) % 4
+    for temperature in (0.5, np.inf):
+        pairs = reliability(rng.normal(size=60) - tiers, tiers, temperature, rounds=rounds)
+        plot_reliability(tmp_path / "r.png", pairs, "a $title")
+        with Image.open(tmp_path / "r.png") as picture:
+            assert picture.size == (720, 912)

@@ -1,0 +1,293 @@
+"""Ranks and what is said of them: intervals against simulation, tables and files as people meet them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mirip_fast_cli.main import run
+from PIL import Image
+
+from mirip_fast.evaluation.calibration import Calibration, fit_calibration
+from mirip_fast.evaluation.text_table import display_width
+from mirip_fast.portfolio.rank_intervals import (
+    draw_scores,
+    rank_intervals,
+    ranks_of,
+    spread_of,
+)
+from mirip_fast.portfolio.ranking import rank_scores, ranking_table, write_ranking
+from mirip_fast.ranking.scorer import ScoreModel
+
+TIERS = ("S", "A", "B", "C")
+
+
+def known_calibration(tiers: tuple[str, ...] = TIERS) -> Calibration:
+    rng = np.random.default_rng(0)
+    codes = np.arange(200) % len(tiers)
+    return fit_calibration(rng.normal(size=200) - codes, codes, tiers, source="out-of-fold")
+
+
+def plain_ranks(scores):
+    return [1 + sum(other > score for other in scores) for score in scores]
+
+
+def test_ranks_as_in_sports():
+    scores = np.random.default_rng(0).integers(0, 6, (7, 12)).astype(float)
+    assert ranks_of(scores).tolist() == [plain_ranks(row) for row in scores]
+    assert ranks_of([3.0, 5.0, 5.0, 1.0]).tolist() == [3, 1, 1, 4]
+
+
+@pytest.mark.parametrize(("heads", "k"), [(50, 1), (78, 1), (79, 2), (200, 5), (999, 25)])
+def test_interval_ends_are_order_statistics_of_the_ranks(heads, k):
+    draws = np.random.default_rng(heads).normal(size=(heads, 9)) - 0.4 * np.arange(9)
+    ranks = np.sort([plain_ranks(row) for row in draws], axis=0)
+    own = np.arange(1, 10)
+    found = rank_intervals(draws, own)
+    assert found.low.tolist() == np.minimum(ranks[k - 1], own).tolist()
+    assert found.high.tolist() == np.maximum(ranks[heads - k], own).tolist()
+
+
+def world(rng, heads, n=30):
+    """True scores, and heads that see them with noise of their own and noise shared by like works."""
+    truth = np.sort(rng.normal(size=n))[::-1]
+    shared = rng.normal(size=(heads, 3)) @ rng.normal(size=(3, n))
+    return truth, truth + 0.2 * shared + 0.3 * rng.normal(size=(heads, n))
+
+
+def test_intervals_hold_the_rank_of_a_further_head_and_the_true_rank():
+    rng = np.random.default_rng(0)
+    further, true, widths = [], [], []
+    for _ in range(150):
+        truth, scores = world(rng, 51)
+        new, draws = scores[0], scores[1:]
+        order = np.argsort(-new)
+        spread = rank_intervals(draws[:, order], np.arange(1, 31))
+        raw = np.sort(ranks_of(draws[:, order]), axis=0)  # not widened by the head's own rank
+        further.append((raw[0] <= np.arange(1, 31)) & (np.arange(1, 31) <= raw[-1]))
+        true_rank = ranks_of(truth)[order]
+        true.append((spread.low <= true_rank) & (true_rank <= spread.high))
+        widths.append((spread.high - spread.low).mean())
+    assert (
+        0.95 <= np.mean(further) <= 0.985
+    )  # 1 − 2/51 = 0.961, and more as ranks are whole numbers
+    assert np.mean(true) > 0.97
+    assert np.mean(widths) < 20  # and they say something: 30 works
+
+
+def test_settled_is_95_percent_of_the_draws_against_both_neighbours():
+    draws = np.zeros((100, 4))
+    draws[:, 0] = 9
+    draws[:, 1] = np.where(np.arange(100) < 95, 2, 0)  # 95 of 100 above the third
+    draws[:, 2] = 1
+    draws[:, 3] = np.where(np.arange(100) < 94, 0.5, 1.5)  # 94 of 100 below the third
+    assert rank_intervals(draws, [1, 2, 3, 4]).settled.tolist() == [True, True, False, False]
+    same = np.zeros((60, 2))
+    assert rank_intervals(same, [1, 1]).settled.tolist() == [False, False]
+    assert rank_intervals(np.zeros((60, 1)), [1]).settled.tolist() == [True]
+
+
+def test_views_are_drawn_for_whole_draws():
+    rng = np.random.default_rng(0)
+    by_head = rng.normal(size=(60, 5, 1))
+    np.testing.assert_array_equal(draw_scores(by_head), by_head[:, :, 0])
+    views = np.broadcast_to(np.array([0.0, 1.0, 10.0]), (4000, 2, 3))
+    draws = draw_scores(views)
+    np.testing.assert_array_equal(draws[:, 0], draws[:, 1])  # both works on the same views
+    assert draws.mean() == pytest.approx(11 / 3, abs=0.2)
+    # The mean of V views drawn with replacement has the variance of a view divided by V.
+    assert draws[:, 0].var() == pytest.approx(np.var([0, 1, 10]) / 3, rel=0.1)
+    np.testing.assert_array_equal(draw_scores(views, seed=3), draw_scores(views, seed=3))
+
+
+def test_spread_of_a_quantity():
+    values = np.random.default_rng(0).permutation(200)
+    assert spread_of(values) == (4, 195)
+
+
+def test_what_is_known_goes_with_the_right_work():
+    rng = np.random.default_rng(1)
+    scores = rng.normal(size=12).astype(np.float32).tolist()
+    scores[4] = float("nan")
+    files = [f"작품 {i}.png" for i in range(12)]
+    draws = np.array(scores) + 0.1 * rng.normal(size=(60, 12))
+    calibration = known_calibration()
+    ranking = rank_scores(files, files, scores, calibration=calibration, draws=draws)
+    assert len(ranking) == 11
+    kept = [i for i in range(12) if i != 4]
+    by_draw = np.sort(ranks_of(draws[:, kept]), axis=0)
+    for work in ranking:
+        i = files.index(work.file)
+        assert work.score == scores[i]
+        assert work.score_100 == calibration.score_100([scores[i]])[0]
+        chances = calibration.tier_probabilities([scores[i]])[0]
+        assert list(work.tier_probabilities.values()) == chances.tolist()
+        assert work.tier == TIERS[chances.argmax()]
+        assert work.rank_low == min(by_draw[0, kept.index(i)], work.rank)
+        assert work.rank_high == max(by_draw[-1, kept.index(i)], work.rank)
+
+
+LONG = "아주 긴 이름의 작품 🎨 " * 8 + ".png"
+
+
+@pytest.mark.parametrize("tiers", [TIERS, tuple(f"등급 {i}" for i in range(8))])
+@pytest.mark.parametrize("with_draws", [True, False])
+def test_the_table_fits_into_100_columns(tiers, with_draws):
+    files = [LONG, "short.png", "=cmd.png"]
+    draws = np.random.default_rng(0).normal(size=(60, 3)) if with_draws else None
+    ranking = rank_scores(
+        files, files, [-120.5, 2.0, 1.0], calibration=known_calibration(tiers), draws=draws
+    )
+    text = ranking_table(ranking)
+    assert max(map(display_width, text.split("\n"))) <= 100
+    assert ("95 %" in text) == with_draws and ("~" in text) == with_draws
+    assert "short.png" in text and "…" in text
+    plain = ranking_table(rank_scores(files, files, [3.0, 2.0, 1.0]))
+    assert plain.split("\n")[0].split() == ["rank", "score", "file"]
+
+
+def test_files_hold_what_is_known_and_say_unknown(tmp_path: Path):
+    files = ["b.png", "=a.png", "c,\n.png"]
+    draws = np.random.default_rng(0).normal(size=(60, 3)) + np.array([50, 0, 0])
+    calibration = known_calibration()
+    known = rank_scores(files, files, [5.0, 2.0, 1.0], calibration=calibration, draws=draws)
+    write_ranking(tmp_path / "known", known, {"folder": "x"})
+    write_ranking(tmp_path / "unknown", rank_scores(files, files, [5.0, 2.0, 1.0]), {})
+    rows = {}
+    for name in ("known", "unknown"):
+        with (tmp_path / name / "ranking.csv").open(encoding="utf-8", newline="") as stream:
+            rows[name] = list(csv.DictReader(stream))
+    first, second, _ = rows["known"]
+    assert (first["rank"], first["rank_low"], first["rank_high"], first["settled"]) == (
+        "1",
+        "1",
+        "1",
+        "yes",
+    )
+    assert second["settled"] == "no" and second["file"] == "'=a.png"
+    assert sum(float(first[f"p_{tier}"]) for tier in TIERS) == pytest.approx(1, abs=3e-4)
+    assert float(first["score_100"]) == pytest.approx(known[0].score_100, abs=0.01)
+    for name in ("rank_low", "rank_high", "settled", "score_100", "tier"):
+        assert {row[name] for row in rows["unknown"]} == {"unknown"}
+    works = json.loads((tmp_path / "unknown" / "ranking.json").read_text())["works"]
+    assert works[0]["rank_low"] is works[0]["tier_probabilities"] is works[0]["settled"] is None
+
+
+@pytest.fixture
+def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a run on 160 pictures, 48 of them held out: enough to calibrate."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "data"
+    (folder / "images").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    rows = ["image_id,filename,tier"]
+    for i in range(160):
+        pixels = rng.normal(200 - 25 * (i % 4), 40, (28, 28, 3)) + rng.normal(0, 25)
+        name = f"작품 {i:03d}.png"
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / "images" / name)
+        rows.append(f"id{i},{name},{'SABC'[i % 4]}")
+    (folder / "metadata.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    tiny = ["--backbone", "tiny-random", "--image-size", "28", "--workers", "0"]
+    assert run(["embed", "data", *tiny]) == 0
+    shares = ["--train-ratio", "0.5", "--val-ratio", "0.3", "--test-ratio", "0.2"]
+    assert run(["train", "--head-only", "--epochs", "6", *shares]) == 0
+    return tmp_path
+
+
+def flat(text: str) -> str:
+    """Without the line breaks of wrapped sentences."""
+    return " ".join(text.split())
+
+
+def noisy_heads(heads: int):
+    def score_bootstrap(self, store, hashes):
+        scores = self.score(store, hashes)
+        noise = np.random.default_rng(0).normal(size=(heads, len(hashes), 1))
+        return scores[None, :, None] + scores.std() * noise
+
+    return score_bootstrap
+
+
+def test_commands_tell_what_is_known(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (folder,) = (trained / "runs").iterdir()
+    assert {"held_out.csv", "calibration.json"} <= {path.name for path in folder.iterdir()}
+    capfd.readouterr()
+    assert run(["rank", "data/images"]) == 0
+    out = flat(capfd.readouterr().out)
+    assert "0-100 and tiers: from 48 held-out works (validation)." in out
+    assert "intervals of the ranks unknown: the run has no bootstrap heads" in out
+    assert "128 of 160 works are among those that the model was made with" in out
+    first, second = (trained / "data" / "images" / f"작품 {i:03d}.png" for i in (0, 3))
+    assert run(["compare", str(first), str(second)]) == 0
+    out = capfd.readouterr().out
+    assert "Probability that it is the better one: " in out and "interval unknown" in out
+
+    monkeypatch.setattr(ScoreModel, "score_bootstrap", noisy_heads(20))
+    assert run(["rank", "data/images"]) == 0
+    assert "20 bootstrap heads, at least 50 are needed" in flat(capfd.readouterr().out)
+
+    monkeypatch.setattr(ScoreModel, "score_bootstrap", noisy_heads(60))
+    copy = trained / "data" / "images" / "같은 그림.png"
+    copy.write_bytes(first.read_bytes())
+    assert run(["rank", "data/images"]) == 0
+    out = capfd.readouterr().out
+    assert "ranks by 60 heads" in flat(out) and "not disagreement of graders" in flat(out)
+    assert max(map(display_width, out.split("\nWritten")[0].split("\n"))) <= 100
+    told = json.loads((trained / "ranking.json").read_text(encoding="utf-8"))
+    assert told["rank_intervals"] == {"confidence": 0.95, "heads": 60, "views": 1, "unknown": None}
+    assert told["held_out"]["source"] == "validation" and told["held_out"]["images"] == 48
+    works = {work["file"]: work for work in told["works"]}
+    twin, original = works["같은 그림.png"], works["작품 000.png"]
+    assert (twin["rank_low"], twin["rank_high"]) == (original["rank_low"], original["rank_high"])
+    assert any(work["rank_low"] < work["rank"] < work["rank_high"] for work in told["works"])
+
+    assert run(["compare", str(second), str(first)]) == 0
+    out = capfd.readouterr().out
+    assert "95 % interval" in out and "unknown" not in out
+    assert run(["compare", str(copy), str(first)]) == 0
+    assert "A tie" in (out := capfd.readouterr().out) and "50.0%" in out
+
+    assert run(["evaluate"]) == 0
+    out = capfd.readouterr().out
+    assert "calibration error of pair probabilities" in out and "too good" not in out
+    made = {path.name for path in folder.iterdir()}
+    assert {"evaluation_test_reliability.png", "evaluation_test_mistakes.png"} <= made
+    assert run(["evaluate", "--split", "val"]) == 0
+    assert "the figures are too good" in capfd.readouterr().out
+
+
+def test_a_calibration_of_another_model_is_left_aside(
+    trained: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (folder,) = (trained / "runs").iterdir()
+    capfd.readouterr()
+    assert run(["rank", "data/images", "--checkpoint", str(folder / "checkpoint_epoch_5.pt")]) == 0
+    out = flat(capfd.readouterr().out)
+    assert "was made for best_model.pt, not for this checkpoint_epoch_5.pt" in out
+    (folder / "calibration.json").write_text("{}")
+    assert run(["rank", "data/images"]) == 0
+    (folder / "calibration.json").write_text("{")
+    assert run(["rank", "data/images"]) == 1
+    assert "calibration.json can not be read" in capfd.readouterr().err
+    (folder / "calibration.json").unlink()
+    assert run(["rank", "data/images"]) == 0
+    assert "calibration.json is missing" in flat(capfd.readouterr().out)
+
+
+def test_ranking_what_is_cached_imports_nothing_heavy(trained: Path) -> None:
+    code = (
+        "import sys; from mirip_fast_cli.main import run; assert run(['-q', 'rank', 'data/images']) == 0;"
+        "heavy = {'torch', 'pandas', 'scipy.stats', 'scipy.optimize', 'matplotlib', 'transformers'};"
+        "sys.exit(', '.join(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=trained
+    )
+    assert done.stderr.strip() == ""

@@ -1,0 +1,241 @@
+"""Sweeps: the words of a grid, cells that are kept, and figures against plain loops."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from mirip_fast_cli.main import run
+from test_cli import TINY, make_data
+
+from mirip_fast.config import Config
+from mirip_fast.errors import ConfigError, TrainingError
+from mirip_fast.ranking.search_space import cell_text, configure, make_cells, parse_axes
+from mirip_fast.ranking.sweep_fits import CellFits
+from mirip_fast.ranking.sweep_table import Graded, judge_cells
+
+SWEEP = ["sweep", "--grid", "learning_rate=3e-4,1e-2", "--grid", "features=cls,cls+mean",
+         "--epochs", "4", "--batch-size", "8", "--folds", "3"]  # fmt: skip
+
+
+def test_a_grid_is_every_combination_after_the_settings_as_they_are() -> None:
+    axes = parse_axes(["learning_rate=1e-4,3e-4", "head.features=cls,cls+mean", "dropout=0,0.1"])
+    cells = make_cells(axes, None, 0)
+    assert cells[0] == {} and len(cells) == 9
+    assert cells[1] == {
+        "train.learning_rate": 1e-4, "head.features": "cls", "head.projector_dropout": 0.0,
+    }  # fmt: skip
+    assert len({cell_text(cell) for cell in cells}) == 9
+    config = configure(Config(), cells[-1])
+    assert (config.train.learning_rate, config.head.features) == (3e-4, "cls+mean")
+    assert Config().train.learning_rate is None, "the settings as they were stay as they are"
+
+
+def test_random_cells_are_drawn_from_lists_and_ranges() -> None:
+    axes = parse_axes(["learning_rate=1e-5..1e-2", "dropout=0..0.5", "loss=margin,logistic",
+                       "score_hidden_dim=16..128"])  # fmt: skip
+    cells = make_cells(axes, 300, 3)[1:]
+    assert len(cells) == 300 and make_cells(axes, 300, 3)[1:] == cells
+    rates = np.log10([cell["train.learning_rate"] for cell in cells])
+    assert rates.min() >= -5 and rates.max() <= -2
+    assert abs(rates.mean() + 3.5) < 0.15, "evenly in the logarithm"
+    drops = np.array([cell["head.projector_dropout"] for cell in cells])
+    assert drops.min() >= 0 and drops.max() <= 0.5 and abs(drops.mean() - 0.25) < 0.03
+    widths = [cell["head.score_hidden_dim"] for cell in cells]
+    assert all(isinstance(width, int) for width in widths) and 16 <= min(widths) <= max(widths)
+    assert {cell["train.loss"] for cell in cells} == {"margin", "logistic"}
+    few = make_cells(parse_axes(["loss=margin,logistic", "margin=0.5,1"]), 3, 0)
+    assert len({cell_text(cell) for cell in few}) == 4, "no cell twice"
+    assert len(make_cells(parse_axes(["margin=0.5,1"]), 50, 0)) == 3, "the whole grid is enough"
+
+
+@pytest.mark.parametrize(
+    ("specs", "random", "words"),
+    [
+        (["learnin_rate=1"], None, "Did you mean 'learning_rate'"),
+        (["seed=1,2"], None, "--seeds N"),
+        (["loss=hinge"], None, "hinge"),
+        (["loss"], None, "setting=value"),
+        (["loss=a..b"], None, "has no range"),
+        (["dropout=0.5..0.1"], None, "no range from a smaller number"),
+        (["dropout=0..0.5"], None, "--random N"),
+        (["loss=margin", "train.loss=logistic"], None, "there twice"),
+        ([], None, "Say what to vary"),
+        (["output_dir=a"], None, "no setting 'output_dir'"),
+        (["margin=" + ",".join(map(str, range(100))), "batch_size=" + ",".join(map(str, range(2, 90)))],
+         None, "draw some of them"),
+    ],
+)  # fmt: skip
+def test_what_a_grid_can_not_be_is_told(specs: list[str], random: int | None, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        make_cells(parse_axes(specs), random, 0)
+
+
+def accuracy(scores: np.ndarray, graded: Graded, times: np.ndarray) -> float:
+    """Mean over the pairs inside a fold, seed by seed, images counted ``times`` times: a plain loop."""
+    right = pairs = 0.0
+    for of_seed in scores:
+        for i in range(len(times)):
+            for j in range(len(times)):
+                if graded.tiers[i] < graded.tiers[j] and graded.fold_of[i] == graded.fold_of[j]:
+                    weight = times[i] * times[j]
+                    gap = of_seed[i] - of_seed[j]
+                    right += weight * (1.0 if gap > 0 else 0.5 if gap == 0 else 0.0)
+                    pairs += weight
+    return right / pairs
+
+
+def test_figures_and_intervals_against_plain_loops() -> None:
+    rng = np.random.default_rng(0)
+    n, seeds = 24, 2
+    tiers = rng.integers(3, size=n)
+    groups = [str(i // 2) for i in range(n)]
+    graded = Graded(tiers, np.arange(n) // 2 % 3, groups, None)
+    fits = [
+        CellFits((rng.standard_normal((seeds, n)) - strength * tiers).astype(np.float32), np.ones((seeds, 3), np.int64))
+        for strength in (0.3, 1.5, 0.0)
+    ]  # fmt: skip
+    fits.append(CellFits(np.full((seeds, n), np.nan, np.float32), np.ones((seeds, 3), np.int64)))
+    cells = [{}, {"train.margin": 1.0}, {"train.margin": 2.0}, {"train.margin": 3.0}]
+    table = judge_cells(cells, fits, graded, 300)
+    once = np.ones(n)
+    plain = [accuracy(fit.scores, graded, once) for fit in fits[:3]]
+    assert [row.number for row in table.rows] == sorted(range(3), key=lambda i: -plain[i])
+    assert table.failed == (cells[3],) and table.n_groups == 12 and table.fits == 6
+    draws = []
+    for _ in range(300):
+        drawn = np.bincount(rng.integers(12, size=12), minlength=12)
+        times = drawn[np.arange(n) // 2]
+        draws.append([accuracy(fits[i].scores, graded, times) for i in (0, 1)])
+    drawn_accuracies = np.array(draws)
+    for row in table.rows:
+        assert row.accuracy == pytest.approx(plain[row.number])
+        assert row.difference == pytest.approx(plain[row.number] - plain[0])
+    row = next(row for row in table.rows if row.number == 1)
+    assert row.interval is not None and row.difference_interval is not None
+    low, high = np.quantile(drawn_accuracies[:, 1], [0.025, 0.975])
+    assert row.interval.low == pytest.approx(low, abs=0.05)
+    assert row.interval.high == pytest.approx(high, abs=0.05)
+    low, high = np.quantile(drawn_accuracies[:, 1] - drawn_accuracies[:, 0], [0.025, 0.975])
+    assert row.difference_interval.low == pytest.approx(low, abs=0.07)
+    assert row.difference_interval.high == pytest.approx(high, abs=0.07)
+
+
+def test_the_winner_of_pure_chance_is_told_to_be_flattered() -> None:
+    rng = np.random.default_rng(1)
+    n = 200
+    graded = Graded(rng.integers(4, size=n), np.arange(n) % 5, [str(i) for i in range(n)], None)
+    epochs = np.ones((1, 5), np.int64)
+    fits = [CellFits(rng.standard_normal((1, n)).astype(np.float32), epochs) for _ in range(40)]
+    cells = [{}, *({"train.margin": float(i)} for i in range(1, 40))]
+    table = judge_cells(cells, fits, graded, 50)
+    assert table.best.accuracy > 0.53 and abs(table.honest - 0.5) < 0.04
+    assert "flatters it" in table.to_text() and f"{table.honest:.4f}" in table.to_text()
+
+
+def test_nothing_to_compare_with_is_told() -> None:
+    graded = Graded(np.array([0, 1]), np.zeros(2, np.int64), ["a", "b"], None)
+    lost = CellFits(np.full((1, 2), np.nan, np.float32), np.ones((1, 1), np.int64))
+    with pytest.raises(TrainingError, match="cell 0"):
+        judge_cells([{}], [lost], graded, 10)
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sweep")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        make_data(folder / "data", 48)
+        assert run(["embed", "data", *TINY]) == 0
+    return folder
+
+
+@pytest.fixture
+def work(embedded: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(embedded)
+    for name in ("runs", "whole", "killed"):
+        shutil.rmtree(embedded / name, ignore_errors=True)
+    return embedded
+
+
+def only(folder: Path) -> Path:
+    (found,) = folder.iterdir()
+    return found
+
+
+def test_a_sweep_from_end_to_end(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run([*SWEEP, "--grid", "pairs=all,sampled", "--seeds", "2"]) == 0
+    told = capfd.readouterr()
+    assert "8 cells besides the settings as they are" in told.err
+    assert "(as configured)" in told.out and "best.yaml" in told.out
+    folder = only(work / "runs")
+    with (folder / "sweep.csv").open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert sorted(int(row["cell"]) for row in rows) == list(range(9))
+    accuracies = [float(row["accuracy"]) for row in rows]
+    assert accuracies == sorted(accuracies, reverse=True)
+    best = yaml.safe_load((folder / "best.yaml").read_text())
+    assert set(best) == {"head", "train"} and best["train"]["epochs"] == 4
+    assert {"learning_rate", "pairs", "batch_size"} <= set(best["train"])
+    text = " ".join(f"{k}={v}" for k, v in {**best["train"], **best["head"]}.items())
+    if rows[0]["settings"] != "(as configured)":
+        for word in rows[0]["settings"].split():
+            name, _, value = word.partition("=")
+            assert name in text and str(value)[:4] in text
+    # A sweep is no run: there is no model in it.
+    assert run(["evaluate"]) == 1 and run(["train", "--head-only", "--resume", "latest"]) == 1
+    assert run(["train", "--head-only", "--config", str(folder / "best.yaml")]) == 0
+    with (folder / "split.csv").open(encoding="utf-8", newline="") as stream:
+        assert {row["split"] for row in csv.DictReader(stream)} == {"train", "val"}
+
+
+def tables(folder: Path) -> tuple[str, str]:
+    return (folder / "sweep.csv").read_text(), (folder / "best.yaml").read_text()
+
+
+def test_killed_and_resumed_it_is_the_same(work: Path) -> None:
+    assert run([*SWEEP, "--output-dir", "whole"]) == 0
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mirip_fast_cli", *SWEEP, "--output-dir", "killed"],
+        stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not list((work / "killed").glob("*/cells/*.npz")):
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    killed = only(work / "killed")
+    kept = {path: path.stat().st_mtime_ns for path in (killed / "cells").glob("*.npz")}
+    assert kept
+    # The settings of the first command hold, whatever stands beside --resume.
+    resume = ["sweep", "--resume", "latest", "--output-dir", "killed", "--learning-rate", "1"]
+    (killed / "cells" / "cell_0099.npz.partial").write_bytes(b"half")
+    assert run(resume) == 0
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert tables(killed) == tables(only(work / "whole"))
+    next(iter(kept)).write_bytes(b"broken")  # is fitted again
+    assert run(resume) == 0
+    assert tables(killed) == tables(only(work / "whole"))
+
+
+def test_cells_that_can_not_be_are_left_out(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    grid = ["--grid", "label_smoothing=0,0.1", "--grid", "loss=margin,logistic"]
+    assert run(["sweep", *grid, "--epochs", "2", "--folds", "2"]) == 0
+    err = capfd.readouterr().err
+    assert "Left out: label_smoothing=0.1 loss=margin" in err
+    assert "Left out: label_smoothing=0 loss=margin (the same as (as configured))" in err
+    assert "2 cells besides" in err
+    assert run(["sweep", "--grid", "loss=margin", "--epochs", "2"]) == 1
+    assert "no cell is left" in capfd.readouterr().err
+    assert run(["sweep", "--resume", "latest", "--output-dir", "nowhere"]) == 1
+    assert "there is no sweep" in capfd.readouterr().err
