@@ -146,9 +146,10 @@ class HeadConfig:
     """The small network that is trained: projector and score head."""
 
     features: str = option(
-        "cls",
-        "What the head sees: the CLS token, the mean of the patch tokens, or both side by side.",
-        choices=("cls", "mean", "cls+mean"),
+        "auto",
+        "What the head sees: the CLS token, the mean of the patch tokens, or both side by side (auto: "
+        "both where both are stored).",
+        choices=("auto", "cls", "mean", "cls+mean"),
     )
     projector_hidden_dim: int = option(512, "Width of the projector's hidden layer.", low=1)
     projector_output_dim: int = option(256, "Width of the projector's output.", low=1)

@@ -10,22 +10,24 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from mirip_fast_cli.main import run
 from test_cli import TINY, draw, make_data
 
-from mirip_fast.config import Config, HeadConfig
+from mirip_fast.config import Config, DataConfig, HeadConfig
 from mirip_fast.data.records import DataOptions, Manifest, Record
 from mirip_fast.errors import ConfigError, DataError
 from mirip_fast.features.datasets import newest_graded
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.models.head import RankingHead
 from mirip_fast.ranking.folds import LEFT_OUT, assign_folds, leave_out
-from mirip_fast.ranking.graded import GradedImages
+from mirip_fast.ranking.graded import GradedImages, load_split, save_split
 from mirip_fast.ranking.held_out import load_held_out
 from mirip_fast.ranking.rows import read_features
 
@@ -88,6 +90,26 @@ def test_groups_and_copies_stay_together() -> None:
         assert 0.1 < share < 0.3
         inner.append(parts.splits)
     assert len(set(inner)) == 5
+
+
+def test_near_duplicates_stay_together_and_are_kept_with_the_split(tmp_path: Path) -> None:
+    images = graded(copies=False)
+    near = tuple(f"n{i % 5}" if i % 3 == 0 else None for i in range(len(images)))
+    images = replace(images, near=near)
+    save_split(tmp_path / "split.csv", images)
+    kept = load_split(tmp_path / "split.csv", TIERS, DataConfig())
+    assert kept.near == near and load_split_of_older_run(tmp_path).near is None
+    fold_of = assign_folds(kept, 3, 42)
+    for label in set(near) - {None}:
+        folds = {f for f, n in zip(fold_of.tolist(), near, strict=True) if n == label and f >= 0}
+        assert len(folds) == 1
+
+
+def load_split_of_older_run(folder: Path) -> GradedImages:
+    """The split without the column that older runs do not have."""
+    table = pd.read_csv(folder / "split.csv", dtype=str).drop(columns="near_group")
+    table.to_csv(folder / "older.csv", index=False)
+    return load_split(folder / "older.csv", TIERS, DataConfig())
 
 
 def test_folds_that_can_not_be_are_told() -> None:

@@ -7,8 +7,9 @@ validation split and never at the fold itself.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,15 +90,18 @@ def leave_out(
                 f"Without fold {fold}, the inner {name} split has {counted(len(tiers), 'image')} of fewer "
                 "than two tiers: there is no pair to compare. Ask for fewer --folds or another --val-ratio."
             )
-    return GradedImages(images.manifest, images.hashes, tuple(splits.tolist()))
+    return dataclasses.replace(images, splits=tuple(splits.tolist()))
 
 
 def units_of(images: GradedImages) -> NDArray[np.int64]:
-    """[n] number of the unit that each image belongs to: its group, joined with copies of its pictures."""
+    """[n] number of each image's unit: its group, joined with copies and near duplicates of its pictures."""
     records = images.manifest.records
     groups = [record.group for record in records]
     names = [record.image_id for record in records]
-    return join_units(len(images), [groups, images.hashes, names])
+    labelings: list[Sequence[Hashable | None]] = [groups, images.hashes, names]
+    if images.near is not None:
+        labelings.append(images.near)
+    return join_units(len(images), labelings)
 
 
 def _divide(

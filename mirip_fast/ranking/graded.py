@@ -31,7 +31,7 @@ from mirip_fast.ranking.rows import ListedPairs, Rows, read_features
 log = logging.getLogger(__name__)
 
 _SPLIT_COLUMNS = (
-    "image_id", "split", "path", "tier", "tier_score", "group", "sha256", "extra",
+    "image_id", "split", "path", "tier", "tier_score", "group", "near_group", "sha256", "extra",
 )  # fmt: skip
 
 
@@ -42,6 +42,9 @@ class GradedImages:
     manifest: Manifest
     hashes: tuple[bytes, ...]
     splits: tuple[str, ...]  # train, val or test for each record
+    near: tuple[str | None, ...] | None = (
+        None  # its group of near duplicates, where a list was given
+    )
 
     def part(self, *splits: str) -> GradedImages:
         """The images of one split, or of several."""
@@ -54,6 +57,7 @@ class GradedImages:
             self.manifest.subset(index),
             tuple(self.hashes[i] for i in index),
             tuple(self.splits[i] for i in index),
+            None if self.near is None else tuple(self.near[i] for i in index),
         )
 
     def __len__(self) -> int:
@@ -182,19 +186,18 @@ def graded_of_dataset(
         records = tuple(dataclasses.replace(r, tier=None) for r in manifest.records)
         manifest = dataclasses.replace(manifest, records=records)
     ratios = (split.train_ratio, split.val_ratio, split.test_ratio)
+    near = near_labels(split.near_groups, manifest)
     divided = split_manifest(
-        manifest,
-        ratios=ratios,
-        seed=split.split_seed,
-        duplicates=hashes,
-        near_groups=near_labels(split.near_groups, manifest),
+        manifest, ratios=ratios, seed=split.split_seed, duplicates=hashes, near_groups=near
     )
     log.info(
         "Split %s; tier shares within %.1f points of the whole",
         ", ".join(f"{name} {divided.assignment.count(name)}" for name in SPLITS),
         divided.deviation(),
     )
-    return GradedImages(manifest, tuple(hashes), divided.assignment)
+    return GradedImages(
+        manifest, tuple(hashes), divided.assignment, None if near is None else tuple(near)
+    )
 
 
 def left_out(dataset: Dataset) -> list[Record]:
@@ -316,8 +319,9 @@ def save_split(path: Path, images: GradedImages) -> None:
     """Write which image is in which split, with all that evaluating needs."""
     tiers = images.manifest.tiers
     rows: list[dict[str, Any]] = []
-    for record, sha, split in zip(
-        images.manifest.records, images.hashes, images.splits, strict=True
+    near = images.near or (None,) * len(images)
+    for record, sha, split, near_group in zip(
+        images.manifest.records, images.hashes, images.splits, near, strict=True
     ):
         extra = json.dumps(record.extra, ensure_ascii=False) if record.extra else None
         rows.append(
@@ -328,6 +332,7 @@ def save_split(path: Path, images: GradedImages) -> None:
                 "tier": None if record.tier is None else tiers[record.tier],
                 "tier_score": record.tier_score,
                 "group": record.group,
+                "near_group": near_group,
                 "sha256": sha.hex(),
                 "extra": extra,
             }
@@ -343,6 +348,7 @@ def load_split(path: Path, tiers: Sequence[str], data: DataConfig) -> GradedImag
     """
     names = list(tiers)
     records, hashes, splits = [], [], []
+    near: list[str | None] = []
     try:
         with path.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
             for row in csv.DictReader(stream):
@@ -358,8 +364,9 @@ def load_split(path: Path, tiers: Sequence[str], data: DataConfig) -> GradedImag
                 )
                 hashes.append(bytes.fromhex(row["sha256"]))
                 splits.append(row["split"])
+                near.append(row.get("near_group") or None)  # no such column in older runs
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{path} can not be read: {error}") from error
     options = DataOptions.from_config(data)
     manifest = Manifest(path, path.parent, tuple(names), tuple(records), options)
-    return GradedImages(manifest, tuple(hashes), tuple(splits))
+    return GradedImages(manifest, tuple(hashes), tuple(splits), tuple(near) if any(near) else None)

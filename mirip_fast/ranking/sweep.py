@@ -26,6 +26,7 @@ from mirip_fast.features.datasets import newest_graded
 from mirip_fast.features.store import FeatureStore, differing_fields, fingerprint_id
 from mirip_fast.features.views import View
 from mirip_fast.files import read_json, write_atomically, write_csv, write_json, write_text
+from mirip_fast.ranking.dataset_settings import with_dataset
 from mirip_fast.ranking.folds import assign_folds, leave_out, units_of
 from mirip_fast.ranking.graded import GradedImages, graded_of_dataset, load_split, save_split
 from mirip_fast.ranking.objective import make_loss, pairs_file
@@ -128,9 +129,7 @@ def start_sweep(config: Config, request: SweepRequest) -> Sweep:
     cache_dir = Path(config.embed.cache_dir)
     dataset = newest_graded(cache_dir, request.data)
     log.info("Data set %s", shown(dataset.source))
-    kept = config_from_dict({"data": dataset.info["data"], "embed": dataset.info["embed"]})
-    kept.embed.cache_dir = str(cache_dir)
-    config = dataclasses.replace(config, data=kept.data, embed=kept.embed)
+    config = with_dataset(config, dataset)
     images = graded_of_dataset(dataset, config.split).part("train", "val")
     folds = config.train.folds or _FOLDS
     sweep = Sweep(

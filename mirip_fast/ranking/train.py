@@ -18,6 +18,7 @@ from mirip_fast.files import write_text
 from mirip_fast.models.checkpoint import load_checkpoint
 from mirip_fast.models.model_info import ModelInfo
 from mirip_fast.ranking.bootstrap import write_bootstrap
+from mirip_fast.ranking.dataset_settings import with_dataset
 from mirip_fast.ranking.fit import FitResult, HeadFit
 from mirip_fast.ranking.fold_runs import FoldsResult, load_plan, plan_folds, train_folds
 from mirip_fast.ranking.graded import (
@@ -99,9 +100,7 @@ def train_head(config: Config, request: Request) -> tuple[Run, FitResult | Folds
     judged = None
     if judged_file is not None:
         judged = read_judged_pairs(judged_file, images, left_out(dataset))
-    # How the data was read and embedded is part of the run, whatever this command's options say.
-    kept = config_from_dict({"data": dataset.info["data"], "embed": dataset.info["embed"]})
-    kept.embed.cache_dir = str(cache_dir)
+    config = with_dataset(config, dataset)
     rows = {split: _labels(images, judged, split, config)[1] for split in ("train", "val")}
     loss = make_loss(config.train, images.manifest.tiers, within=rows["train"].within is not None)
     for split, of_split in rows.items():
@@ -109,7 +108,6 @@ def train_head(config: Config, request: Request) -> tuple[Run, FitResult | Folds
     pairs = rows["train"].pairs
     pace = choose_pace(config.train, images.splits.count("train") if pairs is None else len(pairs))
     check_averaging(config.train, pace.epochs)
-    config = dataclasses.replace(config, data=kept.data, embed=kept.embed)
     if not config.train.folds:  # each fold has its own
         config = dataclasses.replace(config, train=_with_pace(config.train, pace))
     store = FeatureStore.open(dataset.store_path)

@@ -1,0 +1,38 @@
+"""Settings that follow from the data set which is trained on."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+
+from mirip_fast.config import Config, config_from_dict
+from mirip_fast.features.datasets import Dataset
+
+log = logging.getLogger(__name__)
+
+
+def with_dataset(config: Config, dataset: Dataset) -> Config:
+    """The settings of a run on ``dataset``: how it was read and embedded is part of the run.
+
+    What this command's options say of data and embedding is put aside, but for the cache folder; the
+    features that the head sees are chosen among those that are there.
+    """
+    kept = config_from_dict({"data": dataset.info["data"], "embed": dataset.info["embed"]})
+    kept.embed.cache_dir = config.embed.cache_dir
+    features = choose_features(config.head.features, dataset.info["kinds"])
+    if features != config.head.features:
+        log.info("The head sees %s", features)
+    head = dataclasses.replace(config.head, features=features)
+    return dataclasses.replace(config, data=kept.data, embed=kept.embed, head=head)
+
+
+def choose_features(wanted: str, kinds: Sequence[str]) -> str:
+    """``auto`` is CLS and mean patch token side by side where both are stored, else CLS.
+
+    Both together are what DINOv2's own linear probes look at (Oquab et al. 2023, section 7.1); measured here
+    on two data sets they were better than CLS alone, see docs/benchmarks.md.
+    """
+    if wanted != "auto":
+        return wanted
+    return "cls+mean" if "mean" in kinds else "cls"
