@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test torture check format docs clean
+.PHONY: help demo test torture check format docs bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/'
@@ -38,6 +38,11 @@ format: $(READY)  ## format the code
 
 docs: $(READY)  ## write the configuration files and option tables from the code
 	$(BIN)/python docs/generate.py
+
+bench: $(READY)  ## measure both phases: make bench BENCH="--data DIR --backbone DIR" GRADED=DIR
+	$(BIN)/python benchmarks/phase_one.py $(BENCH)
+	$(BIN)/python benchmarks/phase_two.py
+	$(BIN)/python benchmarks/quality.py $(GRADED)
 
 clean:  ## remove the virtual environment and what tests leave
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

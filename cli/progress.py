@@ -8,6 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import click
+
 if TYPE_CHECKING:
     from mirip_fast.features.embed import Progress
     from mirip_fast.ranking.sweep import Progress as SweepProgress
@@ -83,3 +85,23 @@ class SweepBar(_Bar):
         bar = self._shown(total=progress.cells, unit=" cells")
         bar.set_postfix(heads=progress.heads, epoch=progress.epoch)
         bar.update(progress.done - bar.n)
+
+
+class PassBar(_Bar):
+    """Shows how many of a known number of passes are done; call it with each new number of passes."""
+
+    def __init__(self, total: int) -> None:
+        super().__init__()
+        self._total = total
+
+    def __call__(self, count: int) -> None:
+        """So many more are done."""
+        self._shown(unit=" passes", total=self._total).update(count)
+
+    def write(self, text: str) -> None:
+        """Print a result, above the bar."""
+        if self._bar is not None:
+            self._bar.clear()
+        click.echo(text)
+        if self._bar is not None:
+            self._bar.refresh()

@@ -316,6 +316,31 @@ class AuditConfig:
 
 
 @dataclass
+class ExplainConfig:
+    """How finely a score is explained."""
+
+    detail: int = option(
+        8,
+        "Steps along each edge of the map of a picture; N take (N − 1)² passes of the backbone.",
+        low=2,
+        high=100,
+    )
+
+
+@dataclass
+class ExportConfig:
+    """How an exported model is checked before it is kept."""
+
+    check_images: int = option(
+        32, "Images of the run that an exported model is compared with torch on.", low=2
+    )
+    tolerance: float = option(
+        1e-3, "Largest difference of a score from torch's before an export is refused.", low=0
+    )
+    int8: bool = option(False, "Write a model with 8-bit matrices, too, and tell how ranks agree.")
+
+
+@dataclass
 class RuntimeConfig:
     """The machine."""
 
@@ -334,6 +359,8 @@ class Config:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
+    explain: ExplainConfig = field(default_factory=ExplainConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:

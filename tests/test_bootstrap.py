@@ -156,7 +156,7 @@ def test_the_heads_are_no_wider_than_the_runs_own() -> None:
     from mirip_fast.config import Config, HeadConfig
 
     own = HeadConfig(projector_hidden_dim=32, score_hidden_dim=8)
-    narrow = bootstrap._narrow(dataclasses.replace(Config(), head=own)).head
+    narrow = bootstrap.bootstrap_config(dataclasses.replace(Config(), head=own)).head
     assert (narrow.projector_hidden_dim, narrow.projector_output_dim, narrow.score_hidden_dim) == (
         32, 64, 8,
     )  # fmt: skip

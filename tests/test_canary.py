@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -96,3 +97,21 @@ def test_the_picture_is_a_picture(tmp_path: Path) -> None:
     pixels = canary.picture(recipe, 224)
     assert pixels.shape == (224, 224, 3) and pixels.dtype == np.uint8
     assert pixels.std() > 40 and all(pixels[..., c].std() > 40 for c in range(3))
+
+
+def test_nothing_is_written_before_the_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another lane may be done with its pictures while the canary is still being looked at."""
+    paths = [draw(tmp_path / f"{i}.png", i) for i in range(12)]
+    phase = Phase(tmp_path)
+
+    def slowly(self: canary.Canary, *_: object) -> None:
+        time.sleep(0.5)
+        self.give_up(CanaryError("differs"))
+        raise CanaryError("differs")
+
+    monkeypatch.setattr(canary.Canary, "check", slowly)
+    with pytest.raises(CanaryError):
+        phase.run(paths, cores=2, batch_size=2)
+    assert phase.passed > 0 and phase.store.series() == {}

@@ -32,7 +32,7 @@ from mirip_fast.ranking.held_out import load_held_out
 from mirip_fast.ranking.rows import read_features
 
 TIERS = ("S", "A", "B", "C")
-TRAIN = ["train", "--head-only", "--epochs", "8", "--batch-size", "8", "--folds", "3"]
+TRAIN = ["train", "--head-only", "--features", "cls", "--epochs", "8", "--batch-size", "8", "--folds", "3"]  # fmt: skip
 
 
 def graded(n: int = 120, groups: int = 60, copies: bool = True) -> GradedImages:

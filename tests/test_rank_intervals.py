@@ -51,6 +51,9 @@ def test_interval_ends_are_order_statistics_of_the_ranks(heads, k):
     found = rank_intervals(draws, own)
     assert found.low.tolist() == np.minimum(ranks[k - 1], own).tolist()
     assert found.high.tolist() == np.maximum(ranks[heads - k], own).tolist()
+    turned = rank_intervals(draws + np.arange(9) * 99, own)  # the heads rank the other way round
+    assert turned.low.tolist() == np.minimum(own[::-1], own).tolist()
+    assert turned.high.tolist() == np.maximum(own[::-1], own).tolist()
 
 
 def world(rng, heads, n=30):
@@ -260,7 +263,14 @@ def test_commands_tell_what_is_known(
     made = {path.name for path in folder.iterdir()}
     assert {"evaluation_test_reliability.png", "evaluation_test_mistakes.png"} <= made
     assert run(["evaluate", "--split", "val"]) == 0
-    assert "the figures are too good" in capfd.readouterr().out
+    assert (
+        "48 of the 48 images are among those that the model was made with" in capfd.readouterr().out
+    )
+    root = ["--image-dir", "data/images"]
+    assert run(["evaluate", "--test-data", "data/metadata.csv", *root, "--out", "o/all.json"]) == 0
+    assert "128 of the 160 images are among those" in capfd.readouterr().out
+    made = {path.name for path in (trained / "o").iterdir()}
+    assert made == {"all.json", "all_reliability.png", "all_mistakes.png"}
 
 
 def test_a_calibration_of_another_model_is_left_aside(

@@ -163,6 +163,16 @@ def test_weighted_figures_are_those_of_repeated_rows(seed):
         assert f1[r] == pytest.approx(metrics.macro_f1(confusion))
 
 
+def test_a_resample_without_the_best_works_still_has_its_top_ten():
+    scores, tiers, _, _ = graded(0, 300, decimals=9)
+    weights = np.random.default_rng(0).integers(0, 2, (300, 5))
+    weights[np.argsort(-scores)[:150], 1:] = 0
+    found = weighted_ndcg(scores, tiers, 10, 4, weights)
+    for r in range(5):
+        rows = np.repeat(np.arange(300), weights[:, r])
+        assert found[r] == pytest.approx(metrics.ndcg_at_k(scores[rows], tiers[rows], 10, 4))
+
+
 def test_figure_intervals_use_the_resamples_of_all():
     scores, tiers, groups, _ = graded(0, 40)
     grades = np.where(np.arange(40) % 3, scores + tiers, np.nan)
@@ -214,6 +224,10 @@ def test_the_report_judges_a_calibration():
     case = {"tier_names": names, "image_ids": [f"작품{i}" for i in range(400)], "rounds": 50}
     report = judge(scores, tiers, calibration=known, **case)
     assert report.probabilities.pairs.ece == reliability(scores, tiers, known.temperature.value).ece
+    within = ["회화" if i % 3 else "조소" for i in range(400)]
+    inside = judge(scores, tiers, calibration=known, within=within, **case).probabilities.pairs
+    codes = metrics.codes_of(within)
+    assert inside.pairs == reliability(scores, tiers, 1.0, within=codes, rounds=0).pairs
     guess = known.tier_probabilities(scores).argmax(1)
     assert report.probabilities.tiers.accuracy == (guess == tiers).mean()
     text = report.to_table()
@@ -221,7 +235,7 @@ def test_the_report_judges_a_calibration():
     assert "true \\ most probable" in text
     assert (
         "too good" not in text
-        and "too good" in judge(scores, tiers, calibration=known, seen=True, **case).to_table()
+        and "too good" in judge(scores, tiers, calibration=known, seen=3, **case).to_table()
     )
     plain = report.to_dict()["probabilities"]
     assert plain["source"] == "out-of-fold" and len(plain["pairs"]["bins"]) == 5

@@ -39,7 +39,6 @@ def tier_figures(
 
 def judged_probabilities(
     calibration: Calibration,
-    seen: bool,
     most_probable: TierFigures,
     scores: FloatArray,
     tiers: IntArray,
@@ -54,7 +53,6 @@ def judged_probabilities(
 
     Args:
         calibration: a known one.
-        seen: whether it, or the model, was made with these images.
         most_probable: the figures of its most probable tiers.
         scores, tiers: [n].
         groups: [n] names; None for an image that is its own group.
@@ -69,7 +67,6 @@ def judged_probabilities(
     return Probabilities(
         source=calibration.source,
         images=calibration.images,
-        seen=seen,
         temperature=None if math.isinf(heat) else heat,
         pairs=pairs,
         tiers=most_probable,

@@ -61,6 +61,7 @@ class Report:
         by_quota: with predicted tiers by quota (:func:`metrics.tiers_by_quota`).
         probabilities: of pairs and tiers, judged here; None if unknown.
         probabilities_unknown: why; None where they are known or nobody asked.
+        seen: images that the model or its calibration was made with.
         rounds, confidence, seed: of the bootstrap.
         judged: the scores themselves.
     """
@@ -91,6 +92,7 @@ class Report:
     by_quota: TierFigures
     probabilities: Probabilities | None
     probabilities_unknown: str | None
+    seen: int
     rounds: int
     confidence: float
     seed: int
@@ -166,7 +168,7 @@ def judge(
     tier_scores: Sequence[float | None] | None = None,
     within: Sequence[str | None] | None = None,
     calibration: Calibration | None = None,
-    seen: bool = False,
+    seen: int = 0,
     ks: Sequence[int] = (10,),
     rounds: int = 1000,
     confidence: float = 0.95,
@@ -184,7 +186,7 @@ def judge(
         within: [n] values of the column inside which a comparison is fair; None or "" is compared
             with none.
         calibration: what the scores are said to mean, to be judged too.
-        seen: whether the calibration, or the model, was made with these images.
+        seen: how many of the images the model or its calibration was made with.
         ks: the k of each NDCG@k.
         rounds: bootstrap resamples; 0 for no intervals.
         confidence: share of resamples inside an interval, between 0 and 1.
@@ -223,7 +225,7 @@ def judge(
     probabilities = None
     if calibration is not None and calibration.unknown is None:
         probabilities = judged_probabilities(
-            calibration, seen, judged_tiers[-1],
+            calibration, judged_tiers[-1],
             values, tier, groups, within_codes, **drawing,
         )  # fmt: skip
     return Report(
@@ -256,6 +258,7 @@ def judge(
         by_quota=judged_tiers[0],
         probabilities=probabilities,
         probabilities_unknown=None if calibration is None else calibration.unknown,
+        seen=seen,
         **drawing,
         judged=Judged(ids, values, tier, within_codes),
     )

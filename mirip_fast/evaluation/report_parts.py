@@ -99,7 +99,6 @@ class Probabilities:
 
     Attributes:
         source, images: where the held-out scores that they were learned from come from, and how many.
-        seen: whether the judged images are among those, which makes the figures too good.
         temperature: T of P(a beats b) = σ((s_a − s_b) / T); None where it is infinite.
         pairs: whether pair probabilities come true; None where no pair counts.
         tiers: with the most probable tier as the predicted one.
@@ -108,7 +107,6 @@ class Probabilities:
 
     source: str
     images: int
-    seen: bool
     temperature: float | None
     pairs: Reliability | None
     tiers: TierFigures

@@ -115,16 +115,17 @@ def _probabilities(report: Report, known: Probabilities) -> str:
         headers = ["P(higher score wins)", "pairs", "said", "came true", _interval_header(report)]
         lines.append(format_table(headers, rows, "lrrrl"))
     lines.append(f"Probabilities were learned from {known.images} held-out works ({known.source}).")
-    if known.seen:
-        lines.append(
-            "They, or the model, were made with the works judged here: the figures are too good."
-        )
     return "\n".join([*lines, *known.remarks])
 
 
 def _remarks(report: Report) -> list[str]:
     interval = report.pairwise_accuracy_interval
     remarks = []
+    if report.seen:
+        remarks.append(
+            f"{report.seen} of the {report.n_images} images are among those that the model was made with: "
+            "the figures are too good."
+        )
     if report.probabilities_unknown is not None:
         remarks.append(f"Probabilities {report.probabilities_unknown}.")
     if interval is None:

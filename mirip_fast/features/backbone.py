@@ -123,4 +123,4 @@ def split_tokens(
             f"1 CLS + {spec.num_register_tokens} register + {rows}×{columns} patch tokens were "
             "expected; this model type is not supported"
         )
-    return tokens[:, 0], tokens[:, skipped:].reshape(len(tokens), rows, columns, -1)
+    return tokens[:, 0], tokens[:, skipped:].reshape(tokens.shape[0], rows, columns, -1)

@@ -47,7 +47,7 @@ _STOP_SECONDS = 4.0  # for each stage to finish what it is doing when the run is
 _CHANGED = "the file changed while it was read; run the same command again"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """One line of the ledger."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
@@ -22,9 +21,8 @@ from mirip_fast.features.embed import Progress, Settings
 from mirip_fast.files import write_csv
 from mirip_fast.portfolio.rank_intervals import CONFIDENCE, MIN_HEADS, draw_scores, spread_of
 from mirip_fast.portfolio.ranking import Ranked, rank_scores, write_ranking
-from mirip_fast.ranking.references import load_calibration
+from mirip_fast.ranking.references import load_calibration, made_with
 from mirip_fast.ranking.scorer import Scored, ScoreModel, score_files
-from mirip_fast.training.run_folder import SPLIT_FILE
 
 NO_HEADS = (
     "unknown: the run has no bootstrap heads; `mirip-fast train` with --bootstrap 50 makes them"
@@ -120,7 +118,7 @@ def rank_folder(
         raise DataError(
             f"{folder}: none of {len(records)} images could be read (first: {path}: {reason})"
         )
-    seen = _seen(model, scored)
+    seen = made_with(model, (outcome.sha256 for outcome in scored.outcomes))
     heads = 0 if draws is None else len(draws)
     about = {
         "folder": str(manifest.source),
@@ -180,19 +178,6 @@ def compare_images(
         interval=interval,
         calibration=calibration,
         no_interval=no_interval,
-    )
-
-
-def _seen(model: ScoreModel, scored: Scored) -> int:
-    """How many of the works are in the train or val split of the model's run."""
-    path = model.checkpoint.parent / SPLIT_FILE
-    if not path.is_file():
-        return 0
-    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
-        rows = csv.DictReader(stream)
-        known = {row.get("sha256") for row in rows if row.get("split") in ("train", "val")}
-    return sum(
-        outcome.sha256 is not None and outcome.sha256.hex() in known for outcome in scored.outcomes
     )
 
 

@@ -149,7 +149,7 @@ def write_bootstrap(
 
 def _tasks(images: GradedImages, rows: Rows, learned: Index, config: Config) -> list[HeadTask]:
     units = np.unique(units_of(images)[learned], return_inverse=True)[1].astype(np.int64)
-    narrow, pace = _narrow(config), bootstrap_pace(len(learned))
+    narrow, pace = bootstrap_config(config), bootstrap_pace(len(learned))
     tasks = []
     for number in range(config.train.bootstrap):
         rng = np.random.default_rng([config.train.seed, number])
@@ -200,8 +200,8 @@ class _Reference:
         return pair_accuracy(scores, -self.rows.tiers[index])
 
 
-def _narrow(config: Config) -> Config:
-    """The run's settings with the widths of bootstrap heads."""
+def bootstrap_config(config: Config) -> Config:
+    """A run's settings with the widths of bootstrap heads."""
     head = config.head
     hidden, output, score = WIDTHS
     own = dataclasses.replace(

@@ -16,7 +16,6 @@ from mirip_fast.config import Config, config_from_dict
 from mirip_fast.data.manifest import read_manifest
 from mirip_fast.data.records import DataOptions
 from mirip_fast.errors import DataError, StoreError
-from mirip_fast.evaluation.calibration import Calibration
 from mirip_fast.evaluation.contact_sheet import write_contact_sheet
 from mirip_fast.evaluation.reliability_plot import plot_reliability
 from mirip_fast.evaluation.report import Report, judge
@@ -24,7 +23,7 @@ from mirip_fast.features.embed import Progress, Settings
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.files import write_json
 from mirip_fast.ranking.graded import GradedImages, load_split
-from mirip_fast.ranking.references import load_calibration
+from mirip_fast.ranking.references import load_calibration, made_with
 from mirip_fast.ranking.scorer import ScoreModel, load_score_model, score_files
 from mirip_fast.training.run_folder import SPLIT_FILE, Run, newest_model, run_of_checkpoint
 
@@ -110,6 +109,11 @@ def judge_split(model: ScoreModel, split: str, config: Config) -> Judgement:
     images = load_split(folder / SPLIT_FILE, model.info.tiers, data).part(split)
     if not len(images):
         raise DataError(f"{folder / SPLIT_FILE} has no images in the {split} split")
+    if not images.manifest.has_grades:
+        raise DataError(
+            f"{folder} was trained on judged pairs of images without grades: give graded images with "
+            "--test-data"
+        )
     log.info("%s split: %d images", split.capitalize(), len(images))
     try:
         store = FeatureStore.open(Path(config.embed.cache_dir) / model.info.fingerprint_id)
@@ -117,7 +121,7 @@ def judge_split(model: ScoreModel, split: str, config: Config) -> Judgement:
     except StoreError as error:
         log.info("The cached features are not all there (%s): they are computed again", error)
         scores = _score_again(model, images, config)
-    report = _report(scores, images, config, load_calibration(model), seen=split != "test")
+    report = _report(scores, images, config, model)
     about = f"{split} split, {len(images)} images"
     path = folder / f"evaluation_{split}.json"
     return Judgement(report, path, _files(images), model, about)
@@ -176,7 +180,7 @@ def judge_files(
         tuple("test" for _ in good),
     )
     path = model.checkpoint.parent / f"evaluation_{source.stem}.json"
-    report = _report(scored.scores[good], images, config, load_calibration(model), False)
+    report = _report(scored.scores[good], images, config, model)
     return Judgement(report, path, _files(images), model, f"{source.name}, {len(images)} images")
 
 
@@ -188,8 +192,7 @@ def _report(
     scores: np.ndarray,
     images: GradedImages,
     config: Config,
-    calibration: Calibration,
-    seen: bool,
+    model: ScoreModel,
 ) -> Report:
     records = images.manifest.records
     within = config.evaluate.within
@@ -201,7 +204,7 @@ def _report(
         groups=[record.group for record in records],
         tier_scores=[record.tier_score for record in records],
         within=None if within is None else images.column(within),
-        calibration=calibration,
-        seen=seen,
+        calibration=load_calibration(model),
+        seen=made_with(model, images.hashes),
         rounds=config.evaluate.bootstrap_rounds,
     )

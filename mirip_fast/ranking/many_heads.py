@@ -28,7 +28,7 @@ from mirip_fast.ranking.device_rows import DeviceRows
 from mirip_fast.ranking.objective import ALL, higher_is_better, make_loss
 from mirip_fast.ranking.rows import Rows
 from mirip_fast.ranking.stacked_optim import Recipe, StackedOptimizer
-from mirip_fast.runtime import set_seed
+from mirip_fast.runtime import cpu_threads, set_seed
 from mirip_fast.training.early_stopping import EarlyStopping
 from mirip_fast.training.presets import Pace, choose_patience
 
@@ -144,6 +144,12 @@ class ManyHeads:
         Returns:
             The heads, in the order of the tasks.
         """
+        # One CPU thread, as for small batches of a single head: on a busy machine threads that wait for
+        # each other cost eight times what they gain, and other core counts give the same numbers.
+        with cpu_threads(1 if self.device.type == "cpu" else None):
+            return self._run(on_epoch)
+
+    def _run(self, on_epoch: Callable[[int, int], None]) -> list[TrainedHead]:
         done: dict[int, TrainedHead] = {}
         working = len(self._runners)
         while working:

@@ -6,7 +6,9 @@ model file it was made for, and is left aside beside another one.
 
 from __future__ import annotations
 
+import csv
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 from mirip_fast.errors import DataError
@@ -18,6 +20,7 @@ from mirip_fast.ranking.graded import GradedImages
 from mirip_fast.ranking.head_files import file_hash
 from mirip_fast.ranking.held_out import HeldOut, save_held_out
 from mirip_fast.ranking.scorer import ScoreModel, load_score_model
+from mirip_fast.training.run_folder import SPLIT_FILE
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +104,22 @@ def load_calibration(model: ScoreModel) -> Calibration:
         model,
         f"unknown: {path} was made for {values.get('model')}, not for this {model.checkpoint.name}",
     )
+
+
+def made_with(model: ScoreModel, hashes: Iterable[bytes | None]) -> int:
+    """How many images are in the train or val split of the model's run, by their content.
+
+    Args:
+        model: a run's model.
+        hashes: SHA-256 of each image's bytes; None for one that could not be read.
+    """
+    path = model.checkpoint.parent / SPLIT_FILE
+    if not path.is_file():
+        return 0
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
+        rows = csv.DictReader(stream)
+        known = {row.get("sha256") for row in rows if row.get("split") in ("train", "val")}
+    return sum(sha is not None and sha.hex() in known for sha in hashes)
 
 
 def _unknown(model: ScoreModel, why: str) -> Calibration:

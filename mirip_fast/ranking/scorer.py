@@ -153,14 +153,17 @@ def score_files(
             present = {sha for sha in known if isinstance(sha, bytes)}
             outcomes = ledger(known, present, {})
         else:
-            phase = _prepare(model.info, cache_dir, device, backbone, hashes)
+            phase = phase_of_model(model.info, cache_dir, device, backbone, hashes)
             outcomes = phase.embed(paths, hashes, settings, progress)
             store = phase.store
     good = [i for i, outcome in enumerate(outcomes) if outcome.status != "failed"]
     scores = np.full(len(paths), np.nan, np.float32)
     if good:
         wanted = [sha for sha in (outcomes[i].sha256 for i in good) if sha is not None]
-        scores[good] = model.score(store, wanted)
+        # The same picture under two names is scored once: rounding must not order it.
+        unique = list(dict.fromkeys(wanted))
+        score_of = dict(zip(unique, model.score(store, unique), strict=True))
+        scores[good] = [score_of[sha] for sha in wanted]
     return Scored(outcomes, scores, store)
 
 
@@ -180,7 +183,7 @@ def _complete_store(
     return store
 
 
-def _prepare(
+def phase_of_model(
     info: ModelInfo, cache_dir: Path, device: str, backbone: str | None, hashes: Any
 ) -> PhaseOne:
     """Phase one as the model was trained, on this machine.

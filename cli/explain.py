@@ -1,0 +1,77 @@
+"""``mirip-fast explain``: what in a picture raises and what lowers its score."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mirip_fast.config import Resolved
+
+from .options import command_line, config_options, moved_backbone
+from .progress import PassBar
+
+if TYPE_CHECKING:
+    from mirip_fast.portfolio.explain import Explained
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.command("explain")
+@click.argument("images", type=_PATH, nargs=-1, required=True, metavar="IMAGE...")
+@click.option(
+    "--checkpoint", type=_PATH, help="Run or .pt file (default: the newest finished run)."
+)
+@click.option("--out", type=_PATH, default=Path(), help="Folder for the pictures (default: here).")
+@moved_backbone
+@config_options(
+    "explain", "train.output_dir", "embed.cache_dir", "embed.embed_batch_size", "runtime"
+)
+def explain_command(
+    resolved: Resolved,
+    images: tuple[Path, ...],
+    checkpoint: Path | None,
+    out: Path,
+    backbone: str | None,
+) -> int:
+    """Show which regions of each IMAGE raise its score and which lower it.
+
+    A region counts by how much the score changes when it is blurred away. Writes NAME.explain.png: the
+    map over the picture, and the graded works that it looks like. Needs the backbone.
+    """
+    from mirip_fast.portfolio.explain import Explainer, check_paths, explain_to_files
+    from mirip_fast.ranking.judge import pick_model
+
+    paths = check_paths(images, out)
+    model = pick_model(checkpoint, Path(resolved.config.train.output_dir))
+    explainer = Explainer(model, resolved.config, backbone=backbone, command=command_line())
+    failures: list[tuple[Path, str]] = []
+    with PassBar(explainer.passes(len(paths))) as bar:
+        for explained, target in explain_to_files(
+            explainer, paths, out, progress=bar, failures=failures
+        ):
+            bar.write(_told(explained, target))
+    for path, reason in failures:
+        click.echo(f"Not explained: {path}: {reason}", err=True)
+    return 1 if failures else 0
+
+
+def _told(explained: Explained, target: Path) -> str:
+    from mirip_fast.portfolio.explain_picture import where
+
+    likes = explained.likes
+    lines = [
+        f"{explained.path}: score {explained.score:.4f}" + (f", tier {likes.tier}" if likes else "")
+    ]
+    for raises, verb in ((True, "Raised"), (False, "Lowered")):
+        found = where(explained.map.values, raises=raises)
+        if found:
+            lines.append(f"  {verb} most by: {found[0]} ({found[1]:+.3f})")
+    if likes:
+        lines.append("  Because it looks like these:")
+        lines += [
+            f"    {work.tier}  cosine {work.cosine:.3f}  {work.path}"
+            for work in likes.top + likes.same
+        ]
+    return "\n".join([*lines, f"  Written: {target}"])

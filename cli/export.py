@@ -1,0 +1,89 @@
+"""``mirip-fast export``: a trained model for other programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mirip_fast.config import Resolved
+
+from .options import config_options, moved_backbone
+
+if TYPE_CHECKING:
+    from mirip_fast.portfolio.export import Exported
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.command("export")
+@click.option(
+    "--checkpoint", type=_PATH, help="Run or .pt file (default: the newest finished run)."
+)
+@click.option(
+    "--out", type=_PATH, help="Folder for the ONNX files (default: export, unless --hf is given)."
+)
+@click.option("--hf", type=_PATH, help="Write a folder to share: safetensors and a model card.")
+@click.option("--head-only", is_flag=True, help="Leave the backbone out of the ONNX files.")
+@click.option(
+    "--images", type=_PATH, help="Folder of images to compare with torch on (default: the run's)."
+)
+@click.option("--overwrite", is_flag=True, help="Replace the files of an earlier export.")
+@moved_backbone
+@config_options("export", "train.output_dir", "embed.cache_dir", "embed.embed_batch_size")
+def export_command(
+    resolved: Resolved,
+    checkpoint: Path | None,
+    out: Path | None,
+    hf: Path | None,
+    head_only: bool,
+    images: Path | None,
+    overwrite: bool,
+    backbone: str | None,
+) -> None:
+    """Write a trained model as ONNX files (head.onnx and model.onnx), or as a folder to share.
+
+    ONNX files are compared with torch on real images first, and only kept if they agree. The members of
+    an ensemble become one graph.
+    """
+    from mirip_fast.files import format_bytes
+    from mirip_fast.ranking.judge import pick_model
+
+    model = pick_model(checkpoint, Path(resolved.config.train.output_dir))
+    files: list[Path] = []
+    if out is not None or hf is None:
+        from mirip_fast.portfolio.export import export_onnx
+
+        done = export_onnx(
+            model, out or Path("export"), resolved.config,
+            head_only=head_only, backbone=backbone, images=images, overwrite=overwrite,
+        )  # fmt: skip
+        _tell(done)
+        files += done.files
+    if hf is not None:
+        from mirip_fast.portfolio.hub_folder import write_hub_folder
+
+        files += write_hub_folder(model, hf, overwrite=overwrite)
+    for path in files:
+        click.echo(f"Written: {path} ({format_bytes(path.stat().st_size)})")
+
+
+def _tell(done: Exported) -> None:
+    from mirip_fast.evaluation.text_table import format_table
+
+    compared = [(parity, "torch") for parity in done.parity]
+    compared += [(done.ranked, "rank, from the cache")] if done.ranked else []
+    compared += [(done.int8, "model.onnx")] if done.int8 else []
+    rows = [
+        (
+            parity.file,
+            against,
+            str(parity.images),
+            f"{parity.difference:.2g}",
+            "–" if parity.kendall_tau is None else f"{parity.kendall_tau:.4f}",
+        )
+        for parity, against in compared
+    ]
+    names = ("file", "compared with", "rows", "largest difference", "Kendall tau")
+    click.echo(format_table(names, rows, align="llrrr"))

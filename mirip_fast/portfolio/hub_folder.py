@@ -1,0 +1,88 @@
+"""`export --hf`: a trained model as a folder to share: safetensors, settings, and a model card.
+
+The folder is a model of its own: ``mirip-fast rank --checkpoint FOLDER`` scores with it. Nothing in it names
+a path or a file of the machine that it was trained on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from mirip_fast import __version__
+from mirip_fast.config import EmbedConfig
+from mirip_fast.files import disk_full, is_disk_full, write_json, write_text
+from mirip_fast.models.model_info import ModelInfo
+from mirip_fast.portfolio.export import refuse_existing
+from mirip_fast.portfolio.model_card import model_card
+from mirip_fast.ranking.head_files import save_ensemble
+from mirip_fast.ranking.scorer import ScoreModel
+from mirip_fast.training.run_folder import ENSEMBLE
+
+_CARD = "README.md"
+_SETTINGS = "config.json"
+
+
+def write_hub_folder(model: ScoreModel, out: Path, *, overwrite: bool = False) -> list[Path]:
+    """Write a model's heads as safetensors, with what they expect and a model card.
+
+    Args:
+        model: one head or an ensemble, in its run's folder.
+        out: the folder; made if missing.
+        overwrite: replace files of an earlier export.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ConfigError: ``out`` is a file or has the files already.
+        DataError: the run's files are damaged.
+    """
+    refuse_existing(out, (ENSEMBLE, _SETTINGS, _CARD), overwrite=overwrite)
+    info = shareable(model.info)
+    card = model_card(model, info.embed.backbone)
+    out.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=".export-", suffix=".partial", dir=out))
+    try:
+        save_ensemble(folder, model.members, info)
+        write_json(folder / _SETTINGS, _settings(model, info))
+        write_text(folder / _CARD, card)
+        files = []
+        for path in sorted(folder.iterdir()):
+            path.replace(out / path.name)
+            files.append(out / path.name)
+        return files
+    except OSError as error:
+        if is_disk_full(error):
+            raise disk_full(out) from error
+        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def shareable(info: ModelInfo) -> ModelInfo:
+    """What a head expects, without the folders of this machine: a local backbone keeps its name alone."""
+    backbone = info.embed.backbone
+    local = Path(backbone).expanduser()
+    if local.is_absolute() or backbone.startswith((".", "~")) or local.is_dir():
+        backbone = local.name
+    embed = dataclasses.replace(
+        info.embed, backbone=backbone, cache_dir=EmbedConfig.cache_dir, workers=None
+    )
+    return dataclasses.replace(info, embed=embed)
+
+
+def _settings(model: ScoreModel, info: ModelInfo) -> dict[str, Any]:
+    arrays = model.members[0].head.arrays
+    return {
+        "library_name": "mirip-fast",
+        "library_version": __version__,
+        "members": len(model.members),
+        "projector_hidden_dim": len(arrays["projector.layers.0.bias"]),
+        "projector_output_dim": len(arrays["projector.layers.4.bias"]),
+        "score_hidden_dim": len(arrays["score_head.layers.0.bias"]),
+        **info.to_dict(),
+    }

@@ -1,0 +1,165 @@
+"""Which regions of a picture raise its score and which lower it: occlusion.
+
+Zeiler & Fergus 2014, «Visualizing and Understanding Convolutional Networks», section 4.2: cover a region,
+score again, and see what changed. The regions are squares of patches that overlap by half; a covered one
+shows a strong blur of itself, since a flat colour would be a thing that was never in a picture. A patch's
+value is the mean change over the regions that it lies in.
+
+It asks nothing of the model but scores, so it holds for every backbone, token kind and ensemble, and its
+unit can be told in words: how much higher the score is because this region is as it is.
+``benchmarks/explain_deletion.py`` compares it with other methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+
+from mirip_fast.features.backbone import Backbone
+from mirip_fast.features.pooling import head_kinds, pool_tokens
+from mirip_fast.ranking.torch_score import MeanHead
+from mirip_fast.runtime import is_out_of_memory
+
+#: Radius of the blur as a share of the picture's side: shapes are gone, colours and light stay.
+BLUR = 0.09
+
+
+@dataclass(frozen=True)
+class ScoreMap:
+    """What each part of a picture does to its score.
+
+    Attributes:
+        values: [rows, columns] float32, one per patch of the base view: above 0 raises the score, below
+            0 lowers it; in the score's own unit.
+        score: of the uncovered base view.
+        cls: [D] float32, the base view's CLS token.
+    """
+
+    values: NDArray[np.float32]
+    score: float
+    cls: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Region:
+    """A rectangle of patches: rows ``top`` ≤ r < ``bottom``, columns ``left`` ≤ c < ``right``."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+
+def regions(side: int, detail: int) -> list[Region]:
+    """The regions that are covered in turn: (detail − 1)² squares, each two steps wide.
+
+    Args:
+        side: patches along one edge of the picture.
+        detail: steps along one edge; no more than there are patches.
+    """
+    steps = min(detail, side)
+    edges = [round(i * side / steps) for i in range(steps + 1)]
+    spans = list(zip(edges, edges[2:], strict=False)) or [(0, side)]
+    return [Region(*rows, *columns) for rows in spans for columns in spans]
+
+
+def occlusion_map(
+    backbone: Backbone,
+    head: MeanHead,
+    features: str,
+    square: NDArray[np.uint8],
+    *,
+    detail: int,
+    batch_size: int,
+    progress: Callable[[int], None] = lambda _: None,
+) -> ScoreMap:
+    """Map what the regions of a picture do to its score.
+
+    Args:
+        backbone: on its device; the head is moved there.
+        head: what scores.
+        features: what the head sees: ``cls``, ``mean`` or ``cls+mean``.
+        square: [S, S, 3] the picture as the backbone sees it, 0–255, S a multiple of the patch size.
+        detail: see :func:`regions`.
+        batch_size: pictures per forward pass; halved where the memory is too small.
+        progress: called with the number of pictures after each pass; 1 + (detail − 1)² in all.
+    """
+    head = head.to(backbone.device)
+    patch = backbone.spec.patch_size
+    side = square.shape[0] // patch
+    covered = regions(side, detail)
+    blurred = np.asarray(
+        Image.fromarray(square).filter(ImageFilter.GaussianBlur(BLUR * len(square)))
+    )
+    pictures = _covered(square, blurred, covered, patch)
+
+    first_tokens: list[NDArray[np.float32]] = []
+
+    def score(batch: list[NDArray[np.uint8]]) -> list[float]:
+        pixels = backbone.normalise(torch.from_numpy(np.stack(batch)))
+        cls, patches = backbone.tokens(pixels)
+        if not first_tokens:  # the first picture is the uncovered one
+            first_tokens.append(cls[0].float().cpu().numpy())
+        rows = torch.cat([pool_tokens(kind, cls, patches) for kind in head_kinds(features)], dim=-1)
+        found: list[float] = head(rows).double().cpu().tolist()
+        progress(len(batch))
+        return found
+
+    scores: list[float] = []
+    while batch := list(islice(pictures, batch_size)):
+        found, batch_size = _fitting(score, batch, batch_size)
+        scores += found
+    changes = scores[0] - np.array(scores[1:])
+    return ScoreMap(_mean_over(covered, changes, side), scores[0], first_tokens[0])
+
+
+def _covered(
+    square: NDArray[np.uint8], blurred: NDArray[np.uint8], covered: list[Region], patch: int
+) -> Iterator[NDArray[np.uint8]]:
+    """The picture, then the picture with each region covered."""
+    yield square
+    for region in covered:
+        where = (
+            slice(region.top * patch, region.bottom * patch),
+            slice(region.left * patch, region.right * patch),
+        )
+        picture = square.copy()
+        picture[where] = blurred[where]
+        yield picture
+
+
+def _fitting(
+    score: Callable[[list[NDArray[np.uint8]]], list[float]],
+    batch: list[NDArray[np.uint8]],
+    batch_size: int,
+) -> tuple[list[float], int]:
+    """The scores of a batch, in smaller ones where memory is short; and the size that goes."""
+    found: list[float] = []
+    while len(found) < len(batch):
+        try:
+            found += score(batch[len(found) : len(found) + batch_size])
+        except Exception as error:
+            if not is_out_of_memory(error) or batch_size == 1:
+                raise
+            batch_size = max(1, batch_size // 2)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+    return found, batch_size
+
+
+def _mean_over(
+    covered: list[Region], changes: NDArray[np.float64], side: int
+) -> NDArray[np.float32]:
+    """[side, side]: per patch, the mean change over the regions that it lies in."""
+    total, count = np.zeros((side, side)), np.zeros((side, side))
+    for region, change in zip(covered, changes, strict=True):
+        where = (slice(region.top, region.bottom), slice(region.left, region.right))
+        total[where] += change
+        count[where] += 1
+    return (total / count).astype(np.float32)

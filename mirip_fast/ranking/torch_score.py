@@ -1,0 +1,106 @@
+"""A trained model as one torch module: what explaining differentiates and exporting writes down."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from mirip_fast.config import HeadConfig
+from mirip_fast.features.backbone import forward_tokens, split_tokens
+from mirip_fast.features.backbone_files import BackboneSpec
+from mirip_fast.features.pooling import head_kinds, pool_tokens
+from mirip_fast.features.views import View
+from mirip_fast.models.head import RankingHead
+from mirip_fast.models.model_info import ModelInfo
+from mirip_fast.models.numpy_head import NumpyHead
+from mirip_fast.ranking.head_files import Member
+
+
+class MeanHead(nn.Module):
+    """The members of a model and the mean of their scores, as :class:`ScoreModel` has it.
+
+    Args:
+        members: one trained head, or those of an ensemble with the line each is put through.
+    """
+
+    means: torch.Tensor
+    spreads: torch.Tensor
+
+    def __init__(self, members: Sequence[Member]):
+        super().__init__()
+        self.heads = nn.ModuleList(_ranking_head(member.head) for member in members)
+        self.register_buffer("means", torch.tensor([member.mean for member in members]))
+        self.register_buffer("spreads", torch.tensor([member.spread for member in members]))
+        self.eval().requires_grad_(False)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """[B, D] features → [B] scores, higher is better."""
+        scores = torch.stack([head(features) for head in self.heads], dim=-1)
+        return ((scores - self.means) / self.spreads).mean(-1)
+
+
+class ImageScorer(nn.Module):
+    """Backbone and head together: normalised pixels in, scores out.
+
+    Args:
+        backbone: the bare transformers model.
+        spec: what its files say about it.
+        head: the model's heads.
+        info: which tokens of which views the heads look at.
+    """
+
+    def __init__(self, backbone: nn.Module, spec: BackboneSpec, head: MeanHead, info: ModelInfo):
+        super().__init__()
+        self.backbone, self.spec, self.head, self.info = backbone, spec, head, info
+        self.eval()
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Sides of the squares that :meth:`forward` takes, in pixels, in its order."""
+        return view_sizes(self.info)
+
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """[B, 3, S, S] normalised pixels of one view → [B, D] float32, as the heads see them."""
+        tokens = forward_tokens(self.backbone, pixels)
+        cls, patches = split_tokens(self.spec, tokens, pixels.shape[-2:])
+        kinds = head_kinds(self.info.features)
+        return torch.cat([pool_tokens(kind, cls, patches) for kind in kinds], dim=-1)
+
+    def view_features(self, *pixels: torch.Tensor) -> torch.Tensor:
+        """[B, 3, S, S] per size, in the order of :attr:`sizes` → [B, V, D] of the V views."""
+        found: dict[View, torch.Tensor] = {}
+        for size, images in zip(self.sizes, pixels, strict=True):
+            views = [view for view in self.info.views if view.size == size]
+            batch = torch.cat([images.flip(-1) if view.flip else images for view in views])
+            # One pass per size: in an exported graph every weight is then used once.
+            rows = self.features(batch)
+            found.update(zip(views, rows.reshape(len(views), -1, rows.shape[1]), strict=True))
+        return torch.stack([found[view] for view in self.info.views], dim=1)
+
+    def view_scores(self, features: torch.Tensor) -> torch.Tensor:
+        """[B, V, D] features of the views → [B] scores: the mean over views and members."""
+        scores: torch.Tensor = self.head(features.flatten(0, 1))
+        return scores.reshape(-1, features.shape[1]).mean(1)
+
+    def forward(self, *pixels: torch.Tensor) -> torch.Tensor:
+        """As :meth:`view_features` → [B] scores."""
+        return self.view_scores(self.view_features(*pixels))
+
+
+def view_sizes(info: ModelInfo) -> tuple[int, ...]:
+    """The different sides of a model's views, in pixels; the base view's first."""
+    return tuple(dict.fromkeys(view.size for view in info.views))
+
+
+def _ranking_head(head: NumpyHead) -> RankingHead:
+    arrays = head.arrays
+    config = HeadConfig(
+        projector_hidden_dim=len(arrays["projector.layers.0.bias"]),
+        projector_output_dim=len(arrays["projector.layers.4.bias"]),
+        score_hidden_dim=len(arrays["score_head.layers.0.bias"]),
+    )
+    module = RankingHead(head.input_dim, config)
+    module.load_state_dict({name: torch.tensor(array) for name, array in arrays.items()})
+    return module

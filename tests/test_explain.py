@@ -1,0 +1,277 @@
+"""`explain`: occlusion maps against the plain loop, where the square lies, the graded look-alikes, errors."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mirip_fast_cli.main import run
+from PIL import Image
+from small_models import backbone_of, member
+
+from mirip_fast.features.pooling import head_kinds, pool_tokens
+from mirip_fast.portfolio import occlusion
+from mirip_fast.portfolio.explain import check_paths, duration, picture_names
+from mirip_fast.portfolio.explain_picture import overlay, where
+from mirip_fast.portfolio.graded_likes import GradedWorks
+from mirip_fast.portfolio.occlusion import Region, occlusion_map, regions
+from mirip_fast.ranking.judge import pick_model
+from mirip_fast.ranking.torch_score import MeanHead
+from mirip_fast.training.run_folder import SPLIT_FILE
+
+TINY = ["--backbone", "tiny-random", "--image-size", "56", "--workers", "0"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "features"),
+    [("dinov2", "cls"), ("registers", "mean"), ("dinov3", "cls+mean"), ("vit", "cls+mean")],
+)
+def test_a_map_is_the_plain_loop(
+    kind: str, features: str, model_dir: Callable[[str], Path]
+) -> None:
+    """Every backbone, token kind and an ensemble: value = mean over regions of score − covered score."""
+    backbone = backbone_of(model_dir(kind))
+    width = 32 * len(head_kinds(features))
+    members = [member(width, 1), member(width, 2, mean=0.5, spread=0.1)]
+    square = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
+    found = occlusion_map(backbone, MeanHead(members), features, square, detail=3, batch_size=3)
+
+    def score(picture: np.ndarray) -> float:
+        pixels = backbone.normalise(torch.from_numpy(picture[None].copy()))
+        cls, patches = backbone.tokens(pixels)
+        row = torch.cat([pool_tokens(k, cls, patches) for k in head_kinds(features)], -1).numpy()
+        return float(np.mean([(m.head(row)[0] - m.mean) / m.spread for m in members]))
+
+    from PIL import ImageFilter
+
+    radius = occlusion.BLUR * 48
+    blurred = np.asarray(Image.fromarray(square).filter(ImageFilter.GaussianBlur(radius)))
+    total, count = np.zeros((6, 6)), np.zeros((6, 6))
+    for top in (0, 2):
+        for left in (0, 2):
+            covered = square.copy()
+            y, x = slice(8 * top, 8 * top + 32), slice(8 * left, 8 * left + 32)
+            covered[y, x] = blurred[y, x]
+            total[top : top + 4, left : left + 4] += score(square) - score(covered)
+            count[top : top + 4, left : left + 4] += 1
+    assert np.abs(total).max() > 1e-4
+    np.testing.assert_allclose(found.values, total / count, atol=2e-5)
+    assert found.score == pytest.approx(score(square), abs=1e-5)
+    assert found.cls.shape == (32,)
+
+
+def test_a_map_points_at_what_the_score_is_made_of(
+    model_dir: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A score that is the contrast of one corner: that corner raises it, nothing else does anything."""
+    backbone = backbone_of(model_dir("dinov2"))
+
+    def contrast(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        corner = pixels[:, :, :16, 32:].flatten(1).std(dim=1)
+        return corner[:, None].repeat(1, 32), torch.zeros(len(pixels), 6, 6, 32)
+
+    monkeypatch.setattr(backbone, "tokens", contrast)
+    head = MeanHead([member(32, 1)])
+    monkeypatch.setattr(head, "forward", lambda rows: rows[:, 0])
+    square = np.random.default_rng(1).integers(0, 256, (48, 48, 3), dtype=np.uint8)
+    values = occlusion_map(backbone, head, "cls", square, detail=6, batch_size=8).values
+    assert values[0, 5] > 0.1
+    assert np.abs(values[3:, :3]).max() == 0
+    assert where(values, raises=True) == ("top right", pytest.approx(values[:2, 4:].mean()))
+    assert where(values, raises=False) is None
+
+
+@pytest.mark.parametrize(("side", "detail"), [(14, 8), (54, 8), (4, 8), (1, 8), (2, 2), (54, 14)])
+def test_regions_cover_every_patch(side: int, detail: int) -> None:
+    seen = np.zeros((side, side), int)
+    found = regions(side, detail)
+    for region in found:
+        assert region.top < region.bottom and region.left < region.right
+        seen[region.top : region.bottom, region.left : region.right] += 1
+    assert seen.min() >= 1
+    assert len(found) == max(1, min(detail, side) - 1) ** 2
+    if side == 14:
+        assert Region(0, 4, 0, 4) in found
+
+
+def test_a_batch_that_does_not_fit_is_halved(model_dir: Callable[[str], Path]) -> None:
+    backbone = backbone_of(model_dir("vit"))
+    tokens, sizes = backbone.tokens, []
+
+    def small_memory(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if len(pixels) > 3:
+            raise torch.OutOfMemoryError("out of memory")
+        sizes.append(len(pixels))
+        return tokens(pixels)
+
+    square = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
+    head = MeanHead([member(32, 1)])
+    whole = occlusion_map(backbone, head, "cls", square, detail=4, batch_size=8)
+    backbone.tokens = small_memory  # type: ignore[method-assign]
+    halved = occlusion_map(backbone, head, "cls", square, detail=4, batch_size=8)
+    np.testing.assert_allclose(halved.values, whole.values, atol=1e-5)
+    assert sum(sizes) == 10 and max(sizes) == 2
+
+
+@pytest.mark.parametrize(
+    ("resize", "size", "coloured"),
+    [
+        ("squash", (60, 30), [(5, 5), (55, 5)]),
+        ("crop", (60, 30), [(17, 5), (42, 5)]),
+        ("pad", (30, 60), [(5, 5), (25, 5)]),
+    ],
+)
+def test_the_map_lies_where_the_backbone_looked(
+    resize: str, size: tuple[int, int], coloured: list[tuple[int, int]]
+) -> None:
+    """Left half raises, right half lowers; what was cropped away stays grey."""
+    values = np.repeat(np.array([[1, 1, -1, -1]], np.float32), 4, axis=0)
+    image = overlay(Image.new("RGB", size, (128, 128, 128)), values, resize)
+    assert image.size == size
+    (left, right) = (image.getpixel(place) for place in coloured)
+    assert left[0] > left[2] + 50 and right[2] > right[0] + 50  # orange, blue
+    if resize == "crop":
+        red, green, blue = image.getpixel((3, 5))
+        assert red == green == blue
+    if resize == "pad":  # the square's outer columns lie beyond the picture
+        narrow = np.array([[9, 1, -1, -9]] * 4, np.float32)
+        inside = np.asarray(overlay(Image.new("RGB", size), narrow, resize, limit=9.0), int)
+        assert np.abs(inside - inside[..., :1]).max() < 170
+
+
+def test_the_limit_decides_the_colour() -> None:
+    grey = Image.new("RGB", (8, 8), (128, 128, 128))
+    weak = np.full((2, 2), 0.1, np.float32)
+    own = np.asarray(overlay(grey, weak, "squash"), int)[0, 0]
+    shared = np.asarray(overlay(grey, weak, "squash", limit=1.0), int)[0, 0]
+    assert own[0] - own[2] > 4 * (shared[0] - shared[2]) > 0
+    flat = np.asarray(overlay(grey, np.zeros((2, 2), np.float32), "squash"))
+    assert (flat == flat[..., :1]).all()
+
+
+def trained(work: Path, graded: Path, *options: str) -> None:
+    assert run(["embed", str(graded), *TINY]) == 0
+    assert run(["train", "--head-only", "--epochs", "4", *options]) == 0
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_explaining_files(
+    work: Path, graded_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    trained(work, graded_folder, "--features", "cls+mean")
+    names = ["그림 🎨.png", "plain.png"]
+    for i, name in enumerate(names):
+        pixels = np.random.default_rng(i).integers(0, 256, (70, 50, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(work / name)
+    (work / "broken.png").write_text("no picture")
+    capfd.readouterr()
+    assert run(["explain", *names, "broken.png", "--out", "새 폴더", "--detail", "4"]) == 1
+    out, err = capfd.readouterr()
+    assert "Not explained: broken.png" in err and "passes through the backbone on cpu" in err
+    assert run(["compare", *names]) == 0
+    compared = capfd.readouterr().out
+    for name in names:
+        picture = work / "새 폴더" / f"{Path(name).stem}.explain.png"
+        assert Image.open(picture).size[0] > 1000
+        score = next(line.split()[0] for line in compared.splitlines() if line.endswith(name))
+        assert f"{name}: score {score}" in out
+    assert sorted(p.name for p in (work / "새 폴더").iterdir()) == sorted(
+        f"{Path(name).stem}.explain.png" for name in names
+    )
+    # Told likenesses: three of S, and three of the tier it is in unless that is S.
+    for block in out.split("Written")[:2]:
+        tier = block.split("tier ")[1][0]
+        told = [line.split()[0] for line in block.splitlines() if "cosine" in line]
+        assert told == ["S"] * 3 + ([tier] * 3 if tier != "S" else [])
+
+
+def test_likenesses_are_the_nearest_by_a_double_loop(work: Path, graded_folder: Path) -> None:
+    trained(work, graded_folder)
+    model = pick_model(None, Path("runs"))
+    works = GradedWorks(model, Path("cache"))
+    store = works._store
+    pictures = sorted((graded_folder / "images").iterdir())
+    hashes = [hashlib.sha256(path.read_bytes()).digest() for path in pictures]
+    rows = store.read("cls.56", store.rows("cls.56", hashes)).astype(np.float64)
+    cosine = rows @ rows.T / np.outer(np.linalg.norm(rows, axis=1), np.linalg.norm(rows, axis=1))
+    for i in (0, 5):  # work_00 is S itself: it is not its own likeness
+        for tier, likes in (
+            (0, works.likes(rows[i], hashes[i], 99.0).top),
+            (3, works.likes(rows[i], hashes[i], -99.0).same),
+        ):
+            others = [j for j in range(40) if j % 4 == tier and j != i]
+            expected = sorted(others, key=lambda j: -cosine[i, j])[:3]
+            assert [like.path for like in likes] == [pictures[j] for j in expected]
+            np.testing.assert_allclose([x.cosine for x in likes], cosine[i, expected], atol=1e-3)
+    best = works.likes(rows[0], hashes[0], 99.0)
+    assert (best.tier, best.same) == ("S", ())
+
+
+def test_the_tier_is_that_of_the_place_among_held_out_scores(
+    work: Path, graded_folder: Path
+) -> None:
+    trained(work, graded_folder)
+    works = GradedWorks(pick_model(None, Path("runs")), Path("cache"))
+    works._places = (np.array([9.0, 7.0, 5.0, 3.0, 1.0]), np.array([1, 2, 0, 2]))
+    # Above 9: first of all, S; then two of A; B has none; then C.
+    expected = {10.0: "S", 9.0: "S", 8.0: "A", 6.0: "A", 5.0: "A", 4.0: "C", 0.0: "C"}
+    assert {score: works.tier_of(score) for score in expected} == expected
+
+
+def test_without_the_graded_works_the_map_is_still_made(
+    work: Path, graded_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    trained(work, graded_folder)
+    (run_folder,) = Path("runs").iterdir()
+    (run_folder / SPLIT_FILE).unlink()
+    logging.getLogger("mirip_fast").handlers = []
+    picture = graded_folder / "images" / "work_00.png"
+    assert run(["explain", str(picture), "--detail", "3"]) == 0
+    out, err = capfd.readouterr()
+    assert "can not be shown" in err and SPLIT_FILE in err and "tier" not in out.splitlines()[-3]
+    assert (work / "work_00.explain.png").is_file()
+
+
+def test_errors_are_plain(
+    work: Path, graded_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    picture = str(graded_folder / "images" / "work_00.png")
+
+    def fails(arguments: list[str], *words: str) -> None:
+        capfd.readouterr()
+        assert run(["explain", *arguments]) == 1
+        err = capfd.readouterr().err
+        assert all(word in err for word in words) and "Traceback" not in err, err
+
+    fails([picture], "No trained model", "mirip-fast train")
+    fails(["absent.png"], "absent.png: there is no such file")
+    fails([str(graded_folder)], "is a folder", f"mirip-fast rank {graded_folder}")
+    fails([picture, "--out", picture], "is a file; give a folder")
+    trained(work, graded_folder)
+    (work / "broken.png").write_text("no picture")
+    fails(["broken.png"], "broken.png")
+    fails([picture, "--backbone", str(work / "nowhere")], "nowhere", "there is no such folder")
+    fails([picture, "--detail", "1"], "explain.detail: 1 is below 2")
+    fails([picture, "--out", "/proc/nothing/here", "--detail", "2"], "/proc/nothing")
+
+
+def test_names_of_pictures() -> None:
+    paths = [Path("a/x.png"), Path("b/X.jpg"), Path("c/x.webp"), Path("y.z.png")]
+    assert list(picture_names(paths).values()) == [
+        "x.explain.png", "X.explain-2.png", "x.explain-3.png", "y.z.explain.png",
+    ]  # fmt: skip
+    assert check_paths([Path(__file__)] * 2, Path()) == [Path(__file__)]
+
+
+def test_durations() -> None:
+    assert [duration(s) for s in (0.1, 40, 720, 12600)] == ["1 s", "40 s", "12 min", "3.5 h"]
