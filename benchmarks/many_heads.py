@@ -15,7 +15,8 @@ import torch
 from mirip_fast.config import Config
 from mirip_fast.evaluation.text_table import format_table
 from mirip_fast.ranking.bootstrap import bootstrap_config, bootstrap_pace
-from mirip_fast.ranking.many_heads import HeadTask, ManyHeads, heads_per_stack, train_heads
+from mirip_fast.ranking.head_tasks import HeadTask
+from mirip_fast.ranking.many_heads import ManyHeads, heads_per_stack, train_heads
 from mirip_fast.ranking.rows import Rows
 from mirip_fast.runtime import resolve_device
 from mirip_fast.training.presets import Pace

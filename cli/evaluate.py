@@ -7,14 +7,17 @@ from pathlib import Path
 import click
 
 from mirip_fast.config import Resolved
+from mirip_fast.errors import ConfigError
 
 from .options import config_options, moved_backbone
 from .progress import EmbedBar
+from .side_by_side import judge_runs
 
 _PATH = click.Path(path_type=Path)
 
 
 @click.command("evaluate")
+@click.argument("runs", metavar="[RUN]…", nargs=-1, type=_PATH)
 @click.option(
     "--checkpoint", type=_PATH, help="Run or .pt file (default: the newest finished run)."
 )
@@ -42,6 +45,7 @@ _PATH = click.Path(path_type=Path)
 )
 def evaluate_command(
     resolved: Resolved,
+    runs: tuple[Path, ...],
     checkpoint: Path | None,
     backbone: str | None,
     test_data: Path | None,
@@ -53,13 +57,19 @@ def evaluate_command(
 
     Intervals are of 95 %, by drawing whole groups of the judged images anew. They cover the choice of
     these images; not another training run, nor disagreement among graders.
+
+    Several RUNs are judged side by side on the same split, with intervals of the differences.
     """
     from mirip_fast.files import write_json
     from mirip_fast.ranking.judge import judge_files, judge_split, pick_model
     from mirip_fast.ranking.judge_pairs import judge_pairs
 
     config = resolved.config
-    model = pick_model(checkpoint, Path(config.train.output_dir))
+    if len(runs) > 1:
+        if checkpoint or test_data:
+            raise ConfigError("Several runs are judged on their own split: leave out the options")
+        return judge_runs(runs, split, config, out)
+    model = pick_model(checkpoint or next(iter(runs), None), Path(config.train.output_dir))
     pairs = judge_pairs(model, split, config) if test_data is None else None
     extra = {} if pairs is None else {"judged_pairs": pairs.to_dict()}
     if pairs is not None:

@@ -60,6 +60,19 @@ def _variable(setting: Setting) -> str:
     return f"{setting.section}_{setting.name}"
 
 
+def given_flags(*prefixes: str) -> list[str]:
+    """The options of the running command that were typed, of settings whose section starts so."""
+    context = click.get_current_context()
+    typed = click.core.ParameterSource.COMMANDLINE
+    return [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name is not None
+        and parameter.name.startswith(prefixes)
+        and context.get_parameter_source(parameter.name) is typed
+    ]
+
+
 def command_line() -> str:
     """The command as it was typed, for whoever finds the store locked."""
     return " ".join(["mirip-fast", *sys.argv[1:]])

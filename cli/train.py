@@ -1,4 +1,4 @@
-"""``mirip-fast train``: phase two."""
+"""``mirip-fast train``: phase two, or end to end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mirip_fast.config import Resolved
 from mirip_fast.errors import ConfigError
 
 from .interrupted import Interrupted
-from .options import config_options
+from .options import config_options, given_flags
 
 if TYPE_CHECKING:
     from mirip_fast.ranking.fit import FitResult
@@ -22,9 +22,11 @@ _PATH = click.Path(path_type=Path)
 
 
 @click.command("train")
+@click.argument("source", metavar="[DATA]", required=False, type=_PATH)
 @click.option(
     "--head-only", is_flag=True, help="Train projector and score head on cached features."
 )
+@click.option("--full", is_flag=True, help="Train backbone and head on the images of DATA.")
 @click.option(
     "--data", "--data-dir", type=_PATH, help="The embedded data set (default: the newest)."
 )
@@ -39,11 +41,27 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option("--debug", is_flag=True, help="A trial: 100 images, 2 epochs, no tracking.")
 @config_options(
-    "train", "head", "split", "tracking", "evaluate.within", "runtime", "embed.cache_dir"
+    "train",
+    "head",
+    "finetune",
+    "split",
+    "data",
+    "tracking",
+    "evaluate.within",
+    "runtime",
+    "embed.cache_dir",
+    "embed.backbone",
+    "embed.image_size",
+    "embed.resize",
+    "embed.decode",
+    "embed.precision",
+    "embed.workers",
 )
 def train_command(
     resolved: Resolved,
+    source: Path | None,
     head_only: bool,
+    full: bool,
     data: Path | None,
     metadata: Path | None,
     val_metadata: Path | None,
@@ -51,12 +69,28 @@ def train_command(
     resume: str | None,
     only_folds: str | None,
     debug: bool,
-) -> None:
-    """Learn to score from graded images whose features are cached."""
+) -> int:
+    """Learn to score from graded images: a head on cached features, or backbone and head together."""
+    if head_only == full:
+        raise ConfigError(
+            "Say what to train: `mirip-fast train --head-only` (a head on cached features, in seconds) "
+            "or `mirip-fast train --full DATA` (backbone and head, on a GPU)"
+        )
+    data = data or source
+    if full:
+        if metadata or val_metadata or test_metadata:
+            raise ConfigError(
+                "--metadata goes with --head-only: --full takes the split of the head-only run that it "
+                "starts from"
+            )
+        from .train_full import run_full
+
+        return run_full(resolved, data, resume, debug)
+    wrong = [flag for flag in given_flags("finetune_", "embed_", "data_") if flag != "--cache-dir"]
+    if wrong:
+        raise ConfigError(f"{', '.join(wrong)}: of no use with --head-only, only with --full")
     from mirip_fast.ranking.train import Request, resume_head, train_head
 
-    if not head_only:
-        raise ConfigError("Say what to train: `mirip-fast train --head-only`")
     config = resolved.config
     only = _numbers(only_folds)
     try:
@@ -75,6 +109,7 @@ def train_command(
     complete = _tell(run, result)
     if complete and not debug:
         click.echo("Next: mirip-fast evaluate, or mirip-fast rank FOLDER")
+    return 0
 
 
 def _tell(run: Run, result: FitResult | FoldsResult) -> bool:

@@ -265,6 +265,102 @@ class TrainConfig:
 
 
 @dataclass
+class FinetuneConfig:
+    """End to end: how backbone and head learn together (`train --full`)."""
+
+    strategy: str = option(
+        "full",
+        "What learns: full (everything), last:N (the last N blocks), llrd (everything, lower layers "
+        "more slowly), gradual (from the head downwards), or lora (small matrices beside the "
+        "attention's).",
+    )
+    layer_decay: float = option(
+        0.8,
+        "llrd: each block's learning rate as a share of the next one's; 0.65-0.9 is sensible.",
+        low=0,
+        high=1,
+    )
+    unfreeze: str = option(
+        "1:0,3:2,5:all",
+        "gradual: from which epoch how many of the last blocks learn, as EPOCH:BLOCKS.",
+    )
+    lora_rank: int = option(16, "lora: rank of the added matrices.", low=1)
+    lora_alpha: float = option(32.0, "lora: their scale is alpha / rank.", low=0)
+    lora_targets: str | None = option(
+        None,
+        "lora: linear layers of a block that get them, by the end of their names (auto: all of the "
+        "attention's).",
+    )
+    init_from: str | None = option(
+        None,
+        "Head-only run to start from; it brings its split along. none starts with a random head "
+        "(auto: the newest one of the same data).",
+    )
+    head_epochs: int | None = option(
+        None,
+        "First epochs in which only the head learns (auto: 0 after a head-only run, else 1).",
+        low=0,
+    )
+    head_learning_rate: float | None = option(
+        None,
+        "Learning rate of projector and score head (auto: 1e-4; with llrd that of the last block's "
+        "successor, --learning-rate).",
+        low=0,
+    )
+    warmup_share: float = option(
+        0.1,
+        "Share of all steps in which the learning rate rises, where --warmup-steps is 0.",
+        low=0,
+        high=1,
+    )
+    augment: str = option(
+        "light",
+        "Augmentation of training images: light crops and mirrors, strong also rotates, changes "
+        "colours and applies two random operations.",
+        choices=("none", "light", "strong"),
+    )
+    mixup: float = option(
+        0.0, "Mixup: alpha of the Beta distribution of the shares; 0 is off, 0.2 is usual.", low=0
+    )
+    cutmix: float = option(
+        0.0, "CutMix: alpha of the Beta distribution of the areas; 0 is off, 1 is usual.", low=0
+    )
+    patch_dropout: float = option(
+        0.0, "Share of patch tokens left out in training; 0.5 is usual.", low=0, high=0.95
+    )
+    stochastic_depth: float = option(
+        0.0,
+        "Probability of leaving out the last block in training; falls to 0 at the first one.",
+        low=0,
+        high=0.95,
+    )
+    accumulation_steps: int | None = option(
+        None,
+        "Micro-batches that a step's batch is divided into; the gradient stays that of the whole "
+        "batch (auto: 1, doubled when memory runs out).",
+        low=1,
+    )
+    gradient_checkpointing: bool = option(
+        False,
+        "Compute activations twice instead of keeping them: less memory, about a third slower.",
+    )
+    compile: bool = option(False, "Compile the model (torch.compile): slow start, faster steps.")
+    cache_images: bool = option(False, "Keep the decoded images in memory.")
+    cache_prefix: bool = option(
+        False,
+        "last:N without augmentation: run the frozen blocks once and keep their tokens on disk.",
+    )
+    loader_workers: int = option(
+        4, "Processes that decode and augment training images; 0 does it in the main one.", low=0
+    )
+    prefetch: int = option(2, "Batches that each of them prepares ahead.", low=1)
+    remote_sync: str | None = option(
+        None,
+        "Folder or fsspec URL (s3://bucket/runs) that finished checkpoints are copied to.",
+    )
+
+
+@dataclass
 class TrackingConfig:
     """Where a run is reported, besides its folder."""
 
@@ -356,6 +452,7 @@ class Config:
     embed: EmbedConfig = field(default_factory=EmbedConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)

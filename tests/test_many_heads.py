@@ -21,7 +21,8 @@ from mirip_fast.models.stacked_loss import stacked_pair_loss
 from mirip_fast.ranking import many_heads
 from mirip_fast.ranking.batches import epoch_generator, image_batches
 from mirip_fast.ranking.fit import HeadFit
-from mirip_fast.ranking.many_heads import HeadTask, ManyHeads, TrainedHead, stackable, train_heads
+from mirip_fast.ranking.head_tasks import HeadTask, TrainedHead
+from mirip_fast.ranking.many_heads import ManyHeads, stackable, train_heads
 from mirip_fast.ranking.rows import Rows
 from mirip_fast.runtime import set_seed
 from mirip_fast.training.presets import Pace

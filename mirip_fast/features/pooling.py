@@ -58,13 +58,13 @@ def pool_tokens(kind: str, cls: torch.Tensor, patches: torch.Tensor) -> torch.Te
         patches: [B, side, side, D] patch tokens, register tokens taken out.
 
     Returns:
-        [B, *kind_shape(kind, D, side)], float32.
+        [B, *kind_shape(kind, D, side)], float32 (float64 for float64 tokens).
     """
     from torch.nn import functional
 
     if kind == "cls":
-        return cls.float()
-    patches = patches.float()
+        return _at_least_float32(cls)
+    patches = _at_least_float32(patches)
     if kind == "mean":
         return patches.mean(dim=(1, 2))
     if kind == "patch":
@@ -72,6 +72,10 @@ def pool_tokens(kind: str, cls: torch.Tensor, patches: torch.Tensor) -> torch.Te
     cells = int(kind.removeprefix("grid"))
     grid = functional.adaptive_avg_pool2d(patches.permute(0, 3, 1, 2), cells)
     return grid.permute(0, 2, 3, 1)
+
+
+def _at_least_float32(tokens: torch.Tensor) -> torch.Tensor:
+    return tokens if tokens.element_size() >= 4 else tokens.float()
 
 
 def head_kinds(features: str) -> tuple[str, ...]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from mirip_fast.config import Config, EmbedConfig, config_from_dict
@@ -75,3 +76,11 @@ class ModelInfo:
             raise CheckpointError(
                 f"the checkpoint does not say what its head expects ({error!r})"
             ) from error
+
+
+def beside(checkpoint: Path, info: ModelInfo) -> ModelInfo:
+    """The same, with a backbone that lies in the checkpoint's folder found again after a move."""
+    folder = checkpoint.resolve().parent / Path(info.embed.backbone).name
+    if Path(info.embed.backbone).is_dir() or not (folder / "config.json").is_file():
+        return info
+    return replace(info, embed=replace(info.embed, backbone=str(folder)))

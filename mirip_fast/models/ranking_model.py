@@ -46,7 +46,7 @@ class PairwiseRankingModel(nn.Module):
         *,
         projector_hidden_dim: int = HeadConfig.projector_hidden_dim,
         projector_dropout: float = HeadConfig.projector_dropout,
-        features: str = HeadConfig.features,
+        features: str = "cls",
         loss: str = TrainConfig.loss,
         margin: float = TrainConfig.margin,
     ):

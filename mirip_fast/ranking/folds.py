@@ -56,7 +56,9 @@ def assign_folds(images: GradedImages, folds: int, seed: int) -> NDArray[np.int6
     sizes = np.bincount(fold_of[inside], minlength=folds)
     if sizes.max() > 2 * len(inside) / folds:
         log.warning(
-            "The folds are very unequal (%s images): one group holds a large part of the data",
+            "The folds are very unequal (%s images): one group holds a large part of the data. What is "
+            "measured on a fold of few images says little. If these images need not stay together, `embed` "
+            "again with --group-column image_id.",
             ", ".join(map(str, sizes.tolist())),
         )
     return fold_of

@@ -130,7 +130,7 @@ class GradedImages:
             features=np.empty((len(self), 0, 0), dtype=np.float32),
             tiers=self.tiers if graded else np.full(len(self), -1, dtype=np.int64),
             groups=[record.group for record in self.manifest.records],
-            within=None if within is None else _pairable(codes_of(self.column(within))),
+            within=None if within is None else pairable(codes_of(self.column(within))),
             tier_scores=self.tier_scores if label == "tier_score" else None,
             pairs=pairs,
         )
@@ -254,7 +254,7 @@ def graded_of_files(
     return GradedImages(whole, tuple(hashes), tuple(splits))
 
 
-def _pairable(codes: NDArray[np.int64]) -> NDArray[np.int64]:
+def pairable(codes: NDArray[np.int64]) -> NDArray[np.int64]:
     """Codes in which every unknown value (−1) has one of its own: such an image is in no pair."""
     unknown = codes < 0
     return np.where(unknown, codes.max(initial=0) + 1 + np.cumsum(unknown), codes)

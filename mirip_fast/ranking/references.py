@@ -11,6 +11,9 @@ import logging
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mirip_fast.errors import DataError
 from mirip_fast.evaluation.calibration import Calibration, fit_calibration
 from mirip_fast.evaluation.metrics import codes_of
@@ -43,6 +46,21 @@ def write_validation_references(
         within: the column inside whose values works are compared, or None.
     """
     model = load_score_model(checkpoint)
+    scores = model.score(store, images.part("val").hashes)
+    return write_references_of_scores(model, images, scores, within)
+
+
+def write_references_of_scores(
+    model: ScoreModel, images: GradedImages, scores: NDArray[np.floating], within: str | None
+) -> Calibration:
+    """The same from the scores [n] of the validation split.
+
+    Args:
+        model: the run's model.
+        images: the run's graded images.
+        scores: the model's, of the validation images in their order.
+        within: the column inside whose values works are compared, or None.
+    """
     val = images.part("val")
     records = val.manifest.records
     held_out = HeldOut(
@@ -52,9 +70,9 @@ def write_validation_references(
         tier_scores=[record.tier_score for record in records],
         groups=[record.group for record in records],
         source="validation",
-        scores=model.score(store, val.hashes).astype("float64"),
+        scores=scores.astype("float64"),
     )
-    save_held_out(checkpoint.parent, held_out, model.info.tiers)
+    save_held_out(model.checkpoint.parent, held_out, model.info.tiers)
     return write_calibration(model, held_out, images, within)
 
 

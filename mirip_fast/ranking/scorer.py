@@ -17,7 +17,7 @@ from mirip_fast.features.embed import Outcome, Progress, Settings, ledger
 from mirip_fast.features.phase_one import PhaseOne, open_hashes, prepare, with_kinds
 from mirip_fast.features.recipe import series_name
 from mirip_fast.features.store import FeatureStore, differing_fields
-from mirip_fast.models.model_info import ModelInfo
+from mirip_fast.models.model_info import ModelInfo, beside
 from mirip_fast.models.numpy_head import NumpyHead
 from mirip_fast.ranking.head_files import Member, load_bootstrap, load_ensemble, load_head
 from mirip_fast.ranking.rows import read_features
@@ -106,7 +106,7 @@ def load_score_model(path: Path) -> ScoreModel:
         return ScoreModel(path, info, members)
     quick = load_head(path)
     if quick is not None:
-        return ScoreModel(path, quick[0], (quick[1],))
+        return ScoreModel(path, beside(path, quick[0]), (quick[1],))
     from mirip_fast.models.checkpoint import load_checkpoint
 
     content = load_checkpoint(path)
@@ -115,8 +115,11 @@ def load_score_model(path: Path) -> ScoreModel:
             f"{path} does not say which features its head was trained on; "
             "`mirip-fast train --head-only` writes checkpoints that do"
         )
-    arrays = {name: value.numpy() for name, value in content["model_state_dict"].items()}
-    info = ModelInfo.from_dict(content["model"])
+    from mirip_fast.models.finetuned import deploy, head_state, is_finetuned
+
+    arrays = {name: value.numpy() for name, value in head_state(content).items()}
+    tuned = is_finetuned(content)
+    info = deploy(path, content) if tuned else ModelInfo.from_dict(content["model"])
     return ScoreModel(path, info, (Member(NumpyHead(arrays)),))
 
 

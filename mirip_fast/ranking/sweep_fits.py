@@ -19,7 +19,8 @@ from mirip_fast.errors import TrainingError
 from mirip_fast.models.checkpoint import load_checkpoint
 from mirip_fast.models.numpy_head import NumpyHead
 from mirip_fast.ranking.fit import HeadFit
-from mirip_fast.ranking.many_heads import HeadTask, heads_per_stack, stackable, train_heads
+from mirip_fast.ranking.head_tasks import HeadTask
+from mirip_fast.ranking.many_heads import heads_per_stack, stackable, train_heads
 from mirip_fast.ranking.rows import Rows
 from mirip_fast.training.presets import choose_pace
 from mirip_fast.training.run_folder import Run

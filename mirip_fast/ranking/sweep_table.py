@@ -27,7 +27,7 @@ from mirip_fast.evaluation.intervals import (
 from mirip_fast.evaluation.metrics import codes_of
 from mirip_fast.evaluation.text_table import format_table
 from mirip_fast.models.losses import count_pairs
-from mirip_fast.ranking.many_heads import pair_accuracy
+from mirip_fast.ranking.head_tasks import pair_accuracy
 from mirip_fast.ranking.search_space import Cell, cell_text
 from mirip_fast.ranking.sweep_fits import CellFits
 

@@ -151,7 +151,7 @@ def resume_head(
         RunNotFoundError: nothing to resume.
         CheckpointError: the checkpoint does not belong to the cached features.
     """
-    run, path = resumable_run(output_dir, which)
+    run, path = resumable_run(output_dir, which, full=False)
     if run.has_folds:
         log.info("Resuming %s, with its own settings", run.path)
         plan, store = load_plan(run)
@@ -160,7 +160,7 @@ def resume_head(
     if only_folds:
         raise ConfigError(f"--only-folds: {run.path} has no folds")
     checkpoint = load_checkpoint(path)
-    if "model" not in checkpoint or "training_state" not in checkpoint:
+    if "model" not in checkpoint or "pace" not in checkpoint.get("training_state", {}):
         raise CheckpointError(f"{path} was not written by `mirip-fast train --head-only`")
     config = _with_bootstrap(config_from_dict(checkpoint["config"]), bootstrap)
     info = ModelInfo.from_dict(checkpoint["model"])

@@ -12,13 +12,24 @@ from torch.optim.lr_scheduler import LambdaLR
 from mirip_fast.config import TrainConfig
 
 
+def decaying(model: nn.Module) -> set[int]:
+    """The ``id`` of every parameter that weight decay acts on: matrices of linear and convolution layers.
+
+    Not biases, norms, LayerScale, nor CLS, register and position tokens, whatever their shapes.
+    """
+    return {
+        id(module.weight) for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)
+    }
+
+
 def parameter_groups(
     model: nn.Module, learning_rate: float, weight_decay: float
 ) -> list[dict[str, object]]:
-    """Trainable parameters in two groups: matrices decay, biases and norms (1-d) do not."""
+    """Trainable parameters in two groups: those that decay (see :func:`decaying`), and the others."""
     trainable = [p for p in model.parameters() if p.requires_grad]
-    matrices = [p for p in trainable if p.dim() >= 2]
-    vectors = [p for p in trainable if p.dim() < 2]
+    decay = decaying(model)
+    matrices = [p for p in trainable if id(p) in decay]
+    vectors = [p for p in trainable if id(p) not in decay]
     return [
         {"params": matrices, "lr": learning_rate, "weight_decay": weight_decay},
         {"params": vectors, "lr": learning_rate, "weight_decay": 0.0},

@@ -221,19 +221,22 @@ def run_of_checkpoint(path: Path) -> tuple[Run, Path]:
     return Run(path.parent), path
 
 
-def resumable_run(output_dir: Path, which: str) -> tuple[Run, Path]:
+def resumable_run(output_dir: Path, which: str, *, full: bool | None = None) -> tuple[Run, Path]:
     """The run and checkpoint to go on from; a run of folds, which has no checkpoint of its own, with one
     that does not exist.
 
     Args:
         output_dir: folder of the runs.
         which: ``latest`` (the newest run that can be resumed), a run's folder or a checkpoint file.
+        full: whether ``latest`` looks for end-to-end runs or for others; None for any.
 
     Raises:
         RunNotFoundError: nothing to resume.
     """
     if which == "latest":
         for run in find_runs(output_dir):
+            if full is not None and (run.info.get("mode") == "full") != full:
+                continue
             if run.last.is_file() or run.has_folds:
                 return run, run.last
         raise RunNotFoundError(f"--resume latest: no run in {output_dir.resolve()} has a {LAST}")

@@ -1,0 +1,224 @@
+"""The processes that train one model together, or the one that trains alone.
+
+Each process scores its share of a step's images. Scores, a few numbers, are exchanged; every process
+then knows the loss of the whole batch and its derivative by each score, and takes the part of the
+gradient that its own images make. The sum over the processes is the gradient of the whole batch, pairs
+between images of different processes included, whatever their shares.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import distributed, nn
+
+from mirip_fast.errors import TrainingError
+from mirip_fast.runtime import rank
+
+T = TypeVar("T")
+
+#: How long processes wait for one that is at work alone (filling a cache, writing a checkpoint). One that
+#: is gone is noticed at once.
+_PATIENCE = timedelta(hours=6)
+
+_BUCKET = 32 << 20  # bytes of gradients that are summed in one call
+
+
+class Peers:
+    """This process among its peers.
+
+    Attributes:
+        rank: its number, 0 is the one that writes.
+        world: how many there are.
+    """
+
+    def __init__(self, rank: int = 0, world: int = 1):
+        self.rank, self.world = rank, world
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes files and reports."""
+        return self.rank == 0
+
+    def share(self, n: int) -> slice:
+        """Which of n items are this process's: stretches whose lengths differ by at most one."""
+        ends = np.cumsum(self._sizes(n))
+        return slice(int(ends[self.rank] - self._sizes(n)[self.rank]), int(ends[self.rank]))
+
+    def _sizes(self, n: int) -> list[int]:
+        return [n // self.world + (rank < n % self.world) for rank in range(self.world)]
+
+    def gather(self, mine: torch.Tensor, n: int) -> torch.Tensor:
+        """Everyone's [b] values (b as of :meth:`share`) → [n] in the order of the whole."""
+        if self.world == 1:
+            return mine
+        sizes = self._sizes(n)
+        padded = mine.new_zeros(max(sizes))
+        padded[: len(mine)] = mine
+        parts = [torch.empty_like(padded) for _ in sizes]
+        with _peers_needed():
+            distributed.all_gather(parts, padded)
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+    def any(self, flag: bool, device: torch.device) -> bool:
+        """Whether the flag is set in any process."""
+        if self.world == 1:
+            return flag
+        value = torch.tensor([float(flag)], device=device)
+        with _peers_needed():
+            distributed.all_reduce(value, distributed.ReduceOp.MAX)
+        return bool(value.item())
+
+    def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Sum everyone's gradients; a process without images of its own adds zeros."""
+        if self.world == 1:
+            return
+        grads = []
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            grads.append(parameter.grad)
+        for bucket in _buckets(grads):
+            flat = torch.cat([grad.flatten() for grad in bucket])
+            with _peers_needed():
+                distributed.all_reduce(flat)
+            parts = torch.split(flat, [grad.numel() for grad in bucket])
+            for grad, part in zip(bucket, parts, strict=True):
+                grad.copy_(part.view_as(grad))
+
+    def first_does(self, work: Callable[[], T]) -> T:
+        """The result of ``work``, done by the first process and handed to the others.
+
+        Raises:
+            Exception: what ``work`` raised, in every process.
+        """
+        if self.world == 1:
+            return work()
+        box: list[tuple[T | None, Exception | None] | None] = [None]
+        if self.is_first:
+            try:
+                box = [(work(), None)]
+            except Exception as error:
+                box = [(None, error)]
+        with _peers_needed():
+            distributed.broadcast_object_list(box, src=0)
+        result, failure = box[0] or (None, None)
+        if failure is not None:
+            raise failure
+        return result  # type: ignore[return-value]
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        if self.world > 1:
+            with _peers_needed():
+                distributed.barrier()
+
+
+ALONE = Peers()
+
+
+def _buckets(grads: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    bucket: list[torch.Tensor] = []
+    size = 0
+    for grad in grads:
+        if bucket and (size >= _BUCKET or grad.dtype != bucket[0].dtype):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(grad)
+        size += grad.numel() * grad.element_size()
+    if bucket:
+        yield bucket
+
+
+class PeerLostError(TrainingError):
+    """Another process of a distributed run is gone.
+
+    Attributes:
+        first: whether this process is the first one on its machine to notice: that one tells.
+    """
+
+    def __init__(self, message: str, *, first: bool = True):
+        super().__init__(message)
+        self.first = first
+
+
+def told_elsewhere(error: Exception) -> bool:
+    """Whether another process of this run tells this error to the user."""
+    return not error.first if isinstance(error, PeerLostError) else rank() != 0
+
+
+@contextlib.contextmanager
+def _peers_needed() -> Iterator[None]:
+    """Turn what a backend says when a process is gone into plain words."""
+    try:
+        yield
+    except RuntimeError as error:  # DistBackendError is one
+        seen = (str(error).strip().splitlines() or [""])[0]
+        raise PeerLostError(
+            "Another process of this distributed run is gone, so all stop. The last checkpoint is "
+            "good: start the same torchrun command with --resume latest added. "
+            f"(Seen here: {seen[:200]})",
+            first=_first_to_tell(),
+        ) from error
+
+
+def _told_file() -> Path:
+    """A file that the processes of one launch on one machine have in common."""
+    launch = f"{os.environ.get('MASTER_PORT')}-{os.getppid()}"
+    return Path(tempfile.gettempdir()) / f"mirip-fast-{launch}.told"
+
+
+def _first_to_tell() -> bool:
+    """Whether no other process of this launch on this machine has asked before."""
+    try:
+        _told_file().touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    except OSError:
+        return True  # rather twice than never
+    return True
+
+
+@contextlib.contextmanager
+def peers_of_torchrun(device_name: str) -> Iterator[tuple[Peers, str]]:
+    """Join the processes that torchrun (or srun with its variables) started; alone without it.
+
+    Args:
+        device_name: ``--device``; with ``auto`` or ``cuda`` each process takes the GPU of its local rank.
+
+    Yields:
+        The peers, and the device's name for this process.
+
+    Raises:
+        TrainingError: the processes do not find each other.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield ALONE, device_name
+        return
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    on_gpu = device_name in ("auto", "cuda") and torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(local % torch.cuda.device_count())
+        device_name = f"cuda:{torch.cuda.current_device()}"
+    if local == 0:
+        _told_file().unlink(missing_ok=True)  # of an earlier launch with the same numbers
+    try:
+        distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=_PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        raise TrainingError(
+            f"The {world} processes did not find each other ({error}). Start them with torchrun, see "
+            "docs/finetune.md"
+        ) from error
+    try:
+        yield Peers(distributed.get_rank(), world), device_name
+    finally:
+        distributed.destroy_process_group()

@@ -1,0 +1,329 @@
+"""An end-to-end run from its settings and images: model, data, loop, and what is left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+
+from mirip_fast.config import Config
+from mirip_fast.errors import ConfigError, DataError
+from mirip_fast.evaluation.metrics import codes_of
+from mirip_fast.features.backbone import load_model
+from mirip_fast.features.backbone_files import find_backbone
+from mirip_fast.features.command import default_workers
+from mirip_fast.features.phase_one import open_hashes
+from mirip_fast.features.recipe import Recipe, make_recipe
+from mirip_fast.files import format_bytes
+from mirip_fast.finetune.anatomy import checkpoint_blocks
+from mirip_fast.finetune.fit import FullFit
+from mirip_fast.finetune.fit_parts import Graded, Hooks, Plan, PreemptedError, StopRequest
+from mirip_fast.finetune.loader import Batches, Pictures, decode_all
+from mirip_fast.finetune.model import ScoringModel
+from mirip_fast.finetune.noise import add_patch_dropout, add_stochastic_depth
+from mirip_fast.finetune.peers import Peers
+from mirip_fast.finetune.prefix import Prefix, check_prefix
+from mirip_fast.finetune.strategy import Strategy, learning_rates, parse_strategy, prepare_model
+from mirip_fast.models.checkpoint import load_checkpoint
+from mirip_fast.models.finetuned import FINETUNED, deploy, describe_backbone, head_state
+from mirip_fast.models.head import RankingHead
+from mirip_fast.models.model_info import ModelInfo
+from mirip_fast.ranking.fit import FitResult
+from mirip_fast.ranking.graded import GradedImages, pairable
+from mirip_fast.ranking.head_files import save_head
+from mirip_fast.ranking.plots import plot_curves
+from mirip_fast.ranking.references import write_references_of_scores
+from mirip_fast.ranking.scorer import load_score_model, score_files
+from mirip_fast.runtime import resolve_precision, set_seed
+from mirip_fast.training.averaging import check_averaging
+from mirip_fast.training.remote import RemoteSync
+from mirip_fast.training.run_folder import Run
+from mirip_fast.training.trackers import start_trackers
+
+log = logging.getLogger(__name__)
+
+_EPOCHS, _BATCH, _PATIENCE = 10, 32, 10
+
+
+class Setup:
+    """Everything that is decided before a run's folder is made.
+
+    Args:
+        config: resolved: nothing in it is left to choose.
+        images: with their split.
+        peers: who takes part.
+        device: of this process.
+    """
+
+    def __init__(self, config: Config, images: GradedImages, peers: Peers, device: torch.device):
+        self.config, self.images, self.peers, self.device = config, images, peers, device
+        with open_hashes(Path(config.embed.cache_dir)) as hashes:
+            spec = find_backbone(config.embed.backbone, hashes.sha256)
+        precision = resolve_precision(config.embed.precision, device)
+        self.recipe: Recipe = make_recipe(config.embed, spec, precision)
+        self.strategy: Strategy = parse_strategy(config.finetune, spec.num_layers)
+        check_averaging(config.train, config.train.epochs or _EPOCHS)
+        if config.train.folds or config.train.bootstrap:
+            raise ConfigError("--folds and --bootstrap go with --head-only")
+        if config.finetune.cache_prefix:
+            check_prefix(config.finetune, self.strategy)
+
+    def train(
+        self, run: Run, *, head: dict[str, Any] | None, resumed: dict[str, Any] | None
+    ) -> FitResult:
+        """Fit into the run's folder, and leave it finished, failed or interrupted."""
+        hooks = Hooks()
+        handler = None
+        if self.peers.is_first:
+            run.update(status="running")
+            handler = run.log_to_file()
+        try:
+            result = self._fit(run, hooks, head, resumed)
+            if self.peers.is_first:
+                self._finish(run, result)
+                hooks.trackers.finish(run.best)
+            self.peers.wait()
+        except BaseException as error:
+            if self.peers.is_first:
+                ended = isinstance(error, KeyboardInterrupt | PreemptedError)
+                run.update(status="interrupted" if ended else "failed", reason=str(error))
+                hooks.trackers.finish(None)
+            raise
+        finally:
+            if handler is not None:
+                logging.getLogger("mirip_fast").removeHandler(handler)
+                handler.close()
+        return result
+
+    def _finish(self, run: Run, result: FitResult) -> None:
+        """Make of the best checkpoint what evaluating and ranking use, and score the val split with it."""
+        content = load_checkpoint(run.best)
+        info = deploy(run.best, content)
+        head = {name: value.numpy() for name, value in head_state(content).items()}
+        save_head(run.path, run.best, head, info)
+        model = load_score_model(run.best)
+        paths = [record.path for record in self.images.part("val").manifest.records]
+        scored = score_files(
+            model, paths, cache_dir=Path(self.config.embed.cache_dir), device=self.device.type
+        )
+        write_references_of_scores(model, self.images, scored.scores, self.config.evaluate.within)
+        plot_curves(run.path / "curves.png", run.history(), result.best_epoch)
+        run.update(
+            status="finished",
+            epochs=result.epochs,
+            best_epoch=result.best_epoch,
+            val_pairwise_accuracy=result.best_accuracy,
+            seconds=round(result.seconds, 2),
+        )
+
+    def _fit(
+        self,
+        run: Run,
+        hooks: Hooks,
+        head: dict[str, Any] | None,
+        resumed: dict[str, Any] | None,
+    ) -> FitResult:
+        config = self.config
+        remote = None
+        if self.peers.is_first and config.finetune.remote_sync:
+            remote = RemoteSync(config.finetune.remote_sync, run.path.name)
+            hooks.saved = remote.add
+        model = self._model(head)
+        train, val, hooks.waited = self._data(model)
+        info = ModelInfo(
+            fingerprint=self.recipe.fingerprint,
+            embed=config.embed,
+            views=self.recipe.views,
+            features=config.head.features,
+            tiers=self.images.manifest.tiers,
+            input_dim=self.recipe.backbone.hidden_size * len(model.kinds),
+        )
+        described = describe_backbone(self.recipe.backbone, model.backbone)
+        plan = self._plan(head is not None, resumed)
+        fit = FullFit(
+            model,
+            self.strategy,
+            train,
+            val,
+            config,
+            plan,
+            {**info.to_dict(), FINETUNED: described},
+            peers=self.peers,
+            hooks=hooks,
+        )
+        if resumed is not None:
+            fit.resume(resumed)
+        self._tell(run, fit)
+        if self.peers.is_first:
+            hooks.trackers = start_trackers(config.tracking, run.path, config.to_dict())
+        try:
+            with _stop_signals(hooks.stop):
+                return fit.run(run)
+        finally:
+            if remote is not None:
+                remote.finish()
+
+    def _model(self, head: dict[str, Any] | None) -> ScoringModel:
+        config, spec = self.config, self.recipe.backbone
+        set_seed(config.train.seed)
+        kinds = config.head.features.count("+") + 1
+        ranking_head = RankingHead(spec.hidden_size * kinds, config.head)
+        if head is not None:
+            ranking_head.load_state_dict(head["model_state_dict"])
+        model = ScoringModel(spec, load_model(spec), ranking_head, config.head.features)
+        settings = config.finetune
+        prepare_model(model, self.strategy, settings)
+        add_stochastic_depth(model.anatomy, settings.stochastic_depth)
+        add_patch_dropout(model, model.anatomy, settings.patch_dropout, model.skipped)
+        if settings.gradient_checkpointing:
+            checkpoint_blocks(model.anatomy)
+        return model.to(self.device)
+
+    def _data(self, model: ScoringModel) -> tuple[Graded, Graded, Any]:
+        """Train and val, and how long their loading was waited for."""
+        parts = [self.images.part(split) for split in ("train", "val")]
+        workers = default_workers(self.config.embed.workers)
+        if self.config.finetune.cache_prefix:
+            cut = len(model.anatomy.blocks) - self.strategy.blocks
+            prefix = Prefix(model, cut, self.recipe, Path(self.config.embed.cache_dir))
+            together = [*parts[0].manifest.records, *parts[1].manifest.records]
+            hashes = [*parts[0].hashes, *parts[1].hashes]
+            paths = [record.path for record in together]
+            self.peers.first_does(lambda: prefix.fill(paths, hashes, workers))
+            prefix.store.refresh()
+            train, val = (self._graded(part, _of_prefix(prefix, part.hashes)) for part in parts)
+            return train, val, lambda: prefix.waited
+        batches = [
+            self._batches(part, augmented)
+            for part, augmented in zip(parts, (True, False), strict=True)
+        ]
+        train, val = (
+            self._graded(part, batch.load) for part, batch in zip(parts, batches, strict=True)
+        )
+        return train, val, lambda: batches[0].waited
+
+    def _batches(self, part: GradedImages, augmented: bool) -> Batches:
+        settings, recipe = self.config.finetune, self.recipe
+        pictures = Pictures(
+            [record.path for record in part.manifest.records],
+            recipe.size,
+            resize=recipe.resize,
+            draft=recipe.decode == "fast",
+            preset=settings.augment if augmented else "none",
+        )
+        if settings.cache_images:
+            log.info(
+                "Keeping %d decoded images in memory: %s",
+                len(part),
+                format_bytes(len(part) * pictures.side**2 * 3),
+            )
+            pictures.kept = decode_all(pictures, default_workers(self.config.embed.workers))
+        return Batches(
+            pictures,
+            workers=settings.loader_workers,
+            prefetch=settings.prefetch,
+            pinned=self.device.type == "cuda",
+        )
+
+    def _graded(self, part: GradedImages, load: Any) -> Graded:
+        within = self.config.evaluate.within
+        codes = None if within is None else pairable(codes_of(part.column(within)))
+        groups = [record.group for record in part.manifest.records]
+        by_tier = self.config.train.label == "tier"
+        grades = -part.tiers.astype(np.float64) if by_tier else part.tier_scores
+        return Graded(part.tiers, grades, groups, codes, load)
+
+    def _plan(self, has_head: bool, resumed: dict[str, Any] | None) -> Plan:
+        if resumed is not None:
+            return Plan(**resumed["training_state"]["plan"])
+        train, settings = self.config.train, self.config.finetune
+        head_epochs = settings.head_epochs
+        patience = train.early_stopping_patience
+        cut = self.recipe.backbone.num_layers - self.strategy.blocks
+        return Plan(
+            epochs=train.epochs or _EPOCHS,
+            batch_size=train.batch_size or _BATCH,
+            head_epochs=(0 if has_head else 1) if head_epochs is None else head_epochs,
+            patience=_PATIENCE if patience is None else patience,
+            precision=self.recipe.precision,
+            size=self.recipe.size,
+            cut=cut if settings.cache_prefix else None,
+        )
+
+    def _tell(self, run: Run, fit: FullFit) -> None:
+        base, head = learning_rates(self.config, self.strategy)
+        plan = fit.plan
+        log.info(
+            "Run %s: %s, %d training and %d validation images, batch %d, learning rate %g (head %g), at "
+            "most %d epochs%s, %s on %s",
+            run.path,
+            self.config.finetune.strategy,
+            len(fit.train.tiers),
+            len(fit.val.tiers),
+            plan.batch_size,
+            base,
+            head,
+            plan.epochs,
+            f" (first {plan.head_epochs}: head only)" if plan.head_epochs else "",
+            plan.precision,
+            f"{self.device} × {self.peers.world}" if self.peers.world > 1 else self.device,
+        )
+        if fit.parts_per_step > 1:
+            k = fit.parts_per_step
+            log.info(
+                "Each batch in %d micro-batches: exact gradient, %d/%d of a forward pass extra",
+                k,
+                k - 1,
+                k,
+            )
+
+
+def _of_prefix(prefix: Prefix, hashes: Sequence[bytes]) -> Any:
+    return lambda lists: prefix.load(hashes, lists)
+
+
+def require_pairs(images: GradedImages) -> None:
+    """Refuse splits that nothing can be learnt from or judged by.
+
+    Raises:
+        DataError: train or val has no pair of different tiers.
+    """
+    if not images.manifest.has_grades:
+        raise DataError(
+            "--full learns from tiers, and these images have none; judged pairs teach a head "
+            "(`mirip-fast train --head-only --pairs FILE`)"
+        )
+    for split in ("train", "val"):
+        part = images.part(split)
+        if len(set(part.tiers.tolist())) < 2:
+            raise DataError(
+                f"The {split} split has {len(part)} images of fewer than two tiers: there is no pair to "
+                "compare. More graded images are needed, or another --val-ratio."
+            )
+
+
+@contextlib.contextmanager
+def _stop_signals(stop: StopRequest) -> Iterator[None]:
+    """Inside, SIGTERM and SIGUSR1 ask the run to save and end, as schedulers send them beforehand."""
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        stop.signal = signal.Signals(number).name
+        log.warning("%s: saving and stopping after this step", stop.signal)
+
+    kept = {}
+    for name in ("SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            with contextlib.suppress(ValueError):  # not in the main thread
+                kept[name] = signal.signal(getattr(signal, name), ask)
+    try:
+        yield
+    finally:
+        for name, handler in kept.items():
+            signal.signal(getattr(signal, name), handler)

@@ -1,0 +1,234 @@
+"""What end-to-end training starts from: a head-only run, an embedded data set, or a plain folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mirip_fast.config import Config, DataConfig, EmbedConfig, HeadConfig, config_from_dict
+from mirip_fast.data.csv_reader import shown
+from mirip_fast.data.decode_pool import DecodeJob, DecodePool
+from mirip_fast.data.manifest import check_trainable, imbalance_remark, read_manifest
+from mirip_fast.data.records import DataOptions, Record
+from mirip_fast.data.splits import SPLITS, split_manifest
+from mirip_fast.errors import CheckpointError, ConfigError, DataError, ImageError, RunNotFoundError
+from mirip_fast.features.command import default_workers
+from mirip_fast.features.datasets import newest_graded
+from mirip_fast.features.phase_one import open_hashes
+from mirip_fast.features.recipe import Recipe
+from mirip_fast.features.store import differing_fields
+from mirip_fast.models.checkpoint import load_checkpoint
+from mirip_fast.models.model_info import ModelInfo
+from mirip_fast.ranking.graded import GradedImages, graded_of_dataset, load_split
+from mirip_fast.training.run_folder import SPLIT_FILE, Run, find_runs, run_of_checkpoint
+
+log = logging.getLogger(__name__)
+
+#: Fields of a fingerprint that say how features were computed and stored, not of what.
+_HOW = ("precision", "store_dtype")
+_CHECK_SIZE = 32  # pixels: enough to know that an image can be decoded
+
+
+@dataclass(frozen=True)
+class HeadRun:
+    """A head-only run to start from."""
+
+    run: Run
+    checkpoint: dict[str, Any]
+    info: ModelInfo
+
+    @property
+    def head(self) -> HeadConfig:
+        """The shape of its head."""
+        head = config_from_dict(self.checkpoint["config"]).head
+        return dataclasses.replace(head, features=self.info.features)
+
+    @property
+    def data(self) -> DataConfig:
+        """How its data was read."""
+        return config_from_dict({"data": self.run.info.get("data", {})}).data
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a run's images come from.
+
+    Attributes:
+        images: with their split.
+        data: how they were read.
+        embed: backbone and preprocessing.
+        name: the folder or CSV file.
+        head_run: the run whose head is taken, if any.
+    """
+
+    images: GradedImages
+    data: DataConfig
+    embed: EmbedConfig
+    name: str
+    head_run: HeadRun | None = None
+
+
+def find_head_run(config: Config, source: Path | None) -> HeadRun | None:
+    """The head-only run that ``--init-from`` names, or the newest one of the same data.
+
+    Raises:
+        RunNotFoundError: a run was named that is not there.
+        CheckpointError: it is no head-only run.
+    """
+    wanted = config.finetune.init_from
+    if wanted == "none":
+        return None
+    if wanted is None:
+        run = _newest_head_run(Path(config.train.output_dir), source)
+        if run is None:
+            log.info("No finished head-only run of this data: the head starts from random weights")
+            return None
+        path = run.best
+    else:
+        try:
+            run, path = run_of_checkpoint(Path(wanted))
+        except RunNotFoundError as error:
+            raise RunNotFoundError(str(error).replace("--checkpoint", "--init-from")) from error
+    checkpoint = load_checkpoint(path)
+    if "model" not in checkpoint or run.info.get("mode", "head-only") != "head-only":
+        raise CheckpointError(f"--init-from {path}: this is no run of `train --head-only`")
+    if wanted is not None and source is not None and not _is_of(run, source):
+        raise ConfigError(
+            f"--init-from {wanted} is a run on {run.info.get('dataset')}, and brings its split along: "
+            f"leave out {source}, or name a run on it"
+        )
+    log.info("Starting from the head of %s, with its split", path)
+    return HeadRun(run, checkpoint, ModelInfo.from_dict(checkpoint["model"]))
+
+
+def _newest_head_run(output_dir: Path, source: Path | None) -> Run | None:
+    for run in find_runs(output_dir):
+        info = run.info
+        usable = info.get("status") == "finished" and not info.get("debug") and run.best.is_file()
+        if usable and info.get("mode") == "head-only" and (source is None or _is_of(run, source)):
+            return run
+    return None
+
+
+def _is_of(run: Run, source: Path) -> bool:
+    dataset = Path(str(run.info.get("dataset", "")))
+    return source.resolve() in {dataset.resolve(), dataset.parent.resolve()}
+
+
+def check_same_features(head_run: HeadRun, recipe: Recipe) -> None:
+    """Refuse a head that was trained on other features than those to be fine-tuned.
+
+    Raises:
+        ConfigError: names the fields that differ, and both values.
+    """
+    theirs = {k: v for k, v in head_run.info.fingerprint.items() if k not in _HOW}
+    ours = {k: v for k, v in recipe.fingerprint.items() if k not in _HOW}
+    if theirs != ours:
+        raise ConfigError(
+            f"The head of {head_run.run.path} was trained on other features than asked for now "
+            f"({differing_fields(theirs, ours)}). Leave these options out to take the run's, give "
+            "another run with --init-from, or --init-from none for a random head."
+        )
+
+
+def source_of_run(head_run: HeadRun, config: Config) -> Source:
+    """The images and the split of a head-only run.
+
+    Raises:
+        DataError: files are gone, or are not what they were.
+    """
+    info = head_run.info
+    images = load_split(head_run.run.path / SPLIT_FILE, info.tiers, head_run.data)
+    check_unchanged(images, Path(config.embed.cache_dir))
+    embed = dataclasses.replace(info.embed, cache_dir=config.embed.cache_dir)
+    name = str(head_run.run.info.get("dataset", ""))
+    return Source(images, head_run.data, embed, name, head_run)
+
+
+def check_unchanged(images: GradedImages, cache_dir: Path) -> None:
+    """Refuse a split whose files are gone or hold something else now.
+
+    Raises:
+        DataError: names the first such file, and how many there are.
+    """
+    paths = [record.path for record in images.manifest.records]
+    with open_hashes(cache_dir) as memory:
+        known = list(memory.sha256_many(paths))
+    wrong = [
+        f"{path}: {now if isinstance(now, ImageError) else 'its content changed'}"
+        for path, now, then in zip(paths, known, images.hashes, strict=True)
+        if now != then
+    ]
+    if wrong:
+        raise DataError(
+            f"{len(wrong)} of {len(paths)} images of the run's split are not what they were (first: "
+            f"{wrong[0]}). Bring them back, or train anew with --init-from none."
+        )
+
+
+def source_of_data(source: Path | None, config: Config) -> Source:
+    """Graded images divided anew: of an embedded data set, else of a folder or CSV file itself.
+
+    Raises:
+        RunNotFoundError: no folder was given, and none was ever embedded.
+        DataError: faulty grades or too few images.
+    """
+    cache_dir = Path(config.embed.cache_dir)
+    try:
+        dataset = newest_graded(cache_dir, source)
+    except RunNotFoundError:
+        if source is None:
+            raise RunNotFoundError(
+                "Say which images to train on: `mirip-fast train --full data/`"
+            ) from None
+        return _source_of_folder(source, config)
+    log.info("Data set %s", shown(dataset.source))
+    data = config_from_dict({"data": dataset.info["data"]}).data
+    return Source(graded_of_dataset(dataset, config.split), data, config.embed, str(dataset.source))
+
+
+def _source_of_folder(source: Path, config: Config) -> Source:
+    manifest = read_manifest(source, DataOptions.from_config(config.data))
+    manifest.require_files()
+    check_trainable(manifest)
+    with open_hashes(Path(config.embed.cache_dir)) as memory:
+        known = list(memory.sha256_many([record.path for record in manifest.records]))
+    reasons = {i: str(sha) for i, sha in enumerate(known) if isinstance(sha, ImageError)}
+    reasons |= _undecodable(manifest.records, set(reasons), config)
+    if reasons:
+        first = next(iter(reasons))
+        log.warning(
+            "%d of %d images can not be read and are left out (first: %s: %s)",
+            len(reasons),
+            len(manifest),
+            manifest.records[first].path,
+            reasons[first],
+        )
+    good = [i for i in range(len(manifest)) if i not in reasons]
+    hashes = [sha for sha in (known[i] for i in good) if isinstance(sha, bytes)]
+    manifest = manifest.subset(good)
+    remark = imbalance_remark(manifest)
+    if remark:
+        log.warning(remark)
+    split = config.split
+    ratios = (split.train_ratio, split.val_ratio, split.test_ratio)
+    divided = split_manifest(manifest, ratios=ratios, seed=split.split_seed, duplicates=hashes)
+    log.info("Split %s", ", ".join(f"{name} {divided.assignment.count(name)}" for name in SPLITS))
+    images = GradedImages(manifest, tuple(hashes), divided.assignment)
+    return Source(images, config.data, config.embed, str(manifest.source))
+
+
+def _undecodable(
+    records: tuple[Record, ...], known_bad: set[int], config: Config
+) -> dict[int, str]:
+    """Index → reason of the files that no decoder can read."""
+    jobs = (
+        DecodeJob(i, record.path, (_CHECK_SIZE,), "squash", True)
+        for i, record in enumerate(records)
+        if i not in known_bad
+    )
+    with DecodePool(default_workers(config.embed.workers)) as pool:
+        return {item.index: item.reason for item in pool.decode(jobs) if item.reason is not None}

@@ -1,0 +1,259 @@
+"""`train --full` as a user types it: what it starts from, what it leaves, what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mirip_fast_cli.main import run
+from test_cli import TINY, draw, make_data
+
+FULL = ["train", "--full", "--loader-workers", "0", "--workers", "0", "--epochs", "2", "--batch-size", "8"]  # fmt: skip
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    make_data(tmp_path / "data")
+    return tmp_path
+
+
+@pytest.fixture
+def headed(work: Path) -> Path:
+    """A folder in which a head-only run has finished."""
+    assert run(["embed", "data", *TINY]) == 0
+    assert run(["train", "--head-only", "--epochs", "4"]) == 0
+    return work
+
+
+def newest(work: Path, mode: str = "full") -> Path:
+    runs = [p for p in (work / "runs").iterdir() if info(p)["mode"] == mode]
+    return max(runs, key=lambda path: path.stat().st_mtime_ns)
+
+
+def info(folder: Path) -> dict[str, Any]:
+    content = json.loads((folder / "run.json").read_text())
+    assert isinstance(content, dict)
+    return content
+
+
+def loaded(path: Path) -> dict[str, Any]:
+    content = torch.load(path, weights_only=True)
+    assert isinstance(content, dict)
+    return content
+
+
+def test_from_a_head_to_a_ranking(headed: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run([*FULL, "data", "--learning-rate", "1e-3"]) == 0
+    out, err = capfd.readouterr()
+    assert "Starting from the head of runs/" in err and "with its split" in err
+    assert "Finished after 2 epochs" in out
+    folder, head = newest(headed), newest(headed, "head-only")
+    assert (folder / "split.csv").read_bytes() == (head / "split.csv").read_bytes()
+    made = {path.name for path in folder.iterdir()}
+    assert made >= {
+        "config.yaml", "split.csv", "train.log", "history.csv", "curves.png", "best_model.pt",
+        "last_model.pt", "head.safetensors", "backbone", "calibration.json", "held_out.csv",
+    }  # fmt: skip
+    first = loaded(head / "best_model.pt")["model"]["fingerprint"]
+    assert run(["evaluate", "--split", "val"]) == 0
+    report = json.loads((folder / "evaluation_val.json").read_text())
+    accuracy = info(folder)["val_pairwise_accuracy"]
+    assert report["pairwise_accuracy"] == pytest.approx(accuracy, abs=0.03)
+    assert run(["rank", "data/images", "--out", "ranked.csv"]) == 0
+    stores = {
+        json.loads(p.read_text())["fingerprint"]["backbone"]
+        for p in Path("cache").glob("*/store.json")
+    }
+    assert len(stores) == 2 and first["backbone"] in stores
+
+
+def test_a_numbered_checkpoint_and_a_moved_run_are_models_too(headed: Path) -> None:
+    assert run([*FULL, "--save-every-n-epochs", "1", "--learning-rate", "1e-3"]) == 0
+    folder = newest(headed)
+    assert (
+        run(["evaluate", "--checkpoint", str(folder / "checkpoint_epoch_1.pt"), "--split", "val"])
+        == 0
+    )
+    assert (folder / "backbone-checkpoint_epoch_1" / "model.safetensors").is_file()
+    moved = headed / "elsewhere"
+    folder.rename(moved)
+    assert run(["evaluate", "--checkpoint", str(moved), "--cache-dir", "other"]) == 0
+    (moved / "head.safetensors").unlink()
+    for path in (moved / "backbone").iterdir():
+        path.unlink()
+    assert run(["evaluate", "--checkpoint", str(moved), "--cache-dir", "third"]) == 0
+
+
+@pytest.mark.parametrize("strategy", ["last:1", "llrd", "gradual", "lora"])
+def test_every_strategy_runs_and_saves_plain_weights(headed: Path, strategy: str) -> None:
+    assert run([*FULL, "--strategy", strategy, "--unfreeze", "1:0,2:all", "--debug"]) == 0
+    state = loaded(newest(headed) / "best_model.pt")["model_state_dict"]
+    assert not [name for name in state if "lora" in name or "base_layer" in name]
+    assert "backbone.encoder.layer.0.attention.q_proj.weight" in state
+
+
+def test_without_a_head_run_the_head_learns_first(
+    work: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (work / "data" / "images" / "broken.png").write_bytes(b"no image")
+    with (work / "data" / "metadata.csv").open("a") as stream:
+        stream.write("bad,broken.png,S,회화\n")
+    options = ["--backbone", "tiny-random", "--image-size", "28", "--learning-rate", "1e-3"]
+    assert run([*FULL, "data", *options]) == 0
+    err = capfd.readouterr().err
+    assert "No finished head-only run" in err and "first 1: head only" in err
+    assert "1 of 41 images can not be read and are left out" in err and "broken.png" in err
+    weights = loaded(newest(work) / "best_model.pt")
+    assert weights["config"]["embed"]["image_size"] == 28
+    assert run(["evaluate"]) == 0
+
+
+def refused(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
+    capfd.readouterr()
+    assert run(arguments) == 1
+    return capfd.readouterr().err
+
+
+def test_another_backbone_or_preprocessing_is_refused(
+    headed: Path, model_dir: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    runs = len(list((headed / "runs").iterdir()))
+    error = refused([*FULL, "--image-size", "42", "--resize", "pad"], capfd)
+    assert "image_size" in error and "resize" in error and "28" in error and "42" in error
+    assert "--init-from none" in error
+    error = refused([*FULL, "--backbone", str(model_dir("vit"))], capfd)
+    assert "backbone" in error and "model_type" in error
+    error = refused([*FULL, "--features", "mean"], capfd)
+    assert "head.features" in error and "has cls+mean" in error
+    assert len(list((headed / "runs").iterdir())) == runs
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--strategy", "last:9"], "has 4 blocks"),
+        (["--init-from", "nowhere"], "--init-from nowhere"),
+        (["--init-from", "none", "elsewhere"], "elsewhere"),
+        (["--cache-prefix"], "it needs --strategy last:N (not full), --augment none (not light)"),
+        (["--metadata", "x.csv"], "--metadata goes with --head-only"),
+        (["--precision", "bf16"], "--precision bf16"),
+        (["--remote-sync", "nosuch://x"], "--remote-sync nosuch://x"),
+        (["--report-to", "nobody"], "--report-to nobody"),
+        (["--resume", "latest", "--output-dir", "empty"], "--resume latest"),
+        (["--head-only"], "Say what to train"),
+    ],
+)
+def test_what_can_not_be_is_told(
+    headed: Path, options: list[str], message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    error = refused([*FULL, *options], capfd)
+    assert message in error and "Traceback" not in error
+
+
+def test_options_of_the_other_mode_are_refused(
+    work: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    error = refused(["train", "--head-only", "--strategy", "full", "--image-size", "28"], capfd)
+    assert "--strategy" in error and "--image-size" in error and "only with --full" in error
+
+
+def test_changed_images_are_refused(headed: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    draw(headed / "data" / "images" / "work_01.png", 0.5, 99)
+    error = refused(FULL, capfd)
+    assert "1 of 40 images" in error and "work_01.png: its content changed" in error
+
+
+def test_a_best_checkpoint_can_not_be_resumed(
+    headed: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*FULL, "--debug"]) == 0
+    error = refused(["train", "--full", "--resume", str(newest(headed) / "best_model.pt")], capfd)
+    assert "give last_model.pt" in error
+
+
+def test_kept_images_and_kept_prefixes_give_the_same_run(headed: Path) -> None:
+    ways = {
+        "plain": [],
+        "images": ["--cache-images"],
+        "prefix": ["--cache-prefix"],
+        "workers": ["--loader-workers", "2"],
+    }
+    losses = {}
+    head = str(newest(headed, "head-only"))
+    for name, options in ways.items():
+        command = [*FULL, "--strategy", "last:2", "--augment", "none", "--learning-rate", "1e-3"]
+        assert run([*command, *options, "--output-dir", name, "--init-from", head]) == 0
+        (folder,) = Path(name).iterdir()
+        rows = [line.split(",") for line in (folder / "history.csv").read_text().splitlines()]
+        at = [rows[0].index(column) for column in ("train/loss", "val/loss", "val/accuracy")]
+        losses[name] = [[float(row[i]) for i in at] for row in rows[1:]]
+    assert losses["plain"] == losses["images"] == losses["workers"]
+    for first, second in zip(losses["plain"], losses["prefix"], strict=True):
+        assert first == pytest.approx(second, rel=1e-5)
+
+
+def test_tokens_that_do_not_fit_on_the_disk_are_refused(
+    headed: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+    from collections import namedtuple
+
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1 << 40, 1 << 40, 60 << 20))
+    error = refused([*FULL, "--strategy", "last:2", "--augment", "none", "--cache-prefix"], capfd)
+    # 36 images of 5 tokens of 64 numbers; a file holds 4096.
+    assert "36 of 36 images to compute, 1.2 KiB each; files of 5.0 MiB are made" in error
+    assert "No room" in error and "60.0 MiB are free" in error
+
+
+def test_checkpoints_are_copied_to_a_remote(headed: Path) -> None:
+    assert run([*FULL, "--remote-sync", "remote", "--save-every-n-epochs", "1"]) == 0
+    folder = newest(headed)
+    names = {path.name for path in (headed / "remote" / folder.name).iterdir()}
+    assert names == {
+        "best_model.pt",
+        "last_model.pt",
+        "checkpoint_epoch_1.pt",
+        "checkpoint_epoch_2.pt",
+    }
+    for name in names:
+        assert (folder / name).read_bytes() == (headed / "remote" / folder.name / name).read_bytes()
+
+
+def test_values_are_reported_to_trackers(headed: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert run([*FULL, "--strategy", "llrd", "--report-to", "tensorboard"]) == 0
+    folder = newest(headed)
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    assert tags >= {
+        "train/loss", "train/accuracy", "val/loss", "val/accuracy", "gradient_norm", "images_per_second",
+        "memory_gib", "data_seconds", "learning_rate/block 0", "learning_rate/block 3, no decay",
+        "learning_rate/embeddings", "learning_rate/norm, no decay", "learning_rate/head",
+    }  # fmt: skip
+    rates = {tag: events.Scalars(tag)[0].value for tag in tags if tag.startswith("learning_rate/")}
+    assert rates["learning_rate/block 0"] == pytest.approx(0.8**4 * rates["learning_rate/head"])
+    assert len(events.Scalars("gradient_norm")) == 2
+    assert all(event.value > 0 for event in events.Scalars("gradient_norm"))
+
+
+def test_resume_latest_means_the_newest_of_its_kind(
+    headed: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*FULL, "--debug"]) == 0
+    full, head = newest(headed), newest(headed, "head-only")
+    capfd.readouterr()
+    assert run(["train", "--head-only", "--resume", "latest"]) == 0
+    assert f"Run: runs/{head.name}" in capfd.readouterr().out
+    assert run(["train", "--full", "--resume", "latest"]) == 0
+    assert f"Run: runs/{full.name}" in capfd.readouterr().out
+    error = refused(["train", "--head-only", "--resume", str(full)], capfd)
+    assert "was not written by `mirip-fast train --head-only`" in error
+    error = refused(["train", "--full", "--resume", str(head)], capfd)
+    assert "can not be resumed by `train --full`" in error

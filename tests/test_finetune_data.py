@@ -1,0 +1,268 @@
+"""What a step sees: balanced batches, mixtures, augmentation, loading; and copies of checkpoints."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mirip_fast.data.images import decode_squares, to_array
+from mirip_fast.errors import ConfigError, DataError, TrainingError
+from mirip_fast.finetune.augment import PRESETS, decode_size, make_augmentation
+from mirip_fast.finetune.loader import Batches, Pictures, decode_all
+from mirip_fast.finetune.plan import Mixing, Sample, balanced_batches, plan_epoch
+from mirip_fast.training.remote import RemoteSync
+
+SIZE = 24
+
+
+def tiers_of(*counts: int) -> np.ndarray:
+    tiers = np.repeat(np.arange(len(counts)), counts).astype(np.int64)
+    return np.random.default_rng(1).permutation(tiers)
+
+
+@pytest.mark.parametrize("counts", [(30, 90, 110, 40), (8, 8), (1, 50, 50), (2, 100, 3, 60, 5)])
+@pytest.mark.parametrize("batch_size", [8, 32, 500])
+def test_every_batch_has_every_tier_and_every_image_comes(
+    counts: tuple[int, ...], batch_size: int
+) -> None:
+    tiers = tiers_of(*counts)
+    groups = [None] * len(tiers)
+    batches = balanced_batches(tiers, groups, batch_size, np.random.default_rng(0))
+    sizes = [len(batch) for batch in batches]
+    assert max(sizes) <= batch_size and max(sizes) - min(sizes) <= 1
+    for batch in batches:
+        assert set(tiers[batch]) == set(tiers)
+    for tier, count in enumerate(counts):
+        per_batch = [int((tiers[batch] == tier).sum()) for batch in batches]
+        assert max(per_batch) - min(per_batch) <= 1
+        assert sum(per_batch) == max(count, len(batches))
+    seen = Counter(np.concatenate(batches).tolist())
+    assert set(seen) == set(range(len(tiers)))
+    many = {i for i, n in seen.items() if n > 1}
+    assert all(counts[tiers[i]] < len(batches) for i in many)
+
+
+def test_groups_are_spread_over_the_batches() -> None:
+    tiers = tiers_of(40, 40)
+    groups = ["big" if i % 2 else f"g{i % 8}" for i in range(80)]
+    batches = balanced_batches(tiers, groups, 10, np.random.default_rng(0))
+    for tier in (0, 1):
+        for group in set(groups):
+            counts = [
+                sum(groups[i] == group and tiers[i] == tier for i in batch) for batch in batches
+            ]
+            assert max(counts) - min(counts) <= 1, (tier, group)
+
+
+def test_an_epoch_is_a_function_of_seed_and_number() -> None:
+    tiers, groups = tiers_of(10, 20, 30), [None] * 60
+    mixing = Mixing(0.2, 1.0, SIZE)
+
+    def plan(seed: int, epoch: int) -> Any:
+        return [
+            step.samples
+            for step in plan_epoch(tiers, -1.0 * tiers, groups, 8, seed, epoch, mixing=mixing)
+        ]
+
+    assert plan(1, 2) == plan(1, 2)
+    assert plan(1, 2) != plan(1, 3) != plan(2, 2)
+
+
+def test_mixtures_have_the_grades_of_their_shares() -> None:
+    tiers = tiers_of(16, 16, 16)
+    within = np.arange(48) % 2
+    steps = plan_epoch(
+        tiers, -1.0 * tiers, [None] * 48, 12, 3, 1, mixing=Mixing(0.5, 1.0, SIZE), within=within
+    )  # fmt: skip
+    kinds = set()
+    for step in steps:
+        assert step.mixed
+        kinds |= {sample.box is None for sample in step.samples}
+        assert len({sample.box is None for sample in step.samples}) == 1  # one kind per batch
+        for sample, grade in zip(step.samples, step.grades, strict=True):
+            assert within[sample.image] == within[sample.partner] and 0 <= sample.share <= 1
+            mixed = sample.share * tiers[sample.image] + (1 - sample.share) * tiers[sample.partner]
+            assert grade == pytest.approx(-mixed)
+            if sample.box is not None:
+                left, top, right, bottom = sample.box
+                assert 0 <= left <= right <= SIZE and 0 <= top <= bottom <= SIZE
+                assert 1 - sample.share == pytest.approx((right - left) * (bottom - top) / SIZE**2)
+    assert kinds == {True, False}
+    assert not any(step.mixed for step in plan_epoch(tiers, -1.0 * tiers, [None] * 48, 12, 3, 1))
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> list[Path]:
+    rng = np.random.default_rng(0)
+    files = []
+    for i in range(6):
+        pixels = rng.integers(0, 256, (40 + i, 60, 3)).astype(np.uint8)
+        files.append(tmp_path / f"{i}.png")
+        Image.fromarray(pixels).save(files[-1])
+    return files
+
+
+def square(path: Path) -> torch.Tensor:
+    _, (image,) = decode_squares(path.read_bytes(), [SIZE], "squash", draft=True)
+    return torch.from_numpy(to_array(image))
+
+
+def test_without_augmentation_pixels_are_those_of_phase_one(paths: list[Path]) -> None:
+    pictures = Pictures(paths, SIZE)
+    for i, path in enumerate(paths):
+        assert torch.equal(pictures[Sample(i, 7)], square(path))  # type: ignore[arg-type]
+
+
+def test_mixup_and_cutmix_mix_pixels_by_their_shares(paths: list[Path]) -> None:
+    pictures = Pictures(paths, SIZE)
+    first, second = square(paths[0]).float(), square(paths[3]).float()
+    mixed = pictures[Sample(0, 1, partner=3, share=0.25)]
+    assert isinstance(mixed, torch.Tensor)
+    assert float((mixed.float() - (0.25 * first + 0.75 * second)).abs().max()) <= 0.5
+    augmented = Pictures(paths, SIZE, preset="light")
+    partner = augmented[Sample(3, 2)]
+    assert torch.equal(augmented[Sample(0, 1, partner=3, share=0.0)], partner)  # type: ignore[arg-type]
+    assert not torch.equal(augmented[Sample(3, 1)], partner)  # type: ignore[arg-type]
+    cut = pictures[Sample(0, 1, partner=3, share=0.5, box=(4, 2, 10, 20))]
+    assert isinstance(cut, torch.Tensor)
+    inside = torch.zeros(SIZE, SIZE, dtype=torch.bool)
+    inside[2:20, 4:10] = True
+    assert torch.equal(cut[inside].float(), second[inside])
+    assert torch.equal(cut[~inside].float(), first[~inside])
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_augmentation_is_replayed_by_its_seed(paths: list[Path], preset: str) -> None:
+    pictures = Pictures(paths, SIZE, preset=preset)
+    before = torch.get_rng_state()
+    first, again, other = (pictures[Sample(2, seed)] for seed in (5, 5, 6))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert isinstance(first, torch.Tensor) and isinstance(other, torch.Tensor)
+    assert first.shape == (SIZE, SIZE, 3) and first.dtype == torch.uint8
+    assert torch.equal(first, again)  # type: ignore[arg-type]
+    assert torch.equal(first, other) == (preset == "none")
+
+
+def test_presets_do_what_they_say() -> None:
+    names = {p: repr(make_augmentation(p, SIZE)) for p in PRESETS}
+    for word in ("RandomResizedCrop", "scale=(0.8, 1.0)", "RandomHorizontalFlip"):
+        assert word in names["light"] and word in names["strong"]
+    for word in ("RandomRotation(degrees=[-10.0, 10.0]", "ColorJitter", "num_ops=2", "magnitude=9"):
+        assert word in names["strong"] and word not in names["light"]
+    assert names["none"] == "None"
+    assert decode_size("none", 224) == 224 and decode_size("light", 224) == 250
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_come_in_order_whatever_loads_them(paths: list[Path], workers: int) -> None:
+    pictures = Pictures(paths, SIZE, preset="strong")
+    lists = [[Sample(i, i + j) for i in range(3)] for j in range(4)]
+    lists.insert(2, [])
+    batches = Batches(pictures, workers=workers, prefetch=2, pinned=False)
+    for _ in range(2):  # the workers stay for the next epoch
+        loaded = list(batches.load(lists))
+        assert [len(each) for each in loaded] == [3, 3, 0, 3, 3]
+        for samples, pixels in zip(lists, loaded, strict=True):
+            for sample, one in zip(samples, pixels, strict=True):
+                assert torch.equal(one, pictures[sample])  # type: ignore[arg-type]
+    assert batches.waited > 0
+
+
+def test_signals_to_all_processes_leave_the_workers_alone(paths: list[Path]) -> None:
+    pictures = Pictures(paths, SIZE)
+    batches = Batches(pictures, workers=2, prefetch=1, pinned=False)
+    lists = [[Sample(i % 6, 0)] for i in range(40)]
+    for number, pixels in enumerate(batches.load(lists)):
+        # Both have started when the first two batches are here.
+        for worker in batches._loader._iterator._workers if number else ():  # type: ignore[union-attr]
+            os.kill(worker.pid, signal.SIGTERM if number % 2 else signal.SIGUSR1)
+        assert torch.equal(pixels[0], square(paths[number % 6]))
+    assert number == 39
+
+
+def test_a_killed_worker_is_told(paths: list[Path]) -> None:
+    batches = Batches(Pictures(paths, SIZE), workers=1, prefetch=1, pinned=False)
+    with pytest.raises(TrainingError, match=r"decodes training images is gone.*--loader-workers"):
+        for _ in batches.load([[Sample(0, 0)]] * 40):
+            os.kill(batches._loader._iterator._workers[0].pid, signal.SIGKILL)  # type: ignore[union-attr]
+
+
+def test_kept_pictures_are_the_decoded_ones(paths: list[Path]) -> None:
+    plain, kept = (Pictures(paths, SIZE, preset="light") for _ in range(2))
+    kept.kept = decode_all(kept, 0)
+    for path in paths:
+        path.unlink()
+    assert kept.kept.shape == (6, 27, 27, 3) and kept.kept.is_shared()
+    kept.augment = plain.augment = None
+    assert torch.equal(kept[Sample(1, 0)], kept.kept[1])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_is_gone_is_named(paths: list[Path], workers: int) -> None:
+    batches = Batches(Pictures(paths, SIZE), workers=workers, prefetch=1, pinned=False)
+    paths[4].unlink()
+    with pytest.raises(DataError, match=r"4\.png: .*bring it back") as error:
+        list(batches.load([[Sample(0, 0)], [Sample(4, 0)]]))
+    assert "Traceback" not in str(error.value)
+    with pytest.raises(DataError, match=r"4\.png"):
+        decode_all(Pictures(paths, SIZE), 0)
+
+
+@pytest.mark.parametrize("where", ["local", "memory"])
+def test_files_are_copied_in_the_background(tmp_path: Path, where: str) -> None:
+    import fsspec
+
+    url = str(tmp_path / "far") if where == "local" else "memory://far"
+    fs, root = fsspec.core.url_to_fs(url)
+    sync = RemoteSync(url, "run-1")
+    for version in (b"one", b"two"):
+        (tmp_path / "new").write_bytes(version)
+        (tmp_path / "new").replace(tmp_path / "last_model.pt")  # as checkpoints are written
+        sync.add(tmp_path / "last_model.pt")
+    (tmp_path / "best_model.pt").write_bytes(b"best")
+    sync.add(tmp_path / "best_model.pt")
+    assert sync.finish()
+    assert fs.cat_file(f"{root}/run-1/last_model.pt") == b"two"
+    assert fs.cat_file(f"{root}/run-1/best_model.pt") == b"best"
+    assert len(fs.ls(f"{root}/run-1", detail=False)) == 2  # nothing half done is left
+
+
+def test_a_failing_remote_is_told_and_stops_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync = RemoteSync(str(tmp_path / "far"), "run-1", pause_s=0.01)
+    works = threading.Event()
+    put = sync._fs.put_file
+
+    def broken(*args: Any, **kwargs: Any) -> None:
+        if not works.is_set():
+            raise OSError("the network is down")
+        put(*args, **kwargs)
+
+    monkeypatch.setattr(sync._fs, "put_file", broken)
+    first, second = tmp_path / "a.pt", tmp_path / "b.pt"
+    first.write_bytes(b"a")
+    second.write_bytes(b"b")
+    sync.add(first)
+    while not sync.failed:
+        threading.Event().wait(0.01)
+    works.set()
+    sync.add(second)
+    with caplog.at_level("WARNING", logger="mirip_fast"):
+        assert not sync.finish()
+    assert "a.pt" in caplog.text and "b.pt" not in caplog.text
+    assert (tmp_path / "far" / "run-1" / "b.pt").read_bytes() == b"b"
+
+
+def test_an_unknown_kind_of_remote_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--remote-sync nosuch://x"):
+        RemoteSync("nosuch://x", "run")

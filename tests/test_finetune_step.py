@@ -1,0 +1,219 @@
+"""A step of end-to-end training: gradients of micro-batches, kept prefixes, noise, the objective."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from finetune_models import SIZE, pictures, prepared, small_model
+
+from mirip_fast.config import Config, TrainConfig
+from mirip_fast.errors import ConfigError
+from mirip_fast.finetune.anatomy import checkpoint_blocks
+from mirip_fast.finetune.model import ScoringModel
+from mirip_fast.finetune.noise import add_patch_dropout, add_stochastic_depth
+from mirip_fast.finetune.objective import Objective, count_right
+from mirip_fast.finetune.step import Part, take_gradients
+from mirip_fast.finetune.strategy import unfreeze
+from mirip_fast.models.losses import PairLoss
+
+KINDS = ["dinov2", "registers", "dinov3", "vit"]
+ModelDir = Callable[[str], Path]
+
+
+def double_model(folder: Path, *, noise: bool) -> ScoringModel:
+    config = Config()
+    model, strategy = prepared(folder, config, dropout=0.3 if noise else 0.0)
+    model = model.double()
+    if noise:
+        add_stochastic_depth(model.anatomy, 0.5)
+        if not model.anatomy.rotary:
+            add_patch_dropout(model, model.anatomy, 0.5, model.skipped)
+    unfreeze(model, strategy, -1)
+    model.train()
+    return model
+
+
+def gradients(model: ScoringModel) -> dict[str, torch.Tensor]:
+    found = {}
+    for name, parameter in model.trainable():
+        found[name] = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        parameter.grad = None
+    return found
+
+
+def assert_close(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    scale = max(float(value.abs().max()) for value in second.values())
+    assert scale > 1e-3
+    for name, value in first.items():
+        assert float((value - second[name]).abs().max()) <= 1e-9 * scale, name
+
+
+def part(model: ScoringModel, images: torch.Tensor, seed: int) -> Part:
+    def score() -> torch.Tensor:
+        torch.manual_seed(seed)
+        return model(images)
+
+    return score
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("loss", ["margin", "logistic"])
+def test_micro_batches_without_noise_give_the_gradient_of_the_whole_batch(
+    model_dir: ModelDir, kind: str, loss: str
+) -> None:
+    model = double_model(model_dir(kind), noise=False)
+    images, tiers = pictures(11)
+    loss_of = PairLoss(kind=loss)
+    labels = torch.from_numpy(tiers)
+    whole = loss_of(model(images), labels)
+    whole.backward()
+    expected = gradients(model)
+    for sizes in ([11], [6, 5], [4, 4, 3], [1] * 11):
+        parts = [part(model, chunk, i) for i, chunk in enumerate(images.split(sizes))]
+        result = take_gradients(
+            parts, 11, lambda s: loss_of(s, labels), [p for _, p in model.trainable()]
+        )
+        assert result.loss == pytest.approx(whole.item(), rel=1e-12)
+        assert_close(gradients(model), expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_micro_batches_with_noise_give_the_gradient_of_one_graph(
+    model_dir: ModelDir, kind: str, checkpointing: bool
+) -> None:
+    model = double_model(model_dir(kind), noise=True)
+    images, tiers = pictures(11)
+    labels, loss_of = torch.from_numpy(tiers), PairLoss(kind="logistic")
+    parts = [part(model, chunk, 100 + i) for i, chunk in enumerate(images.split([4, 4, 3]))]
+    scores = torch.cat([each() for each in parts])
+    assert not torch.allclose(scores, torch.cat([part(model, images, 7)()]), atol=1e-6)
+    loss_of(scores, labels).backward()
+    expected = gradients(model)
+    if checkpointing:
+        checkpoint_blocks(model.anatomy)
+    take_gradients(parts, 11, lambda s: loss_of(s, labels), [p for _, p in model.trainable()])
+    assert_close(gradients(model), expected)
+
+
+def test_the_loss_scale_scales_the_gradient(model_dir: ModelDir) -> None:
+    model = double_model(model_dir("dinov2"), noise=False)
+    images, tiers = pictures(8)
+    labels, loss_of = torch.from_numpy(tiers), PairLoss()
+    found = []
+    for scale in (1.0, 1024.0):
+        parts = [part(model, chunk, 0) for chunk in images.split(4)]
+        parameters = [p for _, p in model.trainable()]
+        take_gradients(parts, 8, lambda s: loss_of(s, labels), parameters, scale=scale)
+        found.append({name: value / scale for name, value in gradients(model).items()})
+    assert_close(found[1], found[0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_prefix_and_suffix_make_the_whole(model_dir: ModelDir, kind: str) -> None:
+    model = small_model(model_dir(kind)).eval()
+    images, _ = pictures(5)
+    with torch.no_grad():
+        whole = model(images)
+        for cut in (0, 1):
+            tokens = model.prefix(images, cut)
+            assert tokens.shape == (5, model.skipped + (SIZE // 8) ** 2, 32)
+            assert torch.equal(model.suffix(tokens, cut), whole)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores_are_those_of_phase_one_and_the_head(model_dir: ModelDir, kind: str) -> None:
+    from mirip_fast.features.backbone import load_backbone
+    from mirip_fast.features.pooling import pool_tokens
+
+    model = small_model(model_dir(kind)).eval()
+    images, _ = pictures(3)
+    backbone = load_backbone(model.spec, torch.device("cpu"), "fp32")
+    cls, patches = backbone.tokens(backbone.normalise(images))
+    features = torch.cat([pool_tokens(kind, cls, patches) for kind in ("cls", "mean")], -1)
+    with torch.no_grad():
+        assert torch.allclose(model(images), model.head(features), atol=1e-6)
+
+
+def test_stochastic_depth_leaves_out_trained_blocks_only(model_dir: ModelDir) -> None:
+    model = small_model(model_dir("dinov2"))
+    add_stochastic_depth(model.anatomy, 0.5)
+    images, _ = pictures(64)
+    _first, last = model.anatomy.blocks
+    seen: list[torch.Tensor] = []
+    last.register_forward_hook(lambda _, args, out: seen.append((out - args[0]).detach()))
+
+    def added() -> torch.Tensor:
+        seen.clear()
+        with torch.no_grad():
+            model(images)
+        return seen[0].abs().amax(dim=(1, 2))
+
+    model.eval()
+    plain = added()
+    model.train()
+    noisy = added()
+    dropped = noisy == 0
+    assert 16 < int(dropped.sum()) < 48  # 64 images, probability 1/2
+    assert torch.allclose(noisy[~dropped], 2 * plain[~dropped], rtol=1e-3, atol=1e-5)
+    model.backbone.requires_grad_(False)
+    model.train()
+    assert torch.equal(added(), plain)
+
+
+def test_patch_dropout_shows_fewer_patches_in_training_only(model_dir: ModelDir) -> None:
+    model = small_model(model_dir("registers"))
+    add_patch_dropout(model, model.anatomy, 0.75, model.skipped)
+    images, _ = pictures(2)
+    lengths: list[int] = []
+    model.anatomy.blocks[0].register_forward_pre_hook(
+        lambda _, args: lengths.append(args[0].shape[1])
+    )
+    for mode in (True, False):
+        model.train(mode)
+        model(images)
+    assert lengths == [1 + 4 + 4, 1 + 4 + 16]
+
+
+def test_patch_dropout_is_refused_with_rotary_positions(model_dir: ModelDir) -> None:
+    model = small_model(model_dir("dinov3"))
+    with pytest.raises(ConfigError, match="--patch-dropout.*rotary"):
+        add_patch_dropout(model, model.anatomy, 0.5, model.skipped)
+
+
+@pytest.mark.parametrize("kind", ["margin", "logistic"])
+@pytest.mark.parametrize("with_groups", [False, True])
+def test_pairs_of_mixtures_weigh_as_much_as_their_grades_differ(
+    kind: str, with_groups: bool
+) -> None:
+    rng = np.random.default_rng(3)
+    scores, grades = rng.normal(size=9), rng.uniform(-3, 0, 9)
+    grades[4] = grades[2]
+    within = rng.integers(2, size=9) if with_groups else None
+    total = weights = right = 0.0
+    for i in range(9):
+        for j in range(9):
+            if grades[i] > grades[j] and (within is None or within[i] == within[j]):
+                weight, gap = grades[i] - grades[j], scores[i] - scores[j]
+                loss = max(0.0, 1 - gap) if kind == "margin" else np.log1p(np.exp(-gap))
+                total, weights = total + weight * loss, weights + weight
+                right += weight * (gap > 0)
+    objective = Objective.of(TrainConfig(loss=kind), "SABC", within=with_groups, mixing=True)
+    codes = None if within is None else torch.from_numpy(within)
+    tensors = torch.from_numpy(scores), torch.from_numpy(grades), codes
+    assert float(objective.loss(*tensors, mixed=True)) == pytest.approx(total / weights, rel=1e-9)
+    assert count_right(*tensors, mixed=True) == pytest.approx((right, weights))
+
+
+def test_plain_batches_have_the_loss_over_tiers() -> None:
+    scores, tiers = torch.randn(12), torch.arange(12) % 3
+    objective = Objective.of(
+        TrainConfig(loss="logistic", label_smoothing=0.2), "SABC", within=False
+    )
+    expected = PairLoss(kind="logistic", label_smoothing=0.2)(scores, tiers)
+    assert torch.equal(objective.loss(scores, -tiers.double(), None, mixed=False), expected)

@@ -1,0 +1,96 @@
+"""`evaluate runs/A runs/B`: the same images, both accuracies, an interval of the difference."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mirip_fast_cli.main import run
+from test_cli import TINY, make_data
+
+from mirip_fast.evaluation.intervals import paired_bootstrap
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    make_data(tmp_path / "data", 80)
+    assert run(["embed", "data", *TINY]) == 0
+    head = ["train", "--head-only", "--test-ratio", "0.3", "--train-ratio", "0.6"]
+    assert run([*head, "--epochs", "1", "--name", "one"]) == 0
+    assert run([*head, "--epochs", "20", "--name", "twenty", "--learning-rate", "1e-3"]) == 0
+    return tmp_path
+
+
+def folder(work: Path, name: str) -> str:
+    (found,) = (work / "runs").glob(f"*-{name}")
+    return f"runs/{found.name}"
+
+
+def test_runs_stand_side_by_side(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    full = ["train", "--full", "data", "--epochs", "1", "--loader-workers", "0", "--workers", "0"]
+    assert run([*full, "--name", "full", "--init-from", folder(work, "twenty")]) == 0
+    runs = [folder(work, name) for name in ("one", "twenty", "full")]
+    capfd.readouterr()
+    assert run(["evaluate", *runs, "--out", "both.json"]) == 0
+    out = capfd.readouterr().out
+    rows = json.loads((work / "both.json").read_text())["rows"]
+    assert [row["run"] for row in rows] == [Path(name).name for name in runs]
+    assert "Test split, 24 images" in out and all(Path(name).name in out for name in runs)
+    alone = []
+    for name in runs:
+        assert run(["evaluate", name]) == 0
+        alone.append(json.loads((work / name / "evaluation_test.json").read_text()))
+    for row, report in zip(rows, alone, strict=True):
+        assert row["accuracy"] == pytest.approx(report["pairwise_accuracy"])
+        assert row["interval"]["low"] == pytest.approx(report["pairwise_accuracy_interval"]["low"])
+        assert row["seconds_per_epoch"] > 0
+    assert rows[0]["difference"] is None
+    assert rows[1]["difference"]["difference"] == pytest.approx(
+        rows[1]["accuracy"] - rows[0]["accuracy"]
+    )
+    assert rows[1]["difference"]["interval"]["low"] <= rows[1]["difference"]["difference"]
+    assert f"{rows[1]['difference']['difference']:+.4f}" in out
+
+
+def test_the_difference_is_that_of_the_paired_bootstrap(work: Path) -> None:
+    from mirip_fast.config import Config
+    from mirip_fast.ranking.judge import judge_split, pick_model
+    from mirip_fast.ranking.side_by_side import judge_side_by_side
+
+    models = [pick_model(Path(folder(work, name)), Path("runs")) for name in ("one", "twenty")]
+    reports = [judge_split(model, "test", Config()).report for model in models]
+    result = judge_side_by_side(models, "test", Config())
+    first, second = (np.asarray(report.judged.scores) for report in reports)
+    expected = paired_bootstrap(second, first, reports[0].judged.tiers)
+    assert result.rows[1].difference == expected
+
+
+def test_other_splits_are_refused(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert (
+        run(["train", "--head-only", "--epochs", "1", "--split-seed", "7", "--name", "other"]) == 0
+    )
+    capfd.readouterr()
+    assert run(["evaluate", folder(work, "one"), folder(work, "other")]) == 1
+    err = capfd.readouterr().err
+    assert "differ: 24 and 8 images" in err and "--split-seed" in err
+
+
+def test_other_grades_are_refused(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = work / folder(work, "twenty") / "split.csv"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    at = next(i for i, line in enumerate(lines) if ",test," in line and ",S," in line)
+    lines[at] = lines[at].replace(",S,", ",C,")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    assert run(["evaluate", folder(work, "one"), folder(work, "twenty")]) == 1
+    assert "1 of them graded differently" in capfd.readouterr().err
+
+
+def test_options_of_one_model_do_not_go_with_several(
+    work: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    runs = [folder(work, "one"), folder(work, "twenty")]
+    assert run(["evaluate", *runs, "--test-data", "data/metadata.csv"]) == 1
+    assert "leave out the options" in capfd.readouterr().err
