@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test torture check format docs bench clean
+.PHONY: help demo test test-browser torture check format docs bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/'
@@ -22,6 +22,9 @@ demo: $(READY)  ## set up and run the whole tool on generated pictures
 
 test: $(READY)  ## set up and run all tests
 	$(BIN)/python -m pytest
+
+test-browser: $(READY)  ## the tests of the report page, in headless Chromium, which has to be there
+	MIRIP_FAST_BROWSER=required $(BIN)/python -m pytest -m browser
 
 torture: $(READY)  ## kills, power losses, flipped bits, full disks, races against the store (minutes)
 	$(BIN)/python tests/torture.py

@@ -39,14 +39,15 @@ FOLDS, INNER_SHARE = 5, 0.125
 NEAR = 0.98  # cosine of CLS features above which two images are taken for copies of one
 
 METHODS: dict[str, tuple[str, Ranker]] = {
-    "mirip-fast": ("cls", rankers.head()),
+    "mirip-fast": ("cls+mean", rankers.head()),
+    "mirip-fast on CLS alone": ("cls", rankers.head()),
     "classic: sampled pairs": ("cls", rankers.head(train__pairs="sampled")),
     "ridge on tier": ("cls", rankers.ridge("tier")),
     "ridge on tier_score": ("cls", rankers.ridge("grade")),
     "linear ranking SVM": ("cls", rankers.ranking_svm),
     "LightGBM lambdarank": ("cls", rankers.lambdarank),
-    "ridge on tier, cls+mean": ("cls+mean", rankers.ridge("tier")),
-    "linear ranking SVM, cls+mean": ("cls+mean", rankers.ranking_svm),
+    "ridge on tier; cls+mean": ("cls+mean", rankers.ridge("tier")),
+    "linear ranking SVM; cls+mean": ("cls+mean", rankers.ranking_svm),
 }
 
 

@@ -113,7 +113,7 @@ def ranking_svm(train: Graded, inner: Graded, seed: int) -> Scorer:
     def learn(model: Any, x: Array) -> None:
         model.fit((x[better] - x[worse]) * side[:, None], side)
 
-    models = [LinearSVC(C=c, fit_intercept=False, loss="squared_hinge") for c in _SVM_COSTS]
+    models = [LinearSVC(C=c, dual=False, fit_intercept=False) for c in _SVM_COSTS]
     return _choose(train, inner, models, learn, lambda m, x: x @ m.coef_[0])
 
 

@@ -20,7 +20,7 @@ from .interrupted import Interrupted
 #: Commands in the order of the help page; each is a function of its name in the module of its name.
 COMMANDS = (
     "embed", "audit", "train", "sweep", "evaluate", "rank", "compare", "explain", "similar",
-    "duplicates", "export", "split", "cache", "benchmark", "demo", "config",
+    "duplicates", "label", "export", "split", "cache", "benchmark", "demo", "config",
 )  # fmt: skip
 
 INTERRUPTED = 130  # the shell's number for a program ended by Ctrl-C

@@ -77,6 +77,19 @@ class EmbedBar(_Bar):
         bar.update(progress.done - bar.n)
 
 
+class PictureBar(_Bar):
+    """Counts the pictures of a page, or what they take."""
+
+    def __init__(self, unit: str = " pictures") -> None:
+        super().__init__()
+        self._unit = unit
+
+    def __call__(self, done: int, total: int) -> None:
+        """So many of a known total."""
+        bar = self._shown(total=total, unit=self._unit)
+        bar.update(done - bar.n)
+
+
 class SweepBar(_Bar):
     """Shows the progress of a sweep; call it with every update."""
 

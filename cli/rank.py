@@ -10,13 +10,15 @@ import click
 from mirip_fast.config import Resolved
 
 from .options import command_line, config_options, moved_backbone
-from .progress import EmbedBar
+from .progress import EmbedBar, PictureBar
 
 _PATH = click.Path(path_type=Path)
 _WIDTH = 100
 
 if TYPE_CHECKING:
+    from mirip_fast.config import Config
     from mirip_fast.portfolio.rank import RankDone
+    from mirip_fast.ranking.scorer import ScoreModel
 
 
 @click.command("rank")
@@ -28,6 +30,16 @@ if TYPE_CHECKING:
 @click.option(
     "--out", type=_PATH, default=Path(), help="Folder for ranking.csv and .json (default: here)."
 )
+@click.option(
+    "--html",
+    type=_PATH,
+    metavar="FILE",
+    help="Write a page to look at: the sorted works as pictures.",
+)
+@click.option(
+    "--explain", type=click.IntRange(min=1), metavar="N",
+    help="Show in the page why the first N works have their scores; needs the backbone, and time.",
+)  # fmt: skip
 @click.option("--rehash", is_flag=True, help="Read every file again instead of trusting its time.")
 @click.option("--strict", is_flag=True, help="Exit with status 1 if any image failed.")
 @moved_backbone
@@ -36,6 +48,7 @@ if TYPE_CHECKING:
     "embed.cache_dir",
     "embed.embed_batch_size",
     "embed.workers",
+    "explain",
     "data.id_column",
     "data.image_column",
     "data.image_root",
@@ -50,6 +63,8 @@ def rank_command(
     backbone: str | None,
     top: int | None,
     out: Path,
+    html: Path | None,
+    explain: int | None,
     rehash: bool,
     strict: bool,
 ) -> int:
@@ -66,6 +81,12 @@ def rank_command(
     from mirip_fast.portfolio.ranking import ranking_table
     from mirip_fast.ranking.judge import pick_model
 
+    if explain and html is None:
+        raise click.UsageError("--explain puts maps into the page: name it with --html FILE")
+    if html is not None:
+        from mirip_fast.portfolio.page import check_page_path
+
+        check_page_path(html)
     model = pick_model(checkpoint, Path(resolved.config.train.output_dir))
     with EmbedBar() as bar:
         done = rank_folder(
@@ -76,12 +97,38 @@ def rank_command(
     if top is not None and top < len(done.ranking):
         click.echo(f"… and {len(done.ranking) - top} more in {done.files[0]}")
     _tell_what_it_rests_on(done)
-    click.echo("Written: " + ", ".join(str(path) for path in done.files))
+    files = list(done.files)
+    if html is not None:
+        files += _write_page(html, explain or 0, done, model, resolved.config, backbone)
+    click.echo("Written: " + ", ".join(str(path) for path in files))
     for path, reason in done.failures[:10]:
         click.echo(f"Not ranked: {path}: {reason}", err=True)
     if len(done.failures) > 10:
         click.echo(f"… and {len(done.failures) - 10} more in failures.csv", err=True)
     return 1 if strict and done.failures else 0
+
+
+def _write_page(
+    html: Path,
+    explain: int,
+    done: RankDone,
+    model: ScoreModel,
+    config: Config,
+    backbone: str | None,
+) -> list[Path]:
+    from mirip_fast.portfolio.page import write_page
+    from mirip_fast.portfolio.page_maps import make_maps
+
+    maps = {}
+    if explain:
+        first = [done.root / work.file for work in done.ranking[:explain]]
+        with PictureBar(" passes") as bar:
+            maps = make_maps(
+                model, first, config, backbone=backbone, command=command_line(), progress=bar
+            )
+    with PictureBar() as bar:
+        page = write_page(html, done, model, config, maps=maps, progress=bar)
+    return [page.path] if page.folder is None else [page.path, page.folder]
 
 
 def _tell_what_it_rests_on(done: RankDone) -> None:

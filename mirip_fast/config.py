@@ -437,6 +437,37 @@ class ExportConfig:
 
 
 @dataclass
+class LabelConfig:
+    """Judging pairs of works on a local page."""
+
+    judge: str | None = option(
+        None, "Name of who judges, written beside each judgement (auto: the name of the login)."
+    )
+    measure_share: float = option(
+        0.25,
+        "Share of the pairs drawn at random among works that are kept from training (the val and test "
+        "splits): they say how good the head is, and choose its best epoch.",
+        low=0,
+        high=0.9,
+    )
+    repeat_share: float = option(
+        0.05,
+        "Share of the pairs that are shown a second time, sides swapped, to tell how consistent the "
+        "judge is.",
+        low=0,
+        high=0.5,
+    )
+    retrain_every: int = option(
+        10, "New judgements after which the head is trained again, in the background.", low=1
+    )
+    choose: str = option(
+        "informative",
+        "Which pairs are shown to learn from: informative (those that tell most) or random.",
+        choices=("informative", "random"),
+    )
+
+
+@dataclass
 class RuntimeConfig:
     """The machine."""
 
@@ -458,6 +489,7 @@ class Config:
     audit: AuditConfig = field(default_factory=AuditConfig)
     explain: ExplainConfig = field(default_factory=ExplainConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
+    label: LabelConfig = field(default_factory=LabelConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:

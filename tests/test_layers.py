@@ -27,7 +27,7 @@ FLOORS = (
     ("mirip_fast.ranking",),
     # End-to-end training starts from a head-only run and leaves one: its data and scoring are shared.
     ("mirip_fast.finetune",),
-    ("mirip_fast.portfolio",),
+    ("mirip_fast.portfolio", "mirip_fast.label"),
     ("mirip_fast_cli",),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

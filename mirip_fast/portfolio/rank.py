@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from mirip_fast.errors import DataError
 from mirip_fast.evaluation.calibration import Calibration
 from mirip_fast.features.command import default_workers
 from mirip_fast.features.embed import Progress, Settings
+from mirip_fast.features.store import FeatureStore
 from mirip_fast.files import write_csv
 from mirip_fast.portfolio.rank_intervals import CONFIDENCE, MIN_HEADS, draw_scores, spread_of
 from mirip_fast.portfolio.ranking import Ranked, rank_scores, write_ranking
@@ -41,6 +42,9 @@ class RankDone:
         heads: bootstrap heads that the rank intervals rest on.
         no_intervals: why there are no rank intervals; None where there are.
         seen: works that the model was made with, whose scores are surer than those of new ones.
+        root: the folder that the works' names start from.
+        hashes: a work's name → SHA-256 of its file.
+        store: holds the works' features.
     """
 
     ranking: list[Ranked]
@@ -50,6 +54,9 @@ class RankDone:
     heads: int
     no_intervals: str | None
     seen: int
+    root: Path
+    hashes: Mapping[str, bytes]
+    store: FeatureStore
 
 
 @dataclass(frozen=True)
@@ -140,7 +147,15 @@ def rank_folder(
     if failures:
         rows = [{"path": path, "reason": reason} for path, reason in failures]
         write_csv(out / "failures.csv", ("path", "reason"), rows)
-    return RankDone(ranking, files, failures, calibration, heads, no_intervals, seen)
+    hashes = {
+        name: outcome.sha256
+        for name, outcome in zip(names, scored.outcomes, strict=True)
+        if outcome.sha256 is not None
+    }
+    return RankDone(
+        ranking, files, failures, calibration, heads, no_intervals, seen,
+        manifest.root, hashes, scored.store,
+    )  # fmt: skip
 
 
 def compare_images(

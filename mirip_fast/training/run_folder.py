@@ -164,7 +164,7 @@ def create_folder(output_dir: Path, name: str) -> Path:
 def create_run(output_dir: Path, name: str, **info: Any) -> Run:
     """Make ``<output_dir>/<time>-<name>/``, with status running."""
     run = Run(create_folder(output_dir, name))
-    started = datetime.now().astimezone().isoformat(timespec="seconds")
+    started = datetime.now().astimezone().isoformat(timespec="microseconds")
     run.update(name=name, status="running", started=started, pid=os.getpid(), **info)
     return run
 

@@ -1,0 +1,149 @@
+// The sorted works: which are shown, in which order, and the card of each.
+
+// Names from a Mac hold Hangul in parts: both they and what is searched for are put together.
+const folded = (text) => text.normalize("NFC").toLowerCase();
+
+data.works.forEach((work, place) => {
+  work.place = place;
+  work.tier = work.chances === null ? null : work.chances.indexOf(Math.max(...work.chances));
+  work.found = folded(`${work.name} ${work.id}`);
+});
+
+const view = { text: "", tiers: new Set(), sort: "best", stacked: true, opened: new Set() };
+let shown = []; // works with a card, in order
+let leaderOf = new Map(); // stack → [shown work, others of the stack that fit]
+let current = 0; // place in `shown` of the card that has the focus, or had it last
+
+const names = new Intl.Collator(language, { numeric: true });
+const ORDERS = {
+  best: (a, b) => a.place - b.place,
+  lowest: (a, b) => b.place - a.place,
+  name: (a, b) => names.compare(a.name, b.name) || a.place - b.place,
+  unsure: (a, b) => a.chances[a.tier] - b.chances[b.tier] || a.place - b.place,
+  widest: (a, b) => b.high - b.low - (a.high - a.low) || a.place - b.place,
+};
+
+function possibleOrders() {
+  const known = ["best", "lowest", "name"];
+  if (data.works[0].chances !== null) known.push("unsure");
+  if (data.works[0].low !== null) known.push("widest");
+  return known;
+}
+
+function arrange() {
+  const words = folded(view.text).split(/\s+/).filter(Boolean);
+  const fits = (work) =>
+    (view.tiers.size === 0 || view.tiers.has(work.tier)) &&
+    words.every((word) => work.found.includes(word));
+  const fitting = data.works.filter(fits).sort(ORDERS[view.sort]);
+  leaderOf = new Map();
+  shown = fitting.filter((work) => {
+    if (!view.stacked || work.stack === null || view.opened.has(work.stack)) return true;
+    const first = leaderOf.get(work.stack);
+    if (first) first.others.push(work);
+    else leaderOf.set(work.stack, { work, others: [] });
+    return !first;
+  });
+  return fitting.length;
+}
+
+const cards = new Map(); // work → its card, kept so that pictures stay decoded
+
+function drawGrid() {
+  const focused = shown[current];
+  const fitting = arrange();
+  current = Math.max(0, shown.indexOf(focused));
+  const grid = document.getElementById("grid");
+  grid.replaceChildren(...shown.map(cardOf));
+  for (const [place, work] of shown.entries()) dressCard(work, place === current);
+  document.getElementById("nothing").hidden = shown.length > 0;
+  const all = sayCount("works", data.works.length);
+  const count = document.getElementById("count");
+  count.textContent =
+    fitting === data.works.length ? all : say("shown", { shown: fitting.toLocaleString(language), all });
+}
+
+function cardOf(work) {
+  if (!cards.has(work)) cards.set(work, newCard(work));
+  return cards.get(work);
+}
+
+function newCard(work) {
+  const name = work.name;
+  const open = make("button", {
+    type: "button", class: "open", "aria-label": say("open", { name }), click: () => openLarge(work),
+  }, make("span", { class: "frame" }, pictureOf(work, { lazy: true })));
+  const pick = iconButton("compare", say("comparePick", { name }), () => pickWork(work), "pick");
+  const more = make("button", { type: "button", class: "more", click: () => openStack(work) });
+  for (const button of [pick, more]) button.tabIndex = -1; // `c` and the large view do the same
+  return make("li", { class: "card" }, open, pick, more, labelOf(work));
+}
+
+// What changes from one drawing to the next.
+function dressCard(work, isCurrent) {
+  const card = cards.get(work);
+  const others = leaderOf.get(work.stack)?.others.length ?? 0;
+  card.classList.toggle("stacked", others > 0);
+  const more = card.querySelector(".more");
+  more.hidden = others === 0;
+  if (others > 0) {
+    more.textContent = say("more", { n: others });
+    more.title = sayCount("stackOpen", others);
+    more.setAttribute("aria-label", more.title);
+  }
+  card.querySelector(".pick").setAttribute("aria-pressed", picked.includes(work));
+  card.querySelector(".open").tabIndex = isCurrent ? 0 : -1;
+}
+
+// The label below a picture: rank and interval, 0–100, tier, name.
+function labelOf(work) {
+  const range = work.low === null ? "± ?" : `${work.low}–${work.high}${work.settled ? "" : " ~"}`;
+  const hint = intervalText(work) + (work.settled === false ? `. ${say("unsettled")}` : "");
+  const rank = make("span", { class: "rank" },
+    make("b", { text: work.rank }), make("span", { class: "range soft", text: range, title: hint }));
+  return make("div", { class: "label" }, rank, percentOf(work), tierOf(work), nameOf(work));
+}
+
+function percentOf(work) {
+  if (work.percent === null) return make("span", { class: "percent soft", text: say("percentUnknown") });
+  const n = Math.round(work.percent);
+  return make("span", { class: "percent", title: say("percentHint", { n }) },
+    make("b", { text: n }), ` ${say("ofHundred")}`);
+}
+
+function tierOf(work) {
+  if (work.tier === null) return make("span", { class: "tier soft", text: say("tierUnknown") });
+  return make("span", { class: "tier" }, tierDot(work.tier),
+    make("bdi", { text: data.tiers[work.tier] }),
+    make("span", { class: "soft", text: percent(work.chances[work.tier]) }));
+}
+
+function openStack(work) {
+  view.opened.add(work.stack);
+  drawGrid();
+  focusCard(shown.indexOf(work));
+}
+
+function focusCard(place) {
+  if (shown.length === 0) return;
+  const next = Math.min(Math.max(place, 0), shown.length - 1);
+  if (shown[current]) cards.get(shown[current]).querySelector(".open").tabIndex = -1;
+  current = next;
+  const button = cards.get(shown[current]).querySelector(".open");
+  button.tabIndex = 0;
+  button.focus({ preventScroll: true });
+  cards.get(shown[current]).scrollIntoView({ block: "nearest" });
+}
+
+function columns() {
+  return getComputedStyle(document.getElementById("grid")).gridTemplateColumns.split(" ").length;
+}
+
+document.getElementById("grid").addEventListener("focusin", (event) => {
+  const card = event.target.closest(".card");
+  const place = shown.findIndex((work) => cards.get(work) === card);
+  if (place < 0 || place === current) return;
+  if (shown[current]) cards.get(shown[current]).querySelector(".open").tabIndex = -1;
+  current = place;
+  card.querySelector(".open").tabIndex = 0;
+});

@@ -1,0 +1,118 @@
+"""A ranking whose scores are made up, and the page of it: no model is trained, no picture looked at."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mirip_fast.config import Config
+from mirip_fast.evaluation.calibration import Calibration, fit_calibration
+from mirip_fast.portfolio import page as page_module
+from mirip_fast.portfolio.graded_likes import Likeness
+from mirip_fast.portfolio.page import PageDone, write_page
+from mirip_fast.portfolio.page_maps import PageMap
+from mirip_fast.portfolio.rank import RankDone
+from mirip_fast.portfolio.ranking import rank_scores
+from mirip_fast.portfolio.stacks import Stacked
+from mirip_fast.portfolio.thumbnails import Thumbnail, encode_picture
+from mirip_fast.ranking.held_out import HeldOut, save_held_out
+
+TIERS = ("S", "A", "B", "C")
+
+#: Names that break pages; the folder is there for the slash.
+HOSTILE = (
+    "<script>window.hacked=1</script>.png",
+    "</script><img src=x onerror=window.hacked=1>.png",
+    "\" onload=window.hacked=1 '.png",
+    "line\nbreak\ttab.png",
+    "u\u2028sep\u2029.png",
+    "\u202egnp.exe",
+    "javascript:window.hacked=1.png",
+    "{{data}} ${window.hacked=1} `x` $& .png",
+    "100% #1?x=y&amp;z.png",
+    "🎨 그림 작품.png",
+    "not utf-8 \udcff.png",
+)
+
+
+def pictures(folder: Path, names: Sequence[str], side: int = 24) -> None:
+    for i, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        colour = (i % 256, i // 256, 90)
+        Image.new("RGB", (side, side * 2 // 3), colour).save(folder / name, "PNG")
+
+
+def made_map(root: Path, name: str) -> dict[Path, PageMap]:
+    """An explanation of one work, which looks like a graded work with a hostile name."""
+    orange = Image.new("RGB", (30, 20), (230, 97, 1))
+    like = Likeness(root / "<b>like.png", "like", "S", 0.9)
+    copies = [Thumbnail(encode_picture(orange, 8), 8, 5), Thumbnail(b"", 0, 0, "gone")]
+    return {root / name: PageMap(encode_picture(orange, 30), tuple((like, c) for c in copies))}
+
+
+def unknown() -> Calibration:
+    return Calibration("none", TIERS, (0, 0, 0, 0), None, "unknown: no <file>", None, None, ())
+
+
+def made_ranking(
+    root: Path,
+    names: Sequence[str],
+    *,
+    known: bool = True,
+    failures: Sequence[tuple[str, str]] = (),
+) -> tuple[RankDone, SimpleNamespace]:
+    """A ranking in the order of ``names``, and what stands for the model of a run in ``root``/../run."""
+    run = root.parent / "run"
+    run.mkdir(exist_ok=True)
+    rng = np.random.default_rng(0)
+    tiers = np.arange(200) % 4
+    held_out = HeldOut(
+        ids=[str(i) for i in range(200)], paths=[Path(f"{i}.png") for i in range(200)],
+        tiers=tiers, tier_scores=[None] * 200, groups=[None] * 200, source="out-of-fold",
+        scores=rng.normal(size=200) - tiers,
+    )  # fmt: skip
+    save_held_out(run, held_out, TIERS)
+    calibration = fit_calibration(held_out.scores, tiers, TIERS, source="out-of-fold")
+    scores = np.linspace(1, -4, len(names))
+    draws = scores + 0.3 * rng.normal(size=(60, len(names)))
+    ranking = rank_scores(
+        names, [f"id {i}" for i in range(len(names))], scores.tolist(),
+        calibration=calibration if known else None, draws=draws if known else None,
+    )  # fmt: skip
+    hashes = {
+        name: hashlib.sha256((root / name).read_bytes()).digest()
+        for name in names
+        if (root / name).is_file()
+    }
+    done = RankDone(
+        ranking, [], list(failures), calibration if known else unknown(), 60 if known else 0,
+        None if known else "unknown: no heads", 3, root, hashes, SimpleNamespace(series=dict),
+    )  # fmt: skip
+    return done, SimpleNamespace(
+        checkpoint=run / "best.pt",
+        info=SimpleNamespace(tiers=TIERS, views=(SimpleNamespace(size=28, flip=False),)),
+    )
+
+
+def made_page(
+    root: Path,
+    names: Sequence[str],
+    page: Path,
+    *,
+    stacks: dict[int, Stacked] | None = None,
+    maps: dict[Path, PageMap] | None = None,
+    **options: object,
+) -> PageDone:
+    """Write the page of a made ranking; the pictures have to be there."""
+    done, model = made_ranking(root, names, **options)
+    config = Config()
+    config.embed.workers = 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page_module, "find_stacks", lambda *_: stacks or {})
+        return write_page(page, done, model, config, maps=maps)

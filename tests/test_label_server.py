@@ -1,0 +1,374 @@
+"""The page's server and a whole session: who may ask for what, and what becomes of a verdict."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import http.client
+import io
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mirip_fast_cli.main import run
+from PIL import Image
+from test_cli import TINY, draw, make_data
+
+from mirip_fast.config import Resolved, resolve
+from mirip_fast.errors import ConfigError, DataError
+from mirip_fast.features.store import FeatureStore
+from mirip_fast.label import server as server_module
+from mirip_fast.label.command import LabelRun, open_label
+from mirip_fast.ranking.judge import pick_model
+
+pytest.importorskip("starlette")
+pytest.importorskip("uvicorn")
+
+SETTINGS = {
+    "embed.backbone": "tiny-random", "embed.image_size": 28, "embed.workers": 0,
+    "split.train_ratio": 0.5, "split.val_ratio": 0.3, "split.test_ratio": 0.2, "train.epochs": 3,
+    "train.batch_size": 16, "label.judge": "Kim",
+}  # fmt: skip
+NAMES = ["<script>alert(1)</script>.png", "quote\"'.png", "new\nline.png", "불꽃🔥.png"]
+
+
+def settings(**more: Any) -> Resolved:
+    return resolve((), SETTINGS | more)
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def photos(folder: Path, n: int = 30) -> None:
+    for i in range(n):
+        name = NAMES[i].replace("/", "∕") if i < len(NAMES) else f"p{i:02d}.png"
+        draw(folder / name, 0.1 + 0.8 * i / n, i)
+
+
+class Browser:
+    """Asks the server as a browser would."""
+
+    def __init__(self, label: LabelRun):
+        self.label, self.token = label, label.server.token
+
+    def ask(
+        self, path: str, method: str = "GET", body: Any = None, **headers: str
+    ) -> tuple[int, dict[str, str], bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.label.server.port, timeout=20)
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        data = (
+            body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
+        )
+        connection.request(method, path, data, sent)
+        answer = connection.getresponse()
+        content = answer.read()
+        connection.close()
+        return answer.status, {k.lower(): v for k, v in answer.getheaders()}, content
+
+    def get(self, name: str) -> tuple[int, dict[str, str], bytes]:
+        return self.ask(f"/{self.token}/{name}")
+
+    def post(self, name: str, **said: Any) -> tuple[int, Any]:
+        status, _, content = self.ask(
+            f"/{self.token}/{name}", "POST", said, X_Label_Token=self.token
+        )
+        return status, json.loads(content)
+
+    def state(self) -> Any:
+        return json.loads(self.get("state")[2])
+
+
+@contextlib.contextmanager
+def serving(folder: Path, out: Path, resolved: Resolved | None = None) -> Iterator[Browser]:
+    with open_label(folder, out, resolved or settings()) as label:
+        thread = threading.Thread(target=label.server.run)
+        thread.start()
+        try:
+            yield Browser(label)
+        finally:
+            label.server.stop()
+            thread.join(20)
+            assert not thread.is_alive()
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_who_may_ask_for_what(work: Path) -> None:
+    photos(work / "photos")
+    (work / "secret.txt").write_text("secret")
+    with serving(work / "photos", work / "pairs.csv") as browser:
+        status, headers, page = browser.get("")
+        assert status == 200 and b"<main" in page
+        policy = headers["content-security-policy"]
+        assert "default-src 'none'" in policy and "unsafe" not in policy
+        assert headers["referrer-policy"] == "no-referrer"
+        assert not re.search(rb"(src|href)=\"(https?:)?//", page)  # nothing from elsewhere
+        for name in ("label.js", "label.css", "words.js"):
+            assert browser.get(name)[0] == 200
+
+        # a wrong token or none
+        for path in (
+            "/",
+            "/state",
+            "/image/0",
+            "/x/state",
+            f"/{browser.token[:-1]}/state",
+            "//state",
+        ):
+            assert browser.ask(path)[0] == 404
+        said = {"number": browser.state()["number"], "label": 1}
+        judge = f"/{browser.token}/judge"
+        assert browser.ask(judge, "POST", said)[0] == 403
+        assert browser.ask(judge, "POST", said, X_Label_Token="x")[0] == 403
+        assert browser.ask("/x/judge", "POST", said, X_Label_Token=browser.token)[0] == 404
+        assert browser.ask(judge, "GET")[0] in (404, 405)
+
+        # other names of this machine (DNS rebinding), other pages
+        for host in ("evil.example", "127.0.0.1.evil.example", "[::1]", "", "localhost:x"):
+            assert browser.ask(f"/{browser.token}/state", Host=host)[0] in (400, 421)
+        assert browser.ask(f"/{browser.token}/state", Host="localhost:1234")[0] == 200  # a tunnel
+        for origin in ("http://evil.example", "null", "https://127.0.0.1"):
+            sent = {"X_Label_Token": browser.token, "Origin": origin}
+            assert browser.ask(judge, "POST", said, **sent)[0] == 421
+        assert not rows_of(work / "pairs.csv")
+
+        # whatever is no number of a work is no picture
+        for path in (
+            "image/../../secret.txt", "image/..%2f..%2fsecret.txt", "image/%2e%2e/%2e%2e/secret.txt",
+            "image/-1", "image/30", "image/1e1", "image/0x1", "image//etc/passwd", "../pairs.csv",
+            "server.py", "index.html", "..%2fserver.py", "image/" + "9" * 400,
+        ):  # fmt: skip
+            status, _, content = browser.get(path)
+            assert status == 404 and b"secret" not in content and b"root:" not in content
+
+        # what makes no sense
+        for nonsense in (b"", b"no json", b"[]", b'{"number": 1}', b"x" * 10_000,
+                         b'{"number": 1, "label": 2}', b'{"number": true, "label": 1}'):  # fmt: skip
+            assert browser.ask(judge, "POST", nonsense, X_Label_Token=browser.token)[0] == 400
+        assert not rows_of(work / "pairs.csv")
+
+
+def test_it_listens_on_this_machine_only(work: Path) -> None:
+    photos(work / "photos")
+    with serving(work / "photos", work / "pairs.csv") as browser:
+        port = browser.label.server.port
+        assert browser.label.server.address.startswith(f"http://127.0.0.1:{port}/")
+        listening = [
+            line.split()[1]
+            for table in ("/proc/net/tcp", "/proc/net/tcp6")
+            if Path(table).exists()
+            for line in Path(table).read_text().splitlines()[1:]
+            if line.split()[3] == "0A" and int(line.split()[1].split(":")[1], 16) == port
+        ]
+        assert listening in ([], [f"0100007F:{port:04X}"])
+        with pytest.raises(ConfigError, match=f"--port {port} can not be listened on"):
+            server_module.LabelServer(browser.label.session, None, port)  # type: ignore[arg-type]
+        for family, address in ((socket.AF_INET, "127.0.0.2"), (socket.AF_INET6, "::1")):
+            with socket.socket(family) as other, pytest.raises(OSError):
+                other.connect((address, port))
+
+
+def test_pictures_are_made_anew(work: Path) -> None:
+    photos(work / "photos")
+    payload = b"<html><script>alert('polyglot')</script>"
+    for i in range(5, 30):
+        with (work / "photos" / f"p{i:02d}.png").open("ab") as stream:
+            stream.write(payload)
+    (work / "private").mkdir()
+    draw(work / "private" / "diary.png", 0.5, 99)
+    (work / "photos" / "link.png").symlink_to(work / "private" / "diary.png")
+    (work / "photos" / "inside.png").symlink_to("p06.png")  # the same bytes as another
+    with serving(work / "photos", work / "pairs.csv") as browser:
+        label = browser.label
+        works = label._works
+        number = {works.name(i): i for i in range(len(works))}
+        assert not works.shown[number["link.png"]]
+        assert browser.get(f"image/{number['link.png']}")[0] == 404
+        status, headers, content = browser.get(f"image/{number['p10.png']}")
+        assert status == 200 and headers["content-type"] == "image/jpeg"
+        assert headers["x-content-type-options"] == "nosniff"
+        assert b"script" not in content
+        picture = Image.open(io.BytesIO(content))
+        assert picture.format == "JPEG" and picture.size == (32, 32)
+        # what is put in a file's place afterwards is not shown
+        (work / "photos" / "p11.png").unlink()
+        (work / "photos" / "p11.png").symlink_to(work / "private" / "diary.png")
+        status, _, content = browser.get(f"image/{number['p11.png']}")
+        assert status == 404 and b"changed" in content
+
+
+def test_a_session(work: Path) -> None:
+    photos(work / "photos")
+    out = work / "pairs.csv"
+    with serving(work / "photos", out, settings(**{"label.retrain_every": 5})) as browser:
+        works = browser.label._works
+        state = browser.state()
+        first = state
+        for i in range(24):
+            label = 1 if state["left"] > state["right"] else -1
+            if i == 3:
+                label = 0
+            status, state = browser.post("judge", number=state["number"], label=label, seconds=1.25)
+            assert status == 200 and state["now"] == i + 1
+            assert len(rows_of(out)) == i + 1  # at once
+        row = rows_of(out)[0]
+        assert row["image_path_1"] == works.name(first["left"])
+        assert row["image_path_2"] == works.name(first["right"])
+        assert (row["judge"], row["seconds"], row["kind"], row["predicted"]) == (
+            "Kim",
+            "1.2",
+            "teach",
+            "",
+        )
+
+        # a key pressed twice, a second tab
+        assert browser.post("judge", number=first["number"], label=1)[0] == 409
+        assert len(rows_of(out)) == 24
+
+        # skipping writes nothing and the pair does not come again
+        skipped = {state["left"], state["right"]}
+        status, state = browser.post("skip", number=state["number"])
+        assert (
+            status == 200 and {state["left"], state["right"]} != skipped and len(rows_of(out)) == 24
+        )
+
+        # undo shows the pair again, and the one that was up comes after it
+        up = state["left"], state["right"]
+        last = rows_of(out)[-1]
+        status, state = browser.post("undo")
+        assert status == 200 and len(rows_of(out)) == 23
+        assert works.name(state["left"]) == last["image_path_1"]
+        status, state = browser.post("judge", number=state["number"], label=0)
+        assert (state["left"], state["right"]) == up
+        assert (
+            rows_of(out)[-1]["label"] == "0" and rows_of(out)[-1]["predicted"] == last["predicted"]
+        )
+
+        for _ in range(300):  # the head that is trained in the background
+            if (state := browser.state())["heads"] or state["remark"]:
+                break
+            time.sleep(0.2)
+        assert state["heads"] and state["remark"] is None, state["remark"]
+        for _ in range(6):
+            status, state = browser.post("judge", number=state["number"], label=1)
+        assert {row["predicted"] for row in rows_of(out)[-5:]} <= {"1", "-1"}
+        assert state["measure"] or state["teach"]
+        text = json.dumps(state) + browser.get("")[2].decode()
+        assert not any(part in text for part in ("alert(", 'quote"', "불꽃", "p10", "photos"))
+        ended = browser.label.ended()
+        assert ended.made == ended.judged == 30
+        assert "--pairs pairs.csv" in ended.next_command and "--val-ratio 0.3" in ended.next_command
+    # goes on from the file; hostile names come back
+    with serving(work / "photos", out) as browser:
+        assert browser.state()["judged"] == 30 and browser.state()["now"] == 0
+        with pytest.raises(DataError, match="in use"):
+            open_label(work / "photos", out, settings())
+
+
+@pytest.mark.parametrize("graded", [False, True])
+def test_the_head_is_that_of_train_pairs(work: Path, graded: bool) -> None:
+    if graded:
+        make_data(work / "data", 40)
+    else:
+        photos(work / "data")
+    with open_label(work / "data", work / "pairs.csv", settings()) as label:
+        session = label.session
+        assert session is not None and session._retrainer is not None
+        rng = np.random.default_rng(0)
+        for _ in range(30):
+            shown = session._current
+            session.judge(shown.number, int(rng.choice([1, -1])), 1.0)
+        for _ in range(3):
+            session._retrainer.wait(60)
+        session._retrainer._done = heads.append if (heads := []) is not None else None
+        session._retrainer.start(30)
+        session._retrainer.wait(60)
+        works = label._works
+    assert not isinstance(heads[0], str), heads[0]
+    options = ["--train-ratio", "0.5", "--val-ratio", "0.3", "--test-ratio", "0.2", "--epochs", "3"]
+    options += ["--batch-size", "16"]
+    assert run(["train", "--head-only", "--pairs", "pairs.csv", "--data", "data", *options]) == 0
+    model = pick_model(None, Path("runs"))
+    store = FeatureStore.open(works.store.path)
+    np.testing.assert_allclose(heads[0].scores, model.score(store, works.images.hashes), rtol=1e-6)
+    kept = rows_of(next((work / "runs").iterdir()) / "pairs.csv")
+    assert len(kept) == 30 and all(row["split"] for row in kept)  # no judgement is dropped
+
+
+def test_a_model_that_is_there_predicts_from_the_first_pair(work: Path) -> None:
+    make_data(work / "data", 40)
+    assert run(["embed", "data", *TINY]) == 0
+    assert run(["train", "--head-only", "--epochs", "3", "--bootstrap", "4"]) == 0
+    with open_label(work / "data", work / "pairs.csv", settings()) as label:
+        session = label.session
+        assert session is not None
+        assert session._current.predicted in (1, -1)
+        assert len(session._chooser._committee) == 4
+
+
+def test_faulty_files_are_told(work: Path) -> None:
+    photos(work / "photos", 12)
+    out = work / "pairs.csv"
+    out.write_text("image_path_1,image_path_2,label\np05.png,nope.png,1\n")
+    with pytest.raises(DataError, match=r"pairs.csv:2, image_path_2: 'nope.png' is no image"):
+        open_label(work / "photos", out, settings())
+    with pytest.raises(DataError, match="two are needed"):
+        (work / "few").mkdir()
+        for i in range(4):
+            draw(work / "few" / f"{i}.png", 0.5, i)
+        open_label(work / "few", work / "other.csv", settings())
+    assert out.read_text().count("\n") == 2 and not (work / "other.csv").exists()
+
+
+def test_without_the_packages(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert run(["label", "photos"]) == 1
+    assert "pip install 'mirip-fast[label]'" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_it_and_says_what_is_next(work: Path, number: int) -> None:
+    photos(work / "photos", 20)
+    command = [sys.executable, "-m", "mirip_fast_cli", "label", "photos", "--no-browser", *TINY]
+    command += ["--train-ratio", "0.5", "--val-ratio", "0.3", "--test-ratio", "0.2"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        address = process.stdout.readline().split()[-1]
+        port, token = re.findall(r":(\d+)/(.*)/", address)[0]
+        connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=20)
+        connection.request("GET", f"/{token}/state")
+        state = json.loads(connection.getresponse().read())
+        body = json.dumps({"number": state["number"], "label": 1})
+        connection.request("POST", f"/{token}/judge", body, {"X-Label-Token": token})
+        assert connection.getresponse().status == 200
+        process.send_signal(number)
+        out, err = process.communicate(timeout=30)
+    finally:
+        process.kill()  # it is over, unless something above failed
+    assert process.returncode == 0 and "Traceback" not in err, err
+    assert "1 judgement made now, 1 in all: pairs.csv" in out
+    assert "Next: mirip-fast train --head-only --pairs pairs.csv --data photos" in out
+    assert len(rows_of(work / "pairs.csv")) == 1

@@ -1,0 +1,270 @@
+"""The page of a ranking, as a file: what it holds, what it refuses, how large it is."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import unquote_to_bytes
+
+import numpy as np
+import pytest
+from made_page import HOSTILE, TIERS, made_map, made_page, pictures
+from mirip_fast_cli.main import run
+from PIL import Image
+
+from mirip_fast.evaluation.text_table import printable
+from mirip_fast.portfolio import page as page_module
+from mirip_fast.portfolio.page import _size_of_copies
+from mirip_fast.portfolio.page_file import json_for_html
+from mirip_fast.portfolio.score_curves import density
+from mirip_fast.portfolio.thumbnails import make_thumbnails
+
+PARTS = Path(page_module.__file__).parent / "page_files"
+
+
+def data_of(page: Path) -> dict:
+    text = page.read_text(encoding="utf-8")
+    return json.loads(re.search(r'id="data">(.*?)</script>', text, re.S)[1])
+
+
+@pytest.fixture
+def hostile_page(tmp_path: Path) -> Path:
+    pictures(tmp_path / "works", HOSTILE)
+    failures = [(str(tmp_path / "works" / "<b>broken\n</b>.png"), "no </script> picture")]
+    made_page(tmp_path / "works", HOSTILE, tmp_path / "out" / "report.html", failures=failures)
+    return tmp_path / "out" / "report.html"
+
+
+def test_no_name_gets_out_of_the_data(hostile_page: Path):
+    text = hostile_page.read_text(encoding="utf-8")
+    assert text.count("<script") == 2 + len(HOSTILE)  # the data, the program, the pictures
+    assert text.count("</script>") == 2 + len(HOSTILE)
+    assert "window.hacked" not in re.sub(r'id="data">.*', "", text)
+    inside = re.search(r'id="data">(.*?)</script>', text, re.S)[1]
+    assert inside.isascii() and not set("<>&\n\u2028") & set(inside)
+    data = data_of(hostile_page)
+    assert [work["name"] for work in data["works"]] == [printable(name) for name in HOSTILE]
+    assert data["failures"] == [{"name": "<b>broken\\n</b>.png", "reason": "no </script> picture"}]
+
+
+def test_originals_are_addressed_from_the_page_to_the_last_byte(hostile_page: Path, tmp_path: Path):
+    for work, name in zip(data_of(hostile_page)["works"], HOSTILE, strict=True):
+        address = work["original"]
+        assert re.fullmatch(r"\./[A-Za-z0-9%._~/-]+", address)
+        there = unquote_to_bytes(address)
+        assert (str(hostile_page.parent).encode() + b"/" + there).endswith(
+            b"/../works/" + name.encode("utf-8", "surrogateescape")
+        )
+
+
+def test_the_policy_names_the_script_and_the_style_that_are_there(hostile_page: Path):
+    text = hostile_page.read_text(encoding="utf-8")
+    policy = html.unescape(re.search(r'Security-Policy" content="(.*?)"', text)[1])
+    rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
+    assert rules["default-src"] == "'none'" and "unsafe" not in policy and "http" not in policy
+    for rule, pattern in (
+        ("script-src", r'<script type="module">(.*?)</script>'),
+        ("style-src", r"<style>(.*?)</style>"),
+    ):
+        digest = hashlib.sha256(re.search(pattern, text, re.S)[1].encode()).digest()
+        assert rules[rule] == f"'sha256-{base64.b64encode(digest).decode()}'"
+
+
+def test_nothing_comes_from_elsewhere_and_nothing_is_made_from_markup():
+    for part in PARTS.iterdir():
+        text = part.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
+        for word in ("http:", "https:", "@import", "innerHTML", "outerHTML", "insertAdjacentHTML",
+                     "document.write", "eval(", "url("):  # fmt: skip
+            assert word not in text, (part.name, word)
+
+
+def test_both_languages_say_the_same_things_and_every_word_is_used():
+    words = json.loads((PARTS / "words.json").read_text(encoding="utf-8"))
+    english, korean = words["en"], words["ko"]
+    assert {key for key in english if not key.endswith("_one")} == set(korean)
+    for key, text in korean.items():
+        assert set(re.findall(r"\{\w+\}", text)) == set(re.findall(r"\{\w+\}", english[key])), key
+    program = "".join(path.read_text(encoding="utf-8") for path in PARTS.glob("*.[jh]*[sl]"))
+    asked = set(re.findall(r'say(?:Count)?\(\s*"(\w+)"', program))
+    asked |= set(re.findall(r'data-say(?:-label|-hint)?="(\w+)"', program))
+    assert asked <= {key.rpartition("_")[0] if "_" in key else key for key in english}
+    for key in english:
+        assert re.search(rf'["`]{re.escape(key.partition("_")[0])}["`_:$]|\b{key}:', program), key
+
+
+def test_json_for_html_is_json():
+    value = {"a": "</script><!--\u2028 & '\" \udcff 🎨", "b": [1, None, 0.5]}
+    assert json.loads(json_for_html(value)) == value
+    with pytest.raises(ValueError, match="JSON compliant"):
+        json_for_html(float("nan"))
+
+
+def test_what_is_unknown_is_null(tmp_path: Path):
+    pictures(tmp_path / "works", ["a.png", "b.png"])
+    made_page(tmp_path / "works", ["a.png", "b.png"], tmp_path / "report.html", known=False)
+    data = data_of(tmp_path / "report.html")
+    work = data["works"][0]
+    assert work["low"] is work["high"] is work["percent"] is work["chances"] is None
+    assert data["curves"] is data["sharpness"] is data["source"] is None
+    assert data["remarks"] == ["unknown: no <file>"] and data["noIntervals"] == "unknown: no heads"
+
+
+def test_numbers_and_held_out_scores_of_the_page(tmp_path: Path):
+    names = [f"{i}.png" for i in range(9)]
+    pictures(tmp_path / "works", names)
+    done = made_page(tmp_path / "works", names, tmp_path / "report.html")
+    data = data_of(tmp_path / "report.html")
+    assert (data["source"], data["heldOut"], data["tiers"]) == ("out-of-fold", 200, list(TIERS))
+    curves = data["curves"]["tiers"]
+    assert [(c["name"], c["count"]) for c in curves] == [(name, 50) for name in TIERS]
+    assert all(max(c["curve"]) == 1 and len(c["ticks"]) == 50 for c in curves)
+    assert all(w["low"] <= w["rank"] <= w["high"] for w in data["works"])
+    assert all(sum(w["chances"]) == pytest.approx(1, abs=1e-3) for w in data["works"])
+    assert done.bytes == (tmp_path / "report.html").stat().st_size and done.folder is None
+
+
+def test_density_is_scipys_with_silvermans_width():
+    from scipy.stats import gaussian_kde
+
+    values = np.sort(np.random.default_rng(0).gamma(2, size=80))
+    grid = np.linspace(-1, 9, 60)
+    quarter, three = np.percentile(values, [25, 75])
+    width = 0.9 * min(values.std(ddof=1), (three - quarter) / 1.34) * 80**-0.2
+    expected = gaussian_kde(values, width / values.std(ddof=1))(grid)
+    np.testing.assert_allclose(density(values, grid), expected / expected.max(), rtol=1e-9)
+    assert density(values[:1], grid).max() == 0
+    same = density(np.full(5, 3.0), grid)
+    assert grid[same.argmax()] == pytest.approx(3, abs=0.1) and same.max() == 1
+
+
+def test_any_number_of_works_has_a_share_of_one_page():
+    for count in (1, 50, 280, 1000, 2500, 2900):
+        side, share = _size_of_copies(count, page_module.PAGE_BYTES)
+        assert share * count <= page_module.PAGE_BYTES and 320 <= side <= 1024
+    assert _size_of_copies(1000, page_module.PAGE_BYTES)[0] >= 512
+    assert (
+        _size_of_copies(1000, -5) == _size_of_copies(10_000, page_module.PAGE_BYTES) == (640, None)
+    )
+
+
+def test_thumbnails_are_upright_small_and_within_their_bytes(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    noise = Image.fromarray(rng.integers(0, 256, (300, 600, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    noise.save(tmp_path / "turned.jpg", exif=exif)
+    Image.new("RGBA", (40, 20), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    names = ["turned.jpg", "clear.png", "broken.png"]
+    paths = [tmp_path / name for name in names]
+    turned, clear, broken = make_thumbnails(paths, 200, 100_000, workers=0)
+    assert (turned.width, turned.height) == (100, 200)
+    picture = Image.open(io.BytesIO(turned.webp))
+    assert picture.format == "WEBP" and picture.size == (100, 200) and not picture.getexif()
+    assert Image.open(io.BytesIO(clear.webp)).getpixel((5, 5)) == (255, 255, 255)
+    assert clear.width == 40  # never larger than it is
+    assert broken.webp == b"" and "not a picture" in broken.reason
+    (tight,) = make_thumbnails(paths[:1], 200, len(turned.webp) - 1, workers=0)
+    assert (tight.width, tight.height) == (70, 140) and len(tight.webp) < len(turned.webp)
+    (least,) = make_thumbnails(paths[:1], 200, 10, workers=0)
+    assert least.height == 100
+    in_processes = list(make_thumbnails(paths, 200, 100_000, workers=1))
+    assert in_processes == [turned, clear, broken]
+
+
+def test_too_many_pictures_lie_beside_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    names = [f"{i}.png" for i in range(6)]
+    pictures(tmp_path, names)
+    monkeypatch.setattr(page_module, "PAGE_BYTES", 1000)
+    page = tmp_path / "my report #1.html"
+    done = made_page(tmp_path, names, page)
+    assert done.folder == tmp_path / "my report #1_files" and done.bytes < 100_000
+    assert len(list(done.folder.iterdir())) == 6
+    assert not any(path.suffix for path in done.folder.iterdir())  # not taken for works
+    data = data_of(page)
+    assert data["pictures"] == "my%20report%20%231_files"
+    assert all((done.folder / work["picture"]).is_file() for work in data["works"])
+    (done.folder / "mine.txt").write_text("kept")
+    made_page(tmp_path, names[:2], page)
+    assert len(list(done.folder.iterdir())) == 3 and (done.folder / "mine.txt").is_file()
+
+
+@pytest.mark.parametrize("rest", [[], ["--top", "1"]])
+def test_rank_writes_a_page_and_says_so(graded_folder: Path, rest, monkeypatch, capfd):
+    monkeypatch.chdir(graded_folder.parent)
+    works = graded_folder.parent / "new works"
+    pictures(works, ["가.png", "b.png", "c.png"])
+    (works / "copy.png").write_bytes((works / "b.png").read_bytes())
+    (works / "bad.png").write_bytes(b"nothing")
+    tiny = ["--backbone", "tiny-random", "--image-size", "28", "--workers", "0"]
+    assert run(["embed", "graded", *tiny]) == 0
+    assert run(["train", "--head-only", "--epochs", "2"]) == 0
+    capfd.readouterr()
+    assert run(["rank", "new works", "--html", "site/report.html", "--workers", "0", *rest]) == 0
+    assert "report.html" in capfd.readouterr().out
+    data = data_of(Path("site/report.html"))
+    assert data["title"] == "new works" and len(data["works"]) == 4
+    assert [failure["name"] for failure in data["failures"]] == ["bad.png"]
+    by_name = {work["name"]: work for work in data["works"]}
+    assert by_name["copy.png"]["stack"] == by_name["b.png"]["stack"] is not None
+    assert (
+        by_name["copy.png"]["exact"]
+        and by_name["copy.png"]["picture"] == by_name["b.png"]["picture"]
+    )
+
+
+def test_maps_lie_in_the_page(tmp_path: Path):
+    pictures(tmp_path / "works", ["a.png", "b.png"])
+    maps = made_map(tmp_path / "works", "b.png")
+    made_page(tmp_path / "works", ["a.png", "b.png"], tmp_path / "report.html", maps=maps)
+    first, second = data_of(tmp_path / "report.html")["works"]
+    assert (first["map"], first["likes"]) == (None, [])
+    like, gone = second["likes"]
+    assert (like["name"], like["tier"], like["cosine"]) == ("<b>like.png", "S", 0.9)
+    assert gone["picture"] is None
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    for name in (second["map"], like["picture"]):
+        assert f'id="picture-{name}">"data:image/webp;base64,' in text
+
+
+def test_rank_explains_the_first_works(graded_folder: Path, monkeypatch, capfd):
+    monkeypatch.chdir(graded_folder.parent)
+    tiny = ["--backbone", "tiny-random", "--image-size", "28", "--workers", "0"]
+    assert run(["embed", "graded", *tiny]) == 0
+    assert run(["train", "--head-only", "--epochs", "2"]) == 0
+    asked = ["rank", "graded/images", "--explain", "2", "--detail", "2", "--workers", "0"]
+    assert run([*asked, "--html", "report.html"]) == 0
+    works = data_of(Path("report.html"))["works"]
+    assert [work["map"] is not None for work in works] == [True, True, *[False] * 38]
+    assert works[0]["likes"] and all(like["picture"] for like in works[0]["likes"])
+    capfd.readouterr()
+    assert run(asked) == 2
+    assert "--html" in capfd.readouterr().err
+
+
+def test_a_page_in_place_of_a_folder_is_refused_before_anything_is_done(
+    tmp_path, monkeypatch, capfd
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "site").mkdir()
+    (tmp_path / "file").write_text("")
+    assert run(["rank", "anything", "--html", "site"]) == 1
+    assert "name a file in it" in capfd.readouterr().err
+    assert run(["rank", "anything", "--html", "file/x/report.html"]) == 1
+    assert "is a file, not a folder" in capfd.readouterr().err
+
+
+def test_the_page_is_written_without_torch():
+    code = (
+        "import sys, mirip_fast.portfolio.page, mirip_fast.portfolio.rank;"
+        "print(sorted({'torch', 'pandas', 'transformers', 'matplotlib', 'faiss'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
