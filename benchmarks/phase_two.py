@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from mirip_fast.config import Config
 from mirip_fast.evaluation.text_table import format_table
 from mirip_fast.models.losses import PairLoss, count_pairs, pair_loss
-from mirip_fast.ranking.batches import draw_pairs
+from mirip_fast.ranking.batches import PartnerDraw
 from mirip_fast.ranking.fit import HeadFit
 from mirip_fast.ranking.rows import Rows
 from mirip_fast.training.presets import Pace, choose_pace
@@ -43,7 +43,7 @@ class DrawnPairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
     def __init__(self, rows: Rows):
         self.features = torch.from_numpy(rows.features[:, 0])
-        self.pairs = draw_pairs(rows.tiers, np.random.default_rng(0))
+        self.pairs = PartnerDraw(-rows.tiers).draw(np.random.default_rng(0))
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -231,9 +231,10 @@ def main() -> None:
     options = parser.parse_args()
     logging.getLogger("mirip_fast").setLevel(logging.WARNING)
     head = ("what", "measured", "ratio (goal)")
-    print(format_table(head, engine(options.rows, options.large_rows), align="lrr"), flush=True)
+    # First the commands: a process counts the memory of the one that started it as its own peak.
+    print(format_table(head, commands(options.rows), align="lrr"), flush=True)
     print()
-    print(format_table(head, commands(options.rows), align="lrr"))
+    print(format_table(head, engine(options.rows, options.large_rows), align="lrr"))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(f"{torch.get_num_threads()} threads; this process took at most {peak / 1e6:.1f} GB")
 
