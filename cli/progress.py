@@ -5,33 +5,25 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from mirip_fast.closing import Closing
 
 if TYPE_CHECKING:
     from mirip_fast.features.embed import Progress
     from mirip_fast.ranking.sweep import Progress as SweepProgress
 
-_Self = TypeVar("_Self", bound="_Bar")
 
-
-class _Bar:
+class _Bar(Closing):
     """A bar that appears with the first update and goes when the block ends."""
 
     def __init__(self) -> None:
         self._bar: Any = None
 
-    def __enter__(self: _Self) -> _Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Take the bar away."""
         if self._bar is not None:
             self._bar.close()
 

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = (
     (
         "mirip_fast",
+        "mirip_fast.closing",
         "mirip_fast.errors",
         "mirip_fast.files",
         "mirip_fast.config",

@@ -17,8 +17,8 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from types import TracebackType
 
+from mirip_fast.closing import Closing
 from mirip_fast.data.decode_process import DecodeProcess, WorkerLostError
 from mirip_fast.data.decode_worker import Choose, Decoded, DecodeJob, failure, find_loader
 from mirip_fast.errors import ConfigError, MiripError
@@ -35,7 +35,7 @@ _CLOSED = "the decoding pool is closed"
 _Task = tuple[DecodeJob, "Future[Decoded]", Choose]
 
 
-class DecodePool:
+class DecodePool(Closing):
     """Worker processes that decode images; a context manager.
 
     Args:
@@ -73,17 +73,6 @@ class DecodePool:
             _Lane(self._tasks, self._closed, timeout_s, memory_limit_bytes, loader)
             for _ in range(workers)
         ]
-
-    def __enter__(self) -> DecodePool:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def decode(self, jobs: Iterable[DecodeJob], choose: Choose | None = None) -> Iterator[Decoded]:
         """Decode images.

@@ -13,9 +13,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 from typing import IO
 
+from mirip_fast.closing import Closing
 from mirip_fast.data.image_files import (
     MAX_FILE_BYTES,
     Stamp,
@@ -41,7 +41,7 @@ _CREATE = (
 _Known = dict[bytes, tuple[Stamp, bytes]]
 
 
-class HashMemory:
+class HashMemory(Closing):
     """SHA-256 of files, with a small SQLite file that remembers them by (absolute path, size, mtime).
 
     It is a shortcut only: when its file can not be read or written, or another process keeps it busy,
@@ -61,17 +61,6 @@ class HashMemory:
         self._database: sqlite3.Connection | None = None
         if path is not None:
             self._guarded(self._connect)
-
-    def __enter__(self) -> HashMemory:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Write what is not written yet and let go of the file."""

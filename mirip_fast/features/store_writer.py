@@ -7,12 +7,12 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mirip_fast.closing import Closing
 from mirip_fast.errors import StoreError
 from mirip_fast.features.hash_index import HashIndex
 from mirip_fast.features.shard_rows import ShardWriter
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from mirip_fast.features.store import FeatureStore
 
 
-class StoreWriter:
+class StoreWriter(Closing):
     """Appends rows; holds the store's lock until it is closed. Several threads may use it.
 
     Rows that a kill or a power loss spoiled are found by their checksums and their slots used again, so
@@ -76,17 +76,6 @@ class StoreWriter:
         except BaseException:
             self._release()
             raise
-
-    def __enter__(self) -> StoreWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the shards and give the lock back. Committed rows need no closing."""

@@ -8,11 +8,11 @@ import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mirip_fast.closing import Closing
 from mirip_fast.config import Config, LabelConfig, Resolved
 from mirip_fast.data.csv_reader import counted, shown
 from mirip_fast.data.pair_files import read_pairs
@@ -57,7 +57,7 @@ class Ended:
     next_command: str
 
 
-class LabelRun:
+class LabelRun(Closing):
     """A session with its server, ready to run; closing it lets go of the file.
 
     Args:
@@ -96,17 +96,6 @@ class LabelRun:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> LabelRun:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Stop what goes on in the background and let go of the file."""

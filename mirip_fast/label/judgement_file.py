@@ -11,8 +11,8 @@ import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 
+from mirip_fast.closing import Closing
 from mirip_fast.data.csv_reader import SEPARATORS, shown
 from mirip_fast.data.pair_files import FIRST, LABEL, SECOND
 from mirip_fast.errors import DataError
@@ -25,7 +25,7 @@ _BINARY = getattr(os, "O_BINARY", 0)  # Windows would change ends of lines
 _BOM = b"\xef\xbb\xbf"
 
 
-class JudgementFile:
+class JudgementFile(Closing):
     """A file of judged pairs, held by this process alone until :meth:`close`.
 
     An existing file is gone on from in its own columns and separator. A new one gets its header together with
@@ -56,17 +56,6 @@ class JudgementFile:
         except BaseException:
             os.close(self._handle)
             raise
-
-    def __enter__(self) -> JudgementFile:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Let others write. An untouched new file goes again."""
