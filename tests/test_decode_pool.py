@@ -402,3 +402,12 @@ def test_settings_are_checked() -> None:
 def test_waves_and_tiles_differ() -> None:
     """The collection's two pictures are really two, or comparing them would show nothing."""
     assert waves().tobytes() != tiles().tobytes()
+
+
+def test_a_worker_starts_without_torch_and_numpy() -> None:
+    code = (
+        "import sys; import mirip_fast.data.decode_worker; "
+        "print(*sys.modules.keys() & {'torch', 'numpy', 'pandas', 'h5py'})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

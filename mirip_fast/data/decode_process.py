@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import select
 import signal
@@ -14,8 +15,6 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
-
-import numpy as np
 
 from mirip_fast.data.decode_worker import Choose, Decoded, DecodeJob, encode_choice, encode_job
 from mirip_fast.data.image_files import one_line
@@ -128,17 +127,18 @@ class DecodeProcess:
     def _finish(self, job: DecodeJob, header: dict[str, Any]) -> Decoded:
         if header["index"] != job.index:
             raise WorkerLostError(f"the decoder answered for image {header['index']}")
-        images = []
+        buffers = []
         for shape in header["shapes"]:
-            images.append(np.empty(shape, dtype=np.uint8))
-            self._fill(images[-1].data.cast("B"))
+            buffer = memoryview(bytearray(math.prod(shape)))
+            self._fill(buffer)
+            buffers.append(buffer.cast("B", shape))
         self.start_clock()
         return Decoded(
             header["index"],
             bytes.fromhex(header["sha256"]),
             header["width"],
             header["height"],
-            tuple(images),
+            tuple(buffers),
             header["reason"],
             header["seconds"],
             header["cpu_seconds"],

@@ -1,7 +1,7 @@
 """What a decoding process does: read, hash, decode and resize one image after the other.
 
-A worker imports Pillow and NumPy but never torch, so that it starts in a fraction of a second and stays
-small. It takes jobs from a socket and answers each in turn:
+A worker imports Pillow, but neither torch nor NumPy (which rare kinds of pictures need), so that it starts
+in a tenth of a second and stays small. It takes jobs from a socket and answers each in turn:
 
 - job: one line of JSON, see :func:`encode_job`;
 - answer: the length of a JSON header (4 bytes, big-endian), the header, then the raw pixels;
@@ -27,14 +27,15 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import IO, TYPE_CHECKING, Any
 
 from mirip_fast.data.image_files import Stamp, read_image_file, settled_stamp
-from mirip_fast.data.images import RESIZE_MODES, decode_squares, one_reason, to_array
+from mirip_fast.data.images import RESIZE_MODES, decode_squares, one_reason, to_bytes
 from mirip_fast.errors import ConfigError, ImageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +77,12 @@ class Decoded:
             or the decoder did not live to tell.
         width: of the whole upright picture, in pixels; 0 on failure.
         height: likewise.
-        images: one uint8 array ``[size, size, 3]`` per wanted size, 0-255; empty on failure, and where
-            none was wanted after asking.
+        buffers: per wanted size the bytes 0-255 of ``[size, size, 3]`` pixels (height, width, colour), C
+            order, writable; empty on failure, and where none was wanted after asking.
         reason: why it failed, one line; None if it did not.
         seconds: time spent on it by its worker, waiting for answers left out.
         cpu_seconds: processor time spent on it by its worker.
-        sizes: side lengths of ``images``.
+        sizes: side lengths of ``buffers``.
         stamp: what to remember the hash by; None if the file is too young for that.
     """
 
@@ -89,12 +90,19 @@ class Decoded:
     sha256: bytes
     width: int
     height: int
-    images: tuple[NDArray[np.uint8], ...]
+    buffers: tuple[memoryview, ...]
     reason: str | None
     seconds: float
     cpu_seconds: float = 0.0
     sizes: tuple[int, ...] = ()
     stamp: Stamp | None = None
+
+    @property
+    def images(self) -> tuple[NDArray[np.uint8], ...]:
+        """The buffers as uint8 arrays; nothing is copied."""
+        import numpy as np
+
+        return tuple(np.asarray(buffer) for buffer in self.buffers)
 
 
 #: Says which of the job's sizes are wanted of the content with this hash; none: it is not decoded.
@@ -113,7 +121,7 @@ def decode_job(job: DecodeJob, choose: Choose) -> Decoded:
     started, cpu_started = time.perf_counter(), time.thread_time()
     sha256, stamp, waited = b"", None, 0.0
     width = height = 0
-    images: tuple[NDArray[np.uint8], ...] = ()
+    buffers: tuple[memoryview, ...] = ()
     sizes, reason = job.sizes, None
     try:
         with one_reason():
@@ -127,11 +135,11 @@ def decode_job(job: DecodeJob, choose: Choose) -> Decoded:
         if sizes:
             with one_reason():
                 (width, height), squares = decode_squares(data, sizes, job.mode, draft=job.draft)
-                images = tuple(to_array(square) for square in squares)
+                buffers = tuple(to_bytes(square) for square in squares)
     except ImageError as error:
-        width, height, images, sizes, reason = 0, 0, (), (), str(error)
+        width, height, buffers, sizes, reason = 0, 0, (), (), str(error)
     return Decoded(
-        job.index, sha256, width, height, images, reason,
+        job.index, sha256, width, height, buffers, reason,
         seconds=time.perf_counter() - started - waited,
         cpu_seconds=time.thread_time() - cpu_started,
         sizes=sizes,
@@ -194,11 +202,11 @@ class _Inbox:
         return json.loads(line) if line else None
 
 
-def _answer(channel: socket.socket, header: dict[str, Any], *pixels: NDArray[np.uint8]) -> None:
+def _answer(channel: socket.socket, header: dict[str, Any], *buffers: memoryview) -> None:
     text = json.dumps(header).encode("ascii")
     channel.sendall(len(text).to_bytes(4, "big") + text)
-    for array in pixels:
-        channel.sendall(np.ascontiguousarray(array).data.cast("B"))
+    for buffer in buffers:
+        channel.sendall(buffer)
 
 
 def serve(channel_fd: int, parent: int, memory_limit_bytes: int, loader_name: str) -> None:
@@ -230,14 +238,14 @@ def serve(channel_fd: int, parent: int, memory_limit_bytes: int, loader_name: st
                     "sha256": result.sha256.hex(),
                     "width": result.width,
                     "height": result.height,
-                    "shapes": [array.shape for array in result.images],
+                    "shapes": [buffer.shape for buffer in result.buffers],
                     "reason": result.reason,
                     "seconds": result.seconds,
                     "cpu_seconds": result.cpu_seconds,
                     "sizes": result.sizes,
                     "stamp": result.stamp,
                 }
-                _answer(channel, header, *result.images)
+                _answer(channel, header, *result.buffers)
 
 
 def _die_with(parent: int) -> None:

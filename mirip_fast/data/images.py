@@ -22,9 +22,7 @@ import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 # Importing a plugin registers it: Pillow then has no need to load the forty others.
 from PIL import (
@@ -49,6 +47,10 @@ from mirip_fast.data.image_files import (
 from mirip_fast.data.signatures import describe_unreadable, without_jpeg_metadata
 from mirip_fast.errors import ConfigError, ImageError
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 __all__ = [
     "FORMATS",
     "IMAGE_EXTENSIONS",
@@ -62,6 +64,7 @@ __all__ = [
     "resize_square",
     "scan_images",
     "to_array",
+    "to_bytes",
 ]
 
 #: The formats that are decoded (Pillow's names; phones' multi-picture JPEGs count as JPEG).
@@ -140,9 +143,16 @@ def decode_squares(
 
 def to_array(image: Image.Image) -> NDArray[np.uint8]:
     """The pixels of an RGB image: uint8 ``[H, W, 3]`` (height, width, colour), C order, 0-255."""
+    import numpy as np
+
+    return np.asarray(to_bytes(image))
+
+
+def to_bytes(image: Image.Image) -> memoryview:
+    """The pixels of an RGB image: bytes 0-255 in the shape [H, W, 3], C order, writable."""
     if image.mode != "RGB":
         raise ValueError(f"an RGB image is needed, not {image.mode}")
-    return np.array(image, dtype=np.uint8)
+    return memoryview(bytearray(image.tobytes())).cast("B", (image.height, image.width, 3))
 
 
 @contextmanager
@@ -232,6 +242,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _from_16_bit(image: Image.Image) -> Image.Image:
     """Grey pixels of 16 (or 12) bits as 8 bits: the high bits, as decoders do for 16-bit colour."""
+    import numpy as np
+
     pixels = np.asarray(image)
     tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
     bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (16,))

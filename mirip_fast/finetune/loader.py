@@ -12,7 +12,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -98,7 +97,7 @@ def decode_all(pictures: Pictures, workers: int) -> torch.Tensor:
         for decoded in pool.decode(jobs):
             if decoded.reason is not None:
                 raise DataError(f"{pictures.paths[decoded.index]}: {decoded.reason}")
-            kept[decoded.index] = torch.from_numpy(np.ascontiguousarray(decoded.images[0]))
+            kept[decoded.index] = torch.from_numpy(decoded.images[0])
     return kept
 
 

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from mirip_fast.data.decode_pool import Decoded, DecodeJob, DecodePool
@@ -61,7 +60,7 @@ def make_thumbnails(
             if done.reason is not None:
                 yield Thumbnail(b"", 0, 0, done.reason)
                 continue
-            copies = [array.tobytes() for array in done.images]
+            copies = [bytes(buffer) for buffer in done.buffers]
             kept = next((i for i, copy in enumerate(copies) if len(copy) <= max_bytes), -1)
             width, height = _fitted(done.width, done.height, sides[kept])
             yield Thumbnail(copies[kept], width, height)
@@ -71,7 +70,7 @@ def encode_job(job: DecodeJob, _: Choose) -> Decoded:
     """Decode one picture safely and encode it at each of the job's sizes: runs in a decoding process.
 
     Returns:
-        ``images`` are the WebP files, uint8 [bytes]; ``width`` and ``height`` those of the largest.
+        ``buffers`` are the WebP files; ``width`` and ``height`` those of the largest.
     """
     started = time.perf_counter()
     try:
@@ -86,9 +85,9 @@ def encode_job(job: DecodeJob, _: Choose) -> Decoded:
     except (ImageError, OSError, MemoryError) as error:
         reason = str(error) or type(error).__name__
         return Decoded(job.index, b"", 0, 0, (), reason, time.perf_counter() - started)
-    arrays = tuple(np.frombuffer(copy, np.uint8) for copy in copies)
+    buffers = tuple(memoryview(copy) for copy in copies)
     seconds = time.perf_counter() - started
-    return Decoded(job.index, b"", width, height, arrays, None, seconds, sizes=job.sizes)
+    return Decoded(job.index, b"", width, height, buffers, None, seconds, sizes=job.sizes)
 
 
 def encode_picture(picture: Image.Image, side: int) -> bytes:
