@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -12,11 +11,7 @@ from mirip_fast.errors import ConfigError
 
 from .interrupted import Interrupted
 from .options import config_options, given_flags
-
-if TYPE_CHECKING:
-    from mirip_fast.ranking.fit import FitResult
-    from mirip_fast.ranking.fold_runs import FoldsResult
-    from mirip_fast.training.run_folder import Run
+from .train_result import say_result
 
 _PATH = click.Path(path_type=Path)
 
@@ -76,7 +71,7 @@ def train_command(
             "Say what to train: `mirip-fast train --head-only` (a head on cached features, in seconds) "
             "or `mirip-fast train --full DATA` (backbone and head, on a GPU)"
         )
-    data = data or source
+    data, only = data or source, _numbers(only_folds)
     if full:
         if metadata or val_metadata or test_metadata:
             raise ConfigError(
@@ -85,14 +80,13 @@ def train_command(
             )
         from .train_full import run_full
 
-        return run_full(resolved, data, resume, debug)
+        return run_full(resolved, data, resume, only, debug)
     wrong = [flag for flag in given_flags("finetune_", "embed_", "data_") if flag != "--cache-dir"]
     if wrong:
         raise ConfigError(f"{', '.join(wrong)}: of no use with --head-only, only with --full")
     from mirip_fast.ranking.train import Request, resume_head, train_head
 
     config = resolved.config
-    only = _numbers(only_folds)
     try:
         if resume:
             given = "train.bootstrap" in resolved.given
@@ -106,36 +100,8 @@ def train_command(
         raise Interrupted(
             "`mirip-fast train --head-only --resume latest` goes on from there."
         ) from None
-    complete = _tell(run, result)
-    if complete and not debug:
-        click.echo("Next: mirip-fast evaluate, or mirip-fast rank FOLDER")
+    say_result(run, result, "--head-only", debug)
     return 0
-
-
-def _tell(run: Run, result: FitResult | FoldsResult) -> bool:
-    """Say how it ended; whether there is a model to use."""
-    from mirip_fast.ranking.fold_runs import FoldsResult
-
-    if not isinstance(result, FoldsResult):
-        why = "no better epoch for a while" if result.stopped_early else "all epochs done"
-        click.echo(
-            f"Finished after {result.epochs} epochs in {result.seconds:.1f} s ({why}). "
-            f"Best: epoch {result.best_epoch}, validation pairwise accuracy {result.best_accuracy:.4f}"
-        )
-    elif result.missing:
-        click.echo(f"Folds still missing: {', '.join(map(str, result.missing))} of {result.folds}.")
-        click.echo(f"`mirip-fast train --head-only --resume {run.path}` trains them and joins all.")
-    elif result.report is not None:
-        folds = ", ".join(f"{accuracy:.4f}" for accuracy in result.by_fold)
-        interval = result.report.pairwise_accuracy_interval
-        span = "unknown" if interval is None else f"{interval.low:.4f} to {interval.high:.4f}"
-        click.echo(f"{result.folds} heads, each judged on the fold it left out: {folds}")
-        click.echo(
-            f"Out-of-fold pairwise accuracy {result.report.pairwise_accuracy:.4f} "
-            f"(95 % interval over {result.report.n_groups} groups: {span})"
-        )
-    click.echo(f"Run: {run.path}")
-    return not (isinstance(result, FoldsResult) and result.missing)
 
 
 def _numbers(text: str | None) -> tuple[int, ...]:

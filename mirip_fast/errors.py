@@ -47,5 +47,9 @@ class TrainingError(MiripError, RuntimeError):
     """Training can not go on (loss not finite, nothing to learn from, …)."""
 
 
+class PreemptedError(TrainingError):
+    """A training run was told to stop by a signal; all is saved, and it can be resumed."""
+
+
 class RunNotFoundError(MiripError, FileNotFoundError):
     """No run, data set or cache fits what was asked for."""

@@ -15,7 +15,7 @@ from mirip_fast.features.datasets import newest_graded
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.ranking import bootstrap
 from mirip_fast.ranking.bootstrap import bootstrap_pace, draw_resample, write_bootstrap
-from mirip_fast.ranking.fold_runs import load_plan
+from mirip_fast.ranking.fold_plan import load_plan
 from mirip_fast.ranking.graded import load_split
 from mirip_fast.ranking.head_files import load_bootstrap
 from mirip_fast.ranking.head_tasks import HeadTask, TrainedHead
@@ -119,7 +119,8 @@ def test_heads_learn_from_resampled_training_images_only(
     monkeypatch.chdir(trained)
     monkeypatch.setattr(bootstrap, "train_heads", caught)
     (folder,) = (trained / "folds").iterdir()
-    plan, store = load_plan(Run(folder))
+    plan = load_plan(Run(folder))
+    store = FeatureStore.open(Path(plan.config.embed.cache_dir) / plan.info.fingerprint_id)
     for learned in (("train",), ("train", "val")):
         with pytest.raises(Caught):
             write_bootstrap(Run(folder), plan.images, learned, plan.config, plan.info, store)
@@ -141,7 +142,8 @@ def test_heads_learn_from_resampled_training_images_only(
 def test_what_can_not_be_is_told(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(trained)
     (folder,) = (trained / "folds").iterdir()
-    plan, store = load_plan(Run(folder))
+    plan = load_plan(Run(folder))
+    store = FeatureStore.open(Path(plan.config.embed.cache_dir) / plan.info.fingerprint_id)
     arrays = dict.fromkeys(["a"], np.zeros(1, np.float32))
     broken = TrainedHead(arrays, 1, 1, float("nan"), finite=False)
     monkeypatch.setattr(bootstrap, "train_heads", lambda *_: [broken] * 7)

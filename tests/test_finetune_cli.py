@@ -141,6 +141,7 @@ def test_another_backbone_or_preprocessing_is_refused(
         (["--cache-prefix"], "it needs --strategy last:N (not full), --augment none (not light)"),
         (["--metadata", "x.csv"], "--metadata goes with --head-only"),
         (["--precision", "bf16"], "--precision bf16"),
+        (["--gradient-accumulation-steps", "4"], "--accumulation-steps 4"),
         (["--remote-sync", "nosuch://x"], "--remote-sync nosuch://x"),
         (["--report-to", "nobody"], "--report-to nobody"),
         (["--resume", "latest", "--output-dir", "empty"], "--resume latest"),
@@ -194,6 +195,25 @@ def test_kept_images_and_kept_prefixes_give_the_same_run(headed: Path) -> None:
     assert losses["plain"] == losses["images"] == losses["workers"]
     for first, second in zip(losses["plain"], losses["prefix"], strict=True):
         assert first == pytest.approx(second, rel=1e-5)
+
+
+def test_images_that_do_not_fit_into_memory_are_decoded_in_every_epoch(
+    headed: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from mirip_fast.finetune import setup
+
+    asked = []
+
+    def little(*, shared: bool) -> int:
+        asked.append(shared)
+        return 50_000
+
+    monkeypatch.setattr(setup, "room_in_memory", little)
+    assert run([*FULL, "--cache-images", "--augment", "none", "--debug"]) == 0
+    err = capfd.readouterr().err
+    # 32 training images of 28 × 28 pixels do not fit, 4 to validate on do.
+    assert "--cache-images: 32 decoded images take" in err and "decoded in every epoch" in err
+    assert "Keeping 4 decoded images in memory" in err and asked == [False, False]
 
 
 def test_tokens_that_do_not_fit_on_the_disk_are_refused(

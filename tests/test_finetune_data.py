@@ -18,6 +18,7 @@ from mirip_fast.data.images import decode_squares, to_array
 from mirip_fast.errors import ConfigError, DataError, TrainingError
 from mirip_fast.finetune.augment import PRESETS, decode_size, make_augmentation
 from mirip_fast.finetune.loader import Batches, Pictures, decode_all
+from mirip_fast.finetune.memory import Passes
 from mirip_fast.finetune.plan import Mixing, Sample, balanced_batches, plan_epoch
 from mirip_fast.training.remote import RemoteSync
 
@@ -204,6 +205,24 @@ def test_kept_pictures_are_the_decoded_ones(paths: list[Path]) -> None:
     assert kept.kept.shape == (6, 27, 27, 3) and kept.kept.is_shared()
     kept.augment = plain.augment = None
     assert torch.equal(kept[Sample(1, 0)], kept.kept[1])  # type: ignore[arg-type]
+
+
+def test_a_pass_that_does_not_fit_is_halved() -> None:
+    told: list[int] = []
+    passes = Passes(8, told.append)
+
+    def work(inputs: torch.Tensor) -> torch.Tensor:
+        if len(inputs) > 3:
+            raise MemoryError
+        return 2 * inputs
+
+    inputs = torch.arange(11.0)
+    assert torch.equal(passes.run(work, inputs), 2 * inputs)
+    assert told == [4, 2] and passes.images == 2
+    with pytest.raises(torch.OutOfMemoryError):
+        passes.run(lambda _: work(torch.empty(9)), inputs)
+    with pytest.raises(RuntimeError, match="something else"):
+        passes.run(lambda _: (_ for _ in ()).throw(RuntimeError("something else")), inputs)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -12,10 +12,10 @@ import torch
 from finetune_models import SIZE, graded, pictures, prepared
 
 from mirip_fast.config import Config, FinetuneConfig, TrainConfig
-from mirip_fast.errors import CheckpointError, TrainingError
+from mirip_fast.errors import CheckpointError, PreemptedError, TrainingError
 from mirip_fast.finetune.anatomy import checkpoint_blocks
 from mirip_fast.finetune.fit import FullFit
-from mirip_fast.finetune.fit_parts import Hooks, Plan, PreemptedError
+from mirip_fast.finetune.fit_parts import Hooks, Plan
 from mirip_fast.finetune.noise import add_patch_dropout, add_stochastic_depth
 from mirip_fast.models.checkpoint import load_checkpoint
 from mirip_fast.training.run_folder import Run
@@ -207,6 +207,48 @@ def test_an_image_that_does_not_fit_alone_ends_the_run_with_advice(
     fit.score = full
     with pytest.raises(TrainingError, match=r"one image at a time.*--gradient-checkpointing"):
         fit.run(make_run(tmp_path / "run"))
+
+
+def test_out_of_memory_while_judging_makes_smaller_passes(
+    model_dir: ModelDir, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole, small = make_run(tmp_path / "whole"), make_run(tmp_path / "small")
+    make_fit(model_dir("dinov2"), make_config()).run(whole)
+    fit = make_fit(model_dir("dinov2"), make_config())
+    sizes: list[int] = []
+
+    def tight(images: torch.Tensor) -> torch.Tensor:
+        if not fit.model.training:
+            if len(images) > 3:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB")
+            sizes.append(len(images))
+        return fit.model(images)
+
+    fit.score = tight
+    with caplog.at_level("WARNING", logger="mirip_fast"):
+        fit.run(small)
+    told = [record.getMessage() for record in caplog.records]
+    assert [line.rpartition("at most ")[2] for line in told] == [
+        "5 images are scored at once",
+        "3 images are scored at once",
+    ]
+    assert fit.parts_per_step == 1 and fit.judged_at_once == 3
+    assert sum(sizes) == 4 * 12  # every image in every epoch, once
+    for first, second in zip(whole.history(), small.history(), strict=True):
+        for column in ("train/loss", "val/loss", "val/accuracy"):
+            assert float(first[column]) == pytest.approx(float(second[column]), rel=1e-5), column
+    again = make_fit(model_dir("dinov2"), make_config())
+    again.resume(load_checkpoint(small.last))
+    assert again.judged_at_once == 3
+
+    def full(images: torch.Tensor) -> torch.Tensor:
+        if not again.model.training:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return again.model(images)
+
+    again.score, again.epoch = full, 3
+    with pytest.raises(TrainingError, match=r"one image at a time.*--gradient-checkpointing"):
+        again.run(small)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_rates(

@@ -13,15 +13,17 @@ import numpy as np
 import torch
 
 from mirip_fast.config import Config
-from mirip_fast.errors import TrainingError
-from mirip_fast.evaluation.metrics import pairwise_accuracy
+from mirip_fast.errors import PreemptedError, TrainingError
 from mirip_fast.finetune.averages import WeightAverage
-from mirip_fast.finetune.fit_parts import Graded, Hooks, Plan, PreemptedError, Progress
+from mirip_fast.finetune.fit_judge import ADVICE, judge
+from mirip_fast.finetune.fit_parts import Graded, Hooks, Plan, Progress
+from mirip_fast.finetune.fit_report import epoch_values, rates_of, tell_epoch
 from mirip_fast.finetune.fit_state import checkpoint_of, resume_fit
+from mirip_fast.finetune.memory import free_memory
 from mirip_fast.finetune.model import ScoringModel
 from mirip_fast.finetune.objective import Objective, count_right
 from mirip_fast.finetune.peers import ALONE, Peers
-from mirip_fast.finetune.plan import Mixing, Sample, Step, plan_epoch
+from mirip_fast.finetune.plan import Mixing, Step, plan_epoch
 from mirip_fast.finetune.step import Part, StepResult, take_gradients
 from mirip_fast.finetune.strategy import Strategy, learning_rates, parameter_groups, unfreeze
 from mirip_fast.models.checkpoint import save_checkpoint
@@ -68,7 +70,7 @@ class FullFit:
         self.peers, self.hooks = peers, hooks or Hooks()
         self.device = model.device
         # MPS has no float64, which grades are in.
-        self._loss_device = torch.device("cpu") if self.device.type == "mps" else self.device
+        self.loss_device = torch.device("cpu") if self.device.type == "mps" else self.device
         self.steps_per_epoch = len(self._steps(1))
         self.optimizer = self._optimizer()
         self.names = [str(group["name"]) for group in self.optimizer.param_groups]
@@ -84,6 +86,7 @@ class FullFit:
         self.ema = WeightAverage(learning) if config.train.ema_decay > 0 else None
         self.swa = WeightAverage(learning) if config.train.swa_start > 0 else None
         self.parts_per_step = config.finetune.accumulation_steps or 1
+        self.judged_at_once = plan.batch_size  # images scored in one pass, as memory allows
         self.score: Callable[[torch.Tensor], torch.Tensor] = model
         if plan.cut is not None:
             cut = plan.cut
@@ -188,7 +191,7 @@ class FullFit:
 
     def _step(self, step: Step, inputs: torch.Tensor) -> None:
         result = self._gradients(step, inputs)
-        self._require_finite(result.loss)
+        self.require_finite(result.loss)
         self.scaler.unscale_(self.optimizer)
         norm = clip_gradients(
             (p for _, p in self.model.trainable()), self.config.train.gradient_clip_norm
@@ -212,10 +215,10 @@ class FullFit:
         now.norm += norm if math.isfinite(norm) else 0.0  # fp16 skips such a step
 
     def _labels(self, of: Graded, step: Step) -> tuple[torch.Tensor, torch.Tensor | None]:
-        grades = torch.from_numpy(step.grades).to(self._loss_device)
+        grades = torch.from_numpy(step.grades).to(self.loss_device)
         if of.within is None:
             return grades, None
-        return grades, torch.from_numpy(of.within[step.index()]).to(self._loss_device)
+        return grades, torch.from_numpy(of.within[step.index()]).to(self.loss_device)
 
     def _gradients(self, step: Step, inputs: torch.Tensor) -> StepResult:
         """The step's gradients; out of memory makes smaller micro-batches for the rest of the run."""
@@ -249,7 +252,7 @@ class FullFit:
     def _part(self, chunk: torch.Tensor, seed: int) -> Part:
         def score() -> torch.Tensor:
             torch.manual_seed(seed)  # the noise is a function of run, step and micro-batch
-            with self._autocast():
+            with self.autocast():
                 return self.score(chunk)
 
         return score
@@ -258,33 +261,29 @@ class FullFit:
         self.optimizer.zero_grad(set_to_none=True)
         biggest = -(-self.plan.batch_size // self.peers.world)
         if self.parts_per_step >= biggest:
-            raise TrainingError(
-                "Out of memory with one image at a time. Ways on: --gradient-checkpointing, a smaller "
-                "--image-size (and its own head-only run), --strategy last:2 or lora, or a smaller "
-                "backbone. The checkpoints saved before are good."
-            )
+            raise TrainingError(ADVICE)
         self.parts_per_step = min(biggest, self.parts_per_step * 2)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_memory()
         log.warning(
             "Out of memory: the step is done again in %d micro-batches of at most %d images. The batch "
-            "stays at %d images, and so does its gradient",
+            "stays at %d images, and so does its gradient, for %d/%d of a forward pass extra",
             self.parts_per_step,
             -(-biggest // self.parts_per_step),
             self.plan.batch_size,
+            self.parts_per_step - 1,
+            self.parts_per_step,
         )
 
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Inside, the model computes in the precision of the plan."""
         if self.plan.precision == "fp32":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, torch_dtype(self.plan.precision))
 
-    def _require_finite(self, loss: float) -> None:
+    def require_finite(self, loss: float) -> None:
+        """End the run where the loss is no number."""
         if not math.isfinite(loss):
-            rates = ", ".join(
-                f"{name} {group['lr']:.2g}"
-                for name, group in zip(self.names, self.optimizer.param_groups, strict=True)
-            )
+            rates = ", ".join(f"{name} {rate:.2g}" for name, rate in rates_of(self).items())
             raise TrainingError(
                 f"The loss became {loss} in epoch {self.epoch + 1}. Likely causes: a learning rate that "
                 f"is too high (now {rates}) or no gradient clipping (--gradient-clip-norm 1). The "
@@ -296,24 +295,10 @@ class FullFit:
         if self.swa is not None and self.epoch >= self.config.train.swa_start:
             self.swa.update_mean()
         train = self.config.train
-        rates = {
-            f"learning_rate/{name}": float(group["lr"])
-            for name, group in zip(self.names, self.optimizer.param_groups, strict=True)
-        }
+        rates = {f"learning_rate/{name}": rate for name, rate in rates_of(self).items()}
         with self.shown():
-            loss, accuracy = self.judge(self.val)
-        values = {
-            "train/loss": progress.loss / max(1, progress.steps),
-            "train/accuracy": progress.right / progress.pairs if progress.pairs else math.nan,
-            "val/loss": loss,
-            "val/accuracy": accuracy,
-            "learning_rate": max(rates.values()),
-            "epoch_seconds": progress.seconds,
-            "gradient_norm": progress.norm / max(1, progress.steps),
-            "images_per_second": progress.images / max(progress.seconds, 1e-9),
-            "data_seconds": progress.waited,
-            "memory_gib": self._memory(),
-        }
+            loss, accuracy = judge(self, self.val)
+        values = epoch_values(self, progress, loss, accuracy)
         is_best = self.stopping.update(accuracy, self.epoch)
         if self.epoch == train.swa_start:
             self.stopping.waited = 0  # the average is a new start
@@ -321,7 +306,7 @@ class FullFit:
             return
         run.append_history({"epoch": self.epoch, **values})
         self.hooks.trackers.log({**values, **rates}, self.epoch)
-        self._tell(values, is_best=is_best)
+        tell_epoch(self, values, is_best=is_best)
         if is_best:
             self._save(run.best, resumable=False)
         every = train.save_every_n_epochs
@@ -329,33 +314,6 @@ class FullFit:
             self._save(run.path / f"checkpoint_epoch_{self.epoch}.pt")
             run.prune_checkpoints(train.save_total_limit)
         self._save(run.last)
-
-    def _tell(self, values: dict[str, float], *, is_best: bool) -> None:
-        log.info(
-            "epoch %3d/%d  loss %.4f  accuracy %.4f  val loss %.4f  val accuracy %.4f  "
-            "%.1f s, %.1f images/s%s",
-            self.epoch,
-            self.plan.epochs,
-            values["train/loss"],
-            values["train/accuracy"],
-            values["val/loss"],
-            values["val/accuracy"],
-            values["epoch_seconds"],
-            values["images_per_second"],
-            "  best" if is_best else "",
-        )
-
-    def _memory(self) -> float:
-        """Peak memory of this process, in GiB: of the GPU where there is one."""
-        if self.device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated(self.device)
-            torch.cuda.reset_peak_memory_stats(self.device)
-            return peak / 2**30
-        try:
-            import resource
-        except ImportError:  # Windows
-            return math.nan
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
     def average(self) -> WeightAverage | None:
         """The average that stands for the model now, if any."""
@@ -367,32 +325,6 @@ class FullFit:
         """Inside, the model has the weights that are judged and kept."""
         average = self.average()
         return contextlib.nullcontext() if average is None else average.in_place()
-
-    def judge(self, images: Graded) -> tuple[float, float]:
-        """Loss and pairwise accuracy over all pairs of a split, with the weights as they are."""
-        scores = self.scores(images).to(self._loss_device)
-        grades = torch.from_numpy(images.grades).to(scores.device)
-        within = (
-            None if images.within is None else torch.from_numpy(images.within).to(scores.device)
-        )
-        loss = float(self.objective.loss(scores, grades, within, mixed=False))
-        self._require_finite(loss)
-        return loss, pairwise_accuracy(scores.cpu().numpy(), images.tiers, images.within)
-
-    @torch.no_grad()
-    def scores(self, images: Graded) -> torch.Tensor:
-        """[n] scores of a split's images, nothing learnt."""
-        self.model.eval()
-        n = len(images.tiers)
-        mine = [Sample(i, 0) for i in range(n)[self.peers.share(n)]]
-        size = -(-self.plan.batch_size // (self.parts_per_step * self.peers.world))
-        lists = [mine[i : i + size] for i in range(0, len(mine), size)]
-        parts = []
-        for inputs in images.load(lists):
-            with self._autocast():
-                parts.append(self.score(inputs).float())
-        own = torch.cat(parts) if parts else torch.empty(0, device=self.device)
-        return self.peers.gather(own, n)
 
     def _save(self, path: Any, *, resumable: bool = True) -> None:
         save_checkpoint(path, checkpoint_of(self, resumable=resumable))

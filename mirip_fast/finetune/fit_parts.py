@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mirip_fast.errors import TrainingError
 from mirip_fast.finetune.plan import Sample
 from mirip_fast.training.trackers import Trackers
 
@@ -72,10 +71,6 @@ class Progress:
     norm: float = 0.0  # summed gradient norms
     seconds: float = 0.0
     waited: float = 0.0  # of them for data
-
-
-class PreemptedError(TrainingError):
-    """The run was told to stop by a signal; all is saved."""
 
 
 @dataclass

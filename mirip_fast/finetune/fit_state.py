@@ -39,6 +39,7 @@ def checkpoint_of(fit: FullFit, *, resumable: bool = True) -> dict[str, Any]:
             "ema": fit.ema.state_dict() if fit.ema else None,
             "swa": fit.swa.state_dict() if fit.swa else None,
             "parts_per_step": fit.parts_per_step,
+            "judged_at_once": fit.judged_at_once,
             "progress": vars(fit.now),
         }
     return state
@@ -75,6 +76,9 @@ def resume_fit(fit: FullFit, checkpoint: dict[str, Any]) -> None:
             if average is not None:
                 average.load_state_dict(kept)
         fit.parts_per_step = int(state["parts_per_step"])
+        fit.judged_at_once = int(
+            state.get("judged_at_once", fit.judged_at_once)
+        )  # older ones do not say
         fit.now = Progress(**state["progress"])
     except (KeyError, RuntimeError, ValueError, TypeError) as error:
         raise CheckpointError(f"the checkpoint does not fit this run: {error}") from error

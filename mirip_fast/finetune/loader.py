@@ -81,14 +81,21 @@ class Pictures(Dataset[Any]):
         return torch.from_numpy(to_array(square))
 
 
-def decode_all(pictures: Pictures, workers: int) -> torch.Tensor:
-    """All pictures' squares [n, side, side, 3] uint8, in memory that other processes can see.
+def decode_all(pictures: Pictures, workers: int, *, shared: bool = True) -> torch.Tensor:
+    """All pictures' squares [n, side, side, 3] uint8.
+
+    Args:
+        pictures: what to decode.
+        workers: processes that decode.
+        shared: in memory that other processes can see.
 
     Raises:
         DataError: one can not be read; names it.
     """
     n, side = len(pictures.paths), pictures.side
-    kept: torch.Tensor = torch.empty((n, side, side, 3), dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
+    kept = torch.empty((n, side, side, 3), dtype=torch.uint8)
+    if shared:
+        kept.share_memory_()  # type: ignore[no-untyped-call]
     jobs = (
         DecodeJob(i, Path(path), (side,), pictures.resize, pictures.draft)
         for i, path in enumerate(pictures.paths)

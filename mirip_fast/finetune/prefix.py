@@ -25,6 +25,7 @@ from mirip_fast.errors import ConfigError, DataError
 from mirip_fast.features.recipe import Recipe
 from mirip_fast.features.store import FeatureStore, SeriesSpec, fingerprint_id
 from mirip_fast.files import disk_full, format_bytes
+from mirip_fast.finetune.memory import Passes
 from mirip_fast.finetune.model import ScoringModel
 from mirip_fast.finetune.plan import Sample
 from mirip_fast.finetune.strategy import Strategy
@@ -32,7 +33,7 @@ from mirip_fast.runtime import torch_dtype
 
 log = logging.getLogger(__name__)
 
-_BATCH = 16  # images per pass through the prefix
+_BATCH = 16  # images per pass through the prefix, where memory allows
 _SPARE = 64 << 20  # bytes of disk left for everything else
 
 
@@ -57,6 +58,10 @@ def check_prefix(settings: FinetuneConfig, strategy: Strategy) -> None:
         )
 
 
+def _tell_smaller(images: int) -> None:
+    log.warning("Out of memory: tokens are computed of %d images at a time", images)
+
+
 class Prefix:
     """Kept tokens of a backbone's first blocks.
 
@@ -70,6 +75,7 @@ class Prefix:
     def __init__(self, model: ScoringModel, cut: int, recipe: Recipe, cache_dir: Path):
         self.model, self.cut, self.recipe = model, cut, recipe
         self.waited = 0.0
+        self._passes = Passes(_BATCH, _tell_smaller)
         fingerprint = {**recipe.fingerprint, "store_dtype": "float32", "prefix_blocks": cut}
         self.store = FeatureStore.create(cache_dir / fingerprint_id(fingerprint), fingerprint)
         side = recipe.size // recipe.backbone.patch_size
@@ -135,9 +141,12 @@ class Prefix:
         self.model.eval()
         dtype = torch_dtype(self.recipe.precision)
         device = self.model.device
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            tokens = self.model.prefix(pixels, self.cut)
-        return tokens.float().cpu().numpy()
+
+        def run(part: torch.Tensor) -> torch.Tensor:
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                return self.model.prefix(part, self.cut).float().cpu()
+
+        return self._passes.run(run, pixels).numpy()
 
     def load(
         self, hashes: Sequence[bytes], lists: Sequence[Sequence[Sample]]

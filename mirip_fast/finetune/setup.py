@@ -14,18 +14,20 @@ import numpy as np
 import torch
 
 from mirip_fast.config import Config
-from mirip_fast.errors import ConfigError, DataError
+from mirip_fast.errors import DataError, PreemptedError
 from mirip_fast.evaluation.metrics import codes_of
 from mirip_fast.features.backbone import load_model
 from mirip_fast.features.backbone_files import find_backbone
 from mirip_fast.features.command import default_workers
 from mirip_fast.features.phase_one import open_hashes
+from mirip_fast.features.pooling import head_kinds
 from mirip_fast.features.recipe import Recipe, make_recipe
 from mirip_fast.files import format_bytes
 from mirip_fast.finetune.anatomy import checkpoint_blocks
 from mirip_fast.finetune.fit import FullFit
-from mirip_fast.finetune.fit_parts import Graded, Hooks, Plan, PreemptedError, StopRequest
+from mirip_fast.finetune.fit_parts import Graded, Hooks, Plan, StopRequest
 from mirip_fast.finetune.loader import Batches, Pictures, decode_all
+from mirip_fast.finetune.memory import room_in_memory
 from mirip_fast.finetune.model import ScoringModel
 from mirip_fast.finetune.noise import add_patch_dropout, add_stochastic_depth
 from mirip_fast.finetune.peers import Peers
@@ -70,8 +72,6 @@ class Setup:
         self.recipe: Recipe = make_recipe(config.embed, spec, precision)
         self.strategy: Strategy = parse_strategy(config.finetune, spec.num_layers)
         check_averaging(config.train, config.train.epochs or _EPOCHS)
-        if config.train.folds or config.train.bootstrap:
-            raise ConfigError("--folds and --bootstrap go with --head-only")
         if config.finetune.cache_prefix:
             check_prefix(config.finetune, self.strategy)
 
@@ -103,17 +103,13 @@ class Setup:
         return result
 
     def _finish(self, run: Run, result: FitResult) -> None:
-        """Make of the best checkpoint what evaluating and ranking use, and score the val split with it."""
+        """Make of the best checkpoint what evaluating and ranking use, and learn what its scores mean."""
         content = load_checkpoint(run.best)
         info = deploy(run.best, content)
         head = {name: value.numpy() for name, value in head_state(content).items()}
         save_head(run.path, run.best, head, info)
-        model = load_score_model(run.best)
-        paths = [record.path for record in self.images.part("val").manifest.records]
-        scored = score_files(
-            model, paths, cache_dir=Path(self.config.embed.cache_dir), device=self.device.type
-        )
-        write_references_of_scores(model, self.images, scored.scores, self.config.evaluate.within)
+        if run.info.get("mode") != "fold":  # folds are calibrated together, on what each left out
+            self._write_references(run)
         plot_curves(run.path / "curves.png", run.history(), result.best_epoch)
         run.update(
             status="finished",
@@ -121,6 +117,27 @@ class Setup:
             best_epoch=result.best_epoch,
             val_pairwise_accuracy=result.best_accuracy,
             seconds=round(result.seconds, 2),
+        )
+
+    def _write_references(self, run: Run) -> None:
+        model = load_score_model(run.best)
+        paths = [record.path for record in self.images.part("val").manifest.records]
+        scored = score_files(
+            model, paths, cache_dir=Path(self.config.embed.cache_dir), device=self.device.type
+        )
+        write_references_of_scores(model, self.images, scored.scores, self.config.evaluate.within)
+
+    @property
+    def info(self) -> ModelInfo:
+        """What the head looks at before the backbone has learnt anything."""
+        features = self.config.head.features
+        return ModelInfo(
+            fingerprint=self.recipe.fingerprint,
+            embed=self.config.embed,
+            views=self.recipe.views,
+            features=features,
+            tiers=self.images.manifest.tiers,
+            input_dim=self.recipe.backbone.hidden_size * len(head_kinds(features)),
         )
 
     def _fit(
@@ -133,18 +150,10 @@ class Setup:
         config = self.config
         remote = None
         if self.peers.is_first and config.finetune.remote_sync:
-            remote = RemoteSync(config.finetune.remote_sync, run.path.name)
+            remote = RemoteSync(config.finetune.remote_sync, run.place)
             hooks.saved = remote.add
         model = self._model(head)
         train, val, hooks.waited = self._data(model)
-        info = ModelInfo(
-            fingerprint=self.recipe.fingerprint,
-            embed=config.embed,
-            views=self.recipe.views,
-            features=config.head.features,
-            tiers=self.images.manifest.tiers,
-            input_dim=self.recipe.backbone.hidden_size * len(model.kinds),
-        )
         described = describe_backbone(self.recipe.backbone, model.backbone)
         plan = self._plan(head is not None, resumed)
         fit = FullFit(
@@ -154,7 +163,7 @@ class Setup:
             val,
             config,
             plan,
-            {**info.to_dict(), FINETUNED: described},
+            {**self.info.to_dict(), FINETUNED: described},
             peers=self.peers,
             hooks=hooks,
         )
@@ -173,8 +182,7 @@ class Setup:
     def _model(self, head: dict[str, Any] | None) -> ScoringModel:
         config, spec = self.config, self.recipe.backbone
         set_seed(config.train.seed)
-        kinds = config.head.features.count("+") + 1
-        ranking_head = RankingHead(spec.hidden_size * kinds, config.head)
+        ranking_head = RankingHead(self.info.input_dim, config.head)
         if head is not None:
             ranking_head.load_state_dict(head["model_state_dict"])
         model = ScoringModel(spec, load_model(spec), ranking_head, config.head.features)
@@ -218,13 +226,10 @@ class Setup:
             draft=recipe.decode == "fast",
             preset=settings.augment if augmented else "none",
         )
-        if settings.cache_images:
-            log.info(
-                "Keeping %d decoded images in memory: %s",
-                len(part),
-                format_bytes(len(part) * pictures.side**2 * 3),
-            )
-            pictures.kept = decode_all(pictures, default_workers(self.config.embed.workers))
+        shared = settings.loader_workers > 0
+        if settings.cache_images and _fits_in_memory(pictures, shared=shared):
+            workers = default_workers(self.config.embed.workers)
+            pictures.kept = decode_all(pictures, workers, shared=shared)
         return Batches(
             pictures,
             workers=settings.loader_workers,
@@ -287,6 +292,23 @@ class Setup:
 
 def _of_prefix(prefix: Prefix, hashes: Sequence[bytes]) -> Any:
     return lambda lists: prefix.load(hashes, lists)
+
+
+def _fits_in_memory(pictures: Pictures, *, shared: bool) -> bool:
+    """Whether decoded images can be kept; tells how much they take, and what if not."""
+    n = len(pictures.paths)
+    needed, room = n * pictures.side**2 * 3, room_in_memory(shared=shared)
+    if room is None or needed <= room:
+        log.info("Keeping %d decoded images in memory: %s", n, format_bytes(needed))
+        return True
+    log.warning(
+        "--cache-images: %d decoded images take %s, and %s of %s are free: they are decoded in every epoch",
+        n,
+        format_bytes(needed),
+        format_bytes(room),
+        "shared memory" if shared else "memory",
+    )
+    return False
 
 
 def require_pairs(images: GradedImages) -> None:

@@ -9,13 +9,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from mirip_fast.config import Config, config_from_dict, to_yaml
 from mirip_fast.data.csv_reader import shown
 from mirip_fast.errors import CheckpointError, ConfigError
 from mirip_fast.files import write_text
+from mirip_fast.finetune.folds import FullFolds
 from mirip_fast.finetune.peers import Peers, peers_of_torchrun
 from mirip_fast.finetune.setup import Setup, require_pairs
 from mirip_fast.finetune.sources import (
+    HeadRun,
     Source,
     check_same_features,
     check_unchanged,
@@ -28,6 +32,8 @@ from mirip_fast.models.finetuned import FINETUNED
 from mirip_fast.models.model_info import ModelInfo
 from mirip_fast.ranking.dataset_settings import choose_features
 from mirip_fast.ranking.fit import FitResult
+from mirip_fast.ranking.fold_plan import FoldsPlan, load_plan, plan_folds
+from mirip_fast.ranking.fold_runs import FoldsResult, run_of_fold, train_folds
 from mirip_fast.ranking.graded import GradedImages, load_split, save_split, trial
 from mirip_fast.runtime import resolve_device
 from mirip_fast.training.run_folder import SPLIT_FILE, Run, create_run, resumable_run
@@ -47,21 +53,38 @@ class FullRequest:
         source: folder or CSV file; None takes the head-only run's, or the newest embedded one.
         debug: a trial on 100 images and two epochs, without tracking.
         given: dotted keys of the settings that were set, by YAML or on the command line.
+        only_folds: with folds: those to train now; none: all.
     """
 
     source: Path | None = None
     debug: bool = False
     given: frozenset[str] = frozenset()
+    only_folds: tuple[int, ...] = ()
 
 
-def train_full(config: Config, request: FullRequest) -> tuple[Run, FitResult]:
-    """Fine-tune backbone and head on images.
+def train_full(config: Config, request: FullRequest) -> tuple[Run, FitResult | FoldsResult]:
+    """Fine-tune backbone and head on images, once or once per fold.
 
     Raises:
+        ConfigError: settings that do not go together, or folds that do not exist.
         MiripError: see :mod:`mirip_fast.finetune.sources` for data and head-only run,
             :class:`mirip_fast.finetune.fit.FullFit` for training.
     """
     parse_report_to(config.tracking.report_to)
+    if request.only_folds and not config.train.folds:
+        raise ConfigError("--only-folds goes with --folds: say how many there are")
+    if config.train.gradient_accumulation_steps > 1:
+        raise ConfigError(
+            "--gradient-accumulation-steps goes with --head-only: it adds up the gradients of batches that "
+            "know nothing of each other's pairs. --full divides a batch with --accumulation-steps "
+            f"{config.train.gradient_accumulation_steps}, and keeps all of its pairs"
+        )
+    if config.train.bootstrap:
+        raise ConfigError(
+            "--bootstrap goes with --head-only. End to end, each resample would be a fine-tuning of its own; "
+            "heads on the features of one fine-tuned backbone, which has seen every work, would agree with "
+            "each other more than they should. --folds K works with --full"
+        )
     with peers_of_torchrun(config.runtime.device) as (peers, device), _quiet(peers):
         source = peers.first_does(lambda: _source(config, request))
         config = _resolved(config, request, source)
@@ -72,17 +95,55 @@ def train_full(config: Config, request: FullRequest) -> tuple[Run, FitResult]:
         if source.head_run is not None:
             check_same_features(source.head_run, setup.recipe)
         run = Run(Path(peers.first_does(lambda: _new_run(config, request, source, images))))
-        head = None if source.head_run is None else source.head_run.checkpoint
+        head_run = source.head_run
+        if config.train.folds:
+            divided = None if head_run is None or request.debug else head_run.plan
+            fold_of = None if divided is None else divided.fold_of
+            plan = peers.first_does(lambda: plan_folds(run, config, setup.info, images, fold_of))
+            heads = () if head_run is None or request.debug else head_run.heads
+            work = _work(plan, peers, setup.device, heads)
+            return run, train_folds(run, plan, work, request.only_folds)
+        head = None if head_run is None else head_run.checkpoint
         return run, setup.train(run, head=head, resumed=None)
 
 
-def resume_full(which: str, output_dir: Path, device: str = "auto") -> tuple[Run, FitResult]:
+def _work(
+    plan: FoldsPlan, peers: Peers, device: torch.device, heads: tuple[Path, ...]
+) -> FullFolds:
+    embed = plan.config.embed
+    return FullFolds(peers, device, heads, Path(embed.cache_dir), embed.workers)
+
+
+def _resume_folds(
+    run: Run, peers: Peers, device: torch.device, only: tuple[int, ...]
+) -> tuple[Run, FoldsResult]:
+    log.info("Resuming %s, with its own settings", run.path)
+    if run.info.get("mode") != _MODE:
+        raise CheckpointError(
+            f"{run.path} can not be resumed by `train --full`: `mirip-fast train --head-only --resume "
+            f"{run.path}` goes on with it"
+        )
+    plan = load_plan(run)
+    check_unchanged(plan.images, Path(plan.config.embed.cache_dir))
+    started = run.info.get("init_from")
+    heads = (
+        ()
+        if started is None
+        else tuple(run_of_fold(Run(Path(started)), fold).best for fold in range(plan.folds))
+    )
+    return run, train_folds(run, plan, _work(plan, peers, device, heads), only)
+
+
+def resume_full(
+    which: str, output_dir: Path, device: str = "auto", only_folds: tuple[int, ...] = ()
+) -> tuple[Run, FitResult | FoldsResult]:
     """Go on with an interrupted run, with its own settings, split and data.
 
     Args:
         which: ``latest``, a run's folder or a checkpoint.
         output_dir: folder of the runs.
         device: where; the settings of the run do not bind it.
+        only_folds: with folds: those to train now; none: all that are missing.
 
     Raises:
         RunNotFoundError: nothing to resume.
@@ -90,6 +151,10 @@ def resume_full(which: str, output_dir: Path, device: str = "auto") -> tuple[Run
     """
     with peers_of_torchrun(device) as (peers, device_name), _quiet(peers):
         run, path = resumable_run(output_dir, which, full=True)
+        if run.has_folds:
+            return _resume_folds(run, peers, resolve_device(device_name), only_folds)
+        if only_folds:
+            raise ConfigError(f"--only-folds: {run.path} has no folds")
         checkpoint = load_checkpoint(path)
         if FINETUNED not in checkpoint.get("model", {}) or "training_state" not in checkpoint:
             raise CheckpointError(
@@ -128,6 +193,7 @@ def _resolved(config: Config, request: FullRequest, source: Source) -> Config:
     """The configuration of the run: what the user set, over what the head-only run brings."""
     embed, head = config.embed, config.head
     if source.head_run is not None:
+        config = _with_split(config, request, source.head_run)
         own = {k.partition(".")[2] for k in request.given if k.startswith("embed.")}
         embed = dataclasses.replace(source.embed, **{k: getattr(config.embed, k) for k in own})
         head = source.head_run.head
@@ -156,6 +222,23 @@ def _resolved(config: Config, request: FullRequest, source: Source) -> Config:
     return config
 
 
+def _with_split(config: Config, request: FullRequest, head_run: HeadRun) -> Config:
+    """The configuration with the split section of the head-only run, whose split is taken.
+
+    Raises:
+        ConfigError: another split was asked for.
+    """
+    own = config_from_dict(head_run.checkpoint["config"]).split
+    asked = [key.partition(".")[2] for key in request.given if key.startswith("split.")]
+    wrong = [name for name in asked if getattr(config.split, name) != getattr(own, name)]
+    if wrong:
+        raise ConfigError(
+            f"{', '.join(f'split.{name}' for name in sorted(wrong))}: {head_run.run.path} brings its own "
+            "split along; leave it out, or start with --init-from none"
+        )
+    return dataclasses.replace(config, split=own)
+
+
 def _new_run(config: Config, request: FullRequest, source: Source, images: GradedImages) -> str:
     run = create_run(
         Path(config.train.output_dir),
@@ -165,12 +248,21 @@ def _new_run(config: Config, request: FullRequest, source: Source, images: Grade
         dataset=source.name,
         data=dataclasses.asdict(source.data),
         within=config.evaluate.within,
-        init_from=None if source.head_run is None else str(source.head_run.run.path),
+        init_from=_init_from(config, request, source),
     )
     write_text(run.path / "config.yaml", to_yaml(config))
     save_split(run.path / SPLIT_FILE, images)
     log.info("Data %s", shown(Path(source.name)))
     return str(run.path)
+
+
+def _init_from(config: Config, request: FullRequest, source: Source) -> str | None:
+    """The run whose head, or heads, are taken; absolute, for resuming from any folder."""
+    head_run = source.head_run
+    taken = head_run is not None and (
+        not config.train.folds or (bool(head_run.heads) and not request.debug)
+    )
+    return str(head_run.run.path.resolve()) if head_run is not None and taken else None
 
 
 @contextlib.contextmanager

@@ -67,7 +67,8 @@ class Explainer:
 
     Raises:
         BackboneError: the backbone can not be found.
-        CheckpointError: the backbone found is not the one that the model was trained on.
+        CheckpointError: the backbone found is not the one that the model was trained on, or the model
+            has several.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Explainer:
         from mirip_fast.features.backbone import load_backbone
         from mirip_fast.ranking.torch_score import MeanHead
 
+        model.require_one_backbone("explain")
         self._model, self._config, self._command = model, config, command
         self._backbone_place = backbone
         self._cache_dir = Path(config.embed.cache_dir)

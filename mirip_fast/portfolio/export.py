@@ -110,6 +110,7 @@ def export_onnx(
     """
     if head_only and config.export.int8:
         raise ConfigError("--int8 makes the backbone smaller: leave --head-only or --int8 away")
+    model.require_one_backbone("export")
     require_onnx()
     names = [HEAD_GRAPH, PREPROCESSING]
     if not head_only:

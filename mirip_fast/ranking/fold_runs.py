@@ -1,56 +1,80 @@
-"""`train --head-only --folds K` as a whole: one run per fold, joined into an ensemble when all are there.
+"""Training in folds as a whole: one run per fold, joined into an ensemble when all are there.
 
 The folds are runs of their own in ``fold_0/`` … below the run's folder, so that a finished one is kept
-whatever happens to the others, and one that was trained elsewhere can be put beside them.
+whatever happens to the others, and one that was trained elsewhere can be put beside them. What is trained
+in a fold, a head or a head with its backbone, is the business of a :class:`FoldWork`.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
+import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.config import Config, config_from_dict
-from mirip_fast.errors import CheckpointError, ConfigError, DataError
+from mirip_fast.errors import CheckpointError, ConfigError, PreemptedError
 from mirip_fast.evaluation.report import Report, judge
-from mirip_fast.features.store import FeatureStore, differing_fields
-from mirip_fast.files import read_json, write_json
+from mirip_fast.files import write_json
 from mirip_fast.models.checkpoint import load_checkpoint
 from mirip_fast.models.model_info import ModelInfo
-from mirip_fast.ranking.bootstrap import write_bootstrap
-from mirip_fast.ranking.fit import FitResult
-from mirip_fast.ranking.folds import LEFT_OUT, assign_folds, leave_out
+from mirip_fast.ranking.fold_plan import FoldsPlan
+from mirip_fast.ranking.folds import LEFT_OUT
 from mirip_fast.ranking.graded import GradedImages, load_split, save_split
 from mirip_fast.ranking.head_files import Member, save_ensemble
 from mirip_fast.ranking.held_out import HeldOut, save_held_out
 from mirip_fast.ranking.references import write_calibration
-from mirip_fast.ranking.rows import read_features
-from mirip_fast.ranking.scorer import load_score_model
-from mirip_fast.training.presets import choose_pace
-from mirip_fast.training.run_folder import FOLDS_FILE, SPLIT_FILE, Run
+from mirip_fast.ranking.scorer import ScoreModel, load_score_model
+from mirip_fast.training.run_folder import FOLDS_FILE, SPLIT_FILE, Run, fold_name
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 
-class FitRun(Protocol):
-    """Trains one head into a run's folder."""
 
-    def __call__(
-        self,
-        run: Run,
-        config: Config,
-        images: GradedImages,
-        store: FeatureStore,
-        views: Any,
-        checkpoint: dict[str, Any] | None,
-    ) -> FitResult:
-        """Fit from the start, or go on from a checkpoint."""
+@dataclass(frozen=True)
+class FoldRun:
+    """One fold that is to be trained now.
+
+    Attributes:
+        run: its own run.
+        number: counted from 0.
+        config: its settings.
+        images: with the split of this fold.
+        checkpoint: what to go on from; None: from the start.
+    """
+
+    run: Run
+    number: int
+    config: Config
+    images: GradedImages
+    checkpoint: Path | None
+
+
+class FoldWork(Protocol):
+    """What is done in each fold; where several processes train together, each has one."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes files."""
+
+    def first_does(self, work: Callable[[], T]) -> T:
+        """The result of ``work`` in every process, done by the first."""
+
+    def fit(self, fold: FoldRun) -> object:
+        """Train, and leave the fold's run finished."""
+
+    def score(self, model: ScoreModel, images: GradedImages) -> NDArray[np.floating]:
+        """[n] scores of images that a fold's model was not trained on."""
+
+    def complete(self, run: Run, plan: FoldsPlan) -> None:
+        """What remains to be done when the ensemble is there; in the first process."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +85,7 @@ class FoldsResult:
         folds: number of folds.
         missing: those that are not trained yet; empty when the ensemble is there.
         report: how the out-of-fold scores order the images; None while folds are missing.
-        by_fold: pairwise accuracy on each fold by the head that left it out.
+        by_fold: pairwise accuracy on each fold by the model that left it out.
     """
 
     folds: int
@@ -70,108 +94,13 @@ class FoldsResult:
     by_fold: tuple[float, ...]
 
 
-@dataclass(frozen=True)
-class FoldsPlan:
-    """Everything that a run with folds is made of.
-
-    Attributes:
-        config: its settings.
-        info: what its heads look at.
-        images: all graded images with their split.
-        fold_of: [n], of :func:`mirip_fast.ranking.folds.assign_folds`.
-    """
-
-    config: Config
-    info: ModelInfo
-    images: GradedImages
-    fold_of: NDArray[np.int64]
-
-    @property
-    def folds(self) -> int:
-        """Number of folds."""
-        return int(self.fold_of.max()) + 1
-
-    def images_of(self, fold: int) -> GradedImages:
-        """The images as the run of one fold sees them."""
-        split = self.config.split
-        return leave_out(
-            self.images,
-            self.fold_of,
-            fold,
-            val_share=split.val_ratio / (split.train_ratio + split.val_ratio),
-            seed=split.split_seed,
-        )
-
-    def config_of(self, fold: int, run: Run, n_train: int) -> Config:
-        """The settings of one fold's run: its own seed, so that the heads differ by more than their data."""
-        train = self.config.train
-        pace = choose_pace(train, n_train)
-        own = dataclasses.replace(train, seed=train.seed + fold, folds=0, bootstrap=0, **vars(pace))
-        name = self.config.tracking.wandb_run_name or run.path.name
-        tracking = dataclasses.replace(self.config.tracking, wandb_run_name=f"{name}-fold_{fold}")
-        return dataclasses.replace(self.config, train=own, tracking=tracking)
-
-
-def plan_folds(
-    run: Run, config: Config, images: GradedImages, store: FeatureStore, views: Any
-) -> FoldsPlan:
-    """Divide the images and write the plan into the run's folder, which can be resumed from then on."""
-    fold_of = assign_folds(images, config.train.folds, config.split.split_seed)
-    width = read_features(store, images.hashes[:1], config.head.features, views).shape[2]
-    info = ModelInfo(
-        fingerprint=store.fingerprint,
-        embed=config.embed,
-        views=tuple(views),
-        features=config.head.features,
-        tiers=images.manifest.tiers,
-        input_dim=width,
-    )
-    plan = FoldsPlan(config, info, images, fold_of)
-    for fold in range(plan.folds):  # what can not be divided is told before anything is trained
-        plan.images_of(fold)
-    save_split(run.path / SPLIT_FILE, images)
-    write_json(
-        run.path / FOLDS_FILE,
-        {"config": config.to_dict(), "model": info.to_dict(), "fold_of": fold_of.tolist()},
-    )
-    return plan
-
-
-def load_plan(run: Run) -> tuple[FoldsPlan, FeatureStore]:
-    """The plan of an earlier run, and the store of its features.
-
-    Raises:
-        DataError: the plan can not be read.
-        CheckpointError: the store is not the one it was made with.
-    """
-    path = run.path / FOLDS_FILE
-    try:
-        values = read_json(path)
-        config = config_from_dict(values["config"])
-        info = ModelInfo.from_dict(values["model"])
-        fold_of = np.array(values["fold_of"], dtype=np.int64)
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{path} can not be read: {error}") from error
-    images = load_split(run.path / SPLIT_FILE, info.tiers, config.data)
-    store = FeatureStore.open(Path(config.embed.cache_dir) / info.fingerprint_id)
-    if store.fingerprint != info.fingerprint:
-        raise CheckpointError(
-            f"{path} does not fit {store.path} "
-            f"({differing_fields(info.fingerprint, store.fingerprint)})"
-        )
-    return FoldsPlan(config, info, images, fold_of), store
-
-
-def train_folds(
-    run: Run, plan: FoldsPlan, store: FeatureStore, fit: FitRun, only: Sequence[int] = ()
-) -> FoldsResult:
+def train_folds(run: Run, plan: FoldsPlan, work: FoldWork, only: Sequence[int] = ()) -> FoldsResult:
     """Train the folds that are not there yet, and join them when all are.
 
     Args:
         run: the run of which the folds are parts.
         plan: how the images are divided.
-        store: their features.
-        fit: trains one of them.
+        work: trains and scores one of them.
         only: the folds to train now; none: all.
 
     Raises:
@@ -183,55 +112,81 @@ def train_folds(
         raise ConfigError(
             f"--only-folds {','.join(map(str, only))}: there are folds 0 to {plan.folds - 1}"
         )
-    run.update(status="running")
+    with _status(run, work):
+        for number in only or range(plan.folds):
+            fold = work.first_does(functools.partial(_prepare, run, number, plan))
+            if fold is not None:
+                work.fit(fold)
+        return work.first_does(functools.partial(_finish, run, plan, work))
+
+
+@contextlib.contextmanager
+def _status(run: Run, work: FoldWork) -> Iterator[None]:
+    """Keep the run's status while the block works, and say why where it ends in an error."""
+    if work.is_first:
+        run.update(status="running")
     try:
-        for fold in only or range(plan.folds):
-            _train_fold(_run_of(run, fold), fold, plan, store, fit)
-        missing = tuple(f for f in range(plan.folds) if not _is_done(_run_of(run, f)))
-        if missing:
-            run.update(status="partial", missing_folds=list(missing))
-            return FoldsResult(plan.folds, missing, None, ())
-        return _join(run, plan, store)
+        yield
     except BaseException as error:
-        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        run.update(status=status, reason=str(error))
+        if work.is_first:
+            stopped = isinstance(error, KeyboardInterrupt | PreemptedError)
+            run.update(status="interrupted" if stopped else "failed", reason=str(error))
         raise
 
 
-def _train_fold(run: Run, fold: int, plan: FoldsPlan, store: FeatureStore, fit: FitRun) -> None:
-    images = plan.images_of(fold)
+def _prepare(parent: Run, number: int, plan: FoldsPlan) -> FoldRun | None:
+    """Make a fold's folder; None where the fold is done."""
+    run, images = run_of_fold(parent, number), plan.images_of(number)
     if _is_done(run):
-        log.info("Fold %d of %d: there already", fold, plan.folds)
-        return
-    log.info("Fold %d of %d: %d images left out", fold, plan.folds, images.splits.count(LEFT_OUT))
-    config = plan.config_of(fold, Run(run.path.parent), images.splits.count("train"))
-    checkpoint = None
+        log.info("Fold %d of %d: there already", number, plan.folds)
+        return None
+    log.info("Fold %d of %d: %d images left out", number, plan.folds, images.splits.count(LEFT_OUT))
+    config, epochs, checkpoint = plan.config_of(number, parent), 0, None
     if run.last.is_file():
         _require_same(run, images, plan.info)
-        checkpoint = load_checkpoint(run.last)
-        config = config_from_dict(checkpoint["config"])
+        checkpoint = run.last
+        content = load_checkpoint(checkpoint)
+        config, epochs = config_from_dict(content["config"]), int(content["epoch"])
     run.path.mkdir(exist_ok=True)
     run.remove_partial_files()
-    run.truncate_history(0 if checkpoint is None else int(checkpoint["epoch"]))
+    run.truncate_history(epochs)
     save_split(run.path / SPLIT_FILE, images)
-    parent = Run(run.path.parent).info
-    kept = {key: parent[key] for key in ("data", "within") if key in parent}
-    run.update(name=f"fold_{fold}", mode="fold", fold=fold, **kept)
-    fit(run, config, images, store, plan.info.views, checkpoint)
+    about = parent.info
+    kept = {key: about[key] for key in ("data", "within") if key in about}
+    run.update(name=fold_name(number), mode="fold", fold=number, **kept)
+    return FoldRun(run, number, config, images, checkpoint)
 
 
-def _join(run: Run, plan: FoldsPlan, store: FeatureStore) -> FoldsResult:
-    """Standardise each fold's head by its left-out scores, and keep heads and scores."""
+def _finish(run: Run, plan: FoldsPlan, work: FoldWork) -> FoldsResult:
+    """Join the folds, or say which are missing."""
+    missing = tuple(f for f in range(plan.folds) if not _is_done(run_of_fold(run, f)))
+    if missing:
+        run.update(status="partial", missing_folds=list(missing))
+        return FoldsResult(plan.folds, missing, None, ())
+    result = _join(run, plan, work)
+    assert result.report is not None
+    work.complete(run, plan)
+    run.update(
+        status="finished",
+        missing_folds=[],
+        out_of_fold_pairwise_accuracy=result.report.pairwise_accuracy,
+    )
+    return result
+
+
+def _join(run: Run, plan: FoldsPlan, work: FoldWork) -> FoldsResult:
+    """Standardise each fold's model by its left-out scores, and keep heads and scores."""
     scores = np.full(len(plan.images), np.nan)
     members, by_fold = [], []
     for fold in range(plan.folds):
-        own = _run_of(run, fold)
+        own = run_of_fold(run, fold)
         _require_same(own, plan.images_of(fold), plan.info)
         model = load_score_model(own.best)
         index = np.flatnonzero(plan.fold_of == fold)
-        left_out = model.score(store, [plan.images.hashes[i] for i in index]).astype(np.float64)
+        left_out = work.score(model, plan.images.subset(index)).astype(np.float64)
         mean, spread = float(left_out.mean()), float(left_out.std()) or 1.0
-        members.append(Member(model.members[0].head, mean, spread))
+        info = None if model.info.fingerprint == plan.info.fingerprint else model.info
+        members.append(Member(model.members[0].head, mean, spread, info))
         scores[index] = (left_out - mean) / spread
         by_fold.append(_judge(plan, index, left_out, rounds=0).pairwise_accuracy)
     path = save_ensemble(run.path, members, plan.info)
@@ -239,13 +194,8 @@ def _join(run: Run, plan: FoldsPlan, store: FeatureStore) -> FoldsResult:
     held_out = _held_out(plan.images, inside, scores[inside])
     save_held_out(run.path, held_out, plan.info.tiers)
     write_calibration(load_score_model(path), held_out, plan.images, plan.config.evaluate.within)
-    if plan.config.train.bootstrap:
-        write_bootstrap(run, plan.images, ("train", "val"), plan.config, plan.info, store)
     report = _judge(plan, inside, scores[inside], rounds=plan.config.evaluate.bootstrap_rounds)
     write_json(run.path / "evaluation_out_of_fold.json", report.to_dict())
-    run.update(
-        status="finished", missing_folds=[], out_of_fold_pairwise_accuracy=report.pairwise_accuracy
-    )
     return FoldsResult(plan.folds, (), report, tuple(by_fold))
 
 
@@ -282,8 +232,9 @@ def _held_out(
     )
 
 
-def _run_of(run: Run, fold: int) -> Run:
-    return Run(run.path / f"fold_{fold}")
+def run_of_fold(run: Run, fold: int) -> Run:
+    """The run of one fold, below the run with folds."""
+    return Run(run.path / fold_name(fold))
 
 
 def _is_done(run: Run) -> bool:

@@ -2,7 +2,7 @@
 
 - ``head.safetensors`` beside a checkpoint: the same head;
 - ``ensemble.safetensors``: the heads of all folds, stacked, each with the mean and spread of its held-out
-  scores;
+  scores, and with the backbone it belongs to where each has one of its own;
 - ``bootstrap.safetensors``: heads trained on resampled groups, stacked, each with the line that brings its
   scores to the unit of the run's own.
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from mirip_fast.errors import CheckpointError
 from mirip_fast.files import write_atomically
-from mirip_fast.models.model_info import ModelInfo
+from mirip_fast.models.model_info import ModelInfo, beside
 from mirip_fast.models.numpy_head import HEAD_FILE, NumpyHead
-from mirip_fast.training.run_folder import ENSEMBLE
+from mirip_fast.training.run_folder import BEST, ENSEMBLE, fold_name
 
 #: File in a run's folder.
 BOOTSTRAP_FILE = "bootstrap.safetensors"
@@ -41,11 +41,14 @@ class Member:
         head: the head.
         mean, spread: of its scores on images it had not trained on; spread > 0. 0 and 1 leave the
             score as it is.
+        info: what it looks at, where it was trained together with a backbone of its own; None: what
+            the whole model looks at.
     """
 
     head: NumpyHead
     mean: float = 0.0
     spread: float = 1.0
+    info: ModelInfo | None = None
 
     def __call__(self, features: NDArray[np.floating]) -> NDArray[np.float32]:
         """[n, D] features → [n] scores, higher is better."""
@@ -84,16 +87,18 @@ def save_ensemble(folder: Path, members: Sequence[Member], info: ModelInfo) -> P
     Args:
         folder: the run's folder.
         members: the heads with the mean and spread of their held-out scores.
-        info: what they expect of their input, the same for all.
+        info: what they expect of their input, but for those that say so themselves.
     """
     arrays = _stacked([member.head for member in members])
     lines = [[member.mean, member.spread] for member in members]
-    _save(folder / ENSEMBLE, arrays, info, held_out=lines)
+    own = [member.info.to_dict() for member in members if member.info is not None]
+    about = {"own": own} if own else {}
+    _save(folder / ENSEMBLE, arrays, info, held_out=lines, **about)
     return folder / ENSEMBLE
 
 
 def load_ensemble(path: Path) -> tuple[ModelInfo, tuple[Member, ...]]:
-    """Read what :func:`save_ensemble` wrote.
+    """Read what :func:`save_ensemble` wrote; with backbones of their own, the first one's needs lead.
 
     Raises:
         CheckpointError: missing, damaged or of another kind.
@@ -101,7 +106,17 @@ def load_ensemble(path: Path) -> tuple[ModelInfo, tuple[Member, ...]]:
     arrays, about = _load(path)
     if "held_out" not in about:
         raise CheckpointError(f"{path} holds no ensemble of heads")
-    return _info(about, path), _members(arrays, about["held_out"], path)
+    members = _members(arrays, about["held_out"], path)
+    if "own" not in about:
+        return _info(about, path), members
+    if len(about["own"]) != len(members):
+        raise CheckpointError(f"{path} is damaged: it does not describe every member's backbone")
+    infos = [
+        beside(path.with_name(fold_name(i)) / BEST, ModelInfo.from_dict(values))
+        for i, values in enumerate(about["own"])
+    ]
+    tuned = (replace(member, info=info) for member, info in zip(members, infos, strict=True))
+    return infos[0], tuple(tuned)
 
 
 def save_bootstrap(model: Path, members: Sequence[Member], info: ModelInfo) -> Path:

@@ -43,7 +43,16 @@ def pick_model(checkpoint: Path | None, output_dir: Path) -> ScoreModel:
     else:
         run, path = run_of_checkpoint(checkpoint)
     log.info("Model %s", path)
-    return load_score_model(path)
+    model = load_score_model(path)
+    backbones = len(model.parts())
+    if backbones > 1:
+        log.info(
+            "An ensemble of %d fine-tuned backbones: every image is embedded %d times, once with each, "
+            "unless its features are in the cache",
+            backbones,
+            backbones,
+        )
+    return model
 
 
 @dataclass(frozen=True)
@@ -115,16 +124,20 @@ def judge_split(model: ScoreModel, split: str, config: Config) -> Judgement:
             "--test-data"
         )
     log.info("%s split: %d images", split.capitalize(), len(images))
-    try:
-        store = FeatureStore.open(Path(config.embed.cache_dir) / model.info.fingerprint_id)
-        scores = model.score(store, images.hashes)
-    except StoreError as error:
-        log.info("The cached features are not all there (%s): they are computed again", error)
-        scores = _score_again(model, images, config)
+    scores = np.mean([_split_scores(part, images, config) for part in model.parts()], axis=0)
     report = _report(scores, images, config, model)
     about = f"{split} split, {len(images)} images"
     path = folder / f"evaluation_{split}.json"
     return Judgement(report, path, _files(images), model, about)
+
+
+def _split_scores(model: ScoreModel, images: GradedImages, config: Config) -> NDArray[np.float32]:
+    try:
+        store = FeatureStore.open(Path(config.embed.cache_dir) / model.info.fingerprint_id)
+        return model.score(store, images.hashes)
+    except StoreError as error:
+        log.info("The cached features are not all there (%s): they are computed again", error)
+        return _score_again(model, images, config)
 
 
 def _score_again(model: ScoreModel, images: GradedImages, config: Config) -> NDArray[np.float32]:

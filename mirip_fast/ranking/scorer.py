@@ -21,6 +21,7 @@ from mirip_fast.models.model_info import ModelInfo, beside
 from mirip_fast.models.numpy_head import NumpyHead
 from mirip_fast.ranking.head_files import Member, load_bootstrap, load_ensemble, load_head
 from mirip_fast.ranking.rows import read_features
+from mirip_fast.training.run_folder import fold_name
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,36 @@ class ScoreModel:
     info: ModelInfo
     members: tuple[Member, ...]
 
+    def parts(self) -> tuple[ScoreModel, ...]:
+        """Models that each look through one backbone; the mean of their scores is this one's.
+
+        That is the model itself, but for an ensemble whose members were fine-tuned each with a backbone
+        of its own: every image has to be embedded once for each of those.
+        """
+        if self.members[0].info is None:
+            return (self,)
+        return tuple(
+            ScoreModel(self.checkpoint, m.info or self.info, (dataclasses.replace(m, info=None),))
+            for m in self.members
+        )
+
+    def require_one_backbone(self, what: str) -> None:
+        """Refuse an ensemble of fine-tuned backbones.
+
+        Args:
+            what: needs a single one.
+
+        Raises:
+            CheckpointError: says how to name one of them.
+        """
+        n = len(self.parts())
+        if n > 1:
+            fold = self.checkpoint.parent / fold_name(0)
+            raise CheckpointError(
+                f"{what} looks through one backbone, and {self.checkpoint} has {n} fine-tuned ones: name "
+                f"one of them with --checkpoint {fold}"
+            )
+
     def score(self, store: FeatureStore, hashes: Sequence[bytes]) -> NDArray[np.float32]:
         """[n] scores of images whose features are in ``store``; the mean over the views.
 
@@ -53,7 +84,10 @@ class ScoreModel:
 
         Raises:
             StoreError: a series or row is missing.
+            CheckpointError: the members have backbones of their own, and no store holds what all of
+                them look at: see :meth:`parts`.
         """
+        self.require_one_backbone("Scoring from one feature store")
         scores: NDArray[np.float32] = self._by_head(self.members, store, hashes).mean(0)
         return scores
 
@@ -85,7 +119,8 @@ class ScoreModel:
 class Scored:
     """Scores of image files: one outcome and one score per path, NaN where it failed.
 
-    ``store`` holds the features of the others, for asking the model more about them.
+    ``store`` holds the features of the others, for asking the model more about them; of an ensemble of
+    fine-tuned backbones those of the first.
     """
 
     outcomes: list[Outcome]
@@ -149,6 +184,31 @@ def score_files(
         BackboneError: features are missing and the backbone can not be found.
     """
     settings = settings or Settings()
+    parts = model.parts()
+    found = []
+    for part in parts:
+        found.append(_score_part(part, paths, cache_dir, device, backbone, settings, progress))
+        settings = dataclasses.replace(settings, rehash=False)  # once is enough
+    first = found[0]
+    if len(parts) == 1:
+        return first
+    outcomes = [
+        next((outcome for outcome in each if outcome.status == "failed"), each[0])
+        for each in zip(*(scored.outcomes for scored in found), strict=True)
+    ]
+    return Scored(outcomes, np.mean([scored.scores for scored in found], axis=0), first.store)
+
+
+def _score_part(
+    model: ScoreModel,
+    paths: Sequence[Path],
+    cache_dir: Path,
+    device: str,
+    backbone: str | None,
+    settings: Settings,
+    progress: Callable[[Progress], None],
+) -> Scored:
+    """The same with one backbone."""
     with open_hashes(cache_dir) as hashes:
         known = list(hashes.sha256_many(paths, rehash=settings.rehash))
         store = _complete_store(model.info, cache_dir, known)

@@ -5,22 +5,28 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mirip_fast.config import Config, TrainConfig, config_from_dict, to_yaml
 from mirip_fast.data.csv_reader import shown
 from mirip_fast.errors import CheckpointError, ConfigError
 from mirip_fast.features.datasets import Dataset, newest_dataset, newest_graded
 from mirip_fast.features.store import STORE_FILE, FeatureStore, differing_fields
+from mirip_fast.features.views import View
 from mirip_fast.files import write_text
 from mirip_fast.models.checkpoint import load_checkpoint
 from mirip_fast.models.model_info import ModelInfo
 from mirip_fast.ranking.bootstrap import write_bootstrap
 from mirip_fast.ranking.dataset_settings import with_dataset
 from mirip_fast.ranking.fit import FitResult, HeadFit
-from mirip_fast.ranking.fold_runs import FoldsResult, load_plan, plan_folds, train_folds
+from mirip_fast.ranking.fold_plan import FoldsPlan, load_plan, plan_folds
+from mirip_fast.ranking.fold_runs import FoldRun, FoldsResult, train_folds
 from mirip_fast.ranking.graded import (
     GradedImages,
     graded_of_dataset,
@@ -41,13 +47,16 @@ from mirip_fast.ranking.objective import describe_pairs, make_loss, pairs_file, 
 from mirip_fast.ranking.plots import plot_curves
 from mirip_fast.ranking.references import write_validation_references
 from mirip_fast.ranking.rows import ListedPairs, Rows, read_features
+from mirip_fast.ranking.scorer import ScoreModel
 from mirip_fast.runtime import resolve_device
 from mirip_fast.training.averaging import check_averaging
 from mirip_fast.training.presets import Pace, choose_pace
-from mirip_fast.training.run_folder import SPLIT_FILE, Run, create_run, resumable_run
+from mirip_fast.training.run_folder import FOLDS_FILE, SPLIT_FILE, Run, create_run, resumable_run
 from mirip_fast.training.trackers import Trackers, parse_report_to, start_trackers
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _TRIAL_IMAGES = 100
 _TRIAL_EPOCHS = 2
@@ -124,8 +133,8 @@ def train_head(config: Config, request: Request) -> tuple[Run, FitResult | Folds
     write_text(run.path / "config.yaml", to_yaml(config))
     views = dataset.views()
     if config.train.folds:
-        plan = plan_folds(run, config, images, store, views)
-        return run, train_folds(run, plan, store, _fit_fold, request.only_folds)
+        plan = plan_folds(run, config, _info(store, config, images, views), images)
+        return run, train_folds(run, plan, HeadFolds(store, views), request.only_folds)
     save_split(run.path / SPLIT_FILE, images)
     if judged is not None:
         save_judged_pairs(run.path, judged)
@@ -153,10 +162,16 @@ def resume_head(
     """
     run, path = resumable_run(output_dir, which, full=False)
     if run.has_folds:
+        if run.info.get("mode") == "full":
+            raise CheckpointError(
+                f"{run.path} was not written by `mirip-fast train --head-only`: `mirip-fast train --full "
+                f"--resume {run.path}` goes on with it"
+            )
         log.info("Resuming %s, with its own settings", run.path)
-        plan, store = load_plan(run)
+        plan = load_plan(run)
         plan = dataclasses.replace(plan, config=_with_bootstrap(plan.config, bootstrap))
-        return run, train_folds(run, plan, store, _fit_fold, only_folds)
+        store = _store_of(plan.info, Path(plan.config.embed.cache_dir), run.path / FOLDS_FILE)
+        return run, train_folds(run, plan, HeadFolds(store, plan.info.views), only_folds)
     if only_folds:
         raise ConfigError(f"--only-folds: {run.path} has no folds")
     checkpoint = load_checkpoint(path)
@@ -198,19 +213,60 @@ def _store_of(info: ModelInfo, cache_dir: Path, checkpoint: Path) -> FeatureStor
     )
 
 
-def _fit_fold(
-    run: Run,
-    config: Config,
-    images: GradedImages,
-    store: FeatureStore,
-    views: Any,
-    checkpoint: dict[str, Any] | None,
-) -> FitResult:
-    loss = make_loss(config.train, images.manifest.tiers, within=config.evaluate.within is not None)
-    for split in ("train", "val"):
-        require_pairs(_labels(images, None, split, config)[1], loss, split)
-    pace = choose_pace(config.train, images.splits.count("train"))
-    return _fit(run, config, pace, images, None, store, views, checkpoint)
+class HeadFolds:
+    """One head per fold, trained on cached features in one process (a :class:`FoldWork`).
+
+    Args:
+        store: the features of all images.
+        views: those that a head looks at.
+    """
+
+    is_first = True
+
+    def __init__(self, store: FeatureStore, views: Sequence[View]):
+        self._store, self._views = store, views
+
+    def first_does(self, work: Callable[[], T]) -> T:
+        """There is no other process."""
+        return work()
+
+    def fit(self, fold: FoldRun) -> None:
+        """Train a fold's head.
+
+        Raises:
+            DataError: train or val has no pair.
+        """
+        config, images = fold.config, fold.images
+        within = config.evaluate.within is not None
+        loss = make_loss(config.train, images.manifest.tiers, within=within)
+        for split in ("train", "val"):
+            require_pairs(_labels(images, None, split, config)[1], loss, split)
+        pace = choose_pace(config.train, images.splits.count("train"))
+        config = dataclasses.replace(config, train=_with_pace(config.train, pace))
+        checkpoint = None if fold.checkpoint is None else load_checkpoint(fold.checkpoint)
+        _fit(fold.run, config, pace, images, None, self._store, self._views, checkpoint)
+
+    def score(self, model: ScoreModel, images: GradedImages) -> NDArray[np.floating]:
+        """[n] scores of images from their cached features."""
+        return model.score(self._store, images.hashes)
+
+    def complete(self, run: Run, plan: FoldsPlan) -> None:
+        """Train the bootstrap heads that were asked for."""
+        if plan.config.train.bootstrap:
+            learned = ("train", "val")
+            write_bootstrap(run, plan.images, learned, plan.config, plan.info, self._store)
+
+
+def _info(store: FeatureStore, config: Config, images: GradedImages, views: Any) -> ModelInfo:
+    first = read_features(store, images.hashes[:1], config.head.features, views)
+    return ModelInfo(
+        fingerprint=store.fingerprint,
+        embed=config.embed,
+        views=tuple(views),
+        features=config.head.features,
+        tiers=images.manifest.tiers,
+        input_dim=first.shape[2],
+    )
 
 
 def _fit(

@@ -33,6 +33,7 @@ RUN_FILE = "run.json"
 SPLIT_FILE = "split.csv"
 FOLDS_FILE = "folds.json"
 
+
 log = logging.getLogger(__name__)
 
 
@@ -74,6 +75,17 @@ class Run:
     def has_folds(self) -> bool:
         """Whether it is a run of several folds, each a run of its own below it."""
         return (self.path / FOLDS_FILE).is_file()
+
+    @property
+    def title(self) -> str:
+        """A name that no other run has, to report it under."""
+        return self.place.replace("/", "-")
+
+    @property
+    def place(self) -> str:
+        """Where its files go in a folder of several runs: a fold's below the run that it is part of."""
+        parent = Run(self.path.parent)
+        return f"{parent.path.name}/{self.path.name}" if parent.has_folds else self.path.name
 
     def log_to_file(self) -> logging.Handler:
         """Copy the package's log lines, with time stamps, to train.log; remove the handler afterwards."""
@@ -246,6 +258,11 @@ def resumable_run(output_dir: Path, which: str, *, full: bool | None = None) -> 
     if not checkpoint.is_file() and not run.has_folds:
         raise RunNotFoundError(f"--resume {which}: there is no {checkpoint}")
     return run, checkpoint
+
+
+def fold_name(fold: int) -> str:
+    """Folder of a fold's own run, below the run with folds."""
+    return f"fold_{fold}"
 
 
 def _epoch_of(path: Path) -> int:

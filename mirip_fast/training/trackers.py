@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from mirip_fast.config import TrackingConfig
 from mirip_fast.errors import ConfigError
+from mirip_fast.training.run_folder import Run
 
 log = logging.getLogger(__name__)
 
@@ -88,13 +89,14 @@ class WandbTracker:
     def __init__(self, config: TrackingConfig, run_dir: Path, settings: Mapping[str, Any]):
         import wandb
 
+        title = Run(run_dir).title
         tags: Sequence[str] = [tag.strip() for tag in config.wandb_tags.split(",") if tag.strip()]
         self._wandb = wandb
         self._log_model = config.wandb_log_model
         self._run = wandb.init(
             project=config.wandb_project,
-            name=config.wandb_run_name or run_dir.name,
-            id=run_dir.name,
+            name=config.wandb_run_name or title,
+            id=title,
             resume="allow",  # a resumed run goes on in the same report
             entity=config.wandb_entity,
             tags=tags,

@@ -1,0 +1,49 @@
+"""How a training command ended, in words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from mirip_fast.ranking.fit import FitResult
+    from mirip_fast.ranking.fold_runs import FoldsResult
+    from mirip_fast.training.run_folder import Run
+
+
+def say_result(run: Run, result: FitResult | FoldsResult, mode: str, debug: bool) -> None:
+    """Say what came of a run and what to type next.
+
+    Args:
+        run: the run.
+        result: what its training gave.
+        mode: ``--head-only`` or ``--full``.
+        debug: whether it was a trial.
+    """
+    from mirip_fast.ranking.fold_runs import FoldsResult
+
+    missing = False
+    if not isinstance(result, FoldsResult):
+        why = "no better epoch for a while" if result.stopped_early else "all epochs done"
+        click.echo(
+            f"Finished after {result.epochs} epochs in {result.seconds:.1f} s ({why}). "
+            f"Best: epoch {result.best_epoch}, validation pairwise accuracy {result.best_accuracy:.4f}"
+        )
+    elif result.missing:
+        missing = True
+        click.echo(f"Folds still missing: {', '.join(map(str, result.missing))} of {result.folds}.")
+        click.echo(f"`mirip-fast train {mode} --resume {run.path}` trains them and joins all.")
+    elif result.report is not None:
+        folds = ", ".join(f"{accuracy:.4f}" for accuracy in result.by_fold)
+        interval = result.report.pairwise_accuracy_interval
+        span = "unknown" if interval is None else f"{interval.low:.4f} to {interval.high:.4f}"
+        what = "heads" if mode == "--head-only" else "fine-tuned models"
+        click.echo(f"{result.folds} {what}, each judged on the fold it left out: {folds}")
+        click.echo(
+            f"Out-of-fold pairwise accuracy {result.report.pairwise_accuracy:.4f} "
+            f"(95 % interval over {result.report.n_groups} groups: {span})"
+        )
+    click.echo(f"Run: {run.path}")
+    if not missing and not debug:
+        click.echo("Next: mirip-fast evaluate, or mirip-fast rank FOLDER")
