@@ -18,6 +18,7 @@ _WIDTH = 100
 if TYPE_CHECKING:
     from mirip_fast.config import Config
     from mirip_fast.portfolio.rank import RankDone
+    from mirip_fast.ranking.anchors import Anchors
     from mirip_fast.ranking.scorer import ScoreModel
 
 
@@ -39,6 +40,15 @@ if TYPE_CHECKING:
 @click.option(
     "--explain", type=click.IntRange(min=1), metavar="N",
     help="Show in the page why the first N works have their scores; needs the backbone, and time.",
+)  # fmt: skip
+@click.option(
+    "--tiers",
+    is_flag=True,
+    help="Compare each work with graded works of every tier: win rates, verdict, and how sure it is.",
+)
+@click.option(
+    "--anchors", type=click.IntRange(min=1), metavar="N",
+    help="Graded works of each tier to compare with (default: those kept with the model, else 10).",
 )  # fmt: skip
 @click.option("--rehash", is_flag=True, help="Read every file again instead of trusting its time.")
 @click.option("--strict", is_flag=True, help="Exit with status 1 if any image failed.")
@@ -65,6 +75,8 @@ def rank_command(
     out: Path,
     html: Path | None,
     explain: int | None,
+    tiers: bool,
+    anchors: int | None,
     rehash: bool,
     strict: bool,
 ) -> int:
@@ -76,11 +88,18 @@ def rank_command(
     The 95 % interval of a rank (after `train --bootstrap 50`) covers the choice of training works and
     of the stored views: how far the rank would move with other works of the same kind. It does not cover
     disagreement of graders. ~ marks works whose order against a neighbour is not settled.
+
+    With --tiers, each work is compared with anchors: graded works of every tier that the model had not
+    trained on. «>A %» is the share of tier A's anchors that a work beats; its verdict is the best tier of
+    which it beats half, else the worst; «sure %» is that tier's probability, learned from held-out works.
     """
     from mirip_fast.portfolio.rank import rank_folder
     from mirip_fast.portfolio.ranking import ranking_table
+    from mirip_fast.ranking.anchors import find_anchors
     from mirip_fast.ranking.judge import pick_model
 
+    if anchors and not tiers:
+        raise click.UsageError("--anchors says how many works --tiers compares with: give both")
     if explain and html is None:
         raise click.UsageError("--explain puts maps into the page: name it with --html FILE")
     if html is not None:
@@ -88,9 +107,10 @@ def rank_command(
 
         check_page_path(html)
     model = pick_model(checkpoint, Path(resolved.config.train.output_dir))
+    found = find_anchors(model, Path(resolved.config.embed.cache_dir), anchors) if tiers else None
     with EmbedBar() as bar:
         done = rank_folder(
-            model, folder, resolved.config, out,
+            model, folder, resolved.config, out, anchors=found,
             backbone=backbone, rehash=rehash, command=command_line(), progress=bar,
         )  # fmt: skip
     click.echo(ranking_table(done.ranking[:top]))
@@ -138,6 +158,8 @@ def _tell_what_it_rests_on(done: RankDone) -> None:
         lines = [f"0-100 and tiers {known.unknown}"]
     else:
         lines.insert(0, f"0-100 and tiers: from {known.images} held-out works ({known.source}).")
+    if done.anchors is not None:
+        lines += _about_verdicts(done.anchors)
     if done.seen:
         lines.append(
             f"{done.seen} of {len(done.ranking)} works are among those that the model was made with: "
@@ -154,3 +176,14 @@ def _tell_what_it_rests_on(done: RankDone) -> None:
         )
     for line in lines:
         click.echo(click.wrap_text(line, width=_WIDTH))
+
+
+def _about_verdicts(anchors: Anchors) -> list[str]:
+    named = zip(anchors.tier_names, anchors.counts, strict=True)
+    counts = ", ".join(f"{name} {count}" for name, count in named)
+    return [
+        f"Verdicts: compared with {counts} held-out works ({anchors.source}). Of the held-out works "
+        f"themselves, {100 * anchors.agreement:.0f} % get their own grade as verdict; half of a tier is "
+        "below its middle, and the verdict asks for the middle (docs/tiers.md).",
+        *anchors.remarks(),
+    ]

@@ -22,6 +22,8 @@ from mirip_fast.features.store import FeatureStore
 from mirip_fast.files import write_csv
 from mirip_fast.portfolio.rank_intervals import CONFIDENCE, MIN_HEADS, draw_scores, spread_of
 from mirip_fast.portfolio.ranking import Ranked, rank_scores, write_ranking
+from mirip_fast.portfolio.verdicts import Verdict, give_verdicts
+from mirip_fast.ranking.anchors import Anchors
 from mirip_fast.ranking.references import load_calibration, made_with
 from mirip_fast.ranking.scorer import Scored, ScoreModel, score_files
 
@@ -45,6 +47,7 @@ class RankDone:
         root: the folder that the works' names start from.
         hashes: a work's name → SHA-256 of its file.
         store: holds the works' features.
+        anchors: what the works were compared with for verdicts; None without verdicts.
     """
 
     ranking: list[Ranked]
@@ -57,6 +60,7 @@ class RankDone:
     root: Path
     hashes: Mapping[str, bytes]
     store: FeatureStore
+    anchors: Anchors | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,7 @@ def rank_folder(
     config: Config,
     out: Path,
     *,
+    anchors: Anchors | None = None,
     backbone: str | None = None,
     rehash: bool = False,
     command: str = "",
@@ -96,6 +101,7 @@ def rank_folder(
         folder: what to sort; grades, where there are any, are not looked at.
         config: cache folder, device, column names.
         out: folder for the files.
+        anchors: the model's, to give each work a tier verdict.
         backbone: another place of the model's backbone, if it moved.
         rehash: read every file again instead of trusting size and time.
         command: what is running, for whoever finds the store locked.
@@ -114,6 +120,7 @@ def rank_folder(
     ranking = rank_scores(
         names, [record.image_id for record in records], scored.scores.tolist(),
         calibration=calibration, draws=draws,
+        verdicts=None if anchors is None else _verdicts(names, scored, anchors, calibration),
     )  # fmt: skip
     failures = [
         (str(record.path), outcome.reason or "")
@@ -143,6 +150,8 @@ def rank_folder(
             "unknown": no_intervals,
         },
     }
+    if anchors is not None:
+        about["anchors"] = {**anchors.to_dict(), "remarks": anchors.remarks()}
     files = write_ranking(out, ranking, about)
     if failures:
         rows = [{"path": path, "reason": reason} for path, reason in failures]
@@ -154,7 +163,7 @@ def rank_folder(
     }
     return RankDone(
         ranking, files, failures, calibration, heads, no_intervals, seen,
-        manifest.root, hashes, scored.store,
+        manifest.root, hashes, scored.store, anchors,
     )  # fmt: skip
 
 
@@ -194,6 +203,19 @@ def compare_images(
         calibration=calibration,
         no_interval=no_interval,
     )
+
+
+def _verdicts(
+    names: Sequence[str], scored: Scored, anchors: Anchors, calibration: Calibration
+) -> dict[str, Verdict]:
+    """The verdict on each readable work, by its name."""
+    shas = {
+        i: outcome.sha256
+        for i, outcome in enumerate(scored.outcomes)
+        if outcome.status != "failed" and outcome.sha256 is not None
+    }
+    given = give_verdicts(scored.scores[list(shas)], list(shas.values()), anchors, calibration)
+    return {names[i]: verdict for i, verdict in zip(shas, given, strict=True)}
 
 
 def _draws(model: ScoreModel, scored: Scored) -> tuple[NDArray[np.float64] | None, str | None]:

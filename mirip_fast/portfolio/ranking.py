@@ -15,6 +15,7 @@ from mirip_fast.evaluation.calibration import Calibration
 from mirip_fast.evaluation.text_table import format_table, printable, shorten
 from mirip_fast.files import spreadsheet_safe, write_csv, write_json
 from mirip_fast.portfolio.rank_intervals import rank_intervals, ranks_of
+from mirip_fast.portfolio.verdicts import Verdict
 
 UNKNOWN = "unknown"
 
@@ -35,6 +36,9 @@ class Ranked:
         tier_probabilities: tier → probability, the best tier first; they sum to 1.
         rank_low, rank_high: 95 % interval of the rank.
         settled: whether its order against both neighbours is settled.
+        verdict: the tier that comparisons with anchors put it in.
+        confidence: the calibrated probability (0–1) that it is of that tier.
+        win_rates: tier → share (0–1) of its anchors that the work beats, the best tier first.
     """
 
     rank: int
@@ -47,6 +51,9 @@ class Ranked:
     rank_low: int | None = None
     rank_high: int | None = None
     settled: bool | None = None
+    verdict: str | None = None
+    confidence: float | None = None
+    win_rates: Mapping[str, float | None] | None = None
 
 
 def rank_scores(
@@ -56,6 +63,7 @@ def rank_scores(
     *,
     calibration: Calibration | None = None,
     draws: NDArray[np.float64] | None = None,
+    verdicts: Mapping[str, Verdict] | None = None,
 ) -> list[Ranked]:
     """Sort by score, best first. Equal scores share the better rank, as in sports: 1, 2, 2, 4.
 
@@ -66,6 +74,7 @@ def rank_scores(
         calibration: what the scores mean.
         draws: [H, n] scores of the same works by H bootstrap heads, of
             :func:`mirip_fast.portfolio.rank_intervals.draw_scores`.
+        verdicts: name to show → tier verdict.
     """
     scored = [i for i, score in enumerate(scores) if not math.isnan(score)]
     order = sorted(scored, key=lambda i: (-scores[i], files[i]))
@@ -80,6 +89,10 @@ def rank_scores(
         spread = rank_intervals(draws[:, order], ranks)
         known["rank_low"], known["rank_high"] = spread.low.tolist(), spread.high.tolist()
         known["settled"] = spread.settled.tolist()
+    if verdicts is not None:
+        of_works = [verdicts[files[i]] for i in order]
+        for name in ("verdict", "confidence", "win_rates"):
+            known[name] = [getattr(of_work, name) for of_work in of_works]
     return [
         Ranked(
             int(ranks[place]), float(scores[i]), files[i], image_ids[i],
@@ -117,8 +130,14 @@ def ranking_table(ranking: Sequence[Ranked]) -> str:
     headers.append("score")
     columns.append([f"{work.score:.4f}" for work in ranking])
     if ranking[0].score_100 is not None:
-        headers += ["0–100", "tier"]
+        headers.append("0–100")
         columns.append([f"{work.score_100:.0f}" for work in ranking])
+    if ranking[0].verdict is not None:
+        for header, column in _verdict_columns(ranking):
+            headers.append(header)
+            columns.append(column)
+    elif ranking[0].tier is not None:
+        headers.append("tier")
         columns.append([printable(str(work.tier)) for work in ranking])
         names = list(ranking[0].tier_probabilities or ())
         if len(names) <= _SHOWN_TIERS:
@@ -137,6 +156,19 @@ def ranking_table(ranking: Sequence[Ranked]) -> str:
     return format_table((*headers, "file"), rows, align="r" * len(headers) + "l")
 
 
+def _verdict_columns(ranking: Sequence[Ranked]) -> list[tuple[str, list[str]]]:
+    """Verdict, its confidence, and the win rates against few tiers."""
+    columns = [("verdict", [printable(str(work.verdict)) for work in ranking])]
+    if ranking[0].confidence is not None:
+        columns.append(("sure %", [f"{100 * (work.confidence or 0):.0f}" for work in ranking]))
+    names = list(ranking[0].win_rates or ())
+    for name in names if len(names) <= _SHOWN_TIERS else ():
+        rates = [(work.win_rates or {})[name] for work in ranking]
+        cells = ["?" if rate is None else f"{100 * rate:.0f}" for rate in rates]
+        columns.append((f">{printable(name)} %", cells))
+    return columns
+
+
 def write_ranking(folder: Path, ranking: Sequence[Ranked], about: dict[str, Any]) -> list[Path]:
     """Write ranking.csv and ranking.json.
 
@@ -149,9 +181,12 @@ def write_ranking(folder: Path, ranking: Sequence[Ranked], about: dict[str, Any]
         The files written.
     """
     tiers = list((ranking[0].tier_probabilities if ranking else None) or ())
+    against = list((ranking[0].win_rates if ranking else None) or ())
     columns = [
         "rank", "rank_low", "rank_high", "settled", "score", "score_100", "tier",
-        *(f"p_{tier}" for tier in tiers), "file", "image_id",
+        *(f"p_{tier}" for tier in tiers),
+        *(("verdict", "confidence") if against else ()), *(f"wins_{tier}" for tier in against),
+        "file", "image_id",
     ]  # fmt: skip
     rows = [
         {
@@ -163,6 +198,9 @@ def write_ranking(folder: Path, ranking: Sequence[Ranked], about: dict[str, Any]
             "score_100": _cell(work.score_100, ".2f"),
             "tier": spreadsheet_safe(work.tier or UNKNOWN),
             **{f"p_{tier}": f"{p:.4f}" for tier, p in (work.tier_probabilities or {}).items()},
+            "verdict": spreadsheet_safe(work.verdict or UNKNOWN),
+            "confidence": _cell(work.confidence, ".4f"),
+            **{f"wins_{t}": _cell(rate, ".4f") for t, rate in (work.win_rates or {}).items()},
             "file": spreadsheet_safe(work.file),
             "image_id": spreadsheet_safe(work.image_id),
         }

@@ -19,6 +19,7 @@ from mirip_fast.evaluation.calibration import Calibration, fit_calibration
 from mirip_fast.evaluation.metrics import codes_of
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.files import read_json, write_json
+from mirip_fast.ranking.anchors import keep_anchors
 from mirip_fast.ranking.graded import GradedImages
 from mirip_fast.ranking.head_files import file_hash
 from mirip_fast.ranking.held_out import HeldOut, save_held_out
@@ -34,7 +35,8 @@ CALIBRATION_FILE = "calibration.json"
 def write_validation_references(
     checkpoint: Path, images: GradedImages, store: FeatureStore, within: str | None
 ) -> Calibration:
-    """Score the validation split with a run's best head; write held_out.csv and calibration.json.
+    """Score the validation split with a run's best head; write held_out.csv, calibration.json and
+    anchors.json.
 
     The best epoch was chosen by its accuracy on the same split, so these scores are slightly too good;
     out-of-fold scores are not.
@@ -47,7 +49,9 @@ def write_validation_references(
     """
     model = load_score_model(checkpoint)
     scores = model.score(store, images.part("val").hashes)
-    return write_references_of_scores(model, images, scores, within)
+    calibration = write_references_of_scores(model, images, scores, within)
+    keep_anchors(model, images, store)
+    return calibration
 
 
 def write_references_of_scores(

@@ -22,6 +22,7 @@ from mirip_fast.features.views import View
 from mirip_fast.files import write_text
 from mirip_fast.models.checkpoint import load_checkpoint
 from mirip_fast.models.model_info import ModelInfo
+from mirip_fast.ranking.anchors import keep_anchors
 from mirip_fast.ranking.bootstrap import write_bootstrap
 from mirip_fast.ranking.dataset_settings import with_dataset
 from mirip_fast.ranking.fit import FitResult, HeadFit
@@ -47,7 +48,7 @@ from mirip_fast.ranking.objective import describe_pairs, make_loss, pairs_file, 
 from mirip_fast.ranking.plots import plot_curves
 from mirip_fast.ranking.references import write_validation_references
 from mirip_fast.ranking.rows import ListedPairs, Rows, read_features
-from mirip_fast.ranking.scorer import ScoreModel
+from mirip_fast.ranking.scorer import ScoreModel, load_score_model
 from mirip_fast.runtime import resolve_device
 from mirip_fast.training.averaging import check_averaging
 from mirip_fast.training.presets import Pace, choose_pace
@@ -251,7 +252,8 @@ class HeadFolds:
         return model.score(self._store, images.hashes)
 
     def complete(self, run: Run, plan: FoldsPlan) -> None:
-        """Train the bootstrap heads that were asked for."""
+        """Choose the ensemble's anchors, and train the bootstrap heads that were asked for."""
+        keep_anchors(load_score_model(run.model), plan.images, self._store)
         if plan.config.train.bootstrap:
             learned = ("train", "val")
             write_bootstrap(run, plan.images, learned, plan.config, plan.info, self._store)

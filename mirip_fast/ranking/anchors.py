@@ -1,0 +1,360 @@
+"""Anchors: a few graded works of each tier, with held-out scores, that new works are compared with.
+
+``anchors.json`` lies in the run's folder and names the SHA-256 of the model file it was made for. A head
+beats its own training works far too often, so only works with a score by a model that had not trained on
+them can be anchors.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mirip_fast.config import config_from_dict
+from mirip_fast.errors import DataError, StoreError
+from mirip_fast.evaluation.verdict import verdict_tiers, win_rates
+from mirip_fast.features.store import FeatureStore
+from mirip_fast.files import read_json, write_json
+from mirip_fast.ranking.graded import GradedImages, load_split
+from mirip_fast.ranking.head_files import file_hash
+from mirip_fast.ranking.held_out import HELD_OUT_FILE, HeldOut, load_held_out
+from mirip_fast.ranking.medoids import find_medoids
+from mirip_fast.ranking.rows import read_features
+from mirip_fast.ranking.scorer import ScoreModel
+from mirip_fast.training.run_folder import SPLIT_FILE, Run
+
+log = logging.getLogger(__name__)
+
+#: File in a run's folder.
+ANCHORS_FILE = "anchors.json"
+#: Anchors of each tier, unless told otherwise.
+PER_TIER = 10
+VERSION = 1
+
+_MOST = 1000  # works of a tier to choose among: distances between all take 8 MB
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """A graded work to compare with.
+
+    Attributes:
+        image_id: its id in the data.
+        path: the image file.
+        sha256: of its bytes.
+        tier: 0 is the best.
+        score: its held-out score, in the unit of the run's model.
+    """
+
+    image_id: str
+    path: Path
+    sha256: bytes
+    tier: int
+    score: float
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """A model's anchors.
+
+    Attributes:
+        works: the best tier first.
+        tier_names: K names, best first.
+        held_out: held-out works of each tier, [K].
+        source: where their scores come from: ``out-of-fold`` or ``validation``.
+        asked: anchors wanted of each tier.
+        agreement: share of the held-out works whose verdict is their grade, none compared with itself.
+    """
+
+    works: tuple[Anchor, ...]
+    tier_names: tuple[str, ...]
+    held_out: tuple[int, ...]
+    source: str
+    asked: int
+    agreement: float
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Anchors of each tier, [K]."""
+        found = np.bincount([work.tier for work in self.works], minlength=len(self.tier_names))
+        return tuple(int(count) for count in found)
+
+    def win_rates(
+        self, scores: NDArray[np.floating], hashes: Sequence[bytes]
+    ) -> NDArray[np.float64]:
+        """How often works beat the anchors of each tier; no picture is compared with itself.
+
+        Args:
+            scores: [n] of the works by the anchors' model.
+            hashes: [n] SHA-256 of their files.
+
+        Returns:
+            [n, K]; NaN for tiers without an anchor to compare with.
+        """
+        place = {work.sha256: j for j, work in enumerate(self.works)}
+        same = np.zeros((len(hashes), len(self.works)), dtype=bool)
+        for i, sha in enumerate(hashes):
+            if sha in place:
+                same[i, place[sha]] = True
+        own = [work.score for work in self.works]
+        tiers = [work.tier for work in self.works]
+        return win_rates(scores, own, tiers, len(self.tier_names), same=same)
+
+    def remarks(self) -> list[str]:
+        """What a reader of the verdicts has to know, in sentences."""
+        named = list(zip(self.tier_names, self.counts, strict=True))
+        said = []
+        absent = [name for name, count in named if not count]
+        if absent:
+            said.append(
+                f"No held-out work is of tier {', '.join(absent)}: nothing is compared with it, and it is "
+                "nobody's verdict."
+            )
+        few = [f"{name} ({count})" for name, count in named if 0 < count < self.asked]
+        if few:
+            said.append(
+                f"Fewer than {self.asked} held-out works are there of tier {', '.join(few)}: all are "
+                "anchors, and its win rates are rough."
+            )
+        return said
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "version": VERSION,
+            "source": self.source,
+            "asked": self.asked,
+            "agreement": round(self.agreement, 4),
+            "held_out": dict(zip(self.tier_names, self.held_out, strict=True)),
+            "anchors": [
+                {
+                    "tier": self.tier_names[work.tier],
+                    "image_id": work.image_id,
+                    "path": str(work.path),
+                    "sha256": work.sha256.hex(),
+                    "score": work.score,
+                }
+                for work in self.works
+            ],
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Anchors:
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            ValueError: another version, or an entry is missing or wrong.
+        """
+        if values.get("version") != VERSION:
+            raise ValueError(f"version {values.get('version')!r}, where {VERSION} is understood")
+        try:
+            names = tuple(str(name) for name in values["held_out"])
+            return cls(
+                works=tuple(
+                    Anchor(
+                        str(work["image_id"]), Path(work["path"]), bytes.fromhex(work["sha256"]),
+                        names.index(work["tier"]), float(work["score"]),
+                    )
+                    for work in values["anchors"]
+                ),
+                tier_names=names,
+                held_out=tuple(int(count) for count in values["held_out"].values()),
+                source=str(values["source"]),
+                asked=int(values["asked"]),
+                agreement=float(values["agreement"]),
+            )  # fmt: skip
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"an entry is missing or wrong ({error!r})") from error
+
+
+def choose_anchors(
+    held_out: HeldOut,
+    hashes: Mapping[str, bytes],
+    tier_names: tuple[str, ...],
+    store: FeatureStore,
+    model: ScoreModel,
+    asked: int = PER_TIER,
+) -> Anchors:
+    """Choose the medoids of each tier among works with held-out scores.
+
+    The space is that of the features that the model's head looks at, of the first view. Of tiers with more
+    than 1,000 works, an even choice over their scores is looked at.
+
+    Args:
+        held_out: graded works and their held-out scores.
+        hashes: image id → SHA-256 of the file.
+        tier_names: K names, best first.
+        store: the works' features.
+        model: what scored them.
+        asked: anchors of each tier.
+
+    Raises:
+        DataError: fewer than two tiers have held-out works.
+        StoreError: features are missing.
+    """
+    counts = np.bincount(held_out.tiers, minlength=len(tier_names))
+    if (counts > 0).sum() < 2:
+        there = ", ".join(tier_names[k] for k in np.flatnonzero(counts)) or "no tier"
+        raise DataError(
+            f"--tiers: the run's held-out works are of {there} only, and a verdict compares with at least "
+            "two tiers. Train with more graded works, or with --folds 5, which holds out every work once."
+        )
+    chosen: list[int] = []
+    for tier in range(len(tier_names)):
+        members = _members(held_out, hashes, tier)
+        if len(members) > asked:
+            info = model.info
+            shas = [hashes[held_out.ids[i]] for i in members]
+            rows = read_features(store, shas, info.features, info.views[:1])[:, 0]
+            members = members[find_medoids(rows, asked)]
+        chosen += members.tolist()
+    works = tuple(
+        Anchor(
+            held_out.ids[i], held_out.paths[i], hashes[held_out.ids[i]],
+            int(held_out.tiers[i]), float(held_out.scores[i]),
+        )
+        for i in chosen
+    )  # fmt: skip
+    kept = Anchors(
+        works, tier_names, tuple(int(c) for c in counts), held_out.source, asked, float("nan")
+    )
+    return _with_agreement(kept, held_out, hashes)
+
+
+def write_anchors(
+    model: ScoreModel,
+    held_out: HeldOut,
+    images: GradedImages,
+    store: FeatureStore,
+    asked: int = PER_TIER,
+) -> Anchors:
+    """Choose a model's anchors and write anchors.json beside it.
+
+    Args:
+        model: the run's model.
+        held_out: scores in the model's unit, of works that were not trained on.
+        images: the run's graded images, those of ``held_out`` among them.
+        store: their features.
+        asked: anchors of each tier.
+
+    Raises:
+        DataError: fewer than two tiers have held-out works.
+        StoreError: features are missing.
+    """
+    ids = (record.image_id for record in images.manifest.records)
+    hashes = dict(zip(ids, images.hashes, strict=True))
+    anchors = choose_anchors(held_out, hashes, model.info.tiers, store, model, asked)
+    about = {"model": model.checkpoint.name, "model_sha256": file_hash(model.checkpoint)}
+    try:
+        write_json(model.checkpoint.with_name(ANCHORS_FILE), {**about, **anchors.to_dict()})
+    except PermissionError as error:  # a run that others may only read can still be used
+        log.warning("The anchors can not be kept with the model: %s", error)
+    return anchors
+
+
+def find_anchors(model: ScoreModel, cache_dir: Path, asked: int | None = None) -> Anchors:
+    """The anchors kept with a model; chosen from the cache and kept where there are none, or other ones.
+
+    Args:
+        model: a run's model.
+        cache_dir: folder of the stores.
+        asked: anchors of each tier; None takes what is kept, else :data:`PER_TIER`.
+
+    Raises:
+        DataError: the run has no tiers or no held-out scores, or a file of it is damaged.
+        StoreError: anchors have to be chosen, and the features for that are not in the cache.
+    """
+    kept = _kept(model)
+    if kept is not None and asked in (None, kept.asked):
+        return kept
+    images, held_out = _graded(model)
+    try:
+        store = FeatureStore.open(cache_dir / model.info.fingerprint_id)
+        return write_anchors(model, held_out, images, store, asked or PER_TIER)
+    except StoreError as error:
+        raise StoreError(
+            "--tiers: the features of the graded works, among which anchors are chosen, are not all in "
+            f"the cache ({error}). "
+            + (
+                f"Without --anchors the {kept.asked} of each tier that are kept are used. "
+                if kept
+                else ""
+            )
+            + "Rank the graded works once with this model (`mirip-fast rank DATA --checkpoint RUN`), "
+            "which computes them; the anchors are then kept with the model."
+        ) from error
+
+
+def keep_anchors(model: ScoreModel, images: GradedImages, store: FeatureStore) -> None:
+    """:func:`write_anchors` at the end of a training, which goes on without them where there can be none."""
+    held_out = load_held_out(model.checkpoint.parent, model.info.tiers)
+    if held_out is None:
+        return
+    try:
+        write_anchors(model, held_out, images, store)
+    except DataError as error:
+        log.info("No anchors for tier verdicts: %s", error)
+
+
+def _graded(model: ScoreModel) -> tuple[GradedImages, HeldOut]:
+    """The graded works of a model's run, and the held-out scores of some of them."""
+    folder = model.checkpoint.parent
+    data = config_from_dict({"data": Run(folder).info.get("data", {})}).data
+    images = load_split(folder / SPLIT_FILE, model.info.tiers, data)
+    if not images.manifest.has_grades:
+        raise DataError(
+            f"--tiers: {folder} learned from judged pairs of works without grades, so there are no tiers to "
+            "put works in. Train on graded works, or rank without --tiers."
+        )
+    held_out = load_held_out(folder, model.info.tiers)
+    if held_out is None or not len(held_out):
+        raise DataError(
+            f"--tiers: {folder} has no held-out scores ({HELD_OUT_FILE}) to choose anchors by; train again, "
+            "or name the run with --checkpoint"
+        )
+    missing = set(held_out.ids) - {record.image_id for record in images.manifest.records}
+    if missing:
+        raise DataError(
+            f"{folder / HELD_OUT_FILE} names {min(missing)!r}, which {SPLIT_FILE} beside it does not have"
+        )
+    return images, held_out
+
+
+def _members(held_out: HeldOut, hashes: Mapping[str, bytes], tier: int) -> NDArray[np.int64]:
+    """Works of a tier, each picture once, the best score first; an even choice of them if they are many."""
+    order = np.argsort(-held_out.scores, kind="stable")
+    seen: dict[bytes, int] = {}
+    for i in order[held_out.tiers[order] == tier].tolist():
+        seen.setdefault(hashes[held_out.ids[i]], i)
+    members = np.array(list(seen.values()), dtype=np.int64)
+    if len(members) > _MOST:
+        members = members[np.linspace(0, len(members) - 1, _MOST).round().astype(np.int64)]
+    return members
+
+
+def _with_agreement(anchors: Anchors, held_out: HeldOut, hashes: Mapping[str, bytes]) -> Anchors:
+    rates = anchors.win_rates(held_out.scores, [hashes[image_id] for image_id in held_out.ids])
+    compared = np.isfinite(rates).any(axis=1)
+    right = verdict_tiers(rates[compared]) == held_out.tiers[compared]
+    return replace(anchors, agreement=float(right.mean()))
+
+
+def _kept(model: ScoreModel) -> Anchors | None:
+    path = model.checkpoint.with_name(ANCHORS_FILE)
+    if not path.is_file():
+        return None
+    try:
+        values = read_json(path)
+        if values.get("model_sha256") != file_hash(model.checkpoint):
+            return None
+        return Anchors.from_dict(values)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path} can not be read: {error}. Remove it, and anchors are chosen again."
+        ) from error
