@@ -57,7 +57,7 @@ def test_the_main_job(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (run_folder,) = (work / "runs").iterdir()
     made = {path.name for path in run_folder.iterdir()}
     assert made >= {
-        "config.yaml", "split.csv", "train.log", "history.csv", "curves.png", "best_model.pt",
+        "config.yaml", "split.csv", "train.log", "history.csv", "learning_curves.png", "best_model.pt",
         "last_model.pt", "checkpoint_epoch_5.pt", "head.safetensors", "run.json",
     }  # fmt: skip
 

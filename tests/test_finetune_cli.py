@@ -55,7 +55,7 @@ def test_from_a_head_to_a_ranking(headed: Path, capfd: pytest.CaptureFixture[str
     assert (folder / "split.csv").read_bytes() == (head / "split.csv").read_bytes()
     made = {path.name for path in folder.iterdir()}
     assert made >= {
-        "config.yaml", "split.csv", "train.log", "history.csv", "curves.png", "best_model.pt",
+        "config.yaml", "split.csv", "train.log", "history.csv", "learning_curves.png", "best_model.pt",
         "last_model.pt", "head.safetensors", "backbone", "calibration.json", "held_out.csv",
     }  # fmt: skip
     first = loaded(head / "best_model.pt")["model"]["fingerprint"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,9 @@ from numpy.typing import NDArray
 
 from mirip_fast.data.images import load_rgb
 from mirip_fast.errors import ImageError
+from mirip_fast.evaluation.plot_style import new_figure, save_figure
 from mirip_fast.evaluation.plot_text import NO_GLYPH, PlotFonts, fonts_for
 from mirip_fast.evaluation.report_parts import Mistake
-from mirip_fast.files import write_atomically
 
 _THUMBNAIL = 320  # pixels, the longer side
 _NAME_CELLS = 30  # width of a name below its picture
@@ -34,13 +33,11 @@ def write_contact_sheet(
         images: image id → file.
         title: the line above all.
     """
-    from matplotlib.figure import Figure
-
     files = {name: images[name] for m in mistakes for name in (m.better_id, m.worse_id)}
     tiers = {tier for m in mistakes for tier in (m.better_tier, m.worse_tier)}
     fonts = fonts_for([title, NO_GLYPH, *tiers, *(file.name for file in files.values())])
     lines = -(-len(mistakes) // _PAIRS_PER_LINE)
-    figure = Figure(figsize=(13, 3.3 * lines + 0.7), layout="constrained")
+    figure = new_figure(13, 3.3 * lines + 0.7)
     figure.suptitle(fonts.text(title, 110), family=list(fonts.families), parse_math=False)
     note = (
         ""
@@ -64,9 +61,7 @@ def write_contact_sheet(
         )
         for axes, name, tier, score in sides:
             _draw(axes, files[name], fonts, f"tier {fonts.text(tier, 12)}, score {score:.3g}")
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=100)
-    write_atomically(path, lambda stream: stream.write(picture.getvalue()))
+    save_figure(figure, path, dpi=100)
 
 
 def _draw(axes: Any, file: Path, fonts: PlotFonts, caption: str) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
+from mirip_fast.evaluation.plot_style import GREY, MAIN, new_figure, save_figure
+from mirip_fast.evaluation.plot_text import fonts_for
 from mirip_fast.evaluation.reliability import Reliability
-from mirip_fast.files import write_atomically
 
 
 def plot_reliability(path: Path, pairs: Reliability, title: str) -> None:
@@ -19,11 +19,10 @@ def plot_reliability(path: Path, pairs: Reliability, title: str) -> None:
         pairs: the judged probabilities.
         title: whose they are.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 7.6), layout="constrained")
+    figure = new_figure(6, 7.6)
+    fonts = fonts_for([title])
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    upper.plot((0, 1), (0, 1), color="grey", linestyle=":", label="what is said comes true")
+    upper.plot((0, 1), (0, 1), color=GREY, linestyle=":", label="what is said comes true")
     labelled = False
     level = "" if pairs.interval is None else f"{100 * pairs.interval.confidence:g} % interval"
     for part in pairs.bins:
@@ -40,25 +39,24 @@ def plot_reliability(path: Path, pairs: Reliability, title: str) -> None:
                 above = max(0.0, part.interval.high - part.came_true)
             span = ((below,), (above,)) if turn == 1 else ((above,), (below,))
             upper.errorbar(
-                said, true, yerr=span, fmt="o", color="C0", capsize=3,
+                said, true, yerr=span, fmt="o", color=MAIN, capsize=3,
                 label=None if labelled else f"came true{level and f', {level} over groups'}",
             )  # fmt: skip
             labelled = True
         width = part.high - part.low
         for left in (part.low, 1 - part.high):
-            lower.bar(left, part.pairs / 2, width, align="edge", color="C0", edgecolor="white")
+            lower.bar(left, part.pairs / 2, width, align="edge", color=MAIN, edgecolor="white")
     known = "interval unknown"
     if pairs.interval is not None:
         known = f"{level} {pairs.interval.low:.3f} – {pairs.interval.high:.3f}"
     upper.set_title(
-        f"{title}\nexpected calibration error {pairs.ece:.3f} ({known})",
+        f"{fonts.text(title, 90)}\nexpected calibration error {pairs.ece:.3f} ({known})",
         fontsize=10,
         parse_math=False,
+        family=list(fonts.families),
     )
     upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="share of pairs in which a is better")
     upper.legend(fontsize=8, loc="lower right")
     upper.grid(alpha=0.3)
     lower.set(xlabel="said: P(a beats b)", ylabel="pairs")
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=120)
-    write_atomically(path, lambda stream: stream.write(picture.getvalue()))
+    save_figure(figure, path)

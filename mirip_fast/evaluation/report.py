@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 from mirip_fast.errors import DataError
 from mirip_fast.evaluation import metrics, report_text
 from mirip_fast.evaluation.calibration import Calibration
+from mirip_fast.evaluation.group_accuracy import accuracy_by_group
 from mirip_fast.evaluation.intervals import Interval, bootstrap_over_groups
 from mirip_fast.evaluation.judged_tiers import judged_probabilities, tier_figures
 from mirip_fast.evaluation.mistakes import worst_pairs
@@ -28,6 +29,7 @@ from mirip_fast.evaluation.pair_counts import (
     check_scores,
 )
 from mirip_fast.evaluation.report_parts import (
+    GroupRow,
     Judged,
     Mistake,
     Probabilities,
@@ -55,6 +57,7 @@ class Report:
         within_values: one row per such value.
         tier_pairs: one row per tier pair that occurs, best tiers first (all pairs, whatever their
             within value).
+        groups: one row per named group of two works or more, worst first (all pairs, too).
         kendall_tau_b: −1 … 1, positive = good; None where all scores are equal.
         spearman: with the ``spearman_images`` finer grades that are there; None where not defined.
         ndcg: k → NDCG@k; None where not defined.
@@ -82,6 +85,7 @@ class Report:
     within_macro_accuracy_interval: Interval | None
     within_values: tuple[WithinRow, ...]
     tier_pairs: tuple[TierPairRow, ...]
+    groups: tuple[GroupRow, ...]
     kendall_tau_b: float | None
     kendall_tau_b_interval: Interval | None
     spearman: float | None
@@ -141,12 +145,15 @@ class Report:
 
     def to_dict(self, mistakes: int = 10) -> dict[str, Any]:
         """Plain JSON types, every number finite or None, with the ``mistakes`` worst mistakes."""
-        made_below = {"judged", "tier_pairs", "within_values", "by_quota", "probabilities"}
+        made_below = {
+            "judged", "tier_pairs", "within_values", "groups", "by_quota", "probabilities",
+        }  # fmt: skip
         plain: dict[str, Any] = {}
         for name in (f.name for f in fields(self) if f.name not in made_below):
             plain[name] = _plain(getattr(self, name))
         plain["tier_pairs"] = [asdict(row) for row in self.tier_pairs]
         plain["within_values"] = [asdict(row) for row in self.within_values]
+        plain["groups"] = [asdict(row) for row in self.groups]
         for name, value in self.by_quota.to_dict().items():  # tier_accuracy and so on
             plain[name if name.startswith(("macro", "confusion")) else f"tier_{name}"] = value
         plain["probabilities"] = self.probabilities and self.probabilities.to_dict()
@@ -248,6 +255,7 @@ def judge(
             TierPairRow(names[a], names[b], int(pairs[a, b]), float(accuracy[a, b]), interval)
             for (a, b), interval in spread.tier_pairs.items()
         ),
+        groups=accuracy_by_group(values, tier, groups, **drawing),
         kendall_tau_b=metrics.kendall_tau_b(values, tier),
         kendall_tau_b_interval=spread.kendall_tau_b,
         spearman=metrics.spearman(values[graded], grades[graded]),

@@ -46,6 +46,25 @@ class WithinRow:
 
 
 @dataclass(frozen=True, slots=True)
+class GroupRow:
+    """How the works of one group are ordered against works outside it.
+
+    Attributes:
+        group: its name.
+        images: its works.
+        pairs: pairs of different tiers with one work in the group and one outside, at least 1.
+        accuracy: share of them in the right order (0–1, score ties ½).
+        interval: None means unknown.
+    """
+
+    group: str
+    images: int
+    pairs: int
+    accuracy: float
+    interval: Interval | None
+
+
+@dataclass(frozen=True, slots=True)
 class Mistake:
     """A wrongly ordered pair: ``better_*`` has the better tier, ``worse_*`` the higher score.
 

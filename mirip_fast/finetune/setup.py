@@ -37,10 +37,10 @@ from mirip_fast.models.checkpoint import load_checkpoint
 from mirip_fast.models.finetuned import FINETUNED, deploy, describe_backbone, head_state
 from mirip_fast.models.head import RankingHead
 from mirip_fast.models.model_info import ModelInfo
+from mirip_fast.ranking.finished import finish_run
 from mirip_fast.ranking.fit import FitResult
 from mirip_fast.ranking.graded import GradedImages, pairable
 from mirip_fast.ranking.head_files import save_head
-from mirip_fast.ranking.plots import plot_curves
 from mirip_fast.ranking.references import write_references_of_scores
 from mirip_fast.ranking.scorer import load_score_model, score_files
 from mirip_fast.runtime import resolve_precision, set_seed
@@ -80,10 +80,10 @@ class Setup:
     ) -> FitResult:
         """Fit into the run's folder, and leave it finished, failed or interrupted."""
         hooks = Hooks()
-        handler = None
+        log_file = contextlib.ExitStack()
         if self.peers.is_first:
             run.update(status="running")
-            handler = run.log_to_file()
+            log_file.enter_context(run.log_to_file())
         try:
             result = self._fit(run, hooks, head, resumed)
             if self.peers.is_first:
@@ -97,9 +97,7 @@ class Setup:
                 hooks.trackers.finish(None)
             raise
         finally:
-            if handler is not None:
-                logging.getLogger("mirip_fast").removeHandler(handler)
-                handler.close()
+            log_file.close()
         return result
 
     def _finish(self, run: Run, result: FitResult) -> None:
@@ -110,14 +108,7 @@ class Setup:
         save_head(run.path, run.best, head, info)
         if run.info.get("mode") != "fold":  # folds are calibrated together, on what each left out
             self._write_references(run)
-        plot_curves(run.path / "curves.png", run.history(), result.best_epoch)
-        run.update(
-            status="finished",
-            epochs=result.epochs,
-            best_epoch=result.best_epoch,
-            val_pairwise_accuracy=result.best_accuracy,
-            seconds=round(result.seconds, 2),
-        )
+        finish_run(run, result, self.images, self.config.evaluate.within)
 
     def _write_references(self, run: Run) -> None:
         model = load_score_model(run.best)

@@ -24,6 +24,7 @@ from mirip_fast.evaluation.report import Report, judge
 from mirip_fast.files import write_json
 from mirip_fast.models.checkpoint import load_checkpoint
 from mirip_fast.models.model_info import ModelInfo
+from mirip_fast.ranking.finished import draw_run
 from mirip_fast.ranking.fold_plan import FoldsPlan
 from mirip_fast.ranking.folds import LEFT_OUT
 from mirip_fast.ranking.graded import GradedImages, load_split, save_split
@@ -171,6 +172,7 @@ def _finish(run: Run, plan: FoldsPlan, work: FoldWork) -> FoldsResult:
         missing_folds=[],
         out_of_fold_pairwise_accuracy=result.report.pairwise_accuracy,
     )
+    draw_run(run, plan.images, plan.config.evaluate.within)
     return result
 
 

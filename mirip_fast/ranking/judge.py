@@ -17,7 +17,7 @@ from mirip_fast.data.manifest import read_manifest
 from mirip_fast.data.records import DataOptions
 from mirip_fast.errors import DataError, StoreError
 from mirip_fast.evaluation.contact_sheet import write_contact_sheet
-from mirip_fast.evaluation.reliability_plot import plot_reliability
+from mirip_fast.evaluation.plots import draw_report
 from mirip_fast.evaluation.report import Report, judge
 from mirip_fast.features.embed import Progress, Settings
 from mirip_fast.features.store import FeatureStore
@@ -65,6 +65,7 @@ class Judgement:
         images: image id → file.
         model: what was judged.
         about: the judged images in words.
+        within: the column inside whose values works were compared, or None.
     """
 
     report: Report
@@ -72,9 +73,10 @@ class Judgement:
     images: dict[str, Path]
     model: ScoreModel
     about: str
+    within: str | None = None
 
     def write(self, path: Path | None = None, **more: Any) -> list[Path]:
-        """Write the JSON file, the reliability diagram and the worst mistakes as pictures beside it.
+        """Write the JSON file, and the figures and the worst mistakes as pictures beside it.
 
         Args:
             path: another place for the JSON file.
@@ -87,14 +89,7 @@ class Judgement:
         write_json(
             path, {"checkpoint": str(self.model.checkpoint), **more, **self.report.to_dict()}
         )
-        files = [path]
-        known = self.report.probabilities
-        if known is not None and known.pairs is not None:
-            files.append(path.with_name(f"{path.stem}_reliability.png"))
-            title = (
-                f"{self.about}; probabilities learned from {known.images} works ({known.source})"
-            )
-            plot_reliability(files[-1], known.pairs, title)
+        files = [path, *draw_report(self.report, path.parent, path.stem, self.about)]
         mistakes = self.report.worst_mistakes()
         if mistakes:
             files.append(path.with_name(f"{path.stem}_mistakes.png"))
@@ -128,7 +123,7 @@ def judge_split(model: ScoreModel, split: str, config: Config) -> Judgement:
     report = _report(scores, images, config, model)
     about = f"{split} split, {len(images)} images"
     path = folder / f"evaluation_{split}.json"
-    return Judgement(report, path, _files(images), model, about)
+    return Judgement(report, path, _files(images), model, about, config.evaluate.within)
 
 
 def _split_scores(model: ScoreModel, images: GradedImages, config: Config) -> NDArray[np.float32]:
@@ -194,7 +189,8 @@ def judge_files(
     )
     path = model.checkpoint.parent / f"evaluation_{source.stem}.json"
     report = _report(scored.scores[good], images, config, model)
-    return Judgement(report, path, _files(images), model, f"{source.name}, {len(images)} images")
+    about = f"{source.name}, {len(images)} images"
+    return Judgement(report, path, _files(images), model, about, config.evaluate.within)
 
 
 def _files(images: GradedImages) -> dict[str, Path]:

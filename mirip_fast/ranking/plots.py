@@ -1,34 +1,98 @@
-"""The picture of a run's learning curves."""
+"""Learning curves: reading them from a run's folder, and their picture."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from mirip_fast.files import write_atomically
+from mirip_fast.evaluation.plot_style import GREY, MAIN, SECOND, new_figure, save_figure
+from mirip_fast.files import read_json
+from mirip_fast.training.run_folder import FOLDS_FILE, Run
 
 
-def plot_curves(path: Path, history: Sequence[Mapping[str, str]], best_epoch: int) -> None:
-    """Draw loss and pairwise accuracy over the epochs into a PNG file.
+@dataclass(frozen=True)
+class Curves:
+    """How one fit went, epoch by epoch; all lists are of equal length.
+
+    Attributes:
+        name: of the fold; empty for a run without folds.
+        epochs: from 1.
+        train_loss, val_loss: mean pairwise loss.
+        train_accuracy, val_accuracy: pairwise accuracy (0–1).
+        best_epoch: the model is of this one; None if unknown.
+    """
+
+    name: str
+    epochs: list[int]
+    train_loss: list[float]
+    val_loss: list[float]
+    train_accuracy: list[float]
+    val_accuracy: list[float]
+    best_epoch: int | None
+
+
+def read_curves(run: Run) -> list[Curves]:
+    """The learning curves of a run, or of each of its folds; none where no history is there.
+
+    Raises:
+        ValueError, KeyError: history.csv is damaged.
+    """
+    runs = [(run, "")]
+    if run.has_folds:
+        folds = max(read_json(run.path / FOLDS_FILE)["fold_of"]) + 1
+        runs = [(Run(run.path / f"fold_{i}"), f"fold {i}") for i in range(folds)]
+    return [_curves(one, name, history) for one, name in runs if (history := one.history())]
+
+
+def _curves(run: Run, name: str, history: Sequence[dict[str, str]]) -> Curves:
+    def column(key: str) -> list[float]:
+        return [float(row[key]) for row in history]
+
+    best = run.info.get("best_epoch")
+    return Curves(
+        name=name,
+        epochs=[int(row["epoch"]) for row in history],
+        train_loss=column("train/loss"),
+        val_loss=column("val/loss"),
+        train_accuracy=column("train/accuracy"),
+        val_accuracy=column("val/accuracy"),
+        best_epoch=None if best is None else int(best),
+    )
+
+
+def plot_curves(path: Path, curves: Sequence[Curves]) -> Path:
+    """Draw loss and pairwise accuracy over the epochs into a PNG file; folds on top of each other.
 
     Args:
         path: the PNG file.
-        history: rows of history.csv.
-        best_epoch: marked with a line; best_model.pt is of this epoch.
+        curves: one or more fits.
     """
-    from matplotlib.figure import Figure
-
-    epochs = [int(row["epoch"]) for row in history]
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = new_figure(10, 4)
+    strength = 1 if len(curves) == 1 else 0.55
     for axes, what in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        for part in ("train", "val"):
-            axes.plot(epochs, [float(row[f"{part}/{what}"]) for row in history], label=part)
-        axes.axvline(best_epoch, color="grey", linestyle=":", label=f"best epoch {best_epoch}")
-        axes.set_xlabel("epoch")
-        axes.set_ylabel("pairwise loss" if what == "loss" else "pairwise accuracy")
-        axes.legend()
+        for number, fit in enumerate(curves):
+            lines = (
+                ("training", getattr(fit, f"train_{what}"), SECOND, "--"),
+                ("validation", getattr(fit, f"val_{what}"), MAIN, "-"),
+            )
+            mark = "o" if len(fit.epochs) == 1 else None
+            for part, values, colour, dashes in lines:
+                axes.plot(fit.epochs, values, color=colour, linestyle=dashes, marker=mark,
+                          alpha=strength, label=None if number else part)  # fmt: skip
+            if fit.best_epoch in fit.epochs:
+                best = fit.epochs.index(fit.best_epoch)
+                value = getattr(fit, f"val_{what}")[best]
+                label = f"best epoch {fit.best_epoch}" if len(curves) == 1 else "best epochs"
+                axes.plot(fit.best_epoch, value, "D", color=MAIN, markeredgecolor="black",
+                          markersize=6, zorder=4, label=None if number else label)  # fmt: skip
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set(xlabel="epoch", ylabel=f"pairwise {what}")
+        if what == "accuracy":
+            axes.yaxis.set_major_formatter("{x:.0%}")
+            axes.axhline(0.5, color=GREY, linestyle=":", label="chance")
+        axes.legend(fontsize=9)
         axes.grid(alpha=0.3)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=120)
-    write_atomically(path, lambda stream: stream.write(picture.getvalue()))
+    folds = f" of {len(curves)} folds" if len(curves) > 1 else ""
+    figure.suptitle(f"Learning curves{folds}", fontsize=11)
+    return save_figure(figure, path)

@@ -25,6 +25,7 @@ from mirip_fast.models.model_info import ModelInfo
 from mirip_fast.ranking.anchors import keep_anchors
 from mirip_fast.ranking.bootstrap import write_bootstrap
 from mirip_fast.ranking.dataset_settings import with_dataset
+from mirip_fast.ranking.finished import finish_run
 from mirip_fast.ranking.fit import FitResult, HeadFit
 from mirip_fast.ranking.fold_plan import FoldsPlan, load_plan, plan_folds
 from mirip_fast.ranking.fold_runs import FoldRun, FoldsResult, train_folds
@@ -45,7 +46,6 @@ from mirip_fast.ranking.judged_pairs import (
     save_judged_pairs,
 )
 from mirip_fast.ranking.objective import describe_pairs, make_loss, pairs_file, require_pairs
-from mirip_fast.ranking.plots import plot_curves
 from mirip_fast.ranking.references import write_validation_references
 from mirip_fast.ranking.rows import ListedPairs, Rows, read_features
 from mirip_fast.ranking.scorer import ScoreModel, load_score_model
@@ -283,7 +283,8 @@ def _fit(
 ) -> FitResult:
     """Fit into the run's folder, and leave it finished, failed or interrupted."""
     run.update(status="running")
-    handler = run.log_to_file()
+    log_file = contextlib.ExitStack()
+    log_file.enter_context(run.log_to_file())
     trackers = Trackers({})
     try:
         train, val = (
@@ -334,8 +335,7 @@ def _fit(
         trackers.finish(None)
         raise
     finally:
-        logging.getLogger("mirip_fast").removeHandler(handler)
-        handler.close()
+        log_file.close()
     return result
 
 
@@ -355,14 +355,7 @@ def _finish(
         write_validation_references(run.best, images, store, config.evaluate.within)
     if config.train.bootstrap:
         write_bootstrap(run, images, ("train",), config, info, store)
-    plot_curves(run.path / "curves.png", run.history(), result.best_epoch)
-    run.update(
-        status="finished",
-        epochs=result.epochs,
-        best_epoch=result.best_epoch,
-        val_pairwise_accuracy=result.best_accuracy,
-        seconds=round(result.seconds, 2),
-    )
+    finish_run(run, result, images, config.evaluate.within)
 
 
 def _images(config: Config, request: Request, dataset: Dataset, cache_dir: Path) -> GradedImages:

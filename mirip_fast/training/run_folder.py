@@ -10,7 +10,7 @@ import csv
 import itertools
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -87,12 +87,18 @@ class Run:
         parent = Run(self.path.parent)
         return f"{parent.path.name}/{self.path.name}" if parent.has_folds else self.path.name
 
-    def log_to_file(self) -> logging.Handler:
-        """Copy the package's log lines, with time stamps, to train.log; remove the handler afterwards."""
+    @contextlib.contextmanager
+    def log_to_file(self) -> Iterator[None]:
+        """Inside, the package's log lines are copied, with time stamps, to train.log."""
         handler = _LogFile(self.path / "train.log", encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s"))
-        logging.getLogger("mirip_fast").addHandler(handler)
-        return handler
+        logger = logging.getLogger("mirip_fast")
+        logger.addHandler(handler)
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+            handler.close()
 
     def append_history(self, row: Mapping[str, object]) -> None:
         """Append one epoch to history.csv.
