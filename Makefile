@@ -39,7 +39,7 @@ format: $(READY)  ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(READY)  ## write the configuration files and option tables from the code
+docs: $(READY)  ## write the settings file, option tables and pages of commands from the code
 	$(BIN)/python docs/generate.py
 
 bench: $(READY)  ## measure both phases: make bench BENCH="--data DIR --backbone DIR" GRADED=DIR

@@ -1,6 +1,7 @@
-"""Write what is made from the code: configs/default.yaml and the option table of the READMEs.
+"""Write what is made from the code: configs/default.yaml, option tables of the READMEs, pages of commands.
 
-``python docs/generate.py`` writes, ``--check`` only says what is stale (exit status 1).
+``python docs/generate.py`` writes, ``--check`` only says what is stale (exit status 1). The index of the
+documents, docs/README.md, is made from their headings.
 """
 
 from __future__ import annotations
@@ -9,10 +10,14 @@ import re
 import sys
 from pathlib import Path
 
+from command_pages import DOCS, FOLDER, command_pages, commands, first_sentence
+
 from mirip_fast.config import Config, settings, to_yaml
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = DOCS.parent
 _TABLE = re.compile(r"(<!-- options:start -->\n).*?(<!-- options:end -->)", re.DOTALL)
+#: Documents in the order of the index; others follow by name.
+_FIRST = ("tutorial.md", "examples.md", "use.md", "troubleshooting.md")
 
 
 def option_table() -> str:
@@ -37,6 +42,31 @@ def option_table() -> str:
     return "\n".join(lines).strip() + "\n"
 
 
+def index() -> str:
+    """The list of all documents, a line each: the heading, and what the first sentence says."""
+    names = [path.name for path in sorted(DOCS.glob("*.md")) if path.name != "README.md"]
+    names.sort(key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
+    lines = [
+        "<!-- Made by `make docs` from the headings of the documents. -->",
+        "",
+        "# Documents",
+        "",
+    ]
+    lines += [f"- {_line(DOCS / name)}" for name in names]
+    lines += ["", "## Commands", "", "| command | what it does |", "|---|---|"]
+    for name, command in commands().items():
+        sentence = first_sentence(command).replace("|", "\\|")
+        lines.append(f"| [`mirip-fast {name}`](commands/{name}.md) | {sentence} |")
+    return "\n".join(lines) + "\n"
+
+
+def _line(path: Path) -> str:
+    heading, _, rest = path.read_text(encoding="utf-8").partition("\n")
+    paragraph = " ".join(rest.strip().split("\n\n")[0].split())
+    sentence = re.split(r"(?<=[.:])\s", paragraph)[0].rstrip(":.")
+    return f"[{heading.removeprefix('# ')}]({path.name}): {sentence}."
+
+
 def generated() -> dict[Path, str]:
     """Path → what the file should hold."""
     header = "# Every setting with its default. Made from the code by `make docs`; copy what you change.\n"
@@ -44,22 +74,33 @@ def generated() -> dict[Path, str]:
     for name in ("README.md", "README.ko.md"):
         text = (ROOT / name).read_text(encoding="utf-8")
         files[ROOT / name] = _TABLE.sub(lambda m: m[1] + option_table() + m[2], text)
-    return files
+    files[DOCS / "README.md"] = index()
+    return files | command_pages()
 
 
 def main() -> int:
     """Write what is stale, or say so; returns the exit status."""
+    wanted = generated()
+    check = "--check" in sys.argv
     stale = 0
-    for path, text in generated().items():
+    for path in sorted(set(FOLDER.glob("*.md")) - wanted.keys()):
+        stale = _stale(path, "is of a command that is gone", "removed", check) or stale
+        if not check:
+            path.unlink()
+    for path, text in wanted.items():
         if path.exists() and path.read_text(encoding="utf-8") == text:
             continue
-        if "--check" in sys.argv:
-            print(f"{path.relative_to(ROOT)} is stale: run `make docs`")
-            stale = 1
-        else:
+        stale = _stale(path, "is stale", "wrote", check) or stale
+        if not check:
+            path.parent.mkdir(exist_ok=True)
             path.write_text(text, encoding="utf-8")
-            print(f"wrote {path.relative_to(ROOT)}")
     return stale
+
+
+def _stale(path: Path, fault: str, done: str, check: bool) -> int:
+    name = path.relative_to(ROOT)
+    print(f"{name} {fault}: run `make docs`" if check else f"{done} {name}")
+    return int(check)
 
 
 if __name__ == "__main__":

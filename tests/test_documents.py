@@ -1,0 +1,231 @@
+"""The documents: made ones are fresh, what they name exists, and what they show is what is printed."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+from mirip_fast_cli.main import cli, run
+
+from mirip_fast.data.sample import make_portfolio, make_sample
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+WRITTEN = [Path(name) for name in ("README.md", "README.ko.md")] + sorted(
+    path.relative_to(ROOT) for path in DOCS.glob("*.md")
+)
+PAGES = sorted(path.relative_to(ROOT) for path in DOCS.glob("commands/*.md"))
+#: Commands of the examples that take half a minute or need a package that may be missing.
+NOT_RUN = ("mirip-fast sweep", "mirip-fast export", "mirip-fast benchmark")
+#: What one training finds and another may not; the rest of a line's numbers are masked anyway.
+MAY_DIFFER = re.compile(r"(Raised|Lowered) most by")
+#: Fewer epochs, rounds and processes than the documents were recorded with; the same lines.
+QUICK = """
+embed: {workers: 0}
+train: {early_stopping_patience: 3}
+evaluate: {bootstrap_rounds: 100}
+explain: {detail: 3}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _import_docs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.syspath_prepend(str(DOCS))
+    yield
+    for name in ("generate", "command_pages", "recorded"):
+        sys.modules.pop(name, None)
+
+
+def read(path: Path) -> str:
+    return (ROOT / path).read_text(encoding="utf-8")
+
+
+# What is made from the code
+
+
+def stale(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
+    import generate
+
+    monkeypatch.setattr(sys, "argv", ["generate.py", "--check"])
+    return generate.main(), capsys.readouterr().out
+
+
+def test_made_files_are_fresh(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert stale(capsys, monkeypatch) == (0, "")
+
+
+def test_a_changed_help_text_makes_its_page_stale(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rank = cli.get_command(click.Context(cli), "rank")
+    assert rank is not None
+    (top,) = (p for p in rank.params if p.name == "top")
+    monkeypatch.setattr(top, "help", "Show some.")
+    status, said = stale(capsys, monkeypatch)
+    assert status == 1
+    assert said == "docs/commands/rank.md is stale: run `make docs`\n"
+
+
+def test_a_page_of_a_command_that_is_gone_is_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mirip_fast_cli.main
+
+    left = tuple(name for name in mirip_fast_cli.main.COMMANDS if name != "label")
+    monkeypatch.setattr(mirip_fast_cli.main, "COMMANDS", left)
+    status, said = stale(capsys, monkeypatch)
+    assert status == 1
+    assert "docs/commands/label.md is of a command that is gone" in said
+
+
+def test_every_command_option_and_subcommand_has_its_line() -> None:
+    for name in cli.list_commands(click.Context(cli)):
+        page = read(DOCS / "commands" / f"{name}.md")
+        for path, command in commands_below((name,)):
+            assert f"mirip-fast {' '.join(path)}" in page
+            for option in command.params:
+                if isinstance(option, click.Option):
+                    assert re.search(rf"^\| `{option.opts[0]}\b", page, re.MULTILINE), option.opts
+
+
+def test_the_index_lists_every_document() -> None:
+    index = read(DOCS / "README.md")
+    for path in [*DOCS.glob("*.md"), *DOCS.glob("commands/*.md")]:
+        assert path.name == "README.md" or f"]({path.relative_to(DOCS)})" in index, path
+
+
+# What documents name
+
+
+def commands_below(path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], click.Command]]:
+    """All commands below ``path``, itself too, with their words."""
+    command: click.Command = cli
+    for word in path:
+        assert isinstance(command, click.Group)
+        found = command.get_command(click.Context(command), word)
+        assert found is not None, path
+        command = found
+    here = [(path, command)] if path else []
+    if not isinstance(command, click.Group):
+        return here
+    names = command.list_commands(click.Context(command))
+    return here + [item for name in names for item in commands_below((*path, name))]
+
+
+def code(path: Path) -> list[str]:
+    """The lines of fenced blocks, with continued ones joined, and the inline code of a document."""
+    text = read(path).replace("\\\n", " ")
+    fenced = re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    inline = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose)]
+    return [line.removeprefix("$ ") for block in fenced for line in block.splitlines()] + inline
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=str)
+def test_every_command_that_is_named_exists(path: Path) -> None:
+    known = {words for words, _ in commands_below()}
+    for line in code(path):
+        for name, sub in re.findall(r"\bmirip-fast ([a-z]+)(?: ([a-z]+))?", line):
+            assert (name,) in known, line
+            assert name != "cache" or not sub or (name, sub) in known, line
+
+
+#: Flags of torchrun, srun, tensorboard and of the programs in benchmarks/.
+FOREIGN = {
+    "--nproc_per_node", "--nnodes", "--rdzv_backend", "--rdzv_endpoint", "--rdzv_id", "--standalone",
+    "--array", "--nodes", "--ntasks-per-node", "--gpus-per-task", "--gpus-per-node", "--cpus-per-task",
+    "--time", "--signal", "--requeue", "--kill-on-bad-exit", "--logdir",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=str)
+def test_every_flag_that_is_named_exists(path: Path) -> None:
+    known = {f for _, c in commands_below() for p in c.params for f in (*p.opts, *p.secondary_opts)}
+    known |= {flag for p in cli.params for flag in p.opts} | {"--help", "--version"} | FOREIGN
+    for line in read(path).splitlines():
+        if "benchmarks/" not in line:
+            named = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", line))
+            assert named <= known, f"{named - known} in: {line}"
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=str)
+def test_flags_belong_to_the_command_they_stand_behind(path: Path) -> None:
+    known = dict(commands_below())
+    for typed in code(path):
+        words = typed.split("#")[0].removeprefix("mirip-fast ").split()
+        if not typed.startswith("mirip-fast ") or not words:
+            continue
+        command = known.get(tuple(words[:2])) or known.get(tuple(words[:1]))
+        if command is not None:  # else `mirip-fast --help` or a placeholder
+            allowed = {f for p in command.params for f in (*p.opts, *p.secondary_opts)} | {"--help"}
+            wrong = {w.split("=")[0].rstrip(",.") for w in words if w.startswith("--")} - allowed
+            assert not wrong, f"{typed}: {wrong}"
+
+
+@pytest.mark.parametrize("path", [*WRITTEN, *PAGES], ids=str)
+def test_links_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", read(path)):
+        assert (ROOT / path.parent / target).exists(), target
+
+
+# What documents show
+
+
+def blocks(name: str) -> list[str]:
+    """The code blocks of a document without a language, in its order."""
+    return re.findall(r"^```\n(.*?)\n```$", read(DOCS / name), re.DOTALL | re.MULTILINE)
+
+
+def test_the_tutorial_prints_what_it_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Every command of the tutorial and its further examples, in one folder, as a reader types them."""
+    import recorded
+
+    monkeypatch.chdir(tmp_path)
+    make_sample(tmp_path / "data")
+    make_portfolio(tmp_path / "portfolio")
+    (tmp_path / "mirip.yaml").write_text(QUICK)
+    faults = []
+    for block in blocks("tutorial.md") + blocks("examples.md"):
+        examples = recorded.recorded(f"```\n{block}\n```")
+        if not examples:
+            if block.startswith(("cp data", "cp portfolio", "head")):
+                subprocess.run(block, shell=True, check=True, cwd=tmp_path)
+            continue
+        (example,) = examples
+        if example.command.startswith(NOT_RUN):
+            continue
+        words = shlex.split(example.command)
+        words = [
+            w
+            for word in words
+            for w in (sorted(map(str, Path().glob(word))) if "*" in word else [word])
+        ]
+        capfd.readouterr()
+        if words[0] == "mirip-fast":
+            run(words[1:])
+        else:
+            subprocess.run(words, check=True, cwd=tmp_path)
+        captured = capfd.readouterr()
+        missing = recorded.not_printed(example, captured.out + captured.err)
+        faults += [f"$ {example.command}: {x}" for x in missing if not MAY_DIFFER.search(x)]
+    assert not faults, "\n".join(faults)
+
+
+def test_a_line_that_is_not_printed_is_found() -> None:
+    import recorded
+
+    (example,) = recorded.recorded(
+        "```\n$ mirip-fast x\nRun runs/20261121-101010-a: 5 images\n…\n```"
+    )
+    assert recorded.not_printed(example, "Run runs/20270101-000000-a: 17 images\nmore") == []
+    assert recorded.not_printed(example, "Run runs/20270101-000000-a: 17 pictures") != []
