@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command("embed")
-@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("data", nargs=-1, required=True, metavar="DATA")
 @click.option(
     "--limit", type=click.IntRange(min=1), help="Embed the first N images only, as a trial."
 )
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 @config_options("embed", "data", "runtime")
 def embed_command(
     resolved: Resolved,
-    data: Path,
+    data: tuple[str, ...],
     limit: int | None,
     rehash: bool,
     strict: bool,
@@ -46,9 +46,13 @@ def embed_command(
 ) -> int:
     """Compute the features of every image in DATA once, and keep them.
 
-    DATA is a folder with images/ and metadata.csv, any folder of images, a folder per tier, or a CSV file.
+    DATA is a folder with images/ and metadata.csv, any folder of images, a folder per tier, a CSV file, or
+    tars: data.tar, 'data/{000..127}.tar', 'data/*.tar'. All of these may lie at an address, such as
+    s3://bucket/folder.
+
     Started by torchrun or srun, each process takes its share of the images.
     """
+    from mirip_fast.data.source_names import as_one
     from mirip_fast.features.command import embed_data
     from mirip_fast.runtime import distributed
 
@@ -58,7 +62,7 @@ def embed_command(
         package.setLevel(max(package.level, logging.WARNING))
     with EmbedBar() as bar:
         done = embed_data(
-            data,
+            as_one(data),
             resolved.config,
             limit=limit,
             rehash=rehash,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @click.command("rank")
-@click.argument("folder", type=_PATH)
+@click.argument("folder", nargs=-1, required=True, metavar="FOLDER")
 @click.option(
     "--checkpoint", type=_PATH, help="Run or .pt file (default: the newest finished run)."
 )
@@ -68,7 +68,7 @@ if TYPE_CHECKING:
 )
 def rank_command(
     resolved: Resolved,
-    folder: Path,
+    folder: tuple[str, ...],
     checkpoint: Path | None,
     backbone: str | None,
     top: int | None,
@@ -82,6 +82,8 @@ def rank_command(
 ) -> int:
     """Sort the images in FOLDER by score, best first.
 
+    FOLDER may also be a CSV file, tars ('x/{000..127}.tar', 'x/*.tar') or an address (s3://bucket/folder).
+
     0-100 is the percentile among graded works that the model had not trained on; the tier is the most
     probable one, with the probability of each tier beside it, learned from the same works.
 
@@ -93,6 +95,7 @@ def rank_command(
     trained on. «>A %» is the share of tier A's anchors that a work beats; its verdict is the best tier of
     which it beats half, else the worst; «sure %» is that tier's probability, learned from held-out works.
     """
+    from mirip_fast.data.source_names import as_one
     from mirip_fast.portfolio.rank import rank_folder
     from mirip_fast.portfolio.ranking import ranking_table
     from mirip_fast.ranking.anchors import find_anchors
@@ -110,7 +113,7 @@ def rank_command(
     found = find_anchors(model, Path(resolved.config.embed.cache_dir), anchors) if tiers else None
     with EmbedBar() as bar:
         done = rank_folder(
-            model, folder, resolved.config, out, anchors=found,
+            model, as_one(folder), resolved.config, out, anchors=found,
             backbone=backbone, rehash=rehash, command=command_line(), progress=bar,
         )  # fmt: skip
     click.echo(ranking_table(done.ranking[:top]))
@@ -121,8 +124,10 @@ def rank_command(
     if html is not None:
         files += _write_page(html, explain or 0, done, model, resolved.config, backbone)
     click.echo("Written: " + ", ".join(str(path) for path in files))
+    from mirip_fast.data.remote import address
+
     for path, reason in done.failures[:10]:
-        click.echo(f"Not ranked: {path}: {reason}", err=True)
+        click.echo(f"Not ranked: {address(Path(path))}: {reason}", err=True)
     if len(done.failures) > 10:
         click.echo(f"… and {len(done.failures) - 10} more in failures.csv", err=True)
     return 1 if strict and done.failures else 0

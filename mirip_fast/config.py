@@ -247,8 +247,8 @@ class TrainConfig:
     )
     folds: int = option(
         0,
-        "Divide train and val into so many folds, train one head without each, and score with all of "
-        "them; the test split stays out (0: one head).",
+        "Divide train and val into so many folds, train one head (with --full one model) without each, "
+        "and score with all of them; the test split stays out (0: no folds).",
         low=0,
     )
     bootstrap: int = option(

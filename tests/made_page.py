@@ -21,6 +21,8 @@ from mirip_fast.portfolio.rank import RankDone
 from mirip_fast.portfolio.ranking import rank_scores
 from mirip_fast.portfolio.stacks import Stacked
 from mirip_fast.portfolio.thumbnails import Thumbnail, encode_picture
+from mirip_fast.portfolio.verdicts import give_verdicts
+from mirip_fast.ranking.anchors import Anchor, Anchors
 from mirip_fast.ranking.held_out import HeldOut, save_held_out
 
 TIERS = ("S", "A", "B", "C")
@@ -65,6 +67,7 @@ def made_ranking(
     names: Sequence[str],
     *,
     known: bool = True,
+    verdicts: bool = False,
     failures: Sequence[tuple[str, str]] = (),
 ) -> tuple[RankDone, SimpleNamespace]:
     """A ranking in the order of ``names``, and what stands for the model of a run in ``root``/../run."""
@@ -81,9 +84,21 @@ def made_ranking(
     calibration = fit_calibration(held_out.scores, tiers, TIERS, source="out-of-fold")
     scores = np.linspace(1, -4, len(names))
     draws = scores + 0.3 * rng.normal(size=(60, len(names)))
+    anchors = None
+    if verdicts:  # five of the held-out works of S, A and B; none of C
+        works = [
+            Anchor(str(i), Path(f"{i}.png"), bytes([i]), int(tiers[i]), float(held_out.scores[i]))
+            for i in range(20)
+            if tiers[i] < 3
+        ]
+        anchors = Anchors(tuple(works), TIERS, (50, 50, 50, 0), "out-of-fold", 10, 0.41)
+    given = anchors and dict(
+        zip(names, give_verdicts(scores, [b""] * len(names), anchors, calibration), strict=True)
+    )
     ranking = rank_scores(
         names, [f"id {i}" for i in range(len(names))], scores.tolist(),
         calibration=calibration if known else None, draws=draws if known else None,
+        verdicts=given,
     )  # fmt: skip
     hashes = {
         name: hashlib.sha256((root / name).read_bytes()).digest()
@@ -92,7 +107,7 @@ def made_ranking(
     }
     done = RankDone(
         ranking, [], list(failures), calibration if known else unknown(), 60 if known else 0,
-        None if known else "unknown: no heads", 3, root, hashes, SimpleNamespace(series=dict),
+        None if known else "unknown: no heads", 3, root, hashes, SimpleNamespace(series=dict), anchors,
     )  # fmt: skip
     return done, SimpleNamespace(
         checkpoint=run / "best.pt",

@@ -176,6 +176,18 @@ def test_links_lead_somewhere(path: Path) -> None:
         assert (ROOT / path.parent / target).exists(), target
 
 
+def test_both_readmes_show_the_same_commands_and_figures() -> None:
+    def shown(name: str) -> tuple[list[str], list[str]]:
+        text = re.sub(r"<!-- options:start.*", "", read(Path(name)), flags=re.DOTALL)
+        fenced = re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+        lines = [line.split(" #")[0].rstrip() for block in fenced for line in block.splitlines()]
+        table = re.findall(r"^\| (`mirip-fast [^|]*?) \|", text, re.MULTILINE)
+        times = re.findall(r"\| ([\d.]+ s) \|$", text, re.MULTILINE)
+        return [re.sub(r"<[^>]*>", "<>", line) for line in lines], table + times
+
+    assert shown("README.md") == shown("README.ko.md")
+
+
 # What documents show
 
 

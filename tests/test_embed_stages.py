@@ -29,7 +29,7 @@ from mirip_fast.features.store_writer import StoreWriter
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """How often files were read and decoded in this process."""
-    counts = {"read_image_file": 0, "decode_squares": 0}
+    counts = {"read_image": 0, "decode_squares": 0}
 
     def counting(name: str) -> Callable[..., Any]:
         real = getattr(decode_worker, name)
@@ -53,14 +53,14 @@ def test_each_file_is_read_once_and_decoded_once_for_all_views(
     paths[-1].write_bytes(paths[0].read_bytes())
     phase = Phase(tmp_path, tta="full", image_size=140)
     outcomes = phase.run(paths)
-    assert counted == {"read_image_file": 6, "decode_squares": 5}  # a copy is read, not decoded
+    assert counted == {"read_image": 6, "decode_squares": 5}  # a copy is read, not decoded
     assert [o.status for o in outcomes] == ["embedded"] * 5 + ["duplicate"]
     views = ("126", "140", "154", "126-flip", "140-flip", "154-flip")
     assert phase.store.series().keys() == {f"{k}.{v}" for k in ("cls", "mean") for v in views}
     # Moved files are read once more, and not decoded; known ones are not even read.
     moved = [path.rename(path.with_name(f"moved {path.name}")) for path in paths]
     assert {o.status for o in phase.run(moved)} == {"present", "duplicate"}
-    assert counted == {"read_image_file": 12, "decode_squares": 5}
+    assert counted == {"read_image": 12, "decode_squares": 5}
 
 
 def test_a_file_that_has_settled_is_not_read_again(
@@ -71,9 +71,9 @@ def test_a_file_that_has_settled_is_not_read_again(
     phase = Phase(tmp_path)
     phase.run(paths)
     phase.run(paths)
-    assert counted == {"read_image_file": 5, "decode_squares": 5}
+    assert counted == {"read_image": 5, "decode_squares": 5}
     phase.run(paths, rehash=True)
-    assert counted == {"read_image_file": 10, "decode_squares": 5}
+    assert counted == {"read_image": 10, "decode_squares": 5}
 
 
 @pytest.mark.parametrize("cores", [2, 4])

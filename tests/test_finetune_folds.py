@@ -75,6 +75,16 @@ def test_folds_are_judged_on_what_they_left_out_and_joined(
     assert known["source"] == "out-of-fold" and known["model"] == "ensemble.safetensors"
 
 
+def test_each_fold_starts_from_the_head_that_had_left_it_out(headed: Path) -> None:
+    still = ["--learning-rate", "0", "--head-learning-rate", "0", "--epochs", "1"]
+    assert run([*FOLDED, *still, "--only-folds", "0,2"]) == 0
+    folder, heads = newest(headed), newest(headed, "folds")
+    for fold in (0, 2):
+        own = loaded(folder / f"fold_{fold}" / "best_model.pt")["model_state_dict"]
+        head = loaded(heads / f"fold_{fold}" / "best_model.pt")["model_state_dict"]
+        assert all(torch.equal(own[name], value) for name, value in head.items())
+
+
 def test_all_members_rank_and_evaluate(headed: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run([*FOLDED, "data"]) == 0
     folder = newest(headed)
@@ -86,7 +96,7 @@ def test_all_members_rank_and_evaluate(headed: Path, capfd: pytest.CaptureFixtur
     draw(headed / "new" / "a.png", 0.2, 1)
     draw(headed / "new" / "b.png", 0.8, 2)
     capfd.readouterr()
-    assert run(["rank", "new", "--workers", "0"]) == 0
+    assert run(["rank", "new", "--workers", "0", "--html", "page.html"]) == 0
     err = capfd.readouterr().err
     assert "3 fine-tuned backbones: every image is embedded 3 times" in err
     ranking = json.loads((headed / "ranking.json").read_text())

@@ -11,7 +11,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mirip_fast.errors import DataError
+from mirip_fast.data.places import read_place
+from mirip_fast.data.remote import address
+from mirip_fast.errors import DataError, ImageError
 
 SEPARATORS = (",", ";", "\t", "|")
 _SAVE_AS_UTF8 = "save it in the spreadsheet program as «CSV UTF-8»"
@@ -72,11 +74,11 @@ class Problems:
 
 
 def shown(path: Path) -> str:
-    """``path`` as a message should spell it: relative where it lies below the working folder."""
+    """``path`` as a message should spell it: relative below the working folder, or an address."""
     try:
         return str(path.relative_to(Path.cwd()))
     except (ValueError, OSError):
-        return str(path)
+        return address(path)
 
 
 def counted(number: int, thing: str) -> str:
@@ -168,7 +170,10 @@ def _example(columns: Sequence[str]) -> str:
 
 def _read_bytes(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
+        found = read_place(path)
+        data = path.read_bytes() if found is None else found[0]
+    except ImageError as error:
+        raise DataError(f"{shown(path)}: can not be read ({error})") from error
     except OSError as error:
         reason = error.strerror or str(error)
         raise DataError(f"{shown(path)}: can not be read ({reason})") from error

@@ -16,11 +16,13 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from queue import Empty, SimpleQueue
 
 from mirip_fast.closing import Closing
 from mirip_fast.data.decode_process import DecodeProcess, WorkerLostError
 from mirip_fast.data.decode_worker import Choose, Decoded, DecodeJob, failure, find_loader
+from mirip_fast.data.placed_jobs import PlacedJobs
 from mirip_fast.errors import ConfigError, MiripError
 
 __all__ = ["DecodeJob", "DecodePool", "Decoded"]
@@ -94,20 +96,25 @@ class DecodePool(Closing):
             yield from (loader(job, choose) for job in jobs)
             return
         waiting: deque[Future[Decoded]] = deque()
-        try:
-            for job in jobs:
-                if self._closed.is_set():
-                    raise MiripError(_CLOSED)
-                future: Future[Decoded] = Future()
-                waiting.append(future)
-                self._tasks.put((job, future, choose))
-                if len(waiting) >= self._window:
+        with PlacedJobs() as places:
+            try:
+                for job, reason in places.of(jobs):
+                    if self._closed.is_set():
+                        raise MiripError(_CLOSED)
+                    future: Future[Decoded] = Future()
+                    waiting.append(future)
+                    if reason is not None:  # refused or not to be had: nothing to decode
+                        future.set_result(failure(job, reason, 0.0))
+                    else:
+                        future.add_done_callback(partial(_release, places, job))
+                        self._tasks.put((job, future, choose))
+                    if len(waiting) >= self._window:
+                        yield waiting.popleft().result()
+                while waiting:
                     yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+            finally:
+                for future in waiting:
+                    future.cancel()
 
     def close(self) -> None:
         """End all processes at once; jobs under way are given up."""
@@ -125,6 +132,10 @@ class DecodePool(Closing):
                 return
             if task is not None and task[1].set_running_or_notify_cancel():
                 task[1].set_exception(MiripError(_CLOSED))
+
+
+def _release(places: PlacedJobs, job: DecodeJob, _: Future[Decoded]) -> None:
+    places.release(job)
 
 
 def _nothing(_: bytes) -> tuple[int, ...]:

@@ -25,12 +25,13 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from mirip_fast.data.image_files import Stamp, read_image_file, settled_stamp
+from mirip_fast.data.image_files import Stamp, read_image
 from mirip_fast.data.images import RESIZE_MODES, decode_squares, one_reason, to_bytes
+from mirip_fast.data.places import Piece
 from mirip_fast.errors import ConfigError, ImageError
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class DecodeJob:
         mode: how the picture becomes square, one of ``RESIZE_MODES``.
         draft: whether a JPEG is decoded at reduced scale where that leaves twice the size or more.
         ask: whether to ask, once the hash is known, which of ``sizes`` are wanted at all.
+        piece: where the content lies, for a tar's member or what was fetched; None: at ``path``.
     """
 
     index: int
@@ -57,6 +59,7 @@ class DecodeJob:
     mode: str
     draft: bool
     ask: bool = False
+    piece: Piece | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in RESIZE_MODES:
@@ -65,6 +68,16 @@ class DecodeJob:
             )
         if not self.sizes or min(self.sizes) < 1:
             raise ConfigError(f"Image sizes must be at least 1 pixel, not {self.sizes}")
+
+    def read(self) -> tuple[bytes, Stamp | None]:
+        """The image's bytes, and what to remember their hash by.
+
+        Raises:
+            ImageError: it can not be read.
+        """
+        return (
+            read_image(self.path) if self.piece is None else (self.piece.read(), self.piece.stamp)
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,15 +132,15 @@ def decode_job(job: DecodeJob, choose: Choose) -> Decoded:
         choose: asked if the job says so.
     """
     started, cpu_started = time.perf_counter(), time.thread_time()
-    sha256, stamp, waited = b"", None, 0.0
+    sha256, waited = b"", 0.0
+    stamp: Stamp | None = None
     width = height = 0
     buffers: tuple[memoryview, ...] = ()
     sizes, reason = job.sizes, None
     try:
         with one_reason():
-            read_ns = time.time_ns()
-            data, status = read_image_file(job.path)
-            sha256, stamp = hashlib.sha256(data).digest(), settled_stamp(status, read_ns)
+            data, stamp = job.read()
+            sha256 = hashlib.sha256(data).digest()
         if job.ask:
             asked = time.perf_counter()
             sizes = tuple(choose(sha256))
@@ -161,7 +174,8 @@ def find_loader(name: str) -> Loader:
 
 def encode_job(job: DecodeJob) -> bytes:
     """A job as one line of ASCII JSON; file names that are not UTF-8 survive."""
-    fields = [job.index, str(job.path), job.sizes, job.mode, job.draft, job.ask]
+    piece = None if job.piece is None else astuple(job.piece)
+    fields = [job.index, str(job.path), job.sizes, job.mode, job.draft, job.ask, piece]
     return json.dumps(fields).encode("ascii") + b"\n"
 
 
@@ -182,8 +196,12 @@ class _Inbox:
         fields = self._jobs.popleft() if self._jobs else self._read()
         if not isinstance(fields, list):
             return None
-        index, path, sizes, mode, draft, ask = fields
-        return DecodeJob(index, Path(path), tuple(sizes), mode, draft, ask)
+        index, path, sizes, mode, draft, ask, piece = fields
+        where = None
+        if piece is not None:
+            file, start, size, check, stamp = piece
+            where = Piece(file, start, size, check, None if stamp is None else (stamp[0], stamp[1]))
+        return DecodeJob(index, Path(path), tuple(sizes), mode, draft, ask, where)
 
     def choose(self, sha256: bytes) -> Sequence[int]:
         """Ask which sizes are wanted."""

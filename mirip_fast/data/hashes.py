@@ -24,6 +24,7 @@ from mirip_fast.data.image_files import (
     settled_stamp,
     stamp_of,
 )
+from mirip_fast.data.places import read_place, stamp_of_place
 from mirip_fast.errors import ImageError
 from mirip_fast.runtime import usable_cores
 
@@ -275,16 +276,19 @@ def _still_valid(path: Path, known: tuple[Stamp, bytes] | None) -> bytes | None:
     if known is None:
         return None
     try:
-        status = path.stat()
-    except (OSError, ValueError):
-        return None  # reading it will tell why
-    return known[1] if known[0] == stamp_of(status) else None
+        now: Stamp | None = stamp_of(path.stat())
+    except (OSError, ValueError):  # no file of its own; or reading it will tell why
+        now = stamp_of_place(path)
+    return known[1] if known[0] == now else None
 
 
 def _look_up(path: Path, known: tuple[Stamp, bytes] | None, *, max_bytes: int | None) -> _Found:
     remembered = _still_valid(path, known)
     if remembered is not None:
         return remembered, None
+    found = read_place(path)
+    if found is not None:
+        return hashlib.sha256(found[0]).digest(), found[1]
     now = time.time_ns()
     with open_image_file(path, max_bytes=max_bytes) as stream:
         before = os.fstat(stream.fileno())

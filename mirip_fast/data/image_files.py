@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from pathlib import Path
 from typing import IO
 
@@ -120,12 +121,28 @@ def settled_stamp(status: os.stat_result, read_ns: int) -> Stamp | None:
 
 
 def read_image_bytes(path: Path) -> bytes:
-    """The whole content of an image file.
+    """The whole content of an image: of a file, of a tar's member, or behind an address.
 
     Raises:
         ImageError: see :func:`read_image_file`.
     """
-    return read_image_file(path)[0]
+    return read_image(path)[0]
+
+
+def read_image(path: Path) -> tuple[bytes, Stamp | None]:
+    """The whole content of an image, and what to remember its hash by; see :func:`read_image_bytes`.
+
+    Raises:
+        ImageError: see :func:`read_image_file`.
+    """
+    from mirip_fast.data.places import read_place  # which is built on this module
+
+    found = read_place(path)
+    if found is not None:
+        return found
+    read_ns = time.time_ns()
+    data, status = read_image_file(path)
+    return data, settled_stamp(status, read_ns)
 
 
 def _check_status(status: os.stat_result, max_bytes: int | None) -> None:

@@ -7,6 +7,8 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from mirip_fast.data.places import entries_in
+
 
 class FileFinder:
     """Looks names up below a few folders, listing each folder once instead of asking file by file.
@@ -73,6 +75,13 @@ class FileFinder:
         """The folder's file names, and all its names by their composed form (the listing is kept)."""
         if folder not in self._listings:
             files, names = [], {}
+            inside = entries_in(Path(folder))  # a tar, or an address
+            if inside is not None:
+                known = {
+                    unicodedata.normalize("NFC", name): name for name in (*inside[0], *inside[1])
+                }
+                self._listings[folder] = frozenset(inside[0]), known
+                return self._listings[folder]
             try:
                 with os.scandir(folder or ".") as entries:
                     for entry in entries:

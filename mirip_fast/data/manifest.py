@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from mirip_fast.data.csv_reader import Problems, absolute, closest, counted, format_table, shown
 from mirip_fast.data.image_files import IMAGE_EXTENSIONS, scan_images
 from mirip_fast.data.manifest_rows import IMAGE_FOLDER, records_from_csv
+from mirip_fast.data.place_manifest import read_remote, read_tars, remark_on_tars, tars_in
+from mirip_fast.data.places import is_tar
 from mirip_fast.data.records import DataOptions, Manifest, Record
+from mirip_fast.data.remote import is_remote, located
+from mirip_fast.data.source_names import expand, is_pattern
+from mirip_fast.data.tar_index import METADATA_NAME
 from mirip_fast.errors import DataError
 from mirip_fast.files import write_atomically
 
@@ -26,7 +32,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-METADATA_NAME = "metadata.csv"
+_COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
 def read_manifest(source: Path | str, options: DataOptions | None = None) -> Manifest:
@@ -34,8 +40,9 @@ def read_manifest(source: Path | str, options: DataOptions | None = None) -> Man
 
     Args:
         source: a CSV file; a folder with a ``metadata.csv`` (file names are relative to the folder,
-            its ``images/`` or ``options.image_root``); a folder with one folder per tier; or any
-            folder of images, searched recursively.
+            its ``images/`` or ``options.image_root``); a folder with one folder per tier; any folder
+            of images, searched recursively; a tar, several as ``data/{000..127}.tar`` or ``data/*.tar``,
+            or a folder of tars; or an address of one of these, such as ``s3://bucket/folder``.
         options: column names, tiers, encoding; ``None`` takes the defaults.
 
     Returns:
@@ -46,12 +53,22 @@ def read_manifest(source: Path | str, options: DataOptions | None = None) -> Man
             are told at once, each with its line and column.
     """
     options = options or DataOptions()
-    source = absolute(source)
+    source = located(source)
     if options.image_root is not None:
         image_root = absolute(options.image_root)
         if not image_root.is_dir():
             raise DataError(f"--image-root {options.image_root}: there is no such folder")
         options = replace(options, image_root=image_root)
+    tars = expand(source) if is_pattern(source) else [source] if _may_be_tar(source) else []
+    if tars:
+        for other in (tar for tar in tars if not _may_be_tar(tar)):
+            raise DataError(
+                f"{shown(source)}: {shown(other)} is no .tar; only tars go by a pattern"
+            )
+        return read_tars(source, tars, options)
+    if is_remote(source):
+        found = read_remote(source, options)
+        return found if isinstance(found, Manifest) else _from_images(*found, options)
     if source.is_dir():
         table = source / METADATA_NAME
         return (
@@ -140,13 +157,28 @@ def imbalance_remark(manifest: Manifest) -> str | None:
 
 
 def _read_folder(folder: Path, options: DataOptions) -> Manifest:
-    """A folder without a CSV file; tiers come from its first-level folders where all are tiers."""
+    """A folder without a CSV file: its images, else those of its tars."""
     paths = scan_images(folder)
     if not paths:
+        tars = tars_in(folder)
+        if tars:
+            return read_tars(folder, tars, options)
         known = " ".join(sorted(IMAGE_EXTENSIONS))
         raise DataError(
-            f"{shown(folder)}: no {METADATA_NAME} and no images in it or its folders ({known})"
+            f"{shown(folder)}: no {METADATA_NAME}, and no images or tars in it or its folders ({known})"
         )
+    remark_on_tars(folder, sum(name.lower().endswith(".tar") for name in os.listdir(folder)))  # noqa: PTH208
+    return _from_images(folder, paths, options)
+
+
+def _may_be_tar(source: Path) -> bool:
+    """Whether a path is named like a tar, also like one that will be refused for its compression."""
+    named = is_tar(source) or source.name.lower().endswith(_COMPRESSED_TARS)
+    return named and not source.is_dir() and (is_remote(source) or source.exists())
+
+
+def _from_images(folder: Path, paths: Sequence[Path], options: DataOptions) -> Manifest:
+    """The images of a folder; tiers come from its first-level folders where all are tiers."""
     names = [Path(os.path.relpath(path, folder)) for path in paths]
     tops = {name.parts[0] if len(name.parts) > 1 else "" for name in names}
     graded = options.with_grades and tops <= set(options.tiers)

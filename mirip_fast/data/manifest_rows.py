@@ -10,7 +10,9 @@ from pathlib import Path
 
 from mirip_fast.data.csv_reader import Problems, Table, closest, counted, read_table, shown
 from mirip_fast.data.locate import FileFinder
+from mirip_fast.data.places import entries_in, is_place
 from mirip_fast.data.records import DataOptions, Manifest, Record
+from mirip_fast.data.tar_index import safe_name
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +37,7 @@ def records_from_csv(path: Path, options: DataOptions) -> Manifest:
     places = [path.parent, path.parent / IMAGE_FOLDER]
     if options.image_root is not None:
         places.insert(0, options.image_root)
-    records = _Rows(table, columns, options, FileFinder(places)).read()
+    records = Rows(table, columns, options, FileFinder(places)).read()
     return Manifest(
         source=path,
         root=options.image_root or path.parent,
@@ -53,7 +55,7 @@ def _expected_columns(options: DataOptions) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _Columns:
+class Columns:
     """The columns of a table that have a meaning; ``None`` where the table lacks one."""
 
     image: str
@@ -63,7 +65,7 @@ class _Columns:
     group: str | None
 
 
-def _find_columns(table: Table, options: DataOptions) -> _Columns:
+def _find_columns(table: Table, options: DataOptions) -> Columns:
     """Match the options' column names with the header.
 
     Raises:
@@ -96,8 +98,8 @@ def _find_columns(table: Table, options: DataOptions) -> _Columns:
     own_id = optional(options.id_column, defaults.id_column, "--id-column")
     if not options.with_grades:
         problems.raise_if_any()
-        return _Columns(image=image or "", id=own_id, tier=None, score=None, group=None)
-    columns = _Columns(
+        return Columns(image=image or "", id=own_id, tier=None, score=None, group=None)
+    columns = Columns(
         image=image or "",
         id=own_id,
         tier=optional(options.tier_column, defaults.tier_column, "--tier-column"),
@@ -115,21 +117,28 @@ def _find_columns(table: Table, options: DataOptions) -> _Columns:
     return columns
 
 
-class _Rows:
+class Rows:
     """Turns the rows of one table into records and collects their faults."""
 
     def __init__(
-        self, table: Table, columns: _Columns, options: DataOptions, finder: FileFinder
+        self,
+        table: Table,
+        columns: Columns,
+        options: DataOptions,
+        finder: FileFinder,
+        problems: Problems | None = None,
     ) -> None:
         self.table = table
         self.columns = columns
         self.tiers = {_composed(name): index for index, name in enumerate(options.tiers)}
         self.names = options.tiers
         self.finder = finder
-        self.problems = Problems(table.path)
+        self.problems = Problems(table.path) if problems is None else problems
         self.unknown_tiers: dict[str, None] = {}  # a set that keeps the order
+        self.confined = is_place(table.path)
         # Where a file that is nowhere is said to be: below the last place that is a folder.
-        self.expected = next(place for place in reversed(finder.places) if place.is_dir())
+        there = (place for place in reversed(finder.places) if place.is_dir() or entries_in(place))
+        self.expected = next(there, finder.places[0])
         used = {columns.image, columns.id, columns.tier, columns.score, columns.group}
         self.extra = [name for name in table.columns if name and name not in used]
 
@@ -163,7 +172,7 @@ class _Rows:
             self.problems.add("empty; every image needs its own name", row=row, column=columns.id)
         return Record(
             image_id=image_id,
-            path=self.finder.find(filename) or self.expected / filename,
+            path=self._path(filename),
             tier=self._tier(row, values[columns.tier].strip()) if columns.tier else None,
             tier_score=self._score(row, values[columns.score].strip()) if columns.score else None,
             group=(values[columns.group].strip() or None) if columns.group else None,
@@ -171,6 +180,14 @@ class _Rows:
             row=row,
             filename=filename,
         )
+
+    def _path(self, filename: str) -> Path:
+        """Where the file is, or where it was expected."""
+        if self.confined:
+            name, reason = safe_name(filename.strip().replace("\\", "/"))
+            if reason is not None:  # a table in a tar must not name files outside of it
+                return self.expected / name
+        return self.finder.find(filename) or self.expected / filename
 
     def _tier(self, row: int, name: str) -> int | None:
         if not name:

@@ -137,7 +137,7 @@ def _loss(parameters: FloatArray, z: FloatArray, targets: FloatArray) -> tuple[f
     log_p[:, 1:] -= np.logaddexp(0, u)
     log_p[:, 1:-1] += np.log(-np.expm1(-steps))
     # d log P(k) / du_k = σ(−u_k) + r and d log P(k) / du_{k−1} = −σ(u_{k−1}) − r, r = 1 / (e^step − 1).
-    r = np.r_[0.0, 1 / np.expm1(steps), 0.0]
+    r = np.r_[0.0, np.exp(-steps) / -np.expm1(-steps), 0.0]  # as a quotient that can not overflow
     by_u = targets[:, :-1] * (logistic(-u) + r[:-1]) - targets[:, 1:] * (logistic(u) + r[1:])
     by_theta = by_u.sum(axis=0)
     later = np.cumsum(by_theta[::-1])[::-1]  # θ_k moves with every step up to it

@@ -12,6 +12,7 @@ from pathlib import Path
 from mirip_fast.config import Config
 from mirip_fast.data.csv_reader import shown
 from mirip_fast.data.manifest import read_manifest
+from mirip_fast.data.places import keep_indexes_in
 from mirip_fast.data.records import DataOptions
 from mirip_fast.errors import StoreError
 from mirip_fast.features.cache_export import Exported, export_dataset
@@ -48,7 +49,7 @@ def default_workers(configured: int | None) -> int:
 
 
 def embed_data(
-    source: Path,
+    source: Path | str,
     config: Config,
     *,
     limit: int | None = None,
@@ -62,7 +63,7 @@ def embed_data(
     Started by torchrun or srun, each process takes its share; see :mod:`mirip_fast.features.rank_parts`.
 
     Args:
-        source: folder or CSV file.
+        source: folder, CSV file, tar, pattern of tars, or address of one.
         config: the sections data, embed and runtime are used.
         limit: a trial of the first ``limit`` images.
         rehash: read every file again instead of trusting size and time.
@@ -84,6 +85,7 @@ def embed_data(
     data = config.data
     if data.image_root is not None:
         data = dataclasses.replace(data, image_root=str(Path(data.image_root).absolute()))
+    keep_indexes_in(Path(options.cache_dir))
     manifest = read_manifest(source, DataOptions.from_config(data))
     if limit is not None:
         manifest = manifest.subset(range(min(limit, len(manifest))))

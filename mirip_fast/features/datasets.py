@@ -20,6 +20,7 @@ from typing import Any
 
 from mirip_fast.config import DataConfig, EmbedConfig, settings, yaml_text
 from mirip_fast.data.manifest import Manifest, Record
+from mirip_fast.data.remote import address, located, path_of
 from mirip_fast.errors import RunNotFoundError, StoreError
 from mirip_fast.features.embed import STATUSES, Outcome
 from mirip_fast.features.recipe import Recipe, series_name
@@ -72,8 +73,8 @@ class Dataset:
 
     @property
     def source(self) -> Path:
-        """The folder or CSV file that was given to embed."""
-        return Path(self.info["source"])
+        """What was given to embed: a folder, CSV file, tar, pattern of tars, or address of one."""
+        return path_of(self.info["source"])
 
     @property
     def failures_csv(self) -> Path:
@@ -86,8 +87,9 @@ class Dataset:
         return datetime.fromisoformat(self.info["embedded_at"])
 
     def is_called(self, path: Path) -> bool:
-        """Whether ``path`` names it: the folder or CSV file given to embed, or the CSV file's folder."""
-        names = {self.source, Path(self.info["root"])}
+        """Whether ``path`` names it: what was given to embed, or the folder of that CSV file or tars."""
+        path = located(path)
+        names = {self.source, path_of(self.info["root"])}
         if len(names) > 1:  # a CSV file
             names.add(self.source.parent)
         return path.resolve() in {name.resolve() for name in names}
@@ -141,7 +143,7 @@ class Dataset:
             return [_entry(row, list(info["tiers"])) for row in rows]
         except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
             raise StoreError(
-                f"{path} can not be read ({error}); run `mirip-fast embed {self.source}` again"
+                f"{path} can not be read ({error}); run `mirip-fast embed {info['source']}` again"
             ) from error
 
 
@@ -190,8 +192,8 @@ def save_dataset(
         rows,
         {
             "name": _name_of(manifest),
-            "source": str(manifest.source),
-            "root": str(manifest.root),
+            "source": address(manifest.source),
+            "root": address(manifest.root),
             "tiers": list(manifest.tiers),
             # Faulty grades count: training tells what is wrong with them.
             "graded": any(record.tier is not None for record in manifest.records),
@@ -261,15 +263,16 @@ def newest_graded(cache_dir: Path, source: Path | None = None) -> Dataset:
         for dataset in datasets:
             if dataset.is_called(source):
                 return dataset
+        given = address(located(source)) if ":/" in str(source) else str(source)
         raise RunNotFoundError(
-            f"--data {source}: not embedded in {cache_dir.resolve()} yet; "
-            f"run `mirip-fast embed {source}` first."
+            f"--data {given}: not embedded in {cache_dir.resolve()} yet; "
+            f"run `mirip-fast embed {given}` first."
         )
     for dataset in datasets:
         if dataset.info["graded"]:
             return dataset
     if datasets:
-        names = ", ".join(str(dataset.source) for dataset in datasets[:5])
+        names = ", ".join(dataset.info["source"] for dataset in datasets[:5])
         raise RunNotFoundError(
             f"No data set with grades in {cache_dir.resolve()}; embedded without grades: {names}. "
             "Training needs a metadata.csv with a tier column, or a folder per tier."
@@ -323,7 +326,7 @@ def _name_of(manifest: Manifest) -> str:
 def _row(record: Record, outcome: Outcome, tiers: Sequence[str]) -> dict[str, object]:
     return {
         "image_id": record.image_id,
-        "path": record.path,
+        "path": address(record.path),
         "status": outcome.status,
         "reason": outcome.reason,
         "tier": None if record.tier is None else tiers[record.tier],
@@ -338,7 +341,7 @@ def _row(record: Record, outcome: Outcome, tiers: Sequence[str]) -> dict[str, ob
 def _entry(row: dict[str, str], tiers: list[str]) -> Entry:
     record = Record(
         image_id=row["image_id"],
-        path=Path(row["path"]),
+        path=path_of(row["path"]),
         tier=tiers.index(row["tier"]) if row["tier"] else None,
         tier_score=float(row["tier_score"]) if row["tier_score"] else None,
         group=row["group"] or None,

@@ -21,6 +21,8 @@ from typing import IO, Any
 from urllib.parse import quote
 
 from mirip_fast.config import Config
+from mirip_fast.data.places import is_place
+from mirip_fast.data.remote import address
 from mirip_fast.errors import DataError
 from mirip_fast.evaluation.text_table import printable
 from mirip_fast.features.command import default_workers
@@ -29,6 +31,7 @@ from mirip_fast.portfolio.page_file import page_html
 from mirip_fast.portfolio.page_maps import PageMap
 from mirip_fast.portfolio.rank import RankDone
 from mirip_fast.portfolio.rank_intervals import CONFIDENCE
+from mirip_fast.portfolio.ranking import Ranked
 from mirip_fast.portfolio.score_curves import score_curves
 from mirip_fast.portfolio.stacks import Stacked, find_stacks
 from mirip_fast.portfolio.thumbnails import Thumbnail, make_thumbnails
@@ -209,6 +212,13 @@ def _about(done: RankDone, model: ScoreModel) -> dict[str, Any]:
         "confidence": CONFIDENCE,
         "noIntervals": done.no_intervals and printable(done.no_intervals),
         "seen": done.seen,
+        "anchors": None
+        if done.anchors is None
+        else {
+            "counts": list(done.anchors.counts),
+            "agreement": round(done.anchors.agreement, 4),
+            "remarks": [printable(text) for text in done.anchors.remarks()],
+        },
         "curves": None
         if held_out is None or not len(held_out)
         else score_curves(held_out, [printable(name) for name in model.info.tiers], scores),
@@ -227,6 +237,7 @@ def _work(i: int, done: RankDone, page: Path, stacked: Mapping[int, Stacked]) ->
         "score": float(f"{work.score:.6g}"),
         "percent": None if work.score_100 is None else round(work.score_100, 1),
         "chances": None if chances is None else [round(p, 4) for p in chances.values()],
+        **_verdict(work, done),
         "name": printable(work.file),
         "id": printable(work.image_id),
         "original": _address(done.root / work.file, page),
@@ -236,8 +247,23 @@ def _work(i: int, done: RankDone, page: Path, stacked: Mapping[int, Stacked]) ->
     }
 
 
+def _verdict(work: Ranked, done: RankDone) -> dict[str, Any]:
+    """Place of the verdict's tier, how sure it is, and the win rates, the best tier first."""
+    if done.anchors is None or work.verdict is None or work.win_rates is None:
+        return {"verdict": None}
+    rates = work.win_rates.values()
+    return {
+        "verdict": done.anchors.tier_names.index(work.verdict),
+        "confidence": None if work.confidence is None else round(work.confidence, 4),
+        "wins": [None if rate is None else round(rate, 4) for rate in rates],
+    }
+
+
 def _address(file: Path, page: Path) -> str | None:
-    """A file as a relative address from the page; None where there is no way (another drive)."""
+    """A file as an address from the page; None where a browser has no way (in a tar, another drive)."""
+    if is_place(file):
+        url = address(file)
+        return url if url.startswith(("http://", "https://")) and ".tar/" not in url else None
     try:
         relative = os.path.relpath(file, page.absolute().parent)
     except ValueError:

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from mirip_fast.config import Config
 from mirip_fast.data.manifest import read_manifest
+from mirip_fast.data.places import keep_indexes_in
 from mirip_fast.data.records import DataOptions
+from mirip_fast.data.remote import address
 from mirip_fast.errors import DataError
 from mirip_fast.evaluation.calibration import Calibration
 from mirip_fast.features.command import default_workers
@@ -84,7 +86,7 @@ class Compared:
 
 def rank_folder(
     model: ScoreModel,
-    folder: Path,
+    folder: Path | str,
     config: Config,
     out: Path,
     *,
@@ -94,7 +96,7 @@ def rank_folder(
     command: str = "",
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> RankDone:
-    """Sort the images of a folder (or CSV file) by score and write ranking.csv and ranking.json.
+    """Sort the images of a folder (or CSV file, tars, address) by score; write ranking.csv and ranking.json.
 
     Args:
         model: the trained head.
@@ -111,6 +113,7 @@ def rank_folder(
         DataError: no image could be read.
     """
     options = dataclasses.replace(DataOptions.from_config(config.data), with_grades=False)
+    keep_indexes_in(Path(config.embed.cache_dir))
     manifest = read_manifest(folder, options)
     records = manifest.records
     scored = _score(model, [r.path for r in records], config, backbone, rehash, command, progress)
@@ -128,14 +131,14 @@ def rank_folder(
         if outcome.status == "failed"
     ]
     if not ranking:
-        path, reason = failures[0]
+        path, reason = address(Path(failures[0][0])), failures[0][1]
         raise DataError(
             f"{folder}: none of {len(records)} images could be read (first: {path}: {reason})"
         )
     seen = made_with(model, (outcome.sha256 for outcome in scored.outcomes))
     heads = 0 if draws is None else len(draws)
     about = {
-        "folder": str(manifest.source),
+        "folder": address(manifest.source),
         "checkpoint": str(model.checkpoint),
         "made_with": seen,
         "held_out": {
@@ -154,7 +157,7 @@ def rank_folder(
         about["anchors"] = {**anchors.to_dict(), "remarks": anchors.remarks()}
     files = write_ranking(out, ranking, about)
     if failures:
-        rows = [{"path": path, "reason": reason} for path, reason in failures]
+        rows = [{"path": address(Path(path)), "reason": reason} for path, reason in failures]
         write_csv(out / "failures.csv", ("path", "reason"), rows)
     hashes = {
         name: outcome.sha256

@@ -74,7 +74,7 @@ def encode_job(job: DecodeJob, _: Choose) -> Decoded:
     """
     started = time.perf_counter()
     try:
-        picture = load_rgb(job.path, draft_size=max(job.sizes))
+        picture = load_rgb(job.read()[0], draft_size=max(job.sizes))
         copies = []
         for side in job.sizes:
             # The next size is made from this one: it is smaller, and twice resized is not seen.

@@ -267,7 +267,8 @@ def find_anchors(model: ScoreModel, cache_dir: Path, asked: int | None = None) -
         asked: anchors of each tier; None takes what is kept, else :data:`PER_TIER`.
 
     Raises:
-        DataError: the run has no tiers or no held-out scores, or a file of it is damaged.
+        DataError: the run has no tiers, no held-out scores, or those of another model; or a file of it is
+            damaged.
         StoreError: anchors have to be chosen, and the features for that are not in the cache.
     """
     kept = _kept(model)
@@ -305,6 +306,12 @@ def keep_anchors(model: ScoreModel, images: GradedImages, store: FeatureStore) -
 def _graded(model: ScoreModel) -> tuple[GradedImages, HeldOut]:
     """The graded works of a model's run, and the held-out scores of some of them."""
     folder = model.checkpoint.parent
+    own = Run(folder).model
+    if own.is_file() and model.checkpoint.resolve() != own.resolve():
+        raise DataError(
+            f"--tiers: the held-out scores in {folder} are those of its {own.name}, and this "
+            f"{model.checkpoint.name} scores in another unit. Rank with --checkpoint {own}"
+        )
     data = config_from_dict({"data": Run(folder).info.get("data", {})}).data
     images = load_split(folder / SPLIT_FILE, model.info.tiers, data)
     if not images.manifest.has_grades:

@@ -12,7 +12,10 @@ from mirip_fast.config import DataConfig
 from mirip_fast.data.csv_reader import shown
 from mirip_fast.data.locate import FileFinder
 from mirip_fast.data.manifest import read_manifest
+from mirip_fast.data.place_manifest import is_there
+from mirip_fast.data.places import keep_indexes_in
 from mirip_fast.data.records import DataOptions, Record
+from mirip_fast.data.remote import is_remote
 from mirip_fast.data.splits import SPLITS
 from mirip_fast.errors import ImageError, RunNotFoundError
 from mirip_fast.features.datasets import Dataset
@@ -76,8 +79,10 @@ def look_at(dataset: Dataset, cache_dir: Path) -> tuple[list[AuditImage], list[F
 def _current_records(dataset: Dataset) -> list[Record]:
     """The data's records as its source reads now; those of the ledger where it can not be read."""
     kept = [entry.record for entry in dataset.entries()]
-    if not dataset.source.exists():
-        log.warning("%s is gone: the grades kept in the cache are audited", shown(dataset.source))
+    keep_indexes_in(dataset.store_path.parent)
+    if not is_there(dataset.source):
+        why = "lies at an address" if is_remote(dataset.source) else "is gone"
+        log.warning("%s %s: the grades kept in the cache are audited", shown(dataset.source), why)
         return kept
     info = dataset.info
     manifest = read_manifest(dataset.source, DataOptions.from_config(DataConfig(**info["data"])))

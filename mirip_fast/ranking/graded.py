@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import logging
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.config import DataConfig, SplitConfig
+from mirip_fast.data.csv_reader import shown
 from mirip_fast.data.manifest import check_trainable, imbalance_remark, read_manifest
 from mirip_fast.data.near_groups import near_labels
+from mirip_fast.data.place_manifest import is_there
+from mirip_fast.data.places import keep_indexes_in
 from mirip_fast.data.records import DataOptions, Manifest, Record
+from mirip_fast.data.remote import address, is_remote, path_of
 from mirip_fast.data.splits import SPLITS, split_manifest
 from mirip_fast.errors import ConfigError, DataError, ImageError, StoreError
 from mirip_fast.evaluation.metrics import codes_of
@@ -275,17 +280,21 @@ def _current(dataset: Dataset) -> tuple[Manifest, list[bytes]]:
     entries = dataset.entries()
     info = dataset.info
     options = DataOptions.from_config(DataConfig(**info["data"]))
-    if dataset.source.exists():
+    keep_indexes_in(dataset.store_path.parent)
+    if is_there(dataset.source):
         manifest = read_manifest(dataset.source, options)
         if info["limit"]:
             log.info("%s was embedded as a trial of %d images", dataset.source, info["limit"])
             manifest = manifest.subset(range(min(info["limit"], len(manifest))))
         manifest.require_files()
     else:
-        log.warning("%s is gone: the grades kept in the cache are used", dataset.source)
+        if is_remote(dataset.source):
+            log.info("%s: the grades are those it had when embedded", shown(dataset.source))
+        else:
+            log.warning("%s is gone: the grades kept in the cache are used", dataset.source)
         manifest = Manifest(
             dataset.source,
-            Path(info["root"]),
+            path_of(info["root"]),
             tuple(info["tiers"]),
             tuple(entry.record for entry in entries),
             options,
@@ -307,11 +316,12 @@ def _current(dataset: Dataset) -> tuple[Manifest, list[bytes]]:
 
 
 def _refuse_new(dataset: Dataset, manifest: Manifest, found: Sequence[Entry | None]) -> None:
+    source = address(dataset.source)
     new = [record for record, entry in zip(manifest.records, found, strict=True) if entry is None]
     if new:
         raise StoreError(
-            f"{len(new)} of {len(manifest)} images of {dataset.source} are new since it was embedded "
-            f"(first: {new[0].path}). Run `mirip-fast embed {dataset.source}` again."
+            f"{len(new)} of {len(manifest)} images of {source} are new since it was embedded "
+            f"(first: {new[0].path}). Run `mirip-fast embed {shlex.quote(source)}` again."
         )
 
 
@@ -328,7 +338,7 @@ def save_split(path: Path, images: GradedImages) -> None:
             {
                 "image_id": record.image_id,
                 "split": split,
-                "path": record.path,
+                "path": address(record.path),
                 "tier": None if record.tier is None else tiers[record.tier],
                 "tier_score": record.tier_score,
                 "group": record.group,
@@ -355,7 +365,7 @@ def load_split(path: Path, tiers: Sequence[str], data: DataConfig) -> GradedImag
                 records.append(
                     Record(
                         image_id=row["image_id"],
-                        path=Path(row["path"]),
+                        path=path_of(row["path"]),
                         tier=names.index(row["tier"]) if row["tier"] else None,
                         tier_score=float(row["tier_score"]) if row["tier_score"] else None,
                         group=row["group"] or None,

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mirip_fast.config import Config, TrainConfig, config_from_dict, to_yaml
 from mirip_fast.data.csv_reader import shown
+from mirip_fast.data.remote import path_of
 from mirip_fast.errors import CheckpointError, ConfigError
 from mirip_fast.features.datasets import Dataset, newest_dataset, newest_graded
 from mirip_fast.features.store import STORE_FILE, FeatureStore, differing_fields
@@ -362,7 +363,7 @@ def _images(config: Config, request: Request, dataset: Dataset, cache_dir: Path)
     need_tiers = pairs_file(config.train) is None
     if not request.split_files:
         return graded_of_dataset(dataset, config.split, need_tiers=need_tiers)
-    root = Path(dataset.info["root"])
+    root = path_of(dataset.info["root"])
     data = config_from_dict({"data": dataset.info["data"]}).data
     return graded_of_files(request.split_files, data, root, cache_dir, need_tiers=need_tiers)
 

@@ -80,6 +80,19 @@ function tierBars(work) {
   }));
 }
 
+// How many of each tier's anchors a work beats.
+function winBars(work) {
+  return make("ul", { class: "bars" }, ...work.wins.map((rate, tier) => {
+    const full = make("i", { class: "full" });
+    full.style.width = `${100 * (rate ?? 0)}%`;
+    full.style.background = tierColour(tier);
+    return make("li", { class: tier === work.verdict ? "chosen" : "" },
+      make("bdi", { class: "what", text: data.tiers[tier], title: data.tiers[tier] }),
+      make("span", { class: "room half", "aria-hidden": "true" }, full),
+      make("span", { class: "many", text: rate === null ? "?" : percent(rate) }));
+  }));
+}
+
 function intervalText(work) {
   if (work.low === null) return say("intervalUnknown");
   return say("interval", { confidence: percent(data.confidence), low: work.low, high: work.high });

@@ -36,6 +36,11 @@ function notes() {
   } else {
     lines.push([say("noteNoIntervals"), " ", told(`(${data.noIntervals})`)]);
   }
+  if (data.anchors !== null) {
+    const counts = data.tiers.map((name, tier) => `${name} ${data.anchors.counts[tier]}`).join(", ");
+    lines.push([say("noteVerdicts", { counts, agreement: percent(data.anchors.agreement) })]);
+    for (const remark of data.anchors.remarks) lines.push([told(remark)]);
+  }
   if (data.seen > 0) lines.push([sayCount("noteSeen", data.seen)]);
   lines.push([say("noteUse")]);
   return lines;

@@ -1,0 +1,237 @@
+"""The list of images of tars and of folders behind an address."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+from mirip_fast.data import remote
+from mirip_fast.data.csv_reader import Problems, Table, shown
+from mirip_fast.data.image_files import IMAGE_EXTENSIONS
+from mirip_fast.data.locate import FileFinder
+from mirip_fast.data.manifest_rows import IMAGE_COLUMNS, Columns, Rows, records_from_csv
+from mirip_fast.data.places import is_tar, note_remote, remote_info, tar_index
+from mirip_fast.data.records import DataOptions, Manifest, Record
+from mirip_fast.data.source_names import expand, is_pattern
+from mirip_fast.data.tar_index import METADATA_NAME, UNREADABLE, TarIndex, labels_of, safe_name
+from mirip_fast.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+_THREADS = 8  # tars looked through at once
+
+
+def is_there(source: Path) -> bool:
+    """Whether a data set's source can be read again without a network: a file, a folder, or tars."""
+    if is_pattern(source) and not remote.is_remote(source):
+        try:
+            return bool(expand(source))
+        except DataError:
+            return False
+    return source.exists()
+
+
+def tars_in(folder: Path) -> list[Path]:
+    """The tars in a folder of this machine, at any depth, sorted."""
+    found = [path for path in folder.rglob("*") if is_tar(path) and path.is_file()]
+    return sorted(found, key=os.fsencode)
+
+
+def read_tars(source: Path, tars: Sequence[Path], options: DataOptions) -> Manifest:
+    """The images of tars: one record per member that is named like an image.
+
+    Grades come from a ``metadata.csv`` inside the tars, else from the ``.json`` and ``.cls`` files beside the
+    images (as WebDataset has them), else from one folder per tier inside the tars. A member's id is its name
+    below the folder of the tars, such as ``000.tar/a.jpg``.
+
+    Args:
+        source: what was given: a tar, a folder of tars, a pattern.
+        tars: the tars.
+        options: column names and tiers.
+
+    Raises:
+        DataError: a tar can not be read, there are no images, or grades are faulty.
+    """
+    with ThreadPoolExecutor(_THREADS, "mirip-tar") as pool:
+        indexes = dict(zip(tars, pool.map(tar_index, tars), strict=True))
+    tables = {tar: _tables(index) for tar, index in indexes.items()}
+    if any(tables.values()):
+        return _from_tables(source, tables, options)
+    root = Path(os.path.commonpath([tar.parent for tar in tars]))
+    names = [
+        (tar, name, os.path.relpath(tar, root) + "/" + name)
+        for tar, index in indexes.items()
+        for name in index.images()
+    ]
+    if not names:
+        files = sum(index.files for index in indexes.values())
+        known = " ".join(sorted(IMAGE_EXTENSIONS))
+        raise DataError(
+            f"{shown(source)}: none of {files:,} files in it is named like an image ({known})"
+        )
+    labels = [labels_of(indexes[tar], name) for tar, name, _ in names]
+    if options.with_grades and any(labels):
+        ids = [image_id for _, _, image_id in names]
+        records = _from_labels(source, root, ids, labels, options)
+        if any(record.tier is not None for record in records):
+            return Manifest(source, root, options.tiers, records, options, (root,))
+    else:
+        records = tuple(Record(image_id=i, path=root / i, filename=i) for _, _, i in names)
+    tops = [name.partition("/")[0] if "/" in name else "" for _, name, _ in names]
+    if options.with_grades and set(tops) <= set(options.tiers):
+        records = tuple(
+            replace(record, tier=options.tiers.index(top))
+            for record, top in zip(records, tops, strict=True)
+        )
+    elif options.with_grades:
+        logger.warning(
+            "%s: taken as images without grades: no %s in the tars, no .json or .cls beside the images "
+            "with a %s, and not every image in a folder named for a tier (%s)",
+            *(shown(source), METADATA_NAME, options.tier_column, ", ".join(options.tiers)),
+        )
+    return Manifest(source, root, options.tiers, records, options, (root,))
+
+
+def remark_on_tars(folder: Path, number: int) -> None:
+    """Say that the tars beside images are not looked into."""
+    if number:
+        logger.warning(
+            "%s: its images are taken, and %s not looked into; to embed those, name them: '%s/*.tar'",
+            *(shown(folder), f"{number} tar{' is' if number == 1 else 's are'}", shown(folder)),
+        )
+
+
+def read_remote(source: Path, options: DataOptions) -> Manifest | tuple[Path, list[Path]]:
+    """The manifest of an address that is no tar; or a folder and its images, where it has no table.
+
+    Raises:
+        DataError: there is nothing, or nothing that can be read.
+    """
+    if remote_info(source) is not None:
+        if source.suffix.lower() not in (".csv", ".tsv", ".txt"):
+            raise DataError(
+                f"{shown(source)}: one file; a folder, a .tar or a .csv file is expected"
+            )
+        return records_from_csv(source, options)
+    images, tars, refused = [], [], 0
+    for raw, info in remote.list_files(source, deep=True):
+        if info is None:
+            continue
+        name, reason = safe_name(raw)
+        if reason is not None or name != raw:  # it could not be asked for by this name
+            refused += os.path.splitext(raw)[1].lower() in IMAGE_EXTENSIONS  # noqa: PTH122
+            continue
+        path = source / name
+        note_remote(path, info)
+        if name == METADATA_NAME:
+            return records_from_csv(path, options)
+        if os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS:  # noqa: PTH122
+            images.append(path)
+        elif is_tar(path):
+            tars.append(path)
+    if refused:
+        logger.warning("%s: %d images left out: // or .. in their names", shown(source), refused)
+    if images:
+        remark_on_tars(source, len(tars))
+        return source, sorted(images, key=os.fsencode)
+    if tars:
+        return read_tars(source, sorted(tars, key=os.fsencode), options)
+    raise DataError(f"{shown(source)}: no such folder, or no images, {METADATA_NAME} or tars in it")
+
+
+def _tables(index: TarIndex) -> list[str]:
+    """The ``metadata.csv`` at the top of a tar, or in a folder there."""
+    found = [name for name in index.members if name.rpartition("/")[2] == METADATA_NAME]
+    return [name for name in found if name.count("/") <= 1]
+
+
+def _from_tables(source: Path, tables: dict[Path, list[str]], options: DataOptions) -> Manifest:
+    """One manifest of tars that each have a ``metadata.csv``."""
+    manifests = []
+    for tar, names in tables.items():
+        if len(names) != 1:
+            raise DataError(
+                f"{shown(tar)}: {len(names) or 'no'} {METADATA_NAME} in it"
+                + (f" ({', '.join(names)}); one is expected" if names else ", as other tars have")
+            )
+        manifests.append(records_from_csv(tar / names[0], options))
+    if len(manifests) == 1:
+        return replace(manifests[0], source=source)
+    records = [record for manifest in manifests for record in manifest.records]
+    first: dict[str, Record] = {}
+    problems = Problems(source)
+    for record in records:
+        other = first.setdefault(record.image_id, record)
+        if other is not record:
+            problems.add(f"{record.image_id!r} names {shown(other.path)} and {shown(record.path)}")
+    problems.raise_if_any()
+    root = Path(os.path.commonpath([tar.parent for tar in tables]))
+    places = tuple(place for manifest in manifests for place in manifest.places)
+    # Rows of several tables have no one number; file names start from the folder of the tars.
+    whole = tuple(
+        replace(record, row=None, filename=os.path.relpath(record.path, root)) for record in records
+    )
+    return Manifest(source, root, options.tiers, whole, manifests[0].options, places)
+
+
+def _from_labels(
+    source: Path,
+    root: Path,
+    ids: Sequence[str],
+    labels: Sequence[dict[str, str]],
+    options: DataOptions,
+) -> tuple[Record, ...]:
+    """Records with what the samples' ``.json`` and ``.cls`` files say, read like the rows of a table."""
+    keys = dict.fromkeys(key for known in labels for key in known)
+    tier, own_id = options.tier_column, options.id_column
+    # Numbers that JSON files call image_id are rarely unique over many tars: such ids are asked for by name.
+    no_column = {UNREADABLE, "cls", *IMAGE_COLUMNS, DataOptions().id_column}
+    keys = {key: None for key in keys if key not in no_column}
+    has_tier = tier in keys or any("cls" in known for known in labels)
+    columns = list(dict.fromkeys(["filename", *keys, *([tier] if has_tier else [])]))
+    rows = []
+    problems = _ByName(source, ids)
+    for number, (image_id, known) in enumerate(zip(ids, labels, strict=True)):
+        if UNREADABLE in known:
+            problems.add(known[UNREADABLE], row=number)
+        values = {**known, "filename": image_id, tier: known.get(tier, known.get("cls", ""))}
+        rows.append((number, [values.get(column, "") for column in columns]))
+    there = set(columns)
+    meaning = Columns(
+        image="filename",
+        id=own_id if own_id in there else None,
+        tier=tier if has_tier else None,
+        score=options.score_column if options.score_column in there else None,
+        group=options.group_column if options.group_column in there else None,
+    )
+    table = Table(source, tuple(columns), rows)
+    reader = Rows(table, meaning, options, _Below(root), problems)
+    return tuple(replace(record, row=None) for record in reader.read())
+
+
+class _ByName(Problems):
+    """Problems of samples: each is told with the name of its image, as they have no rows."""
+
+    def __init__(self, source: Path, ids: Sequence[str]):
+        super().__init__(source)
+        self._ids = ids
+
+    def add(self, text: str, *, row: int | None = None, column: str | None = None) -> None:
+        """Note a problem; ``row`` is the sample's number."""
+        name = "" if row is None else f"{self._ids[row]}: "
+        super().add(f"{name}{text}", column=column)
+
+
+class _Below(FileFinder):
+    """Finds what is known to be there."""
+
+    def __init__(self, root: Path):
+        super().__init__((root,))
+
+    def find(self, name: str) -> Path | None:
+        """The path of a member."""
+        return self.places[0] / name

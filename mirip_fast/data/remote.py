@@ -1,0 +1,261 @@
+"""Files behind an address such as ``s3://bucket/folder``, through fsspec.
+
+Inside the program an address is a path: ``s3://bucket/a.jpg`` is ``/s3:/bucket/a.jpg``, so that names,
+folders and relative names work as for files; :func:`address` turns it back for people. No file system has
+such a folder at its root, so wherever a path of this kind meets the disk it is simply not there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import IO, Any
+
+from mirip_fast.data.image_files import SETTLED_NS, Stamp, one_line
+from mirip_fast.errors import DataError
+
+#: What tells versions of a remote file apart, the best first; names differ between services.
+_VERSIONS = ("ETag", "etag", "md5Hash", "blob_id", "generation", "Content-MD5", "Digest")
+_TIMES = ("LastModified", "last_modified", "Last-Modified", "mtime", "updated", "created")
+_PACKAGES = {
+    "s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp requests",
+    "https": "aiohttp requests", "az": "adlfs", "abfs": "adlfs", "abfss": "adlfs",
+    "sftp": "paramiko", "ssh": "paramiko",
+}  # fmt: skip
+_ADDRESS = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):/+(.*)", re.DOTALL)
+_AS_PATH = re.compile(r"/([a-z][a-z0-9+.-]+):/")
+_BLOCK_BYTES = 4 << 20  # read at once while a remote tar is looked through
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """What a listing says of a file: its size in bytes (None: unknown) and what it is remembered by."""
+
+    size: int | None
+    stamp: Stamp | None
+
+
+def is_remote(path: Path) -> bool:
+    """Whether a path stands for an address."""
+    return _AS_PATH.match(f"{path}/") is not None
+
+
+def located(source: Path | str) -> Path:
+    """The path of a file, folder or address as a user wrote it; absolute.
+
+    Raises:
+        DataError: an address that carries a password or a signature, or one inside another.
+    """
+    text = str(source)
+    if is_remote(Path(text)):
+        return Path(text)
+    match = _ADDRESS.fullmatch(text)
+    if match is None or os.path.lexists(text):
+        return Path(os.path.abspath(Path(text).expanduser()))  # noqa: PTH100 (links stay)
+    scheme, rest = match[1].lower(), match[2]
+    if scheme in ("file", "local"):
+        return Path("/", rest)
+    if "::" in text:
+        raise DataError(
+            f"{text}: addresses inside addresses (::) can not be read; give a plain one"
+        )
+    if scheme in ("http", "https") and "?" in rest:
+        raise DataError(
+            f"{text.partition('?')[0]}?…: what follows ? is often a signature, which would be kept in the "
+            "cache. Give an address without it, or download the file"
+        )
+    if "@" in rest.partition("/")[0]:
+        raise DataError(
+            f"{scheme}://…: the address has a user or a password in it, which would be kept in the cache. "
+            "Give credentials in the environment or in ~/.config/fsspec/conf.json"
+        )
+    path = Path(f"/{scheme}:", rest.strip("/"))
+    if ".." in path.parts:
+        raise DataError(f"{text}: .. leads nowhere in an address; write it out")
+    return path
+
+
+def address(path: Path) -> str:
+    """A path as a person would write it: an address where it stands for one."""
+    text = str(path)
+    match = _AS_PATH.match(text)
+    return text if match is None else f"{match[1]}://{text[match.end() :]}"
+
+
+def path_of(text: str) -> Path:
+    """The path that :func:`address` wrote as ``text``."""
+    scheme, there, rest = text.partition("://")
+    return Path(f"/{scheme}:", rest) if there else Path(text)
+
+
+def file_info(path: Path) -> RemoteFile | None:
+    """What is known of a remote file; None if there is none.
+
+    Raises:
+        DataError: the service can not be reached or refuses.
+    """
+    with _telling(path):
+        fs, name = _open_service(path)
+        try:
+            info = fs.info(name)
+        except FileNotFoundError:
+            return None
+        return _remote_file(info) if info.get("type") != "directory" else None
+
+
+def is_folder(path: Path) -> bool:
+    """Whether an address names a folder.
+
+    Raises:
+        DataError: the service can not be reached or refuses.
+    """
+    with _telling(path):
+        fs, name = _open_service(path)
+        return bool(fs.isdir(name))
+
+
+def list_files(folder: Path, *, deep: bool) -> Iterator[tuple[str, RemoteFile | None]]:
+    """Name below ``folder``, and what is known, of each file in it; None for a folder.
+
+    Args:
+        folder: an address; nothing is listed where there is no such folder.
+        deep: files in its folders instead of these, at any depth.
+
+    Raises:
+        DataError: the service can not be reached or refuses.
+    """
+    with _telling(folder):
+        fs, root = _open_service(folder)
+        try:
+            if deep:
+                found = fs.find(root, detail=True)
+            else:
+                found = {info["name"]: info for info in fs.ls(root, detail=True)}
+        except (FileNotFoundError, NotADirectoryError):
+            return
+    top = root.strip("/") + "/"
+    for name, info in found.items():
+        below = str(name).lstrip("/").removeprefix(top)
+        if below != str(name).lstrip("/"):
+            is_file = info.get("type") != "directory"
+            yield below.rstrip("/"), _remote_file(info) if is_file else None
+
+
+def matching(pattern: Path) -> list[Path]:
+    """The addresses that match a pattern with ``*``, sorted.
+
+    Raises:
+        DataError: the service can not be reached or refuses.
+    """
+    with _telling(pattern):
+        fs, name = _open_service(pattern)
+        scheme = address(pattern).partition("://")[0]
+        names = sorted(str(found) for found in fs.glob(name))
+    return [located(n if "://" in n else f"{scheme}://{n.lstrip('/')}") for n in names]
+
+
+def read_bytes(path: Path, start: int, size: int) -> bytes:
+    """``size`` bytes of a remote file from ``start`` on; fewer where it ends.
+
+    Raises:
+        DataError: it can not be read, or the service gives whole files only.
+    """
+    with _telling(path):
+        fs, name = _open_service(path)
+        data: bytes = fs.cat_file(name, start=start, end=start + size)
+    if len(data) > size:
+        raise DataError(
+            f"{address(path)}: the server does not give parts of a file; download it and give the copy"
+        )
+    return data
+
+
+@contextmanager
+def open_file(path: Path) -> Iterator[IO[bytes]]:
+    """A remote file to seek in.
+
+    Raises:
+        DataError: it is not there, can not be read, or the service gives whole files only.
+    """
+    with _telling(path):
+        fs, name = _open_service(path)
+        with fs.open(name, "rb", block_size=_BLOCK_BYTES, cache_type="readahead") as stream:
+            if not stream.seekable():
+                raise DataError(
+                    f"{address(path)}: the server does not give parts of a file; download it and give "
+                    "the copy"
+                )
+            yield stream
+
+
+def _open_service(path: Path) -> tuple[Any, str]:
+    """fsspec's file system for an address, and its own spelling of it."""
+    from fsspec.core import url_to_fs
+
+    url = address(path)
+    try:
+        fs, name = url_to_fs(url)
+    except ImportError as error:
+        packages = _PACKAGES.get(url.partition("://")[0])
+        what = f"pip install {packages}" if packages else one_line(str(error))
+        raise DataError(f"{url}: a package for such addresses is missing: {what}") from error
+    except ValueError as error:
+        raise DataError(
+            f"{url}: {one_line(str(error))}. Addresses begin with s3://, gs://, hf://, https:// or another "
+            "name that fsspec knows"
+        ) from error
+    return fs, str(name)
+
+
+@contextmanager
+def _telling(path: Path) -> Iterator[None]:
+    """Turn whatever a service raises into one line that names the address."""
+    try:
+        yield
+    except DataError:
+        raise
+    except FileNotFoundError as error:
+        raise DataError(f"{address(path)}: there is no such file") from error
+    except Exception as error:  # each service has errors of its own
+        name = type(error).__name__
+        text = one_line(str(error)) or name
+        hint = ""
+        if re.search(
+            "credential|permission|forbidden|denied|unauthor|401|403", f"{name} {text}", re.I
+        ):
+            hint = ". Credentials are looked for where the service's own tools keep them"
+        raise DataError(f"{address(path)}: can not be read ({name}: {text}){hint}") from error
+
+
+def _remote_file(info: dict[str, Any]) -> RemoteFile:
+    size = info.get("size")
+    size = size if isinstance(size, int) else None
+    for key in (*_VERSIONS, *_TIMES):
+        if info.get(key):
+            young = key in _TIMES and _seconds(info[key]) * 1e9 > time.time_ns() - SETTLED_NS
+            return RemoteFile(size, None if young or size is None else (size, mark_of(info[key])))
+    return RemoteFile(size, None)
+
+
+def mark_of(*what: object) -> int:
+    """A number below 2**63 that stands for a version, in a stamp's second place."""
+    return int.from_bytes(hashlib.sha256(repr(what).encode()).digest()[:8], "big") >> 1
+
+
+def _seconds(moment: object) -> float:
+    """A time in any of the spellings in use, in seconds since 1970; 0 where it makes no sense."""
+    if isinstance(moment, int | float):
+        return float(moment)
+    try:
+        found = moment if isinstance(moment, datetime) else parsedate_to_datetime(str(moment))
+    except ValueError:
+        return 0.0
+    return found.timestamp()

@@ -1,0 +1,426 @@
+"""Tier verdicts: medoids, win rates and the rule against plain loops; anchors kept with a model; the command."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mirip_fast_cli.main import run
+from PIL import Image
+
+from mirip_fast.errors import DataError
+from mirip_fast.evaluation.calibration import fit_calibration
+from mirip_fast.evaluation.text_table import display_width
+from mirip_fast.evaluation.verdict import verdict_tiers, win_rates
+from mirip_fast.portfolio.ranking import rank_scores, ranking_table, write_ranking
+from mirip_fast.portfolio.verdicts import give_verdicts
+from mirip_fast.ranking.anchors import Anchor, Anchors, find_anchors
+from mirip_fast.ranking.graded import load_split
+from mirip_fast.ranking.held_out import load_held_out
+from mirip_fast.ranking.medoids import find_medoids
+from mirip_fast.ranking.scorer import load_score_model
+
+TIERS = ("S", "A", "B", "C")
+
+
+def cosine_distances(rows: np.ndarray) -> np.ndarray:
+    """1 − cosine of all pairs by two plain loops."""
+    n = len(rows)
+    out = np.empty((n, n))
+    for i, j in itertools.product(range(n), range(n)):
+        a, b = rows[i].astype(np.float64), rows[j].astype(np.float64)
+        out[i, j] = 1 - (a @ b) / np.sqrt((a @ a) * (b @ b))
+    return out
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_no_exchange_makes_medoids_better(k: int) -> None:
+    rng = np.random.default_rng(k)
+    for n in (7, 30):
+        rows = rng.normal(size=(n, 6)).astype(np.float32) * rng.uniform(0.1, 9, (n, 1))
+        distances = cosine_distances(rows)
+
+        def cost(chosen: list[int], distances: np.ndarray = distances) -> float:
+            return float(sum(min(row[j] for j in chosen) for row in distances))
+
+        found = find_medoids(rows, k).tolist()
+        assert len(set(found)) == k and found == sorted(found)
+        best = cost(found)
+        for place, other in itertools.product(range(k), range(n)):
+            changed = [*found[:place], other, *found[place + 1 :]]
+            assert cost(changed) >= best - 1e-6
+        assert best < np.mean([cost(rng.choice(n, k, False).tolist()) for _ in range(50)])
+
+
+def test_medoids_stand_for_each_bunch() -> None:
+    rng = np.random.default_rng(0)
+    centres = np.eye(4, 8) * 5
+    rows = np.repeat(centres, [3, 40, 8, 20], axis=0) + 0.1 * rng.normal(size=(71, 8))
+    found = find_medoids(rows, 4)
+    assert np.repeat(range(4), [3, 40, 8, 20])[found].tolist() == [0, 1, 2, 3]
+    np.testing.assert_array_equal(find_medoids(rows, 4), found)
+    assert find_medoids(rows[:3], 4).tolist() == [0, 1, 2]
+
+
+def test_win_rates_against_a_double_loop() -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.integers(0, 5, 40) / 4
+    anchors, tiers = rng.integers(0, 5, 23) / 4, rng.integers(0, 3, 23)
+    same = rng.random((40, 23)) < 0.1
+    found = win_rates(scores, anchors, tiers, 4, same=same)
+    for i in range(40):
+        for tier in range(3):
+            points = [
+                1.0 if scores[i] > anchors[j] else 0.5 if scores[i] == anchors[j] else 0.0
+                for j in range(23)
+                if tiers[j] == tier and not same[i, j]
+            ]
+            assert found[i, tier] == pytest.approx(sum(points) / len(points))
+    assert np.isnan(found[:, 3]).all()
+
+
+def plain_rule(rates: dict[str, float | None]) -> str:
+    """The best tier beaten at least half of the time, else the worst that there is."""
+    for tier, rate in rates.items():
+        if rate is not None and rate >= 0.5:
+            return tier
+    return [tier for tier, rate in rates.items() if rate is not None][-1]
+
+
+def test_the_rule() -> None:
+    nan = float("nan")
+    rows = [
+        ([0.5, 0.4, 0.9, 1.0], 0),
+        ([0.2, 0.4, 0.7, 1.0], 2),
+        ([0.0, 0.49, 0.49, 0.0], 3),
+        ([nan, 0.6, 0.1, 0.1], 1),
+        ([0.1, 0.1, 0.2, nan], 2),  # nobody is put in a tier that was not compared with
+        ([0.1, nan, 0.7, nan], 2),
+    ]
+    found = verdict_tiers([rates for rates, _ in rows])
+    assert found.tolist() == [tier for _, tier in rows]
+    for (rates, _), tier in zip(rows, found, strict=True):
+        named = {n: None if np.isnan(r) else r for n, r in zip(TIERS, rates, strict=True)}
+        assert plain_rule(named) == TIERS[tier]
+
+
+def made_anchors(per_tier: int = 10, missing: int | None = None) -> Anchors:
+    rng = np.random.default_rng(1)
+    works = [
+        Anchor(f"{tier}-{i}", Path(f"{tier}-{i}.png"), bytes([tier, i]) * 16, tier, float(score))
+        for tier in range(4)
+        if tier != missing
+        for i, score in enumerate(rng.normal(-tier, 1, per_tier))
+    ]
+    counts = tuple(0 if tier == missing else 50 for tier in range(4))
+    return Anchors(tuple(works), TIERS, counts, "out-of-fold", 10, 0.4)
+
+
+def test_confidence_is_the_calibrated_probability_of_the_verdict() -> None:
+    rng = np.random.default_rng(0)
+    codes = np.arange(400) % 4
+    calibration = fit_calibration(rng.normal(size=400) - codes, codes, TIERS, source="out-of-fold")
+    scores = np.linspace(-5, 2, 50)
+    anchors = made_anchors()
+    given = give_verdicts(scores, [b"x"] * 50, anchors, calibration)
+    model = calibration.ordinal
+    assert model is not None
+    for score, verdict in zip(scores, given, strict=True):
+        assert plain_rule(dict(verdict.win_rates)) == verdict.verdict
+        for tier, name in enumerate(TIERS):
+            beaten = [work.score < score for work in anchors.works if work.tier == tier]
+            assert verdict.win_rates[name] == pytest.approx(np.mean(beaten))
+        k = TIERS.index(verdict.verdict)
+        at_least = [
+            0.0,
+            *(1 / (1 + np.exp(-(t + model.slope * score))) for t in model.thresholds),
+            1.0,
+        ]
+        assert verdict.confidence == pytest.approx(at_least[k + 1] - at_least[k])
+    assert {verdict.verdict for verdict in given} == set(TIERS)
+
+
+def test_a_work_is_not_compared_with_itself() -> None:
+    anchors = made_anchors(per_tier=2)
+    own = anchors.works[0]
+    (rates,) = anchors.win_rates(np.array([own.score]), [own.sha256])
+    assert rates[0] == float(anchors.works[1].score < own.score)
+    lone = made_anchors(per_tier=1)
+    (rates,) = lone.win_rates(np.array([0.0]), [lone.works[0].sha256])
+    assert np.isnan(rates[0]) and np.isfinite(rates[1:]).all()
+
+
+def test_anchors_come_back_as_they_were_and_tell_what_they_lack() -> None:
+    anchors = made_anchors(per_tier=7, missing=2)
+    assert Anchors.from_dict(json.loads(json.dumps(anchors.to_dict()))) == anchors
+    absent, few = anchors.remarks()
+    assert "tier B" in absent and "nobody's verdict" in absent
+    assert "Fewer than 10" in few and "S (7), A (7), C (7)" in few
+    assert made_anchors().remarks() == []
+    with pytest.raises(ValueError, match="version"):
+        Anchors.from_dict({**anchors.to_dict(), "version": 99})
+
+
+@pytest.mark.parametrize("tiers", [TIERS, ("최우수", "우수", "보통"), tuple("ABCDEFGH")])
+def test_the_table_with_verdicts_fits_into_100_columns(
+    tiers: tuple[str, ...], tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    codes = np.arange(200) % len(tiers)
+    calibration = fit_calibration(rng.normal(size=200) - codes, codes, tiers, source="out-of-fold")
+    works = [Anchor(str(t), Path("x"), bytes([t]), t, -float(t)) for t in range(len(tiers))]
+    anchors = Anchors(tuple(works), tiers, (1,) * len(tiers), "out-of-fold", 1, 0.5)
+    scores = rng.normal(size=30)
+    files = [f"매우 긴 이름의 작품 {'x' * 40} {i}.png" for i in range(30)]
+    given = give_verdicts(scores, [bytes([0])] * 30, anchors, calibration)
+    ranking = rank_scores(
+        files, files, scores.tolist(), calibration=calibration,
+        draws=scores + 0.1 * rng.normal(size=(60, 30)), verdicts=dict(zip(files, given, strict=True)),
+    )  # fmt: skip
+    lines = ranking_table(ranking).split("\n")
+    assert max(map(display_width, lines)) <= 100
+    assert ("verdict" in lines[0]) and ("sure %" in lines[0]) and ("tier" not in lines[0])
+    assert (f">{tiers[0]} %" in lines[0]) == (len(tiers) <= 5)
+    write_ranking(tmp_path, ranking, {})
+    with (tmp_path / "ranking.csv").open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    by_file = dict(zip(files, given, strict=True))
+    for row in rows:
+        verdict = by_file[row["file"]]
+        assert row["verdict"] == verdict.verdict
+        assert float(row["confidence"]) == pytest.approx(verdict.confidence, abs=1e-4)
+        assert row[f"wins_{tiers[0]}"] == "unknown"  # its only anchor is the work itself
+        assert float(row[f"wins_{tiers[-1]}"]) == verdict.win_rates[tiers[-1]]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with a run on 160 pictures, 48 of them held out, four times 12."""
+    folder = tmp_path_factory.mktemp("verdicts")
+    rng = np.random.default_rng(0)
+    (folder / "data" / "images").mkdir(parents=True)
+    rows = ["image_id,filename,tier"]
+    for i in range(160):
+        pixels = rng.normal(200 - 25 * (i % 4), 40, (28, 28, 3)) + rng.normal(0, 25)
+        name = f"작품 {i:03d}.png"
+        picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+        picture.save(folder / "data" / "images" / name)
+        rows.append(f"id{i},{name},{'SABC'[i % 4]}")
+    (folder / "data" / "metadata.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        tiny = ["--backbone", "tiny-random", "--image-size", "28", "--workers", "0"]
+        assert run(["embed", "data", *tiny]) == 0
+        shares = ["--train-ratio", "0.5", "--val-ratio", "0.3", "--test-ratio", "0.2"]
+        assert run(["train", "--head-only", "--epochs", "6", *shares]) == 0
+    return folder
+
+
+@pytest.fixture
+def work(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it to break."""
+    shutil.copytree(made, tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "work"
+
+
+def run_of(work: Path) -> Path:
+    (folder,) = (work / "runs").iterdir()
+    return folder
+
+
+def kept_in(folder: Path) -> dict:
+    return json.loads((folder / "anchors.json").read_text(encoding="utf-8"))
+
+
+def flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+def test_the_command(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = run_of(work)
+    kept = kept_in(folder)  # training has written it
+    assert run(["rank", "data/images", "--tiers"]) == 0
+    out = capfd.readouterr().out
+    assert "compared with S 10, A 10, B 10, C 10 held-out works (validation)" in flat(out)
+    told = json.loads((work / "ranking.json").read_text(encoding="utf-8"))
+    assert told["anchors"]["anchors"] == kept["anchors"]
+    score_of = {work["image_id"]: work["score"] for work in told["works"]}
+    held_out = load_held_out(folder, TIERS)
+    assert held_out is not None
+    by_id = dict(zip(held_out.ids, held_out.scores, strict=True))
+    tier_of = {i: TIERS[t] for i, t in zip(held_out.ids, held_out.tiers, strict=True)}
+    for anchor in kept["anchors"]:
+        assert by_id[anchor["image_id"]] == anchor["score"]  # held out, not of a training work
+        assert tier_of[anchor["image_id"]] == anchor["tier"]
+    own = {Path(anchor["path"]).name: anchor for anchor in kept["anchors"]}
+    for ranked in told["works"]:
+        for tier in TIERS:
+            others = [
+                anchor["score"]
+                for name, anchor in own.items()
+                if anchor["tier"] == tier and name != ranked["file"]
+            ]
+            points = [np.sign(ranked["score"] - score) / 2 + 0.5 for score in others]
+            assert ranked["win_rates"][tier] == pytest.approx(np.mean(points))
+        assert ranked["verdict"] == plain_rule(ranked["win_rates"])
+        assert ranked["confidence"] == pytest.approx(
+            ranked["tier_probabilities"][ranked["verdict"]]
+        )
+    right = []
+    for image_id, name in tier_of.items():
+        place = next(
+            w for w in told["works"] if Path(w["file"]).stem.endswith(f"{int(image_id[2:]):03d}")
+        )
+        right.append(place["verdict"] == name)
+    assert kept["agreement"] == pytest.approx(np.mean(right), abs=1e-4)
+    assert len(score_of) == 160
+
+    assert run(["rank", "data/images"]) == 0
+    assert "verdict" not in capfd.readouterr().out.split("\n")[0]
+    told = json.loads((work / "ranking.json").read_text(encoding="utf-8"))
+    assert "anchors" not in told and told["works"][0]["verdict"] is None
+
+
+def test_anchors_are_medoids_of_the_cached_features(work: Path) -> None:
+    model = load_score_model(run_of(work) / "best_model.pt")
+    found = find_anchors(model, work / "cache", 3)
+    assert found.counts == (3, 3, 3, 3) and kept_in(run_of(work))["asked"] == 3
+    from mirip_fast.config import DataConfig
+    from mirip_fast.features.store import FeatureStore
+
+    images = load_split(run_of(work) / "split.csv", TIERS, DataConfig()).part("val")
+    store = FeatureStore.open(work / "cache" / model.info.fingerprint_id)
+    kinds = sorted(store.series())  # CLS token and mean: what the head looks at
+    assert [name.split(".")[0] for name in kinds] == ["cls", "mean"]
+    rows = np.hstack([store.read(name, store.rows(name, images.hashes)) for name in kinds])
+    for tier in range(4):
+        index = np.flatnonzero(images.tiers == tier)
+        distances = cosine_distances(rows[index])
+        ids = [images.manifest.records[i].image_id for i in index]
+        chosen = [ids.index(anchor.image_id) for anchor in found.works if anchor.tier == tier]
+
+        def cost(those: list[int], distances: np.ndarray = distances) -> float:
+            return float(distances[:, those].min(1).sum())
+
+        for place, other in itertools.product(range(3), range(len(ids))):
+            assert cost([*chosen[:place], other, *chosen[place + 1 :]]) >= cost(chosen) - 1e-5
+
+
+def test_kept_anchors_are_enough_and_others_need_the_cache(
+    work: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (work / "few").mkdir()
+    shutil.copy(work / "data" / "images" / "작품 000.png", work / "few" / "a.png")
+    model = load_score_model(run_of(work) / "best_model.pt")
+    empty = work / "empty"
+    empty.mkdir()
+    assert find_anchors(model, empty).asked == 10
+    assert find_anchors(model, empty, 10).asked == 10
+    with pytest.raises(Exception, match="--tiers: the features") as caught:
+        find_anchors(model, empty, 4)
+    assert "Without --anchors the 10 of each tier" in str(caught.value)
+    assert run(["rank", "few", "--tiers", "--anchors", "99"]) == 0
+    out = flat(capfd.readouterr().out)
+    assert "Fewer than 99 held-out works are there of tier S (12), A (12), B (12), C (12)" in out
+    assert kept_in(run_of(work))["asked"] == 99
+    assert run(["rank", "few", "--tiers"]) == 0  # now those are the kept ones
+    assert "S 12, A 12" in flat(capfd.readouterr().out)
+
+
+def test_what_can_not_be_is_refused(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = run_of(work)
+    assert run(["rank", "data/images", "--anchors", "3"]) == 2
+    assert "--anchors says how many works --tiers compares with" in capfd.readouterr().err
+    best = (folder / "best_model.pt").read_bytes()
+    other = next(p for p in folder.glob("checkpoint_*.pt") if p.read_bytes() != best)
+    assert run(["rank", "data/images", "--tiers", "--checkpoint", str(other)]) == 1
+    err = flat(capfd.readouterr().err)
+    assert "those of its best_model.pt" in err and kept_in(folder)["model"] == "best_model.pt"
+
+    (folder / "anchors.json").write_text("{")
+    assert run(["rank", "data/images", "--tiers"]) == 1
+    assert "Remove it, and anchors are chosen again" in flat(capfd.readouterr().err)
+    (folder / "anchors.json").unlink()
+    assert run(["rank", "data/images", "--tiers"]) == 0
+    assert kept_in(folder)["asked"] == 10
+
+    (folder / "anchors.json").unlink()
+    rows = (folder / "held_out.csv").read_text(encoding="utf-8").splitlines()
+    only = [rows[0], *(row for row in rows[1:] if ",S,," in row)]
+    (folder / "held_out.csv").write_text("\n".join(only) + "\n", encoding="utf-8")
+    assert run(["rank", "data/images", "--tiers"]) == 1
+    assert "held-out works are of S only" in flat(capfd.readouterr().err)
+    both = [*only, *(row for row in rows[1:] if ",B,," in row)]
+    (folder / "held_out.csv").write_text("\n".join(both) + "\n", encoding="utf-8")
+    assert run(["rank", "data/images", "--tiers"]) == 0
+    assert "No held-out work is of tier A, C" in flat(capfd.readouterr().out)
+    told = json.loads((work / "ranking.json").read_text(encoding="utf-8"))
+    assert {ranked["verdict"] for ranked in told["works"]} <= {"S", "B"}
+    assert {ranked["win_rates"]["A"] for ranked in told["works"]} == {None}
+    (folder / "anchors.json").unlink()
+    (folder / "held_out.csv").unlink()
+    assert run(["rank", "data/images", "--tiers"]) == 1
+    assert "no held-out scores (held_out.csv)" in flat(capfd.readouterr().err)
+
+
+def test_a_model_of_judged_pairs_has_no_tiers(
+    work: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(work / "runs")
+    names = [f"작품 {i:03d}.png" for i in range(40)]
+    lines = ["image_path_1,image_path_2,label"]
+    lines += [
+        f"{a},{b},{1 if int(a[3:6]) % 4 < int(b[3:6]) % 4 else 0}"
+        for a, b in itertools.combinations(names, 2)
+    ]
+    (work / "pairs.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    tiny = ["--backbone", "tiny-random", "--image-size", "28", "--workers", "0"]
+    assert run(["embed", "data/images", *tiny]) == 0
+    judged = ["--data", "data/images", "--pairs", "pairs.csv"]
+    assert run(["train", "--head-only", "--epochs", "1", *judged]) == 0
+    capfd.readouterr()
+    assert run(["rank", "data/images", "--tiers"]) == 1
+    assert "learned from judged pairs of works without grades" in flat(capfd.readouterr().err)
+
+
+def test_folds_keep_anchors_with_the_ensemble(work: Path) -> None:
+    shutil.rmtree(work / "runs")
+    assert run(["train", "--head-only", "--epochs", "1", "--folds", "2"]) == 0
+    kept = kept_in(run_of(work))
+    assert kept["source"] == "out-of-fold" and kept["model"] == "ensemble.safetensors"
+    held_out = load_held_out(run_of(work), TIERS)
+    assert held_out is not None
+    assert sum(kept["held_out"].values()) == len(held_out)
+    by_id = dict(zip(held_out.ids, held_out.scores, strict=True))
+    assert all(by_id[anchor["image_id"]] == anchor["score"] for anchor in kept["anchors"])
+    assert not list(run_of(work).glob("fold_*/anchors.json"))
+
+
+def test_a_damaged_run_is_named(work: Path) -> None:
+    folder = run_of(work)
+    (folder / "anchors.json").unlink()
+    text = (folder / "held_out.csv").read_text(encoding="utf-8").replace("\nid", "\nother", 1)
+    (folder / "held_out.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=r"names 'other.*split\.csv"):
+        find_anchors(load_score_model(folder / "best_model.pt"), work / "cache")
+
+
+def test_verdicts_on_what_is_cached_import_nothing_heavy(work: Path) -> None:
+    code = (
+        "import sys; from mirip_fast_cli.main import run;"
+        "assert run(['-q', 'rank', 'data/images', '--tiers', '--anchors', '5']) == 0;"
+        "heavy = {'torch', 'pandas', 'scipy.stats', 'scipy.optimize', 'matplotlib', 'sklearn'};"
+        "sys.exit(', '.join(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=work
+    )
+    assert done.stderr.strip() == "" and "Verdicts: compared with S 5" in done.stdout
