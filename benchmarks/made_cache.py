@@ -15,7 +15,7 @@ from mirip_fast.config import Config
 from mirip_fast.data.manifest import read_manifest
 from mirip_fast.data.records import DataOptions
 from mirip_fast.features.datasets import save_dataset
-from mirip_fast.features.embed import Outcome
+from mirip_fast.features.outcomes import Outcome
 from mirip_fast.features.phase_one import open_hashes, prepare
 from mirip_fast.features.recipe import series_name
 

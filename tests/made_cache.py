@@ -14,7 +14,7 @@ from mirip_fast.data.manifest import read_manifest
 from mirip_fast.data.records import DataOptions
 from mirip_fast.errors import ImageError
 from mirip_fast.features.datasets import Dataset, save_dataset
-from mirip_fast.features.embed import ledger
+from mirip_fast.features.outcomes import ledger
 from mirip_fast.features.phase_one import open_hashes, prepare
 
 

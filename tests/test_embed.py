@@ -20,7 +20,8 @@ from mirip_fast.data.images import load_rgb, resize_square, to_array
 from mirip_fast.errors import StoreLockedError
 from mirip_fast.features.backbone import Backbone, load_backbone
 from mirip_fast.features.backbone_files import BackboneSpec
-from mirip_fast.features.embed import STATUSES, Outcome, Progress, Settings, embed, summarise
+from mirip_fast.features.embed import Progress, Settings, embed
+from mirip_fast.features.outcomes import STATUSES, Outcome, summarise
 from mirip_fast.features.phase_one import PhaseOne, prepare
 from mirip_fast.features.pooling import pool_tokens
 from mirip_fast.features.recipe import Recipe, make_recipe

@@ -16,7 +16,7 @@ from test_embed import draw
 
 from mirip_fast.errors import ConfigError
 from mirip_fast.features.datasets import Dataset, find_datasets
-from mirip_fast.features.embed import Outcome
+from mirip_fast.features.outcomes import Outcome
 from mirip_fast.features.rank_parts import RankParts
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.runtime import Ranks, distributed

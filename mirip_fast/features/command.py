@@ -17,7 +17,8 @@ from mirip_fast.data.records import DataOptions
 from mirip_fast.errors import StoreError
 from mirip_fast.features.cache_export import Exported, export_dataset
 from mirip_fast.features.datasets import Dataset, dataset_folder, save_dataset
-from mirip_fast.features.embed import Outcome, Progress, Settings, Summary, summarise
+from mirip_fast.features.embed import Progress, Settings
+from mirip_fast.features.outcomes import Outcome, Summary, summarise
 from mirip_fast.features.phase_one import open_hashes, prepare
 from mirip_fast.features.rank_parts import RankParts
 from mirip_fast.features.speed import SpeedReport

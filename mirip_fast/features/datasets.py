@@ -22,7 +22,7 @@ from mirip_fast.config import DataConfig, EmbedConfig, settings, yaml_text
 from mirip_fast.data.manifest import Manifest, Record
 from mirip_fast.data.remote import address, located, path_of
 from mirip_fast.errors import RunNotFoundError, StoreError
-from mirip_fast.features.embed import STATUSES, Outcome
+from mirip_fast.features.outcomes import STATUSES, Outcome
 from mirip_fast.features.recipe import Recipe, series_name
 from mirip_fast.features.shard_rows import unreadable
 from mirip_fast.features.store_files import listed, read_plain_json

@@ -10,14 +10,12 @@ copies to and from a GPU); one thread writes. Short queues between them keep mem
 from __future__ import annotations
 
 import threading
-import time
 from bisect import bisect_right
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,35 +23,21 @@ from numpy.typing import NDArray
 from mirip_fast.data.decode_pool import Decoded, DecodeJob, DecodePool
 from mirip_fast.data.hashes import HashMemory
 from mirip_fast.errors import ImageError
-from mirip_fast.features.canary import Canary
-from mirip_fast.features.forward import Batch, Computed, Forward
+from mirip_fast.features.engine import Engine
+from mirip_fast.features.forward import Batch
 from mirip_fast.features.needs import Need, Needs, sizes_of
+from mirip_fast.features.outcomes import Outcome, ledger
 from mirip_fast.features.recipe import Recipe
-from mirip_fast.features.speed import Speed, SpeedReport
-from mirip_fast.features.stages import Stage, StoppedError
-from mirip_fast.features.store import FeatureStore, SeriesSpec
+from mirip_fast.features.speed import SpeedReport
+from mirip_fast.features.store import FeatureStore
 from mirip_fast.features.store_writer import StoreWriter
 from mirip_fast.runtime import our_cores
 
 if TYPE_CHECKING:
     from mirip_fast.features.backbone import Backbone
 
-#: What became of an input; every input has exactly one.
-STATUSES = ("embedded", "present", "duplicate", "failed")
-
 _RECALLED_AT_ONCE = 500
-_COMMITTED_AT_ONCE = 8  # batches that one sync may cover
-_STOP_SECONDS = 4.0  # for each stage to finish what it is doing when the run is stopped
 _CHANGED = "the file changed while it was read; run the same command again"
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """One line of the ledger."""
-
-    status: str  # one of STATUSES
-    sha256: bytes | None = None  # of the file's bytes; None if it could not be read
-    reason: str | None = None  # why it failed
 
 
 @dataclass(frozen=True)
@@ -120,39 +104,6 @@ def embed(
     return ledger(known, run.needs.present, run.failures)
 
 
-def ledger(
-    known: Sequence[bytes | ImageError], present: set[bytes], failures: Mapping[bytes, str]
-) -> list[Outcome]:
-    """What became of each input.
-
-    Args:
-        known: content hash of each input, or why it could not be read.
-        present: hashes whose features were there before.
-        failures: hash → reason, for files that could be read but not embedded.
-    """
-    outcomes = []
-    first = set(_first_of_each(known))
-    for i, sha in enumerate(known):
-        if isinstance(sha, ImageError):
-            outcomes.append(Outcome("failed", None, str(sha)))
-        elif sha in failures:
-            outcomes.append(Outcome("failed", sha, failures[sha]))
-        elif i not in first:
-            outcomes.append(Outcome("duplicate", sha))
-        else:
-            outcomes.append(Outcome("present" if sha in present else "embedded", sha))
-    return outcomes
-
-
-def _first_of_each(known: Sequence[bytes | ImageError]) -> dict[int, bytes]:
-    """index → hash of the first file with each content, readable ones only."""
-    seen: dict[bytes, int] = {}
-    for i, sha in enumerate(known):
-        if isinstance(sha, bytes):
-            seen.setdefault(sha, i)
-    return {i: sha for sha, i in seen.items()}
-
-
 class _Run:
     """The state of one call of :func:`embed`."""
 
@@ -171,7 +122,7 @@ class _Run:
         self._cores = settings.cores or our_cores()
         self._writer: StoreWriter | None = None
         self._writer_lock = threading.Lock()
-        self._engine: _Engine | None = None
+        self._engine: Engine | None = None
         self._filling: dict[Need, list[tuple[bytes, tuple[NDArray[np.uint8], ...]]]] = {}
         self._counts = Progress(total=len(paths))
         self._settled = 0  # images that needed no computing, or failed
@@ -306,8 +257,8 @@ class _Run:
             if not waiting:
                 del self._filling[need]
 
-    def _start_engine(self) -> _Engine:
-        return _Engine(
+    def _start_engine(self) -> Engine:
+        return Engine(
             self._load(),
             self._recipe,
             self._open_writer(),
@@ -331,136 +282,3 @@ class _Run:
         failed_here = len(engine.failures) if engine else 0
         self._counts.failed = len(self.failures) + failed_here + self._unread
         self._progress(self._counts)
-
-
-class _Engine:
-    """The stages behind decoding: the backbone, and writing what it gives."""
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        recipe: Recipe,
-        writer: StoreWriter,
-        cores: int,
-        batch_size: int | None,
-    ):
-        self.speed = Speed()
-        self.failures: dict[bytes, str] = {}
-        self.done = 0  # images committed, or failed in the backbone
-        self._cores, self._recipe, self._writer = cores, recipe, writer
-        self._forward = Forward(backbone, recipe, cores, batch_size, self.speed)
-        self._canary = Canary(writer.store.path, recipe)
-        self._stop = threading.Event()
-        self._release = self._forward.prepare(self._stop)
-        self.lanes = self._forward.lanes
-        self._write = Stage(
-            "mirip-write", self._commit, room=2 * self.lanes, at_once=_COMMITTED_AT_ONCE
-        )
-        self._compute: Stage[Batch | None] = Stage(
-            "mirip-compute",
-            self._run,
-            threads=self.lanes,
-            room=self.lanes + 1,
-            idle=self.speed.wait,
-        )
-        self.put(None)  # the canary
-
-    @property
-    def batch_size(self) -> int:
-        """Images per pass, as memory allows."""
-        return self._forward.batch_size
-
-    def put(self, batch: Batch | None) -> None:
-        """Hand over a batch; waits for room. Raises what went wrong in any stage."""
-        self._compute.put(batch)
-
-    def finish(self, tick: Callable[[], None]) -> None:
-        """Wait until everything is committed. Raises what went wrong in any stage."""
-        self._compute.finish(tick)
-        self._write.finish(tick)
-        self._release()
-
-    def stop(self) -> None:
-        """End soon: what is computed is still committed, the rest is dropped."""
-        self._stop.set()
-        self._canary.give_up(StoppedError())
-        self._compute.stop(drop=True, timeout_s=_STOP_SECONDS)
-        self._write.stop(drop=False, timeout_s=_STOP_SECONDS)
-        self._release()
-
-    def speed_report(self, workers: int) -> SpeedReport:
-        """Where the time went until now."""
-        return self.speed.report(
-            workers=workers,
-            lanes=self.lanes,
-            cores=self._cores,
-            device=self._forward.backbone.device.type,
-            images=self.done,
-        )
-
-    def _run(self, batches: list[Batch | None]) -> None:
-        for batch in batches:
-            if batch is None:
-                started, cpu = time.perf_counter(), time.thread_time()
-                self._canary.check(self._forward.backbone, self._forward.shape_of_one)
-                self.speed.add("backbone", time.perf_counter() - started, time.thread_time() - cpu)
-            else:
-                for computed in self._forward.run(batch):
-                    self._write.put(computed)
-
-    def _commit(self, batches: list[Computed]) -> None:
-        self._canary.wait()
-        alike: dict[tuple[SeriesSpec, ...], tuple[list[bytes], list[dict[SeriesSpec, Any]]]] = {}
-        for batch in batches:
-            rows = batch.rows()
-            hashes, parts = alike.setdefault(tuple(rows), ([], []))
-            hashes.extend(batch.hashes)
-            parts.append(rows)
-        started, cpu = time.perf_counter(), time.thread_time()
-        for specs, (hashes, parts) in alike.items():
-            self._append(hashes, {s: np.concatenate([part[s] for part in parts]) for s in specs})
-        self.speed.add("write", time.perf_counter() - started, time.thread_time() - cpu)
-
-    def _append(self, hashes: list[bytes], rows: dict[SeriesSpec, NDArray[Any]]) -> None:
-        finite = np.ones(len(hashes), dtype=bool)
-        for values in rows.values():
-            finite &= np.isfinite(values.reshape(len(hashes), -1)).all(axis=1)
-        for sha in (sha for sha, fits in zip(hashes, finite, strict=True) if not fits):
-            self.failures[sha] = (
-                f"a feature does not fit {self._recipe.store_dtype} (not finite)"
-                + ("; try --store-dtype float32" if self._recipe.store_dtype == "float16" else "")
-            )
-        if finite.all():
-            self._writer.append(hashes, rows)
-        elif finite.any():
-            kept = [sha for sha, fits in zip(hashes, finite, strict=True) if fits]
-            self._writer.append(kept, {spec: values[finite] for spec, values in rows.items()})
-        self.done += len(hashes)
-
-
-@dataclass(frozen=True)
-class Summary:
-    """The accounting of a run: inputs = embedded + present + duplicate + failed."""
-
-    inputs: int
-    embedded: int
-    present: int
-    duplicate: int
-    failed: int
-    seconds: float
-
-
-def summarise(outcomes: Sequence[Outcome], started: float) -> Summary:
-    """Count the outcomes and assert that none was lost.
-
-    Args:
-        outcomes: one per input.
-        started: ``time.monotonic()`` when the run began.
-    """
-    counts = Counter(outcome.status for outcome in outcomes)
-    assert sum(counts[status] for status in STATUSES) == len(outcomes), counts
-    return Summary(
-        inputs=len(outcomes),
-        **{status: counts[status] for status in STATUSES},
-        seconds=time.monotonic() - started,
-    )

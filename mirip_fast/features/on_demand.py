@@ -16,7 +16,8 @@ from mirip_fast.data.hashes import HashMemory
 from mirip_fast.errors import BackboneError, StoreError
 from mirip_fast.features.command import default_workers
 from mirip_fast.features.datasets import Dataset
-from mirip_fast.features.embed import Outcome, Progress, Settings, ledger
+from mirip_fast.features.embed import Progress, Settings
+from mirip_fast.features.outcomes import Outcome, ledger
 from mirip_fast.features.phase_one import PhaseOne, open_hashes, prepare, with_kinds
 from mirip_fast.features.store import FeatureStore, differing_fields
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 from mirip_fast.config import EmbedConfig
 from mirip_fast.data.hashes import HashMemory
 from mirip_fast.features.backbone_files import find_backbone
-from mirip_fast.features.embed import Outcome, Progress, Settings, embed
+from mirip_fast.features.embed import Progress, Settings, embed
 from mirip_fast.features.needs import wanted_series
+from mirip_fast.features.outcomes import Outcome
 from mirip_fast.features.recipe import Recipe, make_recipe
 from mirip_fast.features.speed import SpeedReport
 from mirip_fast.features.store import FeatureStore

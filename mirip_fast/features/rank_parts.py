@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from mirip_fast.features.embed import Outcome
+from mirip_fast.features.outcomes import Outcome
 from mirip_fast.files import write_text
 from mirip_fast.runtime import Ranks
 

@@ -16,7 +16,7 @@ from mirip_fast.data.manifest import read_manifest
 from mirip_fast.data.records import DataOptions
 from mirip_fast.errors import DataError
 from mirip_fast.features.datasets import Dataset, find_datasets
-from mirip_fast.features.embed import Outcome, Progress
+from mirip_fast.features.embed import Progress
 from mirip_fast.features.gallery import (
     Gallery,
     Work,
@@ -29,6 +29,7 @@ from mirip_fast.features.gallery import (
 )
 from mirip_fast.features.neighbours import groups_of
 from mirip_fast.features.on_demand import embed_options, features_of_files
+from mirip_fast.features.outcomes import Outcome
 from mirip_fast.features.saved_index import open_index
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.files import spreadsheet_safe, write_csv

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.errors import CheckpointError, ImageError, StoreError
-from mirip_fast.features.embed import Outcome, Progress, Settings, ledger
+from mirip_fast.features.embed import Progress, Settings
+from mirip_fast.features.outcomes import Outcome, ledger
 from mirip_fast.features.phase_one import PhaseOne, open_hashes, prepare, with_kinds
 from mirip_fast.features.recipe import series_name
 from mirip_fast.features.store import FeatureStore, differing_fields
