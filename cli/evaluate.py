@@ -33,6 +33,11 @@ _PATH = click.Path(path_type=Path)
     type=_PATH,
     help="JSON file to write, with pictures beside it (default: in the run's folder).",
 )
+@click.option(
+    "--html",
+    type=_PATH,
+    help="Page to look at, in one file: the figures in words, drawings, the worst mistakes.",
+)
 @moved_backbone
 @config_options(
     "evaluate",
@@ -52,6 +57,7 @@ def evaluate_command(
     image_dir: Path | None,
     split: str,
     out: Path | None,
+    html: Path | None,
 ) -> None:
     """Judge a model: pairwise accuracy, whether its probabilities come true, the worst mistakes.
 
@@ -66,14 +72,22 @@ def evaluate_command(
 
     config = resolved.config
     if len(runs) > 1:
-        if checkpoint or test_data:
-            raise ConfigError("Several runs are judged on their own split: leave out the options")
+        if checkpoint or test_data or html:
+            raise ConfigError(
+                "Several runs are judged on their own split and told as a table: leave out --checkpoint, "
+                "--test-data and --html (which make sense for one run)"
+            )
         return judge_runs(runs, split, config, out)
+    if html is not None:
+        from mirip_fast.portfolio.page import check_page_path
+
+        check_page_path(html)
     model = pick_model(checkpoint or next(iter(runs), None), Path(config.train.output_dir))
     pairs = judge_pairs(model, split, config) if test_data is None else None
     extra = {} if pairs is None else {"judged_pairs": pairs.to_dict()}
     if pairs is not None:
         click.echo(pairs.to_text())
+    judgement = None
     if pairs is not None and not pairs.graded:  # nothing but the judged pairs to judge by
         path = out or model.checkpoint.parent / f"evaluation_{split}.json"
         write_json(path, {"checkpoint": str(model.checkpoint), **extra})
@@ -86,4 +100,8 @@ def evaluate_command(
                 judgement = judge_files(model, test_data, image_dir, config, backbone, bar)
         click.echo(judgement.report.to_table())
         files = judgement.write(out, **extra)
+    if html is not None:
+        from mirip_fast.portfolio.evaluation_page import write_evaluation_page
+
+        files.append(write_evaluation_page(html, model, judgement, pairs, config))
     click.echo("Written: " + ", ".join(str(path) for path in files))

@@ -63,7 +63,7 @@ def index() -> str:
 def _line(path: Path) -> str:
     heading, _, rest = path.read_text(encoding="utf-8").partition("\n")
     paragraph = " ".join(rest.strip().split("\n\n")[0].split())
-    sentence = re.split(r"(?<=[.:])\s", paragraph)[0].rstrip(":.")
+    sentence = re.split(r"(?<=\.)\s", paragraph)[0].rstrip(":.")
     return f"[{heading.removeprefix('# ')}]({path.name}): {sentence}."
 
 

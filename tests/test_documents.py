@@ -138,11 +138,11 @@ def test_every_command_that_is_named_exists(path: Path) -> None:
             assert name != "cache" or not sub or (name, sub) in known, line
 
 
-#: Flags of torchrun, srun, tensorboard and of the programs in benchmarks/.
+#: Flags of torchrun, srun, docker, tensorboard and of the programs in benchmarks/.
 FOREIGN = {
     "--nproc_per_node", "--nnodes", "--rdzv_backend", "--rdzv_endpoint", "--rdzv_id", "--standalone",
     "--array", "--nodes", "--ntasks-per-node", "--gpus-per-task", "--gpus-per-node", "--cpus-per-task",
-    "--time", "--signal", "--requeue", "--kill-on-bad-exit", "--logdir",
+    "--time", "--signal", "--requeue", "--kill-on-bad-exit", "--logdir", "--shm-size",
 }  # fmt: skip
 
 

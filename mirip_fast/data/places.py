@@ -121,7 +121,8 @@ def tar_index(tar: Path) -> TarIndex:
 
 def note_remote(path: Path, info: remote.RemoteFile) -> None:
     """Keep what a listing said of a remote file, so that it is not asked for again."""
-    _known.files[str(path)] = info
+    if info.stamp is not None:  # some listings tell names only
+        _known.files[str(path)] = info
 
 
 def remote_info(path: Path) -> remote.RemoteFile | None:

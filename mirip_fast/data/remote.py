@@ -12,7 +12,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
@@ -57,16 +57,16 @@ def located(source: Path | str) -> Path:
     text = str(source)
     if is_remote(Path(text)):
         return Path(text)
+    if re.match(r"\w+::", text) and not os.path.lexists(text):
+        raise DataError(
+            f"{text}: addresses inside addresses (::) can not be read; give a plain one"
+        )
     match = _ADDRESS.fullmatch(text)
     if match is None or os.path.lexists(text):
         return Path(os.path.abspath(Path(text).expanduser()))  # noqa: PTH100 (links stay)
     scheme, rest = match[1].lower(), match[2]
     if scheme in ("file", "local"):
         return Path("/", rest)
-    if "::" in text:
-        raise DataError(
-            f"{text}: addresses inside addresses (::) can not be read; give a plain one"
-        )
     if scheme in ("http", "https") and "?" in rest:
         raise DataError(
             f"{text.partition('?')[0]}?…: what follows ? is often a signature, which would be kept in the "
@@ -238,11 +238,12 @@ def _telling(path: Path) -> Iterator[None]:
 def _remote_file(info: dict[str, Any]) -> RemoteFile:
     size = info.get("size")
     size = size if isinstance(size, int) else None
-    for key in (*_VERSIONS, *_TIMES):
-        if info.get(key):
-            young = key in _TIMES and _seconds(info[key]) * 1e9 > time.time_ns() - SETTLED_NS
-            return RemoteFile(size, None if young or size is None else (size, mark_of(info[key])))
-    return RemoteFile(size, None)
+    mark: object = next((info[key] for key in _VERSIONS if info.get(key)), None)
+    if mark is None:
+        seconds = next((_seconds(info[key]) for key in _TIMES if info.get(key)), 0.0)
+        if 0 < seconds < time.time() - SETTLED_NS / 1e9:
+            mark = seconds  # listings and single answers spell times differently
+    return RemoteFile(size, None if mark is None or size is None else (size, mark_of(mark)))
 
 
 def mark_of(*what: object) -> int:
@@ -254,8 +255,9 @@ def _seconds(moment: object) -> float:
     """A time in any of the spellings in use, in seconds since 1970; 0 where it makes no sense."""
     if isinstance(moment, int | float):
         return float(moment)
-    try:
-        found = moment if isinstance(moment, datetime) else parsedate_to_datetime(str(moment))
-    except ValueError:
-        return 0.0
-    return found.timestamp()
+    if isinstance(moment, datetime):
+        return moment.timestamp()
+    for read in (datetime.fromisoformat, parsedate_to_datetime):
+        with suppress(ValueError):
+            return read(str(moment)).timestamp()
+    return 0.0

@@ -51,7 +51,7 @@ def draw_report(report: Report, folder: Path, stem: str, about: str) -> list[Pat
     known = report.probabilities
     if known is not None and known.pairs is not None:
         files.append(folder / f"{stem}_reliability.png")
-        title = f"{about}; probabilities learned from {known.images} works ({known.source})"
+        title = f"{about}\nprobabilities learned from {known.images} works ({known.source})"
         plot_reliability(files[-1], known.pairs, title)
     rows = [
         (f"{row.group} ({row.images} works)", row.pairs, row.accuracy, row.interval)

@@ -21,6 +21,7 @@ def plot_reliability(path: Path, pairs: Reliability, title: str) -> None:
     """
     figure = new_figure(6, 7.6)
     fonts = fonts_for([title])
+    lines = "\n".join(fonts.text(line, 76) for line in title.split("\n"))
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     upper.plot((0, 1), (0, 1), color=GREY, linestyle=":", label="what is said comes true")
     labelled = False
@@ -50,8 +51,8 @@ def plot_reliability(path: Path, pairs: Reliability, title: str) -> None:
     if pairs.interval is not None:
         known = f"{level} {pairs.interval.low:.3f} – {pairs.interval.high:.3f}"
     upper.set_title(
-        f"{fonts.text(title, 90)}\nexpected calibration error {pairs.ece:.3f} ({known})",
-        fontsize=10,
+        f"{lines}\nexpected calibration error {pairs.ece:.3f} ({known})",
+        fontsize=9,
         parse_math=False,
         family=list(fonts.families),
     )

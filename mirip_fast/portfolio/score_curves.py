@@ -18,32 +18,44 @@ _MARGIN = 0.05  # of the range, left free at both ends
 
 
 def score_curves(held_out: HeldOut, tier_names: Sequence[str], scores: ArrayLike) -> dict[str, Any]:
-    """Curves of the held-out scores of each tier on one axis that also holds the ranked works.
+    """:func:`tier_curves` of held-out scores, on an axis for the ``scores`` [n] of ranked works too."""
+    return tier_curves(held_out.scores, held_out.tiers, tier_names, scores)
+
+
+def tier_curves(
+    graded: FloatArray,
+    tiers_of: NDArray[np.int64],
+    tier_names: Sequence[str],
+    scores: ArrayLike = (),
+) -> dict[str, Any]:
+    """Curves of the scores of graded works of each tier on one axis.
 
     Args:
-        held_out: scores of graded works that the model had not trained on.
+        graded: [m] scores of graded works that the model had not trained on.
+        tiers_of: [m] their tiers, 0 = best.
         tier_names: names of the tiers, best first.
-        scores: [n] scores of the ranked works.
+        scores: [n] further scores that the axis has to hold.
 
     Returns:
         ``low`` and ``high``, the ends of the axis in units of the score; ``tiers``: per tier its name,
         count, ``curve`` (heights 0–1 at equal distances from ``low`` to ``high``; 1 is the peak of that
-        tier) and ``ticks`` (single scores, all or an even choice of them).
+        tier), ``median`` and ``ticks`` (single scores, all or an even choice of them).
     """
-    everything = np.concatenate([held_out.scores, np.asarray(scores, np.float64)])
+    everything = np.concatenate([graded, np.asarray(scores, np.float64)])
     low, high = float(everything.min()), float(everything.max())
     margin = _MARGIN * (high - low) or 1.0
     low, high = low - margin, high + margin
     grid = np.linspace(low, high, _POINTS)
     tiers = []
     for tier, name in enumerate(tier_names):
-        values = np.sort(held_out.scores[held_out.tiers == tier])
+        values = np.sort(graded[tiers_of == tier])
         shown = np.unique(np.linspace(0, len(values) - 1, _TICKS).round().astype(int))
         tiers.append(
             {
                 "name": name,
                 "count": len(values),
                 "curve": [round(y, 3) for y in density(values, grid).tolist()],
+                "median": _short(float(np.median(values))) if len(values) else None,
                 "ticks": [_short(x) for x in values[shown]] if len(values) else [],
             }
         )

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mirip_fast.data.hashes import HashMemory
+from mirip_fast.data.remote import is_remote
 from mirip_fast.errors import CheckpointError, ImageError, StoreError
 from mirip_fast.features.embed import Progress, Settings
 from mirip_fast.features.outcomes import Outcome, ledger
@@ -211,9 +213,11 @@ def _score_part(
 ) -> Scored:
     """The same with one backbone."""
     with open_hashes(cache_dir) as hashes:
-        known = list(hashes.sha256_many(paths, rehash=settings.rehash))
-        store = _complete_store(model.info, cache_dir, known)
-        if store is not None:  # nothing to compute: neither torch nor the backbone is needed
+        known = _contents(paths, hashes, settings.rehash)
+        store = None if known is None else _complete_store(model.info, cache_dir, known)
+        if (
+            store is not None and known is not None
+        ):  # nothing to compute: neither torch nor the backbone is needed
             present = {sha for sha in known if isinstance(sha, bytes)}
             outcomes = ledger(known, present, {})
         else:
@@ -229,6 +233,17 @@ def _score_part(
         score_of = dict(zip(unique, model.score(store, unique), strict=True))
         scores[good] = [score_of[sha] for sha in wanted]
     return Scored(outcomes, scores, store)
+
+
+def _contents(
+    paths: Sequence[Path], hashes: HashMemory, rehash: bool
+) -> list[bytes | ImageError] | None:
+    """The content hash of each image; None where remote ones would have to be fetched only for that."""
+    if any(map(is_remote, paths)):
+        remembered = [None] if rehash else list(hashes.recall_many(paths))
+        if None in remembered:
+            return None  # embedding fetches each once, hashes it, and computes only what is missing
+    return list(hashes.sha256_many(paths, rehash=rehash))
 
 
 def _complete_store(

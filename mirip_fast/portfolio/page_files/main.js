@@ -1,23 +1,15 @@
 // The page's head, its controls and its keys.
 
-const byId = (id) => document.getElementById(id);
-const THEMES = ["auto", "light", "dark"];
-let theme = THEMES.includes(remembered("theme")) ? remembered("theme") : "auto";
-
 function drawHead() {
-  sayEverywhere();
+  drawTools();
   byId("title").textContent = data.title;
   const made = new Date(data.made).toLocaleDateString(language, { dateStyle: "long" });
   const parts = [sayCount("works", data.works.length), say("sortedBy", { model: data.model }), made];
   byId("summary").textContent = parts.join(" · ");
-  byId("language").textContent = say("language");
-  byId("language").lang = language === "ko" ? "en" : "ko";
-  byId("language").title = say("languageHint");
   byId("curves").replaceChildren(
     ...(data.curves ? [make("figcaption", { text: say("curvesTitle") }), curvesChart()] : []),
   );
   byId("notes").replaceChildren(...notes().map((note) => make("li", {}, ...note)));
-  drawTheme();
   drawControls();
   drawFailures();
 }
@@ -44,20 +36,6 @@ function notes() {
   if (data.seen > 0) lines.push([sayCount("noteSeen", data.seen)]);
   lines.push([say("noteUse")]);
   return lines;
-}
-
-function drawTheme() {
-  document.documentElement.dataset.theme = theme;
-  const button = byId("theme");
-  button.replaceChildren(icon(theme));
-  button.title = say(`theme_${theme}`);
-  button.setAttribute("aria-label", button.title);
-}
-
-function nextTheme() {
-  theme = THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length];
-  remember("theme", theme);
-  drawTheme();
 }
 
 function drawControls() {
@@ -193,13 +171,7 @@ for (const dialog of document.querySelectorAll("dialog")) {
 }
 
 byId("help").addEventListener("click", openKeys);
-byId("theme").addEventListener("click", nextTheme);
-byId("language").addEventListener("click", () => {
-  const known = Object.keys(data.words);
-  language = known[(known.indexOf(language) + 1) % known.length];
-  remember("language", language);
-  drawAll();
-});
+startTools(drawAll);
 byId("search").addEventListener("input", (event) => {
   view.text = event.target.value;
   drawGrid();

@@ -1,0 +1,87 @@
+// The page from top to bottom.
+
+function lead() {
+  const { report, judgedPairs } = data;
+  const told = [];
+  if (report) {
+    const inside = report.withinColumn !== null && report.measures.within.value !== null;
+    const measure = report.measures[inside ? "within" : "accuracy"];
+    told.push(leadLine(inside ? "leadWithin" : "lead", measure, { column: report.withinColumn }));
+    told.push(make("p", { text: intervalLine(measure, report.confidence) }));
+  }
+  if (judgedPairs) {
+    if (judgedPairs.value === null) told.push(make("p", { text: say("noJudgedPairs") }));
+    else {
+      told.push(leadLine("leadJudged", judgedPairs, {}));
+      told.push(make("p", { text: `${intervalLine(judgedPairs, 0.95)} ${say("judgedCount", {
+        n: judgedPairs.pairs.toLocaleString(language), ties: judgedPairs.ties.toLocaleString(language) })}` }));
+    }
+  }
+  return make("section", { id: "lead" }, ...told, notes());
+}
+
+function leadLine(name, measure, values) {
+  const [before, after] = say(name, { ...values, n: "\u0000" }).split("\u0000");
+  return make("p", { class: "lead" }, before, make("b", { text: ofHundred(measure.value) }), after);
+}
+
+function intervalLine(measure, confidence) {
+  if (measure.low === null) return say("leadUnknown");
+  return say("leadInterval", { low: ofHundred(measure.low), high: ofHundred(measure.high), confidence: percent(confidence) });
+}
+
+function notes() {
+  const { report } = data;
+  const lines = [];
+  const line = (text, className) => lines.push(make("li", { class: className, text }));
+  if (!report) line(say("noteNoTiers"));
+  else {
+    if (report.seen > 0) line(say("noteSeenHere", { n: report.seen.toLocaleString(language), all: report.images.toLocaleString(language) }), "warning");
+    line(say("noteCounts", {
+      images: report.images.toLocaleString(language), pairs: report.pairs.toLocaleString(language), groups: report.groupCount.toLocaleString(language),
+      tiers: data.tiers.map((name, i) => `${name} ${report.counts[i].toLocaleString(language)}`).join(", "),
+    }));
+    line(say("noteIntervalsHere"));
+    if (report.fewGroups) line(say("noteFewGroups", { n: report.groupCount.toLocaleString(language) }), "warning");
+    if (report.unknown) lines.push(make("li", { lang: "en", text: report.unknown }));
+    for (const remark of report.probabilities?.remarks ?? []) lines.push(make("li", { lang: "en", text: remark }));
+  }
+  line(say("noteUse"));
+  return make("ul", { class: "notes" }, ...lines);
+}
+
+function* sections() {
+  const { report } = data;
+  yield lead();
+  if (report) {
+    yield part("measures", measureTable(report));
+    yield part("violins", violins(report.violins));
+    yield part("confusion", confusionMatrix(report));
+    yield part("tierPairs", tierPairRows(report));
+    if (report.groups.length > 1) yield part("groups", groupRows(report));
+    if (report.within.length > 1) yield part("within", withinRows(report), { column: report.withinColumn });
+    const known = report.probabilities;
+    if (known && known.bins.some(({ said }) => said !== null)) {
+      yield part("reliability", [key(["", say("cameTrue")], ["chance", say("perfect")]), reliabilityChart(known.bins)],
+        { n: known.images.toLocaleString(language), source: say(`source_${known.source}`) });
+    }
+  }
+  if (data.learning.length) {
+    yield part("learning", [
+      key(["train", say("training")], ["", say("validation")], ["best", say("bestKept")], ["chance", say("chance")]),
+      make("div", { class: "twocharts" }, learningChart("loss"), learningChart("accuracy")),
+    ]);
+  }
+  if (report?.mistakes.length) yield part("mistakes", make("ul", { class: "mistakes" }, ...report.mistakes.map(mistakeCard)));
+}
+
+function drawPage() {
+  drawTools();
+  byId("title").textContent = data.title;
+  const made = new Date(data.made).toLocaleDateString(language, { dateStyle: "long" });
+  byId("summary").textContent = [say("evaluation"), data.about, made].filter(Boolean).join(" · ");
+  byId("report").replaceChildren(...sections());
+}
+
+startTools(drawPage);
+drawPage();

@@ -1,0 +1,232 @@
+"""`evaluate --html`: how good a model is, as one page for people who grade art.
+
+The page has the figures of the report, drawn by its own script so that they follow the reader's language,
+screen and colours, and the worst mistakes as pictures. It is one file and asks for nothing from elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+from mirip_fast.config import Config
+from mirip_fast.evaluation.intervals import FEW_GROUPS, Interval
+from mirip_fast.evaluation.report import Report
+from mirip_fast.evaluation.report_parts import Mistake
+from mirip_fast.evaluation.temperature import pair_probability
+from mirip_fast.evaluation.text_table import printable
+from mirip_fast.features.command import default_workers
+from mirip_fast.files import write_atomically
+from mirip_fast.portfolio.page_file import EVALUATION, page_html
+from mirip_fast.portfolio.score_curves import tier_curves
+from mirip_fast.portfolio.thumbnails import make_thumbnails
+from mirip_fast.ranking.judge import Judgement
+from mirip_fast.ranking.judge_pairs import PairReport
+from mirip_fast.ranking.plots import read_curves
+from mirip_fast.ranking.scorer import ScoreModel
+from mirip_fast.training.run_folder import Run
+
+_MISTAKES = 10
+_SIDE, _BYTES = 560, 90_000  # of a mistake's picture: longest side in pixels, and its file
+_POINTS = 300  # of a learning curve; more are not seen
+
+
+def write_evaluation_page(
+    path: Path,
+    model: ScoreModel,
+    judgement: Judgement | None,
+    pairs: PairReport | None,
+    config: Config,
+) -> Path:
+    """Write the page of an evaluation; an earlier one is replaced.
+
+    Args:
+        path: the HTML file.
+        model: what was judged.
+        judgement: by tiers; None where the images have none.
+        pairs: agreement with judged pairs; None where the run has none.
+        config: the section embed (``workers``) is used.
+    """
+    run = Run(model.checkpoint.parent)
+    pictures: dict[str, bytes] = {}
+    data: dict[str, Any] = {
+        "title": printable(run.path.absolute().name),
+        "made": datetime.now().astimezone().isoformat(timespec="minutes"),
+        "about": printable(judgement.about) if judgement else None,
+        "pictures": None,  # inside the page
+        "tiers": [printable(name) for name in model.info.tiers],
+        "learning": _learning(run),
+        "judgedPairs": None if pairs is None else _pairs(pairs),
+        "report": None,
+    }
+    if judgement is not None:
+        within = judgement.within
+        data["report"] = {
+            **_figures(judgement.report),
+            "withinColumn": None if within is None else printable(within),
+            "mistakes": _mistakes(judgement, config, pictures),
+        }
+    text = page_html(data["title"], data, pictures, EVALUATION).encode("utf-8")
+    write_atomically(path, partial(_put, text))
+    return path
+
+
+def _figures(report: Report) -> dict[str, Any]:
+    known = report.probabilities
+    judged = report.by_quota if known is None else known.tiers
+    pairs = None if known is None else known.pairs
+    measures = {
+        "accuracy": (report.pairwise_accuracy, report.pairwise_accuracy_interval),
+        "macro": (report.macro_accuracy, report.macro_accuracy_interval),
+        "within": (report.within_accuracy, report.within_accuracy_interval),
+        "tierAccuracy": (judged.accuracy, judged.accuracy_interval),
+        "macroF1": (judged.macro_f1, judged.macro_f1_interval),
+        "tau": (report.kendall_tau_b, report.kendall_tau_b_interval),
+        "spearman": (report.spearman, report.spearman_interval),
+        "ndcg10": (report.ndcg.get(10), report.ndcg_intervals.get(10)),
+        "ece": (None, None) if pairs is None else (pairs.ece, pairs.interval),
+    }
+    return {
+        "images": report.n_images,
+        "counts": list(report.tier_counts),
+        "groupCount": report.n_groups,
+        "fewGroups": report.n_groups < FEW_GROUPS,
+        "pairs": report.n_pairs,
+        "withinPairs": report.within_pairs,
+        "gradedFiner": report.spearman_images,
+        "confidence": report.confidence,
+        "seen": report.seen,
+        "measures": {name: _measure(*both) for name, both in measures.items()},
+        "violins": tier_curves(
+            report.judged.scores,
+            report.judged.tiers,
+            [printable(name) for name in report.tier_names],
+        ),
+        "confusion": [list(row) for row in judged.confusion],
+        "byQuota": known is None,
+        "tierPairs": [
+            _share(None, row, better=printable(row.better), worse=printable(row.worse))
+            for row in report.tier_pairs
+        ],
+        "groups": [_share(row.group, row, works=row.images) for row in report.groups],
+        "within": [
+            _share(row.value, row)
+            for row in sorted(report.within_values, key=lambda row: row.accuracy)
+        ],
+        "probabilities": None
+        if known is None
+        else {
+            "source": known.source,
+            "images": known.images,
+            "remarks": [printable(text) for text in known.remarks],
+            "bins": [] if pairs is None else [asdict(part) for part in pairs.bins],
+            "overconfidence": None if pairs is None else pairs.overconfidence,
+        },
+        "unknown": report.probabilities_unknown and printable(report.probabilities_unknown),
+    }
+
+
+def _measure(value: float | None, interval: Interval | None) -> dict[str, float | None]:
+    low, high = (None, None) if interval is None else (interval.low, interval.high)
+    return {"value": value, "low": low, "high": high}
+
+
+def _share(name: str | None, row: Any, **more: Any) -> dict[str, Any]:
+    """A row with ``pairs``, ``accuracy`` and ``interval``."""
+    return {
+        "name": None if name is None else printable(name),
+        "pairs": row.pairs,
+        **_measure(row.accuracy, row.interval),
+        **more,
+    }
+
+
+def _pairs(pairs: PairReport) -> dict[str, Any]:
+    low, high = pairs.interval or (None, None)
+    return {
+        "pairs": pairs.pairs,
+        "ties": pairs.ties,
+        "split": pairs.split,
+        "value": pairs.accuracy,
+        "low": low,
+        "high": high,
+    }
+
+
+def _learning(run: Run) -> list[dict[str, Any]]:
+    """Learning curves, thinned out; none where the model has no readable history beside it."""
+    try:
+        curves = read_curves(run)
+    except (OSError, ValueError, KeyError):
+        return []
+    thinned = []
+    for fit in curves:
+        last = len(fit.epochs) - 1
+        step = max(1, len(fit.epochs) // _POINTS)
+        best = fit.epochs.index(fit.best_epoch) if fit.best_epoch in fit.epochs else None
+        kept = sorted({*range(0, last + 1, step), last, *([] if best is None else [best])})
+        thinned.append(
+            {
+                "name": fit.name,
+                "best": fit.best_epoch,
+                "epochs": [fit.epochs[i] for i in kept],
+                **{
+                    key: [round(getattr(fit, key)[i], 5) for i in kept]
+                    for key in ("train_loss", "val_loss", "train_accuracy", "val_accuracy")
+                },
+            }
+        )
+    return thinned
+
+
+def _mistakes(
+    judgement: Judgement, config: Config, pictures: dict[str, bytes]
+) -> list[dict[str, Any]]:
+    """The worst mistakes; their pictures are put into ``pictures`` by name."""
+    mistakes = judgement.report.worst_mistakes(_MISTAKES)
+    files = {name: judgement.images[name] for m in mistakes for name in (m.better_id, m.worse_id)}
+    names: dict[str, str | None] = {}
+    workers = min(len(files), default_workers(config.embed.workers))
+    copies = make_thumbnails(files.values(), _SIDE, _BYTES, workers=workers)
+    for image_id, copy in zip(files, copies, strict=True):
+        names[image_id] = None
+        if copy.webp:
+            name = hashlib.sha256(copy.webp).hexdigest()[:20]
+            names[image_id] = name
+            pictures[name] = copy.webp
+    return [_mistake(mistake, files, names, judgement.report) for mistake in mistakes]
+
+
+def _mistake(
+    mistake: Mistake,
+    files: Mapping[str, Path],
+    names: Mapping[str, str | None],
+    report: Report,
+) -> dict[str, Any]:
+    def side(image_id: str, tier: str, score: float) -> dict[str, Any]:
+        return {
+            "name": printable(files[image_id].name),
+            "tier": report.tier_names.index(tier),
+            "score": float(f"{score:.6g}"),
+            "picture": names[image_id],
+        }
+
+    known = report.probabilities
+    chance = None
+    if known is not None:
+        heat = float("inf") if known.temperature is None else known.temperature
+        chance = round(float(pair_probability(mistake.gap, heat)), 4)
+    return {
+        "better": side(mistake.better_id, mistake.better_tier, mistake.better_score),
+        "worse": side(mistake.worse_id, mistake.worse_tier, mistake.worse_score),
+        "chance": chance,
+    }
+
+
+def _put(content: bytes, stream: IO[bytes]) -> None:
+    stream.write(content)
