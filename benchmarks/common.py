@@ -12,7 +12,7 @@ import platform
 import resource
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,8 +43,12 @@ def measured() -> Iterator[Cost]:
     cost.wall, cost.cpu = time.perf_counter() - wall, _cpu_seconds() - cpu
 
 
-def in_turns(rounds: int, **actions: Callable[[], object]) -> dict[str, Cost]:
-    """Run each action once per round, in turns; gives the median cost of each."""
+def in_turns(
+    rounds: int,
+    pick: Callable[[Iterable[float]], float] = statistics.median,
+    **actions: Callable[[], object],
+) -> dict[str, Cost]:
+    """Run each action once per round, in turns; gives the median cost of each, or what ``pick`` picks."""
     costs: dict[str, list[Cost]] = {name: [] for name in actions}
     for _ in range(rounds):
         for name, action in actions.items():
@@ -52,7 +56,7 @@ def in_turns(rounds: int, **actions: Callable[[], object]) -> dict[str, Cost]:
                 action()
             costs[name].append(cost)
     return {
-        name: Cost(statistics.median(c.wall for c in all_), statistics.median(c.cpu for c in all_))
+        name: Cost(pick(c.wall for c in all_), pick(c.cpu for c in all_))
         for name, all_ in costs.items()
     }
 

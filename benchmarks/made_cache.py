@@ -28,8 +28,42 @@ def made_up_rows(n: int, width: int, seed: int = 0) -> tuple[Array, Array]:
     features = rng.standard_normal((n, width), dtype=np.float32)
     grade = features @ rng.standard_normal(width, dtype=np.float32) / width**0.5
     grade += rng.standard_normal(n, dtype=np.float32)
-    tiers = np.searchsorted(np.quantile(-grade, [0.05, 0.37, 0.79]), -grade)
-    return features, tiers
+    return features, as_tiers(grade)
+
+
+def bent_grades(n: int, width: int, seed: int = 0) -> tuple[Array, Array]:
+    """Correlated features [n, width] float32; the grade [n] is a linear and a bent part, and noise."""
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(n, width)) @ (rng.normal(size=(width, width)) / width**0.5)
+    straight = features @ rng.normal(size=width)
+    bent = np.abs(features @ rng.normal(size=width))
+    grade = straight / straight.std() + bent / bent.std()
+    grade += grade.std() * rng.normal(size=n)
+    return features.astype(np.float32), grade
+
+
+def bent_rows(n: int, width: int, seed: int = 0) -> tuple[Array, Array]:
+    """:func:`bent_grades`, with tiers [n] in place of the grades."""
+    features, grade = bent_grades(n, width, seed)
+    return features, as_tiers(grade)
+
+
+def clustered_rows(n: int, width: int, seed: int = 0, clusters: int = 40) -> tuple[Array, Array]:
+    """Features [n, width] float32 in clusters; what is good (tiers [n]) differs from one to the next."""
+    rng = np.random.default_rng(seed)
+    cluster = rng.integers(clusters, size=n)
+    around = rng.normal(size=(clusters, width))
+    own = rng.normal(size=(n, width))
+    tastes = rng.normal(size=(clusters, width)) + rng.normal(size=width)
+    grade = rng.normal(size=clusters)[cluster]
+    grade += (own * tastes[cluster]).sum(1) / (2 * width) ** 0.5
+    grade += 0.7 * rng.normal(size=n)
+    return (around[cluster] + own).astype(np.float32), as_tiers(grade)
+
+
+def as_tiers(grade: Array) -> Array:
+    """[n] tiers, 0 the best: 5 % S, 32 % A, 42 % B, 21 % C."""
+    return np.searchsorted(np.quantile(-grade, [0.05, 0.37, 0.79]), -grade)
 
 
 def made_cache(folder: Path, n: int, width: int = 1024) -> tuple[Path, Path]:

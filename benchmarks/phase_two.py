@@ -1,8 +1,8 @@
 """How long phase two takes: the all-pairs engine against a bare pass, and whole commands.
 
-    python benchmarks/phase_two.py [--rows 10000] [--large-rows 100000]
+    python benchmarks/phase_two.py [--rows 10000] [--large-rows 100000] [--parts ce]
 
-Prints a table of ratios, all from this one run. What is compared is measured in turns, and the fastest of
+Prints tables of ratios, all from this one run. What is compared is measured in turns, and the fastest of
 several turns counts, because other programs only ever make a turn slower.
 """
 
@@ -11,23 +11,22 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import resource
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as mirip-fast itself does; before torch
 
 import numpy as np
 import torch
+from common import Line, in_turns, machine, measured, show
 from made_cache import made_cache, made_up_rows
 from torch.utils.data import DataLoader, Dataset
 
 from mirip_fast.config import Config
-from mirip_fast.evaluation.text_table import format_table
-from mirip_fast.models.losses import PairLoss, count_pairs, pair_loss
+from mirip_fast.models.losses import count_pairs, pair_loss
 from mirip_fast.ranking.batches import PartnerDraw
 from mirip_fast.ranking.fit import HeadFit
 from mirip_fast.ranking.rows import Rows
@@ -36,6 +35,16 @@ from mirip_fast.training.presets import Pace, choose_pace
 WIDTH = 1024
 TURNS = 5
 EPOCHS = 100
+CLASSIC_STEPS = 30
+COMMAND = ("-m", "mirip_fast_cli")
+
+_STARTER = """
+import os, subprocess, sys
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, status, usage = os.wait4(process.pid, 0)
+print(usage.ru_maxrss)
+sys.exit(os.waitstatus_to_exitcode(status) != 0)
+"""
 
 
 class DrawnPairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
@@ -66,20 +75,6 @@ def fit_of(rows: Rows, batch_size: int) -> HeadFit:
     )  # fmt: skip
 
 
-def fastest(*works: Callable[[], Any], turns: int = TURNS) -> list[float]:
-    """Seconds of each work: the fastest of several turns, taken alternately after a warm-up."""
-    for work in works:
-        work()
-    seconds = [[_seconds(work) for work in works] for _ in range(turns)]
-    return [min(column) for column in zip(*seconds, strict=True)]
-
-
-def _seconds(work: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
 def bare_pass(rows: Rows) -> Callable[[], None]:
     """Forward and backward of the same head over the same rows, with the sum of scores as the loss."""
     fit = fit_of(rows, len(rows))
@@ -94,15 +89,14 @@ def bare_pass(rows: Rows) -> Callable[[], None]:
 
 
 def all_pairs_pass(rows: Rows) -> Callable[[], None]:
-    """The same with the exact margin loss over all pairs."""
+    """The same with the exact margin loss over all pairs, as `train` does it."""
     fit = fit_of(rows, len(rows))
-    features, tiers = torch.from_numpy(rows.features[:, 0]), torch.from_numpy(rows.tiers)
-    loss = PairLoss()
+    everything, rng = np.arange(len(rows)), np.random.default_rng(0)
 
     def work() -> None:
         fit.head.train()
         fit.head.zero_grad(set_to_none=True)
-        loss(fit.head(features), tiers).backward()
+        fit.objective.batch_loss(fit.head, fit.train, everything, rng).backward()  # type: ignore[no-untyped-call]
 
     return work
 
@@ -132,95 +126,82 @@ def classic_steps(rows: Rows, steps: int) -> Callable[[], None]:
     return work
 
 
-def engine(n: int, large: int) -> list[tuple[str, str, str]]:
+def engine(n: int, large: int) -> list[Line]:
     """The all-pairs engine against a bare pass and against the classic loader."""
     rows = rows_of(n)
     pairs = count_pairs(torch.from_numpy(rows.tiers))
-    bare, exact, whole = fastest(
-        bare_pass(rows), all_pairs_pass(rows), epochs(fit_of(rows, len(rows)))
-    )
     usual = choose_pace(Config().train, n).batch_size
-    (default,) = fastest(epochs(fit_of(rows, usual)), turns=2)
-    steps = 30
-    (classic,) = fastest(classic_steps(rows, steps), turns=3)
-    per_pair, per_classic = exact / pairs, classic / (steps * 32)
-    table = [
-        (f"bare forward + backward, {n} rows", f"{bare:.3f} s", ""),
-        ("the same with all pairs (margin)", f"{exact:.3f} s", f"{exact / bare:.3f} (≤ 1.15)"),
-        (f"a whole epoch, one batch, {pairs:,} pairs", f"{whole:.3f} s", f"{whole / bare:.3f}"),
-        (
-            f"a whole epoch, the default batch of {usual}",
-            f"{default:.3f} s",
-            f"{default / bare:.2f}",
-        ),
-        (
-            "classic loader ÷ all pairs, seconds per pair",
-            f"{per_classic * 1e6:.0f} µs, {per_pair * 1e9:.1f} ns",
-            f"{per_classic / per_pair:,.0f} (≥ 1,000)",
-        ),
-    ]
-    del rows
-    more = rows_of(large)
-    (grown,) = fastest(all_pairs_pass(more), turns=2)
-    table.append(
-        (f"all pairs, {large} rows ÷ {n}", f"{grown:.2f} s", f"{grown / exact:.1f} (≤ 11)")
+    cost = in_turns(
+        TURNS,
+        pick=min,
+        bare=bare_pass(rows),
+        exact=all_pairs_pass(rows),
+        whole=epochs(fit_of(rows, len(rows))),
+        default=epochs(fit_of(rows, usual)),
+        classic=classic_steps(rows, CLASSIC_STEPS),
     )
-    return table
+    more = rows_of(large)
+    grown = in_turns(2, pick=min, grown=all_pairs_pass(more))["grown"]
+    bare, exact = cost["bare"], cost["exact"]
+    per_pair, per_classic = exact.wall / pairs, cost["classic"].wall / (CLASSIC_STEPS * 32)
+    return [
+        Line(f"bare forward + backward, {n} rows", bare.wall, "s"),
+        Line(f"the same over all {pairs:,} pairs (margin)", exact.wall, "s"),
+        Line("all pairs ÷ bare", exact.wall / bare.wall, most=1.15),
+        Line("the same in processor seconds", exact.cpu / bare.cpu),
+        Line("a whole epoch, one batch ÷ bare", cost["whole"].wall / bare.wall),
+        Line(f"a whole epoch, default batch of {usual} ÷ bare", cost["default"].wall / bare.wall),
+        Line("classic loader, per pair", per_classic * 1e6, "µs"),
+        Line("all pairs, per pair", per_pair * 1e9, "ns"),
+        Line("classic loader ÷ all pairs, per pair", per_classic / per_pair, least=1000),
+        Line(f"all pairs, {large} rows", grown.wall, "s"),
+        Line(f"all pairs, {large} rows ÷ {n}", grown.wall / exact.wall, most=large / n * 1.1),
+        Line("the same in processor seconds", grown.cpu / exact.cpu),
+    ]
 
 
-def commands(n: int) -> list[tuple[str, str, str]]:
+def commands(n: int) -> list[Line]:
     """Whole processes: training 100 epochs, and ranking a cached folder of 1,000 images."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data, _ = made_cache(folder, n, WIDTH)
-        train, memory = _command(
-            folder,
-            "train",
-            "--head-only",
-            "--epochs",
-            str(EPOCHS),
-            "--early-stopping-patience",
-            "0",
-        )
+        options = ["--epochs", str(EPOCHS), "--early-stopping-patience", "0"]
+        with measured() as train:
+            memory = _run(folder, *COMMAND, "train", "--head-only", *options)
         works = folder / "works"
         works.mkdir()
         for path in sorted((data / "images").iterdir())[:1000]:
             path.rename(works / path.name)
-        _command(folder, "rank", "works")
-        turns = [
-            (_command(folder, "rank", "works")[0], _run(folder, "-c", "import torch")[0])
-            for _ in range(TURNS)
-        ]
-    rank, torch_import = (min(column) for column in zip(*turns, strict=True))
+        _run(folder, *COMMAND, "rank", "works")  # puts them into the cache's memory of files
+        cost = in_turns(
+            TURNS,
+            pick=min,
+            rank=lambda: _run(folder, *COMMAND, "rank", "works"),
+            torch=lambda: _run(folder, "-c", "import torch"),
+        )
+    rank, torch_import = cost["rank"].wall, cost["torch"].wall
     return [
-        (f"train --head-only, {n} rows, {EPOCHS} epochs", f"{train:.1f} s", "(≤ 60 s)"),
-        ("its memory at most", f"{memory:.2f} GB", "(≤ 1.5 GB)"),
-        (
-            "rank, 1,000 cached images ÷ import torch",
-            f"{rank:.2f} s, {torch_import:.2f} s",
-            f"{rank / torch_import:.2f} (≤ 1)",
-        ),
+        Line(f"train --head-only, {n} rows, {EPOCHS} epochs", train.wall, "s", most=60),
+        Line("the same in processor seconds", train.cpu, "s"),
+        Line("its memory at most", memory, "GB", most=1.5),
+        Line("rank, 1,000 cached images", rank, "s"),
+        Line("import torch", torch_import, "s"),
+        Line("rank ÷ import torch", rank / torch_import, most=1),
     ]
 
 
-def _command(folder: Path, *words: str) -> tuple[float, float]:
-    return _run(folder, "-m", "mirip_fast_cli", *words)
+def _run(folder: Path, *words: str) -> float:
+    """Run a Python process; returns its peak memory in GB.
 
-
-def _run(folder: Path, *words: str) -> tuple[float, float]:
-    """Seconds, and peak memory in GB, of a Python process."""
-    started = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, *words], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
-    assert process.stderr is not None
-    message = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(words)} failed:\n{message.decode(errors='replace')}")
+    A small process starts it and is told its peak: a process counts the memory of the one that started it as
+    its own, and this one is not small.
+    """
+    command = [sys.executable, "-c", _STARTER, sys.executable, *words]
+    done = subprocess.run(command, check=False, cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(words)} failed:\n{done.stderr}")
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
-    return time.perf_counter() - started, usage.ru_maxrss * unit / 1e9
+    return int(done.stdout) * unit / 1e9
 
 
 def main() -> None:
@@ -228,15 +209,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--large-rows", type=int, default=100_000)
+    parser.add_argument("--parts", default="ce", help="c: whole commands, e: the engine")
     options = parser.parse_args()
     logging.getLogger("mirip_fast").setLevel(logging.WARNING)
-    head = ("what", "measured", "ratio (goal)")
-    # First the commands: a process counts the memory of the one that started it as its own peak.
-    print(format_table(head, commands(options.rows), align="lrr"), flush=True)
-    print()
-    print(format_table(head, engine(options.rows, options.large_rows), align="lrr"))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(f"{torch.get_num_threads()} threads; this process took at most {peak / 1e6:.1f} GB")
+    print(machine())
+    if "c" in options.parts:
+        show("whole commands, start-up included", commands(options.rows))
+    if "e" in options.parts:
+        lines = engine(options.rows, options.large_rows)
+        show(f"the engine, {torch.get_num_threads()} threads of torch", lines)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import rankers
+from made_cache import as_tiers, bent_grades
 from numpy.typing import NDArray
 from rankers import Graded, Ranker
 
@@ -28,9 +29,9 @@ from mirip_fast.data.stratify import join_units, stratify
 from mirip_fast.evaluation.metrics import pairwise_accuracy
 from mirip_fast.evaluation.text_table import format_table
 from mirip_fast.features.datasets import newest_graded
-from mirip_fast.features.pooling import head_input
-from mirip_fast.features.recipe import series_name
+from mirip_fast.features.neighbours import groups_of, unit
 from mirip_fast.features.store import FeatureStore
+from mirip_fast.ranking.rows import read_features
 from mirip_fast.runtime import cpu_threads
 
 Array = NDArray[Any]
@@ -57,39 +58,30 @@ def cached(source: Path, cache: Path) -> tuple[dict[str, Array], Array, Array | 
     store = FeatureStore.open(dataset.store_path)
     entries = [e for e in dataset.entries() if e.outcome.sha256 and e.record.tier is not None]
     hashes = [entry.outcome.sha256 or b"" for entry in entries]
-    view = dataset.views()[0]
-
-    def read(kind: str) -> Array:
-        name = series_name(view, kind)
-        return store.read(name, store.rows(name, hashes)).astype(np.float32)
-
-    cls, mean = read("cls"), read("mean")
+    features: dict[str, Array] = {
+        kind: read_features(store, hashes, kind, dataset.views()[:1])[:, 0]
+        for kind in ("cls", "mean", "cls+mean")
+    }
     grades = [entry.record.tier_score for entry in entries]
     finer = None if None in grades else np.array(grades, dtype=np.float64)
-    features = {"cls": cls, "mean": head_input([mean]), "cls+mean": head_input([cls, mean])}
     return features, np.array([entry.record.tier for entry in entries]), finer
 
 
 def made_up(n: int, width: int, seed: int) -> tuple[dict[str, Array], Array, Array]:
-    """Rows of correlated numbers; the grade is a linear and a bent part of them, and as much noise."""
-    rng = np.random.default_rng(seed)
-    cls = rng.normal(size=(n, width)) @ (rng.normal(size=(width, width)) / width**0.5)
-    straight, bent = cls @ rng.normal(size=width), np.abs(cls @ rng.normal(size=width))
-    grade = straight / straight.std() + bent / bent.std()
-    grade += grade.std() * rng.normal(size=n)
-    tiers = np.searchsorted(np.quantile(-grade, [0.05, 0.37, 0.79]), -grade)
-    rows = cls.astype(np.float32)
-    return {"cls": rows, "mean": rows, "cls+mean": np.concatenate([rows, rows], 1)}, tiers, grade
+    """Rows whose grade is a linear and a bent part of them, and as much noise."""
+    rows, grade = bent_grades(n, width, seed)
+    return (
+        {"cls": rows, "mean": rows, "cls+mean": np.concatenate([rows, rows], 1)},
+        as_tiers(grade),
+        grade,
+    )
 
 
 def near_groups(cls: Array) -> list[int]:
     """One number per image, the same for images whose features point almost the same way."""
-    unit = cls / np.linalg.norm(cls, axis=1, keepdims=True)
-    labels = list(range(len(cls)))
-    for i, j in np.argwhere(np.triu(unit @ unit.T > NEAR, 1)):
-        old, new = labels[j], labels[i]
-        labels = [new if label == old else label for label in labels]
-    return labels
+    rows = unit(cls)
+    links = np.argwhere(np.triu(rows @ rows.T > NEAR, 1))
+    return groups_of(len(cls), iter([(links[:, 0], links[:, 1])])).tolist()
 
 
 def divide(tiers: Array, groups: list[int], shares: list[float], seed: int) -> Array:

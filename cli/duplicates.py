@@ -8,6 +8,7 @@ import click
 
 from mirip_fast.config import Resolved
 
+from .cache_text import counted
 from .options import command_line, config_options
 from .progress import EmbedBar
 
@@ -72,7 +73,8 @@ def duplicates_command(
     if len(done.groups) > top:
         click.echo(f"… and {len(done.groups) - top} more groups in {out}")
     extra = sum(len(group) - 1 for group in done.groups)
-    click.echo(f"{done.searched} files: {len(done.groups)} groups, {extra} files more than works")
+    files, groups = counted(done.searched, "file"), counted(len(done.groups), "group")
+    click.echo(f"{files}: {groups}, {counted(extra, 'file')} more than works")
     write_duplicates(out, done.groups)
     click.echo(f"Written: {out}")
     for path, reason in done.failures[:10]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -104,4 +105,14 @@ def evaluate_command(
         from mirip_fast.portfolio.evaluation_page import write_evaluation_page
 
         files.append(write_evaluation_page(html, model, judgement, pairs, config))
-    click.echo("Written: " + ", ".join(str(path) for path in files))
+    click.echo(_written(files))
+
+
+def _written(files: Sequence[Path]) -> str:
+    """The files by folder: a run's are many."""
+    folders = dict.fromkeys(path.parent for path in files)
+    lines = []
+    for folder in folders:
+        names = ", ".join(path.name for path in files if path.parent == folder)
+        lines.append(f"Written: {names}" if folder == Path() else f"Written to {folder}: {names}")
+    return "\n".join(lines)

@@ -58,6 +58,7 @@ def explain_command(
 
 
 def _told(explained: Explained, target: Path) -> str:
+    from mirip_fast.data.csv_reader import shown
     from mirip_fast.portfolio.explain_picture import where
 
     likes = explained.likes
@@ -71,7 +72,7 @@ def _told(explained: Explained, target: Path) -> str:
     if likes:
         lines.append("  Because it looks like these:")
         lines += [
-            f"    {work.tier}  cosine {work.cosine:.3f}  {work.path}"
+            f"    {work.tier}  cosine {work.cosine:.3f}  {shown(work.path)}"
             for work in likes.top + likes.same
         ]
     return "\n".join([*lines, f"  Written: {target}"])

@@ -78,7 +78,7 @@ def _options(command: click.Command, heading: str) -> list[str]:
             (shared if parameter.name in _SETTINGS else own).append(parameter)
     parts = []
     if own:
-        parts += [f"{heading} Options\n", _table(_own_row(command, option) for option in own)]
+        parts += [f"{heading} Options\n", _table(_own_row(option) for option in own)]
     if shared:
         parts += [f"{heading} Settings\n", "These can be set in `mirip.yaml`, too.\n"]
     for section in dict.fromkeys(_SETTINGS[option.name or ""].section for option in shared):
@@ -100,12 +100,11 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def _own_row(command: click.Command, option: click.Option) -> tuple[str, str, str]:
+def _own_row(option: click.Option) -> tuple[str, str, str]:
     names = ", ".join(f"`{name}`" for name in [*option.opts, *option.secondary_opts])
     if not option.is_flag:
-        names = names.removesuffix("`") + f" {_value(command, option)}`"
-    info = option.to_info_dict()
-    default = info["default"] if not option.is_flag and option.show_default else None
+        names = names.removesuffix("`") + f" {_value(option)}`"
+    default = option.default if not option.is_flag and option.show_default else None
     choices = ""
     if isinstance(option.type, click.Choice):
         choices = f" One of {', '.join(map(str, option.type.choices))}."
@@ -113,13 +112,14 @@ def _own_row(command: click.Command, option: click.Option) -> tuple[str, str, st
     return names, "" if default in (None, ()) else str(default), meaning.strip()
 
 
-def _value(command: click.Command, option: click.Option) -> str:
-    """What stands behind an option's name: its metavar, N for whole numbers, X for others."""
-    if option.metavar is None and isinstance(option.type, click.types.IntParamType):
-        return "N"
-    if option.metavar is None and isinstance(option.type, click.types.FloatParamType):
-        return "X"
-    return option.make_metavar(click.Context(command))
+def _value(option: click.Option) -> str:
+    """What stands behind an option's name: its metavar, its choices, or the kind of value."""
+    if option.metavar is not None:
+        return option.metavar
+    if isinstance(option.type, click.Choice):
+        return "|".join(map(str, option.type.choices))
+    kinds = {click.types.IntParamType: "N", click.types.FloatParamType: "X", click.Path: "PATH"}
+    return next((name for kind, name in kinds.items() if isinstance(option.type, kind)), "TEXT")
 
 
 def _setting_row(option: click.Option, setting: Setting) -> tuple[str, str, str]:

@@ -6,7 +6,9 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -49,6 +51,34 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             error.filename = str(path)  # the name that means something to the user
         raise
     fsync_folder(path.parent)
+
+
+@contextmanager
+def scratch_folder(out: Path, name: str) -> Iterator[Path]:
+    """A new folder inside ``out``, to make files in before they are put there; gone afterwards in any case.
+
+    Args:
+        out: the folder of the final files; made if missing.
+        name: what is going on, as part of the new folder's name.
+
+    Raises:
+        DiskFullError: the disk is full; the message says how much is free.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{name}-", suffix=".partial", dir=out))
+    try:
+        yield folder
+    except OSError as error:
+        if is_disk_full(error):
+            raise disk_full(out) from error
+        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def move_files(folder: Path, out: Path) -> list[Path]:
+    """Put all files of ``folder`` in place in ``out``, each in one step; gives their new paths, sorted."""
+    return [path.replace(out / path.name) for path in sorted(folder.iterdir())]
 
 
 def write_text(path: Path, text: str) -> None:

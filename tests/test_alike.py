@@ -176,7 +176,7 @@ def test_duplicates_embeds_what_is_missing(work: Path, capfd: pytest.CaptureFixt
     for name, level in (("a.png", 9), ("b.png", 0), ("c.png", 9)):
         picture(work / "art" / name, 200 if name == "c.png" else 3, compress_level=level)
     assert run(["duplicates", "art", *TINY, "--near-cosine", "0.9999"]) == 0
-    assert "3 files: 1 groups, 1 files more than works" in capfd.readouterr().out
+    assert "3 files: 1 group, 1 file more than works" in capfd.readouterr().out
     assert [row["image_id"] for row in rows_of(work / "duplicates.csv")] == ["a.png", "b.png"]
     # Nothing but the cache is needed the second time, and no data set was left behind to train on.
     assert not list((work / "cache").glob("*/datasets"))

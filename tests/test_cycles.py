@@ -96,6 +96,8 @@ def test_all_faults_are_told_with_their_rows(tmp_path: Path) -> None:
     assert [line.partition("pairs.csv")[2][:2] for line in str(caught.value).splitlines()] == [
         ":2", ":3", ":4",
     ]  # fmt: skip
+    path.write_text("image_path_1,image_path_2,label\na,b,−1\n", "utf-8")
+    assert read_judgements(path) == ([Judgement("b", "a", 2)], 0)  # as training reads it
     path.write_text("image_1,image_path_2,label\na,b,1\n")
     with pytest.raises(DataError, match=r"no column 'image_path_1'.*Is it 'image_1'"):
         read_judgements(path)

@@ -176,6 +176,19 @@ def test_links_lead_somewhere(path: Path) -> None:
         assert (ROOT / path.parent / target).exists(), target
 
 
+@pytest.mark.parametrize("path", WRITTEN, ids=str)
+def test_files_of_the_repository_that_are_named_exist(path: Path) -> None:
+    for name in re.findall(
+        r"\b((?:benchmarks|configs|docs|tests)/[\w./-]+\.(?:py|yaml|md))", read(path)
+    ):
+        assert (ROOT / name).exists(), name
+    for script, options in re.findall(
+        r"python (benchmarks/\w+\.py)((?: --[\w-]+[^-`\n]*)*)", read(path)
+    ):
+        for flag in re.findall(r"--[\w-]+", options):
+            assert f'"{flag}"' in read(Path(script)), f"{script} {flag}"
+
+
 def test_both_readmes_show_the_same_commands_and_figures() -> None:
     def shown(name: str) -> tuple[list[str], list[str]]:
         text = re.sub(r"<!-- options:start.*", "", read(Path(name)), flags=re.DOTALL)
@@ -206,7 +219,6 @@ def test_the_tutorial_prints_what_it_shows(
     make_sample(tmp_path / "data")
     make_portfolio(tmp_path / "portfolio")
     (tmp_path / "mirip.yaml").write_text(QUICK)
-    faults = []
     for block in blocks("tutorial.md") + blocks("examples.md"):
         examples = recorded.recorded(f"```\n{block}\n```")
         if not examples:
@@ -228,9 +240,9 @@ def test_the_tutorial_prints_what_it_shows(
         else:
             subprocess.run(words, check=True, cwd=tmp_path)
         captured = capfd.readouterr()
-        missing = recorded.not_printed(example, captured.out + captured.err)
-        faults += [f"$ {example.command}: {x}" for x in missing if not MAY_DIFFER.search(x)]
-    assert not faults, "\n".join(faults)
+        printed = captured.out + captured.err
+        missing = [x for x in recorded.not_printed(example, printed) if not MAY_DIFFER.search(x)]
+        assert not missing, "\n".join([f"$ {example.command}", *missing, "", "Printed:", printed])
 
 
 def test_a_line_that_is_not_printed_is_found() -> None:

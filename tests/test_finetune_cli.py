@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,18 @@ def test_without_a_head_run_the_head_learns_first(
     weights = loaded(newest(work) / "best_model.pt")
     assert weights["config"]["embed"]["image_size"] == 28
     assert run(["evaluate"]) == 0
+
+
+def test_near_duplicates_stay_in_one_split_of_a_plain_folder(work: Path) -> None:
+    listed = [f"id{i:02d}" for i in range(0, 40, 3)]
+    rows = "".join(f"near,{image_id}\n" for image_id in listed)
+    (work / "near.csv").write_text("near_group,image_id\n" + rows)
+    options = ["--backbone", "tiny-random", "--image-size", "28", "--near-groups", "near.csv"]
+    assert run([*FULL, "data", *options, "--debug"]) == 0
+    with (newest(work) / "split.csv").open(encoding="utf-8", newline="") as stream:
+        table = {row["image_id"]: row for row in csv.DictReader(stream)}
+    assert {table[image_id]["near_group"] for image_id in listed} == {"near"}
+    assert len({table[image_id]["split"] for image_id in listed}) == 1
 
 
 def refused(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:

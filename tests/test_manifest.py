@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from mirip_fast.config import DataConfig
+from mirip_fast.data.csv_reader import format_table
 from mirip_fast.data.manifest import (
     check_trainable,
     imbalance_remark,
@@ -155,3 +158,11 @@ def test_round_trip(data: Path) -> None:
 def test_identical_rows_collapse(data: Path) -> None:
     write(data, "image_id,filename,tier\n1,a.png,S\n1,a.png,S\n2,b.png,A\n")
     assert len(read_manifest(data)) == 2
+
+
+def test_every_line_end_in_a_value_is_quoted() -> None:
+    """A lone carriage return ends a line for every reader of CSV files."""
+    rows = [["a\rb", "c\nd", "e\r\nf", "plain"], ["", 'q"', "x,y", "\r"]]
+    text = format_table(["one", "two", "three", "four"], rows)
+    assert list(csv.reader(io.StringIO(text, newline="")))[1:] == rows
+    assert text.startswith("one,two,three,four\n") and text.endswith('"\r"\n')

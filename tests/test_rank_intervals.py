@@ -270,7 +270,8 @@ def test_commands_tell_what_is_known(
     assert run(["evaluate", "--test-data", "data/metadata.csv", *root, "--out", "o/all.json"]) == 0
     assert "128 of the 160 images are among those" in capfd.readouterr().out
     made = {path.name for path in (trained / "o").iterdir()}
-    assert made == {"all.json", "all_reliability.png", "all_mistakes.png"}
+    drawn = ("scores_by_tier", "confusion", "tier_pairs", "reliability", "mistakes")
+    assert made == {"all.json", *(f"all_{name}.png" for name in drawn)}
 
 
 def test_a_calibration_of_another_model_is_left_aside(

@@ -26,6 +26,7 @@ from made_tars import (
     samples,
     special,
 )  # fmt: skip
+from mirip_fast_cli.main import run
 
 from mirip_fast.config import Config
 from mirip_fast.data import places
@@ -171,7 +172,7 @@ def test_names_that_lead_elsewhere_become_harmless() -> None:
     for raw in ("../a.png", "/a.png", "x/../../a.png", "/../a.png", "//a.png"):
         name, reason = safe_name(raw)
         assert reason is not None
-        assert os.path.normpath(os.path.join("/data/x.tar", name)).startswith("/data/x.tar/")
+        assert os.path.normpath(f"/data/x.tar/{name}").startswith("/data/x.tar/")
     assert safe_name("./a//b.png") == ("a/b.png", None)
 
 
@@ -320,7 +321,7 @@ def test_hashes_are_those_of_the_members(tmp_path: Path) -> None:
         paths = [tar / f"{i}.png" for i in range(3)]
         assert list(memory.sha256_many(paths)) == wanted
         assert list(memory.recall_many(paths)) == wanted
-        absent = list(memory.sha256_many([tar / "9.png"]))[0]
+        absent = next(memory.sha256_many([tar / "9.png"]))
         assert isinstance(absent, ImageError) and "no such member" in str(absent)
         aged(tar, OLD + 9)
         assert list(memory.recall_many(paths)) == [None] * 3
@@ -398,3 +399,26 @@ def test_a_folder_named_like_a_tar_is_a_folder(tmp_path: Path) -> None:
     manifest = read_manifest(folder)
     assert read_image_bytes(manifest.records[0].path) == picture(0)
     assert not manifest.missing() and np.array_equal([len(manifest)], [1])
+
+
+def test_the_commands_take_tars(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number in range(4):
+        make_tar(tmp_path / "d" / f"{number}.tar", samples(12 * number, 12))
+    usual = ["--backbone", "tiny-random", "--image-size", "28", "--workers", "1", "--device", "cpu"]
+    assert run(["embed", *[f"d/{i}.tar" for i in range(4)], *usual]) == 0
+    assert "48 images = 48 embedded" in capfd.readouterr().out
+    assert run(["train", "--head-only", "--data", "d/{0..3}.tar", "--epochs", "2"]) == 0
+    (tmp_path / "out").mkdir()
+    page = tmp_path / "out" / "page.html"
+    assert run(["rank", "d/*.tar", "--out", "out", "--html", str(page)]) == 0
+    with (tmp_path / "out" / "ranking.csv").open(newline="") as stream:
+        ranked = list(csv.DictReader(stream))
+    assert sorted(row["file"] for row in ranked)[0] == "0.tar/0000.png"
+    assert len(ranked) == 48 and page.stat().st_size > 48 * 200
+    assert '"original":null' in page.read_text().replace(" ", "")
+    capfd.readouterr()
+    assert run(["embed", "d/{0..4}.tar", *usual]) == 1
+    assert "d/4.tar of 5 is not there" in capfd.readouterr().err

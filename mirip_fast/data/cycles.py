@@ -11,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mirip_fast.data.csv_reader import Problems, closest, read_table
-
-FIRST, SECOND, LABEL = "image_path_1", "image_path_2", "label"
+from mirip_fast.data.csv_reader import Problems
+from mirip_fast.data.pair_files import FIRST, LABEL, SECOND, named, pairs_table, verdict
 
 #: Images from which cycles are looked for in one component; a larger one is searched in part.
 _STARTS = 1000
@@ -81,30 +80,19 @@ def read_judgements(path: Path, *, separator: str | None = None) -> tuple[list[J
     Raises:
         DataError: the file is unreadable, or rows or columns are faulty (all faults in one message).
     """
-    expected = (FIRST, SECOND, LABEL)
-    table = read_table(path, expected=expected, separator=separator)
+    table = pairs_table(path, separator=separator)
     problems = Problems(path)
-    for name in expected:
-        if name not in table.columns:
-            close = closest(name, set(table.columns) - set(expected))
-            hint = f" Is it {close!r}?" if close else ""
-            problems.add(f"no column {name!r}. It has: {', '.join(table.columns)}.{hint}")
-    problems.raise_if_any()
-    first, second, label = (table.columns.index(name) for name in expected)
     judgements, ties = [], 0
     for row, cells in table.rows:
-        one, two = cells[first].strip(), cells[second].strip()
-        for name, value in ((FIRST, one), (SECOND, two)):
-            if not value:
-                problems.add("empty; an image file is expected", row=row, column=name)
-        sign = _sign(cells[label])
-        if sign is None:
-            problems.add(f"{cells[label]!r} is none of 1, 0, -1", row=row, column=LABEL)
-        elif sign == 0:
+        values = dict(zip(table.columns, cells, strict=True))
+        for name in (FIRST, SECOND):
+            named(values[name], problems, row, name)
+        sign = verdict(values[LABEL], problems, row)
+        if sign == 0:
             ties += 1
         else:
-            better, worse = (one, two) if sign > 0 else (two, one)
-            judgements.append(Judgement(image_name(better), image_name(worse), row))
+            better, worse = (FIRST, SECOND) if sign > 0 else (SECOND, FIRST)
+            judgements.append(Judgement(image_name(values[better]), image_name(values[worse]), row))
     problems.raise_if_any()
     return judgements, ties
 
@@ -152,14 +140,6 @@ def find_tangles(judgements: Sequence[Judgement], *, cycles: int = 5) -> list[Ta
         for code, beats in inside.items()
     ]
     return sorted(found, key=lambda tangle: (-len(tangle.images), tangle.rows))
-
-
-def _sign(text: str) -> int | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return int(value) if value in (-1, 0, 1) else None
 
 
 def _as_cycle(nodes: tuple[int, ...], names: list[str], rows: dict[tuple[int, int], int]) -> Cycle:

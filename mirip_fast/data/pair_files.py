@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mirip_fast.data.csv_reader import Problems, closest, counted, read_table, shown
+from mirip_fast.data.csv_reader import Problems, Table, closest, counted, read_table, shown
 from mirip_fast.data.records import Record
 
 log = logging.getLogger(__name__)
@@ -75,17 +75,8 @@ def read_pairs(
         DataError: the file can not be read, a column is missing, or rows are faulty (unknown images,
             the same image twice, labels other than 1, 0, −1, weights below 0); all faults in one message.
     """
-    table = read_table(
-        path, expected=(FIRST, SECOND, LABEL, WEIGHT), separator=separator, encoding=encoding
-    )
+    table = pairs_table(path, separator=separator, encoding=encoding)
     problems = Problems(path)
-    for name in (FIRST, SECOND, LABEL):
-        if name not in table.columns:
-            close = closest(name, table.columns)
-            there = ", ".join(column for column in table.columns if column)
-            hint = f" Is it {close!r}?" if close else ""
-            problems.add(f"no column {name!r}. It has: {there}.{hint}")
-    problems.raise_if_any()
     finder = _Finder(records, [*places, path.parent, path.parent / "images"])
     used = {FIRST, SECOND, LABEL, WEIGHT}
     images, labels, weights, extra = [], [], [], []
@@ -97,7 +88,7 @@ def read_pairs(
                 f"both images are {values[FIRST].strip()!r}; a pair has two", row=row, column=SECOND
             )
         images.append(pair)
-        labels.append(_label(values[LABEL], problems, row))
+        labels.append(verdict(values[LABEL], problems, row))
         weights.append(_weight(values.get(WEIGHT, ""), problems, row))
         extra.append({name: text for name, text in values.items() if name and name not in used})
     if finder.missed:
@@ -116,6 +107,34 @@ def read_pairs(
     )
     _tell_contradictions(judged)
     return judged
+
+
+def pairs_table(path: Path, *, separator: str | None = None, encoding: str = "utf-8") -> Table:
+    """The cells of a file of judged pairs, with the columns that each must have.
+
+    Raises:
+        DataError: the file can not be read, or a column is missing.
+    """
+    table = read_table(
+        path, expected=(FIRST, SECOND, LABEL, WEIGHT), separator=separator, encoding=encoding
+    )
+    problems = Problems(path)
+    needed = (FIRST, SECOND, LABEL)
+    for name in needed:
+        if name not in table.columns:
+            close = closest(name, set(table.columns) - set(needed))
+            there = ", ".join(column for column in table.columns if column)
+            hint = f" Is it {close!r}?" if close else ""
+            problems.add(f"no column {name!r}. It has: {there}.{hint}")
+    problems.raise_if_any()
+    return table
+
+
+def named(name: str, problems: Problems, row: int, column: str) -> bool:
+    """Whether a cell names an image; where it is empty, that is noted."""
+    if not name.strip():
+        problems.add("empty; an image is expected", row=row, column=column)
+    return bool(name.strip())
 
 
 class _Finder:
@@ -155,8 +174,7 @@ class _Finder:
 
 def _image(name: str, finder: _Finder, problems: Problems, row: int, column: str) -> int:
     """Index of an image; below 0, and noted, where there is none."""
-    if not name.strip():
-        problems.add("empty; an image is expected", row=row, column=column)
+    if not named(name, problems, row, column):
         return -1
     found = finder.find(name)
     if found is None:
@@ -169,7 +187,8 @@ def _image(name: str, finder: _Finder, problems: Problems, row: int, column: str
     return found
 
 
-def _label(text: str, problems: Problems, row: int) -> int:
+def verdict(text: str, problems: Problems, row: int) -> int:
+    """1 where the first image is better, −1 where the second is, 0 for a tie; and 0, noted, for a fault."""
     try:
         return _LABELS[float(text.strip().replace("−", "-"))]
     except (ValueError, KeyError):

@@ -143,6 +143,11 @@ def is_place(path: Path) -> bool:
     return bool(_MAYBE.search(text)) and (remote.is_remote(path) or _split(text) is not None)
 
 
+def is_gone(path: Path) -> bool:
+    """Whether there is neither a file nor a tar that the path leads into; an address is not asked."""
+    return not path.exists() and not is_place(path)
+
+
 def read_place(path: Path) -> tuple[bytes, Stamp | None] | None:
     """The whole content, and what to remember it by; None if the path leads to neither tar nor address.
 

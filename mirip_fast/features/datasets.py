@@ -339,6 +339,8 @@ def _row(record: Record, outcome: Outcome, tiers: Sequence[str]) -> dict[str, ob
 
 
 def _entry(row: dict[str, str], tiers: list[str]) -> Entry:
+    if None in row.values() or None in row:
+        raise ValueError(f"{row['image_id']}: the line is cut short")
     record = Record(
         image_id=row["image_id"],
         path=path_of(row["path"]),
@@ -348,8 +350,6 @@ def _entry(row: dict[str, str], tiers: list[str]) -> Entry:
         extra=json.loads(row["extra"]) if row["extra"] else {},
         row=int(row["row"]) if row["row"] else None,
     )
-    if None in row.values() or None in row:
-        raise ValueError(f"{row['image_id']}: the line is cut short")
     sha256 = bytes.fromhex(row["sha256"]) if row["sha256"] else None
     length = 0 if sha256 is None else len(sha256)
     if row["status"] not in STATUSES or length not in (

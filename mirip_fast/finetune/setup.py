@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -25,13 +23,14 @@ from mirip_fast.features.recipe import Recipe, make_recipe
 from mirip_fast.files import format_bytes
 from mirip_fast.finetune.anatomy import checkpoint_blocks
 from mirip_fast.finetune.fit import FullFit
-from mirip_fast.finetune.fit_parts import Graded, Hooks, Plan, StopRequest
+from mirip_fast.finetune.fit_parts import Graded, Hooks, Plan
 from mirip_fast.finetune.loader import Batches, Pictures, decode_all
 from mirip_fast.finetune.memory import room_in_memory
 from mirip_fast.finetune.model import ScoringModel
 from mirip_fast.finetune.noise import add_patch_dropout, add_stochastic_depth
 from mirip_fast.finetune.peers import Peers
 from mirip_fast.finetune.prefix import Prefix, check_prefix
+from mirip_fast.finetune.stop_signals import stop_signals
 from mirip_fast.finetune.strategy import Strategy, learning_rates, parse_strategy, prepare_model
 from mirip_fast.models.checkpoint import load_checkpoint
 from mirip_fast.models.finetuned import FINETUNED, deploy, describe_backbone, head_state
@@ -164,7 +163,7 @@ class Setup:
         if self.peers.is_first:
             hooks.trackers = start_trackers(config.tracking, run.path, config.to_dict())
         try:
-            with _stop_signals(hooks.stop):
+            with stop_signals(hooks.stop):
                 return fit.run(run)
         finally:
             if remote is not None:
@@ -320,23 +319,3 @@ def require_pairs(images: GradedImages) -> None:
                 f"The {split} split has {len(part)} images of fewer than two tiers: there is no pair to "
                 "compare. More graded images are needed, or another --val-ratio."
             )
-
-
-@contextlib.contextmanager
-def _stop_signals(stop: StopRequest) -> Iterator[None]:
-    """Inside, SIGTERM and SIGUSR1 ask the run to save and end, as schedulers send them beforehand."""
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        stop.signal = signal.Signals(number).name
-        log.warning("%s: saving and stopping after this step", stop.signal)
-
-    kept = {}
-    for name in ("SIGTERM", "SIGUSR1"):
-        if hasattr(signal, name):
-            with contextlib.suppress(ValueError):  # not in the main thread
-                kept[name] = signal.signal(getattr(signal, name), ask)
-    try:
-        yield
-    finally:
-        for name, handler in kept.items():
-            signal.signal(getattr(signal, name), handler)

@@ -16,17 +16,10 @@ from mirip_fast.data.csv_reader import shown
 from mirip_fast.errors import CheckpointError, ConfigError
 from mirip_fast.files import write_text
 from mirip_fast.finetune.folds import FullFolds
+from mirip_fast.finetune.head_runs import HeadRun, check_same_features, find_head_run
 from mirip_fast.finetune.peers import Peers, peers_of_torchrun
 from mirip_fast.finetune.setup import Setup, require_pairs
-from mirip_fast.finetune.sources import (
-    HeadRun,
-    Source,
-    check_same_features,
-    check_unchanged,
-    find_head_run,
-    source_of_data,
-    source_of_run,
-)
+from mirip_fast.finetune.sources import Source, check_unchanged, source_of_data, source_of_run
 from mirip_fast.models.checkpoint import load_checkpoint
 from mirip_fast.models.finetuned import FINETUNED
 from mirip_fast.models.model_info import ModelInfo

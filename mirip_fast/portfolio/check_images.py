@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from mirip_fast.config import config_from_dict
 from mirip_fast.data.image_files import read_image_bytes
 from mirip_fast.data.images import decode_squares, scan_images
+from mirip_fast.data.places import is_gone
 from mirip_fast.errors import DataError, ImageError
 from mirip_fast.features.recipe import Recipe
 from mirip_fast.ranking.graded import load_split
@@ -65,7 +66,7 @@ def readable_images(model: ScoreModel, folder: Path | None, count: int) -> list[
                 f"There are no images to compare with torch on: {error}. Name a folder with --images."
             ) from error
         where = "the run's images"
-    found = [path for path in paths if path.is_file()][:count]
+    found = [path for path in paths if not is_gone(path)][:count]
     if len(found) < 2:
         raise DataError(
             f"{where}: {len(found)} of {len(paths)} are there, and at least 2 are needed to compare "

@@ -16,6 +16,7 @@ from PIL import Image
 from mirip_fast.config import Config
 from mirip_fast.data.image_files import read_image_bytes
 from mirip_fast.data.images import decode_squares, load_rgb
+from mirip_fast.data.places import is_gone
 from mirip_fast.errors import DataError
 from mirip_fast.features.embed import Settings
 from mirip_fast.features.forward import default_batch_size
@@ -210,7 +211,7 @@ def check_paths(paths: Sequence[Path], out: Path) -> list[Path]:
                 f"{path} is a folder; explain takes image files, such as {path}/*.jpg. "
                 f"`mirip-fast rank {path}` sorts it."
             )
-        if not path.exists():
+        if is_gone(path):
             raise DataError(f"{path}: there is no such file")
     if out.exists() and not out.is_dir():
         raise DataError(f"--out {out} is a file; give a folder")

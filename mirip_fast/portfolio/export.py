@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import logging
-import shutil
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +19,7 @@ from mirip_fast.features.forward import default_batch_size
 from mirip_fast.features.phase_one import open_hashes
 from mirip_fast.features.recipe import Recipe, series_name
 from mirip_fast.features.store import FeatureStore
-from mirip_fast.files import disk_full, is_disk_full, write_json
+from mirip_fast.files import move_files, scratch_folder, write_json
 from mirip_fast.models.model_info import ModelInfo
 from mirip_fast.models.onnx_graph import Graph, require_onnx, write_graph, write_int8
 from mirip_fast.portfolio.check_images import pixel_batches, readable_images, run_images
@@ -116,7 +113,7 @@ def export_onnx(
     if not head_only:
         names += [WHOLE_GRAPH] + [INT8_GRAPH] * config.export.int8
     refuse_existing(out, names, overwrite=overwrite)
-    with _working_folder(out) as folder:
+    with scratch_folder(out, "export") as folder:
         work = _Export(model, folder, config)
         if head_only:
             work.head(_cached_features(model, config))
@@ -124,9 +121,7 @@ def export_onnx(
             work.whole(images, backbone)
         write_json(folder / PREPROCESSING, preprocessing(model, work.recipe))
         done = work.done
-        for path in sorted(folder.iterdir()):
-            path.replace(out / path.name)
-            done.files.append(out / path.name)
+        done.files += move_files(folder, out)
     return done
 
 
@@ -290,21 +285,6 @@ def _cached(info: ModelInfo, store: FeatureStore, hashes: Sequence[bytes]) -> li
         for kind in info.kinds:
             known &= store.rows(series_name(view, kind), hashes) >= 0
     return [int(i) for i in np.flatnonzero(known)]
-
-
-@contextmanager
-def _working_folder(out: Path) -> Iterator[Path]:
-    """A folder beside the final files that is gone afterwards, whatever happens."""
-    out.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=".export-", suffix=".partial", dir=out))
-    try:
-        yield folder
-    except OSError as error:
-        if is_disk_full(error):
-            raise disk_full(out) from error
-        raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Clock:

@@ -7,14 +7,12 @@ a path or a file of the machine that it was trained on.
 from __future__ import annotations
 
 import dataclasses
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from mirip_fast import __version__
 from mirip_fast.config import EmbedConfig
-from mirip_fast.files import disk_full, is_disk_full, write_json, write_text
+from mirip_fast.files import move_files, scratch_folder, write_json, write_text
 from mirip_fast.models.model_info import ModelInfo
 from mirip_fast.portfolio.export import refuse_existing
 from mirip_fast.portfolio.model_card import model_card
@@ -44,23 +42,11 @@ def write_hub_folder(model: ScoreModel, out: Path, *, overwrite: bool = False) -
     refuse_existing(out, (ENSEMBLE, _SETTINGS, _CARD), overwrite=overwrite)
     info = shareable(model.info)
     card = model_card(model, info.embed.backbone)
-    out.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=".export-", suffix=".partial", dir=out))
-    try:
+    with scratch_folder(out, "export") as folder:
         save_ensemble(folder, model.members, info)
         write_json(folder / _SETTINGS, _settings(model, info))
         write_text(folder / _CARD, card)
-        files = []
-        for path in sorted(folder.iterdir()):
-            path.replace(out / path.name)
-            files.append(out / path.name)
-        return files
-    except OSError as error:
-        if is_disk_full(error):
-            raise disk_full(out) from error
-        raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        return move_files(folder, out)
 
 
 def shareable(info: ModelInfo) -> ModelInfo:

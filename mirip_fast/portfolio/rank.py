@@ -30,7 +30,8 @@ from mirip_fast.ranking.references import load_calibration, made_with
 from mirip_fast.ranking.scorer import Scored, ScoreModel, score_files
 
 NO_HEADS = (
-    "unknown: the run has no bootstrap heads; `mirip-fast train` with --bootstrap 50 makes them"
+    "unknown: the run has no bootstrap heads; `mirip-fast train --head-only` with --bootstrap 50 "
+    "makes them"
 )
 
 

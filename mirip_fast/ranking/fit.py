@@ -31,7 +31,7 @@ from mirip_fast.training.trackers import Trackers
 
 log = logging.getLogger(__name__)
 
-# Small batches gain nothing from more threads, and lose by threads that wait for each other where other
+# Small batches gain little from more threads, and lose by threads that wait for each other where other
 # programs are busy; one thread also gives the same numbers on machines with other core counts.
 _ONE_THREAD_BATCH = 128
 _TRAIN_SAMPLE = 2_048  # training images that the training accuracy is taken from

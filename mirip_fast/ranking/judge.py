@@ -131,7 +131,8 @@ def _split_scores(model: ScoreModel, images: GradedImages, config: Config) -> ND
         store = FeatureStore.open(Path(config.embed.cache_dir) / model.info.fingerprint_id)
         return model.score(store, images.hashes)
     except StoreError as error:
-        log.info("The cached features are not all there (%s): they are computed again", error)
+        log.info("Not all features of these images are in the cache: they are computed")
+        log.debug("%s", error)
         return _score_again(model, images, config)
 
 

@@ -3,8 +3,8 @@
 Every head has its own images (by index into common rows; an image that is there twice counts twice), its own
 validation images, seed, learning rate, schedule, weight decay, dropout, loss and early stopping; heads of one
 stack share the features, the widths and the batch size. A head ends with the weights that
-:class:`mirip_fast.ranking.fit.HeadFit` gives the same images and settings, up to rounding, and does not
-depend on what else is in the stack.
+:class:`mirip_fast.ranking.fit.HeadFit` gives the same images and settings, up to rounding (and, above 1,024
+images per batch, up to other dropout noise), and does not depend on what else is in the stack.
 """
 
 from __future__ import annotations

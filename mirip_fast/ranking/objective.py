@@ -18,7 +18,7 @@ from mirip_fast.models.allpairs import label_accuracy
 from mirip_fast.models.head import RankingHead
 from mirip_fast.models.losses import PairLoss, count_pairs, pair_loss
 from mirip_fast.ranking.batches import PartnerDraw, image_batches
-from mirip_fast.ranking.device_rows import DeviceRows, one_view, score_rows
+from mirip_fast.ranking.device_rows import DeviceRows, score_one_view, score_rows
 from mirip_fast.ranking.rows import Rows
 
 #: Values of ``--pairs`` that name no file.
@@ -87,7 +87,7 @@ class Objective:
         """The loss of one of the :meth:`batches` of the training rows."""
         chosen = torch.from_numpy(batch).to(rows.features.device)
         if rows.pairs is None and batch.ndim == 1:
-            scores = head(one_view(rows, chosen, rng))
+            scores = score_one_view(head, rows, chosen, rng)
             within = None if rows.within is None else rows.within[chosen]
             return self.loss(scores, self._labels(rows)[chosen], within)
         if rows.pairs is None:
@@ -98,7 +98,7 @@ class Objective:
             )
         else:
             images, label, weight = (tensor[chosen] for tensor in rows.pairs)
-        scores = head(one_view(rows, images.reshape(-1), rng)).view(-1, 2)
+        scores = score_one_view(head, rows, images.reshape(-1), rng).view(-1, 2)
         return self._listed(scores, label, weight)
 
     def judge(self, head: RankingHead, rows: DeviceRows) -> Judged:

@@ -215,9 +215,8 @@ def _score_part(
     with open_hashes(cache_dir) as hashes:
         known = _contents(paths, hashes, settings.rehash)
         store = None if known is None else _complete_store(model.info, cache_dir, known)
-        if (
-            store is not None and known is not None
-        ):  # nothing to compute: neither torch nor the backbone is needed
+        if store is not None and known is not None:
+            # Nothing to compute: neither torch nor the backbone is needed.
             present = {sha for sha in known if isinstance(sha, bytes)}
             outcomes = ledger(known, present, {})
         else:

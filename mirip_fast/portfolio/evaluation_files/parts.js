@@ -18,7 +18,7 @@ function spanOf({ low, high }, write) {
 }
 
 function part(name, content, values = {}) {
-  return make("section", { class: "part", id: name }, make("h2", { text: say(name) }),
+  return make("section", { class: "part", id: name }, make("h2", { text: say(name, values) }),
     make("p", { class: "caption", text: say(`${name}Text`, values) }), ...[content].flat());
 }
 
