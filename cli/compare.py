@@ -59,9 +59,18 @@ def compare_command(
     span = f"95 % interval {done.no_interval}"
     if done.interval is not None:
         low, high = sorted(turn(p) for p in done.interval)
-        span = f"95 % interval {low:.1%} to {high:.1%}"
-    click.echo(f"Probability that it is the better one: {turn(done.probability):.1%} ({span})")
+        span = f"95 % interval {_percent(low)} to {_percent(high)}"
+    click.echo(
+        f"Probability that it is the better one: {_percent(turn(done.probability))} ({span})"
+    )
     known = done.calibration
     click.echo(f"Learned from {known.images} held-out works ({known.source}).")
     for remark in known.remarks():
         click.echo(remark)
+
+
+def _percent(p: float) -> str:
+    """A probability in percent; never 0 or 100, as nothing is certain."""
+    if p > 0.999:
+        return "over 99.9%"
+    return "under 0.1%" if p < 0.001 else f"{p:.1%}"

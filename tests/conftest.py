@@ -15,13 +15,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_models import MODEL_KINDS
 
 from mirip_fast.runtime import set_seed
 
 torch.set_num_threads(1)
 
-#: Kind of a small model → number of its register tokens.
-MODEL_KINDS = {"dinov2": 0, "registers": 4, "dinov3": 3, "vit": 0}
 
 _SMALL = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,

@@ -13,6 +13,9 @@ from mirip_fast.models.head import RankingHead
 from mirip_fast.models.numpy_head import NumpyHead
 from mirip_fast.ranking.head_files import Member
 
+#: Kind of a small model → number of its register tokens.
+MODEL_KINDS = {"dinov2": 0, "registers": 4, "dinov3": 3, "vit": 0}
+
 
 def backbone_of(folder: Path) -> Backbone:
     spec = find_backbone(str(folder), lambda path: hashlib.sha256(path.read_bytes()).digest())

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import MODEL_KINDS
+from small_models import MODEL_KINDS
 
 from mirip_fast.data.hashes import HashMemory
 from mirip_fast.errors import BackboneError, ConfigError

@@ -14,6 +14,7 @@ from mirip_fast_cli.main import run
 from PIL import Image
 from small_models import backbone_of, member
 
+from mirip_fast.evaluation.calibration import fit_calibration
 from mirip_fast.features.pooling import head_kinds, pool_tokens
 from mirip_fast.portfolio import occlusion
 from mirip_fast.portfolio.explain import check_paths, duration, picture_names
@@ -226,6 +227,22 @@ def test_the_tier_is_that_of_the_place_among_held_out_scores(
     # Above 9: first of all, S; then two of A; B has none; then C.
     expected = {10.0: "S", 9.0: "S", 8.0: "A", 6.0: "A", 5.0: "A", 4.0: "C", 0.0: "C"}
     assert {score: works.tier_of(score) for score in expected} == expected
+
+
+def test_the_tier_is_the_most_probable_one_where_probabilities_are_known(
+    work: Path, graded_folder: Path
+) -> None:
+    trained(work, graded_folder)
+    works = GradedWorks(pick_model(None, Path("runs")), Path("cache"))
+    scores = np.linspace(-3, 3, 200)
+    works._calibration = fit_calibration(
+        scores, np.repeat([3, 2, 1, 0], 50), ("S", "A", "B", "C"), source="validation"
+    )
+    probable = works._calibration.tier_probabilities(scores)
+    assert probable is not None
+    expected = ["SABC"[k] for k in probable.argmax(axis=1)]
+    assert [works.tier_of(score) for score in scores.tolist()] == expected
+    assert set(expected) == set("SABC")
 
 
 def test_without_the_graded_works_the_map_is_still_made(

@@ -21,7 +21,7 @@ from mirip_fast.config import Config
 from mirip_fast.errors import ConfigError, TrainingError
 from mirip_fast.ranking.search_space import cell_text, configure, make_cells, parse_axes
 from mirip_fast.ranking.sweep_fits import CellFits
-from mirip_fast.ranking.sweep_table import Graded, judge_cells
+from mirip_fast.ranking.sweep_table import Graded, judge_cells, mean_accuracy
 
 SWEEP = ["sweep", "--grid", "learning_rate=3e-4,1e-2", "--grid", "features=cls,cls+mean",
          "--epochs", "4", "--batch-size", "8", "--folds", "3"]  # fmt: skip
@@ -119,6 +119,7 @@ def test_figures_and_intervals_against_plain_loops() -> None:
     drawn_accuracies = np.array(draws)
     for row in table.rows:
         assert row.accuracy == pytest.approx(plain[row.number])
+        assert mean_accuracy(fits[row.number], graded) == pytest.approx(plain[row.number])
         assert row.difference == pytest.approx(plain[row.number] - plain[0])
     row = next(row for row in table.rows if row.number == 1)
     assert row.interval is not None and row.difference_interval is not None

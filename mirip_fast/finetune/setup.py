@@ -162,12 +162,11 @@ class Setup:
         self._tell(run, fit)
         if self.peers.is_first:
             hooks.trackers = start_trackers(config.tracking, run.path, config.to_dict())
-        try:
-            with stop_signals(hooks.stop):
-                return fit.run(run)
-        finally:
+        with contextlib.ExitStack() as ending:
             if remote is not None:
-                remote.finish()
+                ending.callback(remote.finish)
+            ending.enter_context(stop_signals(hooks.stop))
+            return fit.run(run)
 
     def _model(self, head: dict[str, Any] | None) -> ScoringModel:
         config, spec = self.config, self.recipe.backbone

@@ -18,6 +18,7 @@ from mirip_fast.features.saved_index import open_index
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.ranking.graded import GradedImages, load_split
 from mirip_fast.ranking.held_out import load_held_out
+from mirip_fast.ranking.references import load_calibration
 from mirip_fast.ranking.scorer import ScoreModel
 from mirip_fast.training.run_folder import SPLIT_FILE, Run
 
@@ -79,14 +80,18 @@ class GradedWorks:
         for record, sha in zip(images.manifest.records, images.hashes, strict=True):
             tier = self._tiers[record.tier or 0]
             self._works[tier].append(Work(record.path, record.image_id, sha, tier))
+        self._calibration = load_calibration(model)
         self._places = _places(model, images, self._store)
 
     def tier_of(self, score: float) -> str:
-        """The tier that a score is put in: that of its place among held-out scores of graded works.
+        """The tier that a score is put in: the most probable one, as ``rank`` names it.
 
-        With the works sorted by score, the first as many as there are works of the best tier are put in
+        Where probabilities are unknown, it is that of its place among held-out scores of graded works:
+        with the works sorted by score, the first as many as there are works of the best tier are put in
         it, the next in the second, and so on (as ``evaluate`` does).
         """
+        if self._calibration.ordinal is not None:
+            return self._tiers[int(self._calibration.ordinal.most_probable(np.array([score]))[0])]
         scores, counts = self._places
         above = int((scores > score).sum())
         filled = np.flatnonzero(counts)

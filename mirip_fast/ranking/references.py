@@ -103,7 +103,7 @@ def write_calibration(
     about = {"model": model.checkpoint.name, "model_sha256": file_hash(model.checkpoint)}
     write_json(model.checkpoint.with_name(CALIBRATION_FILE), {**about, **calibration.to_dict()})
     for remark in calibration.remarks():
-        log.info("Calibration: %s", remark)
+        log.info("Probabilities %s" if calibration.unknown else "Calibration: %s", remark)
     return calibration
 
 

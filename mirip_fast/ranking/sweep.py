@@ -39,7 +39,7 @@ from mirip_fast.ranking.search_space import (
     sweepable,
 )
 from mirip_fast.ranking.sweep_fits import CellFits, Fold, batches_of_cells, fit_cells
-from mirip_fast.ranking.sweep_table import Graded, SweepTable, accuracies, judge_cells
+from mirip_fast.ranking.sweep_table import Graded, SweepTable, judge_cells, mean_accuracy
 from mirip_fast.runtime import resolve_device
 from mirip_fast.training.presets import choose_pace
 from mirip_fast.training.run_folder import SPLIT_FILE, create_folder
@@ -213,15 +213,14 @@ def run_sweep(sweep: Sweep, progress: Callable[[Progress], None] = lambda _: Non
     fits = {i: found for i in range(len(sweep.cells)) if (found := _load_cell(sweep, i))}
     if fits:
         log.info("%d of %d cells are there already", len(fits), len(sweep.cells))
-    _fit_missing(sweep, fits, progress)
-    within = sweep.config.evaluate.within
-    labels = sweep.images.labels(within)
+    labels = sweep.images.labels(sweep.config.evaluate.within)
     graded = Graded(
         tiers=labels.tiers,
         fold_of=sweep.fold_of,
         groups=[str(unit) for unit in units_of(sweep.images).tolist()],
         within=labels.within,
     )
+    _fit_missing(sweep, graded, fits, progress)
     table = judge_cells(
         sweep.cells,
         [fits[i] for i in range(len(sweep.cells))],
@@ -238,7 +237,10 @@ def run_sweep(sweep: Sweep, progress: Callable[[Progress], None] = lambda _: Non
 
 
 def _fit_missing(
-    sweep: Sweep, fits: dict[int, CellFits], progress: Callable[[Progress], None]
+    sweep: Sweep,
+    graded: Graded,
+    fits: dict[int, CellFits],
+    progress: Callable[[Progress], None],
 ) -> None:
     device = resolve_device(sweep.config.runtime.device)
     configs = {i: configure(sweep.config, cell) for i, cell in enumerate(sweep.cells)}
@@ -262,14 +264,14 @@ def _fit_missing(
             for number, fit in zip(batch, found, strict=True):
                 _save_cell(sweep, number, fit)
                 fits[number] = fit
-            _tell(sweep, fits, time.monotonic() - started, before)
+            _tell(sweep, graded, fits, time.monotonic() - started, before)
 
 
-def _tell(sweep: Sweep, fits: Mapping[int, CellFits], seconds: float, before: int) -> None:
+def _tell(
+    sweep: Sweep, graded: Graded, fits: Mapping[int, CellFits], seconds: float, before: int
+) -> None:
     """Log how far it is, what is best so far, and how long the rest will take."""
-    tiers = sweep.images.tiers
-    plain = Graded(tiers, sweep.fold_of, [], None)
-    figures = {i: float(np.nanmean(accuracies(f, plain))) for i, f in fits.items() if f.finite}
+    figures = {i: mean_accuracy(fit, graded) for i, fit in fits.items() if fit.finite}
     best = max(figures, key=lambda i: figures[i], default=None)
     left = seconds / (len(fits) - before) * (len(sweep.cells) - len(fits))
     log.info(

@@ -147,8 +147,9 @@ class SweepTable:
     def _remarks(self) -> list[str]:
         best = self.best
         remarks = [
-            f"Each figure is the mean over {self.fits} heads, judged on the folds they left out; sd is "
-            f"that of single heads. Intervals: {self.n_groups} groups drawn anew, training not repeated."
+            f"Each figure is the mean over {self.fits} heads, judged on the folds they left out and weighed "
+            f"by the pairs there; sd is that of single heads. Intervals: {self.n_groups} groups drawn anew, "
+            "training not repeated."
         ]
         if best.number == 0:
             return [*remarks, "No cell does better than the settings as they are."]
@@ -241,6 +242,13 @@ def accuracies(fit: CellFits, graded: Graded) -> NDArray[np.float64]:
         for seed, scores in enumerate(fit.scores):
             result[seed, fold] = pair_accuracy(scores[index], -graded.tiers[index], 0.0, within)
     return result
+
+
+def mean_accuracy(fit: CellFits, graded: Graded) -> float:
+    """The accuracy of a cell as the table has it: mean over seeds and folds, these by their pairs."""
+    pairs = _pairs_by_fold(graded)
+    by_fold = accuracies(fit, graded).mean(axis=0)[pairs > 0]
+    return float((by_fold * pairs[pairs > 0]).sum() / pairs.sum())
 
 
 def _honest(by_fit: NDArray[np.float64], pairs: NDArray[np.int64]) -> float:

@@ -98,7 +98,8 @@ def train_head(config: Config, request: Request) -> tuple[Run, FitResult | Folds
     for flag in ("folds", "bootstrap"):
         if judged_file is not None and getattr(config.train, flag):
             raise ConfigError(
-                f"--{flag} goes with --pairs all or sampled, not with a file of pairs"
+                f"--{flag} goes with --pairs all or sampled, not with a file of pairs: it divides the "
+                "images, and of judged pairs hardly any would keep both theirs"
             )
     find = newest_graded if judged_file is None else newest_dataset
     dataset = find(cache_dir, request.data)

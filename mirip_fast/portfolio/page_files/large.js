@@ -99,7 +99,7 @@ function panelOf(work) {
 // The tier that comparisons with anchors put it in, and how sure that is.
 function verdictOf(work) {
   if (work.verdict === null) return null;
-  const sure = work.confidence === null ? say("unknown") : say("verdictSure", { chance: percent(work.confidence) });
+  const sure = work.confidence === null ? say("verdictUnsure") : say("verdictSure", { chance: percent(work.confidence) });
   return part(say("verdictTitle"),
     make("p", { class: "tier" }, tierDot(work.verdict), make("bdi", { text: data.tiers[work.verdict] }),
       make("span", { class: "soft", text: sure })),
