@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from mirip_fast.config import Config, resolve
+from mirip_fast.config import Config
 from mirip_fast.data.splits import SPLITS
 from mirip_fast.evaluation.text_table import format_table
 from mirip_fast.label.choice import Chooser, Shares
@@ -37,6 +37,7 @@ from mirip_fast.label.judgements import Judgement, Pair
 from mirip_fast.label.retrain_process import train_once, training_config
 from mirip_fast.label.works import Works, prepare_works
 from mirip_fast.ranking.many_heads import pair_accuracy
+from mirip_fast.settings import resolve
 
 Array = NDArray[np.float64]
 Grader = Callable[[Pair], int]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import click
 
-from mirip_fast.config import Resolved
 from mirip_fast.evaluation.text_table import printable
 from mirip_fast.files import format_bytes
+from mirip_fast.settings import Resolved
 
 from .cache_text import counted, say_merged, say_plan, say_report, say_store
 from .options import command_line, config_options

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from mirip_fast.config import Resolved
+from mirip_fast.settings import Resolved
 
 from .options import command_line, config_options, moved_backbone
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from mirip_fast.config import PROJECT_FILE, resolve, to_yaml
+from mirip_fast.config import PROJECT_FILE
+from mirip_fast.settings import resolve, to_yaml
 
 
 @click.command("config")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from mirip_fast.config import Resolved
 from mirip_fast.errors import ConfigError
+from mirip_fast.settings import Resolved
 
 from .options import config_options, moved_backbone
 from .progress import EmbedBar
@@ -109,10 +109,10 @@ def evaluate_command(
 
 
 def _written(files: Sequence[Path]) -> str:
-    """The files by folder: a run's are many."""
-    folders = dict.fromkeys(path.parent for path in files)
+    """What was written, folder by folder: a run's pictures are many."""
     lines = []
-    for folder in folders:
-        names = ", ".join(path.name for path in files if path.parent == folder)
-        lines.append(f"Written: {names}" if folder == Path() else f"Written to {folder}: {names}")
+    for folder in dict.fromkeys(path.parent for path in files):
+        names = [path.name for path in files if path.parent == folder]
+        several = f"Written to {folder}: {', '.join(names)}"
+        lines.append(several if len(names) > 1 else f"Written: {folder / names[0]}")
     return "\n".join(lines)

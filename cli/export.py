@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mirip_fast.config import Resolved
+from mirip_fast.settings import Resolved
 
 from .options import config_options, moved_backbone
 

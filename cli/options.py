@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from mirip_fast.config import PROJECT_FILE, Setting, resolve, settings
+from mirip_fast.config import PROJECT_FILE
+from mirip_fast.settings import Setting, resolve, settings
 
 
 def config_options(

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from mirip_fast.config import Resolved
 from mirip_fast.errors import ConfigError
+from mirip_fast.settings import Resolved
 
 from .interrupted import Interrupted
 from .options import config_options, given_flags

@@ -10,7 +10,8 @@ import click
 from mirip_fast_cli.main import cli
 from recorded import Recorded, recorded
 
-from mirip_fast.config import Config, Setting, settings
+from mirip_fast.config import Config
+from mirip_fast.settings import Setting, settings
 
 DOCS = Path(__file__).resolve().parent
 FOLDER = DOCS / "commands"

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from command_pages import DOCS, FOLDER, command_pages, commands, first_sentence
 
-from mirip_fast.config import Config, settings, to_yaml
+from mirip_fast.config import Config
+from mirip_fast.settings import settings, to_yaml
 
 ROOT = DOCS.parent
 _TABLE = re.compile(r"(<!-- options:start -->\n).*?(<!-- options:end -->)", re.DOTALL)

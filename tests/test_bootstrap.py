@@ -97,7 +97,7 @@ def test_scores_are_in_the_unit_of_the_models_own(
 
 
 def newest_config(folder: Path):  # type: ignore[no-untyped-def]
-    from mirip_fast.config import resolve
+    from mirip_fast.settings import resolve
 
     return resolve((folder / "config.yaml",)).config
 

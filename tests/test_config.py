@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mirip_fast.config import Config, config_from_dict, resolve, settings, to_yaml
+from mirip_fast.config import Config
 from mirip_fast.errors import ConfigError
+from mirip_fast.settings import config_from_dict, resolve, settings, to_yaml
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 

@@ -207,9 +207,9 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
 def test_every_strategy_has_a_file_of_settings() -> None:
-    from mirip_fast.config import resolve
     from mirip_fast.finetune.prefix import check_prefix
     from mirip_fast.finetune.strategy import KINDS as STRATEGIES
+    from mirip_fast.settings import resolve
 
     found = set()
     for path in sorted(CONFIGS.glob("finetune-*.yaml")):

@@ -25,12 +25,12 @@ from mirip_fast_cli.main import run
 from PIL import Image
 from test_cli import TINY, draw, make_data
 
-from mirip_fast.config import Resolved, resolve
 from mirip_fast.errors import ConfigError, DataError
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.label import server as server_module
 from mirip_fast.label.command import LabelRun, open_label
 from mirip_fast.ranking.judge import pick_model
+from mirip_fast.settings import Resolved, resolve
 
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")

@@ -19,6 +19,7 @@ FLOORS = (
         "mirip_fast.errors",
         "mirip_fast.files",
         "mirip_fast.config",
+        "mirip_fast.settings",
         "mirip_fast.runtime",
     ),
     ("mirip_fast.data",),

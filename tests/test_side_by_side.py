@@ -93,4 +93,4 @@ def test_options_of_one_model_do_not_go_with_several(
 ) -> None:
     runs = [folder(work, "one"), folder(work, "twenty")]
     assert run(["evaluate", *runs, "--test-data", "data/metadata.csv"]) == 1
-    assert "leave out the options" in capfd.readouterr().err
+    assert "leave out --checkpoint" in capfd.readouterr().err

@@ -31,7 +31,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from mirip_fast.data.image_files import Stamp, read_image
 from mirip_fast.data.images import RESIZE_MODES, decode_squares, one_reason, to_bytes
-from mirip_fast.data.places import Piece
+from mirip_fast.data.pieces import Piece
 from mirip_fast.errors import ConfigError, ImageError
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 import time
 from pathlib import Path
@@ -22,6 +23,7 @@ MAX_FILE_BYTES = 2 << 30
 #: stamp, as clocks of file systems are coarse (up to 2 s on FAT).
 SETTLED_NS = 2_000_000_000
 
+_MAY_BE_PLACE = re.compile(r"\.tar(/|$)|^/[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 #: (size in bytes, modification time in ns): while both stay, the content is taken to be the same.
 Stamp = tuple[int, int]
 
@@ -129,17 +131,23 @@ def read_image_bytes(path: Path) -> bytes:
     return read_image(path)[0]
 
 
+def may_be_place(path: Path | str) -> bool:
+    """Whether a path may lead into a tar or to an address; of nearly every file one look tells that not."""
+    return _MAY_BE_PLACE.search(str(path)) is not None
+
+
 def read_image(path: Path) -> tuple[bytes, Stamp | None]:
     """The whole content of an image, and what to remember its hash by; see :func:`read_image_bytes`.
 
     Raises:
         ImageError: see :func:`read_image_file`.
     """
-    from mirip_fast.data.places import read_place  # which is built on this module
+    if may_be_place(path):
+        from mirip_fast.data.places import read_place  # which is built on this module
 
-    found = read_place(path)
-    if found is not None:
-        return found
+        found = read_place(path)
+        if found is not None:
+            return found
     read_ns = time.time_ns()
     data, status = read_image_file(path)
     return data, settled_stamp(status, read_ns)

@@ -18,7 +18,8 @@ from pathlib import Path
 from mirip_fast.closing import Closing
 from mirip_fast.data.decode_worker import DecodeJob
 from mirip_fast.data.image_files import read_image
-from mirip_fast.data.places import Piece, local_piece
+from mirip_fast.data.pieces import Piece
+from mirip_fast.data.places import local_piece
 from mirip_fast.data.remote import is_remote
 from mirip_fast.errors import ImageError, MiripError
 

@@ -15,14 +15,14 @@ import os
 import re
 import threading
 import time
-import zlib
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from mirip_fast.data import remote
-from mirip_fast.data.image_files import MAX_FILE_BYTES, SETTLED_NS, Stamp, one_line
+from mirip_fast.data.image_files import MAX_FILE_BYTES, SETTLED_NS, Stamp, may_be_place, one_line
+from mirip_fast.data.pieces import HEADER_BYTES, Piece, checked
 from mirip_fast.data.tar_index import Member, TarIndex, index_tar
 from mirip_fast.errors import DataError, ImageError
 from mirip_fast.files import write_text
@@ -31,50 +31,7 @@ log = logging.getLogger(__name__)
 
 INDEX_FOLDER = "tars"
 _VERSION = 1
-_BLOCK = 512
-#: Nearly every path is a plain file's: one look tells.
-_MAYBE = re.compile(r"\.tar(/|$)|^/[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 _IN_TAR = re.compile(r"\.tar(?=/)", re.IGNORECASE)
-_CHANGED = "the tar changed since it was looked through; run the same command again"
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Bytes inside a file of this machine that are an image.
-
-    Attributes:
-        file: the file.
-        start: where they begin.
-        size: how many they are.
-        check: CRC-32 of the 512 bytes before them; None where there is nothing to check.
-        stamp: what to remember their hash by; None: it is not remembered.
-    """
-
-    file: str
-    start: int
-    size: int
-    check: int | None
-    stamp: Stamp | None
-
-    def read(self) -> bytes:
-        """The bytes.
-
-        Raises:
-            ImageError: the file can not be read, or something else lies there now.
-        """
-        lead = 0 if self.check is None else _BLOCK
-        try:
-            with open(self.file, "rb") as stream:  # noqa: PTH123 - a text, as workers get it
-                before = os.fstat(stream.fileno())
-                stream.seek(self.start - lead)
-                data = stream.read(lead + self.size)
-                after = os.fstat(stream.fileno())
-        except (OSError, MemoryError) as error:
-            reason = error.strerror if isinstance(error, OSError) else None
-            raise ImageError(one_line(reason or "too big for the memory there is")) from error
-        if before.st_mtime_ns != after.st_mtime_ns or before.st_size != after.st_size:
-            raise ImageError("the tar changed while it was being read")
-        return _checked(data, self.check, self.size)
 
 
 @dataclass(frozen=True)
@@ -140,7 +97,7 @@ def remote_info(path: Path) -> remote.RemoteFile | None:
 def is_place(path: Path) -> bool:
     """Whether a path leads into a tar or to an address."""
     text = str(path)
-    return bool(_MAYBE.search(text)) and (remote.is_remote(path) or _split(text) is not None)
+    return may_be_place(text) and (remote.is_remote(path) or _split(text) is not None)
 
 
 def is_gone(path: Path) -> bool:
@@ -160,12 +117,12 @@ def read_place(path: Path) -> tuple[bytes, Stamp | None] | None:
     file, piece = found
     if not remote.is_remote(file):
         return piece.read(), piece.stamp
-    lead = 0 if piece.check is None else _BLOCK
+    lead = 0 if piece.check is None else HEADER_BYTES
     try:
         data = remote.read_bytes(file, piece.start - lead, lead + piece.size)
     except DataError as error:
         raise ImageError(one_line(str(error))) from error
-    return _checked(data, piece.check, piece.size), piece.stamp
+    return checked(data, piece.check, piece.size), piece.stamp
 
 
 def local_piece(path: Path) -> Piece | None:
@@ -174,7 +131,7 @@ def local_piece(path: Path) -> Piece | None:
     Raises:
         ImageError: the member is refused, or the tar can not be read.
     """
-    if not _MAYBE.search(str(path)) or remote.is_remote(path):
+    if not may_be_place(path) or remote.is_remote(path):
         return None
     found = _piece(path)
     return None if found is None else found[1]
@@ -196,7 +153,7 @@ def entries_in(folder: Path) -> tuple[list[str], list[str]] | None:
         DataError: the tar or the service can not be read.
     """
     text = str(folder)
-    if not _MAYBE.search(text):
+    if not may_be_place(text):
         return None
     found = _split(text + "/")
     if found is not None:
@@ -227,7 +184,7 @@ def _split(text: str) -> tuple[Path, str] | None:
 def _piece(path: Path) -> tuple[Path, Piece] | None:
     """The file that holds the content, perhaps remote, and where in it."""
     text = str(path)
-    if not _MAYBE.search(text):
+    if not may_be_place(text):
         return None
     found = _split(text)
     if found is not None:
@@ -262,19 +219,6 @@ def _member_piece(tar: Path, name: str) -> Piece:
     if known.settled and known.stamp is not None:
         stamp = member.size, remote.mark_of(known.stamp, member.start)
     return Piece(str(tar), member.start, member.size, member.check, stamp)
-
-
-def _checked(data: bytes, check: int | None, size: int) -> bytes:
-    """``data`` without the header block before it, if it is what was looked for."""
-    if check is not None:
-        head, data = data[:_BLOCK], data[_BLOCK:]
-        if zlib.crc32(head) != check:
-            raise ImageError(_CHANGED)
-    if len(data) != size:
-        raise ImageError(
-            _CHANGED if check is not None else "the file changed while it was being read"
-        )
-    return data
 
 
 def _tar(path: Path) -> _Tar:

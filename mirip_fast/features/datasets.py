@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from mirip_fast.config import DataConfig, EmbedConfig, settings, yaml_text
+from mirip_fast.config import DataConfig, EmbedConfig
 from mirip_fast.data.manifest import Manifest, Record
 from mirip_fast.data.remote import address, located, path_of
 from mirip_fast.errors import RunNotFoundError, StoreError
@@ -28,6 +28,7 @@ from mirip_fast.features.shard_rows import unreadable
 from mirip_fast.features.store_files import listed, read_plain_json
 from mirip_fast.features.views import View
 from mirip_fast.files import write_csv, write_json
+from mirip_fast.settings import settings, yaml_text
 
 _FOLDER = "datasets"
 _COLUMNS = (

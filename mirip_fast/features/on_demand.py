@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mirip_fast.config import Config, EmbedConfig, config_from_dict
+from mirip_fast.config import Config, EmbedConfig
 from mirip_fast.data.hashes import HashMemory
 from mirip_fast.errors import BackboneError, StoreError
 from mirip_fast.features.command import default_workers
@@ -20,6 +20,7 @@ from mirip_fast.features.embed import Progress, Settings
 from mirip_fast.features.outcomes import Outcome, ledger
 from mirip_fast.features.phase_one import PhaseOne, open_hashes, prepare, with_kinds
 from mirip_fast.features.store import FeatureStore, differing_fields
+from mirip_fast.settings import config_from_dict
 
 log = logging.getLogger(__name__)
 

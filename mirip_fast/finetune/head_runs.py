@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mirip_fast.config import Config, DataConfig, HeadConfig, config_from_dict
+from mirip_fast.config import Config, DataConfig, HeadConfig
 from mirip_fast.errors import CheckpointError, ConfigError, RunNotFoundError
 from mirip_fast.features.recipe import Recipe
 from mirip_fast.features.store import differing_fields
@@ -16,6 +16,7 @@ from mirip_fast.models.checkpoint import load_checkpoint
 from mirip_fast.models.model_info import ModelInfo
 from mirip_fast.ranking.fold_plan import FoldsPlan, load_plan
 from mirip_fast.ranking.fold_runs import run_of_fold
+from mirip_fast.settings import config_from_dict
 from mirip_fast.training.run_folder import Run, find_runs, run_of_checkpoint
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from mirip_fast.config import Config, DataConfig, EmbedConfig, config_from_dict
+from mirip_fast.config import Config, DataConfig, EmbedConfig
 from mirip_fast.data.csv_reader import shown
 from mirip_fast.data.decode_pool import DecodeJob, DecodePool
 from mirip_fast.data.manifest import check_trainable, imbalance_remark, read_manifest
@@ -20,6 +20,7 @@ from mirip_fast.features.datasets import newest_graded
 from mirip_fast.features.phase_one import open_hashes
 from mirip_fast.finetune.head_runs import HeadRun
 from mirip_fast.ranking.graded import GradedImages, graded_of_dataset, load_split
+from mirip_fast.settings import config_from_dict
 from mirip_fast.training.run_folder import SPLIT_FILE
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from mirip_fast.config import Config, config_from_dict, to_yaml
+from mirip_fast.config import Config
 from mirip_fast.data.csv_reader import shown
 from mirip_fast.errors import CheckpointError, ConfigError
 from mirip_fast.files import write_text
@@ -29,6 +29,7 @@ from mirip_fast.ranking.fold_plan import FoldsPlan, load_plan, plan_folds
 from mirip_fast.ranking.fold_runs import FoldsResult, run_of_fold, train_folds
 from mirip_fast.ranking.graded import GradedImages, load_split, save_split, trial
 from mirip_fast.runtime import resolve_device
+from mirip_fast.settings import config_from_dict, to_yaml
 from mirip_fast.training.run_folder import SPLIT_FILE, Run, create_run, resumable_run
 from mirip_fast.training.trackers import parse_report_to
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.closing import Closing
-from mirip_fast.config import Config, LabelConfig, Resolved
+from mirip_fast.config import Config, LabelConfig
 from mirip_fast.data.csv_reader import counted, shown
 from mirip_fast.data.pair_files import read_pairs
 from mirip_fast.data.splits import SPLITS
@@ -32,6 +32,7 @@ from mirip_fast.label.session import Session
 from mirip_fast.label.works import Works, prepare_works
 from mirip_fast.ranking.judge import pick_model
 from mirip_fast.ranking.scorer import ScoreModel
+from mirip_fast.settings import Resolved
 
 log = logging.getLogger(__name__)
 

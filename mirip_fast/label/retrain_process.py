@@ -18,11 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from mirip_fast.config import Config, config_from_dict
+from mirip_fast.config import Config
 from mirip_fast.errors import MiripError
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.ranking.scorer import load_score_model
 from mirip_fast.ranking.train import Request, train_head
+from mirip_fast.settings import config_from_dict
 
 
 def training_config(config: Config, pairs: Path) -> Config:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mirip_fast.config import Config, Resolved, config_from_dict
+from mirip_fast.config import Config
 from mirip_fast.data.csv_reader import counted, shown
 from mirip_fast.data.records import Record
 from mirip_fast.data.splits import SPLITS
@@ -26,6 +26,7 @@ from mirip_fast.features.store import FeatureStore
 from mirip_fast.ranking.dataset_settings import choose_features
 from mirip_fast.ranking.graded import GradedImages, graded_of_dataset, left_out
 from mirip_fast.ranking.rows import read_features
+from mirip_fast.settings import Resolved, config_from_dict
 
 log = logging.getLogger(__name__)
 

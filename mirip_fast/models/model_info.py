@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mirip_fast.config import Config, EmbedConfig, config_from_dict
+from mirip_fast.config import Config, EmbedConfig
 from mirip_fast.errors import CheckpointError
 from mirip_fast.features.pooling import head_kinds
 from mirip_fast.features.store import fingerprint_id
 from mirip_fast.features.views import View
+from mirip_fast.settings import config_from_dict
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mirip_fast.config import config_from_dict
 from mirip_fast.data.image_files import read_image_bytes
 from mirip_fast.data.images import decode_squares, scan_images
 from mirip_fast.data.places import is_gone
@@ -18,6 +17,7 @@ from mirip_fast.errors import DataError, ImageError
 from mirip_fast.features.recipe import Recipe
 from mirip_fast.ranking.graded import load_split
 from mirip_fast.ranking.scorer import ScoreModel
+from mirip_fast.settings import config_from_dict
 from mirip_fast.training.run_folder import SPLIT_FILE, Run
 
 

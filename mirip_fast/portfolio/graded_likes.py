@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mirip_fast.config import config_from_dict
 from mirip_fast.errors import DataError, MiripError, StoreError
 from mirip_fast.features.gallery import Work, open_gallery
 from mirip_fast.features.neighbours import FloatArray, unit
@@ -20,6 +19,7 @@ from mirip_fast.ranking.graded import GradedImages, load_split
 from mirip_fast.ranking.held_out import load_held_out
 from mirip_fast.ranking.references import load_calibration
 from mirip_fast.ranking.scorer import ScoreModel
+from mirip_fast.settings import config_from_dict
 from mirip_fast.training.run_folder import SPLIT_FILE, Run
 
 log = logging.getLogger(__name__)

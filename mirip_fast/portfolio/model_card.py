@@ -10,11 +10,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from mirip_fast.config import config_from_dict
 from mirip_fast.errors import DataError
 from mirip_fast.files import read_json
 from mirip_fast.ranking.graded import GradedImages, load_split
 from mirip_fast.ranking.scorer import ScoreModel
+from mirip_fast.settings import config_from_dict
 from mirip_fast.training.run_folder import ENSEMBLE, SPLIT_FILE, Run
 
 _OUT_OF_FOLD = "evaluation_out_of_fold.json"

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mirip_fast.config import config_from_dict
 from mirip_fast.errors import DataError, StoreError
 from mirip_fast.evaluation.verdict import verdict_tiers, win_rates
 from mirip_fast.features.store import FeatureStore
@@ -27,6 +26,7 @@ from mirip_fast.ranking.held_out import HELD_OUT_FILE, HeldOut, load_held_out
 from mirip_fast.ranking.medoids import find_medoids
 from mirip_fast.ranking.rows import read_features
 from mirip_fast.ranking.scorer import ScoreModel
+from mirip_fast.settings import config_from_dict
 from mirip_fast.training.run_folder import SPLIT_FILE, Run
 
 log = logging.getLogger(__name__)

@@ -6,8 +6,9 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 
-from mirip_fast.config import Config, config_from_dict
+from mirip_fast.config import Config
 from mirip_fast.features.datasets import Dataset
+from mirip_fast.settings import config_from_dict
 
 log = logging.getLogger(__name__)
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mirip_fast.config import Config, config_from_dict
+from mirip_fast.config import Config
 from mirip_fast.errors import DataError
 from mirip_fast.files import read_json, write_json
 from mirip_fast.models.model_info import ModelInfo
 from mirip_fast.ranking.folds import assign_folds, leave_out
 from mirip_fast.ranking.graded import GradedImages, load_split, save_split
+from mirip_fast.settings import config_from_dict
 from mirip_fast.training.run_folder import FOLDS_FILE, SPLIT_FILE, Run
 
 

@@ -18,7 +18,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mirip_fast.config import Config, config_from_dict
+from mirip_fast.config import Config
 from mirip_fast.errors import CheckpointError, ConfigError, PreemptedError
 from mirip_fast.evaluation.report import Report, judge
 from mirip_fast.files import write_json
@@ -32,6 +32,7 @@ from mirip_fast.ranking.head_files import Member, save_ensemble
 from mirip_fast.ranking.held_out import HeldOut, save_held_out
 from mirip_fast.ranking.references import write_calibration
 from mirip_fast.ranking.scorer import ScoreModel, load_score_model
+from mirip_fast.settings import config_from_dict
 from mirip_fast.training.run_folder import FOLDS_FILE, SPLIT_FILE, Run, fold_name
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mirip_fast.config import Config, config_from_dict
+from mirip_fast.config import Config
 from mirip_fast.data.manifest import read_manifest
 from mirip_fast.data.records import DataOptions
 from mirip_fast.errors import DataError, StoreError
@@ -25,6 +25,7 @@ from mirip_fast.files import write_json
 from mirip_fast.ranking.graded import GradedImages, load_split
 from mirip_fast.ranking.references import load_calibration, made_with
 from mirip_fast.ranking.scorer import ScoreModel, load_score_model, score_files
+from mirip_fast.settings import config_from_dict
 from mirip_fast.training.run_folder import SPLIT_FILE, Run, newest_model, run_of_checkpoint
 
 log = logging.getLogger(__name__)

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mirip_fast.config import Config, config_from_dict
+from mirip_fast.config import Config
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.ranking.graded import load_split
 from mirip_fast.ranking.judged_pairs import load_judged_pairs
 from mirip_fast.ranking.rows import ListedPairs
 from mirip_fast.ranking.scorer import ScoreModel
+from mirip_fast.settings import config_from_dict
 from mirip_fast.training.run_folder import SPLIT_FILE, Run
 
 

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from mirip_fast.config import Config, Setting, settings, yaml_text
+from mirip_fast.config import Config
 from mirip_fast.errors import ConfigError
+from mirip_fast.settings import Setting, settings, yaml_text
 
 #: Settings of these sections can be swept, but for those that do not change what is learned.
 _SECTIONS = ("head", "train")

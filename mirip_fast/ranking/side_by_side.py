@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mirip_fast.config import Config, config_from_dict
+from mirip_fast.config import Config
 from mirip_fast.errors import DataError
 from mirip_fast.evaluation.intervals import Interval, PairedDifference, paired_bootstrap
 from mirip_fast.evaluation.metrics import codes_of
@@ -17,6 +17,7 @@ from mirip_fast.evaluation.text_table import format_table
 from mirip_fast.ranking.graded import GradedImages, load_split
 from mirip_fast.ranking.judge import judge_split
 from mirip_fast.ranking.scorer import ScoreModel
+from mirip_fast.settings import config_from_dict
 from mirip_fast.training.run_folder import SPLIT_FILE, Run
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mirip_fast.config import Config, config_from_dict, to_yaml
+from mirip_fast.config import Config
 from mirip_fast.data.csv_reader import counted, shown
 from mirip_fast.errors import CheckpointError, ConfigError, DataError, RunNotFoundError
 from mirip_fast.features.datasets import newest_graded
@@ -41,6 +41,7 @@ from mirip_fast.ranking.search_space import (
 from mirip_fast.ranking.sweep_fits import CellFits, Fold, batches_of_cells, fit_cells
 from mirip_fast.ranking.sweep_table import Graded, SweepTable, judge_cells, mean_accuracy
 from mirip_fast.runtime import resolve_device
+from mirip_fast.settings import config_from_dict, to_yaml
 from mirip_fast.training.presets import choose_pace
 from mirip_fast.training.run_folder import SPLIT_FILE, create_folder
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mirip_fast.config import Config, TrainConfig, config_from_dict, to_yaml
+from mirip_fast.config import Config, TrainConfig
 from mirip_fast.data.csv_reader import shown
 from mirip_fast.data.remote import path_of
 from mirip_fast.errors import CheckpointError, ConfigError
@@ -51,6 +51,7 @@ from mirip_fast.ranking.references import write_validation_references
 from mirip_fast.ranking.rows import ListedPairs, Rows, read_features
 from mirip_fast.ranking.scorer import ScoreModel, load_score_model
 from mirip_fast.runtime import resolve_device
+from mirip_fast.settings import config_from_dict, to_yaml
 from mirip_fast.training.averaging import check_averaging
 from mirip_fast.training.presets import Pace, choose_pace
 from mirip_fast.training.run_folder import FOLDS_FILE, SPLIT_FILE, Run, create_run, resumable_run

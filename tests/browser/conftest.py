@@ -20,7 +20,7 @@ def missing(what: str) -> None:
     pytest.skip(f"{what} is missing: `make test-browser` requires it")
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     try:
         from playwright.sync_api import sync_playwright

@@ -1,0 +1,263 @@
+"""The settings of :mod:`mirip_fast.config` as people give them: checked, read from YAML, written as YAML."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mirip_fast.config import Config
+from mirip_fast.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One declared setting of the tree, as the command line and the documentation see it."""
+
+    section: str
+    name: str
+    kind: type  # str, int, float or bool
+    optional: bool  # whether auto is accepted
+    default: Any
+    help: str
+    choices: tuple[str, ...]
+    low: float | None
+    high: float | None
+    flag: str
+
+    @property
+    def key(self) -> str:
+        """The dotted name used in YAML and messages, e.g. ``train.epochs``."""
+        return f"{self.section}.{self.name}"
+
+    @property
+    def default_text(self) -> str:
+        """The default as a user would type it."""
+        return yaml_text(self.default)
+
+    def parse(self, value: Any) -> Any:
+        """``value`` (from YAML or the command line) as this setting's type.
+
+        Raises:
+            ConfigError: wrong type, unknown choice, or out of range. The message has no key in it.
+        """
+        if value is None or (isinstance(value, str) and value == "auto" and self.optional):
+            if self.optional:
+                return None
+            raise ConfigError(f"needs a value ({self._expected()})")
+        parsed = self._convert(value)
+        if self.choices and parsed not in self.choices:
+            close = difflib.get_close_matches(str(parsed), self.choices, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ConfigError(f"{parsed!r} is none of {', '.join(self.choices)}.{hint}")
+        if isinstance(parsed, int | float) and not isinstance(parsed, bool):
+            if self.low is not None and not parsed >= self.low:
+                raise ConfigError(f"{parsed} is below {self.low:g}")
+            if self.high is not None and not parsed <= self.high:
+                raise ConfigError(f"{parsed} is above {self.high:g}")
+        return parsed
+
+    def _convert(self, value: Any) -> Any:
+        wrong = ConfigError(f"{value!r} is no {self._expected()}")
+        if self.kind is bool:
+            if isinstance(value, bool):
+                return value
+            raise wrong
+        if self.kind is str:
+            parts = value if isinstance(value, list) else [value]  # tiers: [S, A, B, C]
+            if any(isinstance(part, dict | list | bool) for part in parts):
+                raise wrong
+            return ",".join(str(part) for part in parts)
+        if isinstance(value, bool):
+            raise wrong
+        try:
+            number = float(value)  # PyYAML reads 1e-3 as a string
+        except (TypeError, ValueError):
+            raise wrong from None
+        if not math.isfinite(number):
+            raise wrong
+        if self.kind is int:
+            if number != int(number):
+                raise wrong
+            return int(number)
+        return number
+
+    def _expected(self) -> str:
+        words = {str: "text", int: "whole number", float: "number", bool: "true or false"}
+        return words[self.kind] + (" or auto" if self.optional else "")
+
+
+def settings(*sections: str) -> Iterator[Setting]:
+    """All declared settings, or those of the given sections, in order."""
+    hints_of_tree = typing.get_type_hints(Config)
+    for section in dataclasses.fields(Config):
+        if sections and section.name not in sections:
+            continue
+        section_type = hints_of_tree[section.name]
+        hints = typing.get_type_hints(section_type)
+        for item in dataclasses.fields(section_type):
+            hint = hints[item.name]
+            optional = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+            kind = (
+                next(t for t in typing.get_args(hint) if t is not type(None)) if optional else hint
+            )
+            flag = item.metadata["flag"] or "--" + item.name.replace("_", "-")
+            yield Setting(
+                section=section.name,
+                name=item.name,
+                kind=kind,
+                optional=optional,
+                default=item.default,
+                help=item.metadata["help"],
+                choices=item.metadata["choices"],
+                low=item.metadata["low"],
+                high=item.metadata["high"],
+                flag=flag,
+            )
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A configuration and where its values came from."""
+
+    config: Config
+    given: frozenset[str]  # dotted keys that YAML or the command line set
+
+
+def resolve(files: tuple[Path, ...] = (), given: Mapping[str, Any] | None = None) -> Resolved:
+    """Defaults, overridden by each YAML file in turn, overridden by the command line.
+
+    Args:
+        files: YAML files, later ones win. All their errors are reported together.
+        given: dotted key → value from the command line; a value of ``None`` was not given.
+
+    Raises:
+        ConfigError: unknown keys and wrong values, one line each, with a suggestion.
+    """
+    config = Config()
+    known = {setting.key: setting for setting in settings()}
+    problems: list[str] = []
+    set_keys: set[str] = set()
+
+    def assign(key: str, value: Any, where: str) -> None:
+        setting = known.get(key)
+        if setting is None:
+            problems.append(f"{where}Unknown key '{key}'.{_did_you_mean(key, known)}")
+            return
+        try:
+            setattr(getattr(config, setting.section), setting.name, setting.parse(value))
+        except ConfigError as error:
+            problems.append(f"{where}{key}: {error}")
+        set_keys.add(key)
+
+    for path in files:
+        for key, value in _read_yaml(path, problems):
+            assign(key, value, f"{path}: ")
+    for key, value in (given or {}).items():
+        if value is not None:
+            assign(key, value, f"{known[key].flag}: " if key in known else "")
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return Resolved(config, frozenset(set_keys))
+
+
+def config_from_dict(values: Mapping[str, Mapping[str, Any]]) -> Config:
+    """A configuration from the nested dict that a run or a checkpoint keeps.
+
+    Keys that this version does not know are left out: an older or newer run stays readable.
+    """
+    known = {setting.key: setting for setting in settings()}
+    config = Config()
+    for section, entries in values.items():
+        for name, value in entries.items() if isinstance(entries, Mapping) else ():
+            setting = known.get(f"{section}.{name}")
+            if setting is not None:
+                setattr(getattr(config, section), name, setting.parse(value))
+    return config
+
+
+def yaml_text(value: Any) -> str:
+    """One value as YAML (and as typed on the command line): ``None`` is ``auto``."""
+    import yaml
+
+    if value is None:
+        return "auto"
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    text: str = yaml.safe_dump(value, allow_unicode=True, width=10_000)
+    return text.removesuffix("\n").removesuffix("...").strip()
+
+
+def to_yaml(config: Config, *, comments: bool = False, only: frozenset[str] | None = None) -> str:
+    """The configuration as YAML text.
+
+    Args:
+        config: what to write.
+        comments: put each setting's help above it.
+        only: dotted keys to write (default: all).
+    """
+    lines: list[str] = []
+    section = ""
+    for setting in settings():
+        if only is not None and setting.key not in only:
+            continue
+        if setting.section != section:
+            section = setting.section
+            doc = (type(getattr(config, section)).__doc__ or "").strip()
+            lines += ["", f"# {doc}"] if comments else []
+            lines.append(f"{section}:")
+        if comments:
+            lines.append(f"  # {setting.help}")
+        lines.append(
+            f"  {setting.name}: {yaml_text(getattr(getattr(config, section), setting.name))}"
+        )
+    return "\n".join(lines).strip() + "\n"
+
+
+def _read_yaml(path: Path, problems: list[str]) -> Iterator[tuple[str, Any]]:
+    """The dotted keys and values of a YAML file; what is wrong with its shape goes to ``problems``."""
+    import yaml
+
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        problems.append(f"{path}: there is no such file")
+        return
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        problems.append(f"{path}: {' '.join(str(error).split())}")
+        return
+    if tree is None:
+        return
+    if not isinstance(tree, dict):
+        problems.append(f"{path}: sections are expected, like 'train:' with settings below it")
+        return
+    sections = [section.name for section in dataclasses.fields(Config)]
+    for section, entries in tree.items():
+        if section not in sections:
+            known = [*sections, *(setting.key for setting in settings())]
+            problems.append(f"{path}: Unknown key '{section}'.{_did_you_mean(str(section), known)}")
+        elif isinstance(entries, dict):
+            for name, value in entries.items():
+                yield f"{section}.{name}", value
+        elif entries is not None:
+            problems.append(
+                f"{path}: '{section}' is a section; write its settings below it, indented"
+            )
+
+
+def _did_you_mean(key: str, known: typing.Iterable[str]) -> str:
+    """A hint at a known key of a name like that of ``key``, of its own section where there is one."""
+    names = list(known)
+    section, _, wanted = key.rpartition(".")
+    for pool in ([name for name in names if name.rpartition(".")[0] == section], names):
+        by_end = {name.rpartition(".")[2]: name for name in pool}
+        close = difflib.get_close_matches(wanted, by_end, n=1)
+        if close:
+            return f" Did you mean '{by_end[close[0]]}'?"
+    return " `mirip-fast config` lists every key."
