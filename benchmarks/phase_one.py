@@ -88,12 +88,11 @@ def _rivals(
 ) -> None:  # fmt: skip
     phase = PhaseOne(backbone.spec, backbone, arguments.size, folder / "ours")
     size = default_batch_size(phase.recipe, CPU)
-    sample = paths[:: max(1, len(paths) // 64)]
-    squares = bare_decode(sample, arguments.size)
-    ready = batches(backbone, squares, size)
+    some = paths[:: max(1, len(paths) // 64)]  # a forward pass costs the same for every picture
+    ready = batches(backbone, bare_decode(some, arguments.size), size)
     actions = {
         "ours": lambda: phase.run(paths),
-        "decode": lambda: bare_decode(sample, arguments.size),
+        "decode": lambda: bare_decode(paths, arguments.size),
         "forward": lambda: bare_forward(backbone, ready, 1),
         "loop": lambda: plain_loop(backbone, paths, arguments.size, folder / "plain.h5", 32),
     }
@@ -102,7 +101,7 @@ def _rivals(
         actions["pipeline"] = lambda: pipeline.run(paths, 32)
     bare_forward(backbone, ready, 1)  # warm
     costs = in_turns(arguments.rounds, **actions)
-    decode, forward = (costs[k].cpu / len(sample) for k in ("decode", "forward"))
+    decode, forward = costs["decode"].cpu / len(paths), costs["forward"].cpu / len(some)
     ours = costs["ours"]
     limit = (decode + forward) * len(paths) / CORES
     others = {k: costs[k].wall for k in ("loop", "pipeline") if k in costs}
