@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -14,6 +16,9 @@ import numpy as np
 import pytest
 from mirip_fast_cli.main import COMMANDS, run
 from PIL import Image
+
+from mirip_fast.features.store import FeatureStore
+from mirip_fast.ranking.judge import pick_model
 
 TINY = ["--backbone", "tiny-random", "--image-size", "28", "--workers", "0"]
 
@@ -70,7 +75,9 @@ def test_the_main_job(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert [w["rank"] for w in works] == [1, 2, 3, 4, 5]
     assert {w["file"] for w in works} == {f"sub/작품 {i} 🎨.png" for i in range(5)}
     with (work / "ranking.csv").open(encoding="utf-8", newline="") as stream:
-        assert [row["file"] for row in csv.DictReader(stream)] == [w["file"] for w in works]
+        rows = list(csv.DictReader(stream))
+    assert [row["file"] for row in rows] == [w["file"] for w in works]
+    assert {row["view_spread"] for row in rows} == {"unknown"}  # a single view
 
     assert run(["evaluate"]) == 0
     assert "pairwise accuracy" in capfd.readouterr().out
@@ -172,6 +179,15 @@ def test_within_and_sampled_pairs_and_views(work: Path) -> None:
     assert run(["embed", "data", "--tta", "full", *TINY]) == 0
     assert run(["train", "--head-only", "--epochs", "2", "--features", "cls+mean"]) == 0
     assert run(["rank", "data/images", "--out", "out"]) == 0
+    model = pick_model(None, Path("runs"))
+    assert len(model.info.views) > 1
+    store = FeatureStore.open(Path("cache") / model.info.fingerprint_id)
+    with Path("out/ranking.csv").open(encoding="utf-8", newline="") as stream:
+        for row in csv.DictReader(stream):
+            sha = hashlib.sha256(Path("data/images", row["file"]).read_bytes()).digest()
+            by_view = model.score_views(store, [sha])[0].tolist()
+            assert float(row["score"]) == pytest.approx(statistics.mean(by_view), abs=1e-4)
+            assert float(row["view_spread"]) == pytest.approx(statistics.stdev(by_view), abs=1e-4)
     assert run(["cache", "verify"]) == 0
     assert run(["cache", "info"]) == 0
 

@@ -123,6 +123,7 @@ def rank_folder(
     draws, no_intervals = _draws(model, scored)
     ranking = rank_scores(
         names, [record.image_id for record in records], scored.scores.tolist(),
+        view_spread=None if scored.view_spread is None else scored.view_spread.tolist(),
         calibration=calibration, draws=draws,
         verdicts=None if anchors is None else _verdicts(names, scored, anchors, calibration),
     )  # fmt: skip

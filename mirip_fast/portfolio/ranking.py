@@ -31,6 +31,7 @@ class Ranked:
         rank: 1 = best.
         score: higher is better.
         file, image_id: the work.
+        view_spread: standard deviation of the score over the stored views.
         score_100: percentile among held-out works (0–100).
         tier: the most probable tier.
         tier_probabilities: tier → probability, the best tier first; they sum to 1.
@@ -45,6 +46,7 @@ class Ranked:
     score: float
     file: str
     image_id: str
+    view_spread: float | None = None
     score_100: float | None = None
     tier: str | None = None
     tier_probabilities: Mapping[str, float] | None = None
@@ -61,6 +63,7 @@ def rank_scores(
     image_ids: Sequence[str],
     scores: Sequence[float],
     *,
+    view_spread: Sequence[float] | None = None,
     calibration: Calibration | None = None,
     draws: NDArray[np.float64] | None = None,
     verdicts: Mapping[str, Verdict] | None = None,
@@ -71,6 +74,7 @@ def rank_scores(
         files: [n] names to show.
         image_ids: [n] ids.
         scores: [n], higher is better; works without a score (NaN) are left out.
+        view_spread: [n] standard deviations over the views, where there are several.
         calibration: what the scores mean.
         draws: [H, n] scores of the same works by H bootstrap heads, of
             :func:`mirip_fast.portfolio.rank_intervals.draw_scores`.
@@ -83,6 +87,8 @@ def rank_scores(
     values = np.array([scores[i] for i in order], dtype=np.float64)
     ranks = ranks_of(values)
     known: dict[str, list[Any]] = {}
+    if view_spread is not None:
+        known["view_spread"] = [float(view_spread[i]) for i in order]
     if calibration is not None:
         known.update(_meaning(calibration, values))
     if draws is not None:
@@ -183,7 +189,7 @@ def write_ranking(folder: Path, ranking: Sequence[Ranked], about: dict[str, Any]
     tiers = list((ranking[0].tier_probabilities if ranking else None) or ())
     against = list((ranking[0].win_rates if ranking else None) or ())
     columns = [
-        "rank", "rank_low", "rank_high", "settled", "score", "score_100", "tier",
+        "rank", "rank_low", "rank_high", "settled", "score", "view_spread", "score_100", "tier",
         *(f"p_{tier}" for tier in tiers),
         *(("verdict", "confidence") if against else ()), *(f"wins_{tier}" for tier in against),
         "file", "image_id",
@@ -195,6 +201,7 @@ def write_ranking(folder: Path, ranking: Sequence[Ranked], about: dict[str, Any]
             "rank_high": _cell(work.rank_high, "d"),
             "settled": {True: "yes", False: "no", None: UNKNOWN}[work.settled],
             "score": f"{work.score:.6g}",
+            "view_spread": _cell(work.view_spread, ".6g"),
             "score_100": _cell(work.score_100, ".2f"),
             "tier": spreadsheet_safe(work.tier or UNKNOWN),
             **{f"p_{tier}": f"{p:.4f}" for tier, p in (work.tier_probabilities or {}).items()},

@@ -120,15 +120,32 @@ class ScoreModel:
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores of image files: one outcome and one score per path, NaN where it failed.
+    """Scores of image files.
 
-    ``store`` holds the features of the others, for asking the model more about them; of an ensemble of
-    fine-tuned backbones those of the first.
+    Attributes:
+        outcomes: what became of each of n paths.
+        by_view: [n, V] a score for each stored view, NaN where the image failed.
+        store: the features of the others, for asking the model more about them; of an ensemble of
+            fine-tuned backbones those of the first.
     """
 
     outcomes: list[Outcome]
-    scores: NDArray[np.float32]
+    by_view: NDArray[np.float32]
     store: FeatureStore
+
+    @property
+    def scores(self) -> NDArray[np.float32]:
+        """[n] the mean over the views."""
+        scores: NDArray[np.float32] = self.by_view.mean(1)
+        return scores
+
+    @property
+    def view_spread(self) -> NDArray[np.float32] | None:
+        """[n] standard deviation over the views (n − 1), in the unit of the score; None with one view."""
+        if self.by_view.shape[1] < 2:
+            return None
+        spread: NDArray[np.float32] = self.by_view.std(1, ddof=1)
+        return spread
 
 
 def load_score_model(path: Path) -> ScoreModel:
@@ -199,7 +216,7 @@ def score_files(
         next((outcome for outcome in each if outcome.status == "failed"), each[0])
         for each in zip(*(scored.outcomes for scored in found), strict=True)
     ]
-    return Scored(outcomes, np.mean([scored.scores for scored in found], axis=0), first.store)
+    return Scored(outcomes, np.mean([scored.by_view for scored in found], axis=0), first.store)
 
 
 def _score_part(
@@ -224,12 +241,12 @@ def _score_part(
             outcomes = phase.embed(paths, hashes, settings, progress)
             store = phase.store
     good = [i for i, outcome in enumerate(outcomes) if outcome.status != "failed"]
-    scores = np.full(len(paths), np.nan, np.float32)
+    scores = np.full((len(paths), len(model.info.views)), np.nan, np.float32)
     if good:
         wanted = [sha for sha in (outcomes[i].sha256 for i in good) if sha is not None]
         # The same picture under two names is scored once: rounding must not order it.
         unique = list(dict.fromkeys(wanted))
-        score_of = dict(zip(unique, model.score(store, unique), strict=True))
+        score_of = dict(zip(unique, model.score_views(store, unique), strict=True))
         scores[good] = [score_of[sha] for sha in wanted]
     return Scored(outcomes, scores, store)
 
