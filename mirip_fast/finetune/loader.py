@@ -7,7 +7,9 @@ import multiprocessing
 import os
 import signal
 import time
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -126,16 +128,17 @@ class Batches:
         self._samples: list[Sequence[Sample]] = []
         closing = multiprocessing.Event()
         atexit.register(closing.set)  # before multiprocessing terminates and awaits its children
-        self._loader: DataLoader[Any] = DataLoader(
-            pictures,
-            batch_sampler=_Lists(self._samples),
-            num_workers=workers,
-            prefetch_factor=prefetch if workers else None,
-            persistent_workers=workers > 0,
-            pin_memory=pinned,
-            collate_fn=_stack,
-            worker_init_fn=_IgnoreSignals(closing),
-        )
+        with _no_remark_on_workers():
+            self._loader: DataLoader[Any] = DataLoader(
+                pictures,
+                batch_sampler=_Lists(self._samples),
+                num_workers=workers,
+                prefetch_factor=prefetch if workers else None,
+                persistent_workers=workers > 0,
+                pin_memory=pinned,
+                collate_fn=_stack,
+                worker_init_fn=_IgnoreSignals(closing),
+            )
 
     def load(self, batches: Sequence[Sequence[Sample]]) -> Iterator[torch.Tensor]:
         """Pixels [b, size, size, 3] uint8 of each batch; an empty one gives an empty tensor.
@@ -145,7 +148,8 @@ class Batches:
             TrainingError: a worker process was killed.
         """
         self._samples[:] = [batch for batch in batches if batch]
-        loaded = iter(self._loader)
+        with _no_remark_on_workers():
+            loaded = iter(self._loader)
         for batch in batches:
             if not batch:
                 yield torch.empty((0, 1, 1, 3), dtype=torch.uint8)
@@ -166,6 +170,14 @@ class Batches:
                     f"{pixels}. It could be read before: bring it back, or take it out of the data."
                 )
             yield pixels
+
+
+@contextmanager
+def _no_remark_on_workers() -> Iterator[None]:
+    """Keep torch's warning of more processes than cores back: a few that mostly wait do no harm."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        yield
 
 
 class _IgnoreSignals:
