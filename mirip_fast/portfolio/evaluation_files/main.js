@@ -43,7 +43,7 @@ function notes() {
     }));
     line(say("noteIntervalsHere"));
     if (report.fewGroups) line(say("noteFewGroups", { n: report.groupCount.toLocaleString(language) }), "warning");
-    if (report.unknown) lines.push(make("li", { lang: "en", text: report.unknown }));
+    if (report.unknown) lines.push(make("li", { lang: "en", text: `Probabilities ${report.unknown}` }));
     for (const remark of report.probabilities?.remarks ?? []) lines.push(make("li", { lang: "en", text: remark }));
   }
   line(say("noteUse"));
