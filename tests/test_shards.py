@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import signal
+import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -149,6 +150,13 @@ def test_without_fallocate_zeros_are_written(
     monkeypatch.delattr(os, "posix_fallocate")
     monkeypatch.delattr(os, "pwrite")
     assert make(tmp_path).read_bytes() == expected
+
+
+def test_the_time_of_making_is_not_in_a_shard(tmp_path: Path) -> None:
+    first = make(tmp_path).read_bytes()
+    (tmp_path / NAME).unlink()
+    time.sleep(1.05)  # HDF5 counts seconds
+    assert make(tmp_path).read_bytes() == first
 
 
 def test_short_writes_are_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
