@@ -42,7 +42,7 @@ class PhaseOne:
         )
         self.speed: SpeedReport | None = None
 
-    def run(self, paths: Sequence[Path], *, batch_size: int | None = None) -> list[Outcome]:
+    def run(self, paths: Sequence[Path], *, batch_size: int | None = None) -> Sequence[Outcome]:
         """Embed into a new store."""
         shutil.rmtree(self.folder, ignore_errors=True)
         store = FeatureStore.create(self.folder / "store", self.recipe.fingerprint)

@@ -109,11 +109,15 @@ def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, ob
     import csv
     import io
 
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(columns), restval="", extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
+    def write(stream: IO[bytes]) -> None:
+        text = io.TextIOWrapper(stream, "utf-8", "surrogateescape", newline="")
+        writer = csv.DictWriter(text, list(columns), restval="", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+        text.flush()
+        text.detach()
+
+    write_atomically(path, write)
 
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")

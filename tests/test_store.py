@@ -76,7 +76,7 @@ def test_the_index_equals_a_dict() -> None:
     hashes += [rng.bytes(32) for _ in range(200)]
     table = np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 32)
     index = HashIndex(np.concatenate([table, table[:10]]), np.arange(len(hashes) + 10))
-    with mock.patch.object(HashIndex, "_NEWCOMERS", 20):
+    with mock.patch.object(HashIndex, "_FEWEST", 20):
         known = {h: i for i, h in enumerate(hashes)}
         for start in range(0, 100, 7):
             fresh = [rng.bytes(32) for _ in range(7)]

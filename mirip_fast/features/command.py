@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,7 +124,7 @@ def embed_data(
         mine = paths if parts is None else [paths[i] for i in parts.mine]
         clock.start()
         outcomes = phase.embed(mine, hashes, settings, clock, speed.append)
-    whole: list[Outcome] | None = outcomes
+    whole: Sequence[Outcome] | None = outcomes
     if parts is not None:
         parts.write(outcomes)
         whole = parts.whole()

@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -184,13 +184,10 @@ def save_dataset(
         limit: the trial's number of images, where it was one.
     """
     dataset = Dataset(dataset_folder(store_path, manifest))
-    rows = [
-        _row(record, outcome, manifest.tiers)
-        for record, outcome in zip(manifest.records, outcomes, strict=True)
-    ]
     _write(
         dataset,
-        rows,
+        manifest.records,
+        outcomes,
         {
             "name": _name_of(manifest),
             "source": address(manifest.source),
@@ -198,7 +195,7 @@ def save_dataset(
             "tiers": list(manifest.tiers),
             # Faulty grades count: training tells what is wrong with them.
             "graded": any(record.tier is not None for record in manifest.records),
-            "images": len(rows),
+            "images": len(manifest),
             "failed": sum(outcome.status == "failed" for outcome in outcomes),
             "limit": limit,
             "backbone": recipe.backbone.name,
@@ -232,8 +229,7 @@ def copy_dataset(dataset: Dataset, store_path: Path) -> tuple[Dataset, bool]:
             break
         if copy.entries() == entries and copy.series() == dataset.series():
             return copy, False
-    rows = [_row(entry.record, entry.outcome, info["tiers"]) for entry in entries]
-    _write(copy, rows, info)
+    _write(copy, [each.record for each in entries], [each.outcome for each in entries], info)
     return copy, True
 
 
@@ -296,10 +292,20 @@ def newest_dataset(cache_dir: Path, source: Path | None = None) -> Dataset:
     return newest_graded(cache_dir, source)
 
 
-def _write(dataset: Dataset, rows: Sequence[Mapping[str, object]], info: Mapping[str, Any]) -> None:
+def _write(
+    dataset: Dataset,
+    records: Sequence[Record],
+    outcomes: Sequence[Outcome],
+    info: Mapping[str, Any],
+) -> None:
     """Write the three files of a data set; without the last one it is none."""
-    write_csv(dataset.folder / "manifest.csv", _COLUMNS, rows)
-    failed = [row for row in rows if row["status"] == "failed"]
+
+    def rows() -> Iterator[dict[str, object]]:  # one after the other: there may be millions
+        for record, outcome in zip(records, outcomes, strict=True):
+            yield _row(record, outcome, info["tiers"])
+
+    failed = (row for row in rows() if row["status"] == "failed")
+    write_csv(dataset.folder / "manifest.csv", _COLUMNS, rows())
     write_csv(dataset.failures_csv, ("path", "reason"), failed)
     write_json(dataset.folder / "dataset.json", info)
 

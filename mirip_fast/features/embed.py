@@ -22,11 +22,10 @@ from numpy.typing import NDArray
 
 from mirip_fast.data.decode_pool import Decoded, DecodeJob, DecodePool
 from mirip_fast.data.hashes import HashMemory
-from mirip_fast.errors import ImageError
 from mirip_fast.features.engine import Engine
 from mirip_fast.features.forward import Batch
-from mirip_fast.features.needs import Need, Needs, sizes_of
-from mirip_fast.features.outcomes import Outcome, ledger
+from mirip_fast.features.needs import Need, Needs, sizes_of, wanted_series
+from mirip_fast.features.outcomes import InputHashes, Outcome, ledger
 from mirip_fast.features.recipe import Recipe
 from mirip_fast.features.speed import SpeedReport
 from mirip_fast.features.store import FeatureStore
@@ -71,7 +70,7 @@ def embed(
     settings: Settings,
     progress: Callable[[Progress], None] = lambda _: None,
     on_speed: Callable[[SpeedReport], None] = lambda _: None,
-) -> list[Outcome]:
+) -> Sequence[Outcome]:
     """Make sure that every readable image has a row in every series of the recipe.
 
     Args:
@@ -96,12 +95,12 @@ def embed(
     run = _Run(paths, recipe, store, load, hashes, settings, progress)
     try:
         run.go()
+        embedded = run.embedded()
     finally:
         run.close()
     if run.report is not None:
         on_speed(run.report)
-    known = [sha if sha is not None else ImageError(_CHANGED) for sha in run.known]
-    return ledger(known, run.needs.present, run.failures)
+    return ledger(run.known, embedded, run.needs.failures)
 
 
 class _Run:
@@ -127,8 +126,7 @@ class _Run:
         self._counts = Progress(total=len(paths))
         self._settled = 0  # images that needed no computing, or failed
         self._unread = 0  # files that could not be read
-        self.known: list[bytes | ImageError | None] = [None] * len(paths)
-        self.failures: dict[bytes, str] = {}
+        self.known = InputHashes(len(paths))
         self.needs = Needs(store, recipe, self._open_writer)
         self.report: SpeedReport | None = None
 
@@ -138,24 +136,35 @@ class _Run:
         # Where the file that was to be computed vanished or changed, another with its bytes serves as well.
         if left := self._left():
             self._counts.total += len(left)
-            self._pass(sorted(self.known.index(sha) for sha in left))
-            self.failures.update(dict.fromkeys(self._left(), _CHANGED))
+            self._pass(sorted(left.values()))
+            again = self._left()
+            self.needs.settle([], dict.fromkeys(again, _CHANGED))
+
+    def embedded(self) -> NDArray[np.bool_]:
+        """[paths]: whether the content got rows in this run."""
+        result = np.zeros(len(self._paths), bool)
+        if self._writer is not None:
+            for inputs, hashes in self.known.parts():
+                for _, _, spec in wanted_series(self._recipe):
+                    result[inputs] |= self._writer.added(spec.name, hashes)
+        return result
 
     def close(self) -> None:
         """Give the store's lock back; every committed row stays."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+            self._store.forget()
 
-    def _left(self) -> list[bytes]:
-        """Contents that should have rows by now and have not; they may be claimed again."""
-        if self._writer is None:
-            return []
-        self._store.refresh()
-        wanted = [sha for sha in self.known if isinstance(sha, bytes)]
-        done = self.needs.complete(wanted)
-        left = [s for s in dict.fromkeys(wanted) if s not in done and s not in self.failures]
-        self.needs.release(left)
+    def _left(self) -> dict[bytes, int]:
+        """Contents that should have rows by now and have not, with their inputs; to be claimed again."""
+        left: dict[bytes, int] = {}
+        if self._writer is not None:
+            for inputs, hashes in self.known.parts():
+                for i in np.flatnonzero(self.needs.lacking(hashes).any(1)).tolist():
+                    if hashes[i] not in self.needs.failures:
+                        left.setdefault(hashes[i], int(inputs[i]))
+            self.needs.settle(list(left), {})
         return left
 
     def _pass(self, indices: Sequence[int]) -> None:
@@ -178,7 +187,6 @@ class _Run:
                     self._engine.stop()
                 raise
         if self._engine is not None:
-            self.failures.update(self._engine.failures)
             self._settled += self._engine.done
             self.report = self._engine.speed_report(self._settings.workers)
             self._engine = None
@@ -197,11 +205,12 @@ class _Run:
             needs = iter(self.needs.claim(known))
             for index, sha in zip(part, remembered, strict=True):
                 need = next(needs) if sha is not None else ()
-                self.known[index] = sha
                 path, mode = self._paths[index], self._recipe.resize
                 if sha is None:
                     yield DecodeJob(index, path, sizes, mode, fast, ask=True)
-                elif need:
+                    continue
+                self.known[index] = sha
+                if need:
                     yield DecodeJob(index, path, sizes_of(need), mode, fast)
                 else:
                     self._counts.total -= 1
@@ -210,19 +219,19 @@ class _Run:
         """Take in what became of one file. It is known by the bytes that were decoded."""
         sha, before = item.sha256, self.known[item.index]
         if not sha:
-            self.known[item.index] = ImageError(item.reason or "")
+            self.known.fail(item.index, item.reason or "")
             self._settled += 1
             self._unread += 1
             return
         self.known[item.index] = sha
         if item.stamp is not None:
             self._hashes.remember(self._paths[item.index], sha, item.stamp)
-        if isinstance(before, bytes) and sha != before:
+        if before is not None and sha != before:
             self.needs.claim([sha])
         need = self.needs.take(sha)
         wanted = sizes_of(need)
         if item.reason is not None:
-            self.failures[sha] = item.reason
+            self.needs.settle([sha], {sha: item.reason})
             self._settled += 1
         elif need and set(wanted) <= set(item.sizes):
             images = tuple(item.images[item.sizes.index(size)] for size in wanted)
@@ -264,6 +273,7 @@ class _Run:
             self._open_writer(),
             self._cores,
             self._settings.batch_size,
+            self.needs.settle,
         )
 
     def _open_writer(self) -> StoreWriter:
@@ -279,6 +289,5 @@ class _Run:
     def _tell(self) -> None:
         engine = self._engine
         self._counts.done = self._settled + (engine.done if engine else 0)
-        failed_here = len(engine.failures) if engine else 0
-        self._counts.failed = len(self.failures) + failed_here + self._unread
+        self._counts.failed = len(self.needs.failures) + self._unread
         self._progress(self._counts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +26,16 @@ _STOP_SECONDS = 4.0  # for each stage to finish what it is doing when the run is
 
 
 class Engine:
-    """The stages behind decoding: the backbone, and writing what it gives."""
+    """The stages behind decoding: the backbone, and writing what it gives.
+
+    Args:
+        backbone: loaded.
+        recipe: what to compute.
+        writer: where the rows go.
+        cores: processor cores to use.
+        batch_size: images per pass; None: by the device and the number of tokens.
+        settle: told which contents have their rows by now, or why not; called from a thread.
+    """
 
     def __init__(
         self,
@@ -35,11 +44,11 @@ class Engine:
         writer: StoreWriter,
         cores: int,
         batch_size: int | None,
+        settle: Callable[[Sequence[bytes], Mapping[bytes, str]], None],
     ):
         self.speed = Speed()
-        self.failures: dict[bytes, str] = {}
         self.done = 0  # images committed, or failed in the backbone
-        self._cores, self._recipe, self._writer = cores, recipe, writer
+        self._cores, self._recipe, self._writer, self._settle = cores, recipe, writer, settle
         self._forward = Forward(backbone, recipe, cores, batch_size, self.speed)
         self._canary = Canary(writer.store.path, recipe)
         self._stop = threading.Event()
@@ -117,14 +126,14 @@ class Engine:
         finite = np.ones(len(hashes), dtype=bool)
         for values in rows.values():
             finite &= np.isfinite(values.reshape(len(hashes), -1)).all(axis=1)
-        for sha in (sha for sha, fits in zip(hashes, finite, strict=True) if not fits):
-            self.failures[sha] = (
-                f"a feature does not fit {self._recipe.store_dtype} (not finite)"
-                + ("; try --store-dtype float32" if self._recipe.store_dtype == "float16" else "")
-            )
+        reason = f"a feature does not fit {self._recipe.store_dtype} (not finite)"
+        if self._recipe.store_dtype == "float16":
+            reason += "; try --store-dtype float32"
+        failures = {h: reason for h, fits in zip(hashes, finite, strict=True) if not fits}
         if finite.all():
             self._writer.append(hashes, rows)
         elif finite.any():
             kept = [sha for sha, fits in zip(hashes, finite, strict=True) if fits]
             self._writer.append(kept, {spec: values[finite] for spec, values in rows.items()})
+        self._settle(hashes, failures)
         self.done += len(hashes)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mirip_fast.features.recipe import Recipe
 from mirip_fast.features.store import FeatureStore, SeriesSpec
@@ -31,7 +32,8 @@ def sizes_of(need: Need) -> tuple[int, ...]:
 class Needs:
     """Gives each picture's work out once, however many files hold it. Several threads may use it.
 
-    A cache that has some views or kinds is filled, not redone: a need names exactly what is lacking.
+    A cache that has some views or kinds is filled, not redone: a need names exactly what is lacking. Only
+    work under way and failures are kept here; what is done, the writer knows.
 
     Args:
         store: what is there already.
@@ -40,7 +42,7 @@ class Needs:
             lacking.
 
     Attributes:
-        present: content hashes that had everything when they were asked for.
+        failures: content hash → why it could not be embedded.
     """
 
     def __init__(self, store: FeatureStore, recipe: Recipe, writer: Callable[[], StoreWriter]):
@@ -49,24 +51,23 @@ class Needs:
         self._lock = threading.Lock()
         self._given: set[bytes] = set()
         self._open: dict[bytes, Need] = {}
-        self.present: set[bytes] = set()
+        self.failures: dict[bytes, str] = {}
 
     def claim(self, hashes: Sequence[bytes]) -> list[Need]:
         """What is to be computed of each content; empty where nothing is, or where it was given out."""
-        lacking = np.stack(
-            [self._store.rows(spec.name, hashes) < 0 for _, _, spec in self._wanted], axis=1
-        )
-        needs: list[Need] = []
+        needs: list[Need] = [()] * len(hashes)
+        maybe = np.flatnonzero(self._lacking_before(hashes).any(1)).tolist()
+        if not maybe:
+            return needs
         with self._lock:
-            for sha, row in zip(hashes, lacking, strict=True):
-                need: Need = ()
-                if sha not in self._given and sha not in self.present:
-                    if row.any():
-                        self._given.add(sha)
-                        need = self._open[sha] = self._exact(sha, bool(row.all()))
-                    else:
-                        self.present.add(sha)
-                needs.append(need)
+            # In this order: what was settled is no longer given out, and the writer has it.
+            free = [i for i in maybe if not self._closed(hashes[i])]
+            lacking = self.lacking([hashes[i] for i in free])
+            for i, row in zip(free, lacking, strict=True):
+                if row.any() and not self._closed(hashes[i]):
+                    need = tuple(w for w, lacks in zip(self._wanted, row, strict=True) if lacks)
+                    needs[i] = self._open[hashes[i]] = need
+                    self._given.add(hashes[i])
         return needs
 
     def sizes(self, sha256: bytes) -> tuple[int, ...]:
@@ -78,22 +79,29 @@ class Needs:
         with self._lock:
             return self._open.pop(sha256, ())
 
-    def release(self, hashes: Sequence[bytes]) -> None:
-        """Let contents be claimed again that came to nothing."""
+    def settle(self, hashes: Sequence[bytes], failures: Mapping[bytes, str]) -> None:
+        """Note what came of contents: rows that are written, or a failure."""
         with self._lock:
-            self._given.difference_update(hashes)
+            self.failures.update(failures)
+            self._given.difference_update(hashes, failures)
 
-    def complete(self, hashes: Sequence[bytes]) -> set[bytes]:
-        """Those of the hashes that have a row in every wanted series."""
-        unique = list(dict.fromkeys(hashes))
-        there = np.ones(len(unique), dtype=bool)
-        for _, _, spec in self._wanted:
-            there &= self._store.rows(spec.name, unique) >= 0
-        return {sha for sha, whole in zip(unique, there, strict=True) if whole}
+    def lacking(self, hashes: Sequence[bytes]) -> NDArray[np.bool_]:
+        """[n, wanted series]: whether each content has no row there by now."""
+        result = self._lacking_before(hashes)
+        # The writer has checked the rows, so it is asked only where something was lacking: what it
+        # found damaged elsewhere is a matter for the next run.
+        some = np.flatnonzero(result.any(1))
+        if len(some):
+            writer, asked = self._writer(), [hashes[i] for i in some.tolist()]
+            for column, (_, _, spec) in enumerate(self._wanted):
+                result[some, column] = writer.missing(spec.name, asked)
+        return result
 
-    def _exact(self, sha: bytes, nothing_there: bool) -> Need:
-        writer = self._writer()
-        if nothing_there:
-            return tuple(self._wanted)
-        # The writer has checked the rows: a damaged one counts as lacking.
-        return tuple(w for w in self._wanted if writer.missing(w[2].name, [sha])[0])
+    def _lacking_before(self, hashes: Sequence[bytes]) -> NDArray[np.bool_]:
+        """[n, wanted series]: the same before this run."""
+        return np.stack(
+            [self._store.rows(spec.name, hashes) < 0 for _, _, spec in self._wanted], axis=1
+        )
+
+    def _closed(self, sha: bytes) -> bool:
+        return sha in self._given or sha in self.failures

@@ -17,7 +17,7 @@ from mirip_fast.errors import BackboneError, StoreError
 from mirip_fast.features.command import default_workers
 from mirip_fast.features.datasets import Dataset
 from mirip_fast.features.embed import Progress, Settings
-from mirip_fast.features.outcomes import Outcome, ledger
+from mirip_fast.features.outcomes import InputHashes, Outcome, ledger
 from mirip_fast.features.phase_one import PhaseOne, open_hashes, prepare, with_kinds
 from mirip_fast.features.store import FeatureStore, differing_fields
 from mirip_fast.settings import config_from_dict
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 class OnDemand:
     """What became of the files, and the store that has the features of the readable ones."""
 
-    outcomes: list[Outcome]
+    outcomes: Sequence[Outcome]
     store: FeatureStore
     series: str
 
@@ -75,7 +75,7 @@ def features_of_files(
             known = list(hashes.sha256_many(paths, rehash=rehash))
             readable = [sha for sha in known if isinstance(sha, bytes)]
             if (like.rows(series, readable) >= 0).all():
-                return OnDemand(ledger(known, set(readable), {}), like, series)
+                return OnDemand(ledger(InputHashes.of(known)), like, series)
         phase = _prepare(options, config, like, hashes)
         settings = Settings(
             workers=min(len(paths), default_workers(config.embed.workers)),
@@ -122,7 +122,7 @@ def _embed(
     hashes: HashMemory,
     settings: Settings,
     progress: Callable[[Progress], None],
-) -> tuple[list[Outcome], FeatureStore]:
+) -> tuple[Sequence[Outcome], FeatureStore]:
     try:
         return phase.embed(paths, hashes, settings, progress), phase.store
     except BackboneError:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mirip_fast.errors import ImageError
 
 #: What became of an input; every input has exactly one.
 STATUSES = ("embedded", "present", "duplicate", "failed")
+
+_EMBEDDED, _PRESENT, _DUPLICATE, _FAILED = range(4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,37 +28,123 @@ class Outcome:
     reason: str | None = None  # why it failed
 
 
+class InputHashes:
+    """The content hash of each of ``n`` inputs, or why it could not be read; 33 bytes each.
+
+    Attributes:
+        reasons: input → why it could not be read.
+    """
+
+    _AT_ONCE = 4096
+
+    def __init__(self, n: int):
+        self._hashes = np.zeros((n, 32), np.uint8)
+        self._known = np.zeros(n, bool)
+        self.reasons: dict[int, str] = {}
+
+    @classmethod
+    def of(cls, found: Sequence[bytes | ImageError]) -> InputHashes:
+        """Those of a list."""
+        inputs = cls(len(found))
+        for i, sha in enumerate(found):
+            if isinstance(sha, ImageError):
+                inputs.fail(i, str(sha))
+            else:
+                inputs[i] = sha
+        return inputs
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def __getitem__(self, i: int) -> bytes | None:
+        return self._hashes[i].tobytes() if self._known[i] else None
+
+    def __setitem__(self, i: int, sha256: bytes) -> None:
+        self._hashes[i] = np.frombuffer(sha256, np.uint8)
+        self._known[i] = True
+
+    def fail(self, i: int, reason: str) -> None:
+        """Note that an input could not be read."""
+        self._known[i] = False
+        self.reasons[i] = reason
+
+    def parts(self) -> Iterator[tuple[NDArray[np.int64], list[bytes]]]:
+        """Some thousands at a time: the inputs [m] whose hash is known, and the hashes."""
+        for start in range(0, len(self), self._AT_ONCE):
+            known = np.flatnonzero(self._known[start : start + self._AT_ONCE]) + start
+            table = self._hashes[known].tobytes()
+            yield known, [table[i : i + 32] for i in range(0, len(table), 32)]
+
+    def repeated(self) -> NDArray[np.bool_]:
+        """[n]: whether an earlier input has the same content."""
+        # Sorting whole hashes would take several times their memory; few begin with the same 8 bytes.
+        begin = self._hashes.view("<u8")[:, 0].copy()
+        order = np.argsort(begin, kind="stable")
+        begin = begin[order]
+        alike = np.zeros(len(self) + 1, bool)
+        alike[1:-1] = begin[1:] == begin[:-1]
+        candidates = np.sort(order[alike[1:] | alike[:-1]])
+        result, seen = np.zeros(len(self), bool), set()
+        for i in candidates[self._known[candidates]].tolist():
+            sha = self[i]
+            result[i] = sha in seen
+            seen.add(sha)
+        return result
+
+
+class Ledger(Sequence[Outcome]):
+    """One outcome per input, in order. Made when looked at: a run may have millions.
+
+    Args:
+        inputs: what was read.
+        statuses: [n] positions in :data:`STATUSES`.
+        reasons: input → why it failed.
+    """
+
+    def __init__(
+        self, inputs: InputHashes, statuses: NDArray[np.uint8], reasons: Mapping[int, str]
+    ):
+        self._inputs, self._statuses, self._reasons = inputs, statuses, reasons
+
+    def __len__(self) -> int:
+        return len(self._statuses)
+
+    @overload
+    def __getitem__(self, index: int) -> Outcome: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Outcome]: ...
+    def __getitem__(self, index: int | slice) -> Outcome | list[Outcome]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        status = STATUSES[self._statuses[index]]
+        return Outcome(status, self._inputs[index], self._reasons.get(index))
+
+
 def ledger(
-    known: Sequence[bytes | ImageError], present: set[bytes], failures: Mapping[bytes, str]
-) -> list[Outcome]:
+    inputs: InputHashes,
+    embedded: NDArray[np.bool_] | None = None,
+    failures: Mapping[bytes, str] | None = None,
+) -> Ledger:
     """What became of each input.
 
     Args:
-        known: content hash of each input, or why it could not be read.
-        present: hashes whose features were there before.
+        inputs: content hash of each of n inputs, or why it could not be read.
+        embedded: [n] whether its content was embedded just now; None: nothing was.
         failures: hash → reason, for files that could be read but not embedded.
     """
-    outcomes = []
-    first = set(_first_of_each(known))
-    for i, sha in enumerate(known):
-        if isinstance(sha, ImageError):
-            outcomes.append(Outcome("failed", None, str(sha)))
-        elif sha in failures:
-            outcomes.append(Outcome("failed", sha, failures[sha]))
-        elif i not in first:
-            outcomes.append(Outcome("duplicate", sha))
-        else:
-            outcomes.append(Outcome("present" if sha in present else "embedded", sha))
-    return outcomes
-
-
-def _first_of_each(known: Sequence[bytes | ImageError]) -> dict[int, bytes]:
-    """index → hash of the first file with each content, readable ones only."""
-    seen: dict[bytes, int] = {}
-    for i, sha in enumerate(known):
-        if isinstance(sha, bytes):
-            seen.setdefault(sha, i)
-    return {i: sha for sha, i in seen.items()}
+    statuses = np.full(len(inputs), _PRESENT, np.uint8)
+    if embedded is not None:
+        statuses[embedded] = _EMBEDDED
+    statuses[inputs.repeated()] = _DUPLICATE
+    reasons = dict(inputs.reasons)
+    if failures:
+        for positions, hashes in inputs.parts():
+            for i, sha in zip(positions.tolist(), hashes, strict=True):
+                if sha in failures:
+                    reasons[i] = failures[sha]
+    statuses[list(reasons)] = _FAILED
+    return Ledger(inputs, statuses, reasons)
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class PhaseOne:
         settings: Settings,
         progress: Callable[[Progress], None] = lambda _: None,
         on_speed: Callable[[SpeedReport], None] = lambda _: None,
-    ) -> list[Outcome]:
+    ) -> Sequence[Outcome]:
         """Compute what is missing; see :func:`mirip_fast.features.embed.embed`."""
         return embed(
             paths, self.recipe, self.store, self._load, hashes, settings, progress, on_speed

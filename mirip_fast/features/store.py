@@ -116,6 +116,7 @@ class FeatureStore:
         self.fingerprint_id = fingerprint_id(fingerprint)
         self._series: dict[str, _Series] | None = None
         self._verify_always = False
+        self._outdated = False
 
     @classmethod
     def create(cls, path: Path, fingerprint: Mapping[str, Any]) -> FeatureStore:
@@ -247,6 +248,11 @@ class FeatureStore:
             series[name] = before.get(name) or _Series(shards[0].spec)
             series[name].update(shards, verify=verify)
         self._series = series
+        self._outdated = False
+
+    def forget(self) -> None:
+        """Rows were written: look again when next asked, as :meth:`refresh` does."""
+        self._outdated = True
 
     def writer(
         self, *, command: str = "", run_id: str | None = None, rank: int | None = None
@@ -266,7 +272,7 @@ class FeatureStore:
         return StoreWriter(self, command, run_id=run_id, rank=rank)
 
     def _load(self) -> dict[str, _Series]:
-        if self._series is None:
+        if self._series is None or self._outdated:
             self.refresh()
         return self._series or {}
 

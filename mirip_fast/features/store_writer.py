@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from mirip_fast.features.store import FeatureStore
 
 
+_FOUND, _ADDED = 0, 1  # rows that were there before, and rows of this writer
+
+
 class StoreWriter(Closing):
     """Appends rows; holds the store's lock until it is closed. Several threads may use it.
 
@@ -87,11 +90,14 @@ class StoreWriter(Closing):
             self._release()
 
     def missing(self, series: str, hashes: Sequence[bytes]) -> NDArray[np.bool_]:
-        """[n]: whether each content hash has no verified row in the series."""
-        with self._mutex:
-            if series not in self._series:
-                return np.ones(len(hashes), dtype=bool)
-            return self._series[series].index.find(hashes) < 0
+        """[n]: whether each content hash has no verified row in the series. Waits for no disk."""
+        known = self._find(series, hashes)
+        return np.ones(len(hashes), dtype=bool) if known is None else known < 0
+
+    def added(self, series: str, hashes: Sequence[bytes]) -> NDArray[np.bool_]:
+        """[n]: whether this writer gave each content hash its row in the series."""
+        known = self._find(series, hashes)
+        return np.zeros(len(hashes), dtype=bool) if known is None else known == _ADDED
 
     def append(self, hashes: Sequence[bytes], features: Mapping[SeriesSpec, NDArray[Any]]) -> None:
         """Write one batch to one or more series; durable when this returns.
@@ -127,7 +133,16 @@ class StoreWriter(Closing):
                     self._write(jobs)
                 self._unsettled = False
                 for series, sha, _ in jobs:
-                    series.index.add(sha, [0] * len(sha))
+                    series.index.add(sha, [_ADDED] * len(sha))
+
+    def _find(self, series: str, hashes: Sequence[bytes]) -> NDArray[Any] | None:
+        known = self._series.get(series)
+        if known is None:
+            return None
+        if not known.looked_at:
+            with self._mutex:
+                return known.index.find(hashes)
+        return known.index.find(hashes)
 
     def _write(self, jobs: Sequence[tuple[_Series, list[bytes], NDArray[Any]]]) -> None:
         files = [file for series, sha, rows in jobs for file in series.write(sha, rows)]
@@ -195,6 +210,7 @@ class StoreWriter(Closing):
     def _release(self) -> None:
         for series in self._series.values():
             series.close()
+        self._series = {}
         self._lock.release()
 
 
@@ -216,6 +232,11 @@ class _Series:
         self._index: HashIndex | None = None
         self._free: list[tuple[Shard, NDArray[np.int64]]] = []
         self._files: dict[Path, ShardWriter] = {}
+
+    @property
+    def looked_at(self) -> bool:
+        """Whether it is known what there is."""
+        return self._index is not None
 
     @property
     def index(self) -> HashIndex:
@@ -245,7 +266,7 @@ class _Series:
                 self._free.append((shard, np.flatnonzero(~good)))
         self.close_full()
         table = np.concatenate(found)
-        self._index = HashIndex(table, np.zeros(len(table), np.int64))
+        self._index = HashIndex(table, np.full(len(table), _FOUND, np.int8))
 
     def new_among(self, hashes: Sequence[bytes]) -> NDArray[np.int64]:
         """Positions of the hashes that are not there, each hash once."""

@@ -16,7 +16,7 @@ from mirip_fast.data.hashes import HashMemory
 from mirip_fast.data.remote import is_remote
 from mirip_fast.errors import CheckpointError, ImageError, StoreError
 from mirip_fast.features.embed import Progress, Settings
-from mirip_fast.features.outcomes import Outcome, ledger
+from mirip_fast.features.outcomes import InputHashes, Outcome, ledger
 from mirip_fast.features.phase_one import PhaseOne, open_hashes, prepare, with_kinds
 from mirip_fast.features.recipe import series_name
 from mirip_fast.features.store import FeatureStore, differing_fields
@@ -129,7 +129,7 @@ class Scored:
             fine-tuned backbones those of the first.
     """
 
-    outcomes: list[Outcome]
+    outcomes: Sequence[Outcome]
     by_view: NDArray[np.float32]
     store: FeatureStore
 
@@ -234,8 +234,7 @@ def _score_part(
         store = None if known is None else _complete_store(model.info, cache_dir, known)
         if store is not None and known is not None:
             # Nothing to compute: neither torch nor the backbone is needed.
-            present = {sha for sha in known if isinstance(sha, bytes)}
-            outcomes = ledger(known, present, {})
+            outcomes: Sequence[Outcome] = ledger(InputHashes.of(known))
         else:
             phase = phase_of_model(model.info, cache_dir, device, backbone, hashes)
             outcomes = phase.embed(paths, hashes, settings, progress)
