@@ -27,6 +27,14 @@ _START = (
     "from mirip_fast.data.decode_worker import serve; serve(*arguments)"
 )
 _START_SECONDS = 60.0
+# Several processes with several threads each would fight over the cores.
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+# glibc would give the pixels of each picture back to the system and ask for them anew: a fifth as many page
+# faults, and 4 % of decoding's processor time, measured with photographs of a megapixel.
+_KEEP_PIXELS = {
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(128 << 20),
+}
 _PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
 
 
@@ -68,8 +76,7 @@ class DecodeProcess:
                     pass_fds=[theirs.fileno()],
                     # Out of reach of Ctrl-C from the first moment on.
                     start_new_session=True,
-                    # Several processes with several threads each would fight over the cores.
-                    env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+                    env={**_KEEP_PIXELS, **os.environ, **_ONE_THREAD},
                 )
             except OSError as error:
                 self._channel.close()
