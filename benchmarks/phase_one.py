@@ -285,7 +285,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="repetitions; medians are shown")
     parser.add_argument("--pictures", type=int, default=267, help="pictures for (b)")
     parser.add_argument(
-        "--big-pictures", type=int, default=48, help="12-megapixel pictures for (b)"
+        "--big-pictures", type=int, help="12-megapixel pictures for (b) (default: all of them)"
     )
     parser.add_argument(
         "--large-images", type=int, default=64, help="pictures for (a), 2 s each or more"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from mirip_fast.data.images import load_rgb, scan_images
+from mirip_fast.runtime import usable_cores
 
 
 def picture_files(data: Path | None, folder: Path, n: int) -> list[Path]:
@@ -33,14 +35,17 @@ def _photograph(path: Path, seed: int) -> Path:
 def twelve_megapixels(paths: Sequence[Path], folder: Path) -> list[Path]:
     """The same pictures, upscaled to 12 megapixels, as JPEGs of quality 90."""
     folder.mkdir(parents=True, exist_ok=True)
-    made = []
-    for number, path in enumerate(paths):
-        image = load_rgb(path)
-        factor = (12e6 / (image.width * image.height)) ** 0.5
-        size = (round(image.width * factor), round(image.height * factor))
-        made.append(folder / f"{number:05d}.jpg")
-        image.resize(size, Image.Resampling.BICUBIC).save(made[-1], quality=90)
-    return made
+    targets = [folder / f"{number:05d}.jpg" for number in range(len(paths))]
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        list(pool.map(_upscale, paths, targets))
+    return targets
+
+
+def _upscale(path: Path, target: Path) -> None:
+    image = load_rgb(path)
+    factor = (12e6 / (image.width * image.height)) ** 0.5
+    size = (round(image.width * factor), round(image.height * factor))
+    image.resize(size, Image.Resampling.BICUBIC).save(target, quality=90)
 
 
 def small_pictures(folder: Path, n: int) -> list[Path]:
