@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import h5py
@@ -88,6 +89,48 @@ def test_the_index_equals_a_dict() -> None:
     assert HashIndex(table[:0], np.arange(0)).find(asked[:3]).tolist() == [-1] * 3
     with pytest.raises(ValueError, match="32 bytes"):
         index.find([b"short"])
+
+
+class Growing(HashIndex):
+    """Another thread sorts its newcomers in just after its table was taken in hand."""
+
+    _FEWEST = 1
+    meanwhile = False
+
+    @property
+    def _sorted(self) -> Any:
+        table = self.__dict__["table"]
+        if self.meanwhile:
+            self.meanwhile = False
+            self.add([b"b" * 32], [2])
+        return table
+
+    @_sorted.setter
+    def _sorted(self, table: Any) -> None:
+        self.__dict__["table"] = table
+
+
+def test_the_index_is_searched_while_it_grows() -> None:
+    index = Growing(np.empty((0, 32), np.uint8), np.empty(0, np.int64))
+    index.add([b"a" * 32], [1])
+    index.meanwhile = True
+    assert index.find([b"a" * 32]).tolist() == [1]
+    assert not index._new and index.find([b"a" * 32, b"b" * 32]).tolist() == [1, 2]
+
+
+def test_a_writer_knows_its_own_rows(store: FeatureStore) -> None:
+    old, new, other = b"a" * 32, b"n" * 32, b"o" * 32
+    spec = SeriesSpec("cls.14", (2,), "float32")
+    with store.writer() as writer:
+        writer.append([old], {spec: np.ones((1, 2), np.float32)})
+        assert writer.added("cls.14", [old, new]).tolist() == [True, False]
+    with store.writer() as writer:
+        writer.append([new, old], {spec: np.ones((2, 2), np.float32)})
+        assert writer.added("cls.14", [old, new, other]).tolist() == [False, True, False]
+        assert writer.missing("cls.14", [old, new, other]).tolist() == [False, False, True]
+        assert writer.added("cls.28", [old]).tolist() == [False]
+    store.forget()
+    assert (store.rows("cls.14", [old, new]) >= 0).all()
 
 
 def test_any_selection_of_rows_is_read_right(

@@ -184,14 +184,15 @@ def _from_images(folder: Path, paths: Sequence[Path], options: DataOptions) -> M
     graded = options.with_grades and tops <= set(options.tiers)
     if options.with_grades and not graded:
         _remark_on_ungraded(folder, tops, options)
+    texts = [name.as_posix() for name in names]  # one text each: there may be millions
     records = tuple(
         Record(
-            image_id=name.as_posix(),
+            image_id=text,
             path=absolute(path),
             tier=options.tiers.index(name.parts[0]) if graded else None,
-            filename=name.as_posix(),
+            filename=text,
         )
-        for path, name in zip(paths, names, strict=True)
+        for path, name, text in zip(paths, names, texts, strict=True)
     )
     return Manifest(folder, folder, options.tiers, records, options, (folder,))
 

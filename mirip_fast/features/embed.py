@@ -161,9 +161,8 @@ class _Run:
         left: dict[bytes, int] = {}
         if self._writer is not None:
             for inputs, hashes in self.known.parts():
-                for i in np.flatnonzero(self.needs.lacking(hashes).any(1)).tolist():
-                    if hashes[i] not in self.needs.failures:
-                        left.setdefault(hashes[i], int(inputs[i]))
+                for i in self.needs.left(hashes):
+                    left.setdefault(hashes[i], int(inputs[i]))
             self.needs.settle(list(left), {})
         return left
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 
@@ -56,16 +57,14 @@ class Needs:
     def claim(self, hashes: Sequence[bytes]) -> list[Need]:
         """What is to be computed of each content; empty where nothing is, or where it was given out."""
         needs: list[Need] = [()] * len(hashes)
-        maybe = np.flatnonzero(self._lacking_before(hashes).any(1)).tolist()
-        if not maybe:
-            return needs
+        maybe = np.flatnonzero(self._lacking_before(hashes)).tolist()
         with self._lock:
             # In this order: what was settled is no longer given out, and the writer has it.
             free = [i for i in maybe if not self._closed(hashes[i])]
-            lacking = self.lacking([hashes[i] for i in free])
+            lacking = self._lacking_now([hashes[i] for i in free])
             for i, row in zip(free, lacking, strict=True):
-                if row.any() and not self._closed(hashes[i]):
-                    need = tuple(w for w, lacks in zip(self._wanted, row, strict=True) if lacks)
+                need = tuple(itertools.compress(self._wanted, row))
+                if need and not self._closed(hashes[i]):
                     needs[i] = self._open[hashes[i]] = need
                     self._given.add(hashes[i])
         return needs
@@ -85,23 +84,30 @@ class Needs:
             self.failures.update(failures)
             self._given.difference_update(hashes, failures)
 
-    def lacking(self, hashes: Sequence[bytes]) -> NDArray[np.bool_]:
-        """[n, wanted series]: whether each content has no row there by now."""
-        result = self._lacking_before(hashes)
-        # The writer has checked the rows, so it is asked only where something was lacking: what it
-        # found damaged elsewhere is a matter for the next run.
-        some = np.flatnonzero(result.any(1))
-        if len(some):
-            writer, asked = self._writer(), [hashes[i] for i in some.tolist()]
-            for column, (_, _, spec) in enumerate(self._wanted):
-                result[some, column] = writer.missing(spec.name, asked)
-        return result
+    def left(self, hashes: Sequence[bytes]) -> list[int]:
+        """Positions of the contents that still lack something by now, without a failure to explain it."""
+        maybe = np.flatnonzero(self._lacking_before(hashes)).tolist()
+        lacking = self._lacking_now([hashes[i] for i in maybe])
+        pairs = zip(maybe, lacking, strict=True)
+        return [i for i, row in pairs if any(row) and hashes[i] not in self.failures]
 
     def _lacking_before(self, hashes: Sequence[bytes]) -> NDArray[np.bool_]:
-        """[n, wanted series]: the same before this run."""
-        return np.stack(
-            [self._store.rows(spec.name, hashes) < 0 for _, _, spec in self._wanted], axis=1
-        )
+        """[n]: whether a content lacked something before this run."""
+        result = np.zeros(len(hashes), bool)
+        for _, _, spec in self._wanted:
+            result |= self._store.rows(spec.name, hashes) < 0
+        return result
+
+    def _lacking_now(self, hashes: Sequence[bytes]) -> list[tuple[bool, ...]]:
+        """[n][wanted series]: whether a content lacks it, as the writer knows, which has checked the rows.
+
+        It is asked only where something was lacking: what it found damaged elsewhere, the next run mends.
+        """
+        if not hashes:
+            return []
+        writer = self._writer()
+        columns = [writer.missing(spec.name, hashes).tolist() for _, _, spec in self._wanted]
+        return list(zip(*columns, strict=True))
 
     def _closed(self, sha: bytes) -> bool:
         return sha in self._given or sha in self.failures
