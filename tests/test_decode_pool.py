@@ -411,3 +411,15 @@ def test_a_worker_starts_without_torch_and_numpy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""  # nor what opens tars and addresses
+
+
+def test_waiting_for_an_answer_is_no_hang(tmp_path: Path) -> None:
+    Image.new("RGB", (1500, 1500), "red").save(tmp_path / "a.png")
+
+    def slow(_: bytes) -> tuple[int, ...]:
+        time.sleep(1.5)  # a large cache is looked through
+        return (24,)
+
+    job = DecodeJob(0, tmp_path / "a.png", (24,), "squash", False, ask=True)
+    with DecodePool(1, timeout_s=1.0) as pool:
+        assert [d.reason for d in pool.decode([job], slow)] == [None]

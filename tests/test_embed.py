@@ -18,6 +18,7 @@ from mirip_fast.config import EmbedConfig
 from mirip_fast.data.hashes import HashMemory
 from mirip_fast.data.images import load_rgb, resize_square, to_array
 from mirip_fast.errors import StoreLockedError
+from mirip_fast.features import shard_rows
 from mirip_fast.features.backbone import Backbone, load_backbone
 from mirip_fast.features.backbone_files import BackboneSpec
 from mirip_fast.features.embed import Progress, Settings, embed
@@ -373,3 +374,26 @@ def test_the_fingerprint_is_of_what_shapes_the_numbers(tmp_path: Path) -> None:
     assert make_recipe(base, moved, "fp32").fingerprint_id == identity
     # Names a cache on every machine: if this changes, PREPROCESSING_VERSION or the backbone did.
     assert identity == "809ec5df84d3dbca"
+
+
+def test_damage_found_meanwhile_is_mended_in_the_same_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard_rows, "_MAX_ROWS", 4)  # the first shard is full
+    paths = [draw(tmp_path / f"{i}.png", i) for i in range(6)]
+    phase = Phase(tmp_path)
+    first = phase.run(paths[:5])
+    name = f"{phase.recipe.kinds[0]}.28"
+    (row,) = phase.store.rows(name, [first[2].sha256 or b""]).tolist()
+    shard = phase.store.shards(name)[0]
+    with shard.path.open("r+b") as stream:
+        stream.seek(shard.features_at + row * shard.spec.row_bytes)
+        byte = stream.read(1)
+        stream.seek(-1, os.SEEK_CUR)
+        stream.write(bytes([byte[0] ^ 1]))
+    again = Phase(tmp_path)
+    outcomes = again.run(paths)  # only the sixth is new, but writing looks through all
+    assert [o.status for o in outcomes] == ["present"] * 2 + ["embedded"] + ["present"] * 2 + [
+        "embedded"
+    ]
+    assert_own_rows(again, paths, outcomes)

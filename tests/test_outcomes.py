@@ -65,3 +65,15 @@ def test_a_ledger_is_a_sequence() -> None:
     with pytest.raises(IndexError):
         made[3]
     assert list(ledger(InputHashes(0))) == []
+
+
+def test_an_input_that_was_forgotten_is_told() -> None:
+    inputs = InputHashes(3)
+    inputs.fail(0, "no")
+    inputs[0] = bytes(32)  # read after all
+    inputs[1] = b"a" * 32
+    made = list(ledger(inputs))
+    assert [o.status for o in made] == ["present", "present", "failed"]
+    assert made[0].reason is None and "not looked at" in str(made[2].reason)
+    with pytest.raises(ValueError, match="32 bytes"):
+        inputs[2] = b"a"

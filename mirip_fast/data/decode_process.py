@@ -122,7 +122,10 @@ class DecodeProcess:
             header = self._read_header(self._busy_since + timeout_s - time.monotonic())
             while "ask" in header:
                 asked = bytes.fromhex(header["ask"])
-                self._channel.sendall(encode_choice(choose(asked)))
+                waited = time.monotonic()
+                sizes = choose(asked)  # may have to wait until a large cache was looked through
+                self._busy_since += time.monotonic() - waited
+                self._channel.sendall(encode_choice(sizes))
                 header = self._read_header(self._busy_since + timeout_s - time.monotonic())
             return self._finish(job, header)
         except (WorkerLostError, BrokenPipeError, ConnectionResetError) as error:

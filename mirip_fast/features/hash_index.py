@@ -1,4 +1,4 @@
-"""Finding content hashes among millions, in little more than their own 32 bytes each."""
+"""Finding content hashes among millions, in 33 to 40 bytes each."""
 
 from __future__ import annotations
 

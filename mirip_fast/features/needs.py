@@ -52,6 +52,7 @@ class Needs:
         self._lock = threading.Lock()
         self._given: set[bytes] = set()
         self._open: dict[bytes, Need] = {}
+        self._ask_of_all = False
         self.failures: dict[bytes, str] = {}
 
     def claim(self, hashes: Sequence[bytes]) -> list[Need]:
@@ -85,24 +86,27 @@ class Needs:
             self._given.difference_update(hashes, failures)
 
     def left(self, hashes: Sequence[bytes]) -> list[int]:
-        """Positions of the contents that still lack something by now, without a failure to explain it."""
+        """Positions of the contents that still lack something by now, without a failure to explain it.
+
+        Asks the writer of all, which may have found damage where nothing was lacking before.
+        """
+        self._ask_of_all = True
         maybe = np.flatnonzero(self._lacking_before(hashes)).tolist()
         lacking = self._lacking_now([hashes[i] for i in maybe])
         pairs = zip(maybe, lacking, strict=True)
         return [i for i, row in pairs if any(row) and hashes[i] not in self.failures]
 
     def _lacking_before(self, hashes: Sequence[bytes]) -> NDArray[np.bool_]:
-        """[n]: whether a content lacked something before this run."""
+        """[n]: whether a content lacked something before this run, or may lack it since."""
+        if self._ask_of_all:
+            return np.ones(len(hashes), bool)
         result = np.zeros(len(hashes), bool)
         for _, _, spec in self._wanted:
             result |= self._store.rows(spec.name, hashes) < 0
         return result
 
     def _lacking_now(self, hashes: Sequence[bytes]) -> list[tuple[bool, ...]]:
-        """[n][wanted series]: whether a content lacks it, as the writer knows, which has checked the rows.
-
-        It is asked only where something was lacking: what it found damaged elsewhere, the next run mends.
-        """
+        """[n][wanted series]: whether a content lacks it, as the writer knows, which has checked the rows."""
         if not hashes:
             return []
         writer = self._writer()

@@ -16,6 +16,7 @@ from mirip_fast.errors import ImageError
 #: What became of an input; every input has exactly one.
 STATUSES = ("embedded", "present", "duplicate", "failed")
 
+_UNSEEN = "it was not looked at; run the same command again"
 _EMBEDDED, _PRESENT, _DUPLICATE, _FAILED = range(4)
 
 
@@ -60,13 +61,21 @@ class InputHashes:
         return self._hashes[i].tobytes() if self._known[i] else None
 
     def __setitem__(self, i: int, sha256: bytes) -> None:
+        if len(sha256) != 32:
+            raise ValueError("a content hash has 32 bytes")
         self._hashes[i] = np.frombuffer(sha256, np.uint8)
         self._known[i] = True
+        self.reasons.pop(i, None)
 
     def fail(self, i: int, reason: str) -> None:
         """Note that an input could not be read."""
         self._known[i] = False
         self.reasons[i] = reason
+
+    def unknown(self) -> list[int]:
+        """The inputs without a hash."""
+        unknown: list[int] = np.flatnonzero(~self._known).tolist()
+        return unknown
 
     def parts(self) -> Iterator[tuple[NDArray[np.int64], list[bytes]]]:
         """Some thousands at a time: the inputs [m] whose hash is known, and the hashes."""
@@ -137,7 +146,7 @@ def ledger(
     if embedded is not None:
         statuses[embedded] = _EMBEDDED
     statuses[inputs.repeated()] = _DUPLICATE
-    reasons = dict(inputs.reasons)
+    reasons = dict.fromkeys(inputs.unknown(), _UNSEEN) | inputs.reasons
     if failures:
         for positions, hashes in inputs.parts():
             for i, sha in zip(positions.tolist(), hashes, strict=True):

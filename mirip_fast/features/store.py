@@ -72,8 +72,8 @@ class _Series:
         default_factory=lambda: HashIndex(np.empty((0, 32), np.uint8), np.empty(0, np.int64))
     )
 
-    def update(self, shards: Sequence[Shard], *, verify: bool) -> None:
-        """Index the rows that came since the last time."""
+    def update(self, shards: Sequence[Shard], *, verify: bool, anew: bool) -> None:
+        """Index the rows that came since the last time; ``anew``: rows may have gone, too."""
         position = {shard.path: i for i, shard in enumerate(self.shards)}
         for shard in shards:
             if shard.path not in position:
@@ -84,7 +84,7 @@ class _Series:
                 self.hashes.append(np.zeros((shard.rows, 32), np.uint8))
         self.live = [position[shard.path] for shard in shards]
         for i in self.live:
-            if not self.sums[i].all():
+            if anew or not self.sums[i].all():
                 self._read_keys(i, verify=verify)
         slots = [np.flatnonzero(self.sums[i]) for i in self.live]
         # The first row by name wins where two processes stored the same picture.
@@ -246,12 +246,12 @@ class FeatureStore:
         series = {}
         for name, shards in found.items():
             series[name] = before.get(name) or _Series(shards[0].spec)
-            series[name].update(shards, verify=verify)
+            series[name].update(shards, verify=verify, anew=self._outdated)
         self._series = series
         self._outdated = False
 
     def forget(self) -> None:
-        """Rows were written: look again when next asked, as :meth:`refresh` does."""
+        """Rows were written, and damaged ones cleared: look at everything again when next asked."""
         self._outdated = True
 
     def writer(

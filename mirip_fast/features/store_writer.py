@@ -90,7 +90,10 @@ class StoreWriter(Closing):
             self._release()
 
     def missing(self, series: str, hashes: Sequence[bytes]) -> NDArray[np.bool_]:
-        """[n]: whether each content hash has no verified row in the series. Waits for no disk."""
+        """[n]: whether each content hash has no verified row in the series.
+
+        The first call for a series reads and verifies it.
+        """
         known = self._find(series, hashes)
         return np.ones(len(hashes), dtype=bool) if known is None else known < 0
 
@@ -136,6 +139,8 @@ class StoreWriter(Closing):
                     series.index.add(sha, [_ADDED] * len(sha))
 
     def _find(self, series: str, hashes: Sequence[bytes]) -> NDArray[Any] | None:
+        if not self._lock.held:
+            raise StoreError(f"{self.store.path}: this writer is closed")
         known = self._series.get(series)
         if known is None:
             return None
