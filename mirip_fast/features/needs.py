@@ -91,10 +91,8 @@ class Needs:
         Asks the writer of all, which may have found damage where nothing was lacking before.
         """
         self._ask_of_all = True
-        maybe = np.flatnonzero(self._lacking_before(hashes)).tolist()
-        lacking = self._lacking_now([hashes[i] for i in maybe])
-        pairs = zip(maybe, lacking, strict=True)
-        return [i for i, row in pairs if any(row) and hashes[i] not in self.failures]
+        rows = enumerate(self._lacking_now(hashes))
+        return [i for i, row in rows if any(row) and hashes[i] not in self.failures]
 
     def _lacking_before(self, hashes: Sequence[bytes]) -> NDArray[np.bool_]:
         """[n]: whether a content lacked something before this run, or may lack it since."""
