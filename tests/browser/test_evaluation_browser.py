@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from contrast import contrast
 from made_evaluation import made_evaluation_page, made_report
 from made_page import HOSTILE
 
@@ -92,29 +93,11 @@ def test_the_numbers_that_are_read_are_those_of_the_report(tmp_path: Path, opene
 def test_what_is_written_can_be_read(whole: Path, opened: Any, scheme: str) -> None:
     """WCAG's contrast of 4.5 for the darkest field of a matrix, and of 3 for the lines."""
     page = opened(whole, color_scheme=scheme)
-    contrast = """([front, back]) => {
-      const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
-      const light = (colour) => {
-        const it = document.createElement('i');
-        document.body.append(it);
-        it.style.color = colour;
-        canvas.fillStyle = getComputedStyle(it).color;
-        canvas.fillRect(0, 0, 1, 1);
-        it.remove();
-        const [r, g, b] = [...canvas.getImageData(0, 0, 1, 1).data].map((value) => {
-          const share = value / 255;
-          return share <= 0.04045 ? share / 12.92 : ((share + 0.055) / 1.055) ** 2.4;
-        });
-        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-      };
-      const [a, b] = [light(front), light(back)];
-      return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-    }"""
     darkest = "color-mix(in oklab, var(--accent) 45%, var(--empty))"
-    assert page.evaluate(contrast, ["var(--ink)", darkest]) >= 4.5
+    assert contrast(page, "var(--ink)", darkest) >= 4.5
     for line in ("var(--accent)", "var(--second)", "var(--soft)"):
-        assert page.evaluate(contrast, [line, "var(--paper)"]) >= 3
-    assert page.evaluate(contrast, ["var(--second)", "var(--paper)"]) >= 4.5  # warnings
+        assert contrast(page, line, "var(--paper)") >= 3
+    assert contrast(page, "var(--second)", "var(--paper)") >= 4.5  # warnings
 
 
 @pytest.mark.parametrize("width", [360, 390, 1280])
