@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import random
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from mirip_fast.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 
 
 def resolve_device(name: str = "auto") -> torch.device:
@@ -111,6 +114,23 @@ def cpu_threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep freed tensors' memory for the next ones: for passes on a CPU.
+
+    glibc gives large blocks back to the system and asks for them anew, page by page. That took 4 % of
+    `embed`'s processor time and a tenth of fine-tuning's (ViT-Tiny, two cores). At most 128 MiB at the end
+    of each heap are kept. Settings of the user's own (MALLOC_…) stay; other C libraries are left alone.
+    """
+    if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    import ctypes
+
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option is not None:
+        for option, value in ((_M_MMAP_THRESHOLD, 32 << 20), (_M_TRIM_THRESHOLD, 128 << 20)):
+            set_option(option, value)
 
 
 def rank() -> int:

@@ -47,8 +47,13 @@ def loaded(path: Path) -> dict[str, Any]:
     return content
 
 
-def test_from_a_head_to_a_ranking(headed: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_from_a_head_to_a_ranking(
+    headed: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[int] = []
+    monkeypatch.setattr("mirip_fast.finetune.setup.keep_freed_memory", lambda: kept.append(1))
     assert run([*FULL, "data", "--learning-rate", "1e-3"]) == 0
+    assert kept
     out, err = capfd.readouterr()
     assert "Starting from the head of runs/" in err and "with its split" in err
     assert "Finished after 2 epochs" in out

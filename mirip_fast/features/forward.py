@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -172,20 +173,16 @@ class Forward:
         """
         import torch
 
-        before = torch.get_num_threads()
-        hooks: list[Any] = []
+        undo = contextlib.ExitStack()
+        undo.enter_context(self.backbone.many_passes())
         if self.threads is not None:
+            undo.callback(torch.set_num_threads, torch.get_num_threads())
             torch.set_num_threads(self.threads)
             if not self.backbone.compiled:
-                modules = [m for m in self.backbone.model.modules() if not list(m.children())]
-                hooks = [m.register_forward_pre_hook(_stopping(stop)) for m in modules]
-
-        def undo() -> None:
-            torch.set_num_threads(before)
-            for hook in hooks:
-                hook.remove()
-
-        return undo
+                for module in self.backbone.model.modules():
+                    if not list(module.children()):
+                        undo.callback(module.register_forward_pre_hook(_stopping(stop)).remove)
+        return undo.close
 
 
 def _stopping(stop: threading.Event) -> Callable[..., None]:

@@ -42,7 +42,7 @@ from mirip_fast.ranking.graded import GradedImages, pairable
 from mirip_fast.ranking.head_files import save_head
 from mirip_fast.ranking.references import write_references_of_scores
 from mirip_fast.ranking.scorer import load_score_model, score_files
-from mirip_fast.runtime import resolve_precision, set_seed
+from mirip_fast.runtime import keep_freed_memory, resolve_precision, set_seed
 from mirip_fast.training.averaging import check_averaging
 from mirip_fast.training.remote import RemoteSync
 from mirip_fast.training.run_folder import Run
@@ -78,6 +78,8 @@ class Setup:
         self, run: Run, *, head: dict[str, Any] | None, resumed: dict[str, Any] | None
     ) -> FitResult:
         """Fit into the run's folder, and leave it finished, failed or interrupted."""
+        if self.device.type == "cpu":
+            keep_freed_memory()
         hooks = Hooks()
         log_file = contextlib.ExitStack()
         if self.peers.is_first:

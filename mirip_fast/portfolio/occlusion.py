@@ -112,9 +112,10 @@ def occlusion_map(
         return found
 
     scores: list[float] = []
-    while batch := list(islice(pictures, batch_size)):
-        found, batch_size = _fitting(score, batch, batch_size)
-        scores += found
+    with backbone.many_passes():
+        while batch := list(islice(pictures, batch_size)):
+            found, batch_size = _fitting(score, batch, batch_size)
+            scores += found
     changes = scores[0] - np.array(scores[1:])
     return ScoreMap(_mean_over(covered, changes, side), scores[0], first_tokens[0])
 
