@@ -5,9 +5,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +30,9 @@ from mirip_fast.features.outcomes import STATUSES, Outcome, summarise
 from mirip_fast.features.phase_one import PhaseOne, prepare
 from mirip_fast.features.pooling import pool_tokens
 from mirip_fast.features.recipe import Recipe, make_recipe
+from mirip_fast.features.shard_rows import Shard
 from mirip_fast.features.store import FeatureStore
+from mirip_fast.features.store_files import DIRTY_FILE
 
 
 def draw(path: Path, seed: int) -> Path:
@@ -337,6 +343,39 @@ def test_an_interrupted_run_keeps_what_was_committed(tmp_path: Path) -> None:
     outcomes = again.run(paths)
     present = [o.status for o in outcomes].count("present")
     assert present >= 4 and again.images == 12 - present
+    assert_own_rows(again, paths, outcomes)
+
+
+@pytest.mark.parametrize("after_a_crash", [False, True])
+def test_ctrl_c_does_not_wait_until_a_large_cache_is_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after_a_crash: bool
+) -> None:
+    """A decoding thread verifies the cache, all of it, when it comes upon the first new picture."""
+    monkeypatch.setattr(shard_rows, "_MAX_ROWS", 1)
+    paths = [draw(tmp_path / f"{i}.png", i) for i in range(30)]
+    phase = Phase(tmp_path)
+    phase.run(paths[:-1])
+    if after_a_crash:
+        (phase.store.path / f"{DIRTY_FILE}-r00").touch()
+    verified = []
+    matching = Shard.matching
+
+    def slow(self: Shard, *arguments: Any) -> Any:
+        if threading.current_thread() is not threading.main_thread():
+            verified.append(self.path)
+            if len(verified) == 1:
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            time.sleep(0.1)
+        return matching(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Shard, "matching", slow)
+        with pytest.raises(KeyboardInterrupt):
+            Phase(tmp_path).run(paths, workers=1)
+        assert 1 <= len(verified) < 10
+    again = Phase(tmp_path)  # the lock was given back
+    outcomes = again.run(paths)
+    assert [o.status for o in outcomes] == ["present"] * 29 + ["embedded"]
     assert_own_rows(again, paths, outcomes)
 
 

@@ -28,6 +28,7 @@ from mirip_fast.features.needs import Need, Needs, sizes_of, wanted_series
 from mirip_fast.features.outcomes import InputHashes, Outcome, ledger
 from mirip_fast.features.recipe import Recipe
 from mirip_fast.features.speed import SpeedReport
+from mirip_fast.features.stages import StoppedError
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.features.store_writer import StoreWriter
 from mirip_fast.runtime import our_cores
@@ -121,6 +122,7 @@ class _Run:
         self._cores = settings.cores or our_cores()
         self._writer: StoreWriter | None = None
         self._writer_lock = threading.Lock()
+        self._stop = threading.Event()  # the run is over for every thread
         self._engine: Engine | None = None
         self._filling: dict[Need, list[tuple[bytes, tuple[NDArray[np.uint8], ...]]]] = {}
         self._counts = Progress(total=len(paths))
@@ -151,10 +153,12 @@ class _Run:
 
     def close(self) -> None:
         """Give the store's lock back; every committed row stays."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-            self._store.forget()
+        self._stop.set()
+        with self._writer_lock:
+            if self._writer is not None:
+                self._writer.close()
+                self._writer = None
+                self._store.forget()
 
     def _left(self) -> dict[bytes, int]:
         """Contents that should have rows by now and have not, with their inputs; to be claimed again."""
@@ -181,6 +185,7 @@ class _Run:
                 if self._engine is not None:
                     self._engine.finish(self._tell)
             except BaseException:
+                self._stop.set()  # first of all: a decoding thread may be verifying a large cache
                 pool.close()
                 if self._engine is not None:
                     self._engine.stop()
@@ -278,10 +283,13 @@ class _Run:
     def _open_writer(self) -> StoreWriter:
         with self._writer_lock:
             if self._writer is None:
+                if self._stop.is_set():
+                    raise StoppedError
                 self._writer = self._store.writer(
                     command=self._settings.command,
                     run_id=self._settings.run_id,
                     rank=self._settings.rank,
+                    stop=self._stop,
                 )
             return self._writer
 

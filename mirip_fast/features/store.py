@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -255,7 +256,12 @@ class FeatureStore:
         self._outdated = True
 
     def writer(
-        self, *, command: str = "", run_id: str | None = None, rank: int | None = None
+        self,
+        *,
+        command: str = "",
+        run_id: str | None = None,
+        rank: int | None = None,
+        stop: threading.Event | None = None,
     ) -> StoreWriter:
         """Take the lock and write; use as a context manager.
 
@@ -263,13 +269,14 @@ class FeatureStore:
             command: what is running, for whoever finds the store locked.
             run_id: names a distributed run; its processes share the lock.
             rank: number of this process in that run (default: the one torchrun gave it).
+            stop: once set, what is being verified is given up.
 
         Raises:
             StoreLockedError: another run holds it; nothing was changed.
         """
         from mirip_fast.features.store_writer import StoreWriter
 
-        return StoreWriter(self, command, run_id=run_id, rank=rank)
+        return StoreWriter(self, command, run_id=run_id, rank=rank, stop=stop)
 
     def _load(self) -> dict[str, _Series]:
         if self._series is None or self._outdated:

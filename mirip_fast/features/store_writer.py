@@ -17,6 +17,7 @@ from mirip_fast.errors import StoreError
 from mirip_fast.features.hash_index import HashIndex
 from mirip_fast.features.shard_rows import ShardWriter
 from mirip_fast.features.shards import SeriesSpec, Shard, create_shard, shard_name
+from mirip_fast.features.stages import StoppedError
 from mirip_fast.features.store_files import (
     DIRTY_FILE,
     STORE_FILE,
@@ -50,6 +51,8 @@ class StoreWriter(Closing):
         command: what is running, for whoever finds the store locked.
         run_id: names the distributed run; None for a run alone.
         rank: number of this process in it (default: the one torchrun gave it).
+        stop: once set, from any thread, verifying ends at the next shard, by StoppedError: a large
+            cache takes minutes.
 
     Raises:
         StoreLockedError: another run writes; names it. Nothing was changed.
@@ -62,8 +65,10 @@ class StoreWriter(Closing):
         *,
         run_id: str | None = None,
         rank: int | None = None,
+        stop: threading.Event | None = None,
     ):
         self.store = store
+        self._stop = stop or threading.Event()
         self.rank = process_rank() if rank is None else rank
         self._mutex = threading.RLock()
         self._marker = store.path / f"{DIRTY_FILE}-r{self.rank:02d}"
@@ -179,7 +184,7 @@ class StoreWriter(Closing):
     def _of(self, spec: SeriesSpec) -> _Series:
         series = self._series.get(spec.name)
         if series is None:
-            series = self._series[spec.name] = _Series(self.store, spec, [], self.rank, alone=True)
+            series = self._series[spec.name] = self._new(spec, [], alone=True)
         if series.spec != spec:
             raise StoreError(
                 f"{self.store.path}: series {spec.name} holds {series.spec.shape} "
@@ -187,14 +192,16 @@ class StoreWriter(Closing):
             )
         return series
 
+    def _new(self, spec: SeriesSpec, shards: Sequence[Shard], *, alone: bool) -> _Series:
+        return _Series(self.store, spec, shards, self.rank, alone=alone, stop=self._stop)
+
     def _recover(self, *, alone: bool) -> None:
         """Bring in order what a crash left, and look what is there."""
         path, first = self.store.path, self._lock.exclusive
         clean_up(path, None if first else self.rank)
         markers = [m for m in dirty_files(path) if first or m == self._marker]
         for name, shards in find_shards(path, self.store.fingerprint_id).items():
-            series = _Series(self.store, shards[0].spec, shards, self.rank, alone=alone)
-            self._series[name] = series
+            series = self._series[name] = self._new(shards[0].spec, shards, alone=alone)
             if not first:  # the process that let us in has verified what was there
                 series.look(lambda shard: bool(markers) and shard.rank == self.rank)
             elif markers or not alone:
@@ -230,9 +237,10 @@ class _Series:
         rank: int,
         *,
         alone: bool,
+        stop: threading.Event,
     ):
         self.spec = spec
-        self._store, self._rank, self._alone = store, rank, alone
+        self._store, self._rank, self._alone, self._stop = store, rank, alone, stop
         self._shards = list(shards)
         self._index: HashIndex | None = None
         self._free: list[tuple[Shard, NDArray[np.int64]]] = []
@@ -256,6 +264,8 @@ class _Series:
         found = [np.empty((0, 32), np.uint8)]
         self._free = []
         for shard in self._shards:
+            if self._stop.is_set():
+                raise StoppedError
             with shard.open() as stream:
                 sums, hashes = shard.read_keys(stream)
                 own = self._alone or shard.rank == self._rank
