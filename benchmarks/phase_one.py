@@ -27,6 +27,7 @@ from embedding import (
     large,
     load,
     plain_loop,
+    quick_forward,
 )
 from pictures import picture_files, small_pictures, twelve_megapixels
 
@@ -94,6 +95,7 @@ def _rivals(
         "ours": lambda: phase.run(paths),
         "decode": lambda: bare_decode(paths, arguments.size),
         "forward": lambda: bare_forward(backbone, ready, 1),
+        "quick": lambda: quick_forward(backbone, ready, 1),
         "loop": lambda: plain_loop(backbone, paths, arguments.size, folder / "plain.h5", 32),
     }
     if backbone.spec.folder is not None:
@@ -108,6 +110,7 @@ def _rivals(
     lines = [
         Line("bare decoding, one thread", 1000 * decode, "ms per picture"),
         Line("bare forward, one thread", 1000 * forward, "ms per picture"),
+        Line("the same through oneDNN", 1000 * costs["quick"].cpu / len(some), "ms per picture"),
         Line("end to end", len(paths) / ours.wall, "pictures/s"),
         Line(
             "end to end ÷ limit (bare, all cores)",
