@@ -121,9 +121,11 @@ def keep_freed_memory() -> None:
 
     glibc gives large blocks back to the system and asks for them anew, page by page. That took 4 % of
     `embed`'s processor time and a tenth of fine-tuning's (ViT-Tiny, two cores). At most 128 MiB at the end
-    of each heap are kept. Settings of the user's own (MALLOC_…) stay; other C libraries are left alone.
+    of each heap are kept. Settings of the user's own (MALLOC_…, GLIBC_TUNABLES) stay; other C libraries
+    are left alone.
     """
-    if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
+    own = any(name.startswith("MALLOC_") for name in os.environ)
+    if sys.platform != "linux" or own or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return
     import ctypes
 

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from mirip_fast.config import EmbedConfig
+from mirip_fast.data.decode_worker import Choose, Decoded, DecodeJob, decode_job
 from mirip_fast.data.hashes import HashMemory
 from mirip_fast.data.images import load_rgb, resize_square, to_array
 from mirip_fast.errors import StoreLockedError
@@ -31,6 +32,7 @@ from mirip_fast.features.phase_one import PhaseOne, prepare
 from mirip_fast.features.pooling import pool_tokens
 from mirip_fast.features.recipe import Recipe, make_recipe
 from mirip_fast.features.shard_rows import Shard
+from mirip_fast.features.speed import SpeedReport
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.features.store_files import DIRTY_FILE
 
@@ -275,6 +277,48 @@ def test_a_feature_that_does_not_fit_is_a_failure(
     assert_own_rows(phase, [paths[0], paths[2]], [outcomes[0], outcomes[2]])
 
 
+class Backwards:
+    """A pool in which the last file is read first; the results come in order, as always."""
+
+    passes = 0
+
+    def __init__(self, workers: int) -> None:
+        Backwards.passes += 1
+
+    def __enter__(self) -> Backwards:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def decode(self, jobs: Iterable[DecodeJob], choose: Choose) -> Iterator[Decoded]:
+        listed = list(jobs)
+        done = {job.index: decode_job(job, choose) for job in reversed(listed)}
+        yield from (done[job.index] for job in listed)
+
+
+def test_copies_side_by_side_are_decoded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever of them is read first, its pixels are taken, and there is no second pass."""
+    monkeypatch.setattr("mirip_fast.features.embed.DecodePool", Backwards)
+    monkeypatch.setattr(Backwards, "passes", 0)
+    paths = [draw(tmp_path / f"{i}-{copy}.png", i) for i in range(3) for copy in "ab"]
+    phase = Phase(tmp_path)
+    reports: list[SpeedReport] = []
+    options = Settings(batch_size=4, cores=1)
+    outcomes = embed(
+        paths, phase.recipe, phase.store, phase.load, phase.hashes, options, on_speed=reports.append
+    )
+    assert [o.status for o in outcomes] == ["embedded", "duplicate"] * 3
+    assert Backwards.passes == 1 and phase.images == 3
+    assert [report.images for report in reports] == [3]
+    assert_own_rows(phase, paths, outcomes)
+
+
 class StaleMemory(HashMemory):
     """Remembers every file's hash, and lets something happen to the files right after it was asked."""
 
@@ -288,6 +332,24 @@ class StaleMemory(HashMemory):
         self._change()
         self._hashes = {}
         yield from known
+
+
+def test_a_second_pass_is_told_together_with_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that vanished is computed from its copy, with the backbone that is loaded."""
+    paths = [draw(tmp_path / f"{i}.png", i) for i in range(4)]
+    copy = draw(tmp_path / "copy.png", 0)
+    phase = Phase(tmp_path)
+    phase.hashes = StaleMemory([*paths, copy], lambda: paths[0].unlink(missing_ok=True))
+    reports: list[SpeedReport] = []
+    options = Settings(batch_size=4, cores=1)
+    outcomes = embed(
+        [*paths, copy], phase.recipe, phase.store, phase.load, phase.hashes, options, on_speed=reports.append
+    )  # fmt: skip
+    assert [o.status for o in outcomes] == ["failed"] + ["embedded"] * 4
+    assert phase.loads == 1
+    assert [report.images for report in reports] == [4]
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,35 @@ def test_leaves_alone_what_it_would_get_wrong() -> None:
     model = nn.ModuleList([gaps, double, half, special, nn.LayerNorm(4)])
     with through_onednn(model):
         assert not changed(model)
+    patched = nn.Linear(4, 8)
+    own = patched.forward = lambda rows: rows + 1
+    with through_onednn(patched):
+        assert patched.forward is own
+    assert patched.forward is own
+
+
+@needs_onednn
+def test_what_the_kernel_does_not_know_goes_the_usual_way() -> None:
+    layer = nn.Linear(4, 8)
+    rows = torch.randn(3, 4)
+    with through_onednn(layer):
+        layer(rows).sum().backward()
+        assert layer.weight.grad is not None
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            assert layer(rows.bfloat16()).dtype == torch.bfloat16
+
+
+@needs_onednn
+@torch.inference_mode()
+def test_a_copy_made_meanwhile_has_weights_of_its_own() -> None:
+    layer = nn.Linear(4, 8)
+    with through_onednn(layer):
+        twin = copy.deepcopy(layer)
+        with through_onednn(layer):  # once is enough
+            pass
+        assert changed(layer)
+    twin.weight.zero_()
+    assert torch.equal(twin(torch.randn(3, 4)), twin.bias.expand(3, 8))
 
 
 def test_other_machines_keep_torchs_own_choice(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,7 @@ from mirip_fast.features import (
 )
 from mirip_fast.features.hash_index import HashIndex
 from mirip_fast.features.shards import SeriesSpec, shard_name
+from mirip_fast.features.stages import StoppedError
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.features.store_writer import StoreWriter
 
@@ -403,6 +404,64 @@ def test_another_run_is_kept_out(store: FeatureStore, monkeypatch: pytest.Monkey
         FeatureStore.open(store.path).writer(run_id="other", rank=1)
     with store.writer(command="alone"), pytest.raises(StoreLockedError, match="alone"):
         FeatureStore.open(store.path).writer(run_id="run", rank=1)
+
+
+def test_waiting_for_the_process_that_verifies_can_be_ended(store: FeatureStore) -> None:
+    first = store_lock.StoreLock(store.path, "verifying", "run", 0)  # until it shares
+    stop = threading.Event()
+    timer = threading.Timer(0.1, stop.set)
+    timer.start()
+    try:
+        with pytest.raises(StoppedError):
+            FeatureStore.open(store.path).writer(run_id="run", rank=1, stop=stop)
+    finally:
+        timer.cancel()
+        first.release()
+    with FeatureStore.open(store.path).writer(run_id="run", rank=1):  # nothing was kept
+        pass
+
+
+def test_verifying_can_be_ended_within_a_shard(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(store, range(16), [CLS])
+    monkeypatch.setattr(shard_rows, "_VERIFY_BYTES", CLS.row_bytes)
+    stop, pieces = threading.Event(), []
+    sums = shard_rows.row_checksums
+
+    def counted(*arguments: Any) -> Any:
+        pieces.append(1)
+        if len(pieces) == 3:
+            stop.set()
+        return sums(*arguments)
+
+    monkeypatch.setattr(shard_rows, "row_checksums", counted)
+    with (
+        FeatureStore.open(store.path).writer(stop=stop) as writer,
+        pytest.raises(StoppedError),
+    ):
+        writer.missing(CLS.name, [sha(0)])
+    assert len(pieces) == 3
+
+
+def test_many_damaged_shards_need_few_open_files(store: FeatureStore) -> None:
+    fill(store, range(16 * 40), [CLS])
+    for shard in store.shards(CLS.name):
+        with shard.path.open("r+b") as stream:
+            stream.seek(shard.features_at)
+            byte = stream.read(1)
+            stream.seek(shard.features_at)
+            stream.write(bytes([byte[0] ^ 1]))
+
+    def look() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (30, 30))
+        with FeatureStore.open(store.path).writer() as writer:
+            missing = writer.missing(CLS.name, [sha(n) for n in range(16 * 40)])
+            assert missing.sum() == 40
+            put(writer, np.flatnonzero(missing).tolist(), [CLS])
+
+    assert in_child(look) is None
+    assert_served(FeatureStore.open(store.path), range(16 * 40))
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])

@@ -71,7 +71,7 @@ def test_the_replay_finds_faults_of_the_store(
         # Without the reader's checksums (a live system) the order alone protects.
         monkeypatch.setattr("mirip_fast.features.store.dirty_files", lambda path: [])
     else:
-        monkeypatch.setattr(shard_rows.Shard, "matching", lambda self, s, sums, h: sums != 0)
+        monkeypatch.setattr(shard_rows.Shard, "matching", lambda self, s, sums, *_: sums != 0)
     kills, power = torture.replays(torture.Shards(16), folder, batches=3, losses=4, enough=1)
     assert kills.failures if fault == "checksum first" else power.failures
 

@@ -27,7 +27,7 @@ from mirip_fast.features.forward import Batch
 from mirip_fast.features.needs import Need, Needs, sizes_of, wanted_series
 from mirip_fast.features.outcomes import InputHashes, Outcome, ledger
 from mirip_fast.features.recipe import Recipe
-from mirip_fast.features.speed import SpeedReport
+from mirip_fast.features.speed import Speed, SpeedReport
 from mirip_fast.features.stages import StoppedError
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.features.store_writer import StoreWriter
@@ -128,6 +128,9 @@ class _Run:
         self._counts = Progress(total=len(paths))
         self._settled = 0  # images that needed no computing, or failed
         self._unread = 0  # files that could not be read
+        self._computed = 0  # images that passed the backbone, or failed in it
+        self._backbone: Backbone | None = None
+        self._speed = Speed()  # of all passes together
         self.known = InputHashes(len(paths))
         self.needs = Needs(store, recipe, self._open_writer)
         self.report: SpeedReport | None = None
@@ -192,7 +195,8 @@ class _Run:
                 raise
         if self._engine is not None:
             self._settled += self._engine.done
-            self.report = self._engine.speed_report(self._settings.workers)
+            self._computed += self._engine.done
+            self.report = self._engine.speed_report(self._settings.workers, self._computed)
             self._engine = None
         self._tell()
 
@@ -232,16 +236,16 @@ class _Run:
             self._hashes.remember(self._paths[item.index], sha, item.stamp)
         if before is not None and sha != before:
             self.needs.claim([sha])
-        need = self.needs.take(sha)
-        wanted = sizes_of(need)
+        # A copy whose pixels nobody asked for must not take the need that another's are for.
+        need = self.needs.take(sha, item.sizes)
         if item.reason is not None:
             self.needs.settle([sha], {sha: item.reason})
             self._settled += 1
-        elif need and set(wanted) <= set(item.sizes):
-            images = tuple(item.images[item.sizes.index(size)] for size in wanted)
+        elif need:
+            images = tuple(item.images[item.sizes.index(size)] for size in sizes_of(need))
             if self._engine is None:
                 self._engine = self._start_engine()
-            self._engine.speed.add("read + decode", item.seconds, item.cpu_seconds)
+            self._speed.add("read + decode", item.seconds, item.cpu_seconds)
             self._filling.setdefault(need, []).append((sha, images))
         else:
             self._settled += 1
@@ -271,13 +275,17 @@ class _Run:
                 del self._filling[need]
 
     def _start_engine(self) -> Engine:
+        if self._backbone is None:
+            self._backbone = self._load()
+            self._speed.restart()
         return Engine(
-            self._load(),
+            self._backbone,
             self._recipe,
             self._open_writer(),
             self._cores,
             self._settings.batch_size,
             self.needs.settle,
+            self._speed,
         )
 
     def _open_writer(self) -> StoreWriter:

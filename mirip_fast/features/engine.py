@@ -35,6 +35,7 @@ class Engine:
         cores: processor cores to use.
         batch_size: images per pass; None: by the device and the number of tokens.
         settle: told which contents have their rows by now, or why not; called from a thread.
+        speed: told how long everything took.
     """
 
     def __init__(
@@ -45,8 +46,9 @@ class Engine:
         cores: int,
         batch_size: int | None,
         settle: Callable[[Sequence[bytes], Mapping[bytes, str]], None],
+        speed: Speed,
     ):
-        self.speed = Speed()
+        self.speed = speed
         self.done = 0  # images committed, or failed in the backbone
         self._cores, self._recipe, self._writer, self._settle = cores, recipe, writer, settle
         self._forward = Forward(backbone, recipe, cores, batch_size, self.speed)
@@ -89,14 +91,14 @@ class Engine:
         self._write.stop(drop=False, timeout_s=_STOP_SECONDS)
         self._release()
 
-    def speed_report(self, workers: int) -> SpeedReport:
-        """Where the time went until now."""
+    def speed_report(self, workers: int, images: int) -> SpeedReport:
+        """Where the time went until now, in which so many images were computed."""
         return self.speed.report(
             workers=workers,
             lanes=self.lanes,
             cores=self._cores,
             device=self._forward.backbone.device.type,
-            images=self.done,
+            images=images,
         )
 
     def _run(self, batches: list[Batch | None]) -> None:

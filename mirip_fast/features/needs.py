@@ -74,16 +74,25 @@ class Needs:
         """Claim one content; the sizes that have to be decoded for it."""
         return sizes_of(self.claim([sha256])[0])
 
-    def take(self, sha256: bytes) -> Need:
-        """The claimed need of a content, to be fulfilled now; empty if there is none (any more)."""
+    def take(self, sha256: bytes, sizes: Sequence[int]) -> Need:
+        """The claimed need of a content, to be fulfilled now from squares of these sizes.
+
+        Empty if there is none (any more), or if it needs other sizes: then it stays for whoever has them.
+        """
         with self._lock:
-            return self._open.pop(sha256, ())
+            need = self._open.get(sha256, ())
+            if not set(sizes_of(need)) <= set(sizes):
+                return ()
+            self._open.pop(sha256, None)
+            return need
 
     def settle(self, hashes: Sequence[bytes], failures: Mapping[bytes, str]) -> None:
         """Note what came of contents: rows that are written, or a failure."""
         with self._lock:
             self.failures.update(failures)
             self._given.difference_update(hashes, failures)
+            for sha in failures:
+                self._open.pop(sha, None)
 
     def left(self, hashes: Sequence[bytes]) -> list[int]:
         """Positions of the contents that still lack something by now, without a failure to explain it.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any
 
 import torch
@@ -24,13 +25,13 @@ def through_onednn(model: nn.Module) -> Iterator[None]:
     """
     layers = [layer for layer in model.modules() if _suits(layer)] if _available() else []
     for layer in layers:
-        # An attribute of the instance goes before the method of its class.
-        layer.forward = _by_onednn(layer)
+        # An attribute of the instance goes before the method of its class; a copy gets its own.
+        layer.forward = MethodType(_by_onednn, layer)
     try:
         yield
     finally:
         for layer in layers:
-            vars(layer).pop("forward", None)
+            del layer.forward
 
 
 def _available() -> bool:
@@ -40,7 +41,7 @@ def _available() -> bool:
 
 
 def _suits(layer: nn.Module) -> bool:
-    if type(layer) is not nn.Linear:
+    if type(layer) is not nn.Linear or "forward" in vars(layer):
         return False
     # A bias with gaps would be read as if it had none.
     tensors = [layer.weight] if layer.bias is None else [layer.weight, layer.bias]
@@ -49,11 +50,9 @@ def _suits(layer: nn.Module) -> bool:
     )
 
 
-def _by_onednn(layer: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
-    kernel: Any = getattr(torch.ops.mkldnn, _KERNEL).default
-
-    def forward(rows: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = kernel(rows, layer.weight, layer.bias, "none", [], "")
-        return result
-
-    return forward
+def _by_onednn(layer: nn.Linear, rows: torch.Tensor) -> torch.Tensor:
+    if rows.dtype != torch.float32 or torch.is_grad_enabled():  # the kernel knows neither
+        return nn.Linear.forward(layer, rows)
+    kernel: Any = getattr(torch.ops.mkldnn, _KERNEL)
+    result: torch.Tensor = kernel(rows, layer.weight, layer.bias, "none", [], "")
+    return result

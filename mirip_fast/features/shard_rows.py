@@ -14,6 +14,7 @@ import hashlib
 import math
 import os
 import re
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.errors import StoreError
+from mirip_fast.features.stages import StoppedError
 
 _MAX_SHARD_BYTES = 256 << 20
 _MAX_ROWS = 4096
@@ -150,16 +152,26 @@ class Shard:
             return self.matching(stream, sums, hashes)
 
     def matching(
-        self, stream: IO[bytes], sums: NDArray[np.uint64], hashes: NDArray[np.uint8]
+        self,
+        stream: IO[bytes],
+        sums: NDArray[np.uint64],
+        hashes: NDArray[np.uint8],
+        stop: threading.Event | None = None,
     ) -> NDArray[np.bool_]:
-        """[rows]: whether each checksum is not 0 and matches the features in the file."""
+        """[rows]: whether each checksum is not 0 and matches the features in the file.
+
+        Raises:
+            StoppedError: ``stop`` was set meanwhile.
+        """
         result = np.zeros(self.rows, dtype=bool)
         step = max(1, _VERIFY_BYTES // self.spec.row_bytes)
-        for start, stop in runs(np.flatnonzero(sums), step):
-            features = np.empty((stop - start, *self.spec.shape), self.spec.dtype)
+        for start, end in runs(np.flatnonzero(sums), step):
+            if stop is not None and stop.is_set():
+                raise StoppedError
+            features = np.empty((end - start, *self.spec.shape), self.spec.dtype)
             self.read_features(stream, start, features)
-            found = row_checksums(self.spec.name, hashes[start:stop], features)
-            result[start:stop] = found == sums[start:stop]
+            found = row_checksums(self.spec.name, hashes[start:end], features)
+            result[start:end] = found == sums[start:end]
         return result
 
     def _fill(self, stream: IO[bytes], offset: int, out: NDArray[Any]) -> None:

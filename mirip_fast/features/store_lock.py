@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import socket
+import threading
 import time
 import weakref
 from datetime import datetime
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mirip_fast.errors import StoreError, StoreLockedError
+from mirip_fast.features.stages import StoppedError
 from mirip_fast.files import disk_full, is_disk_full
 
 LOCK_FILE = "LOCK"
@@ -35,13 +37,29 @@ class StoreLock:
     Attributes:
         exclusive: nobody else holds it.
 
+    Args:
+        folder: the store's.
+        command: what is running.
+        run_id: names a distributed run; None for a run alone.
+        rank: number of this process in it.
+        stop: once set, from any thread, waiting for the first process ends.
+
     Raises:
+        StoppedError: ``stop`` was set.
         StoreLockedError: another run has it, or another process is this rank; names it.
         StoreError: the folder can not be written to.
     """
 
-    def __init__(self, folder: Path, command: str, run_id: str | None, rank: int):
+    def __init__(
+        self,
+        folder: Path,
+        command: str,
+        run_id: str | None,
+        rank: int,
+        stop: threading.Event | None = None,
+    ):
         self._folder, self._run_id = folder, run_id
+        self._stop = stop or threading.Event()
         self._holder = {
             "pid": os.getpid(),
             "host": socket.gethostname(),
@@ -121,7 +139,8 @@ class StoreLock:
                 # Else its first process is still looking after what a crash left behind.
             elif (self._run_id is None and _seems_alive(holder)) or time.monotonic() > until:
                 raise self._refusal(holder)
-            time.sleep(_PAUSE)
+            if self._stop.wait(_PAUSE):
+                raise StoppedError
         if self._was_deleted():  # whole stores are pruned with their lock
             os.close(self._handle)
             self._handle = self._open(LOCK_FILE)

@@ -17,7 +17,6 @@ from mirip_fast.errors import StoreError
 from mirip_fast.features.hash_index import HashIndex
 from mirip_fast.features.shard_rows import ShardWriter
 from mirip_fast.features.shards import SeriesSpec, Shard, create_shard, shard_name
-from mirip_fast.features.stages import StoppedError
 from mirip_fast.features.store_files import (
     DIRTY_FILE,
     STORE_FILE,
@@ -35,6 +34,8 @@ if TYPE_CHECKING:
     from mirip_fast.features.store import FeatureStore
 
 
+#: Written to before they are synced and closed: spoiled rows may lie in thousands of shards.
+_FILES_AT_ONCE = 16
 _FOUND, _ADDED = 0, 1  # rows that were there before, and rows of this writer
 
 
@@ -51,8 +52,8 @@ class StoreWriter(Closing):
         command: what is running, for whoever finds the store locked.
         run_id: names the distributed run; None for a run alone.
         rank: number of this process in it (default: the one torchrun gave it).
-        stop: once set, from any thread, verifying ends at the next shard, by StoppedError: a large
-            cache takes minutes.
+        stop: once set, from any thread, verifying a large cache and waiting for another process that
+            does it end soon, by StoppedError.
 
     Raises:
         StoreLockedError: another run writes; names it. Nothing was changed.
@@ -75,7 +76,7 @@ class StoreWriter(Closing):
         self._dirty = False
         self._unsettled = False  # a batch was broken off: what it wrote may not be on the disk
         self._series: dict[str, _Series] = {}
-        self._lock = StoreLock(store.path, command, run_id, self.rank)
+        self._lock = StoreLock(store.path, command, run_id, self.rank, self._stop)
         try:
             if not (store.path / STORE_FILE).exists():
                 raise StoreError(f"{store.path} was pruned meanwhile; run the same command again")
@@ -155,10 +156,20 @@ class StoreWriter(Closing):
         return known.index.find(hashes)
 
     def _write(self, jobs: Sequence[tuple[_Series, list[bytes], NDArray[Any]]]) -> None:
-        files = [file for series, sha, rows in jobs for file in series.write(sha, rows)]
-        for file in files:
+        written: list[ShardWriter] = []
+        for series, sha, rows in jobs:
+            for file in series.write(sha, rows):
+                written.append(file)
+                if len(written) == _FILES_AT_ONCE:
+                    self._settle(written, [job[0] for job in jobs])
+        self._settle(written, [job[0] for job in jobs])
+
+    @staticmethod
+    def _settle(written: list[ShardWriter], of: Sequence[_Series]) -> None:
+        for file in written:
             file.sync()
-        for series, _, _ in jobs:
+        written.clear()
+        for series in of:
             series.close_full()
 
     @contextlib.contextmanager
@@ -264,19 +275,18 @@ class _Series:
         found = [np.empty((0, 32), np.uint8)]
         self._free = []
         for shard in self._shards:
-            if self._stop.is_set():
-                raise StoppedError
             with shard.open() as stream:
                 sums, hashes = shard.read_keys(stream)
                 own = self._alone or shard.rank == self._rank
                 checked = verify(shard)
-                good = shard.matching(stream, sums, hashes) if checked else sums != 0
+                good = shard.matching(stream, sums, hashes, self._stop) if checked else sums != 0
                 spoiled = np.flatnonzero(~good & (shard.read_checksums(stream) != 0))
             found.append(hashes[good])
             if (checked or own) and len(spoiled):
                 file = self._file(shard)
                 file.clear(spoiled)
                 file.sync()
+                self._files.pop(shard.path).close()  # there may be thousands
             if own:
                 self._free.append((shard, np.flatnonzero(~good)))
         self.close_full()
@@ -312,24 +322,23 @@ class _Series:
             raise
         return shard
 
-    def write(self, hashes: Sequence[bytes], rows: NDArray[Any]) -> list[ShardWriter]:
-        """Put rows into free slots; gives the files to sync."""
+    def write(self, hashes: Sequence[bytes], rows: NDArray[Any]) -> Iterator[ShardWriter]:
+        """Put rows into free slots; gives the files to sync, one after the other."""
         table = np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 32)
-        files, done = [], 0
+        done = 0
         while done < len(hashes):
             shard, slots = self._free[0]
             part = slots[: len(hashes) - done]
-            if len(part):
-                end = done + len(part)
-                file = self._file(shard)
-                file.write(part, table[done:end], rows[done:end])
-                files.append(file)
-                done = end
             if len(part) == len(slots):
                 self._free.pop(0)
             else:
                 self._free[0] = (shard, slots[len(part) :])
-        return files
+            if len(part):
+                end = done + len(part)
+                file = self._file(shard)
+                file.write(part, table[done:end], rows[done:end])
+                done = end
+                yield file
 
     def close_full(self) -> None:
         """Close the files in which no slot is free."""
