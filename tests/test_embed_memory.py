@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import tracemalloc
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from PIL import Image
 
 from mirip_fast.config import EmbedConfig
 from mirip_fast.data.hashes import HashMemory
+from mirip_fast.data.manifest import read_manifest
+from mirip_fast.data.packed_records import PathsOf
 from mirip_fast.features import embed as embed_module
 from mirip_fast.features.embed import Settings
-from mirip_fast.features.hash_index import HashIndex
 from mirip_fast.features.outcomes import summarise
 from mirip_fast.features.phase_one import prepare
 from mirip_fast.features.shards import Shard
@@ -44,9 +46,8 @@ def run(folder: Path, paths: list[Path]) -> None:
 def test_an_image_costs_little_more_than_its_hashes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Both keep a bounded number of images as plain objects; the bound would hide what one costs.
+    # It keeps a bounded number of images as plain objects; the bound would hide what one costs.
     monkeypatch.setattr(HashMemory, "remember", lambda *_: None)
-    monkeypatch.setattr(HashIndex, "_FEWEST", 8)
     live: list[int] = []
     plain = embed_module.ledger
 
@@ -63,7 +64,7 @@ def test_an_image_costs_little_more_than_its_hashes(
         run(tmp_path / f"out {n}", paths)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert live[2] - live[1] < 1800 * 80
+    assert live[2] - live[1] < 1800 * 60
     assert peaks[2] - peaks[1] < 1800 * 150
 
 
@@ -73,3 +74,27 @@ def test_features_are_not_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(Shard, "read_features", never)
     run(tmp_path, pictures(tmp_path / "in", 40))
+
+
+@pytest.mark.parametrize("table", [False, True])
+def test_a_name_costs_few_bytes(tmp_path: Path, table: bool) -> None:
+    names = [f"{i // 100:02d}/{i * 7919:08d}.jpg" for i in range(3000)]
+    for i in range(0, len(names), 100):
+        (tmp_path / names[i]).parent.mkdir()
+    for name in names:
+        (tmp_path / name).touch()
+    if table:
+        lines = [f"{name},{'SABC'[i % 4]},{i / 7},{i % 50},oil" for i, name in enumerate(names)]
+        text = "\n".join(["filename,tier,tier_score,group,dept", *lines])
+        (tmp_path / "metadata.csv").write_text(text)
+    tracemalloc.start()
+    manifest = read_manifest(tmp_path)
+    paths = PathsOf(manifest.records)
+    assert [os.path.relpath(path, tmp_path) for path in paths] == names
+    gc.collect()
+    there = tracemalloc.get_traced_memory()[0]
+    del manifest, paths  # what goes with it is what it kept; Python's own tables grow now and then
+    gc.collect()
+    kept = there - tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert len(names) * 5 < kept < len(names) * 100

@@ -77,3 +77,15 @@ def test_an_input_that_was_forgotten_is_told() -> None:
     assert made[0].reason is None and "not looked at" in str(made[2].reason)
     with pytest.raises(ValueError, match="32 bytes"):
         inputs[2] = b"a"
+
+
+def test_a_run_without_any_readable_input() -> None:
+    assert [o.status for o in ledger(InputHashes.of([ImageError("no")] * 3))] == ["failed"] * 3
+
+
+def test_repeats_are_found_however_far_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(InputHashes, "_AT_ONCE", 3)
+    order = [0, 1, 0, 2, 2, 3, 1, -1, 4, -1, 4, 0, 5]
+    known = [ImageError("no") if n < 0 else bytes([n]) * 32 for n in order]
+    repeated = InputHashes.of(known).repeated().tolist()
+    assert repeated == [n >= 0 and n in order[:i] for i, n in enumerate(order)]

@@ -23,6 +23,7 @@ from torture import BATCH, FINGERPRINT, SPECS, in_child, rows_of, sha
 
 from mirip_fast.errors import DiskFullError, StoreError, StoreLockedError
 from mirip_fast.features import (
+    content_numbers,
     shard_rows,
     store_files,
     store_lock,
@@ -31,6 +32,7 @@ from mirip_fast.features import (
     store_tools,
     store_writer,
 )
+from mirip_fast.features.content_numbers import ContentNumbers
 from mirip_fast.features.hash_index import HashIndex
 from mirip_fast.features.shards import SeriesSpec, shard_name
 from mirip_fast.features.stages import StoppedError
@@ -69,54 +71,74 @@ def assert_served(store: FeatureStore, numbers: Sequence[int], spec: SeriesSpec 
 # ---- index and reading
 
 
+def awkward_hashes(rng: np.random.Generator) -> list[bytes]:
+    """Different hashes: many alike at the beginning, many with zeros at the end."""
+    hashes = [bytes(31) + bytes([n]) for n in range(50)]  # alike but for the last byte
+    hashes += [bytes([n]) + bytes(31) for n in range(1, 50)]  # alike but for the first
+    return hashes + [rng.bytes(32) for _ in range(200)]
+
+
 def test_the_index_equals_a_dict() -> None:
     rng = np.random.default_rng(0)
-    hashes = [bytes(31) + bytes([n]) for n in range(50)]  # alike but for the last byte
-    hashes += [
-        bytes([n]) + bytes(31) for n in range(1, 50)
-    ]  # alike but for the first; zeros at the end
-    hashes += [rng.bytes(32) for _ in range(200)]
+    hashes = awkward_hashes(rng)
     table = np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 32)
     index = HashIndex(np.concatenate([table, table[:10]]), np.arange(len(hashes) + 10))
-    with mock.patch.object(HashIndex, "_FEWEST", 20):
-        known = {h: i for i, h in enumerate(hashes)}
-        for start in range(0, 100, 7):
-            fresh = [rng.bytes(32) for _ in range(7)]
-            index.add(fresh, range(1000 + start, 1007 + start))
-            known.update(zip(fresh, range(1000 + start, 1007 + start), strict=True))
+    known = {h: i for i, h in enumerate(hashes)}
     asked = [*known, *(rng.bytes(32) for _ in range(50))]
     assert index.find(asked).tolist() == [known.get(h, -1) for h in asked]
-    assert index.hashes() == set(known)
+    assert index.hashes() == set(known) and len(index) == len(known)
     assert HashIndex(table[:0], np.arange(0)).find(asked[:3]).tolist() == [-1] * 3
     with pytest.raises(ValueError, match="32 bytes"):
         index.find([b"short"])
 
 
-class Growing(HashIndex):
-    """Another thread sorts its newcomers in just after its table was taken in hand."""
-
-    _FEWEST = 1
-    meanwhile = False
-
-    @property
-    def _sorted(self) -> Any:
-        table = self.__dict__["table"]
-        if self.meanwhile:
-            self.meanwhile = False
-            self.add([b"b" * 32], [2])
-        return table
-
-    @_sorted.setter
-    def _sorted(self, table: Any) -> None:
-        self.__dict__["table"] = table
+def test_numbers_of_contents_equal_a_dict(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(content_numbers, "_FEWEST_SLOTS", 2)
+    monkeypatch.setattr(content_numbers, "_BLOCK", 7)
+    rng = np.random.default_rng(0)
+    hashes, contents, known = awkward_hashes(rng), ContentNumbers(), {}
+    for start in range(0, len(hashes), 9):  # part of them for a second time
+        part = hashes[max(0, start - 5) : start + 9]
+        wanted = [known.setdefault(sha, len(known)) for sha in part]
+        assert contents.add([*part, *part]) == [*wanted, *wanted]
+        assert contents.find(hashes) == [known.get(sha, -1) for sha in hashes]
+    assert [contents[i] for i in range(len(contents))] == hashes
+    assert contents.find([rng.bytes(32) for _ in range(50)]) == [-1] * 50
+    for ask in (contents.find, contents.add):
+        with pytest.raises(ValueError, match="32 bytes"):
+            ask([b"short"])
 
 
-def test_the_index_is_searched_while_it_grows() -> None:
-    index = Growing(np.empty((0, 32), np.uint8), np.empty(0, np.int64))
-    index.add([b"a" * 32], [1])
-    index.meanwhile = True
-    assert index.find([b"a" * 32]).tolist() == [1]
-    assert not index._new and index.find([b"a" * 32, b"b" * 32]).tolist() == [1, 2]
+class Growing(ContentNumbers):
+    """Another thread gives numbers to contents just before and just after a slot was looked up."""
+
+    before: Sequence[bytes] = ()
+    after: Sequence[bytes] = ()
+
+    def _look(self, slots: Any, sha256: bytes) -> tuple[int, int]:
+        self._come("before")
+        found = super()._look(slots, sha256)
+        self._come("after")
+        return found
+
+    def _come(self, when: str) -> None:
+        coming = getattr(self, when)
+        if coming:
+            setattr(self, when, ())
+            self.add(coming)
+
+
+def test_contents_are_looked_up_while_others_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(content_numbers, "_FEWEST_SLOTS", 4)
+    contents = Growing()
+    first, second, third = (bytes(31) + bytes([n]) for n in range(3))  # all want the same slot
+    many = [bytes([n]) * 32 for n in range(1, 50)]
+    contents.add([first])
+    contents.after = [second]  # takes the slot that was free for the third
+    assert contents.find([third]) == [-1] and contents.find([second]) == [1]
+    contents.before = many  # other slots are made; those in hand stay right
+    assert contents.find([second, third]) == [1, -1]
+    assert contents.find([first, *many]) == [0, *range(2, 51)]
 
 
 def test_a_writer_knows_its_own_rows(store: FeatureStore) -> None:

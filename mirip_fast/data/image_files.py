@@ -29,14 +29,24 @@ Stamp = tuple[int, int]
 
 
 def scan_images(root: Path) -> list[Path]:
+    """Every image file under ``root``; see :func:`scan_names`.
+
+    Returns:
+        Paths that start with ``root``, in the same order.
+    """
+    start = os.path.join(root, "")  # noqa: PTH118
+    return [Path(start + name) for name in scan_names(root)]
+
+
+def scan_names(root: Path) -> list[str]:
     """Every image file under ``root``, by name ending, at any depth.
 
     Links to files count; links to folders are not entered (they may lead in circles). Hidden files
     count.
 
     Returns:
-        Paths that start with ``root``, sorted by the raw bytes of their path below it, so that the order
-        is the same in every language setting.
+        Names below ``root``, sorted by their raw bytes, so that the order is the same in every language
+        setting.
 
     Raises:
         DataError: ``root`` is no folder, or a folder below it can not be read.
@@ -45,15 +55,16 @@ def scan_images(root: Path) -> list[Path]:
         what = "is a file, not a folder" if root.exists() else "does not exist"
         raise DataError(f"{root} {what}; name a folder of images")
     found: list[str] = []
+    start = len(os.path.join(root, ""))  # noqa: PTH118
     for folder, _, names in os.walk(root, onerror=_refuse_folder, followlinks=False):
         # splitext and not Path.suffix: what counts as an ending of "...png" differs between Pythons.
         found.extend(
-            os.path.join(folder, name)  # noqa: PTH118 - a Path for each file of a big tree is slow
+            os.path.join(folder, name)[start:]  # noqa: PTH118 - a Path for each of many is slow
             for name in names
             if os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS  # noqa: PTH122
         )
-    # All share the same beginning, so sorting whole paths sorts the paths below the root.
-    return [Path(name) for name in sorted(found, key=os.fsencode)]
+    found.sort(key=os.fsencode)
+    return found
 
 
 def _refuse_folder(error: OSError) -> None:

@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from mirip_fast.data.csv_reader import Problems, absolute, closest, counted, format_table, shown
-from mirip_fast.data.image_files import IMAGE_EXTENSIONS, scan_images
+from mirip_fast.data.image_files import IMAGE_EXTENSIONS, scan_names
 from mirip_fast.data.manifest_rows import IMAGE_FOLDER, records_from_csv
+from mirip_fast.data.packed_records import PackedRecords
 from mirip_fast.data.place_manifest import read_remote, read_tars, remark_on_tars, tars_in
 from mirip_fast.data.places import is_tar
 from mirip_fast.data.records import DataOptions, Manifest, Record
@@ -68,7 +69,7 @@ def read_manifest(source: Path | str, options: DataOptions | None = None) -> Man
         return read_tars(source, tars, options)
     if is_remote(source):
         found = read_remote(source, options)
-        return found if isinstance(found, Manifest) else _from_images(*found, options)
+        return found if isinstance(found, Manifest) else _from_names(*found, options)
     if source.is_dir():
         table = source / METADATA_NAME
         return (
@@ -158,8 +159,8 @@ def imbalance_remark(manifest: Manifest) -> str | None:
 
 def _read_folder(folder: Path, options: DataOptions) -> Manifest:
     """A folder without a CSV file: its images, else those of its tars."""
-    paths = scan_images(folder)
-    if not paths:
+    names = scan_names(folder)
+    if not names:
         tars = tars_in(folder)
         if tars:
             return read_tars(folder, tars, options)
@@ -168,7 +169,7 @@ def _read_folder(folder: Path, options: DataOptions) -> Manifest:
             f"{shown(folder)}: no {METADATA_NAME}, and no images or tars in it or its folders ({known})"
         )
     remark_on_tars(folder, sum(name.lower().endswith(".tar") for name in os.listdir(folder)))  # noqa: PTH208
-    return _from_images(folder, paths, options)
+    return _from_names(folder, names, options)
 
 
 def _may_be_tar(source: Path) -> bool:
@@ -177,22 +178,28 @@ def _may_be_tar(source: Path) -> bool:
     return named and not source.is_dir() and (is_remote(source) or source.exists())
 
 
-def _from_images(folder: Path, paths: Sequence[Path], options: DataOptions) -> Manifest:
-    """The images of a folder; tiers come from its first-level folders where all are tiers."""
-    names = [Path(os.path.relpath(path, folder)) for path in paths]
-    tops = {name.parts[0] if len(name.parts) > 1 else "" for name in names}
+def _from_names(folder: Path, found: Sequence[str], options: DataOptions) -> Manifest:
+    """The images of a folder; tiers come from its first-level folders where all are tiers.
+
+    Args:
+        folder: absolute.
+        found: names below it.
+        options: the names of the tiers.
+    """
+    names = found if os.sep == "/" else [name.replace(os.sep, "/") for name in found]
+    tops = {name.partition("/")[0] if "/" in name else "" for name in names}
     graded = options.with_grades and tops <= set(options.tiers)
     if options.with_grades and not graded:
         _remark_on_ungraded(folder, tops, options)
-    texts = [name.as_posix() for name in names]  # one text each: there may be millions
-    records = tuple(
+    start = os.path.join(folder, "")  # noqa: PTH118 (thousands of calls)
+    records = PackedRecords(
         Record(
-            image_id=text,
-            path=absolute(path),
-            tier=options.tiers.index(name.parts[0]) if graded else None,
-            filename=text,
+            image_id=name,
+            path=Path(start + name),
+            tier=options.tiers.index(name.partition("/")[0]) if graded else None,
+            filename=name,
         )
-        for path, name, text in zip(paths, names, texts, strict=True)
+        for name in names
     )
     return Manifest(folder, folder, options.tiers, records, options, (folder,))
 

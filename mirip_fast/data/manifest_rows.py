@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mirip_fast.data.csv_reader import Problems, Table, closest, counted, read_table, shown
 from mirip_fast.data.locate import FileFinder
+from mirip_fast.data.packed_records import PackedRecords
 from mirip_fast.data.places import entries_in, is_place
 from mirip_fast.data.records import DataOptions, Manifest, Record
 from mirip_fast.data.tar_index import safe_name
@@ -42,7 +43,7 @@ def records_from_csv(path: Path, options: DataOptions) -> Manifest:
         source=path,
         root=options.image_root or path.parent,
         tiers=options.tiers,
-        records=tuple(records),
+        records=PackedRecords(records),
         options=replace(options, image_column=columns.image),
         places=tuple(dict.fromkeys(places)),
     )

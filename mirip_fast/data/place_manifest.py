@@ -14,6 +14,7 @@ from mirip_fast.data.csv_reader import Problems, Table, shown
 from mirip_fast.data.image_files import IMAGE_EXTENSIONS
 from mirip_fast.data.locate import FileFinder
 from mirip_fast.data.manifest_rows import IMAGE_COLUMNS, Columns, Rows, records_from_csv
+from mirip_fast.data.packed_records import PackedRecords
 from mirip_fast.data.places import is_tar, note_remote, remote_info, tar_index
 from mirip_fast.data.records import DataOptions, Manifest, Record
 from mirip_fast.data.source_names import expand, is_pattern
@@ -78,7 +79,7 @@ def read_tars(source: Path, tars: Sequence[Path], options: DataOptions) -> Manif
         ids = [image_id for _, _, image_id in names]
         records = _from_labels(source, root, ids, labels, options)
         if any(record.tier is not None for record in records):
-            return Manifest(source, root, options.tiers, records, options, (root,))
+            return Manifest(source, root, options.tiers, PackedRecords(records), options, (root,))
     else:
         records = tuple(Record(image_id=i, path=root / i, filename=i) for _, _, i in names)
     tops = [name.partition("/")[0] if "/" in name else "" for _, name, _ in names]
@@ -93,7 +94,7 @@ def read_tars(source: Path, tars: Sequence[Path], options: DataOptions) -> Manif
             "with a %s, and not every image in a folder named for a tier (%s)",
             *(shown(source), METADATA_NAME, options.tier_column, ", ".join(options.tiers)),
         )
-    return Manifest(source, root, options.tiers, records, options, (root,))
+    return Manifest(source, root, options.tiers, PackedRecords(records), options, (root,))
 
 
 def remark_on_tars(folder: Path, number: int) -> None:
@@ -105,8 +106,8 @@ def remark_on_tars(folder: Path, number: int) -> None:
         )
 
 
-def read_remote(source: Path, options: DataOptions) -> Manifest | tuple[Path, list[Path]]:
-    """The manifest of an address that is no tar; or a folder and its images, where it has no table.
+def read_remote(source: Path, options: DataOptions) -> Manifest | tuple[Path, list[str]]:
+    """The manifest of an address that is no tar; or a folder and its images' names, where it has no table.
 
     Raises:
         DataError: there is nothing, or nothing that can be read.
@@ -130,7 +131,7 @@ def read_remote(source: Path, options: DataOptions) -> Manifest | tuple[Path, li
         if name == METADATA_NAME:
             return records_from_csv(path, options)
         if os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS:  # noqa: PTH122
-            images.append(path)
+            images.append(name)
         elif is_tar(path):
             tars.append(path)
     if refused:
@@ -172,7 +173,7 @@ def _from_tables(source: Path, tables: dict[Path, list[str]], options: DataOptio
     root = Path(os.path.commonpath([tar.parent for tar in tables]))
     places = tuple(place for manifest in manifests for place in manifest.places)
     # Rows of several tables have no one number; file names start from the folder of the tars.
-    whole = tuple(
+    whole = PackedRecords(
         replace(record, row=None, filename=os.path.relpath(record.path, root)) for record in records
     )
     return Manifest(source, root, options.tiers, whole, manifests[0].options, places)

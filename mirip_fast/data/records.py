@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -103,7 +103,8 @@ class Manifest:
         source: the CSV file, or the folder where there is none; absolute.
         root: the folder that file names are relative to; absolute.
         tiers: names of the tiers, best first; ``Record.tier`` counts into them.
-        records: one per image.
+        records: one per image; many are packed and made when looked at
+            (:class:`mirip_fast.data.packed_records.PackedRecords`).
         options: how the source spells its columns; files written from it are spelled the same.
         places: folders that file names were looked up in, in this order.
     """
@@ -111,7 +112,7 @@ class Manifest:
     source: Path
     root: Path
     tiers: tuple[str, ...]
-    records: tuple[Record, ...]
+    records: Sequence[Record]
     options: DataOptions = DataOptions()
     places: tuple[Path, ...] = ()
 
@@ -129,8 +130,12 @@ class Manifest:
         counts = Counter(record.tier for record in self.records)
         return {name: counts[index] for index, name in enumerate(self.tiers)}
 
+    def first(self, count: int) -> Manifest:
+        """A manifest of the first ``count`` records, packed as they are."""
+        return replace(self, records=self.records[:count])
+
     def subset(self, indexes: Iterable[int]) -> Manifest:
-        """A manifest of the records with these indexes, in the order given."""
+        """A manifest of the records with these indexes, in the order given; a tuple, quick to look at."""
         return replace(self, records=tuple(self.records[int(index)] for index in indexes))
 
     def missing(self) -> list[Record]:

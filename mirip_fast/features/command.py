@@ -12,6 +12,7 @@ from pathlib import Path
 from mirip_fast.config import Config
 from mirip_fast.data.csv_reader import shown
 from mirip_fast.data.manifest import read_manifest
+from mirip_fast.data.packed_records import PathsOf
 from mirip_fast.data.places import keep_indexes_in
 from mirip_fast.data.records import DataOptions
 from mirip_fast.errors import StoreError
@@ -89,9 +90,9 @@ def embed_data(
     keep_indexes_in(Path(options.cache_dir))
     manifest = read_manifest(source, DataOptions.from_config(data))
     if limit is not None:
-        manifest = manifest.subset(range(min(limit, len(manifest))))
+        manifest = manifest.first(limit)
     log.info("%d images in %s", len(manifest), shown(manifest.source))
-    paths = [record.path for record in manifest.records]
+    paths = PathsOf(manifest.records)
     ranks = distributed()
     settings = Settings(
         workers=default_workers(options.workers),
@@ -121,7 +122,7 @@ def embed_data(
             log.info(
                 "Rank %d of %d: its share is %d images", ranks.rank, ranks.size, len(parts.mine)
             )
-        mine = paths if parts is None else [paths[i] for i in parts.mine]
+        mine = paths if parts is None else PathsOf(manifest.records, parts.mine)
         clock.start()
         outcomes = phase.embed(mine, hashes, settings, clock, speed.append)
     whole: Sequence[Outcome] | None = outcomes

@@ -193,8 +193,6 @@ def save_dataset(
             "source": address(manifest.source),
             "root": address(manifest.root),
             "tiers": list(manifest.tiers),
-            # Faulty grades count: training tells what is wrong with them.
-            "graded": any(record.tier is not None for record in manifest.records),
             "images": len(manifest),
             "failed": sum(outcome.status == "failed" for outcome in outcomes),
             "limit": limit,
@@ -299,15 +297,22 @@ def _write(
     info: Mapping[str, Any],
 ) -> None:
     """Write the three files of a data set; without the last one it is none."""
+    graded = False  # faulty grades count: training tells what is wrong with them
 
     def rows() -> Iterator[dict[str, object]]:  # one after the other: there may be millions
+        nonlocal graded
         for record, outcome in zip(records, outcomes, strict=True):
+            graded = graded or record.tier is not None
             yield _row(record, outcome, info["tiers"])
 
-    failed = (row for row in rows() if row["status"] == "failed")
+    failed = (
+        {"path": address(records[i].path), "reason": outcome.reason}
+        for i, outcome in enumerate(outcomes)
+        if outcome.status == "failed"
+    )
     write_csv(dataset.folder / "manifest.csv", _COLUMNS, rows())
     write_csv(dataset.failures_csv, ("path", "reason"), failed)
-    write_json(dataset.folder / "dataset.json", info)
+    write_json(dataset.folder / "dataset.json", {"graded": graded, **info})
 
 
 def _check_info(info: Mapping[str, Any]) -> None:

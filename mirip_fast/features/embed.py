@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from mirip_fast.data.decode_pool import Decoded, DecodeJob, DecodePool
 from mirip_fast.data.hashes import HashMemory
+from mirip_fast.features.content_numbers import ContentNumbers
 from mirip_fast.features.engine import Engine
 from mirip_fast.features.forward import Batch
 from mirip_fast.features.needs import Need, Needs, sizes_of, wanted_series
@@ -124,6 +125,7 @@ class _Run:
         self._writer_lock = threading.Lock()
         self._stop = threading.Event()  # the run is over for every thread
         self._engine: Engine | None = None
+        self._reading: dict[int, Path] = {}  # inputs that are being read and decoded
         self._filling: dict[Need, list[tuple[bytes, tuple[NDArray[np.uint8], ...]]]] = {}
         self._counts = Progress(total=len(paths))
         self._settled = 0  # images that needed no computing, or failed
@@ -131,7 +133,8 @@ class _Run:
         self._computed = 0  # images that passed the backbone, or failed in it
         self._backbone: Backbone | None = None
         self._speed = Speed()  # of all passes together
-        self.known = InputHashes(len(paths))
+        self._contents = ContentNumbers()
+        self.known = InputHashes(len(paths), self._contents)
         self.needs = Needs(store, recipe, self._open_writer)
         self.report: SpeedReport | None = None
 
@@ -206,26 +209,26 @@ class _Run:
         fast = self._recipe.decode == "fast"
         iterator = iter(indices)
         while part := list(islice(iterator, _RECALLED_AT_ONCE)):
+            paths = [self._paths[i] for i in part]
             remembered: list[bytes | None] = [None] * len(part)
             if not self._settings.rehash:
-                remembered = list(self._hashes.recall_many([self._paths[i] for i in part]))
+                remembered = list(self._hashes.recall_many(paths))
             known = [sha for sha in remembered if sha is not None]
             needs = iter(self.needs.claim(known))
-            for index, sha in zip(part, remembered, strict=True):
+            for index, path, sha in zip(part, paths, remembered, strict=True):
                 need = next(needs) if sha is not None else ()
-                path, mode = self._paths[index], self._recipe.resize
-                if sha is None:
-                    yield DecodeJob(index, path, sizes, mode, fast, ask=True)
-                    continue
-                self.known[index] = sha
-                if need:
-                    yield DecodeJob(index, path, sizes_of(need), mode, fast)
-                else:
+                if sha is not None:
+                    self.known[index] = sha
+                if sha is not None and not need:
                     self._counts.total -= 1
+                    continue
+                self._reading[index] = path
+                wanted = sizes if sha is None else sizes_of(need)
+                yield DecodeJob(index, path, wanted, self._recipe.resize, fast, ask=sha is None)
 
     def _accept(self, item: Decoded) -> None:
         """Take in what became of one file. It is known by the bytes that were decoded."""
-        sha, before = item.sha256, self.known[item.index]
+        sha, before, path = item.sha256, self.known[item.index], self._reading.pop(item.index)
         if not sha:
             self.known.fail(item.index, item.reason or "")
             self._settled += 1
@@ -233,7 +236,7 @@ class _Run:
             return
         self.known[item.index] = sha
         if item.stamp is not None:
-            self._hashes.remember(self._paths[item.index], sha, item.stamp)
+            self._hashes.remember(path, sha, item.stamp)
         if before is not None and sha != before:
             self.needs.claim([sha])
         # A copy whose pixels nobody asked for must not take the need that another's are for.
@@ -298,6 +301,7 @@ class _Run:
                     run_id=self._settings.run_id,
                     rank=self._settings.rank,
                     stop=self._stop,
+                    contents=self._contents,
                 )
             return self._writer
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.errors import ImageError
+from mirip_fast.features.content_numbers import ContentNumbers
 
 #: What became of an input; every input has exactly one.
 STATUSES = ("embedded", "present", "duplicate", "failed")
@@ -30,7 +31,11 @@ class Outcome:
 
 
 class InputHashes:
-    """The content hash of each of ``n`` inputs, or why it could not be read; 33 bytes each.
+    """The content hash of each of ``n`` inputs, or why it could not be read; a number of 4 bytes each.
+
+    Args:
+        n: how many.
+        contents: the numbers of the hashes, which others may use, too.
 
     Attributes:
         reasons: input → why it could not be read.
@@ -38,9 +43,9 @@ class InputHashes:
 
     _AT_ONCE = 4096
 
-    def __init__(self, n: int):
-        self._hashes = np.zeros((n, 32), np.uint8)
-        self._known = np.zeros(n, bool)
+    def __init__(self, n: int, contents: ContentNumbers | None = None):
+        self._contents = ContentNumbers() if contents is None else contents
+        self._numbers = np.full(n, -1, np.int32)
         self.reasons: dict[int, str] = {}
 
     @classmethod
@@ -55,49 +60,44 @@ class InputHashes:
         return inputs
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self._numbers)
 
     def __getitem__(self, i: int) -> bytes | None:
-        return self._hashes[i].tobytes() if self._known[i] else None
+        number = int(self._numbers[i])
+        return None if number < 0 else self._contents[number]
 
     def __setitem__(self, i: int, sha256: bytes) -> None:
-        if len(sha256) != 32:
-            raise ValueError("a content hash has 32 bytes")
-        self._hashes[i] = np.frombuffer(sha256, np.uint8)
-        self._known[i] = True
+        (self._numbers[i],) = self._contents.add([sha256])
         self.reasons.pop(i, None)
 
     def fail(self, i: int, reason: str) -> None:
         """Note that an input could not be read."""
-        self._known[i] = False
+        self._numbers[i] = -1
         self.reasons[i] = reason
 
     def unknown(self) -> list[int]:
         """The inputs without a hash."""
-        unknown: list[int] = np.flatnonzero(~self._known).tolist()
+        unknown: list[int] = np.flatnonzero(self._numbers < 0).tolist()
         return unknown
 
     def parts(self) -> Iterator[tuple[NDArray[np.int64], list[bytes]]]:
         """Some thousands at a time: the inputs [m] whose hash is known, and the hashes."""
         for start in range(0, len(self), self._AT_ONCE):
-            known = np.flatnonzero(self._known[start : start + self._AT_ONCE]) + start
-            table = self._hashes[known].tobytes()
-            yield known, [table[i : i + 32] for i in range(0, len(table), 32)]
+            numbers = self._numbers[start : start + self._AT_ONCE]
+            known = np.flatnonzero(numbers >= 0)
+            yield known + start, [self._contents[number] for number in numbers[known].tolist()]
 
     def repeated(self) -> NDArray[np.bool_]:
         """[n]: whether an earlier input has the same content."""
-        # Sorting whole hashes would take several times their memory; few begin with the same 8 bytes.
-        begin = self._hashes.view("<u8")[:, 0].copy()
-        order = np.argsort(begin, kind="stable")
-        begin = begin[order]
-        alike = np.zeros(len(self) + 1, bool)
-        alike[1:-1] = begin[1:] == begin[:-1]
-        candidates = np.sort(order[alike[1:] | alike[:-1]])
-        result, seen = np.zeros(len(self), bool), set()
-        for i in candidates[self._known[candidates]].tolist():
-            sha = self[i]
-            result[i] = sha in seen
-            seen.add(sha)
+        result = np.zeros(len(self), bool)
+        seen = np.zeros(len(self._contents) + 1, bool)  # the last for what has no number, −1
+        for start in range(0, len(self), self._AT_ONCE):
+            part = self._numbers[start : start + self._AT_ONCE]
+            numbers, first = np.unique(part, return_index=True)
+            again = np.ones(len(part), bool)
+            again[first] = seen[numbers]
+            result[start : start + self._AT_ONCE] = again & (part >= 0)
+            seen[numbers] = True
         return result
 
 

@@ -32,6 +32,7 @@ from mirip_fast.features.store_files import (
 from mirip_fast.files import write_json
 
 if TYPE_CHECKING:
+    from mirip_fast.features.content_numbers import ContentNumbers
     from mirip_fast.features.store_writer import StoreWriter
 
 __all__ = [
@@ -262,6 +263,7 @@ class FeatureStore:
         run_id: str | None = None,
         rank: int | None = None,
         stop: threading.Event | None = None,
+        contents: ContentNumbers | None = None,
     ) -> StoreWriter:
         """Take the lock and write; use as a context manager.
 
@@ -270,13 +272,14 @@ class FeatureStore:
             run_id: names a distributed run; its processes share the lock.
             rank: number of this process in that run (default: the one torchrun gave it).
             stop: once set, what is being verified is given up.
+            contents: numbers that the caller keeps, too, so that no hash is kept twice.
 
         Raises:
             StoreLockedError: another run holds it; nothing was changed.
         """
         from mirip_fast.features.store_writer import StoreWriter
 
-        return StoreWriter(self, command, run_id=run_id, rank=rank, stop=stop)
+        return StoreWriter(self, command, run_id=run_id, rank=rank, stop=stop, contents=contents)
 
     def _load(self) -> dict[str, _Series]:
         if self._series is None or self._outdated:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mirip_fast.closing import Closing
 from mirip_fast.errors import StoreError
-from mirip_fast.features.hash_index import HashIndex
+from mirip_fast.features.content_numbers import ContentNumbers
 from mirip_fast.features.shard_rows import ShardWriter
 from mirip_fast.features.shards import SeriesSpec, Shard, create_shard, shard_name
 from mirip_fast.features.store_files import (
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 #: Written to before they are synced and closed: spoiled rows may lie in thousands of shards.
 _FILES_AT_ONCE = 16
-_FOUND, _ADDED = 0, 1  # rows that were there before, and rows of this writer
+_NONE, _FOUND, _ADDED = 0, 1, 2  # no row; one that was there before; one of this writer
 
 
 class StoreWriter(Closing):
@@ -54,6 +54,7 @@ class StoreWriter(Closing):
         rank: number of this process in it (default: the one torchrun gave it).
         stop: once set, from any thread, verifying a large cache and waiting for another process that
             does it end soon, by StoppedError.
+        contents: numbers that the caller keeps, too, so that no hash is kept twice.
 
     Raises:
         StoreLockedError: another run writes; names it. Nothing was changed.
@@ -67,9 +68,11 @@ class StoreWriter(Closing):
         run_id: str | None = None,
         rank: int | None = None,
         stop: threading.Event | None = None,
+        contents: ContentNumbers | None = None,
     ):
         self.store = store
         self._stop = stop or threading.Event()
+        self._contents = ContentNumbers() if contents is None else contents
         self.rank = process_rank() if rank is None else rank
         self._mutex = threading.RLock()
         self._marker = store.path / f"{DIRTY_FILE}-r{self.rank:02d}"
@@ -100,13 +103,11 @@ class StoreWriter(Closing):
 
         The first call for a series reads and verifies it.
         """
-        known = self._find(series, hashes)
-        return np.ones(len(hashes), dtype=bool) if known is None else known < 0
+        return np.array([state == _NONE for state in self._states(series, hashes)], bool)
 
     def added(self, series: str, hashes: Sequence[bytes]) -> NDArray[np.bool_]:
         """[n]: whether this writer gave each content hash its row in the series."""
-        known = self._find(series, hashes)
-        return np.zeros(len(hashes), dtype=bool) if known is None else known == _ADDED
+        return np.array([state == _ADDED for state in self._states(series, hashes)], bool)
 
     def append(self, hashes: Sequence[bytes], features: Mapping[SeriesSpec, NDArray[Any]]) -> None:
         """Write one batch to one or more series; durable when this returns.
@@ -142,18 +143,18 @@ class StoreWriter(Closing):
                     self._write(jobs)
                 self._unsettled = False
                 for series, sha, _ in jobs:
-                    series.index.add(sha, [_ADDED] * len(sha))
+                    series.note(sha, _ADDED)
 
-    def _find(self, series: str, hashes: Sequence[bytes]) -> NDArray[Any] | None:
+    def _states(self, series: str, hashes: Sequence[bytes]) -> list[int]:
         if not self._lock.held:
             raise StoreError(f"{self.store.path}: this writer is closed")
         known = self._series.get(series)
         if known is None:
-            return None
+            return [_NONE] * len(hashes)
         if not known.looked_at:
             with self._mutex:
-                return known.index.find(hashes)
-        return known.index.find(hashes)
+                return known.states(hashes)
+        return known.states(hashes)
 
     def _write(self, jobs: Sequence[tuple[_Series, list[bytes], NDArray[Any]]]) -> None:
         written: list[ShardWriter] = []
@@ -195,7 +196,7 @@ class StoreWriter(Closing):
     def _of(self, spec: SeriesSpec) -> _Series:
         series = self._series.get(spec.name)
         if series is None:
-            series = self._series[spec.name] = self._new(spec, [], alone=True)
+            series = self._new_series(spec, [], alone=True)
         if series.spec != spec:
             raise StoreError(
                 f"{self.store.path}: series {spec.name} holds {series.spec.shape} "
@@ -203,16 +204,20 @@ class StoreWriter(Closing):
             )
         return series
 
-    def _new(self, spec: SeriesSpec, shards: Sequence[Shard], *, alone: bool) -> _Series:
-        return _Series(self.store, spec, shards, self.rank, alone=alone, stop=self._stop)
+    def _new_series(self, spec: SeriesSpec, shards: Sequence[Shard], *, alone: bool) -> _Series:
+        series = _Series(
+            self.store, spec, shards, self.rank, self._contents, alone=alone, stop=self._stop
+        )
+        self._series[spec.name] = series
+        return series
 
     def _recover(self, *, alone: bool) -> None:
         """Bring in order what a crash left, and look what is there."""
         path, first = self.store.path, self._lock.exclusive
         clean_up(path, None if first else self.rank)
         markers = [m for m in dirty_files(path) if first or m == self._marker]
-        for name, shards in find_shards(path, self.store.fingerprint_id).items():
-            series = self._series[name] = self._new(shards[0].spec, shards, alone=alone)
+        for shards in find_shards(path, self.store.fingerprint_id).values():
+            series = self._new_series(shards[0].spec, shards, alone=alone)
             if not first:  # the process that let us in has verified what was there
                 series.look(lambda shard: bool(markers) and shard.rank == self.rank)
             elif markers or not alone:
@@ -246,6 +251,7 @@ class _Series:
         spec: SeriesSpec,
         shards: Sequence[Shard],
         rank: int,
+        contents: ContentNumbers,
         *,
         alone: bool,
         stop: threading.Event,
@@ -253,26 +259,42 @@ class _Series:
         self.spec = spec
         self._store, self._rank, self._alone, self._stop = store, rank, alone, stop
         self._shards = list(shards)
-        self._index: HashIndex | None = None
+        self._contents = contents
+        self._known: bytearray | None = None  # by a content's number; the latest may not be in it
         self._free: list[tuple[Shard, NDArray[np.int64]]] = []
         self._files: dict[Path, ShardWriter] = {}
 
     @property
     def looked_at(self) -> bool:
         """Whether it is known what there is."""
-        return self._index is not None
+        return self._known is not None
 
-    @property
-    def index(self) -> HashIndex:
-        """The content hashes with a valid row; the first look verifies them."""
-        if self._index is None:
+    def states(self, hashes: Sequence[bytes]) -> list[int]:
+        """Whether each content has a valid row, and whose; the first look verifies them."""
+        if self._known is None:
             self.look(lambda _: True)
-        assert self._index is not None
-        return self._index
+        known = self._known
+        assert known is not None
+        return [
+            known[number] if 0 <= number < len(known) else _NONE
+            for number in self._contents.find(hashes)
+        ]
+
+    def note(self, hashes: Sequence[bytes], state: int) -> None:
+        """Keep that contents have rows."""
+        assert self._known is not None
+        self._note(self._known, hashes, state)
+
+    def _note(self, known: bytearray, hashes: Sequence[bytes], state: int) -> None:
+        numbers = self._contents.add(hashes)
+        lacking = max(numbers, default=-1) + 1 - len(known)
+        known.extend(bytes(max(0, lacking)))
+        for number in numbers:
+            known[number] = state
 
     def look(self, verify: Callable[[Shard], bool]) -> None:
         """Read what the shards hold; where ``verify(shard)``, spoiled rows become free slots."""
-        found = [np.empty((0, 32), np.uint8)]
+        found: list[NDArray[np.uint8]] = []
         self._free = []
         for shard in self._shards:
             with shard.open() as stream:
@@ -290,15 +312,18 @@ class _Series:
             if own:
                 self._free.append((shard, np.flatnonzero(~good)))
         self.close_full()
-        table = np.concatenate(found)
-        self._index = HashIndex(table, np.full(len(table), _FOUND, np.int8))
+        known = bytearray()
+        for part in found:
+            table = part.tobytes()
+            self._note(known, [table[i : i + 32] for i in range(0, len(table), 32)], _FOUND)
+        self._known = known  # others may look without the lock from now on
 
     def new_among(self, hashes: Sequence[bytes]) -> NDArray[np.int64]:
         """Positions of the hashes that are not there, each hash once."""
         first = {sha: i for i, sha in reversed(list(enumerate(hashes)))}
-        there = self.index.find(hashes) >= 0
+        states = self.states(hashes)
         return np.array(
-            [i for i, sha in enumerate(hashes) if first[sha] == i and not there[i]], np.int64
+            [i for i, sha in enumerate(hashes) if first[sha] == i and states[i] == _NONE], np.int64
         )
 
     def make_room(self, count: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -139,9 +140,7 @@ def _source_of_folder(source: Path, config: Config) -> Source:
     return Source(images, config.data, config.embed, str(manifest.source))
 
 
-def _undecodable(
-    records: tuple[Record, ...], known_bad: set[int], config: Config
-) -> dict[int, str]:
+def _undecodable(records: Sequence[Record], known_bad: set[int], config: Config) -> dict[int, str]:
     """Index → reason of the files that no decoder can read."""
     jobs = (
         DecodeJob(i, record.path, (_CHECK_SIZE,), "squash", True)
