@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,16 +27,27 @@ def fsync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def partial_path(path: Path) -> Path:
+    """Where a file is made before it gets its name: ``.<name>.<process>-<random>.partial`` beside it.
+
+    No two calls give the same. A process id alone would not do: processes of one distributed run that
+    are on several machines, or in several containers, may have the same one.
+    """
+    return path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.partial")
+
+
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then put it in place in one step.
 
     Readers see the old file or the new one, never a part. An existing file stays whole whatever fails.
+    Several processes and threads may write one path at once: one of their files is there in the end.
 
     Raises:
         DiskFullError: the disk is full; the message says how much is free.
+        OSError: it can not be written; ``filename`` is ``path``, or the folder that can not be made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = partial_path(path)
     try:
         with partial.open("wb") as stream:
             write(stream)
@@ -44,7 +55,10 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             os.fsync(stream.fileno())
         partial.replace(path)
     except BaseException as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(
+            OSError
+        ):  # a read-only disk refuses this, too; the first error tells
+            partial.unlink(missing_ok=True)
         if is_disk_full(error):
             raise disk_full(path) from error
         if isinstance(error, OSError) and error.filename == str(partial):
@@ -53,7 +67,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     fsync_folder(path.parent)
 
 
-@contextmanager
+@contextlib.contextmanager
 def scratch_folder(out: Path, name: str) -> Iterator[Path]:
     """A new folder inside ``out``, to make files in before they are put there; gone afterwards in any case.
 

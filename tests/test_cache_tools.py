@@ -34,6 +34,7 @@ from mirip_fast.features.command import EmbedDone, embed_data
 from mirip_fast.features.datasets import Dataset, find_datasets
 from mirip_fast.features.shards import SeriesSpec, shard_name
 from mirip_fast.features.store import FeatureStore
+from mirip_fast.files import partial_path
 
 N = 12
 NOW = Wanted(older_than=0)
@@ -381,11 +382,13 @@ def test_what_came_to_be_used_after_the_plan_stays(cache: Path, data: Path) -> N
 
 def test_leftovers_of_kills_and_repairs_go(cache: Path) -> None:
     path = the_store(cache).path
-    for name in (f".{shard_name('cls.28', 0, 7)}.99.partial", "cls.28-r00-00009.h5.damaged"):
+    earlier = f".{shard_name('cls.28', 0, 7)}.99.partial"  # as earlier versions named them
+    made = [partial_path(path / name).name for name in (shard_name("cls.28", 0, 7), "canary.json")]
+    for name in (earlier, *made, "cls.28-r00-00009.h5.damaged"):
         (path / name).write_bytes(bytes(1000))
     plan = plans(cache)
-    assert len(plan.leftovers) == 2 and plan.frees == 2000
-    assert carry_out(plan) == 2000 and verified(cache).whole
+    assert len(plan.leftovers) == 4 and plan.frees == 4000
+    assert carry_out(plan) == 4000 and verified(cache).whole
 
 
 def test_prune_does_nothing_where_it_can_not_know(cache: Path) -> None:

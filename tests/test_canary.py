@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -116,3 +118,101 @@ def test_nothing_is_written_before_the_verdict(
         phase.run(paths, cores=2, batch_size=2)
     phase.store.refresh()
     assert phase.passed > 0 and phase.store.series() == {}
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    found = [r.getMessage() for r in caplog.records if r.name == canary.__name__]
+    caplog.clear()
+    return found
+
+
+def test_a_canary_that_is_gone_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A new one beside older features would hide that what is added now differs from them."""
+    paths = [draw(tmp_path / f"{i}.png", i) for i in range(4)]
+    phase = Phase(tmp_path)
+    phase.run(paths[:1])
+    assert warnings(caplog) == []  # a store without rows has none yet
+    (phase.store.path / CANARY_FILE).unlink()
+    phase.run(paths[:2])
+    (said,) = warnings(caplog)
+    assert f"{CANARY_FILE} is not there" in said and "--cache-dir" in said
+    phase.run(paths[:3])
+    assert warnings(caplog) == []
+    (phase.store.path / CANARY_FILE).write_text('{"features": {}, "made_with": {}}')
+    phase.run(paths)
+    assert len(warnings(caplog)) == 1
+
+
+def test_another_process_may_store_the_canary_and_rows_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    paths = [draw(tmp_path / f"{i}.png", i) for i in range(2)]
+    phase = Phase(tmp_path)
+    phase.run(paths[:1])
+    file = phase.store.path / CANARY_FILE
+    theirs = file.read_text()
+    file.unlink()
+    real = canary.Canary._has_rows
+
+    def other(self: canary.Canary) -> bool:
+        file.write_text(theirs)
+        return real(self)
+
+    monkeypatch.setattr(canary.Canary, "_has_rows", other)
+    assert phase.run(paths)[1].status == "embedded"
+    assert warnings(caplog) == [] and file.read_text() == theirs
+
+
+def test_a_canary_that_is_not_finite_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    paths = [draw(tmp_path / f"{i}.png", i) for i in range(3)]
+    phase = Phase(tmp_path)
+    real = canary.Canary._features
+
+    def overflowing(self: canary.Canary, *given: Any) -> dict[str, Any]:
+        return {**real(self, *given), "cls.28": np.full(64, np.inf, np.float32)}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(canary.Canary, "_features", overflowing)
+        phase.run(paths[:1])  # each picture's row is judged alone
+    (said,) = warnings(caplog)
+    assert "not finite in fp32" in said and not (phase.store.path / CANARY_FILE).exists()
+    phase.run(paths[:2])
+    (said,) = warnings(caplog)
+    assert "is not there" in said
+    monkeypatch.setattr(canary.Canary, "_features", overflowing)
+    with pytest.raises(CanaryError, match="test picture are not finite"):
+        phase.run(paths)
+    assert len(phase.store.valid_hashes("cls.28")) == 2
+
+
+def test_a_stored_canary_that_is_not_finite_is_damage(tmp_path: Path) -> None:
+    """Nothing differs from NaN by more than some number."""
+    paths = [draw(tmp_path / f"{i}.png", i) for i in range(2)]
+    phase = Phase(tmp_path)
+    phase.run(paths[:1])
+    file = phase.store.path / CANARY_FILE
+    content = json.loads(file.read_text())
+    content["features"]["cls.28"][3] = float("nan")
+    file.write_text(json.dumps(content))
+    with pytest.raises(StoreError, match=r"canary\.json can not be read .*not finite"):
+        phase.run(paths)
+
+
+def test_the_first_verdict_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever gives up may look just before the check ends, and speak just after."""
+    phase = Phase(tmp_path)
+    phase.store.path.mkdir(exist_ok=True)
+    backbone = phase.load()
+    monkeypatch.setattr(Future, "done", lambda _: False)  # as each of the two saw it
+    passed = canary.Canary(phase.store.path, phase.recipe)
+    passed.check(backbone)
+    passed.give_up(CanaryError("too late"))
+    passed.wait()
+    given_up = canary.Canary(phase.store.path, phase.recipe)
+    given_up.give_up(CanaryError("first"))
+    given_up.give_up(CanaryError("second"))
+    given_up.check(backbone)
+    with pytest.raises(CanaryError, match="first"):
+        given_up.wait()

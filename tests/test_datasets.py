@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
+import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -229,3 +234,87 @@ def test_what_to_type_to_embed_it_again(graded_folder: Path, cache: Path) -> Non
 def test_a_dataset_knows_its_store(tmp_path: Path) -> None:
     dataset = Dataset(tmp_path / "abc" / "datasets" / "data-1")
     assert dataset.store_path == tmp_path / "abc"
+
+
+@pytest.fixture
+def read_only(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From the call on, nothing can be written or deleted in the cache."""
+
+    def forbid() -> None:
+        real_open, real_unlink, real_mkdir = Path.open, Path.unlink, Path.mkdir
+
+        def refuse(path: Path) -> None:
+            if path.resolve().is_relative_to(cache.resolve()):
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+        def opened(path: Path, mode: str = "r", *args: Any, **more: Any) -> Any:
+            if "w" in mode:
+                refuse(path)
+            return real_open(path, mode, *args, **more)
+
+        def unlink(path: Path, missing_ok: bool = False) -> None:
+            refuse(path)
+            real_unlink(path, missing_ok)
+
+        def mkdir(
+            path: Path, mode: int = 0o777, parents: bool = False, exist_ok: bool = False
+        ) -> None:
+            if not path.exists():
+                refuse(path)
+            real_mkdir(path, mode, parents, exist_ok)
+
+        monkeypatch.setattr(Path, "open", opened)
+        monkeypatch.setattr(Path, "unlink", unlink)
+        monkeypatch.setattr(Path, "mkdir", mkdir)
+
+    return forbid
+
+
+def test_unchanged_data_need_no_writing(
+    graded_folder: Path,
+    cache: Path,
+    read_only: Callable[[], None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (graded_folder / "images" / "work_03.png").write_text("no picture")
+    (graded_folder / "images" / "work_05.png").write_bytes(
+        (graded_folder / "images" / "work_04.png").read_bytes()
+    )
+    first = put(graded_folder)
+    before = (first.dataset.folder / "dataset.json").read_bytes()
+    read_only()
+    again = put(graded_folder, embed_batch_size=7)  # which changes no result
+    assert (again.summary.embedded, again.summary.present, again.summary.failed) == (0, 38, 1)
+    assert again.dataset == first.dataset
+    assert (first.dataset.folder / "dataset.json").read_bytes() == before
+    (said,) = (r.getMessage() for r in caplog.records if "can not be written" in r.getMessage())
+    assert "manifest.csv can not be written (Read-only file system)" in said and "--data" in said
+
+
+@pytest.mark.parametrize("change", ["grade", "limit", "views", "damage", "another"])
+def test_changed_data_that_can_not_be_written_are_told(
+    graded_folder: Path, cache: Path, tmp_path: Path, read_only: Callable[[], None], change: str
+) -> None:
+    put(graded_folder, tta="flip")
+    dataset = put(graded_folder).dataset
+    limit, options, data, file = None, {}, graded_folder, "manifest.csv"
+    if change == "grade":
+        text = (graded_folder / "metadata.csv").read_text(encoding="utf-8")
+        (graded_folder / "metadata.csv").write_text(text.replace(",B", ",S", 1), encoding="utf-8")
+    elif change == "limit":
+        limit = 5
+    elif change == "views":
+        options = {"tta": "flip"}
+    elif change == "damage":
+        (dataset.folder / "manifest.csv").write_text("half")
+    else:
+        data, file = tmp_path / "mine", "mine-"  # the folder of its ledger
+        data.mkdir()
+        for name in ("work_00.png", "work_01.png"):
+            (data / name).write_bytes((graded_folder / "images" / name).read_bytes())
+    read_only()
+    with pytest.raises(StoreError) as error:
+        put(data, limit=limit, **options)
+    text = str(error.value)
+    assert re.search(rf"{file}\S* can not be written \(Read-only file system\)", text), text
+    assert "--cache-dir" in text and ".partial" not in text

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import errno
+import json
+import os
+import threading
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 from mirip_fast.errors import DiskFullError
-from mirip_fast.files import move_files, scratch_folder
+from mirip_fast.files import (
+    move_files,
+    partial_path,
+    read_json,
+    scratch_folder,
+    write_atomically,
+    write_json,
+)
 
 
 def test_finished_files_are_put_in_place(tmp_path: Path) -> None:
@@ -43,3 +54,70 @@ def test_nothing_is_left_of_what_failed(
     assert (tmp_path / "kept").read_text() == "old"
     if expected is DiskFullError:
         assert str(tmp_path) in str(caught.value)
+
+
+def test_writers_with_the_same_process_id_do_not_meet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ranks on several machines may have equal process ids, and write the same files of a cache."""
+    monkeypatch.setattr(os, "getpid", lambda: 77)
+    path, failures = tmp_path / "store.json", []
+    start = threading.Barrier(2)
+
+    def write(who: str) -> None:
+        start.wait()
+        try:
+            for _ in range(50):
+                write_json(path, {"who": [who] * 2000})
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=write, args=(who,)) for who in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert len(set(read_json(path)["who"])) == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_no_two_temporary_files_have_one_name(tmp_path: Path) -> None:
+    names = {partial_path(tmp_path / "store.json").name for _ in range(100)}
+    assert len(names) == 100
+    assert all(n.startswith(".store.json.") and n.endswith(".partial") for n in names)
+
+
+def test_one_writer_does_not_see_the_other_ones_half_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Step by step: the second writes and is done while the first is in the middle of its file."""
+    monkeypatch.setattr(os, "getpid", lambda: 77)
+    path = tmp_path / "canary.json"
+
+    def first(stream: IO[bytes]) -> None:
+        stream.write(b'{"who": ')
+        stream.flush()
+        write_json(path, {"who": "second"})
+        assert read_json(path) == {"who": "second"}
+        stream.write(b'"first"}')
+
+    write_atomically(path, first)
+    assert json.loads(path.read_text()) == {"who": "first"}
+
+
+@pytest.mark.parametrize("where", ["open", "replace"])
+def test_what_can_not_be_written_is_told_by_its_own_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """On a read-only disk even deleting the file that was never made is an error; it must not hide the first."""
+
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(Path, where, refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    path = tmp_path / "manifest.csv"
+    with pytest.raises(OSError, match="Read-only") as caught:
+        write_json(path, {})
+    assert caught.value.errno == errno.EROFS and caught.value.filename == str(path)

@@ -38,6 +38,7 @@ from mirip_fast.features.shards import SeriesSpec, shard_name
 from mirip_fast.features.stages import StoppedError
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.features.store_writer import StoreWriter
+from mirip_fast.files import partial_path
 
 CLS, GRID = SPECS
 
@@ -387,7 +388,9 @@ def test_leftovers_of_killed_runs_are_deleted(store: FeatureStore) -> None:
     fill(store, range(3))
     keep = store.path / ".manifest.json.77.partial"  # somebody else's, perhaps at work
     for name in (f".{shard_name(CLS.name, 0, 1)}.77.partial", ".shards-r00.json.77.partial"):
-        (store.path / name).touch()
+        (store.path / name).touch()  # as earlier versions named them
+    for name in (shard_name(CLS.name, 0, 1), "shards-r00.json"):
+        partial_path(store.path / name).touch()
     keep.touch()
     store.writer().close()
     assert list(store.path.glob(".*.partial")) == [keep]

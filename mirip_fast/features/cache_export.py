@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mirip_fast.errors import RunNotFoundError, StoreError
-from mirip_fast.features.datasets import Dataset, Entry, find_datasets
+from mirip_fast.features.datasets import Dataset, find_datasets
+from mirip_fast.features.ledger_lines import Entry
 from mirip_fast.features.recipe import series_name
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.features.store_tools import export

@@ -3,14 +3,16 @@
 A new version of a library, another kernel or another device can change features without changing anything
 that the fingerprint knows of. So each run that computes anything first computes the features of a picture
 that comes with the package, decoded like any other, and compares them with those that the store's first
-run kept in ``canary.json``. Where they differ by more than arithmetic does, nothing is written.
+run kept in ``canary.json``. Where they differ by more than arithmetic does, nothing is written. Where
+nothing can be compared, a warning says so.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import platform
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from importlib import metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,7 @@ from numpy.typing import NDArray
 from mirip_fast.errors import StoreError
 from mirip_fast.features.pooling import pool_tokens
 from mirip_fast.features.recipe import Recipe
+from mirip_fast.features.store_files import find_shards
 from mirip_fast.files import read_json, write_json
 
 if TYPE_CHECKING:
@@ -66,7 +69,7 @@ class Canary:
         except BaseException as error:
             self.give_up(error)
             raise
-        if not self._verdict.done():
+        with contextlib.suppress(InvalidStateError):  # given up meanwhile
             self._verdict.set_result(None)
 
     def wait(self) -> None:
@@ -74,8 +77,9 @@ class Canary:
         self._verdict.result()
 
     def give_up(self, error: BaseException) -> None:
-        """Let those go who wait; they see ``error``."""
-        if not self._verdict.done():
+        """Let those go who wait; they see ``error``. A verdict that is there already stays."""
+        # Asking first whether there is one would leave a moment in which another thread gives it.
+        with contextlib.suppress(InvalidStateError):
             self._verdict.set_exception(error)
 
     def _features(self, backbone: Backbone, copies: int) -> dict[str, NDArray[np.float32]]:
@@ -90,9 +94,29 @@ class Canary:
         return {f"{kind}.{view.name}": row.numpy() for kind, row in rows.items()}
 
     def _compare(self, ours: dict[str, NDArray[np.float32]], made_with: dict[str, str]) -> None:
-        if not all(np.isfinite(row).all() for row in ours.values()):
-            return  # a backbone that overflows in this precision; each picture's row is judged alone
         stored, before = self._stored()
+        if not all(np.isfinite(row).all() for row in ours.values()):
+            if stored:
+                raise CanaryError(self._text("are not finite", before, made_with))
+            # Each picture's row is judged alone; those that fit are stored.
+            log.warning(
+                "The features of the built-in test picture are not finite in %s: later runs can not be "
+                "compared with this one%s.",
+                self._recipe.precision,
+                "" if self._recipe.precision == "fp32" else "; --precision fp32 may help",
+            )
+            return
+        if not stored and self._has_rows():
+            # Of several processes another may have stored both since: the picture comes before any row.
+            stored, before = self._stored()
+            if not stored:
+                log.warning(
+                    "%s is not there, but features are: whether the backbone still gives such ones can "
+                    "not be told. The test picture's features are stored anew. If the libraries or the "
+                    "device changed since, embed into another --cache-dir; if you have the file, stop "
+                    "and put it back.",
+                    self._file,
+                )
         worst = 0.0
         for name, row in ours.items():
             if name in stored:
@@ -117,6 +141,8 @@ class Canary:
         try:
             content: dict[str, Any] = read_json(self._file)
             rows = {k: np.array(v, np.float32) for k, v in content["features"].items()}
+            if not all(np.isfinite(row).all() for row in rows.values()):
+                raise ValueError("a feature is not finite")
             return rows, {str(k): str(v) for k, v in content["made_with"].items()}
         except FileNotFoundError:
             return {}, {}
@@ -126,6 +152,10 @@ class Canary:
                 "shows whether this cache still fits the installed libraries. Put it back, or embed "
                 "into another --cache-dir."
             ) from error
+
+    def _has_rows(self) -> bool:
+        shards = find_shards(self._file.parent, self._recipe.fingerprint_id).values()
+        return any(shard.checksums().any() for series in shards for shard in series)
 
     def _text(self, how: str, before: dict[str, str], now: dict[str, str]) -> str:
         changed = [

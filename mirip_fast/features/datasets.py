@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import itertools
-import json
+import logging
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,7 +22,8 @@ from mirip_fast.config import DataConfig, EmbedConfig
 from mirip_fast.data.manifest import Manifest, Record
 from mirip_fast.data.remote import address, located, path_of
 from mirip_fast.errors import RunNotFoundError, StoreError
-from mirip_fast.features.outcomes import STATUSES, Outcome
+from mirip_fast.features.ledger_lines import COLUMNS, Entry, lasting, line, parse_line
+from mirip_fast.features.outcomes import Outcome
 from mirip_fast.features.recipe import Recipe, series_name
 from mirip_fast.features.shard_rows import unreadable
 from mirip_fast.features.store_files import listed, read_plain_json
@@ -30,10 +31,9 @@ from mirip_fast.features.views import View
 from mirip_fast.files import write_csv, write_json
 from mirip_fast.settings import settings, yaml_text
 
+log = logging.getLogger(__name__)
+
 _FOLDER = "datasets"
-_COLUMNS = (
-    "image_id", "path", "status", "reason", "tier", "tier_score", "group", "row", "sha256", "extra",
-)  # fmt: skip
 #: What dataset.json holds, as far as anything depends on it.
 _INFO: dict[str, Any] = {
     "source": str, "root": str, "tiers": list, "graded": bool, "images": int, "failed": int,
@@ -141,19 +141,11 @@ class Dataset:
                 rows = list(csv.DictReader(stream))
             if len(rows) != info["images"]:
                 raise ValueError(f"{len(rows)} of {info['images']} images are in it")
-            return [_entry(row, list(info["tiers"])) for row in rows]
+            return [parse_line(row, list(info["tiers"])) for row in rows]
         except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
             raise StoreError(
                 f"{path} can not be read ({error}); run `mirip-fast embed {info['source']}` again"
             ) from error
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One line of the ledger: an input, and what became of it."""
-
-    record: Record
-    outcome: Outcome
 
 
 def dataset_folder(store_path: Path, manifest: Manifest) -> Path:
@@ -174,6 +166,9 @@ def save_dataset(
 ) -> Dataset:
     """Write a data set's ledger and description beside the store.
 
+    It is written even where it says nothing new: training takes the data set that was embedded last. Only
+    where it can not be written (a read-only disk) one that says the same stays and serves.
+
     Args:
         store_path: the store's folder.
         manifest: the inputs.
@@ -182,28 +177,47 @@ def save_dataset(
         data: how the data was read, so that training reads it the same way.
         embed: how it was embedded.
         limit: the trial's number of images, where it was one.
+
+    Raises:
+        DiskFullError: there is no room for it.
+        StoreError: it can not be written, and there is none that says the same.
     """
     dataset = Dataset(dataset_folder(store_path, manifest))
-    _write(
-        dataset,
-        manifest.records,
-        outcomes,
-        {
-            "name": _name_of(manifest),
-            "source": address(manifest.source),
-            "root": address(manifest.root),
-            "tiers": list(manifest.tiers),
-            "images": len(manifest),
-            "failed": sum(outcome.status == "failed" for outcome in outcomes),
-            "limit": limit,
-            "backbone": recipe.backbone.name,
-            "views": [[view.size, view.flip] for view in recipe.views],
-            "kinds": list(recipe.kinds),
-            "data": asdict(data),
-            "embed": asdict(embed),
-            "embedded_at": datetime.now().astimezone().isoformat(timespec="microseconds"),
-        },
-    )
+    info = {
+        "name": _name_of(manifest),
+        "source": address(manifest.source),
+        "root": address(manifest.root),
+        "tiers": list(manifest.tiers),
+        # Faulty grades count: training tells what is wrong with them.
+        "graded": any(record.tier is not None for record in manifest.records),
+        "images": len(manifest),
+        "failed": sum(outcome.status == "failed" for outcome in outcomes),
+        "limit": limit,
+        "backbone": recipe.backbone.name,
+        "views": [[view.size, view.flip] for view in recipe.views],
+        "kinds": list(recipe.kinds),
+        "data": asdict(data),
+        "embed": asdict(embed),
+        "embedded_at": datetime.now().astimezone().isoformat(timespec="microseconds"),
+    }
+    try:
+        _write(dataset, manifest.records, outcomes, info)
+    except StoreError:
+        raise
+    except OSError as error:
+        what = f"{error.filename or dataset.folder} can not be written ({error.strerror})"
+        if not _says_the_same(dataset, manifest.records, outcomes, info):
+            raise StoreError(
+                f"{what}. The features are in the cache, but training goes by this list of the images, "
+                "which is missing or out of date: make the folder writable and run the same command "
+                "again, or give another --cache-dir."
+            ) from error
+        log.warning(
+            "%s. The one of %s says the same and stays. Training takes the data set embedded last: "
+            "name this one with --data if there are others.",
+            what,
+            dataset.embedded_at.strftime("%Y-%m-%d %H:%M"),
+        )
     return dataset
 
 
@@ -297,22 +311,45 @@ def _write(
     info: Mapping[str, Any],
 ) -> None:
     """Write the three files of a data set; without the last one it is none."""
-    graded = False  # faulty grades count: training tells what is wrong with them
 
     def rows() -> Iterator[dict[str, object]]:  # one after the other: there may be millions
-        nonlocal graded
         for record, outcome in zip(records, outcomes, strict=True):
-            graded = graded or record.tier is not None
-            yield _row(record, outcome, info["tiers"])
+            yield line(record, outcome, info["tiers"])
 
     failed = (
         {"path": address(records[i].path), "reason": outcome.reason}
         for i, outcome in enumerate(outcomes)
         if outcome.status == "failed"
     )
-    write_csv(dataset.folder / "manifest.csv", _COLUMNS, rows())
+    write_csv(dataset.folder / "manifest.csv", COLUMNS, rows())
     write_csv(dataset.failures_csv, ("path", "reason"), failed)
-    write_json(dataset.folder / "dataset.json", {"graded": graded, **info})
+    write_json(dataset.folder / "dataset.json", info)
+
+
+def _says_the_same(
+    dataset: Dataset,
+    records: Sequence[Record],
+    outcomes: Sequence[Outcome],
+    info: Mapping[str, Any],
+) -> bool:
+    """Whether the files of a data set tell of the same images, with features of the same kinds.
+
+    When they were computed, and by what options of the same results, makes no difference.
+    """
+    try:
+        there = dataset.info
+        with (dataset.folder / "manifest.csv").open(
+            encoding="utf-8", errors="surrogateescape", newline=""
+        ) as stream:
+            rows = list(csv.DictReader(stream))
+    except (OSError, ValueError, csv.Error):
+        return False
+    free = ("embed", "embedded_at")
+    if any(there.get(key) != info[key] for key in info if key not in free):
+        return False
+
+    ours = (line(r, o, info["tiers"]) for r, o in zip(records, outcomes, strict=True))
+    return [*map(lasting, rows)] == [*map(lasting, ours)]
 
 
 def _check_info(info: Mapping[str, Any]) -> None:
@@ -333,39 +370,3 @@ def _check_info(info: Mapping[str, Any]) -> None:
 def _name_of(manifest: Manifest) -> str:
     name = manifest.root.name or "data"
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)[:60] or "data"
-
-
-def _row(record: Record, outcome: Outcome, tiers: Sequence[str]) -> dict[str, object]:
-    return {
-        "image_id": record.image_id,
-        "path": address(record.path),
-        "status": outcome.status,
-        "reason": outcome.reason,
-        "tier": None if record.tier is None else tiers[record.tier],
-        "tier_score": record.tier_score,
-        "group": record.group,
-        "row": record.row,
-        "sha256": outcome.sha256.hex() if outcome.sha256 else None,
-        "extra": json.dumps(record.extra, ensure_ascii=False) if record.extra else None,
-    }
-
-
-def _entry(row: dict[str, str], tiers: list[str]) -> Entry:
-    if None in row.values() or None in row:
-        raise ValueError(f"{row['image_id']}: the line is cut short")
-    record = Record(
-        image_id=row["image_id"],
-        path=path_of(row["path"]),
-        tier=tiers.index(row["tier"]) if row["tier"] else None,
-        tier_score=float(row["tier_score"]) if row["tier_score"] else None,
-        group=row["group"] or None,
-        extra=json.loads(row["extra"]) if row["extra"] else {},
-        row=int(row["row"]) if row["row"] else None,
-    )
-    sha256 = bytes.fromhex(row["sha256"]) if row["sha256"] else None
-    length = 0 if sha256 is None else len(sha256)
-    if row["status"] not in STATUSES or length not in (
-        (32, 0) if row["status"] == "failed" else (32,)
-    ):
-        raise ValueError(f"{row['image_id']}: status {row['status']!r}, sha256 {row['sha256']!r}")
-    return Entry(record, Outcome(row["status"], sha256, row["reason"] or None))

@@ -17,10 +17,11 @@ from mirip_fast.features.embed import Progress, Settings, embed
 from mirip_fast.features.needs import wanted_series
 from mirip_fast.features.outcomes import Outcome
 from mirip_fast.features.recipe import Recipe, make_recipe
+from mirip_fast.features.shards import shard_bytes
 from mirip_fast.features.speed import SpeedReport
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.files import format_bytes
-from mirip_fast.runtime import resolve_device, resolve_precision
+from mirip_fast.runtime import distributed, resolve_device, resolve_precision
 
 if TYPE_CHECKING:
     import torch
@@ -62,29 +63,60 @@ class PhaseOne:
             backbone.compile()
         return backbone
 
-    def bytes_per_image(self) -> int:
-        """Disk space of one image's features, in bytes."""
-        return sum(spec.row_bytes for _, _, spec in wanted_series(self.recipe))
+    def most_bytes(self, n_images: int) -> int:
+        """The most room on the disk that the features of ``n_images`` can take beyond what is taken.
+
+        Shards are made at their full size, so their number counts: of those that are made if no image is
+        there yet, by all processes of a distributed run together. Which images are there is not known
+        before they are hashed.
+        """
+        ranks, total = distributed(), 0
+        for _, _, spec in wanted_series(self.recipe):
+            there = self.store.free_slots(spec.name)
+            if ranks is None:
+                free = [sum(there.values())]  # a run alone fills the shards of every rank
+            else:
+                free = [there.get(rank, 0) for rank in range(ranks.size)]
+            shards = _most_shards(n_images, free, spec.shard_rows)
+            total += shards * shard_bytes(spec, self.store.fingerprint_id)
+        return total
 
     def say_size(self, n_images: int) -> None:
-        """Tell the rough size of ``n_images`` features and the free space; warn if it is too little."""
+        """Tell the room that ``n_images`` take at most and what is free; warn if that may be too little."""
+        size = self.most_bytes(n_images)
         free = shutil.disk_usage(self.store.path).free
-        size = n_images * self.bytes_per_image()
         log.info(
-            "%d images take about %s in %s; %s are free",
+            "The features of %d images take %s in %s; %s are free",
             n_images,
-            format_bytes(size),
+            f"at most {format_bytes(size)} more" if size else "no further space",
             self.store.path,
             format_bytes(free),
         )
-        there = sum(file.stat().st_size for file in self.store.path.glob("*.h5"))
-        if size - there > free:
+        if size > free:
             log.warning(
-                "There may be too little room: %s are wanted and %s are free. What fits is kept; "
-                "--patches mean or none stores less, --cache-dir chooses another disk.",
-                format_bytes(size - there),
+                "There may be too little room: if none of these images is in the cache yet, %s are "
+                "needed, and %s are free. What fits is kept; --patches mean or none stores less, "
+                "--cache-dir chooses another disk.",
+                format_bytes(size),
                 format_bytes(free),
             )
+
+
+def _most_shards(n_rows: int, free: Sequence[int], shard_rows: int) -> int:
+    """The most shards that ``n_rows`` new rows can ask for, however they fall on the ranks.
+
+    Args:
+        n_rows: rows to come.
+        free: per rank, the slots that are free in its shards.
+        shard_rows: rows of a new shard.
+    """
+    shards, left = 0, n_rows
+    # A rank makes a shard for the first row that does not fit: most are made if the fullest come first.
+    for slots in sorted(free):
+        if left <= slots or (shards and slots >= shard_rows):
+            break
+        shards, left = shards + 1, left - slots - 1
+    return shards + left // shard_rows if shards else 0
 
 
 def open_hashes(cache_dir: Path) -> HashMemory:

@@ -34,7 +34,7 @@ from mirip_fast.features.shard_rows import (
     unreadable,
     write_at,
 )
-from mirip_fast.files import disk_full, fsync_folder, is_disk_full
+from mirip_fast.files import disk_full, fsync_folder, is_disk_full, partial_path
 
 __all__ = ["SCHEMA", "SeriesSpec", "Shard", "parse_shard_name", "shard_name"]
 
@@ -43,11 +43,6 @@ _FRONT_BYTES = 1 << 20  # HDF5's bookkeeping fits into these, at the start of th
 _SHA_BYTES = 32
 _DATASETS = ("features", "sha256", "checksum")
 _MOST_ROWS = 4096  # of any shard that a version with this schema wrote
-
-
-def partial_path(path: Path) -> Path:
-    """Where a file is made before it gets its name; what a killed run leaves is deleted by the next."""
-    return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
 def create_shard(path: Path, spec: SeriesSpec, fingerprint_id: str) -> Shard:
@@ -68,6 +63,20 @@ def create_shard(path: Path, spec: SeriesSpec, fingerprint_id: str) -> Shard:
 
 def build_shard(partial: Path, path: Path, spec: SeriesSpec, fingerprint_id: str) -> Shard:
     """Make the empty shard that will be called ``path``, for now as ``partial``."""
+    with build_file(partial, path, *_content(spec, fingerprint_id)) as (_, at):
+        pass
+    return Shard(partial, spec, spec.shard_rows, at["features"], at["sha256"], at["checksum"])
+
+
+def shard_bytes(spec: SeriesSpec, fingerprint_id: str) -> int:
+    """The size of a new shard's file: that of all its rows, from the beginning."""
+    return _lay_out(*_content(spec, fingerprint_id))[2]
+
+
+def _content(
+    spec: SeriesSpec, fingerprint_id: str
+) -> tuple[dict[str, tuple[tuple[int, ...], Any]], dict[str, object]]:
+    """The datasets and the attributes of a new shard, as :func:`build_file` takes them."""
     rows = spec.shard_rows
     datasets = {
         "features": ((rows, *spec.shape), np.dtype(spec.dtype).newbyteorder("<")),
@@ -80,9 +89,7 @@ def build_shard(partial: Path, path: Path, spec: SeriesSpec, fingerprint_id: str
         "fingerprint": fingerprint_id,
         "rows": rows,
     }
-    with build_file(partial, path, datasets, attributes) as (_, at):
-        pass
-    return Shard(partial, spec, rows, at["features"], at["sha256"], at["checksum"])
+    return datasets, attributes
 
 
 @contextlib.contextmanager
@@ -120,7 +127,8 @@ def build_file(
         finally:
             os.close(handle)
     except BaseException as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the first error tells what is wrong
+            partial.unlink(missing_ok=True)
         if is_disk_full(error):
             raise disk_full(path, size) from error
         raise

@@ -196,6 +196,17 @@ class FeatureStore:
         known = self._load().get(series)
         return len(known.index) if known else 0
 
+    def free_slots(self, series: str) -> dict[int, int]:
+        """How many rows fit into the shards that are there, by the rank of the process that fills them."""
+        known = self._load().get(series)
+        free: dict[int, int] = {}
+        if known is None:
+            return free
+        for i in known.live:
+            rank = known.shards[i].rank
+            free[rank] = free.get(rank, 0) + int(np.count_nonzero(known.sums[i] == 0))
+        return free
+
     def spoiled(self, series: str) -> int:
         """How many rows were found damaged; 0 where nobody looked (see :meth:`open`)."""
         known = self._load().get(series)

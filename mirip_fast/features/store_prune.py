@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.features.shard_rows import ShardWriter
-from mirip_fast.features.shards import SeriesSpec, build_shard, partial_path, shard_name
+from mirip_fast.features.shards import SeriesSpec, build_shard, shard_name
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.features.store_files import Ranges, listed, read_ranges, write_ranges
 from mirip_fast.features.store_tools import pieces
-from mirip_fast.files import fsync_folder
+from mirip_fast.files import fsync_folder, partial_path
 
 
 @dataclass(frozen=True)

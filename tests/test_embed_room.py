@@ -1,0 +1,103 @@
+"""The room that embed announces before it begins: whole shards, less what the shards there have free."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from test_embed import Phase, draw
+
+from mirip_fast.features import phase_one, shard_rows
+from mirip_fast.features.phase_one import _most_shards
+from mirip_fast.files import format_bytes
+
+
+def shards_size(phase: Phase) -> int:
+    return sum(file.stat().st_size for file in phase.store.path.glob("*.h5"))
+
+
+def said(phase: Phase, n_images: int, caplog: pytest.LogCaptureFixture, free: int = 1 << 40) -> str:
+    caplog.clear()
+    with (
+        caplog.at_level(logging.INFO, "mirip_fast.features.phase_one"),
+        mock.patch.object(phase_one.shutil, "disk_usage", return_value=mock.Mock(free=free)),
+    ):
+        phase.phase.say_size(n_images)
+    return caplog.text
+
+
+@pytest.mark.parametrize("options", [{}, {"tta": "flip", "patches": "grid:2"}, {"patches": "none"}])
+def test_what_is_announced_is_what_is_taken(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, options: dict[str, str]
+) -> None:
+    phase = Phase(tmp_path, **options)
+    paths = [draw(tmp_path / f"{i}.png", i) for i in range(3)]
+    size = phase.phase.most_bytes(3)
+    text = said(phase, 3, caplog)
+    assert f"The features of 3 images take at most {format_bytes(size)} more in" in text
+    assert text.count("\n") == 1 and "1.0 TiB are free" in text
+    phase.run(paths)
+    assert shards_size(phase) == size
+    # They are there now, and there is room for others in the same files.
+    assert "The features of 4000 images take no further space in" in said(phase, 4000, caplog)
+
+
+def test_free_slots_are_not_counted_and_further_shards_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard_rows, "_MAX_ROWS", 4)
+    paths = [draw(tmp_path / f"{i}.png", i) for i in range(20)]
+    phase, done = Phase(tmp_path), 0
+    for count in (3, 1, 6, 2, 8):
+        before, size = shards_size(phase), phase.phase.most_bytes(count)
+        phase.run(paths[done : done + count])
+        done += count
+        assert shards_size(phase) - before == size, (done, count)
+    assert Phase(tmp_path).phase.most_bytes(0) == 0
+
+
+def test_too_little_room_is_said_beforehand(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As on a disk with 88 KiB: six small images take a whole shard of each series."""
+    phase = Phase(tmp_path)
+    size = phase.phase.most_bytes(6)
+    assert size > 1 << 20
+    text = said(phase, 6, caplog, free=88 << 10)
+    assert "There may be too little room" in text and "88.0 KiB are free" in text
+    assert f"{format_bytes(size)} are needed" in text and "--cache-dir" in text
+    assert "too little" in said(phase, 6, caplog, free=size - 1)
+    assert "too little" not in said(phase, 6, caplog, free=size)
+    phase.run([draw(tmp_path / "a.png", 1)])
+    assert "too little" not in said(phase, 6, caplog, free=0)
+
+
+def test_every_rank_makes_shards_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phase = Phase(tmp_path)
+    one = phase.phase.most_bytes(1)
+    phase.run([draw(tmp_path / "a.png", 1)])
+    assert phase.store.free_slots("cls.28") == {0: 4095}
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert phase.phase.most_bytes(100) == 2 * one  # those of ranks 1 and 2
+    assert phase.phase.most_bytes(1) == one
+    assert phase.phase.most_bytes(5000) == 3 * one
+
+
+def test_the_most_shards_is_the_most_that_any_division_asks_for() -> None:
+    for free in itertools.product((0, 1, 2, 5, 9), repeat=2):
+        for n in range(20):
+            asked = (
+                sum(
+                    -(-max(0, part - slots) // 3)
+                    for part, slots in zip((i, n - i), free, strict=True)
+                )
+                for i in range(n + 1)
+            )
+            assert _most_shards(n, free, 3) == max(asked), (n, free)
+    assert [_most_shards(n, [6], 4096) for n in (0, 6, 7, 4102, 4103)] == [0, 0, 1, 1, 2]
