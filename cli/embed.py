@@ -10,11 +10,13 @@ import click
 
 from mirip_fast.settings import Resolved
 
+from .interrupted import Interrupted, only_results_are_left
 from .options import command_line, config_options
 from .progress import EmbedBar
 
 if TYPE_CHECKING:
     from mirip_fast.features.command import EmbedDone
+    from mirip_fast.features.outcomes import Summary
     from mirip_fast.features.speed import SpeedReport
 
 
@@ -53,47 +55,67 @@ def embed_command(
     Started by torchrun or srun, each process takes its share of the images.
     """
     from mirip_fast.data.source_names import as_one
-    from mirip_fast.features.command import embed_data
+    from mirip_fast.features.cache_export import export_dataset
+    from mirip_fast.features.command import check_export, embed_data
+    from mirip_fast.features.outcomes import EmbedInterrupt
     from mirip_fast.runtime import distributed
 
+    if export is not None:
+        check_export(export)
     ranks = distributed()
     if ranks is not None and ranks.rank > 0:  # one of them tells how it goes
         package = logging.getLogger("mirip_fast")
         package.setLevel(max(package.level, logging.WARNING))
-    with EmbedBar() as bar:
-        done = embed_data(
-            as_one(data),
-            resolved.config,
-            limit=limit,
-            rehash=rehash,
-            export=export,
-            command=command_line(),
-            progress=bar,
-        )
+    try:
+        with EmbedBar() as bar:
+            done = embed_data(
+                as_one(data),
+                resolved.config,
+                limit=limit,
+                rehash=rehash,
+                command=command_line(),
+                progress=bar,
+            )
+    except EmbedInterrupt as stopped:
+        share = "" if ranks is None else f"Rank {ranks.rank} of {ranks.size}: "
+        raise Interrupted(
+            f"{share}{_identity(stopped.summary)}. The same command goes on from there."
+        ) from None
+    if export is None or done.dataset is None:
+        only_results_are_left()
     if done.dataset is not None or (ranks is not None and ranks.rank == 0):
         _say(done)
     if explain_speed and done.speed is not None and (ranks is None or ranks.rank == 0):
         _explain(done.speed)
+    if export is not None and done.dataset is not None:
+        # Last of all: where it fails, what is embedded has been told.
+        exported = export_dataset(done.dataset, export, overwrite=True)
+        only_results_are_left()
+        click.echo(f"Exported: {exported.file} ({exported.images} images)")
     return 1 if strict and done.summary.failed else 0
 
 
 def _say(done: EmbedDone) -> None:
     s, ranks = done.summary, done.ranks
     share = f"Rank {ranks.rank} of {ranks.size}: " if ranks and done.dataset is None else ""
-    click.echo(
-        f"{share}{s.inputs} images = {s.embedded} embedded + {s.present} already there + "
-        f"{s.duplicate} duplicates + {s.failed} failed, in {s.seconds:.1f} s"
-    )
+    click.echo(f"{share}{_identity(s)}")
     if done.dataset is None:
         click.echo("The other ranks go on; the last one to end writes the ledger.")
         return
     if s.embedded and ranks is None:
         click.echo(f"{s.embedded / done.compute_seconds:.1f} images/s")
     click.echo(f"Features: {done.store_path}")
-    if done.exported is not None:
-        click.echo(f"Exported: {done.exported.file} ({done.exported.images} images)")
     if s.failed:
         click.echo(f"Failures: {done.dataset.failures_csv}")
+
+
+def _identity(s: Summary) -> str:
+    """Every image is accounted for, also in a run that was stopped."""
+    left = f" + {s.left} left" if s.left else ""
+    return (
+        f"{s.inputs} images = {s.embedded} embedded + {s.present} already there + "
+        f"{s.duplicate} duplicates + {s.failed} failed{left}, in {s.seconds:.1f} s"
+    )
 
 
 def _explain(speed: SpeedReport) -> None:

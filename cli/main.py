@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
-import signal
 import sys
-from types import FrameType
 from typing import Any
 
 import click
 
 from mirip_fast import __version__
 from mirip_fast.errors import MiripError
+from mirip_fast.threads import any_works
 
-from .interrupted import Interrupted
+from .interrupted import STATUS as INTERRUPTED
+from .interrupted import Interrupted, StopSignals
 
 #: Commands in the order of the help page; each is a function of its name in the module of its name.
 COMMANDS = (
     "embed", "audit", "train", "sweep", "evaluate", "rank", "compare", "explain", "similar",
     "duplicates", "label", "export", "split", "cache", "benchmark", "demo", "config",
 )  # fmt: skip
-
-INTERRUPTED = 130  # the shell's number for a program ended by Ctrl-C
 
 
 class _Commands(click.Group):
@@ -65,7 +64,6 @@ def cli(context: click.Context, traceback: bool, quiet: bool) -> None:
     mirip-fast train --head-only    learn from the cached features, in seconds
     mirip-fast rank folder/         sort a folder by score
     """
-    context.obj = {"traceback": traceback}
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     package = logging.getLogger("mirip_fast")
@@ -75,8 +73,12 @@ def cli(context: click.Context, traceback: bool, quiet: bool) -> None:
 
 
 def main() -> None:
-    """Run the command line and exit: 0 done, 1 an error told, 2 wrong usage, 130 interrupted."""
-    signal.signal(signal.SIGTERM, _terminate)
+    """Run the command line and exit: 0 done, 1 an error told, 2 wrong usage, 130 interrupted.
+
+    SIGTERM ends a run as Ctrl-C does: after what is committed. See :class:`StopSignals`.
+    """
+    signals = StopSignals()
+    signals.take_over()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # torch's threads sleep while they wait for each other. By default they spin, which beside another busy
     # program makes two threads ten times slower than one. Read once, when torch is loaded.
@@ -84,14 +86,30 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # names that are not UTF-8, terminals that are not
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    sys.exit(run(sys.argv[1:]))
+    status = run(sys.argv[1:], signals)
+    signals.command_is_over()
+    if any_works():
+        # A pass that could not be broken off in time. The interpreter's end would abort it inside torch, and
+        # with it the process; all that is to be kept is on the disk.
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
-def run(arguments: list[str]) -> int:
-    """Run one command; errors become messages and an exit status."""
+def run(arguments: list[str], signals: StopSignals | None = None) -> int:
+    """Run one command; errors become messages and an exit status.
+
+    Args:
+        arguments: of the command line.
+        signals: told by the command when it is over, if they are taken over.
+    """
     show_traceback = "--traceback" in arguments
     try:
-        result: Any = cli.main(arguments, prog_name="mirip-fast", standalone_mode=False)
+        result: Any = cli.main(
+            arguments, prog_name="mirip-fast", standalone_mode=False, obj=signals
+        )
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as error:
         return error.exit_code
@@ -131,8 +149,3 @@ def _text(error: Exception) -> str:
 
 def _say(text: str) -> None:
     click.echo(text, err=True)
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    """SIGTERM ends a run as Ctrl-C does: after what is committed."""
-    raise KeyboardInterrupt

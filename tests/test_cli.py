@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -309,9 +310,34 @@ def test_ctrl_c_keeps_what_was_committed(work: Path) -> None:
     if process.returncode == 0:
         pytest.fail("the run ended before it could be interrupted")
     assert process.returncode == 130 and "Traceback" not in err and "goes on from there" in err
+    told = re.search(
+        r"400 images = (\d+) embedded \+ 0 already there \+ 0 duplicates \+ 0 failed \+ (\d+) left",
+        err,
+    )
+    assert told is not None, err
+    committed, left = int(told[1]), int(told[2])
+    assert committed > 0 and committed + left == 400
     done = mirip("embed", "data", *TINY)
     out, _ = done.communicate(timeout=60)
-    assert done.returncode == 0 and "400 images = " in out and " 0 failed" in out
+    assert done.returncode == 0
+    assert (
+        f"400 images = {left} embedded + {committed} already there + 0 duplicates + 0 failed" in out
+    )
+
+
+def test_an_export_that_fails_does_not_hide_what_was_embedded(
+    work: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (work / "data").mkdir()
+    for i in range(3):
+        (work / "data" / f"{i}.png").write_bytes(b"no picture %d" % i)
+    assert run(["embed", "data", *TINY, "--export", "features.h5"]) == 1
+    out, err = capfd.readouterr()
+    assert "3 images = 0 embedded + 0 already there + 0 duplicates + 3 failed" in out
+    assert "Failures: " in out and "no image has features" in err
+    draw(work / "data" / "good.png", 0.5, 1)
+    assert run(["embed", "data", *TINY, "--export", "features.h5"]) == 0
+    assert "Exported: features.h5 (1 images)" in capfd.readouterr().out
 
 
 def test_a_training_that_is_stopped_says_how_to_go_on(work: Path) -> None:

@@ -27,12 +27,13 @@ from mirip_fast.features import shard_rows
 from mirip_fast.features.backbone import Backbone, load_backbone
 from mirip_fast.features.backbone_files import BackboneSpec
 from mirip_fast.features.embed import Progress, Settings, embed
-from mirip_fast.features.outcomes import STATUSES, Outcome, summarise
+from mirip_fast.features.outcomes import STATUSES, EmbedInterrupt, Outcome, summarise
 from mirip_fast.features.phase_one import PhaseOne, prepare
 from mirip_fast.features.pooling import pool_tokens
 from mirip_fast.features.recipe import Recipe, make_recipe
 from mirip_fast.features.shard_rows import Shard
 from mirip_fast.features.speed import SpeedReport
+from mirip_fast.features.stages import StoppedError
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.features.store_files import DIRTY_FILE
 
@@ -406,6 +407,62 @@ def test_an_interrupted_run_keeps_what_was_committed(tmp_path: Path) -> None:
     present = [o.status for o in outcomes].count("present")
     assert present >= 4 and again.images == 12 - present
     assert_own_rows(again, paths, outcomes)
+
+
+def test_an_interrupted_run_accounts_for_every_image(tmp_path: Path) -> None:
+    paths = [draw(tmp_path / f"{i}.png", i) for i in range(12)]
+    phase = Phase(tmp_path)
+    phase.run(paths[:3])
+    broken, copy, late = (tmp_path / f"{name}.png" for name in ("broken", "copy", "late"))
+    broken.write_bytes(b"no picture")
+    copy.write_bytes(paths[0].read_bytes())
+    late.write_bytes(paths[-1].read_bytes())  # a copy of the one that is not finished
+    every = [paths[0], copy, broken, *paths[1:], late]
+    at_the_last, stopping = threading.Event(), threading.Event()
+
+    def load() -> Backbone:
+        backbone = phase.load()
+        tokens = backbone.tokens
+        square = resize_square(load_rgb(paths[-1]), phase.recipe.size, phase.recipe.resize)
+        last = backbone.normalise(torch.from_numpy(to_array(square))[None])[0]
+
+        def held(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            if torch.allclose(pixels[-1], last, atol=1e-3):
+                at_the_last.set()
+                assert stopping.wait(20)
+                raise StoppedError
+            return tokens(pixels)
+
+        backbone.tokens = held  # type: ignore[method-assign]
+        return backbone
+
+    def stop(progress: Progress) -> None:
+        if at_the_last.is_set():
+            stopping.set()
+            raise KeyboardInterrupt
+
+    settings = Settings(batch_size=2, cores=1)
+    with pytest.raises(EmbedInterrupt) as stopped:
+        embed(every, phase.recipe, phase.store, load, phase.hashes, settings, stop)
+    s = stopped.value.summary
+    assert (s.inputs, s.embedded, s.present, s.duplicate, s.failed, s.left) == (15, 8, 3, 1, 1, 2)
+    again = Phase(tmp_path)
+    assert [o.status for o in again.run(every)].count("present") == 11 and again.images == 1
+
+
+def test_a_run_stopped_at_once_accounts_for_every_image(tmp_path: Path) -> None:
+    """Nothing is open yet: neither the engine nor the store for writing."""
+    paths = [draw(tmp_path / f"{i}.png", i) for i in range(4)]
+    phase = Phase(tmp_path)
+    phase.run(paths[:2])
+
+    def load() -> Backbone:
+        raise KeyboardInterrupt
+
+    with pytest.raises(EmbedInterrupt) as stopped:
+        embed(paths, phase.recipe, phase.store, load, phase.hashes, Settings(batch_size=2))
+    s = stopped.value.summary
+    assert (s.inputs, s.embedded, s.present, s.left) == (4, 0, 2, 2)
 
 
 @pytest.mark.parametrize("after_a_crash", [False, True])

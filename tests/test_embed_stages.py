@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import gc
+import hashlib
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +23,7 @@ from mirip_fast.data.decode_worker import Decoded
 from mirip_fast.errors import DiskFullError
 from mirip_fast.features.backbone import Backbone
 from mirip_fast.features.embed import Progress, Settings, embed
+from mirip_fast.features.engine import Engine
 from mirip_fast.features.forward import default_batch_size
 from mirip_fast.features.speed import SpeedReport
 from mirip_fast.features.store_writer import StoreWriter
@@ -193,6 +196,43 @@ def test_a_long_pass_is_broken_off_when_the_run_stops(tmp_path: Path) -> None:
     assert not [t.name for t in threading.enumerate() if t.name.startswith("mirip")]
     with phase.store.writer():
         pass  # the lock was given back
+
+
+def test_ctrl_c_at_the_tail_of_a_run_leaves_no_thread_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All is decoded, and the run waits for the last pass. A thread left in torch would abort the process."""
+    paths = [draw(tmp_path / f"{i}.png", i) for i in range(6)]
+    phase = Phase(tmp_path)
+    at_the_tail, interrupted = threading.Event(), threading.Event()
+    finish = Engine.finish
+
+    def noted(engine: Engine, tick: Callable[[], None]) -> None:
+        def ticking() -> None:
+            at_the_tail.set()
+            tick()
+
+        finish(engine, ticking)
+
+    class Last(Stub):
+        def tokens(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            if len(pixels) == 2 and at_the_tail.wait(10) and not interrupted.is_set():
+                interrupted.set()
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                time.sleep(0.3)  # the pass goes on
+            return super().tokens(pixels)
+
+    monkeypatch.setattr(Engine, "finish", noted)
+    settings = Settings(batch_size=2, cores=1)
+    with pytest.raises(KeyboardInterrupt):
+        embed(paths, phase.recipe, phase.store, lambda: Last(phase), phase.hashes, settings)
+    assert interrupted.is_set()
+    assert not [t.name for t in threading.enumerate() if t.name.startswith("mirip")]
+    phase.store.forget()
+    rows = phase.store.rows(
+        "cls.28", [hashlib.sha256(path.read_bytes()).digest() for path in paths]
+    )
+    assert (rows >= 0).sum() == 2, "what the pass gave is committed, and no other pass begins"
 
 
 def test_where_the_time_went_is_told(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 
@@ -93,6 +94,24 @@ def test_stopping_drops_what_waits_or_does_it_first() -> None:
         assert len(done) == expected
         with pytest.raises(StoppedError):
             stage.put(9)
+
+
+def test_after_ctrl_c_stopping_waits_for_what_is_being_done() -> None:
+    """CPython takes a thread for ended whose join a signal broke off, while it goes on working."""
+    waited_for, done = threading.Event(), []
+
+    def work(items: list[int]) -> None:
+        assert waited_for.wait(10)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        time.sleep(0.3)
+        done.extend(items)
+
+    stage: Stage[int] = Stage("t", work)
+    stage.put(1)
+    with pytest.raises(KeyboardInterrupt):
+        stage.finish(waited_for.set)
+    assert not stage.stop(drop=True, timeout_s=0.0), "it said that a working thread had ended"
+    assert stage.stop(drop=True, timeout_s=5) and done == [1]
 
 
 def report(device: str, busy: dict[str, float], cpu: dict[str, float], waiting: float = 0.0) -> str:

@@ -24,6 +24,7 @@ from mirip_fast.data.decode_process import DecodeProcess, WorkerLostError
 from mirip_fast.data.decode_worker import Choose, Decoded, DecodeJob, failure, find_loader
 from mirip_fast.data.placed_jobs import PlacedJobs
 from mirip_fast.errors import ConfigError, MiripError
+from mirip_fast.threads import WorkThread
 
 __all__ = ["DecodeJob", "DecodePool", "Decoded"]
 
@@ -124,7 +125,7 @@ class DecodePool(Closing):
         for _ in self._lanes:
             self._tasks.put(None)
         for lane in self._lanes:
-            lane.join(timeout=5.0)
+            lane.wait(5.0)
         while True:
             try:
                 task = self._tasks.get_nowait()
@@ -142,7 +143,7 @@ def _nothing(_: bytes) -> tuple[int, ...]:
     return ()
 
 
-class _Lane(threading.Thread):
+class _Lane(WorkThread):
     """The thread that owns one process: hands it jobs, takes results, replaces it when it is lost.
 
     The process is started in this thread, as Linux ends a process when the thread that started it ends.
@@ -156,7 +157,7 @@ class _Lane(threading.Thread):
         memory_limit_bytes: int,
         loader: str,
     ) -> None:
-        super().__init__(name="mirip-decode", daemon=True)
+        super().__init__("mirip-decode", self._serve)
         self._tasks = tasks
         self._closed = closed
         self._timeout_s = timeout_s
@@ -174,8 +175,8 @@ class _Lane(threading.Thread):
             if self._process is not None:
                 self._process.kill()
 
-    def run(self) -> None:
-        """Serve until the pool is closed."""
+    def _serve(self) -> None:
+        """Until the pool is closed."""
         with suppress(Exception):  # should this fail, the first job tries again and tells why
             self._start_process()
         while not self._closed.is_set() and self._take():

@@ -16,7 +16,6 @@ from mirip_fast.data.packed_records import PathsOf
 from mirip_fast.data.places import keep_indexes_in
 from mirip_fast.data.records import DataOptions
 from mirip_fast.errors import StoreError
-from mirip_fast.features.cache_export import Exported, export_dataset
 from mirip_fast.features.datasets import Dataset, dataset_folder, save_dataset
 from mirip_fast.features.embed import Progress, Settings
 from mirip_fast.features.outcomes import Outcome, Summary, summarise
@@ -41,7 +40,6 @@ class EmbedDone:
     compute_seconds: float  # from the first to the last batch, start-up left out
     store_path: Path
     speed: SpeedReport | None = None  # where the time went, if anything was computed here
-    exported: Exported | None = None
     ranks: Ranks | None = None
 
 
@@ -56,7 +54,6 @@ def embed_data(
     *,
     limit: int | None = None,
     rehash: bool = False,
-    export: Path | None = None,
     command: str = "",
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> EmbedDone:
@@ -69,7 +66,6 @@ def embed_data(
         config: the sections data, embed and runtime are used.
         limit: a trial of the first ``limit`` images.
         rehash: read every file again instead of trusting size and time.
-        export: write the features to this HDF5 file, too; an older export is replaced.
         command: what is running, for whoever finds the store locked.
         progress: called from this thread while it goes on.
 
@@ -78,8 +74,6 @@ def embed_data(
             :func:`mirip_fast.features.embed.embed`.
     """
     started = time.monotonic()
-    if export is not None:
-        check_export(export)
     options = config.embed
     if Path(options.backbone).expanduser().is_dir():  # found again from any working folder
         folder = str(Path(options.backbone).expanduser().resolve())
@@ -129,20 +123,17 @@ def embed_data(
     if parts is not None:
         parts.write(outcomes)
         whole = parts.whole()
-    dataset = exported = None
+    dataset = None
     if whole is not None:
         dataset = save_dataset(
             phase.store.path, manifest, whole, phase.recipe, data, options, limit=limit
         )
-        if export is not None:
-            exported = export_dataset(dataset, export, overwrite=True)
     return EmbedDone(
         dataset=dataset,
         summary=summarise(outcomes if whole is None else whole, started),
         compute_seconds=clock.seconds,
         store_path=phase.store.path,
         speed=speed[-1] if speed else None,
-        exported=exported,
         ranks=ranks,
     )
 

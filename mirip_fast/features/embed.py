@@ -10,8 +10,10 @@ copies to and from a GPU); one thread writes. Short queues between them keep mem
 from __future__ import annotations
 
 import threading
+import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -22,11 +24,19 @@ from numpy.typing import NDArray
 
 from mirip_fast.data.decode_pool import Decoded, DecodeJob, DecodePool
 from mirip_fast.data.hashes import HashMemory
+from mirip_fast.errors import MiripError
 from mirip_fast.features.content_numbers import ContentNumbers
 from mirip_fast.features.engine import Engine
 from mirip_fast.features.forward import Batch
 from mirip_fast.features.needs import Need, Needs, sizes_of, wanted_series
-from mirip_fast.features.outcomes import InputHashes, Outcome, ledger
+from mirip_fast.features.outcomes import (
+    EmbedInterrupt,
+    InputHashes,
+    Outcome,
+    Summary,
+    ledger,
+    summarise_stopped,
+)
 from mirip_fast.features.recipe import Recipe
 from mirip_fast.features.speed import Speed, SpeedReport
 from mirip_fast.features.stages import StoppedError
@@ -93,11 +103,16 @@ def embed(
         StoreLockedError: another run writes to the store, and something is missing from it.
         DiskFullError: no room; what was committed stays.
         CanaryError: the backbone gives other features than those in the store.
+        EmbedInterrupt: stopped by a KeyboardInterrupt; says how far it was.
     """
     run = _Run(paths, recipe, store, load, hashes, settings, progress)
     try:
         run.go()
         embedded = run.embedded()
+    except KeyboardInterrupt as stopped:
+        with suppress(MiripError, OSError):  # where the cache fails now, this stays as it is
+            raise EmbedInterrupt(run.so_far()) from stopped
+        raise
     finally:
         run.close()
     if run.report is not None:
@@ -127,6 +142,7 @@ class _Run:
         self._engine: Engine | None = None
         self._reading: dict[int, Path] = {}  # inputs that are being read and decoded
         self._filling: dict[Need, list[tuple[bytes, tuple[NDArray[np.uint8], ...]]]] = {}
+        self._started = time.monotonic()
         self._counts = Progress(total=len(paths))
         self._settled = 0  # images that needed no computing, or failed
         self._unread = 0  # files that could not be read
@@ -156,6 +172,18 @@ class _Run:
                 for _, _, spec in wanted_series(self._recipe):
                     result[inputs] |= self._writer.added(spec.name, hashes)
         return result
+
+    def so_far(self) -> Summary:
+        """What became of the images in a run that was stopped."""
+        self._stop.set()
+        there = np.zeros(len(self._paths), bool)
+        for inputs, hashes in self.known.parts():
+            there[inputs] = self.needs.there(hashes)
+        try:
+            embedded = self.embedded()
+        except StoppedError:  # the writer had not even looked what there is
+            embedded = np.zeros(len(self._paths), bool)
+        return summarise_stopped(self.known, embedded, there, self.needs.failures, self._started)
 
     def close(self) -> None:
         """Give the store's lock back; every committed row stays."""

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.features.recipe import Recipe
+from mirip_fast.features.stages import StoppedError
 from mirip_fast.features.store import FeatureStore, SeriesSpec
 from mirip_fast.features.store_writer import StoreWriter
 from mirip_fast.features.views import View
@@ -103,10 +104,21 @@ class Needs:
         rows = enumerate(self._lacking_now(hashes))
         return [i for i, row in rows if any(row) and hashes[i] not in self.failures]
 
+    def there(self, hashes: Sequence[bytes]) -> NDArray[np.bool_]:
+        """[n]: whether a content has everything by now, as far as is known in a run that was stopped."""
+        try:
+            return np.array([not any(row) for row in self._lacking_now(hashes)], bool)
+        except StoppedError:  # stopped before the writer had looked: it has written nothing
+            return ~self._lacking_at_first(hashes)
+
     def _lacking_before(self, hashes: Sequence[bytes]) -> NDArray[np.bool_]:
         """[n]: whether a content lacked something before this run, or may lack it since."""
         if self._ask_of_all:
             return np.ones(len(hashes), bool)
+        return self._lacking_at_first(hashes)
+
+    def _lacking_at_first(self, hashes: Sequence[bytes]) -> NDArray[np.bool_]:
+        """[n]: whether a content lacked something when the store was opened."""
         result = np.zeros(len(hashes), bool)
         for _, _, spec in self._wanted:
             result |= self._store.rows(spec.name, hashes) < 0

@@ -158,7 +158,10 @@ def ledger(
 
 @dataclass(frozen=True)
 class Summary:
-    """The accounting of a run: inputs = embedded + present + duplicate + failed."""
+    """The accounting of a run: inputs = embedded + present + duplicate + failed + left.
+
+    Only a run that was stopped leaves any: those that it has not finished, or not looked at.
+    """
 
     inputs: int
     embedded: int
@@ -166,6 +169,51 @@ class Summary:
     duplicate: int
     failed: int
     seconds: float
+    left: int = 0
+
+
+class EmbedInterrupt(KeyboardInterrupt):
+    """Embedding was stopped by Ctrl-C or SIGTERM; what was committed stays.
+
+    Attributes:
+        summary: what became of the images until then.
+    """
+
+    def __init__(self, summary: Summary):
+        super().__init__()
+        self.summary = summary
+
+
+def summarise_stopped(
+    inputs: InputHashes,
+    embedded: NDArray[np.bool_],
+    there: NDArray[np.bool_],
+    failures: Mapping[bytes, str],
+    started: float,
+) -> Summary:
+    """Count what became of each input before the run was stopped.
+
+    Args:
+        inputs: content hash of each of n inputs, as far as they were looked at.
+        embedded: [n] whether its content was embedded just now.
+        there: [n] whether its content has everything that is wanted.
+        failures: hash → reason, for files that could be read but not embedded.
+        started: ``time.monotonic()`` when the run began.
+    """
+    left, statuses = len(STATUSES), np.full(len(inputs), len(STATUSES), np.uint8)
+    statuses[there] = _PRESENT
+    statuses[there & embedded] = _EMBEDDED
+    statuses[there & inputs.repeated()] = _DUPLICATE
+    for positions, hashes in inputs.parts():
+        statuses[positions[[sha in failures for sha in hashes]]] = _FAILED
+    statuses[list(inputs.reasons)] = _FAILED
+    counts = np.bincount(statuses, minlength=left + 1).tolist()
+    return Summary(
+        inputs=len(inputs),
+        **dict(zip(STATUSES, counts, strict=False)),
+        seconds=time.monotonic() - started,
+        left=counts[left],
+    )
 
 
 def summarise(outcomes: Sequence[Outcome], started: float) -> Summary:

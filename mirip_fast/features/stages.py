@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from mirip_fast.threads import WorkThread
+
 T = TypeVar("T")
 
 
@@ -46,9 +48,7 @@ class Stage(Generic[T]):
         self._change = threading.Condition()
         self._closing = False
         self._error: BaseException | None = None
-        self._threads = [
-            threading.Thread(target=self._run, name=name, daemon=True) for _ in range(threads)
-        ]
+        self._threads = [WorkThread(name, self._run) for _ in range(threads)]
         for thread in self._threads:
             thread.start()
 
@@ -80,8 +80,7 @@ class Stage(Generic[T]):
             self._closing = True
             self._change.notify_all()
         for thread in self._threads:
-            while thread.is_alive():
-                thread.join(0.1)
+            while not thread.wait(0.1):
                 tick()
         self._raise()
 
@@ -98,9 +97,8 @@ class Stage(Generic[T]):
                 self._items.clear()
             self._change.notify_all()
         deadline = time.monotonic() + timeout_s
-        for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
-        return not any(thread.is_alive() for thread in self._threads)
+        ended = [thread.wait(deadline - time.monotonic()) for thread in self._threads]
+        return all(ended)
 
     def _over(self) -> bool:
         return self._closing or self._error is not None

@@ -1,0 +1,210 @@
+"""Ctrl-C and SIGTERM in processes of their own: one stops a command, more of them break nothing."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_embed import draw
+
+SIGNALS = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+
+#: What every script begins with; ``told`` signals this very process.
+BEGIN = """
+import os, signal, sys, time
+import click
+from mirip_fast_cli import interrupted, main
+
+number = signal.Signals(int(sys.argv.pop(1)))
+
+def told():
+    os.kill(os.getpid(), number)
+
+def say(text):
+    print(text, file=sys.stderr, flush=True)
+
+def instead(body):
+    main._Commands.get_command = lambda *_: click.command("config")(body)
+    sys.argv[1:] = ["config"]
+"""
+
+EMBED = (
+    BEGIN
+    + """
+from mirip_fast.features.engine import Engine
+
+stop, finish = Engine.stop, Engine.finish
+
+def first(engine, tick):
+    told()
+    finish(engine, tick)
+
+def cleaning_up(engine):
+    told()
+    stop(engine)
+    told()
+    say("the engine has stopped")
+
+Engine.finish, Engine.stop = first, cleaning_up
+main.main()
+"""
+)
+
+HANGING = (
+    BEGIN
+    + """
+interrupted._AT_ONCE_AFTER_SECONDS = 1.0
+
+def hang():
+    try:
+        told()
+        time.sleep(30)
+    finally:
+        told()
+        say("still there")
+        time.sleep(1.1)
+        told()
+        say("never got here")
+        time.sleep(30)
+
+instead(hang)
+main.main()
+"""
+)
+
+TYPED_AGAIN = (
+    BEGIN
+    + """
+interrupted._SENT_TOGETHER_SECONDS = 0.0
+
+def clean_up():
+    try:
+        told()
+        time.sleep(30)
+    finally:
+        told()
+
+instead(clean_up)
+main.main()
+"""
+)
+
+BUSY = (
+    BEGIN
+    + """
+import threading
+import torch
+from mirip_fast.threads import WorkThread
+
+square, begun = torch.ones(1200, 1200), threading.Event()
+
+def work():
+    while True:
+        square @ square
+        begun.set()
+
+def leave_a_thread_behind():
+    WorkThread("busy", work).start()
+    begun.wait()
+    told()
+    time.sleep(30)
+
+instead(leave_a_thread_behind)
+main.main()
+"""
+)
+
+LATE = (
+    BEGIN
+    + """
+import atexit
+
+class Last:
+    def __del__(self, kill=os.kill, process=os.getpid(), number=number):  # in the interpreter's very end
+        kill(process, number)
+
+last = Last()
+atexit.register(told)
+
+def done():
+    interrupted.only_results_are_left()
+    told()
+    click.echo("the results")
+
+instead(done)
+main.main()
+"""
+)
+
+IGNORED = (
+    BEGIN
+    + """
+signal.signal(number, signal.SIG_IGN)
+
+def work():
+    told()
+    click.echo("the results")
+
+instead(work)
+main.main()
+"""
+)
+
+
+def ended(script: str, number: int, *arguments: str, cwd: Path | None = None) -> tuple[int, str]:
+    """Exit status and what was said."""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(int(number)), *arguments],
+        cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stdout
+
+
+@SIGNALS
+def test_signals_during_the_clean_up_do_not_break_it_off(tmp_path: Path, number: int) -> None:
+    for i in range(3):
+        draw(tmp_path / "data" / f"{i}.png", i)
+    tiny = ("--backbone", "tiny-random", "--image-size", "28", "--workers", "0")
+    code, said = ended(EMBED, number, "embed", "data", *tiny, cwd=tmp_path)
+    assert code == 130, said
+    assert "the engine has stopped" in said and "Stopped. What was saved is kept." in said
+    assert "Traceback" not in said and "Exception" not in said
+
+
+@SIGNALS
+def test_a_clean_up_that_hangs_is_ended_by_a_later_signal(number: int) -> None:
+    code, said = ended(HANGING, number)
+    assert code == 130 and said.split("\n") == [
+        "still there", "", "Ended at once. What was committed before is kept.", "",
+    ]  # fmt: skip
+
+
+@SIGNALS
+def test_who_presses_again_is_told_when_that_will_do_something(number: int) -> None:
+    code, said = ended(TYPED_AGAIN, number)
+    typed = number == signal.SIGINT
+    assert code == 130 and ("seconds Ctrl-C will end it at once" in said) == typed
+    assert "Stopped. What was saved is kept." in said
+
+
+def test_a_thread_that_works_on_does_not_abort_the_process() -> None:
+    """It would be ended inside torch, which C++ takes for a fault of the program."""
+    code, said = ended(BUSY, signal.SIGTERM)
+    assert (code, said.strip()) == (
+        130,
+        "Stopped. What was saved is kept. The same command goes on from there.",
+    )
+
+
+@SIGNALS
+def test_a_signal_after_the_end_changes_nothing(number: int) -> None:
+    assert ended(LATE, number) == (0, "the results\n")
+
+
+@SIGNALS
+def test_a_signal_that_was_ignored_stays_so(number: int) -> None:
+    """A shell has jobs in the background ignore Ctrl-C."""
+    assert ended(IGNORED, number) == (0, "the results\n")
