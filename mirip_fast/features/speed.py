@@ -127,8 +127,10 @@ class SpeedReport:
         )
 
     def _on_cpu(self) -> str:
-        total = max(1e-9, self.seconds * self.cores)
-        decode, backbone = (self.cpu[s] / total for s in ("read + decode", "backbone"))
+        used = self.cpu["read + decode"], self.cpu["backbone"]
+        # Pictures that were decoded while the backbone was loaded count, too.
+        total = max(1e-9, self.seconds * self.cores, sum(used))
+        decode, backbone = (seconds / total for seconds in used)
         if self.waiting > _WAITING and decode + backbone < _BUSY:
             return (
                 "The bottleneck is reading: cores stand idle while pictures are awaited. More processes "
