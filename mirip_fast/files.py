@@ -55,9 +55,8 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             os.fsync(stream.fileno())
         partial.replace(path)
     except BaseException as error:
-        with contextlib.suppress(
-            OSError
-        ):  # a read-only disk refuses this, too; the first error tells
+        # A read-only disk refuses this, too; the first error tells what is wrong.
+        with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         if is_disk_full(error):
             raise disk_full(path) from error

@@ -308,7 +308,7 @@ class _Run:
     def _start_engine(self) -> Engine:
         if self._backbone is None:
             self._backbone = self._load()
-            self._speed.restart()
+            self._speed = Speed()  # from here on; what came before was starting up
         return Engine(
             self._backbone,
             self._recipe,

@@ -22,10 +22,6 @@ class Speed:
         self._waiting = 0.0
         self.started = time.perf_counter()
 
-    def restart(self) -> None:
-        """Begin to count the time: what came before was starting up."""
-        self.started = time.perf_counter()
-
     def add(self, stage: str, seconds: float, cpu_seconds: float = 0.0) -> None:
         """Count time of one stage.
 
