@@ -21,6 +21,7 @@ FLOORS = (
         "mirip_fast.config",
         "mirip_fast.settings",
         "mirip_fast.runtime",
+        "mirip_fast.text",
         "mirip_fast.threads",
     ),
     ("mirip_fast.data",),

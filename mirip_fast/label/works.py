@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from mirip_fast.ranking.dataset_settings import choose_features
 from mirip_fast.ranking.graded import GradedImages, graded_of_dataset, left_out
 from mirip_fast.ranking.rows import read_features
 from mirip_fast.settings import Resolved, config_from_dict
+from mirip_fast.text import nfc
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ def _may_be_shown(images: GradedImages) -> NDArray[np.bool_]:
     """Leave out what no file of pairs can name, links that lead elsewhere, and second copies; tell it."""
     manifest = images.manifest
     places = {place.resolve() for place in (manifest.root, *manifest.places)}
-    composed = [unicodedata.normalize("NFC", _name(record)) for record in manifest.records]
+    composed = [nfc(_name(record)) for record in manifest.records]
     times = Counter(composed)
     keep = np.ones(len(images), dtype=bool)
     seen: set[bytes] = set()
