@@ -36,7 +36,6 @@ from mirip_fast.label.judgement_file import JudgementFile
 from mirip_fast.label.judgements import Judgement, Pair
 from mirip_fast.label.retrain_process import train_once, training_config
 from mirip_fast.label.works import Works, prepare_works
-from mirip_fast.ranking.many_heads import pair_accuracy
 from mirip_fast.settings import resolve
 
 Array = NDArray[np.float64]
@@ -160,10 +159,13 @@ def simulate(
 
 def accuracies(scores: Array, works: Works, grades: Array) -> list[float]:
     """Of the works of the test split, and of those of the train split."""
-    return [
-        pair_accuracy(scores[works.in_split(split)], grades[works.in_split(split)])
-        for split in ("test", "train")
-    ]
+    return [in_order(scores[part], grades[part]) for part in map(works.in_split, ("test", "train"))]
+
+
+def in_order(scores: Array, grades: Array) -> float:
+    """Share of the pairs with different grades whose scores are in the grades' order; a tie counts half."""
+    agree = np.sign(scores[:, None] - scores) * np.sign(grades[:, None] - grades)
+    return float((1 + agree[grades[:, None] != grades]).mean() / 2)
 
 
 def spread(values: Array, *, signed: bool = False) -> str:

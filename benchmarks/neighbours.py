@@ -1,13 +1,13 @@
 """Neighbour search over cached features: the saved index against exact search, in one run.
 
-``python benchmarks/neighbours.py [rows] [width]`` prints times, recall@1 and how many planted copies are
+``python benchmarks/neighbours.py [--rows N] [--width D]`` prints times, recall@1 and how many planted copies are
 found, for clustered features and for random ones (the worst case: no neighbourhoods at all).
 """
 
 from __future__ import annotations
 
+import argparse
 import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -79,8 +79,11 @@ def measure(kind: str, n: int, width: int) -> list[str]:
 
 
 def main() -> None:
-    n = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
-    width = int(sys.argv[2]) if len(sys.argv) > 2 else 1024
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--width", type=int, default=1024)
+    options = parser.parse_args()
+    n, width = options.rows, options.width
     saved_index.FLAT_ROWS = min(saved_index.FLAT_ROWS, n)
     print(
         f"{n:,} rows of {width} numbers, {QUERIES} questions, {COPIES} planted copies at cosine 0.98"

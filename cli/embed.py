@@ -92,7 +92,8 @@ def embed_command(
         exported = export_dataset(done.dataset, export, overwrite=True)
         only_results_are_left()
         click.echo(f"Exported: {exported.file} ({exported.images} images)")
-    return 1 if strict and done.summary.failed else 0
+    none_read = done.summary.failed == done.summary.inputs
+    return 1 if done.summary.failed and (strict or none_read) else 0
 
 
 def _say(done: EmbedDone) -> None:
@@ -106,6 +107,10 @@ def _say(done: EmbedDone) -> None:
         click.echo(f"{s.embedded / done.compute_seconds:.1f} images/s")
     click.echo(f"Features: {done.store_path}")
     if s.failed:
+        from mirip_fast.features.outcomes import failures_by_kind
+
+        for line in failures_by_kind(done.failures):
+            click.echo(f"Not embedded: {line}", err=True)
         click.echo(f"Failures: {done.dataset.failures_csv}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import importlib
 import logging
 import os
@@ -36,7 +37,18 @@ class _Commands(click.Group):
             return None
         module = importlib.import_module(f".{name}", __package__)
         command: click.Command = getattr(module, f"{name}_command")
+        _take_anywhere(command)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does; a mistyped name is answered with the one that was meant."""
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            close = difflib.get_close_matches(args[0].lower(), COMMANDS, 1)
+            hint = f"Did you mean '{close[0]}'?" if close else f"There are: {', '.join(COMMANDS)}."
+            raise click.UsageError(f"No such command '{args[0]}'. {hint}", ctx)
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Each command with its first sentence in full, where click would cut it off."""
@@ -51,12 +63,40 @@ class _Commands(click.Group):
             )
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="mirip-fast")
-@click.option("--traceback", is_flag=True, help="Show where in the program an error arose.")
-@click.option("--quiet", "-q", is_flag=True, help="Print results, warnings and errors only.")
-@click.pass_context
-def cli(context: click.Context, traceback: bool, quiet: bool) -> None:
+def _less_said(context: click.Context, parameter: click.Parameter, quiet: bool) -> None:
+    if quiet:
+        logging.getLogger("mirip_fast").setLevel(logging.WARNING)
+
+
+def _anywhere(hidden: bool) -> list[click.Option]:
+    """The options that stand before a command or after it."""
+    return [
+        click.Option(
+            ["--traceback"], is_flag=True, expose_value=False, hidden=hidden,
+            help="Show where in the program an error arose.",
+        ),
+        click.Option(
+            ["--quiet", "-q"], is_flag=True, expose_value=False, hidden=hidden, callback=_less_said,
+            help="Print results, warnings and errors only.",
+        ),
+    ]  # fmt: skip
+
+
+def _take_anywhere(command: click.Command) -> None:
+    """Let a command, and those below it, take what stands before it as well; once."""
+    if not any(parameter.name == "quiet" for parameter in command.params):
+        command.params += _anywhere(hidden=True)
+    if isinstance(command, click.Group):
+        for below in command.commands.values():
+            _take_anywhere(below)
+
+
+@click.group(
+    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]},
+    params=_anywhere(hidden=False),
+)  # fmt: skip
+@click.version_option(__version__, "-V", "--version", prog_name="mirip-fast")
+def cli() -> None:
     """Learn a grader's taste from tiered artwork, and sort a portfolio.
 
     \b
@@ -64,11 +104,14 @@ def cli(context: click.Context, traceback: bool, quiet: bool) -> None:
     mirip-fast train --head-only    learn from the cached features, in seconds
     mirip-fast rank folder/         sort a folder by score
     """
+
+
+def _log_to_terminal() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     package = logging.getLogger("mirip_fast")
     package.handlers = [handler]
-    package.setLevel(logging.WARNING if quiet else logging.INFO)
+    package.setLevel(logging.INFO)
     package.propagate = False
 
 
@@ -106,6 +149,7 @@ def run(arguments: list[str], signals: StopSignals | None = None) -> int:
         signals: told by the command when it is over, if they are taken over.
     """
     show_traceback = "--traceback" in arguments
+    _log_to_terminal()
     try:
         result: Any = cli.main(
             arguments, prog_name="mirip-fast", standalone_mode=False, obj=signals

@@ -109,11 +109,12 @@ def rank_command(
         from mirip_fast.portfolio.page import check_page_path
 
         check_page_path(html)
+    source = as_one(folder)
     model = pick_model(checkpoint, Path(resolved.config.train.output_dir))
     found = find_anchors(model, Path(resolved.config.embed.cache_dir), anchors) if tiers else None
     with EmbedBar() as bar:
         done = rank_folder(
-            model, as_one(folder), resolved.config, out, anchors=found,
+            model, source, resolved.config, out, anchors=found,
             backbone=backbone, rehash=rehash, command=command_line(), progress=bar,
         )  # fmt: skip
     click.echo(ranking_table(done.ranking[:top]))
@@ -125,11 +126,12 @@ def rank_command(
         files += _write_page(html, explain or 0, done, model, resolved.config, backbone)
     click.echo("Written: " + ", ".join(str(path) for path in files))
     from mirip_fast.data.remote import address
+    from mirip_fast.features.outcomes import failures_by_kind
 
-    for path, reason in done.failures[:10]:
-        click.echo(f"Not ranked: {address(Path(path))}: {reason}", err=True)
-    if len(done.failures) > 10:
-        click.echo(f"… and {len(done.failures) - 10} more in failures.csv", err=True)
+    for line in failures_by_kind((address(Path(path)), why) for path, why in done.failures):
+        click.echo(f"Not ranked: {line}", err=True)
+    if done.failures:
+        click.echo(f"Failures: {out / 'failures.csv'}", err=True)
     return 1 if strict and done.failures else 0
 
 

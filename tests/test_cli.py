@@ -430,3 +430,51 @@ def test_waiting_threads_sleep_unless_the_user_says_otherwise(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-1] == f"{expected} False"
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        (["rnak", "x"], "Did you mean 'rank'?"),
+        (["nothing-like-it"], "There are: embed, audit"),
+        (["rank", "new", "folder"], "in quotes: 'new folder'"),
+        (["embed", "new", "folder"], "in quotes: 'new folder'"),
+        (["evaluate", "runs/nosuch"], "runs/nosuch: there is no such run"),
+        (["rank", "new folder", "--html", "report.pdf"], "write it to report.html"),
+        (["evaluate", "--html", "report.docx"], "write it to report.html"),
+    ],
+)
+def test_what_was_mistyped_is_told(
+    work: Path, capfd: pytest.CaptureFixture[str], typed: list[str], told: str
+) -> None:
+    (work / "new folder").mkdir()
+    assert run(typed) in (1, 2)
+    err = capfd.readouterr().err
+    assert told in err and "--checkpoint" not in err
+
+
+@pytest.mark.parametrize("typed", [["-q", "cache", "info"], ["cache", "info", "-q"], ["cache", "-q", "info"]])  # fmt: skip
+def test_quiet_may_stand_anywhere(
+    work: Path, capfd: pytest.CaptureFixture[str], typed: list[str]
+) -> None:
+    draw(work / "folder" / "a.png", 0.5, 1)
+    assert run(["embed", "folder", *TINY, *(word for word in typed if word == "-q")]) == 0
+    out, err = capfd.readouterr()
+    assert "1 images = 1 embedded" in out and "Backbone tiny-random at" not in err
+    assert run(typed) == 0 and "1 store" in capfd.readouterr().out
+
+
+def test_why_images_were_not_read_is_on_the_screen(
+    work: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (work / "folder").mkdir()
+    for i in range(3):
+        (work / "folder" / f"{i}.png").write_text(f"no picture {i}")
+    (work / "folder" / "empty.jpg").touch()
+    assert run(["embed", "folder", *TINY]) == 1  # nothing could be read
+    err = capfd.readouterr().err
+    assert "Not embedded: 3 images: not a picture in a known format" in err
+    assert "folder/empty.jpg: the file is empty" in err
+    draw(work / "folder" / "a.png", 0.5, 1)
+    assert run(["embed", "folder", *TINY]) == 0
+    assert run(["embed", "folder", *TINY, "--strict"]) == 1

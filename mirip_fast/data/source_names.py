@@ -36,6 +36,9 @@ def as_one(sources: Sequence[str]) -> str:
     """
     if len(sources) == 1:
         return sources[0]
+    joined = " ".join(sources)
+    if Path(joined).exists():
+        raise DataError(f"A name with blanks goes in quotes: '{joined}'")
     folders = {source[: source.rfind("/") + 1] for source in sources}
     if not all(is_tar(Path(source)) for source in sources) or len(folders) > 1:
         raise DataError(

@@ -40,6 +40,7 @@ class EmbedDone:
     compute_seconds: float  # from the first to the last batch, start-up left out
     store_path: Path
     speed: SpeedReport | None = None  # where the time went, if anything was computed here
+    failures: Sequence[tuple[str, str]] = ()  # name and reason of each image that could not be read
     ranks: Ranks | None = None
 
 
@@ -128,12 +129,18 @@ def embed_data(
         dataset = save_dataset(
             phase.store.path, manifest, whole, phase.recipe, data, options, limit=limit
         )
+    failures = [
+        (shown(paths[i]), outcome.reason or "")
+        for i, outcome in enumerate(() if whole is None else whole)
+        if outcome.status == "failed"
+    ]
     return EmbedDone(
         dataset=dataset,
         summary=summarise(outcomes if whole is None else whole, started),
         compute_seconds=clock.seconds,
         store_path=phase.store.path,
         speed=speed[-1] if speed else None,
+        failures=failures,
         ranks=ranks,
     )
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import overload
 
@@ -230,3 +231,23 @@ def summarise(outcomes: Sequence[Outcome], started: float) -> Summary:
         **{status: counts[status] for status in STATUSES},
         seconds=time.monotonic() - started,
     )
+
+
+def failures_by_kind(failures: Iterable[tuple[str, str]], most: int = 10) -> list[str]:
+    """Lines that tell why images could not be read: a reason each, the most frequent first.
+
+    Args:
+        failures: name and reason of each; reasons that differ in numbers alone are one kind.
+        most: kinds that are told; the rest is counted.
+    """
+    kinds: dict[str, list[tuple[str, str]]] = {}
+    for name, reason in failures:
+        kinds.setdefault(re.sub(r"\d+", "0", reason), []).append((name, reason))
+    lines = []
+    for of_kind in sorted(kinds.values(), key=len, reverse=True):
+        name, reason = of_kind[0]
+        several = f"{len(of_kind)} images: {reason} (first: {name})"
+        lines.append(several if len(of_kind) > 1 else f"{name}: {reason}")
+    if len(lines) > most:
+        lines[most:] = [f"… and {len(lines) - most} more kinds of failure"]
+    return lines

@@ -69,8 +69,13 @@ def check_page_path(path: Path) -> None:
     """Refuse a place where no page can be written, before anything is computed.
 
     Raises:
-        DataError: it is a folder, or lies in a file.
+        DataError: it is a folder, lies in a file, or has another kind of file's ending.
     """
+    if path.suffix.lower() not in ("", ".html", ".htm", ".xhtml"):
+        raise DataError(
+            f"--html {path}: the page is HTML, and no program would open it as {path.suffix}; write it to "
+            f"{path.with_suffix('.html')} (a browser prints it to PDF)"
+        )
     if path.is_dir():
         raise DataError(
             f"--html {path} is a folder; name a file in it, such as {path / 'report.html'}"

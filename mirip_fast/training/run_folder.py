@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import difflib
 import itertools
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -224,7 +225,7 @@ def newest_model(output_dir: Path) -> Run:
 
 
 def run_of_checkpoint(path: Path) -> tuple[Run, Path]:
-    """The run and model file that ``--checkpoint`` names: a run's folder, a .pt file or an ensemble.
+    """The run and model file that a command names: a run's folder, a .pt file or an ensemble.
 
     Raises:
         RunNotFoundError: neither.
@@ -232,11 +233,20 @@ def run_of_checkpoint(path: Path) -> tuple[Run, Path]:
     if path.is_dir():
         run = Run(path)
         if not run.model.is_file():
-            raise RunNotFoundError(f"--checkpoint {path}: the folder has no {BEST} or {ENSEMBLE}")
+            raise RunNotFoundError(f"{path}: the folder has no {BEST} or {ENSEMBLE}")
         return run, run.model
     if not path.is_file():
-        raise RunNotFoundError(f"--checkpoint {path}: there is no such file")
+        there = [run.path.name for run in find_runs(path.parent)]
+        close = difflib.get_close_matches(path.name, there, 1)
+        hint = f"Did you mean {path.parent / close[0]}?" if close else _newest(path.parent, there)
+        raise RunNotFoundError(f"{path}: there is no such run or model file. {hint}")
     return Run(path.parent), path
+
+
+def _newest(folder: Path, names: Sequence[str]) -> str:
+    if not names:
+        return "Runs are made by `mirip-fast train`, in the folder runs/."
+    return f"The newest in {folder}: {', '.join(names[:3])}."
 
 
 def resumable_run(output_dir: Path, which: str, *, full: bool | None = None) -> tuple[Run, Path]:
