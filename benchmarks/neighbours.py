@@ -1,7 +1,7 @@
 """Neighbour search over cached features: the saved index against exact search, in one run.
 
-``python benchmarks/neighbours.py [--rows N] [--width D]`` prints times, recall@1 and how many planted copies are
-found, for clustered features and for random ones (the worst case: no neighbourhoods at all).
+``python benchmarks/neighbours.py [--rows N] [--width D]`` prints times, recall@1 and how many planted copies
+are found, for clustered features and for random ones (the worst case: no neighbourhoods at all).
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ def test_every_command_option_and_subcommand_has_its_line() -> None:
         for path, command in commands_below((name,)):
             assert f"mirip-fast {' '.join(path)}" in page
             for option in command.params:
-                if isinstance(option, click.Option):
+                if isinstance(option, click.Option) and not option.hidden:
                     assert re.search(rf"^\| `{option.opts[0]}\b", page, re.MULTILINE), option.opts
 
 
