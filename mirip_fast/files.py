@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import csv
 import errno
+import io
 import json
 import os
 import shutil
@@ -117,20 +120,62 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, object]]) -> None:
-    """Write ``rows`` as an UTF-8 CSV file with the given columns, atomically; None becomes empty."""
-    import csv
-    import io
+def write_csv(
+    path: Path,
+    columns: Iterable[str],
+    rows: Iterable[Mapping[str, object]],
+    *,
+    separator: str = ",",
+    encoding: str = "utf-8",
+) -> None:
+    """Write ``rows`` as a CSV file with the given columns, atomically; None becomes empty.
+
+    UTF-8 starts with a byte order mark: spreadsheet programs read Korean names wrongly without one.
+
+    Raises:
+        DiskFullError: there is no room.
+        UnicodeEncodeError: a value can not be written in another encoding than UTF-8.
+    """
+    utf8 = codecs.lookup(encoding).name in ("utf-8", "utf-8-sig")
 
     def write(stream: IO[bytes]) -> None:
-        text = io.TextIOWrapper(stream, "utf-8", "surrogateescape", newline="")
-        writer = csv.DictWriter(text, list(columns), restval="", extrasaction="ignore")
+        text = io.TextIOWrapper(
+            stream,
+            "utf-8-sig" if utf8 else encoding,
+            "surrogateescape" if utf8 else "strict",
+            newline="",
+        )
+        writer = csv.DictWriter(
+            text, list(columns), restval="", extrasaction="ignore", delimiter=separator
+        )
         writer.writeheader()
         writer.writerows(rows)
         text.flush()
         text.detach()
 
     write_atomically(path, write)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a file that :func:`write_csv` wrote with its defaults, also without a byte order mark.
+
+    Raises:
+        OSError: the file can not be read.
+        ValueError: it is empty, cut short, or no CSV.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
+            reader = csv.DictReader(stream, strict=True)
+            if reader.fieldnames is None:
+                raise ValueError("the file is empty")
+            rows: list[dict[str, str]] = []
+            for row in reader:
+                if None in row or None in row.values():
+                    raise ValueError(f"line {reader.line_num} has not one value per column")
+                rows.append(row)
+            return rows
+    except csv.Error as error:
+        raise ValueError(f"no CSV: {error}") from error
 
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")

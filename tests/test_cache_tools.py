@@ -698,7 +698,7 @@ def test_ledgers_that_lie_stay_behind(cache: Path, other: Path) -> None:
         (done,) = merge_caches(cache, [other])
         assert len(done.problems) == 1 and not done.datasets, lie
     (dataset.folder / "dataset.json").write_text(json.dumps(info))
-    with manifest.open(encoding="utf-8", newline="") as stream:
+    with manifest.open(encoding="utf-8-sig", newline="") as stream:
         rows = list(csv.DictReader(stream))
     for column, value in (("sha256", "ab"), ("sha256", "zz"), ("status", "fine"), ("tier", "Q")):
         with manifest.open("w", encoding="utf-8", newline="") as stream:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 import json
@@ -75,7 +76,7 @@ def test_the_main_job(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
     works = json.loads((work / "ranking.json").read_text(encoding="utf-8"))["works"]
     assert [w["rank"] for w in works] == [1, 2, 3, 4, 5]
     assert {w["file"] for w in works} == {f"sub/작품 {i} 🎨.png" for i in range(5)}
-    with (work / "ranking.csv").open(encoding="utf-8", newline="") as stream:
+    with (work / "ranking.csv").open(encoding="utf-8-sig", newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["file"] for row in rows] == [w["file"] for w in works]
     assert {row["view_spread"] for row in rows} == {"unknown"}  # a single view
@@ -88,6 +89,11 @@ def test_the_main_job(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
     first, second = (work / "folder" / works[i]["file"] for i in (0, 4))
     assert run(["compare", str(second), str(first)]) == 0
     assert f"Winner: {first}" in capfd.readouterr().out
+
+    # A spreadsheet program shows Korean names of all these files as they are; epochs have no names.
+    tables = [path for path in work.rglob("*.csv") if path.name != "history.csv"]
+    assert {path.name for path in tables} >= {"ranking.csv", "failures.csv", "split.csv"}
+    assert all(path.read_bytes().startswith(codecs.BOM_UTF8) for path in tables)
 
 
 def test_a_second_run_computes_nothing(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -115,7 +121,7 @@ def test_a_broken_image_costs_one_line(work: Path, capfd: pytest.CaptureFixture[
         in capfd.readouterr().out
     )
     (failures,) = (work / "cache").glob("*/datasets/*/failures.csv")
-    with failures.open(encoding="utf-8", newline="") as stream:
+    with failures.open(encoding="utf-8-sig", newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [Path(row["path"]).name for row in rows] == ["work_01.png", "absent.png"]
     assert all(row["reason"] for row in rows)
@@ -138,7 +144,7 @@ def test_grades_are_read_when_training(work: Path, capfd: pytest.CaptureFixture[
     )
     assert run(["train", "--head-only", "--epochs", "1"]) == 0
     (split,) = (work / "runs").glob("*/split.csv")
-    with split.open(encoding="utf-8", newline="") as stream:
+    with split.open(encoding="utf-8-sig", newline="") as stream:
         assert {row["image_id"]: row["tier"] for row in csv.DictReader(stream)}["id00"] == "C"
     draw(work / "data" / "images" / "new.png", 0.5, 7)
     with (work / "data" / "metadata.csv").open("a", encoding="utf-8") as stream:
@@ -158,7 +164,7 @@ def test_given_splits(work: Path) -> None:
     ]
     assert run(["train", "--head-only", "--epochs", "2", *given]) == 0
     (split,) = (work / "runs").glob("*/split.csv")
-    with split.open(encoding="utf-8", newline="") as stream:
+    with split.open(encoding="utf-8-sig", newline="") as stream:
         used = {row["image_id"]: row["split"] for row in csv.DictReader(stream)}
     for name in ("train", "val", "test"):
         with (work / "data" / f"{name}_metadata.csv").open(
@@ -183,7 +189,7 @@ def test_within_and_sampled_pairs_and_views(work: Path) -> None:
     model = pick_model(None, Path("runs"))
     assert len(model.info.views) > 1
     store = FeatureStore.open(Path("cache") / model.info.fingerprint_id)
-    with Path("out/ranking.csv").open(encoding="utf-8", newline="") as stream:
+    with Path("out/ranking.csv").open(encoding="utf-8-sig", newline="") as stream:
         for row in csv.DictReader(stream):
             sha = hashlib.sha256(Path("data/images", row["file"]).read_bytes()).digest()
             by_view = model.score_views(store, [sha])[0].tolist()

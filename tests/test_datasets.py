@@ -50,7 +50,7 @@ def pictures(folder: Path, n: int = 3) -> Path:
 
 
 def csv_rows(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
         return list(csv.DictReader(stream))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import json
 import os
@@ -15,9 +16,11 @@ from mirip_fast.errors import DiskFullError
 from mirip_fast.files import (
     move_files,
     partial_path,
+    read_csv,
     read_json,
     scratch_folder,
     write_atomically,
+    write_csv,
     write_json,
 )
 
@@ -121,3 +124,19 @@ def test_what_can_not_be_written_is_told_by_its_own_name(
     with pytest.raises(OSError, match="Read-only") as caught:
         write_json(path, {})
     assert caught.value.errno == errno.EROFS and caught.value.filename == str(path)
+
+
+def test_tables_are_read_with_and_without_a_byte_order_mark_and_never_in_part(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "t.csv"
+    write_csv(path, ["이름", "b"], [{"이름": "그림\n, 1", "b": None}])
+    data = path.read_bytes()
+    assert data.startswith(codecs.BOM_UTF8)
+    for written in (data, data.removeprefix(codecs.BOM_UTF8)):
+        path.write_bytes(written)
+        assert read_csv(path) == [{"이름": "그림\n, 1", "b": ""}]
+    for damaged in (b"", data[:-3], data[:-4], data + b"x,y,z\r\n"):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"empty|value per column|no CSV"):
+            read_csv(path)

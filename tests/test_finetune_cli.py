@@ -124,7 +124,7 @@ def test_near_duplicates_stay_in_one_split_of_a_plain_folder(work: Path) -> None
     (work / "near.csv").write_text("near_group,image_id\n" + rows)
     options = ["--backbone", "tiny-random", "--image-size", "28", "--near-groups", "near.csv"]
     assert run([*FULL, "data", *options, "--debug"]) == 0
-    with (newest(work) / "split.csv").open(encoding="utf-8", newline="") as stream:
+    with (newest(work) / "split.csv").open(encoding="utf-8-sig", newline="") as stream:
         table = {row["image_id"]: row for row in csv.DictReader(stream)}
     assert {table[image_id]["near_group"] for image_id in listed} == {"near"}
     assert len({table[image_id]["split"] for image_id in listed}) == 1

@@ -158,7 +158,7 @@ def test_out_of_fold_scores_and_the_ensemble(work: Path, capfd: pytest.CaptureFi
     assert "3 heads, each judged on the fold it left out:" in told
     assert "Out-of-fold pairwise accuracy" in told and "95 % interval over" in told
     folder = only_run(work / "runs")
-    with (folder / "split.csv").open(encoding="utf-8", newline="") as stream:
+    with (folder / "split.csv").open(encoding="utf-8-sig", newline="") as stream:
         split = {row["image_id"]: row for row in csv.DictReader(stream)}
     held_out = load_held_out(folder, TIERS)
     assert held_out is not None and held_out.source == "out-of-fold"
@@ -173,7 +173,7 @@ def test_out_of_fold_scores_and_the_ensemble(work: Path, capfd: pytest.CaptureFi
     members, seen = [], set()
     for fold in range(3):
         own = folder / f"fold_{fold}"
-        with (own / "split.csv").open(encoding="utf-8", newline="") as stream:
+        with (own / "split.csv").open(encoding="utf-8-sig", newline="") as stream:
             left_out = [r["image_id"] for r in csv.DictReader(stream) if r["split"] == LEFT_OUT]
         seen |= set(left_out)
         hashes = [bytes.fromhex(split[i]["sha256"]) for i in left_out]

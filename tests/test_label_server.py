@@ -106,7 +106,7 @@ def serving(folder: Path, out: Path, resolved: Resolved | None = None) -> Iterat
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as stream:
+    with path.open(encoding="utf-8-sig", newline="") as stream:
         return list(csv.DictReader(stream))
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from mirip_fast.config import DataConfig
-from mirip_fast.data.csv_reader import format_table
 from mirip_fast.data.manifest import (
     check_trainable,
     imbalance_remark,
@@ -19,6 +16,7 @@ from mirip_fast.data.manifest import (
 )
 from mirip_fast.data.records import DataOptions
 from mirip_fast.errors import DataError
+from mirip_fast.files import read_csv, write_csv
 
 
 def picture(path: Path) -> Path:
@@ -160,9 +158,9 @@ def test_identical_rows_collapse(data: Path) -> None:
     assert len(read_manifest(data)) == 2
 
 
-def test_every_line_end_in_a_value_is_quoted() -> None:
+def test_every_line_end_in_a_value_is_quoted(tmp_path: Path) -> None:
     """A lone carriage return ends a line for every reader of CSV files."""
     rows = [["a\rb", "c\nd", "e\r\nf", "plain"], ["", 'q"', "x,y", "\r"]]
-    text = format_table(["one", "two", "three", "four"], rows)
-    assert list(csv.reader(io.StringIO(text, newline="")))[1:] == rows
-    assert text.startswith("one,two,three,four\n") and text.endswith('"\r"\n')
+    names = ["one", "two", "three", "four"]
+    write_csv(tmp_path / "x.csv", names, [dict(zip(names, row, strict=True)) for row in rows])
+    assert [list(row.values()) for row in read_csv(tmp_path / "x.csv")] == rows

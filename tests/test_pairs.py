@@ -68,7 +68,7 @@ def test_the_sample_is_the_same_every_time(tmp_path: Path) -> None:
     assert len(files) == 24 + 3 + 1
     for file in files:
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
-    with (tmp_path / "one" / "metadata.csv").open(encoding="utf-8", newline="") as stream:
+    with (tmp_path / "one" / "metadata.csv").open(encoding="utf-8-sig", newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert Counter(row["tier"] for row in rows) == {"S": 4, "A": 7, "B": 8, "C": 5}
     means = [np.mean([float(r["tier_score"]) for r in rows if r["tier"] == t]) for t in "SABC"]

@@ -163,7 +163,7 @@ def test_files_hold_what_is_known_and_say_unknown(tmp_path: Path):
     write_ranking(tmp_path / "unknown", rank_scores(files, files, [5.0, 2.0, 1.0]), {})
     rows = {}
     for name in ("known", "unknown"):
-        with (tmp_path / name / "ranking.csv").open(encoding="utf-8", newline="") as stream:
+        with (tmp_path / name / "ranking.csv").open(encoding="utf-8-sig", newline="") as stream:
             rows[name] = list(csv.DictReader(stream))
     first, second, _ = rows["known"]
     assert (first["rank"], first["rank_low"], first["rank_high"], first["settled"]) == (

@@ -179,7 +179,7 @@ def test_a_sweep_from_end_to_end(work: Path, capfd: pytest.CaptureFixture[str]) 
     assert "8 cells besides the settings as they are" in told.err
     assert "(as configured)" in told.out and "best.yaml" in told.out
     folder = only(work / "runs")
-    with (folder / "sweep.csv").open(encoding="utf-8", newline="") as stream:
+    with (folder / "sweep.csv").open(encoding="utf-8-sig", newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert sorted(int(row["cell"]) for row in rows) == list(range(9))
     accuracies = [float(row["accuracy"]) for row in rows]
@@ -195,7 +195,7 @@ def test_a_sweep_from_end_to_end(work: Path, capfd: pytest.CaptureFixture[str]) 
     # A sweep is no run: there is no model in it.
     assert run(["evaluate"]) == 1 and run(["train", "--head-only", "--resume", "latest"]) == 1
     assert run(["train", "--head-only", "--config", str(folder / "best.yaml")]) == 0
-    with (folder / "split.csv").open(encoding="utf-8", newline="") as stream:
+    with (folder / "split.csv").open(encoding="utf-8-sig", newline="") as stream:
         assert {row["split"] for row in csv.DictReader(stream)} == {"train", "val"}
 
 

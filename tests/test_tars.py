@@ -164,7 +164,7 @@ def test_hostile_members_are_refused_one_by_one(tmp_path: Path, workers: int) ->
     kept = {e.record.image_id: e.outcome.sha256 for e in done.dataset.entries()}
     assert kept["h.tar/" + long] == hashlib.sha256(picture(3)).digest()
     assert kept["h.tar/twice.png"] == hashlib.sha256(picture(5)).digest()
-    with done.dataset.failures_csv.open(newline="") as stream:
+    with done.dataset.failures_csv.open(encoding="utf-8-sig", newline="") as stream:
         assert len(list(csv.DictReader(stream))) == 9
 
 
@@ -422,7 +422,7 @@ def test_the_commands_take_tars(
     (tmp_path / "out").mkdir()
     page = tmp_path / "out" / "page.html"
     assert run(["rank", "d/*.tar", "--out", "out", "--html", str(page)]) == 0
-    with (tmp_path / "out" / "ranking.csv").open(newline="") as stream:
+    with (tmp_path / "out" / "ranking.csv").open(encoding="utf-8-sig", newline="") as stream:
         ranked = list(csv.DictReader(stream))
     assert sorted(row["file"] for row in ranked)[0] == "0.tar/0000.png"
     assert len(ranked) == 48 and page.stat().st_size > 48 * 200

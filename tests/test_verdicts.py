@@ -189,7 +189,7 @@ def test_the_table_with_verdicts_fits_into_100_columns(
     assert ("verdict" in lines[0]) and ("sure %" in lines[0]) and ("tier" not in lines[0])
     assert (f">{tiers[0]} %" in lines[0]) == (len(tiers) <= 5)
     write_ranking(tmp_path, ranking, {})
-    with (tmp_path / "ranking.csv").open(encoding="utf-8", newline="") as stream:
+    with (tmp_path / "ranking.csv").open(encoding="utf-8-sig", newline="") as stream:
         rows = list(csv.DictReader(stream))
     by_file = dict(zip(files, given, strict=True))
     for row in rows:

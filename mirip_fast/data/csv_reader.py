@@ -234,22 +234,6 @@ def _find_separator(text: str, expected: Sequence[str]) -> str:
     return max(SEPARATORS, key=fit)
 
 
-def format_table(
-    columns: Sequence[str], rows: Iterable[Sequence[str]], separator: str = ","
-) -> str:
-    """Rows as CSV text with a header, one line each, quoted where needed."""
-    text = io.StringIO(newline="")
-    # The writer quotes line ends only as far as they occur in its own: a lone \r needs them both.
-    writer = csv.writer(text, delimiter=separator, lineterminator="\r\n")
-    lines = []
-    for row in (columns, *rows):
-        writer.writerow(row)
-        lines.append(text.getvalue()[:-2] + "\n")
-        text.seek(0)
-        text.truncate()
-    return "".join(lines)
-
-
 def absolute(path: str | os.PathLike[str]) -> Path:
     """``path`` with ``~`` and the working folder put in; symbolic links stay as they are."""
     return Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100 (Path.resolve follows links)

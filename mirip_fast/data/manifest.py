@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mirip_fast.data.csv_reader import Problems, absolute, closest, counted, format_table, shown
+from mirip_fast.data.csv_reader import Problems, absolute, closest, counted, shown
 from mirip_fast.data.image_files import IMAGE_EXTENSIONS, scan_names
 from mirip_fast.data.manifest_rows import IMAGE_FOLDER, records_from_csv
 from mirip_fast.data.packed_records import PackedRecords
@@ -19,7 +19,7 @@ from mirip_fast.data.remote import is_remote, located
 from mirip_fast.data.source_names import expand, is_pattern
 from mirip_fast.data.tar_index import METADATA_NAME
 from mirip_fast.errors import DataError
-from mirip_fast.files import write_atomically
+from mirip_fast.files import write_csv
 
 __all__ = [
     "DataOptions",
@@ -93,22 +93,25 @@ def write_manifest_csv(path: Path, manifest: Manifest) -> None:
         DataError: a value can not be written in the manifest's encoding.
         DiskFullError: there is no room.
     """
-    columns, options = manifest.columns(), manifest.options
+    options = manifest.options
     folder = absolute(path).parent
-    cells = []
-    for row, record in zip(manifest.to_rows(), manifest.records, strict=True):
-        row[manifest.image_column] = _name_from(folder, record)
-        cells.append(["" if row[name] is None else str(row[name]) for name in columns])
-    text = format_table(columns, cells, options.separator or ",")
-    utf8 = options.encoding.lower().replace("_", "-") in ("utf-8", "utf8", "utf-8-sig")
+    rows = [
+        {**row, manifest.image_column: _name_from(folder, record)}
+        for row, record in zip(manifest.to_rows(), manifest.records, strict=True)
+    ]
     try:
-        data = text.encode(options.encoding, "surrogateescape" if utf8 else "strict")
+        write_csv(
+            path,
+            manifest.columns(),
+            rows,
+            separator=options.separator or ",",
+            encoding=options.encoding,
+        )
     except UnicodeEncodeError as error:
         raise DataError(
             f"{shown(path)}: {error.object[error.start : error.end]!r} can not be written as "
             f"{options.encoding}; use utf-8"
         ) from error
-    write_atomically(path, lambda stream: stream.write(data))
 
 
 def check_trainable(manifest: Manifest) -> None:

@@ -7,11 +7,12 @@ contrast is and how noisy the surface; chance decides the rest, so that tiers ov
 from __future__ import annotations
 
 import colorsys
-import csv
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
+
+from mirip_fast.files import write_csv
 
 TIERS = ("S", "A", "B", "C")
 _SHARES = (0.15, 0.30, 0.35, 0.20)
@@ -31,23 +32,22 @@ def make_sample(folder: Path, *, n: int = 240, seed: int = 0, size: int = 160) -
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
     tiers = rng.permutation(np.repeat(np.arange(4), _counts(n)))
-    with (folder / "metadata.csv").open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["image_id", "filename", "tier", "tier_score", "group"])
-        for number, tier in enumerate(tiers):
-            quality = float(np.clip(1 - (tier + rng.uniform(0, 1)) / 4, 0, 1))
-            korean = f"_{_KOREAN[number % 4]}" if number % 5 == 0 else ""
-            name = f"work_{number:03d}{korean}.jpg"
-            draw_picture(quality, rng, size).save(images / name, quality=92)
-            writer.writerow(
-                [
-                    f"work_{number:03d}",
-                    name,
-                    TIERS[tier],
-                    f"{quality:.3f}",
-                    f"artist_{number // 3:03d}",
-                ]
-            )
+    rows = []
+    for number, tier in enumerate(tiers):
+        quality = float(np.clip(1 - (tier + rng.uniform(0, 1)) / 4, 0, 1))
+        korean = f"_{_KOREAN[number % 4]}" if number % 5 == 0 else ""
+        name = f"work_{number:03d}{korean}.jpg"
+        draw_picture(quality, rng, size).save(images / name, quality=92)
+        rows.append(
+            {
+                "image_id": f"work_{number:03d}",
+                "filename": name,
+                "tier": TIERS[tier],
+                "tier_score": f"{quality:.3f}",
+                "group": f"artist_{number // 3:03d}",
+            }
+        )
+    write_csv(folder / "metadata.csv", list(rows[0]), rows)
 
 
 def make_portfolio(folder: Path, *, n: int = 12, seed: int = 1, size: int = 160) -> None:

@@ -7,7 +7,6 @@ of it) and ``failures.csv`` (path, reason).
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import itertools
 import logging
@@ -28,7 +27,7 @@ from mirip_fast.features.recipe import Recipe, series_name
 from mirip_fast.features.shard_rows import unreadable
 from mirip_fast.features.store_files import listed, read_plain_json
 from mirip_fast.features.views import View
-from mirip_fast.files import write_csv, write_json
+from mirip_fast.files import read_csv, write_csv, write_json
 from mirip_fast.settings import settings, yaml_text
 
 log = logging.getLogger(__name__)
@@ -137,12 +136,11 @@ class Dataset:
         try:
             if not path.is_file():
                 raise ValueError("no file")
-            with path.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
-                rows = list(csv.DictReader(stream))
+            rows = read_csv(path)
             if len(rows) != info["images"]:
                 raise ValueError(f"{len(rows)} of {info['images']} images are in it")
             return [parse_line(row, list(info["tiers"])) for row in rows]
-        except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(
                 f"{path} can not be read ({error}); run `mirip-fast embed {info['source']}` again"
             ) from error
@@ -338,11 +336,8 @@ def _says_the_same(
     """
     try:
         there = dataset.info
-        with (dataset.folder / "manifest.csv").open(
-            encoding="utf-8", errors="surrogateescape", newline=""
-        ) as stream:
-            rows = list(csv.DictReader(stream))
-    except (OSError, ValueError, csv.Error):
+        rows = read_csv(dataset.folder / "manifest.csv")
+    except (OSError, ValueError):
         return False
     free = ("embed", "embedded_at")
     if any(there.get(key) != info[key] for key in info if key not in free):

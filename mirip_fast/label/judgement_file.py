@@ -90,8 +90,9 @@ class JudgementFile(Closing):
         text = self._row([row.get(name, "") for name in self.columns])
         start = self._size
         if start == 0:
-            text = self._row(self.columns) + text
-            start = len(self._row(self.columns))
+            header = _BOM + self._row(self.columns)
+            text = header + text
+            start = len(header)
         before = self._size
         try:
             _write_all(self._handle, text)
@@ -179,7 +180,7 @@ class JudgementFile(Closing):
         handle = os.open(self.aside, os.O_WRONLY | os.O_CREAT | os.O_APPEND | _BINARY, 0o666)
         try:
             if os.fstat(handle).st_size == 0:
-                row = self._row(self.columns) + row
+                row = _BOM + self._row(self.columns) + row
             _write_all(handle, row)
             os.fsync(handle)
         except OSError as error:

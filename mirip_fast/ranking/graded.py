@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import logging
@@ -31,7 +30,7 @@ from mirip_fast.features.ledger_lines import Entry
 from mirip_fast.features.phase_one import open_hashes
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.features.views import View
-from mirip_fast.files import write_csv
+from mirip_fast.files import read_csv, write_csv
 from mirip_fast.ranking.rows import ListedPairs, Rows, read_features
 
 log = logging.getLogger(__name__)
@@ -361,21 +360,20 @@ def load_split(path: Path, tiers: Sequence[str], data: DataConfig) -> GradedImag
     records, hashes, splits = [], [], []
     near: list[str | None] = []
     try:
-        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
-            for row in csv.DictReader(stream):
-                records.append(
-                    Record(
-                        image_id=row["image_id"],
-                        path=path_of(row["path"]),
-                        tier=names.index(row["tier"]) if row["tier"] else None,
-                        tier_score=float(row["tier_score"]) if row["tier_score"] else None,
-                        group=row["group"] or None,
-                        extra=json.loads(row["extra"]) if row["extra"] else {},
-                    )
+        for row in read_csv(path):
+            records.append(
+                Record(
+                    image_id=row["image_id"],
+                    path=path_of(row["path"]),
+                    tier=names.index(row["tier"]) if row["tier"] else None,
+                    tier_score=float(row["tier_score"]) if row["tier_score"] else None,
+                    group=row["group"] or None,
+                    extra=json.loads(row["extra"]) if row["extra"] else {},
                 )
-                hashes.append(bytes.fromhex(row["sha256"]))
-                splits.append(row["split"])
-                near.append(row.get("near_group") or None)  # no such column in older runs
+            )
+            hashes.append(bytes.fromhex(row["sha256"]))
+            splits.append(row["split"])
+            near.append(row.get("near_group") or None)  # no such column in older runs
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{path} can not be read: {error}") from error
     options = DataOptions.from_config(data)

@@ -6,7 +6,6 @@ probabilities look at these scores only.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.errors import DataError
-from mirip_fast.files import write_csv
+from mirip_fast.files import read_csv, write_csv
 
 #: File in a run's folder.
 HELD_OUT_FILE = "held_out.csv"
@@ -80,8 +79,7 @@ def load_held_out(folder: Path, tier_names: Sequence[str]) -> HeldOut | None:
         return None
     names = list(tier_names)
     try:
-        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
-            rows = list(csv.DictReader(stream))
+        rows = read_csv(path)
         return HeldOut(
             ids=[row["image_id"] for row in rows],
             paths=[Path(row["path"]) for row in rows],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from mirip_fast.data.pair_files import LABEL, WEIGHT, read_pairs
 from mirip_fast.data.records import Record
 from mirip_fast.data.splits import SPLITS
 from mirip_fast.errors import DataError
-from mirip_fast.files import write_csv
+from mirip_fast.files import read_csv, write_csv
 from mirip_fast.ranking.graded import GradedImages
 from mirip_fast.ranking.rows import ListedPairs
 
@@ -140,8 +139,7 @@ def load_judged_pairs(folder: Path, images: GradedImages) -> JudgedPairs | None:
         return None
     number = {record.image_id: i for i, record in enumerate(images.manifest.records)}
     try:
-        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
-            table = list(csv.DictReader(stream))
+        table = read_csv(path)
         rows = [row for row in table if row["split"]]
         places = [[number[row["image_id_1"]], number[row["image_id_2"]]] for row in rows]
         return JudgedPairs(

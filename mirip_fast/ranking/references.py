@@ -6,7 +6,6 @@ model file it was made for, and is left aside beside another one.
 
 from __future__ import annotations
 
-import csv
 import logging
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,7 +17,7 @@ from mirip_fast.errors import DataError
 from mirip_fast.evaluation.calibration import Calibration, fit_calibration
 from mirip_fast.evaluation.metrics import codes_of
 from mirip_fast.features.store import FeatureStore
-from mirip_fast.files import read_json, write_json
+from mirip_fast.files import read_csv, read_json, write_json
 from mirip_fast.ranking.anchors import keep_anchors
 from mirip_fast.ranking.graded import GradedImages
 from mirip_fast.ranking.head_files import file_hash
@@ -134,13 +133,17 @@ def made_with(model: ScoreModel, hashes: Iterable[bytes | None]) -> int:
     Args:
         model: a run's model.
         hashes: SHA-256 of each image's bytes; None for one that could not be read.
+
+    Raises:
+        DataError: the run's split.csv is damaged.
     """
     path = model.checkpoint.parent / SPLIT_FILE
     if not path.is_file():
         return 0
-    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
-        rows = csv.DictReader(stream)
-        known = {row.get("sha256") for row in rows if row.get("split") in ("train", "val")}
+    try:
+        known = {row["sha256"] for row in read_csv(path) if row["split"] in ("train", "val")}
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{path} can not be read: {error}") from error
     return sum(sha is not None and sha.hex() in known for sha in hashes)
 
 
