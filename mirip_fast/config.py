@@ -12,6 +12,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from mirip_fast.text import nfc
+
 #: Settings of the working folder, read by every command where the file exists.
 PROJECT_FILE = "mirip.yaml"
 
@@ -58,6 +60,10 @@ class DataConfig:
     )
     separator: str | None = option(None, "CSV separator (auto: found out from the file).")
     encoding: str = option("utf-8", "CSV encoding, with or without a byte order mark.")
+
+    def tier_names(self) -> list[str]:
+        """The names of the tiers, best first."""
+        return [nfc(name.strip()) for name in self.tiers.split(",")]
 
 
 @dataclass

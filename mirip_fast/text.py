@@ -12,3 +12,9 @@ def nfc(text: str) -> str:
     a file is opened by the name that the disk has.
     """
     return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def folded(text: str) -> str:
+    """What is left of ``text`` without case, blanks, invisible signs and full-width forms."""
+    plain = unicodedata.normalize("NFKC", text).casefold()
+    return "".join(c for c in plain if not (c.isspace() or unicodedata.category(c) == "Cf"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -101,8 +103,8 @@ def test_all_faults_at_once(data: Path) -> None:
 
 
 def test_missing_columns_are_told_with_what_there_is(data: Path) -> None:
-    write(data, "image_id,file_name,tier\n1,a.png,S\n")
-    with pytest.raises(DataError, match=r"(?s)filename.*file_name"):
+    write(data, "image_id,filenames,tier\n1,a.png,S\n")
+    with pytest.raises(DataError, match=r"(?s)filename.*Did you mean --image-column filenames\?"):
         read_manifest(data)
 
 
@@ -164,3 +166,128 @@ def test_every_line_end_in_a_value_is_quoted(tmp_path: Path) -> None:
     names = ["one", "two", "three", "four"]
     write_csv(tmp_path / "x.csv", names, [dict(zip(names, row, strict=True)) for row in rows])
     assert [list(row.values()) for row in read_csv(tmp_path / "x.csv")] == rows
+
+
+@pytest.fixture
+def told(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """What the commands print as notes and warnings."""
+    caplog.set_level(logging.INFO, "mirip_fast")
+    return caplog
+
+
+@pytest.mark.parametrize(
+    "group", ["Group", " GROUP ", "group_", "Gr-oup", "ｇｒｏｕｐ", "gro\u200bup", "\ufeffgroup"]
+)
+@pytest.mark.parametrize("score", ["Tier_Score", "tierscore", "tier-score", "Tier Score"])
+def test_columns_that_differ_in_no_letter_are_read_and_told(
+    data: Path, told: pytest.LogCaptureFixture, group: str, score: str
+) -> None:
+    """Else applicants straddle the splits, and nobody knows."""
+    write(data, f"Image ID,File Name,TIER,{score},{group}\n1,a.png,S,9,kim\n2,b.png,A,8,lee\n")
+    records = read_manifest(data).records
+    assert [(r.image_id, r.tier, r.tier_score, r.group) for r in records] == [
+        ("1", 0, 9.0, "kim"), ("2", 1, 8.0, "lee"),
+    ]  # fmt: skip
+    assert "is read as tier_score" in told.text
+    assert ("is read as group" in told.text) == (group.strip() != "group")
+
+
+@pytest.mark.parametrize(
+    ("column", "flag"),
+    [("groups", "--group-column"), ("gruop", "--group-column"), ("grup", "--group-column"),
+     ("Group1", "--group-column"), ("tier_scores", "--score-column"), ("image_ids", "--id-column"),
+     ("growth", None), ("title", None), ("department", None)],
+)  # fmt: skip
+def test_columns_one_letter_off_are_told_and_others_are_not(
+    data: Path, told: pytest.LogCaptureFixture, column: str, flag: str | None
+) -> None:
+    write(data, f"filename,tier,{column}\na.png,S,kim\nb.png,A,lee\n")
+    assert read_manifest(data).records[0].extra == {column: "kim"}
+    hint = f"column '{column}' is not read; did you mean {flag} {column}?"
+    assert (hint in told.text) if flag else not told.text
+
+
+def test_two_columns_that_could_be_meant_are_refused(data: Path) -> None:
+    write(data, "filename,tier,Group,GROUP\na.png,S,x,y\n")
+    with pytest.raises(DataError, match="'GROUP' and 'Group' are both like 'group'"):
+        read_manifest(data)
+    nfd = unicodedata.normalize("NFD", "학과")
+    write(data, f"filename,tier,학과,{nfd}\na.png,S,x,y\n")
+    with pytest.raises(DataError, match=r"occurs 2 times, spelled .*u1112.* and .*ud559"):
+        read_manifest(data)
+
+
+def test_names_are_one_in_both_unicode_forms(data: Path) -> None:
+    """One applicant, typed on Windows in one row and copied from a Mac in the other."""
+    nfd = unicodedata.normalize("NFD", "이름,등급,지원자,홍길동,금,한글 그림.png,회화").split(",")
+    name, grade, who, person, gold, picture_name, painting = nfd
+    write(
+        data,
+        f"{name},filename,{grade},{who},학과\n"
+        f"가,{picture_name},{gold},{person},{painting}\n나,a.png,금,홍길동,회화\n다,b.png,은,x,조소\n",
+    )
+    manifest = read_manifest(
+        data,
+        options(id_column="이름", tier_column=grade, group_column="지원자", tiers=f"{gold},은"),
+    )
+    first, second, _ = manifest.records
+    assert (first.tier, first.group, first.extra) == (second.tier, second.group, second.extra)
+    assert first.path.is_file() and manifest.tiers == ("금", "은")
+
+
+def test_tiers_spelled_otherwise_are_read_and_told(
+    data: Path, told: pytest.LogCaptureFixture
+) -> None:
+    write(data, "filename,tier\na.png,s \nb.png,Ａ\n한글 그림.png,a\nsub/c.png,A\n")
+    assert [record.tier for record in read_manifest(data).records] == [0, 1, 1, 1]
+    assert "'a' as 'A' (1), 's' as 'S' (1), 'Ａ' as 'A' (1)" in told.text
+    write(data, "filename,tier\na.png,1.0\nb.png,2.0\n")
+    assert [r.tier for r in read_manifest(data, options(tiers="1,2")).records] == [0, 1]
+    write(data, "filename,tier\na.png,A-\nb.png,a\nsub/c.png,A\n")
+    manifest = read_manifest(data, options(tiers="A,A-,a"))
+    assert [record.tier for record in manifest.records] == [1, 2, 0]
+
+
+def test_the_order_of_unknown_tiers_is_never_guessed(data: Path) -> None:
+    """A list in order of appearance, worst first, turns the model upside down when it is copied."""
+    write(data, "filename,tier\na.png,bronze\nb.png,silver\n한글 그림.png,gold\nsub/c.png,bronze\n")
+    with pytest.raises(DataError) as error:
+        read_manifest(data)
+    text = str(error.value)
+    assert "in alphabetical order: bronze 2, gold 1, silver 1." in text
+    assert '--tiers "BEST,…,WORST"' in text and "bronze,silver" not in text
+
+
+@pytest.mark.parametrize("first", ["sep=;\r\n", '"SEP=;"\n', "sep=; \r"])
+def test_the_line_that_tells_excel_the_separator_is_no_header(data: Path, first: str) -> None:
+    write(data, first + "filename;tier;note\na.png;S;1,5\nb.png;X;2,5\n", "utf-8-sig")
+    with pytest.raises(DataError, match=r"metadata\.csv:4, tier: unknown tier 'X'"):
+        read_manifest(data)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
+def test_unicode_text_of_excel_is_read(data: Path, encoding: str) -> None:
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    write(data, mark + "filename\ttier\tgroup\r\n한글 그림.png\tS\t홍길동\r\n", encoding)
+    (record,) = read_manifest(data).records
+    assert record.group == "홍길동" and record.path.is_file()
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [(b"PK\x03\x04", "Excel workbook"), (b"\xd0\xcf\x11\xe0", "Excel workbook"),
+     (b"PAR1", "Parquet"), (b'[{"filename": "a.png"}]', "JSON"), (b"<html><table>", "HTML")],
+)  # fmt: skip
+def test_files_of_another_kind_are_named(data: Path, content: bytes, kind: str) -> None:
+    (data / "metadata.csv").write_bytes(content)
+    with pytest.raises(DataError, match=rf"{kind}.*, not CSV; save it"):
+        read_manifest(data)
+
+
+def test_cells_that_are_lacking_or_nameless_are_told(
+    data: Path, told: pytest.LogCaptureFixture
+) -> None:
+    write(data, "filename,tier,group,\na.png,S\nb.png,A,x,lost\n")
+    assert [record.group for record in read_manifest(data).records] == [None, "x"]
+    assert "1 row has fewer values than columns (first: row 2)" in told.text
+    assert "values in a column without a name are not read (1 row)" in told.text

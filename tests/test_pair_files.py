@@ -114,3 +114,18 @@ def test_pairs_judged_both_ways_are_kept_and_told(
         )
     assert len(judged) == 6
     assert "1 pair judged both ways (rows 2 and 3)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("column", "weight", "said"),
+    [("Weight", 2.5, "is read as weight"), ("WEIGHT ", 2.5, "is read as weight"),
+     ("weights", 1.0, "column 'weights' is not read; if it holds the weights, call it weight"),
+     ("height", 1.0, "")],
+)  # fmt: skip
+def test_columns_nearly_called_weight_are_read_or_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, column: str, weight: float, said: str
+) -> None:
+    caplog.set_level(logging.INFO, "mirip_fast")
+    judged = read(tmp_path, f"image_path_1,ImagePath2,Label,{column}\na.png,c.png,1,2.5\n")
+    assert judged.weight.tolist() == [weight] and judged.images.tolist() == [[0, 2]]
+    assert said in caplog.text and (said or column not in caplog.text)

@@ -6,17 +6,31 @@ import codecs
 import csv
 import difflib
 import io
+import logging
 import os
+import re
+import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mirip_fast.data.places import read_place
 from mirip_fast.data.remote import address
 from mirip_fast.errors import DataError, ImageError
+from mirip_fast.text import folded, nfc
+
+log = logging.getLogger(__name__)
 
 SEPARATORS = (",", ";", "\t", "|")
 _SAVE_AS_UTF8 = "save it in the spreadsheet program as «CSV UTF-8»"
+#: How files begin that are no CSV, whatever their names end with.
+_OTHER_KINDS = {
+    b"PK\x03\x04": "an Excel workbook or zip file",
+    b"\xd0\xcf\x11\xe0": "an Excel workbook",
+    b"PAR1": "a Parquet file",
+}
+#: The first line with which a file tells Excel its separator.
+_SEPARATOR_LINE = re.compile(r'"?sep=(.)"?[^\S\r\n]*(?:\r\n|\r|\n)', re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -25,7 +39,8 @@ class Table:
 
     Attributes:
         path: the file.
-        columns: names in the header, without surrounding blanks; a column without a name is "".
+        columns: names in the header, composed (NFC), without surrounding blanks; a column without a
+            name is "".
         rows: per data row its 1-based line (where it starts) and one cell per column, as written.
     """
 
@@ -107,28 +122,35 @@ def read_table(
         path: the file.
         expected: column names that may occur; they tell which separator is the right one.
         separator: one character; ``None`` finds it out among , ; tab and |.
-        encoding: any name Python knows; ``utf-8`` is read with or without a byte order mark.
+        encoding: any name Python knows; ``utf-8`` is read with or without a byte order mark, and
+            UTF-16 as well where such a mark says so.
         encoding_errors: ``strict``, or ``surrogateescape`` for lists of file names that are no UTF-8.
 
     Returns:
-        The table. Blank lines are left out, short rows are filled with empty cells.
+        The table. Blank lines and a first line such as ``sep=;`` are left out, short rows are filled with
+        empty cells.
 
     Raises:
         DataError: the file can not be read, is not text in that encoding, is no CSV, or has no rows.
     """
     text = _decode(path, _read_bytes(path), encoding, encoding_errors)
+    start = 1
+    told = _SEPARATOR_LINE.match(text)
+    if told is not None:
+        text, start = text[told.end() :], 2
+        separator = separator or told[1]
     if separator is None:
         separator = _find_separator(text, expected)
     elif len(separator) != 1:
         raise DataError(f"--separator {separator!r}: one character is expected, such as , or ;")
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     rows: list[tuple[int, list[str]]] = []
-    start = 1
+    first = start
     try:
         for cells in reader:
             if any(cell.strip() for cell in cells):
                 rows.append((start, cells))
-            start = reader.line_num + 1
+            start = reader.line_num + first
     except csv.Error as error:
         raise DataError(
             f"{shown(path)}:{start}: not readable as CSV ({error}). Is a quotation mark open?"
@@ -143,12 +165,21 @@ def read_table(
 def _check_shape(path: Path, rows: list[tuple[int, list[str]]], expected: Sequence[str]) -> Table:
     """Split off the header and give every row as many cells as it has columns."""
     (header_row, header), *body = rows
-    columns = tuple(name.strip() for name in header)
+    columns = tuple(nfc(name.strip()) for name in header)
     problems = Problems(path)
     for name in sorted({name for name in columns if name and columns.count(name) > 1}):
+        written = {ascii(raw.strip()) for raw in header if nfc(raw.strip()) == name}
         problems.add(
-            f"the column name occurs {columns.count(name)} times", row=header_row, column=name
+            f"the column name occurs {columns.count(name)} times"
+            + (f", spelled {' and '.join(sorted(written))}" if len(written) > 1 else ""),
+            row=header_row,
+            column=name,
         )
+    short = [row for row, cells in body if len(cells) < len(columns)]
+    places = [place for place, name in enumerate(columns) if not name]
+    nameless = sum(
+        any(cells[place].strip() for place in places if place < len(cells)) for _, cells in body
+    )
     for row, cells in body:
         if any(cell.strip() for cell in cells[len(columns) :]):
             problems.add(
@@ -161,7 +192,79 @@ def _check_shape(path: Path, rows: list[tuple[int, list[str]]], expected: Sequen
     if not body:
         problems.add(f"a header and no rows. Add one row per image below {_example(columns)}")
     problems.raise_if_any()
+    if short:
+        log.warning(
+            "%s: %s fewer values than columns (first: row %d); the rest is taken as empty",
+            *(shown(path), f"{counted(len(short), 'row')} {'has' if len(short) == 1 else 'have'}"),
+            short[0],
+        )
+    if nameless:
+        log.warning(
+            "%s: values in a column without a name are not read (%s)",
+            *(shown(path), counted(nameless, "row")),
+        )
     return Table(path, columns, body)
+
+
+def with_known_names(table: Table, names: Sequence[str]) -> Table:
+    """The table with columns called by known names where no doubt is left, such as ``Group`` for group.
+
+    A column is taken for a known one that is not there if the names differ only in case, blanks, ``_``,
+    ``-``, full-width letters and invisible signs; each is told.
+
+    Raises:
+        DataError: several columns could be meant.
+    """
+    columns = list(table.columns)
+    for name in names:
+        alike = [other for other in set(columns) - set(names) if _key(other) == _key(name)]
+        if name in columns or not alike:
+            continue
+        if len(alike) > 1:
+            which = " and ".join(f"'{spelled(other)}'" for other in sorted(alike))
+            raise DataError(
+                f"{shown(table.path)}: columns {which} are both like {name!r}; call the one to be read "
+                f"{name}, or take one out"
+            )
+        log.warning("%s: column '%s' is read as %s", shown(table.path), spelled(alike[0]), name)
+        columns[columns.index(alike[0])] = name
+    return replace(table, columns=tuple(columns))
+
+
+def misspelled(name: str, columns: Iterable[str]) -> str | None:
+    """The first column whose name is one letter off, but not in the first: a plural or a typing error."""
+    wanted = _key(name)
+    return next((other for other in columns if _one_letter_off(_key(other), wanted)), None)
+
+
+def _key(name: str) -> str:
+    return folded(name).translate(dict.fromkeys(map(ord, "_-."))) if name else ""
+
+
+def _one_letter_off(one: str, other: str) -> bool:
+    """Whether one letter is missing, too many, another, or has changed places with the next."""
+    short, long = sorted((one, other), key=len)
+    differ = [a != b for a, b in zip(short, long, strict=False)]
+    same = differ.index(True) if True in differ else len(short)
+    if not same or len(long) - len(short) > 1:  # height is no weight
+        return False
+    rest, longer = short[same:], long[same:]
+    if len(short) < len(long):
+        return rest == longer[1:]
+    return rest[1:] == longer[1:] or (rest[:2] == longer[1::-1] and rest[2:] == longer[2:])
+
+
+def spelled(name: str) -> str:
+    """A column's name for a message; signs that are invisible or look like Latin letters by their numbers."""
+    if not name.isprintable():
+        return ascii(name)[1:-1]
+    foreign = any(unicodedata.name(c, "").startswith(("CYRILLIC", "GREEK")) for c in name)
+    return f"{name} ({ascii(name)[1:-1]})" if foreign else name
+
+
+def listed(columns: Sequence[str]) -> str:
+    """All names of a header, for a message."""
+    return ", ".join(spelled(name) for name in columns if name)
 
 
 def _example(columns: Sequence[str]) -> str:
@@ -177,8 +280,9 @@ def _read_bytes(path: Path) -> bytes:
     except OSError as error:
         reason = error.strerror or str(error)
         raise DataError(f"{shown(path)}: can not be read ({reason})") from error
-    if data.startswith(b"PK\x03\x04"):
-        raise DataError(f"{shown(path)}: an Excel workbook or zip file, not CSV; {_SAVE_AS_UTF8}")
+    for start, kind in _OTHER_KINDS.items():
+        if data.startswith(start):
+            raise DataError(f"{shown(path)}: {kind}, not CSV; {_SAVE_AS_UTF8}")
     return data
 
 
@@ -189,6 +293,8 @@ def _decode(path: Path, data: bytes, encoding: str, errors: str) -> str:
         raise DataError(
             f"--encoding {encoding}: no such encoding; utf-8 and cp949 are common"
         ) from error
+    if name == "utf-8" and data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        name = "utf-16"  # Excel's «Unicode Text»
     try:
         text = data.decode("utf-8-sig" if name == "utf-8" else name, errors)
     except UnicodeDecodeError as error:
@@ -202,13 +308,14 @@ def _decode(path: Path, data: bytes, encoding: str, errors: str) -> str:
             f"{shown(path)}: holds NUL bytes, so it is no {encoding} text. "
             + _encoding_advice(data, name)
         )
+    for start, kind in (("{", "JSON"), ("[", "JSON"), ("<", "HTML or XML")):
+        if text.lstrip().startswith(start):
+            raise DataError(f"{shown(path)}: {kind}, not CSV; {_SAVE_AS_UTF8}")
     return text
 
 
 def _encoding_advice(data: bytes, tried: str) -> str:
     """What to do about a file that is not text in the encoding ``tried``."""
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return f"It is UTF-16: {_SAVE_AS_UTF8}, or give --encoding utf-16"
     for guess, what in (("utf-8", "UTF-8"), ("cp949", "Korean Windows text (CP949)")):
         if guess == tried or b"\0" in data:
             continue
@@ -229,7 +336,7 @@ def _find_separator(text: str, expected: Sequence[str]) -> str:
             header = next((cells for cells in lines if any(cells)), [])
         except csv.Error:
             return (0, 0)
-        return len({name.strip() for name in header} & set(expected)), len(header)
+        return len({_key(name) for name in header} & set(map(_key, expected))), len(header)
 
     return max(SEPARATORS, key=fit)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import posixpath
-import unicodedata
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 
 from mirip_fast.data.csv_reader import Problems
 from mirip_fast.data.pair_files import FIRST, LABEL, SECOND, named, pairs_table, verdict
+from mirip_fast.text import nfc
 
 #: Images from which cycles are looked for in one component; a larger one is searched in part.
 _STARTS = 1000
@@ -62,7 +62,7 @@ class Tangle:
 
 def image_name(text: str) -> str:
     """One spelling of a file name: ``./a\\b.png`` is ``a/b.png``, accents and Korean are composed."""
-    clean = unicodedata.normalize("NFC", text.strip().replace("\\", "/"))
+    clean = nfc(text.strip().replace("\\", "/"))
     return posixpath.normpath(clean)
 
 

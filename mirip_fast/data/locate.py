@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mirip_fast.data.places import entries_in
+from mirip_fast.text import nfc
 
 
 class FileFinder:
@@ -65,7 +65,7 @@ class FileFinder:
             return None
         found = next((root for root in self._roots if path.startswith(root + os.sep)), "")
         for part in path[len(found) + 1 :].replace(os.sep, "/").split("/"):
-            spelled = self._list(found or os.sep)[1].get(unicodedata.normalize("NFC", part))
+            spelled = self._list(found or os.sep)[1].get(nfc(part))
             if spelled is None:
                 return None
             found = found + os.sep + spelled
@@ -77,15 +77,13 @@ class FileFinder:
             files, names = [], {}
             inside = entries_in(Path(folder))  # a tar, or an address
             if inside is not None:
-                known = {
-                    unicodedata.normalize("NFC", name): name for name in (*inside[0], *inside[1])
-                }
+                known = {nfc(name): name for name in (*inside[0], *inside[1])}
                 self._listings[folder] = frozenset(inside[0]), known
                 return self._listings[folder]
             try:
                 with os.scandir(folder or ".") as entries:
                     for entry in entries:
-                        names[unicodedata.normalize("NFC", entry.name)] = entry.name
+                        names[nfc(entry.name)] = entry.name
                         if _is_file(entry):
                             files.append(entry.name)
             except OSError:

@@ -4,21 +4,35 @@ from __future__ import annotations
 
 import logging
 import math
-import unicodedata
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mirip_fast.data.csv_reader import Problems, Table, closest, counted, read_table, shown
+from mirip_fast.data.csv_reader import (
+    Problems,
+    Table,
+    closest,
+    counted,
+    listed,
+    misspelled,
+    read_table,
+    shown,
+    spelled,
+    with_known_names,
+)
 from mirip_fast.data.locate import FileFinder
 from mirip_fast.data.packed_records import PackedRecords
 from mirip_fast.data.places import entries_in, is_place
 from mirip_fast.data.records import DataOptions, Manifest, Record
 from mirip_fast.data.tar_index import safe_name
+from mirip_fast.text import folded, nfc
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 IMAGE_COLUMNS = ("filename", "image_path")
 IMAGE_FOLDER = "images"
+_TIERS_SHOWN = 20
 
 
 def records_from_csv(path: Path, options: DataOptions) -> Manifest:
@@ -34,6 +48,7 @@ def records_from_csv(path: Path, options: DataOptions) -> Manifest:
         encoding=options.encoding,
         encoding_errors=options.encoding_errors,
     )
+    table = with_known_names(table, _looked_for(table, options))
     columns = _find_columns(table, options)
     places = [path.parent, path.parent / IMAGE_FOLDER]
     if options.image_root is not None:
@@ -52,7 +67,14 @@ def records_from_csv(path: Path, options: DataOptions) -> Manifest:
 def _expected_columns(options: DataOptions) -> list[str]:
     images = IMAGE_COLUMNS if options.image_column is None else (options.image_column,)
     others = (options.tier_column, options.score_column, options.group_column)
-    return [options.id_column, *images, *others]
+    return [options.id_column, *images, *(others if options.with_grades else ())]
+
+
+def _looked_for(table: Table, options: DataOptions) -> list[str]:
+    """The expected columns, but for the image columns that are of no use beside another."""
+    expected = _expected_columns(options)
+    there = [name for name in IMAGE_COLUMNS if name in table.columns and name in expected]
+    return [name for name in expected if not there or name not in IMAGE_COLUMNS or name in there]
 
 
 @dataclass(frozen=True)
@@ -74,7 +96,8 @@ def _find_columns(table: Table, options: DataOptions) -> Columns:
     """
     problems = Problems(table.path)
     defaults = DataOptions()
-    exists = ", ".join(name for name in table.columns if name)
+    exists = listed(table.columns)
+    free = [name for name in table.columns if name and name not in _expected_columns(options)]
     if options.image_column is not None:
         wanted: tuple[str, ...] = (options.image_column,)
     else:
@@ -84,7 +107,11 @@ def _find_columns(table: Table, options: DataOptions) -> Columns:
         close = next(filter(None, (closest(name, table.columns) for name in wanted)), None)
         problems.add(
             f"no column {' or '.join(map(repr, wanted))} with the image files. It has: {exists}."
-            + (f" Did you mean --image-column {close}?" if close else " Name it: --image-column …")
+            + (
+                f" Did you mean --image-column {spelled(close)}?"
+                if close
+                else " Name it: --image-column …"
+            )
         )
 
     def optional(name: str, default: str, flag: str) -> str | None:
@@ -92,8 +119,15 @@ def _find_columns(table: Table, options: DataOptions) -> Columns:
             return name
         if name != default:  # asked for by name
             close = closest(name, table.columns)
-            hint = f" Did you mean {flag} {close}?" if close else ""
+            hint = f" Did you mean {flag} {spelled(close)}?" if close else ""
             problems.add(f"no column {name!r} ({flag}). It has: {exists}.{hint}")
+        elif name != options.tier_column:  # whose absence is told in any case
+            near = misspelled(name, free)
+            if near is not None:
+                log.warning(
+                    "%s: column '%s' is not read; did you mean %s %s?",
+                    *(shown(table.path), spelled(near), flag, spelled(near)),
+                )
         return None
 
     own_id = optional(options.id_column, defaults.id_column, "--id-column")
@@ -109,11 +143,11 @@ def _find_columns(table: Table, options: DataOptions) -> Columns:
     )
     problems.raise_if_any()
     if columns.tier is None:
-        close = closest(options.tier_column, set(table.columns) - {columns.score or ""})
-        logger.warning(
+        close = misspelled(options.tier_column, free) or closest(options.tier_column, free)
+        log.warning(
             "%s: no column %r, so its images have no grades; it has: %s%s",
             *(shown(table.path), options.tier_column, exists),
-            f" (did you mean --tier-column {close}?)" if close else "",
+            f" (did you mean --tier-column {spelled(close)}?)" if close else "",
         )
     return columns
 
@@ -131,11 +165,14 @@ class Rows:
     ) -> None:
         self.table = table
         self.columns = columns
-        self.tiers = {_composed(name): index for index, name in enumerate(options.tiers)}
+        self.tiers = {nfc(name): index for index, name in enumerate(options.tiers)}
+        loose = [folded(name) for name in options.tiers]
+        self.loose = {name: i for i, name in enumerate(loose) if loose.count(name) == 1}
         self.names = options.tiers
         self.finder = finder
         self.problems = Problems(table.path) if problems is None else problems
-        self.unknown_tiers: dict[str, None] = {}  # a set that keeps the order
+        self.spellings: Counter[tuple[str, str]] = Counter()  # of tiers: as written, as read
+        self.unknown_tiers: dict[str, list[int]] = {}  # name → its rows
         self.confined = is_place(table.path)
         # Where a file that is nowhere is said to be: below the last place that is a folder.
         there = (place for place in reversed(finder.places) if place.is_dir() or entries_in(place))
@@ -150,34 +187,30 @@ class Rows:
             DataError: any row is faulty.
         """
         records = [self._record(row, cells) for row, cells in self.table.rows]
-        if self.unknown_tiers:
-            occurring = {record.tier for record in records}
-            known = [name for index, name in enumerate(self.names) if index in occurring]
-            found = ",".join([*known, *self.unknown_tiers][:12])
-            self.problems.hint(
-                f"The tiers known are {', '.join(self.names)}. Other names are given best first, for "
-                f'example --tiers "{found}"'
-            )
+        self._tell_tiers(records)
         unique = self._without_duplicates(records)
         self.problems.raise_if_any()
         return unique
 
     def _record(self, row: int, cells: list[str]) -> Record:
-        values = dict(zip(self.table.columns, cells, strict=True))
         columns = self.columns
-        filename = values[columns.image]
+        values = {
+            name: cell if name == columns.image else nfc(cell.strip())
+            for name, cell in zip(self.table.columns, cells, strict=True)
+        }
+        filename = values[columns.image]  # as written: it is looked for on the disk
         if not filename.strip():
             self.problems.add("empty; an image file is expected", row=row, column=columns.image)
-        image_id = filename if columns.id is None else values[columns.id].strip()
+        image_id = nfc(filename if columns.id is None else values[columns.id].strip())
         if not image_id.strip() and columns.id is not None:
             self.problems.add("empty; every image needs its own name", row=row, column=columns.id)
         return Record(
             image_id=image_id,
             path=self._path(filename),
-            tier=self._tier(row, values[columns.tier].strip()) if columns.tier else None,
-            tier_score=self._score(row, values[columns.score].strip()) if columns.score else None,
-            group=(values[columns.group].strip() or None) if columns.group else None,
-            extra={name: values[name].strip() for name in self.extra},
+            tier=self._tier(row, values[columns.tier]) if columns.tier else None,
+            tier_score=self._score(row, values[columns.score]) if columns.score else None,
+            group=(values[columns.group] or None) if columns.group else None,
+            extra={name: values[name] for name in self.extra},
             row=row,
             filename=filename,
         )
@@ -193,13 +226,42 @@ class Rows:
     def _tier(self, row: int, name: str) -> int | None:
         if not name:
             return None
-        tier = self.tiers.get(_composed(name))
+        tier = self.tiers.get(name)
         if tier is None:
-            close = closest(name, self.names)
-            hint = f" Did you mean {close!r}?" if close else ""
-            self.problems.add(f"unknown tier {name!r}.{hint}", row=row, column=self.columns.tier)
-            self.unknown_tiers[name] = None
+            plain = folded(name)
+            # Tables that went through a float column say 1.0 where the tier is 1.
+            tier = self.loose.get(plain, self.loose.get(plain.removesuffix(".0")))
+            if tier is None:
+                self.unknown_tiers.setdefault(name, []).append(row)
+            else:
+                self.spellings[name, self.names[tier]] += 1
         return tier
+
+    def _tell_tiers(self, records: Sequence[Record]) -> None:
+        """Note the tiers that are unknown; warn of those that are known and were spelled otherwise."""
+        if self.spellings:
+            said = [f"{old!r} as {new!r} ({n:,})" for (old, new), n in self.spellings.items()]
+            log.warning("%s: tiers are read %s", shown(self.table.path), ", ".join(sorted(said)))
+        if not self.unknown_tiers:
+            return
+        for name, rows in self.unknown_tiers.items():
+            close = closest(name, self.names)
+            self.problems.add(
+                f"unknown tier {name!r}{f' ({len(rows):,} rows)' if len(rows) > 1 else ''}."
+                + (f" Did you mean {close!r}?" if close else ""),
+                row=rows[0],
+                column=self.columns.tier,
+            )
+        counts = Counter(self.names[r.tier] for r in records if r.tier is not None)
+        counts.update({name: len(rows) for name, rows in self.unknown_tiers.items()})
+        some = ", ".join(
+            f"{name} {counts[name]:,}" for name in sorted(counts, key=str.casefold)[:_TIERS_SHOWN]
+        )
+        self.problems.hint(
+            f"The tiers known are {', '.join(self.names)}. This file has, in alphabetical order: {some}"
+            f"{', …' if len(counts) > _TIERS_SHOWN else ''}. If these are its tiers, name them all in your "
+            'order, the best first: --tiers "BEST,…,WORST"'
+        )
 
     def _score(self, row: int, text: str) -> float | None:
         if not text:
@@ -231,7 +293,7 @@ class Rows:
                     column=column,
                 )
         if repeated:
-            logger.warning(
+            log.warning(
                 "%s: %s repeated exactly; each is used once",
                 *(shown(self.table.path), counted(repeated, "row")),
             )
@@ -251,8 +313,3 @@ class Rows:
 
     def _tier_name(self, record: Record) -> str:
         return "" if record.tier is None else self.names[record.tier]
-
-
-def _composed(name: str) -> str:
-    """Korean syllables and accents in one form, whichever system wrote them."""
-    return unicodedata.normalize("NFC", name)

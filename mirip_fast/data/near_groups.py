@@ -6,10 +6,20 @@ import logging
 from collections.abc import Iterable
 from pathlib import Path
 
-from mirip_fast.data.csv_reader import Problems, closest, counted, read_table, shown
+from mirip_fast.data.csv_reader import (
+    Problems,
+    closest,
+    counted,
+    listed,
+    read_table,
+    shown,
+    spelled,
+    with_known_names,
+)
 from mirip_fast.data.records import Manifest
 from mirip_fast.errors import DataError
 from mirip_fast.files import write_csv
+from mirip_fast.text import nfc
 
 log = logging.getLogger(__name__)
 
@@ -42,17 +52,18 @@ def read_near_groups(path: Path, manifest: Manifest) -> list[str | None]:
     if path.is_file() and not _has_rows(path):
         return [None] * len(manifest)  # audit found none
     table = read_table(path, expected=(GROUP, ID), encoding_errors="surrogateescape")
+    table = with_known_names(table, (GROUP, ID))
     problems = Problems(path)
     for name in (GROUP, ID):
         if name not in table.columns:
             close = closest(name, table.columns)
-            hint = f" Is it {close!r}?" if close else ""
-            problems.add(f"no column {name!r}. It has: {', '.join(table.columns)}.{hint}")
+            hint = f" Is it '{spelled(close)}'? Then call it {name}." if close else ""
+            problems.add(f"no column {name!r}. It has: {listed(table.columns)}.{hint}")
     problems.raise_if_any()
     group_at, id_at = table.columns.index(GROUP), table.columns.index(ID)
     group_of: dict[str, str] = {}
     for row, cells in table.rows:
-        group, image_id = cells[group_at].strip(), cells[id_at].strip()
+        group, image_id = nfc(cells[group_at].strip()), nfc(cells[id_at].strip())
         if not group or not image_id:
             problems.add("a group and an image_id are expected", row=row)
         elif group_of.setdefault(image_id, group) != group:
@@ -63,8 +74,9 @@ def read_near_groups(path: Path, manifest: Manifest) -> list[str | None]:
                 column=GROUP,
             )
     problems.raise_if_any()
-    labels = [group_of.get(record.image_id.strip()) for record in manifest.records]
-    unknown = len(group_of) - len({r.image_id.strip() for r in manifest.records} & set(group_of))
+    ids = [nfc(record.image_id.strip()) for record in manifest.records]
+    labels = [group_of.get(image_id) for image_id in ids]
+    unknown = len(group_of) - len(set(ids) & set(group_of))
     if unknown == len(group_of):
         raise DataError(
             f"{shown(path)}: none of its {counted(unknown, 'image')} is in {shown(manifest.source)} "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +13,20 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mirip_fast.data.csv_reader import Problems, Table, closest, counted, read_table, shown
+from mirip_fast.data.csv_reader import (
+    Problems,
+    Table,
+    closest,
+    counted,
+    listed,
+    misspelled,
+    read_table,
+    shown,
+    spelled,
+    with_known_names,
+)
 from mirip_fast.data.records import Record
+from mirip_fast.text import nfc
 
 log = logging.getLogger(__name__)
 
@@ -115,18 +126,23 @@ def pairs_table(path: Path, *, separator: str | None = None, encoding: str = "ut
     Raises:
         DataError: the file can not be read, or a column is missing.
     """
-    table = read_table(
-        path, expected=(FIRST, SECOND, LABEL, WEIGHT), separator=separator, encoding=encoding
-    )
+    known = (FIRST, SECOND, LABEL, WEIGHT)
+    table = read_table(path, expected=known, separator=separator, encoding=encoding)
+    table = with_known_names(table, known)
     problems = Problems(path)
-    needed = (FIRST, SECOND, LABEL)
-    for name in needed:
+    free = [name for name in table.columns if name and name not in known]
+    for name in (FIRST, SECOND, LABEL):
         if name not in table.columns:
-            close = closest(name, set(table.columns) - set(needed))
-            there = ", ".join(column for column in table.columns if column)
-            hint = f" Is it {close!r}?" if close else ""
-            problems.add(f"no column {name!r}. It has: {there}.{hint}")
+            close = closest(name, free)
+            hint = f" Is it '{spelled(close)}'? Then call it {name}." if close else ""
+            problems.add(f"no column {name!r}. It has: {listed(table.columns)}.{hint}")
     problems.raise_if_any()
+    near = None if WEIGHT in table.columns else misspelled(WEIGHT, free)
+    if near is not None:
+        log.warning(
+            "%s: column '%s' is not read; if it holds the weights, call it %s",
+            *(shown(path), spelled(near), WEIGHT),
+        )
     return table
 
 
@@ -143,8 +159,8 @@ class _Finder:
     def __init__(self, records: Sequence[Record], places: Sequence[Path]):
         self._places = [str(place) for place in dict.fromkeys(places)]
         self._by_path = {_spelled(str(r.path)): i for i, r in enumerate(records)}
-        self._by_file = {_composed(r.filename): i for i, r in enumerate(records) if r.filename}
-        self._by_id = {_composed(r.image_id): i for i, r in enumerate(records)}
+        self._by_file = {nfc(r.filename): i for i, r in enumerate(records) if r.filename}
+        self._by_id = {nfc(r.image_id): i for i, r in enumerate(records)}
         self._names = [r.filename or r.image_id for r in records]
         self.missed = 0
 
@@ -154,7 +170,7 @@ class _Finder:
 
     def find(self, name: str) -> int | None:
         """Index of the record called ``name``; file names come before ids."""
-        composed = _composed(name.strip())
+        composed = nfc(name.strip())
         for spelling in (composed, composed.replace("\\", "/")):
             if spelling in self._by_file:
                 return self._by_file[spelling]
@@ -236,10 +252,5 @@ def _tell_contradictions(judged: Judgements) -> None:
         )
 
 
-def _composed(name: str) -> str:
-    """Korean syllables and accents in one form, whichever system wrote them."""
-    return unicodedata.normalize("NFC", name)
-
-
 def _spelled(path: str) -> str:
-    return _composed(os.path.normpath(path))
+    return nfc(os.path.normpath(path))

@@ -11,6 +11,7 @@ from mirip_fast.config import DataConfig
 from mirip_fast.data.csv_reader import Problems, counted, shown
 from mirip_fast.data.locate import FileFinder
 from mirip_fast.errors import ConfigError
+from mirip_fast.text import nfc
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,12 @@ class DataOptions:
     def from_config(cls, config: DataConfig) -> DataOptions:
         """The options that the settings under ``data:`` ask for."""
         return cls(
-            tiers=tuple(name.strip() for name in config.tiers.split(",")),
-            id_column=config.id_column,
-            image_column=config.image_column,
-            tier_column=config.tier_column,
-            score_column=config.score_column,
-            group_column=config.group_column,
+            tiers=tuple(config.tier_names()),
+            id_column=nfc(config.id_column),
+            image_column=None if config.image_column is None else nfc(config.image_column),
+            tier_column=nfc(config.tier_column),
+            score_column=nfc(config.score_column),
+            group_column=nfc(config.group_column),
             image_root=None if config.image_root is None else Path(config.image_root),
             separator={"tab": "\t", "\\t": "\t"}.get(config.separator or "", config.separator),
             encoding=config.encoding,

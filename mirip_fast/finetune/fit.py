@@ -77,7 +77,7 @@ class FullFit:
         self.scheduler = self._scheduler()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=plan.precision == "fp16")
         self.scaler.scale(torch.ones((), device=self.device))  # it sets itself up on first use
-        names = [name.strip() for name in config.data.tiers.split(",")]
+        names = config.data.tier_names()
         mixing = config.finetune.mixup > 0 or config.finetune.cutmix > 0
         within = train.within is not None
         self.objective = Objective.of(config.train, names, within=within, mixing=mixing)

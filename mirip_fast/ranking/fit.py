@@ -78,7 +78,7 @@ class HeadFit:
         set_seed(config.train.seed)
         settings = config.train
         self.config, self.pace, self.model_info, self.device = config, pace, model_info, device
-        tiers = [name.strip() for name in config.data.tiers.split(",")]
+        tiers = config.data.tier_names()
         self.objective = Objective(settings, tiers, train)
         self.train, self.val = DeviceRows.of(train, device), DeviceRows.of(val, device)
         self._train_sample = self.train.sample(_TRAIN_SAMPLE, settings.seed)

@@ -66,7 +66,7 @@ class Runner:
     def __init__(self, place: int, task: HeadTask, rows: Rows):
         settings = task.config.train
         self.place, self.task, self._rows = place, task, rows
-        tiers = [name.strip() for name in task.config.data.tiers.split(",")]
+        tiers = task.config.data.tier_names()
         self.loss = make_loss(settings, tiers, within=rows.within is not None)
         self.stopping = EarlyStopping(
             choose_patience(settings, task.steps_per_epoch), settings.early_stopping_min_delta
