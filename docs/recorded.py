@@ -40,7 +40,8 @@ def recorded(text: str) -> list[Recorded]:
 
 
 def normal(line: str) -> str:
-    """``line`` without what differs from machine to machine: numbers, run names, units, widths."""
+    """``line`` without what differs from machine to machine, and without the mark that nobody sees."""
+    line = line.replace("\ufeff", "")
     for pattern, put in (
         (_PATH, ""), (_RUN_NAME, "0"), (_FINGERPRINT, "0"), (_UNIT, "B"), (_MACHINE, "cpu"), (_NUMBER, "0"),
         (_RULE, " "),
