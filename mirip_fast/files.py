@@ -92,6 +92,55 @@ def scratch_folder(out: Path, name: str) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+_TEMPORARY, _OWNER = "mirip-fast-", ".owner"
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A new folder in the system's place for temporary files; gone afterwards in any case.
+
+    What a killed process could not remove, the next one to make such a folder does: a lock on a file in it,
+    which ends with its holder, says whether somebody uses it.
+    """
+    remove_abandoned_folders()
+    folder = Path(tempfile.mkdtemp(prefix=_TEMPORARY))
+    owner = None
+    try:
+        owner = os.open(folder / f"{_OWNER}.new", os.O_RDWR | os.O_CREAT)
+        _try_lock(owner)
+        (folder / f"{_OWNER}.new").rename(folder / _OWNER)  # from now on others look at it
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if owner is not None:
+            os.close(owner)
+
+
+def remove_abandoned_folders() -> None:
+    """Remove this user's temporary folders whose owner is dead."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY}*"):
+        with contextlib.suppress(OSError):
+            if os.name == "nt" or folder.is_symlink() or folder.stat().st_uid != os.getuid():
+                continue
+            handle = os.open(folder / _OWNER, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                if _try_lock(handle):
+                    shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(handle)
+
+
+def _try_lock(handle: int) -> bool:
+    """Lock an open file until it is closed; False where another process has, or where there are no locks."""
+    try:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError):
+        return False
+    return True
+
+
 def move_files(folder: Path, out: Path) -> list[Path]:
     """Put all files of ``folder`` in place in ``out``, each in one step; gives their new paths, sorted."""
     return [path.replace(out / path.name) for path in sorted(folder.iterdir())]

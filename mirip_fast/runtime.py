@@ -6,7 +6,10 @@ import contextlib
 import hashlib
 import os
 import random
+import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 def resolve_device(name: str = "auto") -> torch.device:
@@ -133,6 +137,32 @@ def keep_freed_memory() -> None:
     if set_option is not None:
         for option, value in ((_M_MMAP_THRESHOLD, 32 << 20), (_M_TRIM_THRESHOLD, 128 << 20)):
             set_option(option, value)
+
+
+def end_with_parent(parent: int) -> None:
+    """Have this process end with the one that started it, however that one ends.
+
+    Linux kills it at once, even in the midst of a decoder that hangs. For Linux the parent is the *thread*
+    that started it: start processes in one that lives as long as they shall. Elsewhere a thread looks after
+    the parent once a second.
+
+    Args:
+        parent: process id of the one that started this.
+    """
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    else:
+        threading.Thread(target=_end_without, args=(parent,), daemon=True).start()
+    if os.getppid() != parent:
+        os._exit(0)  # it died before that
+
+
+def _end_without(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(0)
 
 
 def rank() -> int:

@@ -6,6 +6,9 @@ import codecs
 import errno
 import json
 import os
+import subprocess
+import sys
+import tempfile
 import threading
 from pathlib import Path
 from typing import IO
@@ -18,7 +21,9 @@ from mirip_fast.files import (
     partial_path,
     read_csv,
     read_json,
+    remove_abandoned_folders,
     scratch_folder,
+    temporary_folder,
     write_atomically,
     write_csv,
     write_json,
@@ -140,3 +145,33 @@ def test_tables_are_read_with_and_without_a_byte_order_mark_and_never_in_part(
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"empty|value per column|no CSV"):
             read_csv(path)
+
+
+def test_the_next_process_removes_what_a_killed_one_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    code = (
+        "import time; from mirip_fast.files import temporary_folder\n"
+        "with temporary_folder() as folder:\n"
+        "    (folder / 'images').mkdir(); print(folder, flush=True); time.sleep(60)"
+    )
+    killed = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )  # fmt: skip
+    assert killed.stdout is not None
+    left = Path(killed.stdout.readline().strip())
+    (tmp_path / "mirip-fast-mine").mkdir()  # somebody else's, as far as is known
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / ".owner").touch()
+    (tmp_path / "mirip-fast-link").symlink_to("outside")
+    with temporary_folder() as own:
+        assert left.is_dir()  # its owner lives
+        killed.kill()
+        killed.communicate()
+        remove_abandoned_folders()
+        assert own.is_dir() and not left.exists()
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"mirip-fast-mine", "outside", "mirip-fast-link"}
+    assert (tmp_path / "outside" / ".owner").exists()

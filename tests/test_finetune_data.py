@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections import Counter
 from pathlib import Path
@@ -13,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_decode_pool import wait_until_gone
 
 from mirip_fast.data.images import decode_squares, to_array
 from mirip_fast.errors import ConfigError, DataError, TrainingError
@@ -168,25 +172,31 @@ def test_batches_come_in_order_whatever_loads_them(paths: list[Path], workers: i
     pictures = Pictures(paths, SIZE, preset="strong")
     lists = [[Sample(i, i + j) for i in range(3)] for j in range(4)]
     lists.insert(2, [])
-    batches = Batches(pictures, workers=workers, prefetch=2, pinned=False)
-    for _ in range(2):  # the workers stay for the next epoch
-        loaded = list(batches.load(lists))
-        assert [len(each) for each in loaded] == [3, 3, 0, 3, 3]
-        for samples, pixels in zip(lists, loaded, strict=True):
-            for sample, one in zip(samples, pixels, strict=True):
-                assert torch.equal(one, pictures[sample])  # type: ignore[arg-type]
-    assert batches.waited > 0
+    with Batches(pictures, workers=workers, prefetch=2, pinned=False) as batches:
+        for left in (True, False, False):  # the workers stay for the next epoch
+            loaded = []
+            for pixels in batches.load(lists):
+                loaded.append(pixels)
+                if left:  # an epoch that is given up leaves nothing behind for the next
+                    break
+            if left:
+                continue
+            assert [len(each) for each in loaded] == [3, 3, 0, 3, 3]
+            for samples, pixels in zip(lists, loaded, strict=True):
+                for sample, one in zip(samples, pixels, strict=True):
+                    assert torch.equal(one, pictures[sample])  # type: ignore[arg-type]
+        assert batches.waited > 0
 
 
 def test_signals_to_all_processes_leave_the_workers_alone(paths: list[Path]) -> None:
     pictures = Pictures(paths, SIZE)
-    batches = Batches(pictures, workers=2, prefetch=1, pinned=False)
     lists = [[Sample(i % 6, 0)] for i in range(40)]
-    for number, pixels in enumerate(batches.load(lists)):
-        # Both have started when the first two batches are here.
-        for worker in batches._loader._iterator._workers if number else ():  # type: ignore[union-attr]
-            os.kill(worker.pid, signal.SIGTERM if number % 2 else signal.SIGUSR1)
-        assert torch.equal(pixels[0], square(paths[number % 6]))
+    with Batches(pictures, workers=2, prefetch=1, pinned=False) as batches:
+        for number, pixels in enumerate(batches.load(lists)):
+            # Both have started when the first two batches are here.
+            for worker in batches._workers if number else ():
+                os.kill(worker.pid, signal.SIGTERM if number % 2 else signal.SIGUSR1)
+            assert torch.equal(pixels[0], square(paths[number % 6]))
     assert number == 39
 
 
@@ -195,15 +205,119 @@ class Deadly(Pictures):
 
     def __getitem__(self, sample: Sample) -> torch.Tensor | str:
         if sample.image == 1:
-            # Killed from outside it might hold a lock of torch's queue, and the loader would wait for ever.
-            os.kill(os.getpid(), signal.SIGKILL)
+            faulthandler.disable()  # its remarks are no news here
+            os.kill(os.getpid(), signal.SIGBUS if sample.seed else signal.SIGKILL)
         return super().__getitem__(sample)
 
 
-def test_a_killed_worker_is_told(paths: list[Path]) -> None:
-    batches = Batches(Deadly(paths, SIZE), workers=1, prefetch=1, pinned=False)
-    with pytest.raises(TrainingError, match=r"decodes training images is gone.*--loader-workers"):
-        list(batches.load([[Sample(0, 0)], [Sample(0, 1)], [Sample(1, 2)], [Sample(0, 3)]]))
+@pytest.mark.parametrize(("seed", "name"), [(0, "SIGKILL"), (1, "SIGBUS")])
+def test_a_killed_worker_is_told(paths: list[Path], seed: int, name: str) -> None:
+    lists = [[Sample(0, 0)], [Sample(0, 1)], [Sample(1, seed)], [Sample(0, 3)]]
+    with (
+        Batches(Deadly(paths, SIZE), workers=2, prefetch=1, pinned=False) as batches,
+        pytest.raises(TrainingError, match=rf"gone \(killed by {name}\).*--loader-workers"),
+    ):
+        list(batches.load(lists))
+
+
+def test_a_worker_killed_in_the_midst_of_a_batch_is_told(paths: list[Path]) -> None:
+    """Batches that are larger than what a socket holds: the process stops half-way through sending one."""
+    lists = [[Sample(i % 6, 0) for i in range(4)] for _ in range(9)]
+    with Batches(Pictures(paths, 400), workers=2, prefetch=1, pinned=False) as batches:
+        loading = batches.load(lists)
+        next(loading)
+        for worker in batches._workers:
+            os.kill(worker.pid, signal.SIGKILL)
+        with pytest.raises(TrainingError, match="gone"):
+            list(loading)
+
+
+HOLDER = """
+import sys, threading, time
+from pathlib import Path
+from mirip_fast.finetune.loader import Batches, Pictures
+from mirip_fast.finetune.plan import Sample
+
+batches = Batches(Pictures([Path(sys.argv[1])], 24), workers=2, prefetch=1, pinned=False)
+
+def load():  # in a thread that ends: the processes do not end with that
+    loading = batches.load([[Sample(0, 0)]] * 50)
+    next(loading), next(loading)
+    sys.loading = loading
+
+thread = threading.Thread(target=load)
+thread.start()
+thread.join()
+time.sleep(0.3)
+next(sys.loading), next(sys.loading), next(sys.loading)
+print(*(worker.pid for worker in batches._workers), flush=True)
+{last}
+"""
+
+
+@pytest.mark.parametrize("last", ["time.sleep(60)", "", "sys.exit(1)", "raise KeyboardInterrupt"])
+def test_workers_end_with_their_parent(paths: list[Path], last: str) -> None:
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER.format(last=last), str(paths[0])],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    assert holder.stdout is not None
+    pids = {int(word) for word in holder.stdout.readline().split()}
+    assert len(pids) == 2
+    if "sleep" in last:
+        holder.kill()  # kill -9: nothing of the parent's own can tidy up
+    holder.communicate(timeout=20)
+    wait_until_gone(pids)
+
+
+SMALL_SHM = """
+import os, subprocess, sys
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", "/dev/shm"], check=True)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
+def unshared(*arguments: str) -> list[str]:
+    """A command in a mount namespace of its own, where /dev/shm holds a megabyte."""
+    command = ["unshare", "--mount", sys.executable, "-c", SMALL_SHM]
+    try:
+        tried = subprocess.run([*command, "-c", ""], capture_output=True, timeout=60, check=False)
+    except FileNotFoundError:
+        pytest.skip("no unshare")
+    if tried.returncode:
+        pytest.skip("no mount namespaces for this user")
+    return [*command, *arguments]
+
+
+def test_a_small_dev_shm_is_no_hindrance(paths: list[Path]) -> None:
+    """Containers have 64 MiB of it. Here are 1, and 6 batches of 1.4 MiB in flight, and kept pictures."""
+    code = (
+        "import sys; from pathlib import Path; from mirip_fast.finetune.plan import Sample\n"
+        "from mirip_fast.finetune.loader import Batches, Pictures, decode_all\n"
+        "pictures = Pictures([Path(p) for p in sys.argv[1:]], 400)\n"
+        "for kept in (False, True):\n"
+        "    pictures.kept = decode_all(pictures, 1) if kept else None\n"
+        "    with Batches(pictures, workers=2, prefetch=3, pinned=False) as batches:\n"
+        "        print(sum(len(b) for b in batches.load([[Sample(i % 6, 0) for i in range(3)]] * 12)))"
+    )
+    done = subprocess.run(
+        unshared("-c", code, *map(str, paths)), capture_output=True, text=True, timeout=60, check=False
+    )  # fmt: skip
+    assert done.stdout.split() == ["36", "36"], done.stderr
+
+
+def test_processes_that_can_not_be_started_are_told(
+    paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> int:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", refuse)
+    with (
+        Batches(Pictures(paths, SIZE), workers=2, prefetch=1, pinned=False) as batches,
+        pytest.raises(TrainingError, match=r"only 0 could be started.*--loader-workers"),
+    ):
+        list(batches.load([[Sample(0, 0)]]))
 
 
 def test_kept_pictures_are_the_decoded_ones(paths: list[Path]) -> None:
@@ -211,7 +325,7 @@ def test_kept_pictures_are_the_decoded_ones(paths: list[Path]) -> None:
     kept.kept = decode_all(kept, 0)
     for path in paths:
         path.unlink()
-    assert kept.kept.shape == (6, 27, 27, 3) and kept.kept.is_shared()
+    assert kept.kept.shape == (6, 27, 27, 3)
     kept.augment = plain.augment = None
     assert torch.equal(kept[Sample(1, 0)], kept.kept[1])  # type: ignore[arg-type]
 
@@ -236,9 +350,11 @@ def test_a_pass_that_does_not_fit_is_halved() -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_file_that_is_gone_is_named(paths: list[Path], workers: int) -> None:
-    batches = Batches(Pictures(paths, SIZE), workers=workers, prefetch=1, pinned=False)
     paths[4].unlink()
-    with pytest.raises(DataError, match=r"4\.png: .*bring it back") as error:
+    with (
+        Batches(Pictures(paths, SIZE), workers=workers, prefetch=1, pinned=False) as batches,
+        pytest.raises(DataError, match=r"4\.png: .*bring it back") as error,
+    ):
         list(batches.load([[Sample(0, 0)], [Sample(4, 0)]]))
     assert "Traceback" not in str(error.value)
     with pytest.raises(DataError, match=r"4\.png"):

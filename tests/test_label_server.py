@@ -24,6 +24,7 @@ import pytest
 from mirip_fast_cli.main import run
 from PIL import Image
 from test_cli import TINY, draw, make_data
+from test_decode_pool import wait_until_gone
 
 from mirip_fast.errors import ConfigError, DataError
 from mirip_fast.features.store import FeatureStore
@@ -343,6 +344,47 @@ def test_without_the_packages(
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert run(["label", "photos"]) == 1
     assert "pip install 'mirip-fast[label]'" in capfd.readouterr().err
+
+
+def judged_file(work: Path) -> None:
+    """Enough judgements for a head to be trained as soon as a session begins."""
+    with open_label(work / "photos", work / "pairs.csv", settings()) as label:
+        session = label.session
+        assert session is not None
+        for i in range(20):
+            session.judge(session._current.number, 1 if i % 3 else -1, 1.0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_what_a_killed_server_leaves(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos(work / "photos")
+    judged_file(work)
+    # A training that takes long.
+    (work / "mirip.yaml").write_text("train: {epochs: 100000, early_stopping_patience: 0}\n")
+    temporary = work / "tmp"
+    temporary.mkdir()
+    command = [sys.executable, "-m", "mirip_fast_cli", "label", "photos", "--no-browser", *TINY]
+    command += ["--train-ratio", "0.5", "--val-ratio", "0.3", "--test-ratio", "0.2"]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL, env={**os.environ, "TMPDIR": str(temporary)},
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 60
+        while not list(temporary.glob("mirip-fast-*/*/history.csv")):  # it learns
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.05)
+        tasks = Path(f"/proc/{process.pid}/task").iterdir()
+        children = {int(pid) for task in tasks for pid in (task / "children").read_text().split()}
+    finally:
+        process.kill()
+        process.wait()
+    assert children
+    wait_until_gone(children)
+    assert list(temporary.iterdir())
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    with open_label(work / "photos", work / "other.csv", settings()):
+        assert not list(temporary.iterdir())
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -19,7 +19,6 @@ import json
 import os
 import signal
 import socket
-import sys
 import time
 import warnings
 from collections import deque
@@ -33,6 +32,7 @@ from mirip_fast.data.image_files import Stamp, read_image
 from mirip_fast.data.images import RESIZE_MODES, decode_squares, one_reason, to_bytes
 from mirip_fast.data.pieces import Piece
 from mirip_fast.errors import ConfigError, ImageError
+from mirip_fast.runtime import end_with_parent
 
 if TYPE_CHECKING:
     import numpy as np
@@ -239,7 +239,7 @@ def serve(channel_fd: int, parent: int, memory_limit_bytes: int, loader_name: st
     # The pool's process decides when to stop; a signal to the whole group must not look like a crash.
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
-    _die_with(parent)
+    end_with_parent(parent)
     loader = find_loader(loader_name)
     _quieten()
     _limit_memory(memory_limit_bytes)
@@ -264,17 +264,6 @@ def serve(channel_fd: int, parent: int, memory_limit_bytes: int, loader_name: st
                     "stamp": result.stamp,
                 }
                 _answer(channel, header, *result.buffers)
-
-
-def _die_with(parent: int) -> None:
-    """Have Linux kill this process when its parent dies, even in the midst of a hanging decoder."""
-    if sys.platform == "linux":
-        import ctypes
-
-        set_parent_death_signal = 1  # PR_SET_PDEATHSIG, see prctl(2)
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit(0)  # it died before that
 
 
 def _quieten() -> None:

@@ -7,8 +7,7 @@ is decoded: so the processes need no network, no credentials and no packages for
 
 from __future__ import annotations
 
-import shutil
-import tempfile
+import contextlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +21,7 @@ from mirip_fast.data.pieces import Piece
 from mirip_fast.data.places import local_piece
 from mirip_fast.data.remote import is_remote
 from mirip_fast.errors import ImageError, MiripError
+from mirip_fast.files import temporary_folder
 
 _THREADS = 16
 _AHEAD = 48  # images fetched or being fetched before they are asked for
@@ -33,13 +33,13 @@ class PlacedJobs(Closing):
     def __init__(self) -> None:
         self._threads: ThreadPoolExecutor | None = None
         self._folder: Path | None = None
+        self._ending = contextlib.ExitStack()
 
     def close(self) -> None:
         """Give up what is being fetched, and remove what was."""
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        self._ending.close()
 
     def of(self, jobs: Iterable[DecodeJob]) -> Iterator[tuple[DecodeJob, str | None]]:
         """Each job with the place of its bytes, in order; or why there is nothing to decode.
@@ -64,7 +64,7 @@ class PlacedJobs(Closing):
         if not is_remote(job.path):
             return None
         if self._threads is None or self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="mirip-fast-"))
+            self._folder = self._ending.enter_context(temporary_folder())
             self._threads = ThreadPoolExecutor(_THREADS, "mirip-fetch")
         return self._threads.submit(_fetch, job.path, self._folder / str(job.index))
 

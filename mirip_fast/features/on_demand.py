@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
-import shutil
-import tempfile
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from mirip_fast.features.embed import Progress, Settings
 from mirip_fast.features.outcomes import InputHashes, Outcome, ledger
 from mirip_fast.features.phase_one import PhaseOne, open_hashes, prepare, with_kinds
 from mirip_fast.features.store import FeatureStore, differing_fields
+from mirip_fast.files import temporary_folder
 from mirip_fast.settings import config_from_dict
 
 log = logging.getLogger(__name__)
@@ -129,8 +129,9 @@ def _embed(
         raise
     except (StoreError, OSError) as error:
         log.warning("%s (the features computed now are not kept)", error)
-    folder = Path(tempfile.mkdtemp(prefix="mirip-fast-"))
+    ending = contextlib.ExitStack()
+    folder = ending.enter_context(temporary_folder())
     store = FeatureStore.create(folder / phase.recipe.fingerprint_id, phase.recipe.fingerprint)
-    weakref.finalize(store, shutil.rmtree, folder, ignore_errors=True)
+    weakref.finalize(store, ending.close)
     spare = dataclasses.replace(phase, store=store)
     return spare.embed(paths, hashes, settings, progress), store

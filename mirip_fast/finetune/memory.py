@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,20 +71,10 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def room_in_memory(*, shared: bool) -> int | None:
-    """Bytes that may be kept in this machine's memory; None if nothing is known.
-
-    Args:
-        shared: in memory that other processes can see, which containers often have little of.
-    """
+def room_in_memory() -> int | None:
+    """Bytes that may be kept in this machine's memory; None if nothing is known."""
     room = _available()
-    if room is not None:
-        room = max(0, room - _SPARE)
-    segment = Path("/dev/shm")
-    if shared and segment.is_dir():
-        free = shutil.disk_usage(segment).free
-        room = free if room is None else min(room, free)
-    return room
+    return None if room is None else max(0, room - _SPARE)
 
 
 def _available() -> int | None:

@@ -139,22 +139,35 @@ class Setup:
         head: dict[str, Any] | None,
         resumed: dict[str, Any] | None,
     ) -> FitResult:
+        with contextlib.ExitStack() as ending:
+            fit = self._prepared(run, hooks, head, resumed, ending)
+            ending.enter_context(stop_signals(hooks.stop))
+            return fit.run(run)
+
+    def _prepared(
+        self,
+        run: Run,
+        hooks: Hooks,
+        head: dict[str, Any] | None,
+        resumed: dict[str, Any] | None,
+        ending: contextlib.ExitStack,
+    ) -> FullFit:
+        """The model, its optimizer and its data; ``ending`` lets go of what they need while it runs."""
         config = self.config
-        remote = None
         if self.peers.is_first and config.finetune.remote_sync:
             remote = RemoteSync(config.finetune.remote_sync, run.place)
             hooks.saved = remote.add
+            ending.callback(remote.finish)
         model = self._model(head)
-        train, val, hooks.waited = self._data(model)
+        train, val, hooks.waited = self._data(model, ending)
         described = describe_backbone(self.recipe.backbone, model.backbone)
-        plan = self._plan(head is not None, resumed)
         fit = FullFit(
             model,
             self.strategy,
             train,
             val,
             config,
-            plan,
+            self._plan(head is not None, resumed),
             {**self.info.to_dict(), FINETUNED: described},
             peers=self.peers,
             hooks=hooks,
@@ -164,11 +177,7 @@ class Setup:
         self._tell(run, fit)
         if self.peers.is_first:
             hooks.trackers = start_trackers(config.tracking, run.path, config.to_dict())
-        with contextlib.ExitStack() as ending:
-            if remote is not None:
-                ending.callback(remote.finish)
-            ending.enter_context(stop_signals(hooks.stop))
-            return fit.run(run)
+        return fit
 
     def _model(self, head: dict[str, Any] | None) -> ScoringModel:
         config, spec = self.config, self.recipe.backbone
@@ -185,7 +194,9 @@ class Setup:
             checkpoint_blocks(model.anatomy)
         return model.to(self.device)
 
-    def _data(self, model: ScoringModel) -> tuple[Graded, Graded, Any]:
+    def _data(
+        self, model: ScoringModel, ending: contextlib.ExitStack
+    ) -> tuple[Graded, Graded, Any]:
         """Train and val, and how long their loading was waited for."""
         parts = [self.images.part(split) for split in ("train", "val")]
         workers = default_workers(self.config.embed.workers)
@@ -200,7 +211,7 @@ class Setup:
             train, val = (self._graded(part, _of_prefix(prefix, part.hashes)) for part in parts)
             return train, val, lambda: prefix.waited
         batches = [
-            self._batches(part, augmented)
+            ending.enter_context(self._batches(part, augmented))
             for part, augmented in zip(parts, (True, False), strict=True)
         ]
         train, val = (
@@ -217,10 +228,8 @@ class Setup:
             draft=recipe.decode == "fast",
             preset=settings.augment if augmented else "none",
         )
-        shared = settings.loader_workers > 0
-        if settings.cache_images and _fits_in_memory(pictures, shared=shared):
-            workers = default_workers(self.config.embed.workers)
-            pictures.kept = decode_all(pictures, workers, shared=shared)
+        if settings.cache_images and _fits_in_memory(pictures):
+            pictures.kept = decode_all(pictures, default_workers(self.config.embed.workers))
         return Batches(
             pictures,
             workers=settings.loader_workers,
@@ -285,19 +294,19 @@ def _of_prefix(prefix: Prefix, hashes: Sequence[bytes]) -> Any:
     return lambda lists: prefix.load(hashes, lists)
 
 
-def _fits_in_memory(pictures: Pictures, *, shared: bool) -> bool:
+def _fits_in_memory(pictures: Pictures) -> bool:
     """Whether decoded images can be kept; tells how much they take, and what if not."""
     n = len(pictures.paths)
-    needed, room = n * pictures.side**2 * 3, room_in_memory(shared=shared)
+    needed, room = n * pictures.side**2 * 3, room_in_memory()
     if room is None or needed <= room:
         log.info("Keeping %d decoded images in memory: %s", n, format_bytes(needed))
         return True
     log.warning(
-        "--cache-images: %d decoded images take %s, and %s of %s are free: they are decoded in every epoch",
+        "--cache-images: %d decoded images take %s, and %s of memory are free: they are decoded in "
+        "every epoch",
         n,
         format_bytes(needed),
         format_bytes(room),
-        "shared memory" if shared else "memory",
     )
     return False
 

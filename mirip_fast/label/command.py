@@ -19,6 +19,7 @@ from mirip_fast.data.pair_files import read_pairs
 from mirip_fast.data.splits import SPLITS
 from mirip_fast.errors import CheckpointError, MiripError, RunNotFoundError
 from mirip_fast.features.embed import Progress
+from mirip_fast.files import remove_abandoned_folders
 from mirip_fast.label.choice import Chooser, Shares
 from mirip_fast.label.committee import Committee, principal_components
 from mirip_fast.label.figures import Share, consistency, predicted
@@ -143,6 +144,7 @@ def open_label(
     Raises:
         MiripError: the works, the file or the port can not be used; says why.
     """
+    remove_abandoned_folders()  # of servers that were killed while a head was trained
     works = prepare_works(folder, resolved, command=command, progress=progress)
     sizes = ", ".join(f"{split} {len(works.in_split(split))}" for split in SPLITS)
     log.info("%s to judge (%s)", counted(int(works.shown.sum()), "work"), sizes)

@@ -8,9 +8,10 @@ import logging
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent import futures
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,8 @@ log = logging.getLogger(__name__)
 
 # Not `python -m`: that would depend on the working folder and the environment.
 _START = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "import json, sys; sys.path[:], parent = json.loads(sys.argv[1]); "
+    "from mirip_fast.runtime import end_with_parent; end_with_parent(parent); "
     "from mirip_fast.label.retrain_process import serve; serve()"
 )
 _PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
@@ -68,39 +70,44 @@ class Retrainer:
         }
         self._done = done
         self._process: subprocess.Popen[str] | None = None
-        self._thread: threading.Thread | None = None
+        # The process is started in this thread, as Linux ends it when the thread that started it ends.
+        self._thread = ThreadPoolExecutor(1, "mirip-retrain")
+        self._training: Future[None] | None = None
         self._closed = False
 
     @property
     def busy(self) -> bool:
         """Whether a head is being trained."""
-        return self._thread is not None and self._thread.is_alive()
+        return self._training is not None and not self._training.done()
 
     def start(self, judgements: int) -> None:
         """Train on the file as it is now, unless a head is being trained already."""
-        if self.busy or self._closed:
-            return
-        self._thread = threading.Thread(target=self._train, args=(judgements,), daemon=True)
-        self._thread.start()
+        if not self.busy and not self._closed:
+            self._training = self._thread.submit(self._train, judgements)
 
     def wait(self, seconds: float | None = None) -> None:
         """Until the training that was started is over."""
-        if self._thread is not None:
-            self._thread.join(seconds)
+        if self._training is not None:
+            futures.wait([self._training], seconds)
 
     def close(self) -> None:
         """End the process; a training that is under way is given up."""
         self._closed = True
-        process = self._process
-        if process is not None:
-            process.kill()
-            process.wait()
+        self._end_process()
+        self._thread.shutdown(wait=False, cancel_futures=True)
         self.wait(5)
+        process = self._process
         if process is not None and not self.busy:
             for stream in (process.stdin, process.stdout):
                 if stream is not None:
                     with contextlib.suppress(OSError):
                         stream.close()
+
+    def _end_process(self) -> None:
+        process = self._process
+        if process is not None:
+            process.kill()
+            process.wait()
 
     def _train(self, judgements: int) -> None:
         started = time.monotonic()
@@ -119,9 +126,9 @@ class Retrainer:
 
     def _ask(self) -> dict[str, object]:
         if self._process is None:
-            paths = json.dumps([_PACKAGE_PARENT, *sys.path])
+            arguments = json.dumps([[_PACKAGE_PARENT, *sys.path], os.getpid()])
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _START, paths],
+                [sys.executable, "-c", _START, arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -131,6 +138,8 @@ class Retrainer:
                 start_new_session=True,
                 env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             )
+            if self._closed:  # while it was being started
+                self._end_process()
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(json.dumps(self._job) + "\n")
         self._process.stdin.flush()

@@ -1,7 +1,7 @@
 """A process that trains heads on the judgements so far, beside the one that serves the page.
 
 It reads jobs from its standard input and answers on its standard output, one JSON object per line, and ends
-when its input ends. So the page never waits for training, and the process goes with the one that started it.
+when its input ends. So the page never waits for training.
 """
 
 from __future__ import annotations
@@ -10,9 +10,7 @@ import dataclasses
 import json
 import logging
 import os
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ import numpy as np
 from mirip_fast.config import Config
 from mirip_fast.errors import MiripError
 from mirip_fast.features.store import FeatureStore
+from mirip_fast.files import temporary_folder
 from mirip_fast.ranking.scorer import load_score_model
 from mirip_fast.ranking.train import Request, train_head
 from mirip_fast.settings import config_from_dict
@@ -47,9 +46,8 @@ def train_once(config: Config, source: Path, hashes: list[bytes]) -> dict[str, A
     Raises:
         MiripError: it can not be trained on; says why.
     """
-    folder = tempfile.mkdtemp(prefix="mirip-fast-label-")
-    try:
-        train = dataclasses.replace(config.train, output_dir=folder, save_every_n_epochs=0)
+    with temporary_folder() as folder:
+        train = dataclasses.replace(config.train, output_dir=str(folder), save_every_n_epochs=0)
         config = dataclasses.replace(config, train=train)
         run, result = train_head(config, Request(data=source))
         model = load_score_model(run.model)
@@ -57,8 +55,6 @@ def train_once(config: Config, source: Path, hashes: list[bytes]) -> dict[str, A
         scores: np.ndarray = model.score(store, hashes)
         epoch = getattr(result, "best_epoch", 0)
         return {"scores": scores.astype(float).tolist(), "epoch": epoch}
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def serve() -> None:

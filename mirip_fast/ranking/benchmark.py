@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from mirip_fast.config import Config
 from mirip_fast.errors import RunNotFoundError
 from mirip_fast.evaluation.benchmark import Requirements, device_name, peak_memory_gb, time_call
+from mirip_fast.files import temporary_folder
 from mirip_fast.models.head import RankingHead
 from mirip_fast.ranking.fit import HeadFit
 from mirip_fast.ranking.rows import Rows
@@ -78,10 +78,10 @@ def _seconds_per_epoch(config: Config, images: int, input_dim: int, device: torc
     measured = type(pace)(pace.batch_size, pace.learning_rate, _EPOCHS)
     fit = HeadFit(rows(images), rows(max(10, images // 8)), config, measured, {}, device)
     quiet = logging.getLogger("mirip_fast.ranking.fit")
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         quiet.disabled = True  # epochs on random rows tell nothing
         try:
-            return fit.run(Run(Path(folder)), Trackers({})).seconds / _EPOCHS
+            return fit.run(Run(folder), Trackers({})).seconds / _EPOCHS
         finally:
             quiet.disabled = False
 

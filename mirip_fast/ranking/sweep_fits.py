@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +14,7 @@ from numpy.typing import NDArray
 
 from mirip_fast.config import Config
 from mirip_fast.errors import TrainingError
+from mirip_fast.files import temporary_folder
 from mirip_fast.models.checkpoint import load_checkpoint
 from mirip_fast.models.numpy_head import NumpyHead
 from mirip_fast.ranking.fit import HeadFit
@@ -162,8 +161,8 @@ def _fit_alone(
         _subset(rows, task.train), _subset(rows, task.val), task.config, task.pace, {}, device
     )
     epochs_log = logging.getLogger("mirip_fast.ranking.fit")
-    with tempfile.TemporaryDirectory() as folder:
-        run = Run(Path(folder))
+    with temporary_folder() as folder:
+        run = Run(folder)
         epochs_log.disabled = True
         try:
             result = fit.run(run, Trackers({}))
