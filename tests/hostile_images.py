@@ -347,9 +347,9 @@ def names() -> list[Case]:
     good = [
         "수채화 한 장.png", "🎨.png", "line\nbreak.png", "tab\t.png", "quo\"te'.png", "a,b;c.png",
         "back\\slash.png", "%s{}.png", "=1+1.png", "-v.png", "\x1b[1mbold.png", " space .png",
-        ".secret.png", "x" * 251 + ".png", os.fsdecode(b"caf\xe9\xff.png"),
+        "no_ending", "setup.jpg.exe", "x" * 251 + ".png", os.fsdecode(b"caf\xe9\xff.png"),
     ]  # fmt: skip
-    other = ["...png", "no_ending", "setup.jpg.exe", "list.csv"]
+    other = ["...png", ".secret.png", "._a.png", "list.csv", "a.png~", "@eaDir/a.png"]
     return [Case(f"name/{name}", data, "picture", same="tiles") for name in good] + [
         Case(f"name/{name}", data, "ignored") for name in other
     ]

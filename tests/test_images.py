@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import struct
 import threading
@@ -97,6 +98,55 @@ def test_scan_order_is_that_of_the_raw_bytes(tmp_path: Path) -> None:
     assert [os.path.relpath(path, tmp_path) for path in scan_images(tmp_path)] == [
         "B.png", "a-b.png", "a.png", "a/z.png", "b.png", "é.png", "가.png", "🎨.png", "\udcff.png",
     ]  # fmt: skip
+
+
+def test_what_is_a_picture_by_content_is_found_and_the_rest_is_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    picture = Image.new("RGB", (8, 8), "red")
+    found = {
+        "a.jfif": "JPEG", "b.JPE": "JPEG", "c": "PNG", "d.dat": "WEBP", "e.php": "GIF", "f.dib": "BMP",
+        "g.image": "TIFF", "h.x": "AVIF", "i.psd": "PNG",
+    }  # fmt: skip
+    passed = {"raw.nef": "TIFF", "a.jfif.bak": "JPEG", "a.jpg_original": "JPEG", "a.jpg~": "JPEG"}
+    for name, kind in (found | passed).items():
+        picture.save(tmp_path / name, kind)
+    for name, head in {
+        "p.PSD": b"8BPS",
+        "q.psd": b"8BPS",
+        "r.jxl": b"\xff\n",
+        "t": b"BMW and others",
+    }.items():
+        (tmp_path / name).write_bytes(head)
+    for number in range(20):
+        (tmp_path / f"u.k{number}").touch()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "drive").symlink_to("/nowhere/at/all")
+    with caplog.at_level(logging.INFO, "mirip_fast"):
+        assert [path.name for path in scan_images(tmp_path)] == sorted(found)
+    assert (
+        "30 files passed over: 2 .psd, 2 without an ending, 1 .bak, 1 .jpg_original," in caplog.text
+    )
+    assert "and 20 more kinds" in caplog.text
+    for name in found:
+        load_rgb(tmp_path / name)
+
+
+def test_linked_folders_are_read_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data, far = tmp_path / "home" / "data", tmp_path / "far"
+    for name in (data / "S/a.png", far / "b.png", far / "deep/c.png"):
+        name.parent.mkdir(parents=True, exist_ok=True)
+        name.touch()
+    (data / "A").symlink_to(far)
+    for place, target in {
+        data / "B": "S", data / "S/up": "..", data / "above": "../..", data / "root": "/",
+        far / "back": data, far / "self": ".", data / "again": far / "deep",
+    }.items():  # fmt: skip
+        place.symlink_to(target)
+    with caplog.at_level(logging.INFO, "mirip_fast"):
+        found = [os.path.relpath(path, data) for path in scan_images(data)]
+    assert found == ["A/b.png", "A/deep/c.png", "S/a.png"]
+    assert "7 files passed over: 7 linked folder(s) already read" in caplog.text
 
 
 def test_scan_of_a_file_or_nothing_names_it(tmp_path: Path) -> None:

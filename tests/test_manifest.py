@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-import unicodedata
 from pathlib import Path
+from typing import Literal
+from unicodedata import normalize
 
 import pytest
 from PIL import Image
@@ -16,14 +17,14 @@ from mirip_fast.data.manifest import (
     read_manifest,
     write_manifest_csv,
 )
-from mirip_fast.data.records import DataOptions
+from mirip_fast.data.records import DataOptions, Manifest
 from mirip_fast.errors import DataError
 from mirip_fast.files import read_csv, write_csv
 
 
 def picture(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (4, 4)).save(path)
+    Image.new("RGB", (4, 4)).save(path, "PNG")
     return path
 
 
@@ -122,8 +123,86 @@ def test_a_folder_per_tier_and_a_plain_folder(tmp_path: Path) -> None:
             picture(tmp_path / "graded" / tier / "deep" / f"{i}.png")
     manifest = read_manifest(tmp_path / "graded")
     assert manifest.has_grades and [r.tier for r in manifest.records] == [3, 3, 0, 0]
-    picture(tmp_path / "graded" / "loose.png")
-    assert not read_manifest(tmp_path / "graded").has_grades
+
+
+def told_of(caplog: pytest.LogCaptureFixture, source: Path, *tiers: str) -> tuple[Manifest, str]:
+    """What is read of a folder, and what is said on the screen."""
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "mirip_fast"):
+        return read_manifest(source, DataOptions(tiers=tiers or DataOptions().tiers)), caplog.text
+
+
+def test_system_folders_are_no_works_and_take_no_grades_away(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path / ".cache" / "data"  # hidden above the source: it was asked for
+    for name in (
+        "S/a.png", "S/b.png", "C/c.png", "S/@eaDir/a.png/SYNOFILE_THUMB_M.png", "@eaDir/x.png",
+        ".thumbnails/x.png", "__MACOSX/S/._a.png", "C/._c.png", "$RECYCLE.BIN/S-1/x.png", "lost+found/x.png",
+        "C/.hidden.png", "#recycle/x.png", "S/Thumbs.db", "S/.DS_Store",
+    ):  # fmt: skip
+        picture(root / name)
+    manifest, text = told_of(caplog, root)
+    assert manifest.tier_counts() == {"S": 2, "A": 0, "B": 0, "C": 1}
+    assert "9 pictures left out as hidden or a system's own: 2 @eaDir/," in text
+    assert "graded by folders: S 2, C 1" in text and "passed over" not in text
+
+
+def test_what_lies_beside_the_tiers_is_counted_and_costs_no_grades(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in (
+        "S/1.png",
+        "S/2.png",
+        "C/1.png",
+        "C/2.png",
+        "backup/S/1.png",
+        "backup/2.png",
+        "top.png",
+    ):
+        picture(tmp_path / name)
+    manifest, text = told_of(caplog, tmp_path)
+    assert manifest.has_grades and len(manifest) == 4
+    assert "graded by folders: S 2, C 2. Left out, as they have no grade" in text
+    assert "3 images elsewhere (2 backup/, 1 at the top)" in text
+    assert len(read_manifest(tmp_path, DataOptions(with_grades=False))) == 7
+    manifest, text = told_of(caplog, tmp_path, "S", "A")
+    assert len(manifest) == 7 and not manifest.has_grades
+    assert (
+        "without grades: folders are named for tiers (S 2), but there are 5 images elsewhere"
+        in text
+    )
+    manifest, text = told_of(caplog, tmp_path, "s", "c")
+    assert manifest.has_grades and "read as tiers: C/ as c, S/ as s" in text
+    (tmp_path / "deep").mkdir()
+    for tier in "SC":
+        (tmp_path / tier).rename(tmp_path / "deep" / tier)
+    assert "Such folders are in backup/: name that" in told_of(caplog, tmp_path)[1]
+
+
+def test_an_alphabet_of_folders_is_no_folder_per_tier(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for letter in "ABCDEFG":
+        picture(tmp_path / letter / "1.png")
+    manifest, text = told_of(caplog, tmp_path)
+    assert len(manifest) == 7 and not manifest.has_grades
+    assert "folders are named for tiers (A 1, B 1, C 1), but there are 4 images elsewhere" in text
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_composed_and_decomposed_folder_names_are_one_tier(
+    tmp_path: Path, form: Literal["NFC", "NFD"]
+) -> None:
+    names = [
+        normalize(f, n) + "/1.png" for f, n in (("NFC", "대상"), ("NFD", "대상"), ("NFD", "입선"))
+    ]
+    for name in names:
+        picture(tmp_path / name)
+    tiers = (normalize(form, "대상"), normalize(form, "입선"))
+    manifest = read_manifest(tmp_path, DataOptions(tiers=tiers))
+    assert manifest.tier_counts() == {tiers[0]: 2, tiers[1]: 1}
+    assert not manifest.missing() and {r.image_id for r in manifest.records} == set(names)
 
 
 def test_what_can_not_be_trained_on(data: Path) -> None:
@@ -211,7 +290,7 @@ def test_two_columns_that_could_be_meant_are_refused(data: Path) -> None:
     write(data, "filename,tier,Group,GROUP\na.png,S,x,y\n")
     with pytest.raises(DataError, match="'GROUP' and 'Group' are both like 'group'"):
         read_manifest(data)
-    nfd = unicodedata.normalize("NFD", "학과")
+    nfd = normalize("NFD", "학과")
     write(data, f"filename,tier,학과,{nfd}\na.png,S,x,y\n")
     with pytest.raises(DataError, match=r"occurs 2 times, spelled .*u1112.* and .*ud559"):
         read_manifest(data)
@@ -219,7 +298,7 @@ def test_two_columns_that_could_be_meant_are_refused(data: Path) -> None:
 
 def test_names_are_one_in_both_unicode_forms(data: Path) -> None:
     """One applicant, typed on Windows in one row and copied from a Mac in the other."""
-    nfd = unicodedata.normalize("NFD", "이름,등급,지원자,홍길동,금,한글 그림.png,회화").split(",")
+    nfd = normalize("NFD", "이름,등급,지원자,홍길동,금,한글 그림.png,회화").split(",")
     name, grade, who, person, gold, picture_name, painting = nfd
     write(
         data,

@@ -3,50 +3,98 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import stat
 import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
+from mirip_fast.data.signatures import HEAD_BYTES, is_picture
 from mirip_fast.errors import DataError, ImageError
 
-#: File name endings (lower case) that make a file a candidate. HEIC is among them so that such files
-#: are told as failures instead of being passed over in silence.
+log = logging.getLogger(__name__)
+
+#: File name endings (lower case) of pictures; such files are never passed over. HEIC is among them so that
+#: it is told as a failure. Of other files, the first bytes decide.
 IMAGE_EXTENSIONS: frozenset[str] = frozenset(
-    {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif"}
-)
+    {
+        ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".pjpeg", ".pjp", ".mpo", ".png", ".apng",
+        ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".hif",
+    }
+)  # fmt: skip
+#: Endings of files that are not opened to see whether they are pictures.
+UNOPENED: frozenset[str] = frozenset(
+    {
+        # What lies beside each picture: on a network drive, opening them all would take minutes.
+        ".txt", ".caption", ".json", ".csv", ".tsv", ".xml", ".xmp", ".aae", ".cls", ".npy", ".npz", ".pt",
+        # Raw files and stills of films begin like pictures, but hold small previews.
+        ".3fr", ".arw", ".cr2", ".cr3", ".dcr", ".dng", ".erf", ".fff", ".iiq", ".kdc", ".mef", ".mos",
+        ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f",
+        ".thm",
+        # Copies of a picture that programs keep, or have not finished.
+        ".bak", ".old", ".orig", ".tmp", ".part", ".partial",
+        ".crdownload", ".download",
+    }
+)  # fmt: skip
 #: Largest file that is read, in bytes.
 MAX_FILE_BYTES = 2 << 30
 #: A file changed more recently than this is not remembered: it might change again without a new time
 #: stamp, as clocks of file systems are coarse (up to 2 s on FAT).
 SETTLED_NS = 2_000_000_000
 
+#: Names that systems give to their own files and folders (lower case); a leading dot is seen to elsewhere.
+_SYSTEM: frozenset[str] = frozenset(
+    {
+        "@eadir", "@recycle", "@recycler", "@sharebin", "@tmp", "#recycle", "#snapshot", "~snapshot",
+        "__macosx", "temporary items", "network trash folder", "thevolumesettingsfolder", "icon\r",
+        "$recycle.bin", "recycler", "recycled", "system volume information", "lost+found", "found.000",
+        "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "_vti_cnf", "_vti_pvt",
+        "__pycache__", "node_modules", "trashbox", "lost.dir", "@recently-snapshot", "dfsrprivate",
+    }
+)  # fmt: skip
+_ENDING = re.compile(r"\.[\w~+-]{1,12}")
+_KINDS = 8  # named in a line
+
 _MAY_BE_PLACE = re.compile(r"\.tar(/|$)|^/[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 #: (size in bytes, modification time in ns): while both stay, the content is taken to be the same.
 Stamp = tuple[int, int]
 
 
+class Found(NamedTuple):
+    """What lies below a folder: names sorted by their raw bytes, the same in every language setting.
+
+    Attributes:
+        pictures: image files.
+        tars: files that are named like a tar.
+        passed: how many files of each kind were left out, see :func:`passed_over`.
+    """
+
+    pictures: list[str]
+    tars: list[str]
+    passed: Counter[str]
+
+
 def scan_images(root: Path) -> list[Path]:
-    """Every image file under ``root``; see :func:`scan_names`.
+    """Every image file under ``root``; see :func:`scan_folder`. What is passed over is told.
 
     Returns:
         Paths that start with ``root``, in the same order.
     """
+    found = scan_folder(root)
+    tell_passed_over(str(root), found.passed)
     start = os.path.join(root, "")  # noqa: PTH118
-    return [Path(start + name) for name in scan_names(root)]
+    return [Path(start + name) for name in found.pictures]
 
 
-def scan_names(root: Path) -> list[str]:
-    """Every image file under ``root``, by name ending, at any depth.
+def scan_folder(root: Path) -> Found:
+    """Every image file under ``root``, at any depth: by its ending, else by its first bytes.
 
-    Links to files count; links to folders are not entered (they may lead in circles). Hidden files
-    count.
-
-    Returns:
-        Names below ``root``, sorted by their raw bytes, so that the order is the same in every language
-        setting.
+    Links to files and to folders count, but no folder is read twice, nor one that ``root`` lies in. Hidden
+    and system files and folders are left out (:func:`hidden_part`); ``root`` itself may lie in one.
 
     Raises:
         DataError: ``root`` is no folder, or a folder below it can not be read.
@@ -54,17 +102,143 @@ def scan_names(root: Path) -> list[str]:
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
         raise DataError(f"{root} {what}; name a folder of images")
-    found: list[str] = []
+    found = Found([], [], Counter())
     start = len(os.path.join(root, ""))  # noqa: PTH118
-    for folder, _, names in os.walk(root, onerror=_refuse_folder, followlinks=False):
-        # splitext and not Path.suffix: what counts as an ending of "...png" differs between Pythons.
-        found.extend(
-            os.path.join(folder, name)[start:]  # noqa: PTH118 - a Path for each of many is slow
-            for name in names
-            if os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS  # noqa: PTH122
-        )
-    found.sort(key=os.fsencode)
+    for folder, names in _folders(str(root), found.passed):
+        for name in names:
+            path = os.path.join(folder, name)  # noqa: PTH118 - a Path for each of many is slow
+            taken = named_picture(name, found.passed)
+            if taken is None and ending_of(name) == ".tar":
+                found.tars.append(path[start:])
+            elif taken is None and not (taken := _is_picture(path)):
+                found.passed[kind_of(name) if os.path.exists(path) else "broken link(s)"] += 1  # noqa: PTH110
+            if taken:
+                found.pictures.append(path[start:])
+    found.pictures.sort(key=os.fsencode)
+    found.tars.sort(key=os.fsencode)
     return found
+
+
+def hidden_part(name: str) -> str:
+    """The first part of a name below a source that is hidden or a system's own; "" if there is none.
+
+    Such are names with a leading dot, and what disks, file servers and archivers make beside pictures.
+    """
+    return next((p for p in name.split("/") if p[:1] == "." or p.lower() in _SYSTEM), "")
+
+
+def named_picture(name: str, passed: Counter[str]) -> bool | None:
+    """Whether a file is a picture by its name below a source; None where its first bytes decide.
+
+    Args:
+        passed: what the name alone leaves out is counted here.
+    """
+    hidden, ending = hidden_part(name), ending_of(name)
+    if hidden:
+        if ending in IMAGE_EXTENSIONS:
+            own = name.endswith(hidden)  # and not that of a folder above it
+            passed[f"{hidden}/" if not own else "._*" if hidden.startswith("._") else ".*"] += 1
+        return False
+    if ending in UNOPENED or ending.endswith(("~", "_original")):
+        passed[kind_of(name)] += 1
+        return False
+    return True if ending in IMAGE_EXTENSIONS else None
+
+
+def ending_of(name: str) -> str:
+    """The ending of a file's name, lower case, with its dot; "" where there is none."""
+    # Not Path.suffix: what counts as an ending of "...png" differs between Pythons.
+    return os.path.splitext(name)[1].lower()  # noqa: PTH122
+
+
+def kind_of(name: str) -> str:
+    """What files like this one are counted as: their ending, as far as it looks like one."""
+    ending = ending_of(name)
+    return ending if _ENDING.fullmatch(ending) else "without an ending"
+
+
+def passed_over(passed: Mapping[str, int]) -> str:
+    """What to tell of files that were left out: ``3 files passed over: 2 .psd, 1 .jxl``; "" of none.
+
+    Args:
+        passed: kind → how many; hidden pictures stand under their folder with a ``/`` or as ``.*``.
+    """
+    hidden = {kind: n for kind, n in passed.items() if kind.endswith(("/", "*")) and n}
+    others = {kind: n for kind, n in passed.items() if not kind.endswith(("/", "*")) and n}
+    return "; ".join(
+        f"{sum(kinds.values()):,} {what}{'' if sum(kinds.values()) == 1 else 's'} {why}: {by_number(kinds)}"
+        for kinds, what, why in (
+            (others, "file", "passed over"),
+            (hidden, "picture", "left out as hidden or a system's own"),
+        )
+        if kinds
+    )
+
+
+def by_number(kinds: Mapping[str, int]) -> str:
+    """Kinds with their numbers, the most frequent first, few enough for a line."""
+    ordered = sorted(kinds, key=lambda kind: (-kinds[kind], kind))
+    more = len(ordered) - _KINDS
+    return ", ".join(f"{kinds[kind]:,} {one_line(kind, 40)}" for kind in ordered[:_KINDS]) + (
+        f" and {more:,} more kind{'s' if more > 1 else ''}" if more > 0 else ""
+    )
+
+
+def tell_passed_over(source: str, passed: Mapping[str, int]) -> None:
+    """Tell on the screen what was left out of ``source``, if anything was."""
+    text = passed_over(passed)
+    if text:
+        log.info("%s: %s", source, text)
+
+
+def _folders(root: str, passed: Counter[str]) -> Iterator[tuple[str, list[str]]]:
+    """Each folder to be read, once, with the names of its files; counts what is left out."""
+    seen: set[str] = set()  # real paths
+    above = {os.path.realpath(root), os.path.abspath(root)}  # noqa: PTH100
+    links: list[str] = [root]
+    while links:
+        links.sort(key=os.fsencode, reverse=True)
+        top = links.pop()
+        real = os.path.realpath(top)
+        if top != root and (real in seen or any(_lies_in(path, real) for path in above)):
+            passed["linked folder(s) already read"] += 1
+            continue
+        for folder, folders, names in os.walk(top, onerror=_refuse_folder):
+            where = real + folder[len(top) :]
+            if where in seen:
+                folders.clear()
+                continue
+            seen.add(where)
+            yield folder, names
+            inside, folders[:] = folders[:], []
+            for name in inside:
+                path = os.path.join(folder, name)  # noqa: PTH118
+                if hidden_part(name):
+                    passed[name + "/"] += _count_pictures(path)
+                elif os.path.islink(path):  # noqa: PTH114
+                    links.append(path)  # after what lies here itself
+                else:
+                    folders.append(name)
+
+
+def _lies_in(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(os.path.join(folder, ""))  # noqa: PTH118
+
+
+def _count_pictures(folder: str) -> int:
+    """Files below a folder that are named like pictures; what may not be looked at has none."""
+    return sum(
+        ending_of(name) in IMAGE_EXTENSIONS for _, _, names in os.walk(folder) for name in names
+    )
+
+
+def _is_picture(path: str) -> bool:
+    """Whether a regular file is a picture by its first bytes."""
+    try:
+        with open_image_file(Path(path), max_bytes=None) as stream:
+            return is_picture(os.read(stream.fileno(), HEAD_BYTES))
+    except (ImageError, OSError):
+        return False
 
 
 def _refuse_folder(error: OSError) -> None:

@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from mirip_fast.data.csv_reader import Problems, absolute, closest, counted, shown
-from mirip_fast.data.image_files import IMAGE_EXTENSIONS, scan_names
+from mirip_fast.data.image_files import IMAGE_EXTENSIONS, passed_over, scan_folder, tell_passed_over
 from mirip_fast.data.manifest_rows import IMAGE_FOLDER, records_from_csv
 from mirip_fast.data.packed_records import PackedRecords
-from mirip_fast.data.place_manifest import read_remote, read_tars, remark_on_tars, tars_in
+from mirip_fast.data.place_manifest import read_remote, read_tars, remark_on_tars, tiers_by_folder
 from mirip_fast.data.places import is_tar
 from mirip_fast.data.records import DataOptions, Manifest, Record
 from mirip_fast.data.remote import is_remote, located
@@ -162,17 +162,19 @@ def imbalance_remark(manifest: Manifest) -> str | None:
 
 def _read_folder(folder: Path, options: DataOptions) -> Manifest:
     """A folder without a CSV file: its images, else those of its tars."""
-    names = scan_names(folder)
-    if not names:
-        tars = tars_in(folder)
-        if tars:
-            return read_tars(folder, tars, options)
+    found = scan_folder(folder)
+    if not found.pictures and not found.tars:
         known = " ".join(sorted(IMAGE_EXTENSIONS))
+        told = passed_over(found.passed)
         raise DataError(
             f"{shown(folder)}: no {METADATA_NAME}, and no images or tars in it or its folders ({known})"
+            + (f". {told}" if told else "")
         )
-    remark_on_tars(folder, sum(name.lower().endswith(".tar") for name in os.listdir(folder)))  # noqa: PTH208
-    return _from_names(folder, names, options)
+    tell_passed_over(shown(folder), found.passed)
+    if not found.pictures:
+        return read_tars(folder, [folder / name for name in found.tars], options)
+    remark_on_tars(folder, len(found.tars))
+    return _from_names(folder, found.pictures, options)
 
 
 def _may_be_tar(source: Path) -> bool:
@@ -182,7 +184,7 @@ def _may_be_tar(source: Path) -> bool:
 
 
 def _from_names(folder: Path, found: Sequence[str], options: DataOptions) -> Manifest:
-    """The images of a folder; tiers come from its first-level folders where all are tiers.
+    """The images of a folder, graded by its first-level folders where these are named for tiers.
 
     Args:
         folder: absolute.
@@ -190,32 +192,25 @@ def _from_names(folder: Path, found: Sequence[str], options: DataOptions) -> Man
         options: the names of the tiers.
     """
     names = found if os.sep == "/" else [name.replace(os.sep, "/") for name in found]
-    tops = {name.partition("/")[0] if "/" in name else "" for name in names}
-    graded = options.with_grades and tops <= set(options.tiers)
-    if options.with_grades and not graded:
-        _remark_on_ungraded(folder, tops, options)
+    tiers = tiers_by_folder(folder, names, options) if options.with_grades else None
+    if options.with_grades and tiers is None:
+        _remark_on_tables(folder)
     start = os.path.join(folder, "")  # noqa: PTH118 (thousands of calls)
     records = PackedRecords(
         Record(
             image_id=name,
             path=Path(start + name),
-            tier=options.tiers.index(name.partition("/")[0]) if graded else None,
+            tier=None if tiers is None else tiers[name.partition("/")[0]],
             filename=name,
         )
         for name in names
+        if tiers is None or ("/" in name and name.partition("/")[0] in tiers)
     )
     return Manifest(folder, folder, options.tiers, records, options, (folder,))
 
 
-def _remark_on_ungraded(folder: Path, tops: set[str], options: DataOptions) -> None:
-    """Say why a folder that looks graded is not taken as graded."""
-    if tops & set(options.tiers):
-        other = ", ".join(sorted(f"{top}/" if top else "images beside them" for top in tops))
-        logger.warning(
-            "%s: taken as images without grades: not every image lies in a folder named for a tier "
-            "(%s), there are %s",
-            *(shown(folder), "/, ".join(options.tiers) + "/", other),
-        )
+def _remark_on_tables(folder: Path) -> None:
+    """Say that a table beside images without grades is not read."""
     tables = sorted(path.name for path in folder.glob("*.csv"))
     if tables:
         logger.warning(

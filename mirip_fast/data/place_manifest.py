@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 from mirip_fast.data import remote
-from mirip_fast.data.csv_reader import Problems, Table, shown
-from mirip_fast.data.image_files import IMAGE_EXTENSIONS
+from mirip_fast.data.csv_reader import Problems, Table, counted, shown
+from mirip_fast.data.image_files import (
+    IMAGE_EXTENSIONS,
+    by_number,
+    ending_of,
+    kind_of,
+    named_picture,
+    passed_over,
+    tell_passed_over,
+)
 from mirip_fast.data.locate import FileFinder
 from mirip_fast.data.manifest_rows import IMAGE_COLUMNS, Columns, Rows, records_from_csv
 from mirip_fast.data.packed_records import PackedRecords
 from mirip_fast.data.places import is_tar, note_remote, remote_info, tar_index
 from mirip_fast.data.records import DataOptions, Manifest, Record
+from mirip_fast.data.signatures import HEAD_BYTES, is_picture
 from mirip_fast.data.source_names import expand, is_pattern
-from mirip_fast.data.tar_index import METADATA_NAME, UNREADABLE, TarIndex, labels_of, safe_name
+from mirip_fast.data.tar_index import METADATA_NAME, UNREADABLE, labels_of, safe_name
 from mirip_fast.errors import DataError
+from mirip_fast.text import folded, nfc
 
 logger = logging.getLogger(__name__)
 
@@ -36,10 +47,60 @@ def is_there(source: Path) -> bool:
     return source.exists()
 
 
-def tars_in(folder: Path) -> list[Path]:
-    """The tars in a folder of this machine, at any depth, sorted."""
-    found = [path for path in folder.rglob("*") if is_tar(path) and path.is_file()]
-    return sorted(found, key=os.fsencode)
+def tiers_by_folder(
+    source: Path, names: Sequence[str], options: DataOptions, *, lacking: str = METADATA_NAME
+) -> dict[str, int] | None:
+    """First-level folder → its tier; None where the folders give no grades.
+
+    They do where all images lie in folders named for tiers, or two tiers have images and there are no more
+    other folders than theirs (an alphabet of folders is none of tiers). What decides is told in one line,
+    with how many images lie elsewhere and have no grade.
+
+    Args:
+        source: of the images, for messages.
+        names: of the images below it, with ``/``.
+        options: the names of the tiers.
+        lacking: what else would have given grades.
+    """
+    known = {nfc(tier): index for index, tier in enumerate(options.tiers)}
+    loose = {folded(tier): index for tier, index in known.items()}
+    if len(loose) < len(known):  # some differ by case alone
+        loose = {}
+    counts = Counter(name.partition("/")[0] if "/" in name else "" for name in names)
+    found = {top: known.get(nfc(top), loose.get(folded(top))) for top in counts}
+    tiers = {top: tier for top, tier in found.items() if tier is not None}
+    graded = Counter[int]()  # one tier may have two folders, spelled composed and decomposed
+    for top, tier in tiers.items():
+        graded[tier] += counts[top]
+    listed = ", ".join(f"{options.tiers[tier]} {graded[tier]:,}" for tier in sorted(graded))
+    others = {f"{top}/" if top else "at the top": counts[top] for top in counts if top not in tiers}
+    elsewhere = f"{counted(sum(others.values()), 'image')} elsewhere ({by_number(others)})"
+    spelled = [f"{top}/ as {options.tiers[i]}" for top, i in tiers.items() if nfc(top) not in known]
+    as_read = f". Folders are read as tiers: {', '.join(sorted(spelled))}" if spelled else ""
+    enough = len(graded) > 1 and sum(top.endswith("/") for top in others) <= len(tiers)
+    where = shown(source)
+    if not tiers:
+        deeper = {n.split("/")[0] for n in names if nfc("/".join(n.split("/")[1:2])) in known}
+        logger.info(
+            "%s: images without grades: no %s, and no folder is named for a tier (%s; others: --tiers)%s",
+            *(where, lacking, ", ".join(options.tiers)),
+            "".join(f". Such folders are in {top}/: name that" for top in sorted(deeper)[:1]),
+        )
+    elif not others:
+        logger.info("%s: graded by folders: %s%s", where, listed, as_read)
+    elif enough:
+        logger.warning(
+            "%s: graded by folders: %s%s. Left out, as they have no grade: %s. Move them into a tier's "
+            "folder, or embed their folder by its own name",
+            *(where, listed, as_read, elsewhere),
+        )
+    else:
+        logger.warning(
+            "%s: images without grades: folders are named for tiers (%s), but there are %s. For grades, "
+            "move those away, or list the images in a %s",
+            *(where, listed, elsewhere, METADATA_NAME),
+        )
+    return tiers if tiers and (enough or not others) else None
 
 
 def read_tars(source: Path, tars: Sequence[Path], options: DataOptions) -> Manifest:
@@ -59,10 +120,11 @@ def read_tars(source: Path, tars: Sequence[Path], options: DataOptions) -> Manif
     """
     with ThreadPoolExecutor(_THREADS, "mirip-tar") as pool:
         indexes = dict(zip(tars, pool.map(tar_index, tars), strict=True))
-    tables = {tar: _tables(index) for tar, index in indexes.items()}
+    tables = {tar: index.tables() for tar, index in indexes.items()}
     if any(tables.values()):
         return _from_tables(source, tables, options)
     root = Path(os.path.commonpath([tar.parent for tar in tars]))
+    passed = sum((index.passed for index in indexes.values()), Counter[str]())
     names = [
         (tar, name, os.path.relpath(tar, root) + "/" + name)
         for tar, index in indexes.items()
@@ -72,8 +134,9 @@ def read_tars(source: Path, tars: Sequence[Path], options: DataOptions) -> Manif
         files = sum(index.files for index in indexes.values())
         known = " ".join(sorted(IMAGE_EXTENSIONS))
         raise DataError(
-            f"{shown(source)}: none of {files:,} files in it is named like an image ({known})"
+            f"{shown(source)}: none of {files:,} files in it is an image ({known}). {passed_over(passed)}"
         )
+    tell_passed_over(shown(source), passed)
     labels = [labels_of(indexes[tar], name) for tar, name, _ in names]
     if options.with_grades and any(labels):
         ids = [image_id for _, _, image_id in names]
@@ -83,16 +146,15 @@ def read_tars(source: Path, tars: Sequence[Path], options: DataOptions) -> Manif
     else:
         records = tuple(Record(image_id=i, path=root / i, filename=i) for _, _, i in names)
     tops = [name.partition("/")[0] if "/" in name else "" for _, name, _ in names]
-    if options.with_grades and set(tops) <= set(options.tiers):
+    tiers = None
+    if options.with_grades:
+        lacking = f"{METADATA_NAME} in the tars, no .json or .cls with a {options.tier_column}"
+        tiers = tiers_by_folder(source, [name for _, name, _ in names], options, lacking=lacking)
+    if tiers is not None:
         records = tuple(
-            replace(record, tier=options.tiers.index(top))
+            replace(record, tier=tiers[top])
             for record, top in zip(records, tops, strict=True)
-        )
-    elif options.with_grades:
-        logger.warning(
-            "%s: taken as images without grades: no %s in the tars, no .json or .cls beside the images "
-            "with a %s, and not every image in a folder named for a tier (%s)",
-            *(shown(source), METADATA_NAME, options.tier_column, ", ".join(options.tiers)),
+            if top in tiers
         )
     return Manifest(source, root, options.tiers, PackedRecords(records), options, (root,))
 
@@ -118,24 +180,32 @@ def read_remote(source: Path, options: DataOptions) -> Manifest | tuple[Path, li
                 f"{shown(source)}: one file; a folder, a .tar or a .csv file is expected"
             )
         return records_from_csv(source, options)
-    images, tars, refused = [], [], 0
+    images, tars, unsure, refused = list[str](), list[Path](), list[str](), 0
+    passed = Counter[str]()
     for raw, info in remote.list_files(source, deep=True):
         if info is None:
             continue
         name, reason = safe_name(raw)
         if reason is not None or name != raw:  # it could not be asked for by this name
-            refused += os.path.splitext(raw)[1].lower() in IMAGE_EXTENSIONS  # noqa: PTH122
+            refused += ending_of(raw) in IMAGE_EXTENSIONS
             continue
         path = source / name
         note_remote(path, info)
         if name == METADATA_NAME:
             return records_from_csv(path, options)
-        if os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS:  # noqa: PTH122
+        taken = named_picture(name, passed)
+        if taken:
             images.append(name)
-        elif is_tar(path):
-            tars.append(path)
+        elif taken is None:
+            tars.append(path) if is_tar(path) else unsure.append(name)
+    with ThreadPoolExecutor(_THREADS, "mirip-look") as pool:
+        for name, there in zip(
+            unsure, pool.map(_is_picture, [source / n for n in unsure]), strict=True
+        ):
+            images.append(name) if there else passed.update([kind_of(name)])
     if refused:
         logger.warning("%s: %d images left out: // or .. in their names", shown(source), refused)
+    tell_passed_over(shown(source), passed)
     if images:
         remark_on_tars(source, len(tars))
         return source, sorted(images, key=os.fsencode)
@@ -144,10 +214,14 @@ def read_remote(source: Path, options: DataOptions) -> Manifest | tuple[Path, li
     raise DataError(f"{shown(source)}: no such folder, or no images, {METADATA_NAME} or tars in it")
 
 
-def _tables(index: TarIndex) -> list[str]:
-    """The ``metadata.csv`` at the top of a tar, or in a folder there."""
-    found = [name for name in index.members if name.rpartition("/")[2] == METADATA_NAME]
-    return [name for name in found if name.count("/") <= 1]
+def _is_picture(path: Path) -> bool:
+    """Whether what lies behind an address is a picture by its first bytes; a web server is not asked."""
+    if remote.is_web(path):  # many give whole files only
+        return False
+    try:
+        return is_picture(remote.read_bytes(path, 0, HEAD_BYTES))
+    except DataError:
+        return False
 
 
 def _from_tables(source: Path, tables: dict[Path, list[str]], options: DataOptions) -> Manifest:

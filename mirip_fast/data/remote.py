@@ -48,6 +48,11 @@ def is_remote(path: Path) -> bool:
     return _AS_PATH.match(f"{path}/") is not None
 
 
+def is_web(path: Path) -> bool:
+    """Whether a path stands for an address on a web server."""
+    return str(path).startswith(("/http:/", "/https:/"))
+
+
 def located(source: Path | str) -> Path:
     """The path of a file, folder or address as a user wrote it; absolute.
 

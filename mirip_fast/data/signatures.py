@@ -23,10 +23,31 @@ _TEXTS: tuple[tuple[bytes, str], ...] = (
     (b"<html", "a web page, not a picture; download it again"),
     (b"<svg", "an SVG drawing; export it as PNG"),
 )
+_BMP_HEADERS = tuple(size.to_bytes(4, "little") for size in (12, 16, 40, 52, 56, 64, 108, 124))
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+
+#: How many bytes of a file :func:`is_picture` needs.
+HEAD_BYTES = 32
 
 _SEGMENTS_WITH_COLOUR = {0xE0: 16, 0xEE: 14}  # JFIF and Adobe: their least whole lengths in bytes
 _EXIF_SEGMENT = 0xE1
+
+
+def is_picture(head: bytes) -> bool:
+    """Whether a file that begins with ``head`` is a picture of a kind that is decoded, or told when it fails.
+
+    Args:
+        head: its first :data:`HEAD_BYTES` bytes.
+    """
+    if head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a")):
+        return True
+    if head.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+        return head[8:10] != b"CR"  # Canon's raw format, whose first page is a preview
+    if head.startswith(b"BM"):  # texts begin so too: the size of the second header decides
+        return head[14:18] in _BMP_HEADERS
+    if head[:4] == b"RIFF":
+        return head[8:12] == b"WEBP"
+    return head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis", *_HEIC_BRANDS)
 
 
 def describe_unreadable(data: bytes) -> str:

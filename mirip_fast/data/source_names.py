@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mirip_fast.data import remote
 from mirip_fast.data.csv_reader import shown
+from mirip_fast.data.image_files import hidden_part
 from mirip_fast.data.places import is_tar, remote_info
 from mirip_fast.errors import DataError
 
@@ -73,7 +74,7 @@ def expand(source: Path) -> list[Path]:
             )
             if not matches:
                 raise DataError(f"{_text(path)}: nothing has such a name")
-            found += matches
+            found += [match for match in matches if not hidden_part(match.name)]
         elif there:
             found.append(path)
         else:

@@ -10,14 +10,24 @@ from __future__ import annotations
 import json
 import tarfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import IO, Any
 
-from mirip_fast.data.image_files import IMAGE_EXTENSIONS, MAX_FILE_BYTES, one_line
+from mirip_fast.data.image_files import (
+    IMAGE_EXTENSIONS,
+    MAX_FILE_BYTES,
+    ending_of,
+    hidden_part,
+    kind_of,
+    named_picture,
+    one_line,
+)
+from mirip_fast.data.signatures import HEAD_BYTES, is_picture
 from mirip_fast.errors import DataError
+from mirip_fast.text import nfc
 
 METADATA_NAME = "metadata.csv"
 #: Key of a sample's labels under which stands why they could not be read.
@@ -63,29 +73,41 @@ class TarIndex:
         labels: name without its ending → what the ``.json`` and ``.cls`` beside an image say.
         remark: what is wrong with the tar as a whole; None if nothing is.
         files: how many regular files it has, of any kind.
+        passed: how many files of each kind are no images, or left out.
     """
 
     members: dict[str, Member] = field(default_factory=dict)
     labels: dict[str, dict[str, str]] = field(default_factory=dict)
     remark: str | None = None
     files: int = 0
+    passed: Counter[str] = field(default_factory=Counter)
 
     def images(self) -> list[str]:
-        """Names of the images, in order, and of what is damaged."""
-        known = IMAGE_EXTENSIONS
-        return [name for name in self.members if _ending(name) in known or name == DAMAGED]
+        """Names of the images that are not hidden, in order, and of what is damaged."""
+        return [n for n in self.members if ending_of(n) != ".csv" and not hidden_part(n)]
+
+    def tables(self) -> list[str]:
+        """Names of the ``metadata.csv`` files at the top, or in a folder there."""
+        found = [n for n in self.members if is_table(n) and not hidden_part(n)]
+        return [n for n in found if n.count("/") <= 1]
 
     def to_json(self) -> dict[str, Any]:
         """As JSON; :meth:`from_json` reads it."""
         members = [[n, m.start, m.size, m.check, m.reason] for n, m in self.members.items()]
         about = {"labels": self.labels, "remark": self.remark, "files": self.files}
-        return {"members": members, **about}
+        return {"members": members, **about, "passed": self.passed}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> TarIndex:
         """Read what :meth:`to_json` wrote."""
         members = {name: Member(*rest) for name, *rest in content["members"]}
-        return cls(members, content["labels"], content["remark"], content["files"])
+        about = content["labels"], content["remark"], content["files"], Counter(content["passed"])
+        return cls(members, *about)
+
+
+def is_table(name: str) -> bool:
+    """Whether a member is called ``metadata.csv``, in whatever folder."""
+    return name.rpartition("/")[2] == METADATA_NAME
 
 
 def safe_name(raw: str) -> tuple[str, str | None]:
@@ -133,18 +155,26 @@ def index_tar(stream: IO[bytes], size: int | None, name: str) -> TarIndex:
             continue
         index.files += info.isreg()
         named, reason = safe_name(info.name)
-        ending = _ending(named)
+        ending = ending_of(named)
         start = info.offset_data
         member = Member(start, info.size, check, reason or _refusal(info, size))
-        if ending in IMAGE_EXTENSIONS or PurePosixPath(named).name == METADATA_NAME:
+        if is_table(named):
             _put(index, named, member)
-            stems.update(_stems(named))
-        elif ending in (".json", ".cls") and member.reason is None:
+            continue
+        if ending in (".json", ".cls") and member.reason is None:
             labels.append((named, member))
+            continue
+        if _is_image(stream, named, member, index.passed):
+            stems.update(_stems(named))
+            _put(index, named, member)
+        elif ending in IMAGE_EXTENSIONS:  # a hidden one, which a table may name
+            _put(index, named, member)
     for named, member in labels:
-        stem = named[: -len(_ending(named))]
+        stem = nfc(named[: -len(ending_of(named))])
         if stem in stems:
             index.labels.setdefault(stem, {}).update(_read_labels(stream, named, member))
+        else:
+            index.passed[kind_of(named)] += not hidden_part(named)
     return index
 
 
@@ -212,6 +242,17 @@ class _Capped:
         return self._stream.read(size)
 
 
+def _is_image(stream: IO[bytes], name: str, member: Member, passed: Counter[str]) -> bool:
+    """Whether a member is an image by its name, else by its first bytes; another one is counted."""
+    taken = named_picture(name, passed)
+    if taken is None and member.reason is None:
+        stream.seek(member.start)
+        taken = is_picture(stream.read(min(member.size, HEAD_BYTES))) or None
+    if taken is None:
+        passed[kind_of(name)] += 1
+    return taken or False
+
+
 def _refusal(info: tarfile.TarInfo, size: int | None) -> str | None:
     """Why a member is no honest file."""
     if info.islnk() or info.issym():
@@ -231,7 +272,7 @@ def _put(index: TarIndex, name: str, member: Member) -> None:
     """Note a member; of several with one name the last counts, as it does when a tar is unpacked."""
     before = index.members.pop(name, None)
     if before is not None:
-        stem, ending = name[: len(name) - len(_ending(name))], _ending(name)
+        stem, ending = name[: len(name) - len(ending_of(name))], ending_of(name)
         number = 1
         while f"{stem}#{number}{ending}" in index.members:
             number += 1
@@ -250,7 +291,7 @@ def _read_labels(stream: IO[bytes], name: str, member: Member) -> dict[str, str]
     data = stream.read(member.size)
     try:
         text = data.decode("utf-8-sig")
-        if _ending(name) == ".cls":
+        if ending_of(name) == ".cls":
             return {"cls": text.strip()[:_VALUE_LENGTH]}
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -264,14 +305,8 @@ def _read_labels(stream: IO[bytes], name: str, member: Member) -> dict[str, str]
     }
 
 
-def _ending(name: str) -> str:
-    """The ending of a file name, lower case, with its dot; "" where there is none."""
-    base = name.rpartition("/")[2]
-    dot = base.rfind(".")
-    return base[dot:].lower() if dot > 0 else ""
-
-
 def _stems(name: str) -> tuple[str, str]:
     """A name without its last ending, and (as WebDataset has it) without all of them."""
+    name = nfc(name)
     folder, slash, base = name.rpartition("/")
-    return name[: len(name) - len(_ending(name))], folder + slash + base.partition(".")[0]
+    return name[: len(name) - len(ending_of(name))], folder + slash + base.partition(".")[0]
