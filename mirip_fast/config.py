@@ -103,6 +103,12 @@ class EmbedConfig:
         "Patch features kept beside the CLS token: none, their mean, a K×K grid of means (grid:K), "
         "or all of them.",
     )
+    layers: str = option(
+        "auto",
+        "Blocks after which CLS token and patch mean are kept besides the last one's: last (none), auto "
+        "(half and three quarters of the depth), or numbers of blocks or fractions of the depth, "
+        "separated by commas.",
+    )
     tta: str = option(
         "none",
         "Test-time augmentation: which views of an image are kept (full = flip × scales).",

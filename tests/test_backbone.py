@@ -25,6 +25,7 @@ from mirip_fast.features.pooling import (
     head_input,
     head_kinds,
     kind_shape,
+    middle_layers,
     pool_tokens,
     stored_kinds,
 )
@@ -328,3 +329,39 @@ def test_stored_kinds() -> None:
     for wrong in ("grid", "grid:0", "some"):
         with pytest.raises(ConfigError, match="grid:K"):
             stored_kinds(wrong)
+
+
+@pytest.mark.parametrize("kind", sorted(MODEL_KINDS))
+def test_middle_layers_are_those_of_the_model(model_dir: Models, kind: str) -> None:
+    """Of the same pass, each through the final norm: what a head learns from is what it is called."""
+    spec = spec_of(model_dir(kind))
+    backbone = load_backbone(spec, torch.device("cpu"), "fp32")
+    pixels = backbone.normalise(pictures(2, 32))
+    rows = backbone.features(pixels, ("cls", "mean", "cls_1", "mean_1"))
+    options = {"interpolate_pos_encoding": True} if kind == "vit" else {}
+    with torch.no_grad():
+        states = backbone.model(pixels, output_hidden_states=True, **options).hidden_states
+    norm = next(
+        m for m in reversed(list(backbone.model.children())) if isinstance(m, torch.nn.LayerNorm)
+    )
+    assert len(states) == 3  # before the first block, after each of two
+    for name, state in (("_1", states[1]), ("", states[2])):
+        tokens = state.double()
+        mean, variance = tokens.mean(-1, keepdim=True), tokens.var(-1, unbiased=False, keepdim=True)
+        expected = (tokens - mean) / (variance + norm.eps).sqrt() * norm.weight + norm.bias
+        torch.testing.assert_close(
+            rows[f"cls{name}"].double(), expected[:, 0], rtol=1e-4, atol=1e-4
+        )
+        torch.testing.assert_close(
+            rows[f"mean{name}"].double(), expected[:, -16:].mean(1), rtol=1e-4, atol=1e-4
+        )
+
+
+def test_which_layers_are_kept() -> None:
+    assert middle_layers("last", 24) == () and middle_layers("auto", 24) == (12, 18)
+    assert middle_layers("6,12,24", 24) == (6, 12) and middle_layers("0.25,1.0", 12) == (3,)
+    assert stored_kinds("mean", (12,)) == ("cls", "mean", "cls_12", "mean_12")
+    assert stored_kinds("none", (12,)) == ("cls", "cls_12")
+    for wrong in ("middle", "0", "25", "6;12", "1.5", "-1", "nan", "1e9"):
+        with pytest.raises(ConfigError, match="blocks from 1 to 24"):
+            middle_layers(wrong, 24)

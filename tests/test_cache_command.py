@@ -13,7 +13,7 @@ from PIL import Image
 
 from mirip_fast.features.store import FeatureStore
 
-OPTIONS = ["--backbone", "tiny-random", "--image-size", "28", "--workers", "0"]
+OPTIONS = ["--backbone", "tiny-random", "--image-size", "28", "--workers", "0", "--layers", "last"]
 Capture = pytest.CaptureFixture[str]
 
 

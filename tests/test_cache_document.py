@@ -26,7 +26,16 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (20, 20), (n * 60, 0, 99)).save(path)
     (tmp_path / "picture.png").write_bytes((tmp_path / "data" / "S" / "0.png").read_bytes())
-    options = ["--backbone", "tiny-random", "--image-size", "28", "--workers", "0"]
+    options = [
+        "--backbone",
+        "tiny-random",
+        "--image-size",
+        "28",
+        "--workers",
+        "0",
+        "--layers",
+        "last",
+    ]
     assert run(["embed", "data", *options, "--export", "features.h5"]) == 0
     return tmp_path
 

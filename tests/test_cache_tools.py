@@ -43,6 +43,7 @@ NOW = Wanted(older_than=0)
 def embed(source: Path, cache: Path, *, limit: int | None = None, **options: object) -> EmbedDone:
     config = Config()
     config.embed.backbone, config.embed.image_size, config.embed.workers = "tiny-random", 28, 0
+    config.embed.layers = "last"
     config.embed.cache_dir, config.runtime.device = str(cache), "cpu"
     for name, value in options.items():
         setattr(config.embed, name, value)

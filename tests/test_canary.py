@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,15 @@ def drift(phase: Phase, monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
 
     def changed() -> Backbone:
         backbone = load()
-        tokens = backbone.tokens
+        features = backbone.features
 
-        def off(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            cls, patches = tokens(pixels)
+        def off(pixels: torch.Tensor, kinds: Sequence[str]) -> dict[str, torch.Tensor]:
+            rows = features(pixels, kinds)
+            cls = rows["cls"]
             noise = torch.randn(cls.shape, generator=torch.Generator().manual_seed(0))
-            return cls + factor * noise * cls.norm() / noise.norm(), patches
+            return {**rows, "cls": cls + factor * noise * cls.norm() / noise.norm()}
 
-        backbone.tokens = off  # type: ignore[method-assign]
+        backbone.features = off  # type: ignore[method-assign]
         return backbone
 
     monkeypatch.setattr(phase, "load", changed)

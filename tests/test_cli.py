@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from mirip_fast_cli.main import COMMANDS, run
@@ -484,3 +485,26 @@ def test_why_images_were_not_read_is_on_the_screen(
     draw(work / "folder" / "a.png", 0.5, 1)
     assert run(["embed", "folder", *TINY]) == 0
     assert run(["embed", "folder", *TINY, "--strict"]) == 1
+
+
+def test_middle_layers_are_filled_into_a_cache_that_lacks_them(
+    work: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Paid for once: what is there stays, the layers come beside it, and the third time is instant."""
+    for i in range(3):
+        draw(work / "folder" / f"{i}.png", 0.3 * i, i)
+    export = ["--export", "features.h5"]
+    assert run(["embed", "folder", *TINY, "--layers", "last", *export]) == 0
+    with h5py.File("features.h5") as file:
+        assert set(file["features"]) == {"cls", "patch"}
+        before = file["features/cls"][:]
+    assert run(["embed", "folder", *TINY, *export]) == 0
+    with h5py.File("features.h5") as file:
+        assert set(file["features"]) == {"cls", "patch", "cls_2", "mean_2", "cls_3", "mean_3"}
+        assert (file["features/cls"][:] == before).all()
+        assert not (file["features/cls_2"][:] == file["features/cls_3"][:]).any()
+    capfd.readouterr()
+    assert run(["embed", "folder", *TINY]) == 0
+    assert "0 embedded + 3 already there" in capfd.readouterr().out
+    assert run(["embed", "folder", *TINY, "--layers", "7"]) == 1
+    assert "blocks from 1 to 4" in capfd.readouterr().err

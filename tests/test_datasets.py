@@ -32,6 +32,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def settings(**embed: object) -> Config:
     config = Config()
     config.embed.backbone, config.embed.image_size, config.embed.workers = "tiny-random", 28, 0
+    config.embed.layers = "last"
     config.runtime.device = "cpu"
     for name, value in embed.items():
         setattr(config.embed, name, value)
@@ -223,7 +224,7 @@ def test_what_to_type_to_embed_it_again(graded_folder: Path, cache: Path) -> Non
     words = shlex.split(dataset.embed_command())
     assert words[:3] == ["mirip-fast", "embed", str(odd)] or words[2] == f"{odd}/metadata.csv"
     assert words[3:] == [
-        "--backbone", "tiny-random", "--image-size", "28", "--tta", "flip", "--decode", "exact",
+        "--backbone", "tiny-random", "--image-size", "28", "--layers", "last", "--tta", "flip", "--decode", "exact",
         "--workers", "0",
     ]  # fmt: skip
     trial = put(odd, limit=3, cache_dir="other place").dataset

@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,6 @@ from mirip_fast.features.backbone_files import BackboneSpec
 from mirip_fast.features.embed import Progress, Settings, embed
 from mirip_fast.features.outcomes import STATUSES, EmbedInterrupt, Outcome, summarise
 from mirip_fast.features.phase_one import PhaseOne, prepare
-from mirip_fast.features.pooling import pool_tokens
 from mirip_fast.features.recipe import Recipe, make_recipe
 from mirip_fast.features.shard_rows import Shard
 from mirip_fast.features.speed import SpeedReport
@@ -60,6 +59,7 @@ class Phase:
             **{
                 "backbone": "tiny-random",
                 "image_size": 28,
+                "layers": "last",
                 "cache_dir": str(folder / "cache"),
                 **options,
             }
@@ -85,15 +85,15 @@ class Phase:
     def load(self) -> Backbone:
         self.loads += 1
         backbone = load_backbone(self.recipe.backbone, torch.device("cpu"), "fp32")
-        tokens = backbone.tokens
+        features = backbone.features
 
-        def counted(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        def counted(pixels: torch.Tensor, kinds: Sequence[str]) -> dict[str, torch.Tensor]:
             if self.limit is not None and len(pixels) > self.limit:
                 raise torch.OutOfMemoryError("out of memory")
             self.passed += len(pixels)
-            return tokens(pixels)
+            return features(pixels, kinds)
 
-        backbone.tokens = counted  # type: ignore[method-assign]
+        backbone.features = counted  # type: ignore[method-assign]
         return backbone
 
     def run(self, paths: list[Path], **settings: object) -> list[Outcome]:
@@ -105,8 +105,7 @@ class Phase:
         backbone = alone(self.recipe.backbone)
         pixels = to_array(resize_square(load_rgb(path), self.recipe.size, self.recipe.resize))
         tensor = backbone.normalise(torch.from_numpy(pixels)[None])
-        cls, patches = backbone.tokens(tensor.flip(-1) if flip else tensor)
-        return pool_tokens(kind, cls, patches)[0].numpy()
+        return backbone.features(tensor.flip(-1) if flip else tensor, [kind])[kind][0].numpy()
 
     def stored(self, outcome: Outcome, series: str) -> np.ndarray:
         assert outcome.sha256 is not None
@@ -265,12 +264,14 @@ def test_a_feature_that_does_not_fit_is_a_failure(
     paths = [draw(tmp_path / f"{i}.png", i) for i in range(3)]
     phase = Phase(tmp_path)
 
-    def huge(kind: str, cls: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
-        pooled = pool_tokens(kind, cls, patches)
-        pooled[1] = 1e6
-        return pooled
+    def huge(self: Backbone, pixels: torch.Tensor, kinds: Sequence[str]) -> dict[str, torch.Tensor]:
+        rows = features(self, pixels, kinds)
+        for row in rows.values() if len(pixels) > 1 else ():
+            row[1] = 1e6
+        return rows
 
-    monkeypatch.setattr("mirip_fast.features.forward.pool_tokens", huge)
+    features = Backbone.features
+    monkeypatch.setattr(Backbone, "features", huge)
     outcomes = phase.run(paths)
     assert [o.status for o in outcomes] == ["embedded", "failed", "embedded"]
     assert "--store-dtype float32" in str(outcomes[1].reason)
@@ -422,18 +423,18 @@ def test_an_interrupted_run_accounts_for_every_image(tmp_path: Path) -> None:
 
     def load() -> Backbone:
         backbone = phase.load()
-        tokens = backbone.tokens
+        features = backbone.features
         square = resize_square(load_rgb(paths[-1]), phase.recipe.size, phase.recipe.resize)
         last = backbone.normalise(torch.from_numpy(to_array(square))[None])[0]
 
-        def held(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        def held(pixels: torch.Tensor, kinds: Sequence[str]) -> dict[str, torch.Tensor]:
             if torch.allclose(pixels[-1], last, atol=1e-3):
                 at_the_last.set()
                 assert stopping.wait(20)
                 raise StoppedError
-            return tokens(pixels)
+            return features(pixels, kinds)
 
-        backbone.tokens = held  # type: ignore[method-assign]
+        backbone.features = held  # type: ignore[method-assign]
         return backbone
 
     def stop(progress: Progress) -> None:

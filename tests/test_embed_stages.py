@@ -8,7 +8,7 @@ import hashlib
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from mirip_fast.features.backbone import Backbone
 from mirip_fast.features.embed import Progress, Settings, embed
 from mirip_fast.features.engine import Engine
 from mirip_fast.features.forward import default_batch_size
+from mirip_fast.features.pooling import pool_tokens
 from mirip_fast.features.speed import SpeedReport
 from mirip_fast.features.store_writer import StoreWriter
 
@@ -96,10 +97,11 @@ class Stub(Backbone):
     def __init__(self, phase: Phase):
         super().__init__(phase.recipe.backbone, nn.Identity(), torch.device("cpu"), "fp32")
 
-    def tokens(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def features(self, pixels: torch.Tensor, kinds: Sequence[str]) -> dict[str, torch.Tensor]:
         n, side = len(pixels), pixels.shape[-1] // self.spec.patch_size
         colour = pixels.mean(dim=(1, 2, 3)).view(n, 1).expand(n, self.spec.hidden_size)
-        return colour, colour.view(n, 1, 1, -1).expand(n, side, side, -1)
+        patches = colour.view(n, 1, 1, -1).expand(n, side, side, -1)
+        return {kind: pool_tokens(kind, colour, patches) for kind in kinds}
 
 
 def test_pictures_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,11 +178,11 @@ def test_a_long_pass_is_broken_off_when_the_run_stops(tmp_path: Path) -> None:
             super().__init__(phase)
             self.model = nn.Sequential(*(Slow() for _ in range(400)))  # 20 s
 
-        def tokens(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        def features(self, pixels: torch.Tensor, kinds: Sequence[str]) -> dict[str, torch.Tensor]:
             if started.is_set():
                 self.model(pixels)
             started.set()  # by the canary
-            return super().tokens(pixels)
+            return super().features(pixels, kinds)
 
     started = threading.Event()
 
@@ -215,12 +217,12 @@ def test_ctrl_c_at_the_tail_of_a_run_leaves_no_thread_behind(
         finish(engine, ticking)
 
     class Last(Stub):
-        def tokens(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        def features(self, pixels: torch.Tensor, kinds: Sequence[str]) -> dict[str, torch.Tensor]:
             if len(pixels) == 2 and at_the_tail.wait(10) and not interrupted.is_set():
                 interrupted.set()
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
                 time.sleep(0.3)  # the pass goes on
-            return super().tokens(pixels)
+            return super().features(pixels, kinds)
 
     monkeypatch.setattr(Engine, "finish", noted)
     settings = Settings(batch_size=2, cores=1)
@@ -268,14 +270,14 @@ def test_compiled_code_sees_one_shape(tmp_path: Path) -> None:
 
     def compiled() -> Backbone:
         backbone = load()
-        tokens = backbone.tokens
+        features = backbone.features
         backbone.compiled = True
 
-        def seen(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        def seen(pixels: torch.Tensor, kinds: Sequence[str]) -> dict[str, torch.Tensor]:
             shapes.add(tuple(pixels.shape))
-            return tokens(pixels)
+            return features(pixels, kinds)
 
-        backbone.tokens = seen  # type: ignore[method-assign]
+        backbone.features = seen  # type: ignore[method-assign]
         return backbone
 
     outcomes = embed(

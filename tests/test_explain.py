@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -72,11 +72,11 @@ def test_a_map_points_at_what_the_score_is_made_of(
     """A score that is the contrast of one corner: that corner raises it, nothing else does anything."""
     backbone = backbone_of(model_dir("dinov2"))
 
-    def contrast(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def contrast(pixels: torch.Tensor, kinds: Sequence[str]) -> dict[str, torch.Tensor]:
         corner = pixels[:, :, :16, 32:].flatten(1).std(dim=1)
-        return corner[:, None].repeat(1, 32), torch.zeros(len(pixels), 6, 6, 32)
+        return {"cls": corner[:, None].repeat(1, 32)}
 
-    monkeypatch.setattr(backbone, "tokens", contrast)
+    monkeypatch.setattr(backbone, "features", contrast)
     head = MeanHead([member(32, 1)])
     monkeypatch.setattr(head, "forward", lambda rows: rows[:, 0])
     square = np.random.default_rng(1).integers(0, 256, (48, 48, 3), dtype=np.uint8)
@@ -102,18 +102,18 @@ def test_regions_cover_every_patch(side: int, detail: int) -> None:
 
 def test_a_batch_that_does_not_fit_is_halved(model_dir: Callable[[str], Path]) -> None:
     backbone = backbone_of(model_dir("vit"))
-    tokens, sizes = backbone.tokens, []
+    passed, sizes = backbone.features, []
 
-    def small_memory(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def small_memory(pixels: torch.Tensor, kinds: Sequence[str]) -> dict[str, torch.Tensor]:
         if len(pixels) > 3:
             raise torch.OutOfMemoryError("out of memory")
         sizes.append(len(pixels))
-        return tokens(pixels)
+        return passed(pixels, kinds)
 
     square = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
     head = MeanHead([member(32, 1)])
     whole = occlusion_map(backbone, head, "cls", square, detail=4, batch_size=8)
-    backbone.tokens = small_memory  # type: ignore[method-assign]
+    backbone.features = small_memory  # type: ignore[method-assign]
     halved = occlusion_map(backbone, head, "cls", square, detail=4, batch_size=8)
     np.testing.assert_allclose(halved.values, whole.values, atol=1e-5)
     assert sum(sizes) == 10 and max(sizes) == 2

@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import logging
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from mirip_fast.errors import BackboneError
 from mirip_fast.features import tiny_random
 from mirip_fast.features.backbone_files import BackboneSpec
 from mirip_fast.features.onednn import through_onednn
+from mirip_fast.features.pooling import layer_of, pool_tokens
 from mirip_fast.runtime import keep_freed_memory, torch_dtype
 
 log = logging.getLogger(__name__)
@@ -63,19 +65,17 @@ class Backbone:
 
     @torch.inference_mode()
     def tokens(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """CLS and patch tokens of normalised images.
-
-        Args:
-            pixels: [B, 3, S, S], S a multiple of the patch size.
-
-        Returns:
-            cls [B, D] and patches [B, S/patch, S/patch, D], after the backbone's final norm; register
-            tokens are left out.
-
-        Raises:
-            BackboneError: the model does not give CLS + registers + patches.
+        """CLS tokens [B, D] and patch tokens [B, rows, columns, D] of the last block; register tokens are
+        left out.
         """
-        return split_tokens(self.spec, forward_tokens(self.model, pixels), pixels.shape[-2:])
+        rows = features_of(self.spec, self.model, pixels, ("cls", "patch"))
+        rows_of, columns = (side // self.spec.patch_size for side in pixels.shape[-2:])
+        return rows["cls"], rows["patch"].reshape(len(pixels), rows_of, columns, -1)
+
+    @torch.inference_mode()
+    def features(self, pixels: torch.Tensor, kinds: Sequence[str]) -> dict[str, torch.Tensor]:
+        """What one pass over normalised images says; see :func:`features_of`."""
+        return features_of(self.spec, self.model, pixels, kinds)
 
 
 def load_backbone(spec: BackboneSpec, device: torch.device, precision: str) -> Backbone:
@@ -113,13 +113,55 @@ def load_model(spec: BackboneSpec) -> nn.Module:
     return model
 
 
-def forward_tokens(model: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
-    """[B, 3, S, S] → all tokens [B, 1 + registers + patches, D] after the final norm."""
-    arguments = {}
+def features_of(
+    spec: BackboneSpec, model: nn.Module, pixels: torch.Tensor, kinds: Sequence[str]
+) -> dict[str, torch.Tensor]:
+    r"""Several kinds of features from one pass of a backbone.
+
+    Args:
+        spec: what the backbone is.
+        model: the bare transformers model.
+        pixels: [B, 3, H, W] normalised, H and W multiples of the patch size.
+        kinds: as in :mod:`mirip_fast.features.pooling`.
+
+    Returns:
+        kind → [B, \*shape], at least float32.
+
+    Raises:
+        BackboneError: the model does not give CLS + registers + patches.
+    """
+    layers = sorted({layer_of(kind) or 0 for kind in kinds})  # 0: the last one
+    arguments: dict[str, Any] = {}
     if "interpolate_pos_encoding" in inspect.signature(model.forward).parameters:
         arguments["interpolate_pos_encoding"] = True
-    tokens: torch.Tensor = model(pixels, **arguments).last_hidden_state
-    return tokens
+    if layers[-1]:
+        # Newer releases of transformers keep the named layers only, older ones all of them.
+        arguments["output_hidden_states"] = layers[layers[0] == 0 :]
+    output = model(pixels, **arguments)
+    result: dict[str, torch.Tensor] = {}
+    for layer in layers:
+        of_layer = [kind for kind in kinds if (layer_of(kind) or 0) == layer]
+        tokens = (
+            final_norm(model)(output.hidden_states[layer]) if layer else output.last_hidden_state
+        )
+        cls, patches = split_tokens(spec, tokens, pixels.shape[-2:])
+        result.update((kind, pool_tokens(kind, cls, patches)) for kind in of_layer)
+    return result
+
+
+def final_norm(model: nn.Module) -> nn.Module:
+    """The norm behind a backbone's last block.
+
+    Raises:
+        BackboneError: the model is built in another way.
+    """
+    norms = [child for child in model.children() if isinstance(child, nn.LayerNorm)]
+    if not norms:
+        raise BackboneError(
+            f"{type(model).__name__} has no final norm of its own: its middle layers cannot be read; "
+            "give --layers last"
+        )
+    return norms[-1]
 
 
 def split_tokens(

@@ -17,6 +17,7 @@ from pathlib import Path
 from mirip_fast.errors import RunNotFoundError, StoreError
 from mirip_fast.features.datasets import Dataset, find_datasets
 from mirip_fast.features.ledger_lines import Entry
+from mirip_fast.features.pooling import layer_of
 from mirip_fast.features.recipe import series_name
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.features.store_tools import export
@@ -63,7 +64,8 @@ def export_series(dataset: Dataset) -> dict[str, str]:
     for view in views:
         folder = "" if view == views[0] else f"views/{view.name}/"
         for kind in dataset.info["kinds"]:
-            names[f"{folder}{'cls' if kind == 'cls' else 'patch'}"] = series_name(view, kind)
+            name = kind if kind == "cls" or layer_of(kind) else "patch"
+            names[f"{folder}{name}"] = series_name(view, kind)
     return names
 
 

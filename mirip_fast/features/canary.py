@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.errors import StoreError
-from mirip_fast.features.pooling import pool_tokens
 from mirip_fast.features.recipe import Recipe
 from mirip_fast.features.store_files import find_shards
 from mirip_fast.files import read_json, write_json
@@ -89,9 +88,8 @@ class Canary:
         with torch.inference_mode():
             square = picture(self._recipe, view.size)
             pixels = backbone.normalise(torch.from_numpy(np.stack([square] * copies)))
-            cls, patches = backbone.tokens(pixels.flip(-1) if view.flip else pixels)
-            rows = {kind: pool_tokens(kind, cls, patches)[0].float().cpu() for kind in _KINDS}
-        return {f"{kind}.{view.name}": row.numpy() for kind, row in rows.items()}
+            rows = backbone.features(pixels.flip(-1) if view.flip else pixels, _KINDS)
+        return {f"{kind}.{view.name}": row[0].float().cpu().numpy() for kind, row in rows.items()}
 
     def _compare(self, ours: dict[str, NDArray[np.float32]], made_with: dict[str, str]) -> None:
         stored, before = self._stored()

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from mirip_fast.errors import BackboneError
 from mirip_fast.features.needs import Need, sizes_of
-from mirip_fast.features.pooling import pool_tokens
 from mirip_fast.features.recipe import Recipe
 from mirip_fast.features.shards import SeriesSpec
 from mirip_fast.features.speed import Speed
@@ -138,17 +137,18 @@ class Forward:
         import torch
 
         dtype = getattr(torch, self._dtype)
-        sizes, result = sizes_of(need), {}
+        sizes = sizes_of(need)
+        result: dict[SeriesSpec, torch.Tensor] = {}
         for view in dict.fromkeys(view for view, _, _ in need):
             pixels = self.backbone.normalise(squares[sizes.index(view.size)])
-            cls, patches = self._tokens(pixels.flip(-1) if view.flip else pixels)
-            for _, kind, spec in (item for item in need if item[0] == view):
-                result[spec] = pool_tokens(kind, cls, patches).to(dtype).contiguous()
+            wanted = {kind: spec for of_view, kind, spec in need if of_view == view}
+            rows = self._pass(pixels.flip(-1) if view.flip else pixels, list(wanted))
+            result.update((wanted[k], row.to(dtype).contiguous()) for k, row in rows.items())
         return result
 
-    def _tokens(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _pass(self, pixels: torch.Tensor, kinds: Sequence[str]) -> dict[str, torch.Tensor]:
         try:
-            return self.backbone.tokens(pixels)
+            return self.backbone.features(pixels, kinds)
         except Exception as error:
             if not self.backbone.compiled or is_out_of_memory(error):
                 raise

@@ -2,11 +2,14 @@
 
 A *kind* says which tokens a series holds: ``cls``, ``mean`` (of the patch tokens), ``grid4`` (patch
 tokens averaged over a 4 × 4 grid) or ``patch`` (every patch token). Register tokens are in none of them.
+``cls_6`` and ``mean_6`` are those after block 6, put through the backbone's final norm; without a number
+they are the last block's. Middle layers hold what the last one has given up: texture, colour, layout.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,19 +21,57 @@ if TYPE_CHECKING:
     import torch
 
 
-def stored_kinds(patches: str) -> tuple[str, ...]:
-    """The kinds that ``--patches`` asks for; the CLS token is always kept.
+def stored_kinds(patches: str, layers: Sequence[int] = ()) -> tuple[str, ...]:
+    """The kinds that ``--patches`` and ``--layers`` ask for; the CLS token is always kept.
+
+    Args:
+        patches: none, mean, grid:K or all.
+        layers: blocks before the last one, whose CLS token and patch mean are kept, too.
 
     Raises:
-        ConfigError: ``patches`` is none of none, mean, grid:K, all.
+        ConfigError: ``patches`` is none of these.
     """
     grid = re.fullmatch(r"grid:([1-9]\d?)", patches)
-    if grid:
-        return ("cls", f"grid{int(grid[1])}")
     kinds = {"none": ("cls",), "mean": ("cls", "mean"), "all": ("cls", "patch")}
-    if patches not in kinds:
+    if grid is None and patches not in kinds:
         raise ConfigError(f"--patches {patches}: use none, mean, grid:K (like grid:4) or all")
-    return kinds[patches]
+    last = ("cls", f"grid{int(grid[1])}") if grid else kinds[patches]
+    of_layer = ("cls",) if patches == "none" else ("cls", "mean")
+    return (*last, *(f"{kind}_{layer}" for layer in layers for kind in of_layer))
+
+
+def middle_layers(layers: str, depth: int) -> tuple[int, ...]:
+    """The blocks that ``--layers`` names, without the last one, which is always kept; rising.
+
+    Args:
+        layers: ``last``; ``auto`` for half and three quarters of the depth; or numbers separated by commas:
+            of blocks, counted from 1, or fractions of the depth such as 0.5.
+        depth: blocks of the backbone.
+
+    Raises:
+        ConfigError: ``layers`` is none of these, or names a block that the backbone does not have.
+    """
+    if layers == "last":
+        return ()
+    found = set()
+    for word in ("0.5,0.75" if layers == "auto" else layers).split(","):
+        try:
+            layer = round(float(word) * depth) if "." in word else int(word)
+        except (ValueError, OverflowError):
+            layer = 0
+        if not 1 <= layer <= depth:
+            raise ConfigError(
+                f"--layers {layers}: use last, auto, or blocks from 1 to {depth} (fractions of the depth "
+                "go as well), such as 6,9 or 0.5,0.75"
+            )
+        found.add(layer)
+    return tuple(sorted(found - {depth}))
+
+
+def layer_of(kind: str) -> int | None:
+    """The block after which a kind's tokens are taken, counted from 1; None for the last one."""
+    layer = kind.partition("_")[2]
+    return int(layer) if layer else None
 
 
 def kind_shape(kind: str, hidden_size: int, side: int) -> tuple[int, ...]:
@@ -41,6 +82,7 @@ def kind_shape(kind: str, hidden_size: int, side: int) -> tuple[int, ...]:
         hidden_size: D, numbers per token.
         side: patches along one edge of the image.
     """
+    kind = kind.partition("_")[0]
     if kind in ("cls", "mean"):
         return (hidden_size,)
     if kind == "patch":
@@ -54,7 +96,7 @@ def pool_tokens(kind: str, cls: torch.Tensor, patches: torch.Tensor) -> torch.Te
 
     Args:
         kind: as in the module's description.
-        cls: [B, D] CLS tokens after the backbone's final norm.
+        cls: [B, D] CLS tokens after the backbone's final norm, of the kind's layer.
         patches: [B, side, side, D] patch tokens, register tokens taken out.
 
     Returns:
@@ -62,6 +104,7 @@ def pool_tokens(kind: str, cls: torch.Tensor, patches: torch.Tensor) -> torch.Te
     """
     from torch.nn import functional
 
+    kind = kind.partition("_")[0]
     if kind == "cls":
         return _at_least_float32(cls)
     patches = _at_least_float32(patches)

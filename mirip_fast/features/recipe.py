@@ -7,7 +7,7 @@ from typing import Any
 
 from mirip_fast.config import EmbedConfig
 from mirip_fast.features.backbone_files import BackboneSpec
-from mirip_fast.features.pooling import kind_shape, stored_kinds
+from mirip_fast.features.pooling import kind_shape, middle_layers, stored_kinds
 from mirip_fast.features.store import SeriesSpec, fingerprint_id
 from mirip_fast.features.views import View, effective_size, make_views
 
@@ -65,12 +65,12 @@ def make_recipe(options: EmbedConfig, backbone: BackboneSpec, precision: str) ->
     """The recipe that embed's options describe.
 
     Args:
-        options: image size, resize, decode, views, kinds, stored precision.
+        options: image size, resize, decode, views, kinds, layers, stored precision.
         backbone: where patch size, hidden size, mean and std come from.
         precision: the compute precision, resolved for the device.
 
     Raises:
-        ConfigError: an image smaller than a patch, or an unknown ``--patches``.
+        ConfigError: an image smaller than a patch, or an unknown ``--patches`` or ``--layers``.
     """
     size = effective_size(options.image_size, backbone.patch_size)
     return Recipe(
@@ -81,5 +81,5 @@ def make_recipe(options: EmbedConfig, backbone: BackboneSpec, precision: str) ->
         precision=precision,
         store_dtype=options.store_dtype,
         views=make_views(options.tta, size, backbone.patch_size),
-        kinds=stored_kinds(options.patches),
+        kinds=stored_kinds(options.patches, middle_layers(options.layers, backbone.num_layers)),
     )

@@ -81,7 +81,7 @@ def find_head_run(config: Config, source: Path | None) -> HeadRun | None:
     try:
         run, path = run_of_checkpoint(Path(wanted))
     except RunNotFoundError as error:
-        raise RunNotFoundError(str(error).replace("--checkpoint", "--init-from")) from error
+        raise RunNotFoundError(f"--init-from {error}") from error
     if run.info.get("mode", "head-only") not in ("head-only", "folds"):
         raise CheckpointError(f"--init-from {path}: this is no run of `train --head-only`")
     _require_folds(run, folds, wanted)

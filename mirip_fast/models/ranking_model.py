@@ -11,9 +11,9 @@ from torch.nn import functional
 
 from mirip_fast.config import EmbedConfig, HeadConfig, TrainConfig
 from mirip_fast.data.hashes import HashMemory
-from mirip_fast.features.backbone import forward_tokens, load_model, split_tokens
+from mirip_fast.features.backbone import features_of, load_model
 from mirip_fast.features.backbone_files import find_backbone
-from mirip_fast.features.pooling import head_kinds, pool_tokens
+from mirip_fast.features.pooling import head_kinds
 from mirip_fast.features.views import effective_size
 from mirip_fast.models.head import RankingHead
 from mirip_fast.models.losses import pair_loss
@@ -97,10 +97,9 @@ class PairwiseRankingModel(nn.Module):
                 images, size=size, mode="bicubic", align_corners=False, antialias=True
             )
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_backbone):
-            tokens = forward_tokens(self.backbone, images)
-            cls, patches = split_tokens(self.spec, tokens, size)
-            parts = [pool_tokens(kind, cls, patches) for kind in head_kinds(self.features)]
-        return torch.cat(parts, dim=-1)
+            kinds = head_kinds(self.features)
+            rows = features_of(self.spec, self.backbone, images, kinds)
+        return torch.cat([rows[kind] for kind in kinds], dim=-1)
 
     def score(self, images: torch.Tensor) -> torch.Tensor:
         """[B, 3, H, W] normalised images → [B] scores, higher is better."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mirip_fast.errors import DataError
+from mirip_fast.features.pooling import layer_of
 from mirip_fast.files import read_json
 from mirip_fast.ranking.graded import GradedImages, load_split
 from mirip_fast.ranking.scorer import ScoreModel
@@ -43,7 +44,7 @@ def model_card(model: ScoreModel, backbone: str) -> str:
         "with mirip-fast on the pictures described below; it is a small head on the features of a frozen "
         "backbone, which is not part of this folder.",
         f"- backbone: `{backbone}` (a score is refused if its weights are others)\n"
-        f"- it looks at: {' and '.join(_TOKENS[kind] for kind in info.kinds)}\n"
+        f"- it looks at: {' and '.join(_tokens_text(kind) for kind in info.kinds)}\n"
         f"- views of each picture: {views}; made square by `{info.embed.resize}`\n"
         f"- {'one head' if members == 1 else f'an ensemble of {members} heads, whose scores are averaged'}\n"
         f"- tiers, best first: {', '.join(info.tiers)}",
@@ -72,6 +73,11 @@ def model_card(model: ScoreModel, backbone: str) -> str:
 
 
 _TOKENS = {"cls": "the CLS token", "mean": "the mean of the patch tokens"}
+
+
+def _tokens_text(kind: str) -> str:
+    token, layer = kind.partition("_")[0], layer_of(kind)
+    return _TOKENS[token] + (f" after block {layer}" if layer else "")
 
 
 def _metadata(backbone: str) -> str:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from mirip_fast.features.backbone import Backbone
-from mirip_fast.features.pooling import head_kinds, pool_tokens
+from mirip_fast.features.pooling import head_kinds
 from mirip_fast.ranking.torch_score import MeanHead
 from mirip_fast.runtime import is_out_of_memory
 
@@ -90,7 +90,7 @@ def occlusion_map(
         batch_size: pictures per forward pass; halved where the memory is too small.
         progress: called with the number of pictures after each pass; 1 + (detail − 1)² in all.
     """
-    head = head.to(backbone.device)
+    head, kinds = head.to(backbone.device), head_kinds(features)
     patch = backbone.spec.patch_size
     side = square.shape[0] // patch
     covered = regions(side, detail)
@@ -103,11 +103,11 @@ def occlusion_map(
 
     def score(batch: list[NDArray[np.uint8]]) -> list[float]:
         pixels = backbone.normalise(torch.from_numpy(np.stack(batch)))
-        cls, patches = backbone.tokens(pixels)
+        rows = backbone.features(pixels, ("cls", *kinds))
         if not first_tokens:  # the first picture is the uncovered one
-            first_tokens.append(cls[0].float().cpu().numpy())
-        rows = torch.cat([pool_tokens(kind, cls, patches) for kind in head_kinds(features)], dim=-1)
-        found: list[float] = head(rows).double().cpu().tolist()
+            first_tokens.append(rows["cls"][0].float().cpu().numpy())
+        joined = torch.cat([rows[kind] for kind in kinds], dim=-1)
+        found: list[float] = head(joined).double().cpu().tolist()
         progress(len(batch))
         return found
 

@@ -8,9 +8,8 @@ import torch
 from torch import nn
 
 from mirip_fast.config import HeadConfig
-from mirip_fast.features.backbone import forward_tokens, split_tokens
+from mirip_fast.features.backbone import features_of
 from mirip_fast.features.backbone_files import BackboneSpec
-from mirip_fast.features.pooling import head_kinds, pool_tokens
 from mirip_fast.features.views import View
 from mirip_fast.models.head import RankingHead
 from mirip_fast.models.model_info import ModelInfo
@@ -63,10 +62,8 @@ class ImageScorer(nn.Module):
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
         """[B, 3, S, S] normalised pixels of one view → [B, D] float32, as the heads see them."""
-        tokens = forward_tokens(self.backbone, pixels)
-        cls, patches = split_tokens(self.spec, tokens, pixels.shape[-2:])
-        kinds = head_kinds(self.info.features)
-        return torch.cat([pool_tokens(kind, cls, patches) for kind in kinds], dim=-1)
+        rows = features_of(self.spec, self.backbone, pixels, self.info.kinds)
+        return torch.cat([rows[kind] for kind in self.info.kinds], dim=-1)
 
     def view_features(self, *pixels: torch.Tensor) -> torch.Tensor:
         """[B, 3, S, S] per size, in the order of :attr:`sizes` → [B, V, D] of the V views."""
