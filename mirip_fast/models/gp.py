@@ -30,7 +30,13 @@ EXACT = 6_000  # rows up to which nothing is approximated: 290 MB for the one ma
 INDUCING = 2_000
 SEARCH = 1_000  # rows that length, noise and blocks are chosen on, at most
 
-LENGTHS = (0.5, 1.0, 2.0, 4.0, 8.0)  # in units of the median distance
+LENGTHS = (
+    2.0,
+    0.5,
+    1.0,
+    4.0,
+    8.0,
+)  # in units of the median distance; blocks are chosen at the first
 NOISES = 10.0 ** np.arange(-3, 1.6, 0.25)  # in units of σ²
 
 _PIECE = 2_048  # rows of a kernel matrix made at a time
@@ -125,8 +131,11 @@ class GaussianProcess:
         found = []
         for choice in choices or [range(len(sizes))]:
             used = np.asarray(choice, dtype=np.int64)
-            found.append((*_search(_prepare(x[some], sizes, used, centre), z[some]), used))
-        evidence, length, noise, variance, chosen = max(found, key=lambda one: one[0])
+            distances, unit = _apart(_prepare(x[some], sizes, used, centre))
+            found.append((_search(distances, z[some], LENGTHS[0] * unit), used, distances, unit))
+        best, chosen, distances, unit = max(found, key=lambda one: one[0])
+        others = (_search(distances, z[some], length * unit) for length in LENGTHS[1:])
+        evidence, length, noise, variance = max(best, *others)
         u = _prepare(x, sizes, chosen, centre)
         members = _members(groups, len(x))
         if len(x) <= exact:
@@ -283,7 +292,8 @@ def _prepare(
         part = x[:, columns].astype(np.float64) - centre[columns]
         length = np.linalg.norm(part, axis=1, keepdims=True)
         parts.append((part / np.maximum(length, 1e-12)).astype(np.float32))
-    return (np.hstack(parts) / len(parts) ** 0.5).astype(np.float32)
+    result: NDArray[np.float32] = (np.hstack(parts) / len(parts) ** 0.5).astype(np.float32)
+    return result
 
 
 def _kernel(a: NDArray[np.float32], b: NDArray[np.float32], length: float) -> FloatArray:
@@ -324,22 +334,25 @@ def _cholesky(k: FloatArray) -> FloatArray:
     return factor
 
 
-def _search(u: NDArray[np.float32], z: FloatArray) -> tuple[float, float, float, float]:
-    """(log marginal likelihood per row, ℓ, noise, σ²) at its maximum over the grid, σ² profiled out."""
+def _apart(u: NDArray[np.float32]) -> tuple[FloatArray, float]:
+    """[n, n] distances of rows, and their median without those of equal rows."""
     distances = _distances(u, u)
     np.fill_diagonal(distances, 0)
     apart = distances[distances > 1e-6]
     unit = float(np.median(apart)) if len(apart) else 1.0
-    best = (-np.inf, unit, 1.0, 1.0)
-    for length in LENGTHS:
-        values, vectors = np.linalg.eigh(1 + np.exp(distances / (-length * unit)))
-        scaled = 1 / (np.maximum(values, 0)[:, None] + NOISES)
-        variance = ((vectors.T @ z)[:, None] ** 2 * scaled).mean(axis=0)
-        evidence = (np.log(scaled).mean(axis=0) - np.log(2 * np.pi * variance) - 1) / 2
-        k = int(evidence.argmax())
-        if evidence[k] > best[0]:
-            best = (float(evidence[k]), length * unit, float(NOISES[k]), float(variance[k]))
-    return best
+    return distances, unit
+
+
+def _search(
+    distances: FloatArray, z: FloatArray, length: float
+) -> tuple[float, float, float, float]:
+    """(log marginal likelihood per row, ℓ, noise, σ²) where it is highest for this ℓ; σ² is profiled out."""
+    values, vectors = np.linalg.eigh(1 + np.exp(distances / -length))
+    scaled = 1 / (np.maximum(values, 0)[:, None] + NOISES)
+    variance = ((vectors.T @ z)[:, None] ** 2 * scaled).mean(axis=0)
+    evidence = (np.log(scaled).mean(axis=0) - np.log(2 * np.pi * variance) - 1) / 2
+    k = int(evidence.argmax())
+    return float(evidence[k]), length, float(NOISES[k]), float(variance[k])
 
 
 def _solve(
