@@ -191,7 +191,7 @@ class Pipeline:
     def __init__(self, folder: Path, model: nn.Module):
         from transformers import AutoImageProcessor, pipeline
 
-        processor = AutoImageProcessor.from_pretrained(folder)
+        processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
         self._pipe = pipeline(
             "image-feature-extraction", model=model, image_processor=processor, device=CPU
         )

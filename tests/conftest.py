@@ -50,17 +50,16 @@ def _save_model(folder: Path, kind: str) -> None:
     import transformers
 
     torch.manual_seed(0)
-    config_class, model_class = {
-        "dinov2": (transformers.Dinov2Config, transformers.Dinov2Model),
-        "registers": (
-            transformers.Dinov2WithRegistersConfig,
-            transformers.Dinov2WithRegistersModel,
-        ),
-        "dinov3": (transformers.DINOv3ViTConfig, transformers.DINOv3ViTModel),
-        "vit": (transformers.ViTConfig, transformers.ViTModel),
-    }[kind]
-    registers = {"num_register_tokens": MODEL_KINDS[kind]} if MODEL_KINDS[kind] else {}
-    model_class(config_class(**_SMALL, **registers)).save_pretrained(folder)
+    names = {
+        "dinov2": "Dinov2", "registers": "Dinov2WithRegisters", "dinov3": "DINOv3ViT", "vit": "ViT",
+        "siglip": "SiglipVision", "siglip2": "Siglip2Vision", "clip": "CLIPVision",
+    }  # fmt: skip
+    config_class, model_class = (
+        getattr(transformers, names[kind] + part) for part in ("Config", "Model")
+    )
+    more = {"num_register_tokens": MODEL_KINDS[kind]} if MODEL_KINDS.get(kind) else {}
+    more |= {"num_patches": 16} if kind == "siglip2" else {}  # 32 pixels, 8 a patch
+    model_class(config_class(**_SMALL, **more)).save_pretrained(folder)
     settings = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.3, 0.2, 0.25]}
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
 

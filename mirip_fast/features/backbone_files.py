@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
-import time
-from collections.abc import Callable
+import math
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mirip_fast.errors import BackboneError
+from mirip_fast.features.hub import (
+    fault_of,
+    fetch_beside,
+    locate,
+    read_json,
+    tensors,
+    weight_files,
+)
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +33,18 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # Keys of config.json that change nothing about the features.
 _COSMETIC = {"transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures"}
-_FILES = ("*.json", "*.safetensors")
+# What config.json has to say; other numbers in it are only checked.
+_NEEDED = ("hidden_size", "patch_size", "num_hidden_layers")
+# Steps of image processors that would change the pixels in ways that are not carried out.
+_OTHER_STEPS = (
+    "do_flip_channel_order",
+    "do_grayscale",
+    "do_color_quantize",
+    "rescale_offset",
+    "offset",
+)
+
+Triple = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -38,8 +59,8 @@ class BackboneSpec:
     patch_size: int
     num_layers: int
     num_register_tokens: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: Triple  # of pixels from 0 to 1
+    std: Triple
 
     @property
     def trained(self) -> bool:
@@ -60,24 +81,23 @@ def find_backbone(name: str, hash_file: Callable[[Path], bytes]) -> BackboneSpec
     if name == TINY_RANDOM:
         return tiny_random_spec()
     folder = locate(name)
-    config = _read_json(folder / "config.json", name)
-    weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
-    if not weights:
-        raise BackboneError(f"{name}: no weights (*.safetensors) in {folder}")
+    config, tower = _image_config(folder, name)
+    weights = weight_files(folder)
+    sizes = _check_config(tower, weights, name)
     identity = hashlib.sha256()
     identity.update(_canonical({k: v for k, v in config.items() if k not in _COSMETIC}))
     for file in weights:
         identity.update(hash_file(file))
-    mean, std = _normalisation(folder, name)
+    mean, std = _normalisation(folder)
     return BackboneSpec(
         name=name,
         folder=folder,
         weights_id=identity.hexdigest(),
         model_type=str(config.get("model_type", "unknown")),
-        hidden_size=_integer(config, "hidden_size", name),
-        patch_size=_integer(config, "patch_size", name),
-        num_layers=_integer(config, "num_hidden_layers", name),
-        num_register_tokens=int(config.get("num_register_tokens") or 0),
+        hidden_size=sizes["hidden_size"],
+        patch_size=sizes["patch_size"],
+        num_layers=sizes["num_hidden_layers"],
+        num_register_tokens=sizes["num_register_tokens"],
         mean=mean,
         std=std,
     )
@@ -104,119 +124,153 @@ def tiny_random_spec() -> BackboneSpec:
     )
 
 
-def locate(name: str, *, attempts: int = 3, pause_s: float = 2.0) -> Path:
-    """The local folder of a backbone: a directory as given, else the Hugging Face cache or a download.
+def _image_config(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """config.json, and the part of it that describes the image model (a whole SigLIP or CLIP has two)."""
+    whole = read_json(folder / "config.json")
+    tower = whole.get("vision_config")
+    tower = tower if isinstance(tower, dict) else whole
+    if not all(key in tower for key in _NEEDED):
+        # Values that are their class's defaults are often left out. Rare, so that others need no torch.
+        with contextlib.suppress(Exception):
+            from transformers import AutoConfig
 
-    A download that fails is tried ``attempts`` times with growing pauses.
+            full = AutoConfig.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+            tower = {**getattr(full, "vision_config", full).to_dict(), **tower}
+    missing = [key for key in _NEEDED if tower.get(key) is None]
+    if missing:
+        code = "auto_map" in whole and " It asks to run code of its own, which is never done."
+        raise BackboneError(
+            f"--backbone {name}: its config.json has no usable {missing[0]!r} (model type "
+            f"{whole.get('model_type')!r}).{code or ''} A plain vision transformer is needed, like "
+            "facebook/dinov2-large, a DINOv2 with registers, a DINOv3 ViT, a ViT, SigLIP or CLIP."
+        )
+    return whole, tower
 
-    Raises:
-        BackboneError: says the name, the cache folder that was looked in, and the ways on.
+
+def _check_config(tower: dict[str, Any], weights: Sequence[Path], name: str) -> dict[str, int]:
+    """The sizes in a config.json, once they are possible and fit the weights' bulk."""
+
+    def wrong(key: str, needed: str) -> BackboneError:
+        value = repr(tower.get(key))
+        value = value if len(value) <= 60 else value[:60] + "…"
+        return BackboneError(f"--backbone {name}: {key} in its config.json {needed}, not {value}")
+
+    def whole(key: str, least: int, default: int | None = None) -> int:
+        value = default if tower.get(key) is None else tower[key]
+        if isinstance(value, list | tuple) and value and all(side == value[0] for side in value):
+            value = value[0]  # patch_size: [14, 14]
+        elif isinstance(value, list | tuple | dict):
+            raise wrong(key, "has to be one number: rectangles are not supported")
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise wrong(key, f"has to be a whole number of at least {least}")
+        return value
+
+    sizes = {key: whole(key, 1) for key in _NEEDED}
+    # DeiT's distillation token stands where registers do.
+    registers = int(tower.get("model_type") == "deit")
+    sizes["num_register_tokens"] = whole("num_register_tokens", 0, registers)
+    patch, width = sizes["patch_size"], sizes["hidden_size"]
+    # Every patch's pixels have weights, and every layer has tensors: more than there are would only take
+    # all memory before it is found out.
+    if 3 * patch * patch * width > sum(file.stat().st_size for file in weights):
+        raise BackboneError(
+            f"--backbone {name}: its config.json describes patches of {patch} pixels and vectors of "
+            f"{width} numbers, far more than the weights beside it hold; they do not belong together"
+        )
+    held = sum(len(tensors(file)) if file.suffix == ".safetensors" else 1_000 for file in weights)
+    if sizes["num_hidden_layers"] > held:
+        raise wrong(
+            "num_hidden_layers", f"can be at most {held}, as many as the weights have tensors"
+        )
+    if tower.get("image_size") is not None:
+        whole("image_size", patch)
+    if width % whole("num_attention_heads", 1, 1):
+        raise wrong("num_attention_heads", f"has to divide hidden_size {width}")
+    if whole("num_channels", 1, 3) != 3:
+        raise wrong("num_channels", "has to be 3 (red, green, blue)")
+    for key, value in tower.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise wrong(key, "has to be a finite number")
+        if key.endswith("norm_eps") and isinstance(value, float) and not 0 < value < 1:
+            raise wrong(key, "has to be between 0 and 1")
+    return sizes
+
+
+def _normalisation(folder: Path) -> tuple[Triple, Triple]:
+    """Mean and standard deviation for pixels that were divided by 255, as AutoImageProcessor computes.
+
+    A processor that rescales otherwise, or leaves a step out, has the same result as other mean and std:
+    ``(x · f − m) / s = (x / 255 − m / 255f) / (s / 255f)``.
     """
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise BackboneError(f"--backbone {name}: the folder has no config.json")
-        return folder.resolve()
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
-        raise BackboneError(f"--backbone {name}: there is no such folder")
-    import huggingface_hub
-    from huggingface_hub import constants, errors
+    path, values = _processor(folder)
+    if values is None:
+        log.warning("%s has no preprocessor_config.json: ImageNet's mean and std are used", folder)
+        return IMAGENET_MEAN, IMAGENET_STD
+    for key in _OTHER_STEPS:
+        if values.get(key):
+            raise BackboneError(f"{path} asks for {key}, which is not supported")
+    if values.get("do_normalize", True) and not {"image_mean", "image_std"} <= values.keys():
+        # Left out because they are the defaults of the processor's class.
+        with contextlib.suppress(Exception):
+            from transformers import AutoImageProcessor
 
-    def fetch(**how: Any) -> Path | None:
-        found = Path(huggingface_hub.snapshot_download(name, allow_patterns=list(_FILES), **how))
-        return found if _is_whole(found) else None
-
-    try:
-        found = fetch(local_files_only=True)
-        if found is not None:
-            return found
-    except (errors.LocalEntryNotFoundError, errors.HFValidationError, OSError):
-        log.debug("%s is not in the Hugging Face cache yet", name)
-    reason, asked = "it is not in the cache and HF_HUB_OFFLINE is set", ""
-    if not constants.HF_HUB_OFFLINE:
-        asked = " and asked the hub"
-        for attempt in range(1, attempts + 1):
-            try:
-                log.info("Downloading %s (attempt %d of %d) …", name, attempt, attempts)
-                found = fetch()
-                if found is not None:
-                    return found
-                reason = "the repository has no config.json with *.safetensors weights"
-                break
-            except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
-                reason = _first_line(error)
-                break  # trying again does not help
-            except Exception as error:
-                reason = _first_line(error)
-                if attempt < attempts:
-                    time.sleep(pause_s * attempt)
-    raise BackboneError(
-        f"The backbone '{name}' could not be loaded: {reason}\n"
-        f"Looked in the Hugging Face cache {constants.HF_HUB_CACHE}{asked}.\n"
-        f"Ways on: on a connected machine run `hf download {name}` and copy the cache folder here, or "
-        "give a local directory with --backbone DIR. (`--backbone tiny-random` needs no download: "
-        "untrained, for trying the tool out.)"
+            full = AutoImageProcessor.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+            values = {**full.to_dict(), **values}
+    factor = 255.0
+    if values.get("do_rescale", True):
+        factor *= _numbers(values, "rescale_factor", path, 1 / 255)[0]
+    if math.isclose(factor, 1, rel_tol=1e-6):
+        factor = 1.0
+    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    if values.get("do_normalize", True):
+        mean = _numbers(values, "image_mean", path)
+        std = _numbers(values, "image_std", path)
+    if factor == 1:
+        return mean, std
+    return (
+        (mean[0] / factor, mean[1] / factor, mean[2] / factor),
+        (std[0] / factor, std[1] / factor, std[2] / factor),
     )
 
 
-def _is_whole(folder: Path) -> bool:
-    """Whether config and weights are all there: a download that broke off may have left some."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        parts = _read_json(index, str(folder)).get("weight_map", {}).values()
-        if not all((folder / part).is_file() for part in parts):
-            return False
-    return any(folder.glob("*.safetensors")) and (folder / "config.json").is_file()
-
-
-def _normalisation(
-    folder: Path, name: str
-) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+def _processor(folder: Path) -> tuple[Path, dict[str, Any] | None]:
+    """What says how images are made ready: in a file of its own, or as a part of the whole processor's."""
     path = folder / "preprocessor_config.json"
-    if not path.is_file():
-        log.warning("%s has no preprocessor_config.json: ImageNet's mean and std are used", name)
-        return IMAGENET_MEAN, IMAGENET_STD
-    values = _read_json(path, name)
-    result = []
-    for key in ("image_mean", "image_std"):
-        triple = values.get(key)
-        numbers = triple if isinstance(triple, list) else []
-        if [isinstance(x, int | float) for x in numbers] != [True] * 3 or (
-            key == "image_std" and min(numbers) <= 0
-        ):
-            raise BackboneError(
-                f"{path}: {key} has to be three numbers (std above 0), not {triple!r}"
-            )
-        result.append((float(numbers[0]), float(numbers[1]), float(numbers[2])))
-    return result[0], result[1]
+    files = [folder / "processor_config.json", path]
+    if not any(os.path.lexists(file) for file in files):
+        fetched = fetch_beside(folder, path.name) or fetch_beside(folder, files[0].name)
+        files = [fetched] if fetched else []
+    for file in files:
+        if os.path.lexists(file):
+            if fault := fault_of(file):
+                raise BackboneError(fault)
+            values = read_json(file)
+            nested = values.get("image_processor")
+            if isinstance(nested, dict):
+                return file, nested
+            if file.name == path.name:
+                return file, values
+    return path, None
 
 
-def _integer(config: dict[str, Any], key: str, name: str) -> int:
-    value = config.get(key)
-    if isinstance(value, list) and len(set(value)) == 1:  # patch_size: [14, 14]
-        value = value[0]
-    if not isinstance(value, int):
-        raise BackboneError(
-            f"--backbone {name}: its config.json has no usable {key!r} (model type "
-            f"{config.get('model_type')!r}). A plain vision transformer is needed, like "
-            "facebook/dinov2-large, a DINOv2 with registers, a DINOv3 ViT or a ViT."
-        )
-    return value
-
-
-def _read_json(path: Path, name: str) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BackboneError(f"--backbone {name}: {path} can not be read: {error}") from error
-    if not isinstance(value, dict):
-        raise BackboneError(f"--backbone {name}: {path} does not hold a JSON object")
-    return value
+def _numbers(values: dict[str, Any], key: str, path: Path, default: float | None = None) -> Triple:
+    """Three numbers, of which a file may give one for all."""
+    given = values.get(key, default)
+    numbers: list[Any] = list(given) if isinstance(given, list | tuple) else [given]
+    numbers = numbers * 3 if len(numbers) == 1 else numbers
+    least = -math.inf if key == "image_mean" else 0
+    if len(numbers) != 3 or not all(
+        isinstance(x, int | float) and not isinstance(x, bool) and least < x < math.inf
+        for x in numbers
+    ):
+        above = "" if key == "image_mean" else " above 0"
+        raise BackboneError(f"{path}: {key} has to be one or three numbers{above}, not {given!r}")
+    return float(numbers[0]), float(numbers[1]), float(numbers[2])
 
 
 def _canonical(value: object) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -15,9 +15,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from mirip_fast.errors import BackboneError
-
-#: Parameters that take no part in features: they are never trained.
-_UNUSED = ("mask_token", "pooler.")
+from mirip_fast.features.backbone import UNUSED
 
 #: Layer numbers of what is no block, see :func:`layer_of`.
 EMBEDDINGS = -1
@@ -74,7 +72,7 @@ def layer_of(model: nn.Module, anatomy: Anatomy) -> dict[str, int]:
     return {
         name: layers.get(id(parameter), EMBEDDINGS)
         for name, parameter in model.named_parameters()
-        if not any(unused in name for unused in _UNUSED)
+        if not any(unused in name for unused in UNUSED)
     }
 
 

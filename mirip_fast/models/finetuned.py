@@ -99,7 +99,7 @@ def _write(folder: Path, content: Mapping[str, Any], sha: str) -> None:
     try:
         values = json.loads(described["config"])
         config = AutoConfig.for_model(values.pop("model_type"), **values)
-        model = AutoModel.from_config(config)
+        model = AutoModel.from_config(config, trust_remote_code=False)
         model.load_state_dict(weights)
     except (KeyError, ValueError, RuntimeError) as error:
         raise CheckpointError(
