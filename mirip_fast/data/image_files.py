@@ -56,6 +56,13 @@ _SYSTEM: frozenset[str] = frozenset(
         "__pycache__", "node_modules", "trashbox", "lost.dir", "@recently-snapshot", "dfsrprivate",
     }
 )  # fmt: skip
+# A pipe that takes a regular file's place between a check and the open must not block.
+_READ_AT_ONCE = (
+    os.O_RDONLY
+    | getattr(os, "O_NONBLOCK", 0)
+    | getattr(os, "O_NOCTTY", 0)
+    | getattr(os, "O_BINARY", 0)
+)
 _ENDING = re.compile(r"\.[\w~+-]{1,12}")
 _KINDS = 8  # named in a line
 
@@ -124,7 +131,10 @@ def hidden_part(name: str) -> str:
 
     Such are names with a leading dot, and what disks, file servers and archivers make beside pictures.
     """
-    return next((p for p in name.split("/") if p[:1] == "." or p.lower() in _SYSTEM), "")
+    for part in name.split("/"):
+        if part[:1] == "." or part.lower() in _SYSTEM:
+            return part
+    return ""
 
 
 def named_picture(name: str, passed: Counter[str]) -> bool | None:
@@ -235,9 +245,14 @@ def _count_pictures(folder: str) -> int:
 def _is_picture(path: str) -> bool:
     """Whether a regular file is a picture by its first bytes."""
     try:
-        with open_image_file(Path(path), max_bytes=None) as stream:
-            return is_picture(os.read(stream.fileno(), HEAD_BYTES))
-    except (ImageError, OSError):
+        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 (thousands of calls)
+            return False
+        handle = os.open(path, _READ_AT_ONCE)
+        try:
+            return is_picture(os.read(handle, HEAD_BYTES))
+        finally:
+            os.close(handle)
+    except (OSError, ValueError):
         return False
 
 
@@ -258,11 +273,9 @@ def open_image_file(path: Path, *, max_bytes: int | None = MAX_FILE_BYTES) -> IO
     Raises:
         ImageError: it is missing, empty, too big, no regular file, or may not be read.
     """
-    # A pipe that takes a regular file's place between the two checks must not block the open either.
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
         _check_status(path.stat(), max_bytes)
-        handle = os.open(path, flags | getattr(os, "O_NOCTTY", 0))
+        handle = os.open(path, _READ_AT_ONCE)
     except (OSError, ValueError) as error:
         raise ImageError(_why_not_opened(path, error)) from error
     stream = os.fdopen(handle, "rb")
