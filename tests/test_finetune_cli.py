@@ -161,6 +161,7 @@ def test_another_backbone_or_preprocessing_is_refused(
         (["--precision", "bf16"], "--precision bf16"),
         (["--gradient-accumulation-steps", "4"], "--accumulation-steps 4"),
         (["--remote-sync", "nosuch://x"], "--remote-sync nosuch://x"),
+        (["--remote-sync", "s3://me:pw@b/x"], "a user or a password in it"),
         (["--report-to", "nobody"], "--report-to nobody"),
         (["--resume", "latest", "--output-dir", "empty"], "--resume latest"),
         (["--head-only"], "Say what to train"),

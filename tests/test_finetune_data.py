@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 from test_decode_pool import wait_until_gone
 
@@ -385,14 +387,14 @@ def test_a_failing_remote_is_told_and_stops_nothing(
 ) -> None:
     sync = RemoteSync(str(tmp_path / "far"), "run-1", pause_s=0.01)
     works = threading.Event()
-    put = sync._fs.put_file
+    put = LocalFileSystem.put_file
 
     def broken(*args: Any, **kwargs: Any) -> None:
         if not works.is_set():
             raise OSError("the network is down")
         put(*args, **kwargs)
 
-    monkeypatch.setattr(sync._fs, "put_file", broken)
+    monkeypatch.setattr(LocalFileSystem, "put_file", broken)
     first, second = tmp_path / "a.pt", tmp_path / "b.pt"
     first.write_bytes(b"a")
     second.write_bytes(b"b")
@@ -405,6 +407,33 @@ def test_a_failing_remote_is_told_and_stops_nothing(
         assert not sync.finish()
     assert "a.pt" in caplog.text and "b.pt" not in caplog.text
     assert (tmp_path / "far" / "run-1" / "b.pt").read_bytes() == b"b"
+
+
+def test_a_remote_that_can_not_be_reached_is_told_and_stops_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some services are asked for a login as soon as they are named."""
+
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise ConnectionRefusedError("nobody\nlistens")
+
+    monkeypatch.setattr(MemoryFileSystem, "__init__", unreachable)
+    monkeypatch.setattr(MemoryFileSystem, "_cache", {})
+    (tmp_path / "a.pt").write_bytes(b"a")
+    with caplog.at_level("WARNING", logger="mirip_fast"):
+        sync = RemoteSync("memory://far/x", "run-1", pause_s=0.01)
+        sync.add(tmp_path / "a.pt")
+        assert not sync.finish(20)
+    assert "a.pt could not be copied to memory://far/x: nobody listens" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "url", ["sftp://me:SECRET@host/runs", "s3://SECRET@bucket/x", "https://host/runs?sig=SECRET"]
+)
+def test_a_remote_with_a_password_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match="--remote-sync: .*(password|signature)") as caught:
+        RemoteSync(url, "run")
+    assert "SECRET" not in str(caught.value)
 
 
 def test_an_unknown_kind_of_remote_is_refused() -> None:

@@ -203,6 +203,7 @@ def test_composed_and_decomposed_folder_names_are_one_tier(
     manifest = read_manifest(tmp_path, DataOptions(tiers=tiers))
     assert manifest.tier_counts() == {tiers[0]: 2, tiers[1]: 1}
     assert not manifest.missing() and {r.image_id for r in manifest.records} == set(names)
+    assert len(read_manifest(tmp_path / normalize(form, "입선"))) == 1
 
 
 def test_what_can_not_be_trained_on(data: Path) -> None:

@@ -6,9 +6,11 @@ import csv
 import gzip
 import hashlib
 import io
+import logging
 import os
 import shutil
 import tarfile
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -102,6 +104,32 @@ def test_class_files_and_folders_as_tiers(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"b.tar/a.png: a.json: not readable"):
         read_manifest(broken)
     assert len(read_manifest(broken, DataOptions(with_grades=False))) == 1
+
+
+def test_what_a_tar_has_beside_pictures_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    nfd = unicodedata.normalize("NFD", "그림")
+    tar = make_tar(tmp_path / "data" / "x.tar", {
+        "S/a.jfif": picture(0), "S/b": picture(1), f"C/{nfd}.png": picture(2), "C/그림.json": '{"group": "g"}',
+        "__MACOSX/S/._a.png": b"", "S/._b.png": b"", "@eaDir/a.png": picture(3), "S/.c.png": picture(4),
+        "__MACOSX/metadata.csv": "filename\n", "d.psd": b"8BPS", "e.PSD": b"8BPS", "f.jxl": b"\xff\n",
+    })  # fmt: skip
+    for name in ("._x.tar", "@Recycle/x.tar"):
+        (tmp_path / "data" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "data" / name).write_bytes(b"no tar")
+    for source in (tar, tmp_path / "data", tmp_path / "data" / "*.tar"):
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "mirip_fast"):
+            manifest = read_manifest(source)
+        assert [(r.filename, r.tier, r.group) for r in manifest.records] == [
+            ("x.tar/S/a.jfif", 0, None), ("x.tar/S/b", 0, None), (f"x.tar/C/{nfd}.png", 3, "g")
+        ]  # fmt: skip
+        assert "3 files passed over: 2 .psd, 1 .jxl; 4 pictures left out as hidden" in caplog.text
+    assert [read_image_bytes(r.path) for r in manifest.records] == [picture(i) for i in range(3)]
+    table = tmp_path / "list.csv"
+    table.write_text("filename,tier\ndata/x.tar/C/그림.png,S\ndata/x.tar/S/.c.png,A\n")
+    assert not read_manifest(table).missing()  # by its other form, and hidden but asked for
 
 
 def test_a_table_beside_the_tars_names_members(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from typing import IO, Any
 
 from mirip_fast.data.image_files import SETTLED_NS, Stamp, one_line
 from mirip_fast.errors import DataError
+from mirip_fast.text import nfc
 
 #: What tells versions of a remote file apart, the best first; names differ between services.
 _VERSIONS = ("ETag", "etag", "md5Hash", "blob_id", "generation", "Content-MD5", "Digest")
@@ -68,7 +69,7 @@ def located(source: Path | str) -> Path:
         )
     match = _ADDRESS.fullmatch(text)
     if match is None or os.path.lexists(text):
-        return Path(os.path.abspath(Path(text).expanduser()))  # noqa: PTH100 (links stay)
+        return _as_on_disk(Path(os.path.abspath(Path(text).expanduser())))  # noqa: PTH100 (links stay)
     scheme, rest = match[1].lower(), match[2]
     if scheme in ("file", "local"):
         return Path("/", rest)
@@ -86,6 +87,22 @@ def located(source: Path | str) -> Path:
     if ".." in path.parts:
         raise DataError(f"{text}: .. leads nowhere in an address; write it out")
     return path
+
+
+def _as_on_disk(path: Path) -> Path:
+    """A path with each part as the disk spells it, where only Unicode composition differs."""
+    if path.exists() or str(path).isascii():
+        return path
+    found = Path(path.anchor)
+    for name in path.parts[1:]:
+        part = name
+        if not (found / name).exists():
+            try:
+                part = next(n for n in os.listdir(found) if nfc(n) == nfc(name))  # noqa: PTH208
+            except (OSError, StopIteration):
+                return path
+        found /= part
+    return found
 
 
 def address(path: Path) -> str:

@@ -30,6 +30,7 @@ from mirip_fast.ranking.fold_runs import FoldsResult, run_of_fold, train_folds
 from mirip_fast.ranking.graded import GradedImages, load_split, save_split, trial
 from mirip_fast.runtime import resolve_device
 from mirip_fast.settings import config_from_dict, to_yaml
+from mirip_fast.training.remote import check_remote
 from mirip_fast.training.run_folder import SPLIT_FILE, Run, create_run, resumable_run
 from mirip_fast.training.trackers import parse_report_to
 
@@ -65,6 +66,8 @@ def train_full(config: Config, request: FullRequest) -> tuple[Run, FitResult | F
             :class:`mirip_fast.finetune.fit.FullFit` for training.
     """
     parse_report_to(config.tracking.report_to)
+    if config.finetune.remote_sync:
+        check_remote(config.finetune.remote_sync)
     if request.only_folds and not config.train.folds:
         raise ConfigError("--only-folds goes with --folds: say how many there are")
     if config.train.gradient_accumulation_steps > 1:

@@ -8,17 +8,38 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from mirip_fast.errors import ConfigError
+from mirip_fast.data.image_files import one_line
+from mirip_fast.data.remote import located
+from mirip_fast.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
 _TRIES = 3
 
 
+def check_remote(url: str) -> None:
+    """Refuse before a run what can never be copied to; the network is not asked.
+
+    Raises:
+        ConfigError: the address carries a password or a signature (it would be kept with the run), its kind
+            is unknown, or its package is not installed.
+    """
+    from fsspec.core import get_filesystem_class, split_protocol
+
+    try:
+        located(url)
+        get_filesystem_class(split_protocol(url)[0] or "file")
+    except DataError as error:  # which does not repeat the password
+        raise ConfigError(f"--remote-sync: {error}") from error
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"--remote-sync {url}: {error}") from error
+
+
 class RemoteSync:
     """Copies files to a folder behind an fsspec URL, in a thread of its own.
 
-    A remote that fails never stops a run: it is told, and the file is tried again when it changes next.
+    A remote that fails or can not be reached never stops a run: it is told, and the file is tried again when
+    it changes next.
 
     Args:
         url: a folder or URL, such as ``s3://bucket/runs``; files go into a folder of the run's name.
@@ -26,17 +47,12 @@ class RemoteSync:
         pause_s: seconds between two tries.
 
     Raises:
-        ConfigError: the URL's kind is unknown, or its library is not installed.
+        ConfigError: see :func:`check_remote`.
     """
 
     def __init__(self, url: str, name: str, *, pause_s: float = 5.0):
-        try:
-            from fsspec.core import url_to_fs
-
-            self._fs, root = url_to_fs(url)
-        except (ImportError, ValueError) as error:
-            raise ConfigError(f"--remote-sync {url}: {error}") from error
-        self.url, self._folder, self._pause_s = url, f"{str(root).rstrip('/')}/{name}", pause_s
+        check_remote(url)
+        self.url, self._name, self._pause_s = url, name, pause_s
         self.failed: set[str] = set()  # names of files whose last copy failed
         self._wanted: queue.Queue[Path | None] = queue.Queue()
         self._waiting: set[Path] = set()
@@ -73,18 +89,22 @@ class RemoteSync:
 
     def _copy(self, path: Path) -> None:
         """Copy under another name, then rename: nobody sees half a checkpoint."""
-        target = f"{self._folder}/{path.name}"
+        from fsspec.core import url_to_fs
+
         for attempt in range(1, _TRIES + 1):
             try:
-                self._fs.makedirs(self._folder, exist_ok=True)
-                self._fs.put_file(str(path), f"{target}.partial")
-                self._fs.mv(f"{target}.partial", target)
+                fs, root = url_to_fs(self.url)  # some log in here; the next time it is kept
+                folder = f"{str(root).rstrip('/')}/{self._name}"
+                fs.makedirs(folder, exist_ok=True)
+                fs.put_file(str(path), f"{folder}/{path.name}.partial")
+                fs.mv(f"{folder}/{path.name}.partial", f"{folder}/{path.name}")
             except Exception as error:  # whatever it is, it must not cost the run
                 if not path.exists():
                     return  # pruned meanwhile
                 if attempt == _TRIES:
                     self.failed.add(path.name)
-                    log.warning("%s could not be copied to %s: %s", path.name, self.url, error)
+                    why = one_line(str(error)) or type(error).__name__
+                    log.warning("%s could not be copied to %s: %s", path.name, self.url, why)
                 else:
                     self._closing.wait(self._pause_s)
             else:
