@@ -15,6 +15,9 @@ from typing import Any
 from mirip_fast.config import Config
 from mirip_fast.errors import ConfigError
 
+# More than any settings need, and little enough to be read in no time.
+_MOST_BYTES, _MOST_DEPTH, _MOST_REFERENCES, _MOST_PROBLEMS = 64 << 10, 20, 20, 20
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -55,7 +58,7 @@ class Setting:
         if self.choices and parsed not in self.choices:
             close = difflib.get_close_matches(str(parsed), self.choices, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ConfigError(f"{parsed!r} is none of {', '.join(self.choices)}.{hint}")
+            raise ConfigError(f"{_short(repr(parsed))} is none of {', '.join(self.choices)}.{hint}")
         if isinstance(parsed, int | float) and not isinstance(parsed, bool):
             if self.low is not None and not parsed >= self.low:
                 raise ConfigError(f"{parsed} is below {self.low:g}")
@@ -64,7 +67,7 @@ class Setting:
         return parsed
 
     def _convert(self, value: Any) -> Any:
-        wrong = ConfigError(f"{value!r} is no {self._expected()}")
+        wrong = ConfigError(f"{_short(repr(value))} is no {self._expected()}")
         if self.kind is bool:
             if isinstance(value, bool):
                 return value
@@ -78,7 +81,7 @@ class Setting:
             raise wrong
         try:
             number = float(value)  # PyYAML reads 1e-3 as a string
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise wrong from None
         if not math.isfinite(number):
             raise wrong
@@ -148,7 +151,9 @@ def resolve(files: tuple[Path, ...] = (), given: Mapping[str, Any] | None = None
     def assign(key: str, value: Any, where: str) -> None:
         setting = known.get(key)
         if setting is None:
-            problems.append(f"{where}Unknown key '{key}'.{_did_you_mean(key, known)}")
+            problems.append(
+                f"{where}Unknown key '{_short(key)}'.{_did_you_mean(_short(key), known)}"
+            )
             return
         try:
             setattr(getattr(config, setting.section), setting.name, setting.parse(value))
@@ -162,6 +167,8 @@ def resolve(files: tuple[Path, ...] = (), given: Mapping[str, Any] | None = None
     for key, value in (given or {}).items():
         if value is not None:
             assign(key, value, f"{known[key].flag}: " if key in known else "")
+    if len(problems) > _MOST_PROBLEMS:
+        problems[_MOST_PROBLEMS:] = [f"… and {len(problems) - _MOST_PROBLEMS} more"]
     if problems:
         raise ConfigError("\n".join(problems))
     return Resolved(config, frozenset(set_keys))
@@ -222,15 +229,13 @@ def to_yaml(config: Config, *, comments: bool = False, only: frozenset[str] | No
 
 def _read_yaml(path: Path, problems: list[str]) -> Iterator[tuple[str, Any]]:
     """The dotted keys and values of a YAML file; what is wrong with its shape goes to ``problems``."""
-    import yaml
-
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        tree = _load_yaml(path)
     except FileNotFoundError:
         problems.append(f"{path}: there is no such file")
         return
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        problems.append(f"{path}: {' '.join(str(error).split())}")
+    except (OSError, ValueError) as error:
+        problems.append(f"{path}: {_short(' '.join(str(error).split()), 300)}")
         return
     if tree is None:
         return
@@ -241,7 +246,9 @@ def _read_yaml(path: Path, problems: list[str]) -> Iterator[tuple[str, Any]]:
     for section, entries in tree.items():
         if section not in sections:
             known = [*sections, *(setting.key for setting in settings())]
-            problems.append(f"{path}: Unknown key '{section}'.{_did_you_mean(str(section), known)}")
+            problems.append(
+                f"{path}: Unknown key '{_short(str(section))}'.{_did_you_mean(_short(str(section)), known)}"
+            )
         elif isinstance(entries, dict):
             for name, value in entries.items():
                 yield f"{section}.{name}", value
@@ -249,6 +256,68 @@ def _read_yaml(path: Path, problems: list[str]) -> Iterator[tuple[str, Any]]:
             problems.append(
                 f"{path}: '{section}' is a section; write its settings below it, indented"
             )
+
+
+def _load_yaml(path: Path) -> Any:
+    """What a YAML file holds, as plain values.
+
+    Raises:
+        OSError: it can not be read.
+        ValueError: it is no YAML, or none of a size and shape that settings have.
+    """
+    import yaml
+
+    if path.exists() and not path.is_file():  # a pipe would be waited for, a device never ends
+        raise ValueError("this is no file")
+    with path.open("rb") as stream:
+        data = stream.read(_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        raise ValueError(f"more than {_MOST_BYTES >> 10} KiB are no settings")
+    text = data.decode("utf-8-sig")
+    try:
+        depth = references = 0
+        for event in yaml.parse(text, yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            references += isinstance(event, yaml.AliasEvent)
+            if depth > _MOST_DEPTH or references > _MOST_REFERENCES:
+                what = (
+                    f"nested {depth} deep"
+                    if depth > _MOST_DEPTH
+                    else f"{references} references (*)"
+                )
+                raise ValueError(
+                    f"line {event.start_mark.line + 1}: {what}: no settings are like that"
+                )
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _refuse_repeated_keys(node)
+        return loader.construct_document(node)
+    except RecursionError as error:
+        raise ValueError("a reference (*) to what it stands in") from error
+    except (yaml.YAMLError, OverflowError) as error:
+        raise ValueError(str(error)) from error
+
+
+def _refuse_repeated_keys(node: Any) -> None:
+    """Of two sections or settings of one name YAML would take the later in silence."""
+    import yaml
+
+    if not isinstance(node, yaml.MappingNode):
+        return
+    seen: set[str] = set()
+    for key, value in node.value:
+        if isinstance(key, yaml.ScalarNode) and key.value in seen:
+            line = key.start_mark.line + 1
+            raise ValueError(f"line {line}: '{_short(key.value)}' stands here for the second time")
+        seen.add(str(key.value))
+        _refuse_repeated_keys(value)
+
+
+def _short(text: str, most: int = 80) -> str:
+    return text if len(text) <= most else text[:most] + "…"
 
 
 def _did_you_mean(key: str, known: typing.Iterable[str]) -> str:

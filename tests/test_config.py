@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -183,3 +184,39 @@ def test_every_shipped_file_loads() -> None:
     for path in files:
         resolve((path,))
     assert resolve((CONFIGS / "default.yaml",)).config == Config()
+
+
+LAUGHS = "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9 if i else ['ha'] * 9)}]\n" for i in range(10)
+)
+HOSTILE = {
+    "nested": ("train: " + "[" * 20_000, "line 1: nested 21 deep"),
+    "indented": ("".join(" " * i + "a:\n" for i in range(300)), "nested 21 deep"),
+    "billions": (LAUGHS + "train: {epochs: *a9}", "21 references"),
+    "itself": ("train: &a {epochs: *a}", "no whole number|reference"),
+    "merged itself": ("train: &a {<<: *a}", "reference"),
+    "long": ("#" * 5_000_000, "more than 64 KiB"),
+    "digits": ("train: {epochs: " + "9" * 5000 + "}", "Exceeds the limit"),
+    "large": ("train: {epochs: " + "9" * 400 + "}", "is no whole number"),
+    "date": ("train: {epochs: 2001-99-99}", "month must be"),
+    "text": ("train: {epochs: " + "x" * 50_000 + "}", "is no whole number"),
+    "many": ("train:\n" + "".join(f"  k{i}: 1\n" for i in range(2000)), "and 1980 more"),
+    "twice": ("train: {epochs: 3}\ntrain: {seed: 4}", "line 2: 'train' stands here for the second"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_files_that_are_no_settings_are_told_in_few_words(tmp_path: Path, name: str) -> None:
+    text, told = HOSTILE[name]
+    path = tmp_path / "odd.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=told) as error:
+        resolve((path,))
+    assert str(error.value).startswith(f"{path}: ") and len(str(error.value)) < 20_000
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
+        with pytest.raises(ConfigError, match=f"{path}: this is no file"):
+            resolve((path,))

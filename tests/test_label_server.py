@@ -160,10 +160,28 @@ def test_who_may_ask_for_what(work: Path) -> None:
             assert status == 404 and b"secret" not in content and b"root:" not in content
 
         # what makes no sense
-        for nonsense in (b"", b"no json", b"[]", b'{"number": 1}', b"x" * 10_000,
+        deep = b"[" * 4000
+        digits = b'{"label": 1, "number": ' + b"9" * 4400 + b"}"
+        for nonsense in (b"", b"no json", deep, digits, b"\xff\xfe{", b'{"number": NaN, "label": 1}', b"[]", b'{"number": 1}', b"x" * 10_000,
                          b'{"number": 1, "label": 2}', b'{"number": true, "label": 1}'):  # fmt: skip
             assert browser.ask(judge, "POST", nonsense, X_Label_Token=browser.token)[0] == 400
         assert not rows_of(work / "pairs.csv")
+
+
+def test_odd_request_lines_are_refused(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    photos(work / "photos", 12)
+    with serving(work / "photos", work / "pairs.csv") as browser:
+        image = f"/{browser.token}/image/".encode()
+        for line in (
+            b"OPTIONS *", b"GET *", b"GET ?", b"GET x", b"CONNECT 127.0.0.1:80", b"GET http://x",
+            b"GET //", b"BREW /", b"GET /%ff%fe", b"GET /" + b"a" * 9000, b"GET " + image + b"9" * 5000,
+            b"GET " + image + b"%D9%A3", b"GET " + image + b"%00",
+        ):  # fmt: skip
+            with socket.create_connection(("127.0.0.1", browser.label.server.port), 20) as client:
+                client.sendall(line + b" HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+                assert client.recv(10).startswith(b"HTTP/1.1 4"), line
+        assert browser.get("state")[0] == 200
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_it_listens_on_this_machine_only(work: Path) -> None:

@@ -38,6 +38,7 @@ _FILES = {
     "words.js": ("words.js", "text/javascript; charset=utf-8"),
 }
 _MOST_BYTES = 4096  # of what a page sends
+_MOST_DIGITS = 10  # of a picture's number
 _HEADERS = {
     "Content-Security-Policy": (  # data: is the page's empty icon
         "default-src 'none'; img-src 'self' data:; style-src 'self'; script-src 'self'; connect-src 'self'; "
@@ -136,8 +137,11 @@ def make_app(session: Session, pictures: Pictures, token: str) -> Starlette:
         return Response((_PAGE / name).read_bytes(), media_type=kind)
 
     def image(request: Request) -> Response:
+        number = request.path_params["number"]
+        if not (number.isascii() and number.isdecimal() and len(number) < _MOST_DIGITS):
+            return Response("Not found", 404, media_type="text/plain")
         try:
-            data = pictures.jpeg(int(request.path_params["number"]))
+            data = pictures.jpeg(int(number))
         except ImageError as error:
             return Response(str(error), 404, media_type="text/plain; charset=utf-8")
         # The address holds the session's token: no other session sees what a browser has kept.
@@ -185,7 +189,7 @@ def make_app(session: Session, pictures: Pictures, token: str) -> Starlette:
     routes = [
         Route("/{token}/", page),
         Route("/{token}/state", state),
-        Route("/{token}/image/{number:int}", image),
+        Route("/{token}/image/{number}", image),
         Route("/{token}/judge", post(judge), methods=["POST"]),
         Route("/{token}/skip", post(skip), methods=["POST"]),
         Route("/{token}/undo", post(undo), methods=["POST"]),
@@ -212,7 +216,8 @@ class _Guard:
             await send(message)
 
         headers = Headers(scope=scope)
-        given = scope["path"].split("/")[1].encode("utf-8", "surrogateescape")
+        # "OPTIONS *", "CONNECT host" and other nonsense have no slash.
+        given = scope["path"].partition("/")[2].partition("/")[0].encode("utf-8", "surrogateescape")
         refusal: Response | None = None
         if not _is_local(headers.get("host", "")) or not _is_own(headers.get("origin")):
             refusal = Response("This page is for this machine only", 421, media_type="text/plain")
@@ -265,7 +270,7 @@ async def _body(request: Request) -> bytes:
 def _parse(data: bytes) -> dict[str, Any]:
     try:
         said = json.loads(data or b"{}")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _BadRequest("no JSON") from error
     if not isinstance(said, dict):
         raise _BadRequest("no JSON object")
