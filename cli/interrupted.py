@@ -6,6 +6,8 @@ import atexit
 import contextlib
 import os
 import signal
+import socket
+import threading
 import time
 from types import FrameType
 
@@ -14,7 +16,7 @@ import click
 STATUS = 130  # the shell's number for a program ended by Ctrl-C
 
 _AT_ONCE_AFTER_SECONDS = 10.0  # as long as a clean-up that goes well may take
-_SENT_TOGETHER_SECONDS = 1.0  # signals of a launcher; what comes later was typed
+_SENT_TOGETHER_SECONDS = 0.5  # signals of a launcher; what comes later was typed
 
 
 class Interrupted(KeyboardInterrupt):
@@ -25,10 +27,11 @@ class StopSignals:
     """What SIGINT (Ctrl-C) and SIGTERM do: the first stops the command, the next leave it alone for a while.
 
     The first raises KeyboardInterrupt, and the command commits what is computed and gives locks back. More of
-    them must not break that off, and are no rarity: torchrun, for one, signals each rank twice. So they are
-    ignored for 10 seconds. One that comes later ends the process at once with status 130, in case that the
-    clean-up hangs: the stores bear that, as they bear a power loss. The same holds from when the command is
-    over, for whatever hangs in the interpreter's end.
+    them must not break that off, and are no rarity: torchrun signals each rank twice. A clean-up may
+    hang, though, or never begin where C code hangs. So a second signal, half a second later or more, ends the
+    process within 10 seconds with status 130, and one that comes 10 seconds after the first ends it at once:
+    the stores bear that, as they bear a power loss. The same holds from when the command is over, for what
+    hangs in the interpreter's end.
     """
 
     def __init__(self) -> None:
@@ -39,6 +42,11 @@ class StopSignals:
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._handle)
+        # Python tells the main thread of a signal, once it comes back from C code; a socket is told at once.
+        told, ours = socket.socketpair()
+        ours.setblocking(False)
+        signal.set_wakeup_fd(ours.detach(), warn_on_full_buffer=False)
+        threading.Thread(target=_end_after_second, args=(told,), daemon=True).start()
         # The last hook to run, as it is the first one. After it the interpreter would restore what the system
         # does with the signals, and a run that is done would look as if it had been killed.
         atexit.register(_ignore)
@@ -55,11 +63,11 @@ class StopSignals:
             raise KeyboardInterrupt
         seconds = now - self._ending_since
         if seconds >= _AT_ONCE_AFTER_SECONDS:
-            _write("Ended at once. What was committed before is kept.")
-            os._exit(STATUS)
+            _end_at_once()
         if number == signal.SIGINT and seconds >= _SENT_TOGETHER_SECONDS:
-            left = _AT_ONCE_AFTER_SECONDS - seconds
-            _write(f"Still ending; in {left:.0f} seconds Ctrl-C will end it at once.")
+            _write(
+                f"Still ending; in {_AT_ONCE_AFTER_SECONDS:.0f} seconds at most it will be ended at once."
+            )
 
 
 def only_results_are_left() -> None:
@@ -73,6 +81,25 @@ def only_results_are_left() -> None:
 def _ignore() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+
+
+def _end_after_second(signals: socket.socket) -> None:
+    """End the process some time after the second signal, whatever the main thread is at."""
+    first: float | None = None
+    while (told := signals.recv(1)) != b"":
+        if told[0] not in (signal.SIGINT, signal.SIGTERM):
+            continue
+        now = time.monotonic()
+        if first is None:
+            first = now
+        elif now - first >= _SENT_TOGETHER_SECONDS:
+            time.sleep(_AT_ONCE_AFTER_SECONDS)
+            _end_at_once()
+
+
+def _end_at_once() -> None:
+    _write("Ended at once. What was committed before is kept.")
+    os._exit(STATUS)
 
 
 def _write(line: str) -> None:

@@ -281,14 +281,13 @@ def _load_yaml(path: Path) -> Any:
             depth -= isinstance(event, yaml.CollectionEndEvent)
             references += isinstance(event, yaml.AliasEvent)
             if depth > _MOST_DEPTH or references > _MOST_REFERENCES:
-                what = (
+                deep = (
                     f"nested {depth} deep"
                     if depth > _MOST_DEPTH
                     else f"{references} references (*)"
                 )
-                raise ValueError(
-                    f"line {event.start_mark.line + 1}: {what}: no settings are like that"
-                )
+                line = event.start_mark.line + 1 if event.start_mark else 1
+                raise ValueError(f"line {line}: {deep}: no settings are like that")
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if node is None:

@@ -364,6 +364,35 @@ def test_without_the_packages(
     assert "pip install 'mirip-fast[label]'" in capfd.readouterr().err
 
 
+IGNORING = """
+import os, signal, sys, threading, time
+from mirip_fast.label.server import LabelServer
+
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+server = LabelServer(None, None)
+
+def signals():
+    while not server._server.started:
+        time.sleep(0.01)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(os.getpid(), number)
+        time.sleep(0.3)
+        print(server._server.should_exit, flush=True)
+
+threading.Thread(target=signals).start()
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+server.run()
+"""
+
+
+def test_a_server_in_the_background_ignores_ctrl_c() -> None:
+    """As the shell has it do that started it with an `&`; SIGTERM ends it."""
+    done = subprocess.run(
+        [sys.executable, "-c", IGNORING], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout.split() == ["False"] and done.returncode == -signal.SIGTERM, done.stderr
+
+
 def judged_file(work: Path) -> None:
     """Enough judgements for a head to be trained as soon as a session begins."""
     with open_label(work / "photos", work / "pairs.csv", settings()) as label:

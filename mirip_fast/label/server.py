@@ -11,9 +11,11 @@ from __future__ import annotations
 import json
 import logging
 import secrets
+import signal
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from mirip_fast.errors import ConfigError, ImageError, MiripError
@@ -21,6 +23,7 @@ from mirip_fast.label.pictures import Pictures
 from mirip_fast.label.session import Session, StalePairError
 
 if TYPE_CHECKING:
+    import uvicorn
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import Response
@@ -85,23 +88,11 @@ class LabelServer:
     """
 
     def __init__(self, session: Session, pictures: Pictures, port: int = 0):
-        import uvicorn
-
         self.token = secrets.token_urlsafe(24)
         self._socket = _listen(port)
         self.port = int(self._socket.getsockname()[1])
         self.address = f"http://{HOST}:{self.port}/{self.token}/"
-        self._server = uvicorn.Server(
-            uvicorn.Config(
-                make_app(session, pictures, self.token),
-                log_level="warning",
-                access_log=False,
-                lifespan="off",
-                ws="none",
-                server_header=False,
-                timeout_graceful_shutdown=2,
-            )
-        )
+        self._server = _server(make_app(session, pictures, self.token))
 
     def run(self) -> None:
         """Serve until Ctrl-C, SIGTERM or :meth:`stop`."""
@@ -115,6 +106,32 @@ class LabelServer:
     def stop(self) -> None:
         """End :meth:`run`, from another thread."""
         self._server.should_exit = True
+
+
+def _server(app: Starlette) -> uvicorn.Server:
+    import uvicorn
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    ignored = [number for number in numbers if signal.getsignal(number) is signal.SIG_IGN]
+
+    class Server(uvicorn.Server):
+        """A signal that whoever started this process has it ignore does not end it."""
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            if sig not in ignored:
+                super().handle_exit(sig, frame)
+
+    return Server(
+        uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            ws="none",
+            server_header=False,
+            timeout_graceful_shutdown=2,
+        )
+    )
 
 
 def make_app(session: Session, pictures: Pictures, token: str) -> Starlette:
