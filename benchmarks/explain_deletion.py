@@ -69,10 +69,8 @@ def main() -> None:
     size = phase.recipe.views[0].size
     squares = []
     for path in paths:
-        _, (square,) = decode_squares(
-            read_image_bytes(path), [size], phase.recipe.resize, draft=True
-        )
-        squares.append(np.array(square))
+        made = decode_squares(read_image_bytes(path), [size], phase.recipe.resize, draft=True)
+        squares.append(np.array(made.images[0]))
 
     methods: dict[str, Callable[[Square], Map]] = {
         f"occlusion, detail {d}": occlusion(backbone, scorer, model.info.features, int(d))

@@ -20,7 +20,7 @@ _PATH = click.Path(path_type=Path)
     "--checkpoint", type=_PATH, help="Run or .pt file (default: the newest finished run)."
 )
 @moved_backbone
-@config_options("train.output_dir", "embed.cache_dir", "runtime")
+@config_options("train.output_dir", "embed.cache_dir", "embed.max_megapixels", "runtime")
 def compare_command(
     resolved: Resolved, first: Path, second: Path, checkpoint: Path | None, backbone: str | None
 ) -> None:

@@ -47,6 +47,7 @@ _PATH = click.Path(path_type=Path)
     "embed.cache_dir",
     "embed.embed_batch_size",
     "embed.workers",
+    "embed.max_megapixels",
     "runtime",
 )
 def evaluate_command(

@@ -26,7 +26,12 @@ _PATH = click.Path(path_type=Path)
 @click.option("--out", type=_PATH, default=Path(), help="Folder for the pictures (default: here).")
 @moved_backbone
 @config_options(
-    "explain", "train.output_dir", "embed.cache_dir", "embed.embed_batch_size", "runtime"
+    "explain",
+    "train.output_dir",
+    "embed.cache_dir",
+    "embed.embed_batch_size",
+    "embed.max_megapixels",
+    "runtime",
 )
 def explain_command(
     resolved: Resolved,

@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     "embed.cache_dir",
     "embed.embed_batch_size",
     "embed.workers",
+    "embed.max_megapixels",
     "explain",
     "data.id_column",
     "data.image_column",

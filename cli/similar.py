@@ -31,7 +31,7 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option("--out", type=_PATH, help="Write the result to this CSV file, too.")
 @moved_backbone
-@config_options("embed.cache_dir", "runtime")
+@config_options("embed.cache_dir", "embed.max_megapixels", "runtime")
 def similar_command(
     resolved: Resolved,
     image: Path,

@@ -51,6 +51,7 @@ _PATH = click.Path(path_type=Path)
     "embed.decode",
     "embed.precision",
     "embed.workers",
+    "embed.max_megapixels",
 )
 def train_command(
     resolved: Resolved,

@@ -137,6 +137,12 @@ class EmbedConfig:
     workers: int | None = option(
         None, "Processes that read and decode images; 0 decodes in the main process.", low=0
     )
+    max_megapixels: float = option(
+        89.5,
+        "Largest picture that is decoded, in millions of pixels; larger JPEGs are read at reduced scale.",
+        low=1,
+        high=1000,
+    )
     compile: bool = option(
         False,
         "Let torch.compile make code for the backbone: a minute or more at the start, faster passes "

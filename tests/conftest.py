@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
+from typing import Any
 
 # Threads that wait for each other only cost time here.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -29,6 +32,20 @@ _SMALL = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
     "patch_size": 8, "image_size": 32,
 }  # fmt: skip
+
+
+@pytest.fixture
+def decoded_elsewhere(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Call it, and from then on decoding a file in this process fails, but for the picture of the package."""
+    own = resources.files("mirip_fast.features").joinpath("canary.jpg").read_bytes()
+    real = Image.open
+
+    def open_image(source: Any, *arguments: Any, **options: Any) -> Image.Image:
+        if sys._getframe(1).f_globals["__name__"].startswith("mirip_fast."):
+            assert source.getvalue() == own, "decoded without protection"
+        return real(source, *arguments, **options)
+
+    return lambda: monkeypatch.setattr(Image, "open", open_image)
 
 
 @pytest.fixture(autouse=True)

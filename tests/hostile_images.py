@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms, features
+from PIL import Image, ImageCms, ImageDraw, features
+from PIL.TiffImagePlugin import AppendingTiffWriter, ImageFileDirectory_v2
 
 WIDTH, HEIGHT = 80, 48
 PNG_START = b"\x89PNG\r\n\x1a\n"
@@ -54,7 +55,14 @@ def references() -> dict[str, Image.Image]:
         "waves": waves(),
         "grey": waves().convert("L").convert("RGB"),
         "white": Image.new("RGB", (WIDTH, HEIGHT), "white"),
+        "line": line("white", Image.new("RGB", (WIDTH, HEIGHT))),
     }
+
+
+def line(colour: object, onto: Image.Image) -> Image.Image:
+    """A thick line from corner to corner."""
+    ImageDraw.Draw(onto).line((0, 0, WIDTH, HEIGHT), fill=colour, width=9)  # type: ignore[arg-type]
+    return onto
 
 
 def encode_film(kind: str, **options: object) -> bytes:
@@ -110,6 +118,78 @@ def tiff(width: int, height: int, strip: bytes, **tags: tuple[int, int, int]) ->
     return b"II*\0" + struct.pack("<IH", 8, len(entries)) + body + bytes(4) + strip
 
 
+def tiff_layout(
+    samples: np.ndarray, photometric: int, bits: int, *, end: str = "<", side: int = 0, comp: int = 1,
+    order: int = 1,
+) -> bytes:  # fmt: skip
+    """A TIFF of [H, W, S] samples in planes of their own, in strips of 5 rows or in tiles of ``side`` pixels."""
+    height, width, count = samples.shape
+    across, down = (side, side) if side else (width, 5)
+    blocks = []
+    for plane in range(count):
+        for y in range(0, height, down):
+            for x in range(0, width, across):
+                part = samples[y : y + down, x : x + across, plane]
+                if side:
+                    part = np.pad(part, [(0, side - n) for n in part.shape])
+                data = (
+                    np.packbits(part, axis=1).tobytes()
+                    if bits == 1
+                    else part.astype(f"{end}u{bits // 8}").tobytes()
+                )
+                if order == 2:
+                    data = bytes(int(f"{byte:08b}"[::-1], 2) for byte in data)
+                blocks.append(zlib.compress(data) if comp == 8 else data)
+    tags: dict[int, tuple[str, list[int]]] = {
+        256: ("L", [width]), 257: ("L", [height]), 258: ("H", [bits] * count), 259: ("H", [comp]),
+        262: ("H", [photometric]), 266: ("H", [order]), 277: ("H", [count]), 284: ("H", [2]),
+    }  # fmt: skip
+    tags |= {322: ("H", [side]), 323: ("H", [side])} if side else {278: ("L", [down])}
+    where, sizes = (324, 325) if side else (273, 279)
+    tags |= {where: ("L", [0] * len(blocks)), sizes: ("L", [len(block) for block in blocks])}
+    behind = 8 + 2 + 12 * len(tags) + 4
+    values = {tag: struct.pack(f"{end}{len(v)}{kind}", *v) for tag, (kind, v) in tags.items()}
+    at = behind + sum(len(value) for value in values.values() if len(value) > 4)
+    starts = [at + sum(map(len, blocks[:i])) for i in range(len(blocks))]
+    values[where] = struct.pack(f"{end}{len(starts)}L", *starts)
+    table, more = b"", b""
+    for tag in sorted(tags):
+        kind, value = tags[tag][0], values[tag]
+        if len(value) > 4:
+            place, more = struct.pack(f"{end}L", behind + len(more)), more + value
+        else:
+            place = value.ljust(4, b"\0")
+        table += struct.pack(f"{end}HHL", tag, {"H": 3, "L": 4}[kind], len(tags[tag][1])) + place
+    head = (b"II*\0" if end == "<" else b"MM\0*") + struct.pack(f"{end}LH", 8, len(tags))
+    return head + table + bytes(4) + more + b"".join(blocks)
+
+
+def pages(*images: tuple[Image.Image, dict[int, int]]) -> bytes:
+    """A TIFF of several pages, each with tags of its own."""
+    stream = io.BytesIO()
+    with AppendingTiffWriter(stream, True) as writer:
+        for image, tags in images:
+            info = ImageFileDirectory_v2()
+            for tag, value in tags.items():
+                info[tag] = value
+                info.tagtype[tag] = 4
+            image.save(writer, "TIFF", tiffinfo=info)
+            writer.newFrame()
+    return stream.getvalue()
+
+
+def bmp32(image: Image.Image, alpha: int) -> bytes:
+    """A BMP with an alpha channel that is the same everywhere."""
+    rows = np.dstack([np.asarray(image)[::-1, :, ::-1], np.full((HEIGHT, WIDTH), alpha, np.uint8)])
+    masks = struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    info = (
+        struct.pack("<IiiHHIIiiII", 108, WIDTH, HEIGHT, 1, 32, 3, rows.nbytes, 0, 0, 0, 0) + masks
+    )
+    start = 14 + 108
+    head = b"BM" + struct.pack("<IHHI", start + rows.nbytes, 0, 0, start)
+    return head + info.ljust(108, b"\0") + rows.tobytes()
+
+
 def jpeg_with(segment: int, body: bytes, jpeg: bytes) -> bytes:
     """``jpeg`` with one more header segment right after its start."""
     return jpeg[:2] + bytes([0xFF, segment]) + struct.pack(">H", len(body) + 2) + body + jpeg[2:]
@@ -150,6 +230,8 @@ def cases() -> list[Case]:
         *damaged(),
         *oversized(),
         *pixel_kinds(),
+        *rare_layouts(),
+        *more_than_one(),
         *containers(),
         *orientations(),
         *names(),
@@ -255,6 +337,98 @@ def pixel_kinds() -> list[Case]:
         Case("kind/float.tiff", encode(levels, "TIFF"), "failure"),
         Case("kind/int32.tiff", encode(levels.convert("I"), "TIFF"), "failure"),
     ]
+
+
+def rare_layouts() -> list[Case]:
+    """Layouts that some decoder makes garbage of, though they are valid; and needlessly refused ones."""
+    image = waves()
+    deep = np.asarray(image).astype(np.uint16) * 257
+    grey16 = np.asarray(image.convert("L")).astype(np.uint16)[..., None] * 257
+    bits = np.asarray(image.convert("1"))[..., None]
+    lab = Image.merge("LAB", image.split())
+    jpeg = encode(image, "JPEG", quality=92)
+    marked = encode(image, "JPEG", quality=92, restart_marker_rows=1)
+    stages = encode(image, "JPEG", quality=92, progressive=True)
+    flat, few = encode(image, "PNG"), encode(image.quantize(32), "PNG")
+    spoilt = few.index(b"PLTE") - 4
+    wrong = [
+        png_chunk(b"tEXt", b"a\0b", damage=1),
+        png_chunk(b"iCCP", b"not a profile", damage=1),
+        png_chunk(b"cHRM", b"", damage=1),
+    ]
+    sight = {"outcome": "picture", "same": "waves"}
+    return [
+        Case("layout/planes16.tiff", tiff_layout(deep, 2, 16), **sight),
+        Case("layout/planes16_big.tiff", tiff_layout(deep, 2, 16, end=">"), **sight),
+        Case("layout/planes16_tiles.tiff", tiff_layout(deep, 2, 16, side=16), **sight),
+        Case("layout/planes16_zip.tiff", tiff_layout(deep, 2, 16, comp=8), **sight),
+        Case("layout/planes8.tiff", tiff_layout(np.asarray(image), 2, 8), **sight),
+        Case("layout/turned8.tiff", tiff_layout(np.asarray(image), 2, 8, order=2), **sight),
+        Case("layout/plane16.tiff", tiff_layout(grey16, 1, 16), "picture", same="grey"),
+        Case("layout/white0.tiff", tiff_layout(65535 - grey16, 0, 16), "picture", same="grey"),
+        Case("layout/bit.tiff", tiff_layout(bits, 1, 1), "picture", same="bits"),
+        Case("layout/bit_white0.tiff", tiff_layout(~bits, 0, 1), "picture", same="bits"),
+        Case("layout/bit_turned.tiff", tiff_layout(bits, 1, 1, order=2), "picture", same="bits"),
+        Case("layout/lab_planes.tiff", tiff_layout(np.asarray(lab), 8, 8), "failure"),
+        Case("layout/signed.tiff", tiff(8, 8, bytes(64), signed=(339, 3, 2)), "failure"),
+        Case("layout/no_alpha.bmp", bmp32(image, 0), **sight),
+        Case("layout/opaque.bmp", bmp32(image, 255), **sight),
+        Case("layout/white_line.png", encode(line("white", clear("white")), "PNG"), "picture", like="line"),
+        Case("layout/white_line.gif", encode(line("white", clear("white")), "GIF"), "picture", like="line"),
+        Case("layout/white_line_grey.png", encode(line("white", clear("white")).convert("LA"), "PNG"),
+             "picture", like="line"),
+        Case("layout/pale_line.webp", encode(line((250, 250, 245), clear("white")), "WEBP", lossless=True),
+             "picture", like="line", within=3),
+        Case("layout/sums.png", flat[:33] + b"".join(wrong) + flat[33:], **sight),
+        Case("layout/late_sum.png", flat[:-12] + wrong[2] + flat[-12:], **sight),
+        Case("layout/clear_sum.png", flat[:33] + png_chunk(b"tRNS", bytes(6), damage=1) + flat[33:],
+             "failure"),
+        Case("layout/palette_sum.png", few[:spoilt + 8] + b"\x99" + few[spoilt + 9:], "failure"),
+        Case("layout/no_end.jpg", jpeg[:-2], "picture", same="jpeg"),
+        Case("layout/half_end.jpg", jpeg[:-1], "picture", same="jpeg"),
+        Case("layout/zeros_for_end.jpg", jpeg[:-2] + bytes(4096), "picture", same="jpeg"),
+        Case("layout/no_end_stages.jpg", stages[:-2], "picture", like="waves", within=9),
+        Case("layout/pixels_cut.jpg", jpeg[:-9], "failure"),
+        Case("layout/zeros_for_pixels.jpg", jpeg[:-300] + bytes(4096), "failure"),
+        Case("layout/cut_at_mark.jpg", marked[: marked.rindex(b"\xff\xd1")], "failure"),
+        Case("layout/scan_cut.jpg", stages[: stages.rindex(b"\xff\xda")], "failure"),
+    ]  # fmt: skip
+
+
+def clear(colour: str) -> Image.Image:
+    """Nothing, of a colour."""
+    image = Image.new("RGBA", (WIDTH, HEIGHT), colour)
+    image.putalpha(0)
+    return image
+
+
+def more_than_one() -> list[Case]:
+    """Files of several frames or pages, the first of which is not what is meant."""
+    image = waves()
+    blank, small = Image.new("RGB", image.size, "white"), image.resize((20, 12))
+
+    def film(kind: str, *first: Image.Image, **options: object) -> bytes:
+        frames = [*first, image.convert(first[0].mode)]
+        return encode(frames[0].copy(), kind, save_all=True, append_images=frames[1:], **options)
+
+    sight = {"outcome": "picture", "same": "waves"}
+    black = Image.new("RGB", image.size)
+    return [
+        Case("more/blank.gif", film("GIF", blank, black), "picture", like="waves", within=25),
+        Case("more/clear.gif", film("GIF", clear("white")), "picture", like="waves", within=25),
+        Case("more/blank.webp", film("WEBP", blank, black, lossless=True), **sight),
+        Case("more/clear.png", film("PNG", clear("black")), **sight),
+        Case("more/blank.tif", film("TIFF", blank), **sight),
+        Case("more/all_blank.png", encode(blank.copy(), "PNG", save_all=True, append_images=[black]),
+             "picture", like="white"),
+        Case("more/small_first.tif", pages((small, {254: 1}), (image, {})), **sight),
+        Case("more/old_small_first.tif", pages((small, {255: 2}), (image, {255: 1})), **sight),
+        Case("more/sizes.tif", pages((small, {254: 1}), (small, {}), (image, {})), **sight),
+        Case("more/mask_first.tif", pages((image.convert("1"), {254: 4}), (image, {})), **sight),
+        Case("more/small_last.tif", pages((image, {}), (small, {254: 1})), **sight),
+        Case("more/called_small.tif", pages((image, {254: 1})), **sight),
+        Case("more/raw.tif", pages((small, {254: 1, 330: 8})), "failure"),
+    ]  # fmt: skip
 
 
 def containers() -> list[Case]:

@@ -8,10 +8,12 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -136,6 +138,29 @@ def test_a_broken_image_costs_one_line(work: Path, capfd: pytest.CaptureFixture[
     assert "1 of 40 images could not be embedded and are left out" in capfd.readouterr().err
 
 
+def test_pictures_of_one_colour_and_large_ones_are_told(
+    work: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (work / "data").mkdir()
+    draw(work / "data" / "good.png", 0.5, 1)
+    Image.new("RGB", (40, 30), "white").save(work / "data" / "white.png")
+    Image.new("RGBA", (40, 30)).save(work / "data" / "clear.png")
+    noise = np.random.default_rng(0).integers(0, 255, (1000, 1010), np.uint8)
+    Image.fromarray(noise).save(work / "data" / "large.png", compress_level=1)
+    assert run(["embed", "data", "--max-megapixels", "1", *TINY]) == 0
+    out, err = capfd.readouterr()
+    assert "4 images = 3 embedded + 0 already there + 0 duplicates + 1 failed" in out
+    assert "2 pictures are of a single colour: data/clear.png, data/white.png" in err
+    (failures,) = (work / "cache").glob("*/datasets/*/failures.csv")
+    assert (
+        "1010 x 1000 pixels is over the limit of 1 megapixels; --max-megapixels"
+        in failures.read_text()
+    )
+    assert run(["embed", "data", *TINY]) == 0
+    out, err = capfd.readouterr()
+    assert "4 images = 1 embedded + 3 already there" in out and "colour" not in err
+
+
 def test_grades_are_read_when_training(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
     make_data(work / "data")
     run(["embed", "data", *TINY])
@@ -154,7 +179,7 @@ def test_grades_are_read_when_training(work: Path, capfd: pytest.CaptureFixture[
     assert "1 of 41 images" in (err := capfd.readouterr().err) and "mirip-fast embed" in err
 
 
-def test_given_splits(work: Path) -> None:
+def test_given_splits(work: Path, decoded_elsewhere: Callable[[], None]) -> None:
     make_data(work / "data")
     run(["embed", "data", *TINY])
     assert run(["split", "data", "--seed", "7"]) == 0
@@ -174,6 +199,8 @@ def test_given_splits(work: Path) -> None:
             assert {r["image_id"] for r in csv.DictReader(stream)} == {
                 key for key, value in used.items() if value == name
             }
+    shutil.rmtree(work / "cache")
+    decoded_elsewhere()
     assert run(["evaluate", "--test-data", f"data/{names[2]}", "--image-dir", "data/images"]) == 0
 
 
@@ -361,8 +388,11 @@ def test_a_training_that_is_stopped_says_how_to_go_on(work: Path) -> None:
     assert json.loads(info.read_text())["status"] == "interrupted"
 
 
-def test_judging_after_the_cache_is_gone(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_judging_after_the_cache_is_gone(
+    work: Path, capfd: pytest.CaptureFixture[str], decoded_elsewhere: Callable[[], None]
+) -> None:
     trained(work)
+    decoded_elsewhere()
     (work / "cache").rename(work / "elsewhere")
     capfd.readouterr()
     assert run(["evaluate"]) == 0

@@ -6,6 +6,7 @@ wandb off, one variable that the document leaves undefined.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,14 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
-from mirip_fast import PairwiseDataset, PairwiseRankingModel, Trainer, TrainingConfig
-from mirip_fast.errors import TrainingError
+from mirip_fast import (
+    PairwiseDataset,
+    PairwiseRankingModel,
+    Trainer,
+    TrainingConfig,
+    batch_compare,
+)
+from mirip_fast.errors import ImageError, TrainingError
 from mirip_fast.models.checkpoint import KEYS, load_checkpoint
 
 BLOCKS = (
@@ -276,6 +283,19 @@ def test_an_image_whose_side_is_no_multiple_of_the_patch_is_resized(work: Path) 
         black, marked = torch.zeros(1, 3, 48, 48), torch.zeros(1, 3, 48, 48)
         marked[..., 42:] = 1
         assert not torch.allclose(model.extract(black), model.extract(marked), atol=1e-3)
+
+
+def test_batch_compare_names_the_file_that_it_can_not_read(
+    work: Path, decoded_elsewhere: Callable[[], None]
+) -> None:
+    decoded_elsewhere()
+    model = PairwiseRankingModel("tiny-random")
+    transform = transforms.Compose([transforms.Resize((28, 28)), transforms.ToTensor()])
+    (found,) = batch_compare(model, [("image1.jpg", "image2.jpg")], transform)
+    assert found["confidence"] == pytest.approx(abs(found["score1"] - found["score2"]))
+    (work / "torn.jpg").write_bytes((work / "image1.jpg").read_bytes()[:600])
+    with pytest.raises(ImageError, match=r"torn\.jpg: "):
+        batch_compare(model, [("image1.jpg", "torn.jpg")], transform)
 
 
 def test_a_frozen_backbone_stays_as_it_is(work: Path) -> None:

@@ -97,7 +97,7 @@ class Phase:
         return backbone
 
     def run(self, paths: list[Path], **settings: object) -> list[Outcome]:
-        options = Settings(**{"batch_size": 4, "cores": 1, **settings})  # type: ignore[arg-type]
+        options = Settings(**{"workers": 0, "batch_size": 4, "cores": 1, **settings})  # type: ignore[arg-type]
         return embed(paths, self.recipe, self.store, self.load, self.hashes, options)
 
     def expected(self, path: Path, kind: str, *, flip: bool = False) -> np.ndarray:
@@ -311,7 +311,7 @@ def test_copies_side_by_side_are_decoded_once(
     paths = [draw(tmp_path / f"{i}-{copy}.png", i) for i in range(3) for copy in "ab"]
     phase = Phase(tmp_path)
     reports: list[SpeedReport] = []
-    options = Settings(batch_size=4, cores=1)
+    options = Settings(workers=0, batch_size=4, cores=1)
     outcomes = embed(
         paths, phase.recipe, phase.store, phase.load, phase.hashes, options, on_speed=reports.append
     )
@@ -345,7 +345,7 @@ def test_a_second_pass_is_told_together_with_the_first(
     phase = Phase(tmp_path)
     phase.hashes = StaleMemory([*paths, copy], lambda: paths[0].unlink(missing_ok=True))
     reports: list[SpeedReport] = []
-    options = Settings(batch_size=4, cores=1)
+    options = Settings(workers=0, batch_size=4, cores=1)
     outcomes = embed(
         [*paths, copy], phase.recipe, phase.store, phase.load, phase.hashes, options, on_speed=reports.append
     )  # fmt: skip
@@ -400,7 +400,7 @@ def test_an_interrupted_run_keeps_what_was_committed(tmp_path: Path) -> None:
         if progress.done >= 4:
             raise KeyboardInterrupt
 
-    settings = Settings(batch_size=4)
+    settings = Settings(workers=0, batch_size=4)
     with pytest.raises(KeyboardInterrupt):
         embed(paths, phase.recipe, phase.store, phase.load, phase.hashes, settings, stop)
     again = Phase(tmp_path)
@@ -442,7 +442,7 @@ def test_an_interrupted_run_accounts_for_every_image(tmp_path: Path) -> None:
             stopping.set()
             raise KeyboardInterrupt
 
-    settings = Settings(batch_size=2, cores=1)
+    settings = Settings(workers=0, batch_size=2, cores=1)
     with pytest.raises(EmbedInterrupt) as stopped:
         embed(every, phase.recipe, phase.store, load, phase.hashes, settings, stop)
     s = stopped.value.summary
@@ -461,7 +461,9 @@ def test_a_run_stopped_at_once_accounts_for_every_image(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(EmbedInterrupt) as stopped:
-        embed(paths, phase.recipe, phase.store, load, phase.hashes, Settings(batch_size=2))
+        embed(
+            paths, phase.recipe, phase.store, load, phase.hashes, Settings(workers=0, batch_size=2)
+        )
     s = stopped.value.summary
     assert (s.inputs, s.embedded, s.present, s.left) == (4, 0, 2, 2)
 

@@ -191,7 +191,7 @@ def test_a_long_pass_is_broken_off_when_the_run_stops(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     began = time.monotonic()
-    settings = Settings(batch_size=2, cores=2)
+    settings = Settings(workers=0, batch_size=2, cores=2)
     with pytest.raises(KeyboardInterrupt):
         embed(paths, phase.recipe, phase.store, Big, phase.hashes, settings, stop)
     assert time.monotonic() - began < 10
@@ -225,7 +225,7 @@ def test_ctrl_c_at_the_tail_of_a_run_leaves_no_thread_behind(
             return super().features(pixels, kinds)
 
     monkeypatch.setattr(Engine, "finish", noted)
-    settings = Settings(batch_size=2, cores=1)
+    settings = Settings(workers=0, batch_size=2, cores=1)
     with pytest.raises(KeyboardInterrupt):
         embed(paths, phase.recipe, phase.store, lambda: Last(phase), phase.hashes, settings)
     assert interrupted.is_set()
@@ -281,7 +281,12 @@ def test_compiled_code_sees_one_shape(tmp_path: Path) -> None:
         return backbone
 
     outcomes = embed(
-        paths, phase.recipe, phase.store, compiled, phase.hashes, Settings(batch_size=4, cores=2)
+        paths,
+        phase.recipe,
+        phase.store,
+        compiled,
+        phase.hashes,
+        Settings(workers=0, batch_size=4, cores=2),
     )
     assert shapes == {(4, 3, 28, 28)}
     assert_own_rows(phase, paths, outcomes)

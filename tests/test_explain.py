@@ -167,9 +167,13 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_explaining_files(
-    work: Path, graded_folder: Path, capfd: pytest.CaptureFixture[str]
+    work: Path,
+    graded_folder: Path,
+    capfd: pytest.CaptureFixture[str],
+    decoded_elsewhere: Callable[[], None],
 ) -> None:
     trained(work, graded_folder, "--features", "cls+mean")
+    decoded_elsewhere()
     names = ["그림 🎨.png", "plain.png"]
     for i, name in enumerate(names):
         pixels = np.random.default_rng(i).integers(0, 256, (70, 50, 3), dtype=np.uint8)

@@ -67,8 +67,12 @@ def by_the_json(path: Path, about: dict) -> np.ndarray:
 
 
 def test_the_files_score_as_rank_does(
-    work: Path, graded_folder: Path, capfd: pytest.CaptureFixture[str]
+    work: Path,
+    graded_folder: Path,
+    capfd: pytest.CaptureFixture[str],
+    decoded_elsewhere: Callable[[], None],
 ) -> None:
+    decoded_elsewhere()
     capfd.readouterr()
     assert run(["export", "--int8", "--check-images", "12", "--batch-size", "5"]) == 0
     out, _ = capfd.readouterr()

@@ -119,8 +119,8 @@ def paths(tmp_path: Path) -> list[Path]:
 
 
 def square(path: Path) -> torch.Tensor:
-    _, (image,) = decode_squares(path.read_bytes(), [SIZE], "squash", draft=True)
-    return torch.from_numpy(to_array(image))
+    squares = decode_squares(path.read_bytes(), [SIZE], "squash", draft=True)
+    return torch.from_numpy(to_array(squares.images[0]))
 
 
 def test_without_augmentation_pixels_are_those_of_phase_one(paths: list[Path]) -> None:

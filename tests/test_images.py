@@ -8,6 +8,7 @@ import os
 import struct
 import threading
 from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 
 import hostile_images
@@ -275,13 +276,15 @@ def test_reasons_for_what_can_not_be_opened(tmp_path: Path) -> None:
 def test_size_is_checked_before_any_pixel_is_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = encode(Image.new("1", (10_000, 8_948)), "PNG")  # 1522 pixels more than allowed
+    data = encode(Image.new("1", (10_000, 8_951)), "PNG")  # 10,000 pixels more than allowed
 
     def load(self: object) -> None:
         raise AssertionError("decoded")
 
     monkeypatch.setattr(ImageFile.ImageFile, "load", load)
-    with pytest.raises(ImageError, match="10000 x 8948 pixels is over the limit of 89478485"):
+    with pytest.raises(
+        ImageError, match="10000 x 8951 pixels is over .* 89.5 megapixels; --max-meg"
+    ):
         load_rgb(data)
 
 
@@ -331,7 +334,58 @@ def test_the_result_can_not_be_turned_upright_twice() -> None:
     assert 0x0112 not in image.getexif()
 
 
+def test_an_animation_or_scan_is_looked_at_no_further_than_told() -> None:
+    shades = [Image.new("RGB", (8, 8), (5 * i, 0, 0)) for i in range(images.MAX_FRAMES + 1)]
+    film = encode(
+        shades[0], "PNG", save_all=True, append_images=[*shades[1:], waves().resize((8, 8))]
+    )
+    assert load_rgb(film).getcolors() == [
+        (64, (0, 0, 0))
+    ]  # the first; all that is looked at is flat
+
+
+@pytest.mark.parametrize(
+    ("data", "flat"),
+    [
+        (encode(waves(), "PNG"), False),
+        (encode(hostile_images.clear("white"), "PNG"), True),
+        (encode(Image.new("RGB", (99, 70), (180, 20, 30)), "JPEG"), True),
+        (encode(Image.new("RGB", (99, 70), (180, 20, 30)), "WEBP"), True),
+        (encode(hostile_images.line("red", Image.new("RGB", (900, 900))), "PNG"), False),
+    ],
+)
+def test_a_picture_of_a_single_colour_is_known(data: bytes, flat: bool) -> None:
+    assert decode_squares(data, (16,), "pad", draft=True).flat is flat
+
+
+def test_pillow_is_left_as_it_was_and_says_nothing(recwarn: pytest.WarningsRecorder) -> None:
+    before = Image.MAX_IMAGE_PIXELS
+    palette = encode(waves().quantize(9), "PNG", transparency=bytes(9))
+    odd = hostile_images.jpeg_with(0xE1, b"Exif\0\0II*\0\x08\0\0\0\xff\0", encode(waves(), "JPEG"))
+    for data in (palette, odd, b"no picture", hostile_images.png(10**6, 10**6, 8, 2, b"")):
+        with suppress(ImageError):
+            load_rgb(data)
+    assert before == Image.MAX_IMAGE_PIXELS
+
+
 # ------------------------------------------------------------------ reduced scale
+
+
+def test_a_jpeg_over_the_limit_is_read_at_reduced_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, limit = big_jpeg(800, 600), 800 * 600 // 9
+    monkeypatch.setattr(images, "MAX_PIXELS", limit)
+    assert load_rgb(data, max_pixels=limit).size == (200, 150)
+    # Whatever limit is given, or a file had two kinds of features.
+    assert load_rgb(data, max_pixels=10**6).size == (200, 150)
+    assert decode_squares(data, (90,), "squash", draft=False, max_pixels=limit).size == (800, 600)
+    whole = encode(load_rgb(data), "PNG")
+    assert load_rgb(whole, max_pixels=200 * 150).size == (200, 150)
+    with pytest.raises(ImageError, match="200 x 150 pixels is over the limit"):
+        load_rgb(whole, max_pixels=200 * 150 - 1)
+    with pytest.raises(
+        ImageError, match="40000 x 40000 pixels is over the limit of 1000 megapixels$"
+    ):
+        load_rgb(hostile_images.with_jpeg_size(encode(waves(), "JPEG"), 40_000, 40_000))
 
 
 @pytest.mark.parametrize(
@@ -368,7 +422,7 @@ def test_draft_looks_like_the_full_decode(mode: str) -> None:
 
 def test_draft_finds_the_same_damage() -> None:
     data = big_jpeg(1600, 1600)
-    for cut in (len(data) // 3, len(data) - 2):
+    for cut in (len(data) // 3, len(data) - 9):
         for draft_size in (None, 100):
             with pytest.raises(ImageError, match="truncated"):
                 load_rgb(data[:cut], draft_size=draft_size)
@@ -379,17 +433,17 @@ def test_squares_report_the_whole_upright_size(orientation: int) -> None:
     data = big_jpeg(1000, 700, exif=hostile_images.exif(orientation))
     shown = (700, 1000) if orientation >= 5 else (1000, 700)
     for draft in (True, False):
-        size, squares = decode_squares(data, (60,), "squash", draft=draft)
-        assert size == shown
-        assert [square.size for square in squares] == [(60, 60)]
+        squares = decode_squares(data, (60,), "squash", draft=draft)
+        assert squares.size == shown
+        assert [square.size for square in squares.images] == [(60, 60)]
 
 
 def test_a_square_does_not_depend_on_the_other_sizes() -> None:
     data = big_jpeg(900, 900)  # 100 is decoded at 1/4, 130 and 224 at 1/2, 300 in full
     sizes = (300, 100, 224, 130)
-    _, together = decode_squares(data, sizes, "crop", draft=True)
-    for size, square in zip(sizes, together, strict=True):
-        _, (alone,) = decode_squares(data, (size,), "crop", draft=True)
+    together = decode_squares(data, sizes, "crop", draft=True)
+    for size, square in zip(sizes, together.images, strict=True):
+        (alone,) = decode_squares(data, (size,), "crop", draft=True).images
         assert square.tobytes() == alone.tobytes()
         expected = resize_square(load_rgb(data, draft_size=size), size, "crop")
         assert square.tobytes() == expected.tobytes()

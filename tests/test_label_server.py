@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -204,7 +204,7 @@ def test_it_listens_on_this_machine_only(work: Path) -> None:
                 other.connect((address, port))
 
 
-def test_pictures_are_made_anew(work: Path) -> None:
+def test_pictures_are_made_anew(work: Path, decoded_elsewhere: Callable[[], None]) -> None:
     photos(work / "photos")
     payload = b"<html><script>alert('polyglot')</script>"
     for i in range(5, 30):
@@ -218,6 +218,7 @@ def test_pictures_are_made_anew(work: Path) -> None:
         label = browser.label
         works = label._works
         number = {works.name(i): i for i in range(len(works))}
+        decoded_elsewhere()
         assert not works.shown[number["link.png"]]
         assert browser.get(f"image/{number['link.png']}")[0] == 404
         status, headers, content = browser.get(f"image/{number['p10.png']}")

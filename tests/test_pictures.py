@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,10 @@ def make_mistakes(pairs: int) -> list[Mistake]:
 
 
 @pytest.mark.parametrize("pairs", [1, 2, 10])
-def test_a_sheet_of_any_names(tmp_path: Path, pairs: int) -> None:
+def test_a_sheet_of_any_names(
+    tmp_path: Path, pairs: int, decoded_elsewhere: Callable[[], None]
+) -> None:
+    decoded_elsewhere()
     files = make_images(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # matplotlib warns of letters that it can not draw

@@ -17,16 +17,22 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING
 
 from mirip_fast.closing import Closing
 from mirip_fast.data.decode_process import DecodeProcess, WorkerLostError
 from mirip_fast.data.decode_worker import Choose, Decoded, DecodeJob, failure, find_loader
+from mirip_fast.data.images import FIT, UTMOST_PIXELS
 from mirip_fast.data.placed_jobs import PlacedJobs
-from mirip_fast.errors import ConfigError, MiripError
+from mirip_fast.errors import ConfigError, ImageError, MiripError
 from mirip_fast.threads import WorkThread
 
-__all__ = ["DecodeJob", "DecodePool", "Decoded"]
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["WHOLE", "DecodeJob", "DecodePool", "Decoded", "load_pictures", "picture_job"]
 
 #: The address space one process may take: room for the largest file that is read and its pixels.
 MEMORY_LIMIT_BYTES = 3 << 30
@@ -34,6 +40,9 @@ MEMORY_LIMIT_BYTES = 3 << 30
 _LOADER = "mirip_fast.data.decode_worker:decode_job"
 _JOBS_PER_LANE = 2
 _CLOSED = "the decoding pool is closed"
+
+#: As the longest side of a picture: its own size.
+WHOLE = 1 << 20
 
 _Task = tuple[DecodeJob, "Future[Decoded]", Choose]
 
@@ -133,6 +142,38 @@ class DecodePool(Closing):
                 return
             if task is not None and task[1].set_running_or_notify_cancel():
                 task[1].set_exception(MiripError(_CLOSED))
+
+
+def picture_job(index: int, path: Path, side: int = WHOLE, *, ask: bool = False) -> DecodeJob:
+    """A job for a picture to look at: upright RGB, its longer side at most ``side`` pixels.
+
+    It is not refused for its size: pictures are looked at that have been admitted before. What the
+    process may take of memory and time holds all the same.
+    """
+    return DecodeJob(index, path, (side,), FIT, True, ask, max_pixels=UTMOST_PIXELS)
+
+
+def load_pictures(
+    paths: Iterable[Path], side: int = WHOLE, *, workers: int = 1
+) -> Iterator[Image | ImageError]:
+    """Decode pictures to look at, in processes that no file can harm.
+
+    Args:
+        paths: image files.
+        side: the longer side of larger ones is made this long, in pixels.
+        workers: processes; 0 decodes in this one, without protection.
+
+    Yields:
+        For each path, in order, the picture as upright RGB, or why it can not be read.
+    """
+    from PIL import Image
+
+    with DecodePool(workers, window=2 * workers or None) as pool:
+        for done in pool.decode(picture_job(i, path, side) for i, path in enumerate(paths)):
+            if done.reason is None:
+                yield Image.fromarray(done.images[0])
+            else:
+                yield ImageError(done.reason)
 
 
 def _release(places: PlacedJobs, job: DecodeJob, _: Future[Decoded]) -> None:

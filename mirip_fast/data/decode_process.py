@@ -154,6 +154,7 @@ class DecodeProcess:
             header["cpu_seconds"],
             tuple(header["sizes"]),
             tuple(header["stamp"]) if header["stamp"] else None,
+            header["flat"],
         )
 
     def seconds(self) -> float:

@@ -29,7 +29,14 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from mirip_fast.data.image_files import Stamp, read_image
-from mirip_fast.data.images import RESIZE_MODES, decode_squares, one_reason, to_bytes
+from mirip_fast.data.images import (
+    FIT,
+    MAX_PIXELS,
+    RESIZE_MODES,
+    decode_squares,
+    one_reason,
+    to_bytes,
+)
 from mirip_fast.data.pieces import Piece
 from mirip_fast.errors import ConfigError, ImageError
 from mirip_fast.runtime import end_with_parent
@@ -47,10 +54,11 @@ class DecodeJob:
         index: the caller's number for it, given back unchanged.
         path: the file.
         sizes: side lengths in pixels of the squares wanted; all come from one reading of the file.
-        mode: how the picture becomes square, one of ``RESIZE_MODES``.
+        mode: how the picture becomes square, one of ``RESIZE_MODES``; or ``FIT``, for pictures to look at.
         draft: whether a JPEG is decoded at reduced scale where that leaves twice the size or more.
         ask: whether to ask, once the hash is known, which of ``sizes`` are wanted at all.
         piece: where the content lies, for a tar's member or what was fetched; None: at ``path``.
+        max_pixels: the largest picture that is decoded; JPEGs may be larger.
     """
 
     index: int
@@ -60,9 +68,10 @@ class DecodeJob:
     draft: bool
     ask: bool = False
     piece: Piece | None = None
+    max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
-        if self.mode not in RESIZE_MODES:
+        if self.mode not in (*RESIZE_MODES, FIT):
             raise ConfigError(
                 f"Unknown resize mode {self.mode!r}; there are {', '.join(RESIZE_MODES)}"
             )
@@ -90,13 +99,15 @@ class Decoded:
             or the decoder did not live to tell.
         width: of the whole upright picture, in pixels; 0 on failure.
         height: likewise.
-        buffers: per wanted size the bytes 0-255 of ``[size, size, 3]`` pixels (height, width, colour), C
-            order, writable; empty on failure, and where none was wanted after asking.
+        buffers: per wanted size the bytes 0-255 of ``[size, size, 3]`` pixels (height, width, colour; of
+            mode ``FIT`` ``[h, w, 3]``), C order, writable; empty on failure, and where none was wanted
+            after asking.
         reason: why it failed, one line; None if it did not.
         seconds: time spent on it by its worker, waiting for answers left out.
         cpu_seconds: processor time spent on it by its worker.
         sizes: side lengths of ``buffers``.
         stamp: what to remember the hash by; None if the file is too young for that.
+        flat: whether the picture is of a single colour.
     """
 
     index: int
@@ -109,6 +120,7 @@ class Decoded:
     cpu_seconds: float = 0.0
     sizes: tuple[int, ...] = ()
     stamp: Stamp | None = None
+    flat: bool = False
 
     @property
     def images(self) -> tuple[NDArray[np.uint8], ...]:
@@ -135,6 +147,7 @@ def decode_job(job: DecodeJob, choose: Choose) -> Decoded:
     sha256, waited = b"", 0.0
     stamp: Stamp | None = None
     width = height = 0
+    flat = False
     buffers: tuple[memoryview, ...] = ()
     sizes, reason = job.sizes, None
     try:
@@ -147,8 +160,11 @@ def decode_job(job: DecodeJob, choose: Choose) -> Decoded:
             waited = time.perf_counter() - asked
         if sizes:
             with one_reason():
-                (width, height), squares = decode_squares(data, sizes, job.mode, draft=job.draft)
-                buffers = tuple(to_bytes(square) for square in squares)
+                squares = decode_squares(
+                    data, sizes, job.mode, draft=job.draft, max_pixels=job.max_pixels
+                )
+                (width, height), flat = squares.size, squares.flat
+                buffers = tuple(to_bytes(square) for square in squares.images)
     except ImageError as error:
         width, height, buffers, sizes, reason = 0, 0, (), (), str(error)
     return Decoded(
@@ -157,6 +173,7 @@ def decode_job(job: DecodeJob, choose: Choose) -> Decoded:
         cpu_seconds=time.thread_time() - cpu_started,
         sizes=sizes,
         stamp=stamp,
+        flat=flat,
     )  # fmt: skip
 
 
@@ -175,7 +192,16 @@ def find_loader(name: str) -> Loader:
 def encode_job(job: DecodeJob) -> bytes:
     """A job as one line of ASCII JSON; file names that are not UTF-8 survive."""
     piece = None if job.piece is None else astuple(job.piece)
-    fields = [job.index, str(job.path), job.sizes, job.mode, job.draft, job.ask, piece]
+    fields = [
+        job.index,
+        str(job.path),
+        job.sizes,
+        job.mode,
+        job.draft,
+        job.ask,
+        piece,
+        job.max_pixels,
+    ]
     return json.dumps(fields).encode("ascii") + b"\n"
 
 
@@ -196,12 +222,12 @@ class _Inbox:
         fields = self._jobs.popleft() if self._jobs else self._read()
         if not isinstance(fields, list):
             return None
-        index, path, sizes, mode, draft, ask, piece = fields
+        index, path, sizes, mode, draft, ask, piece, limit = fields
         where = None
         if piece is not None:
             file, start, size, check, stamp = piece
             where = Piece(file, start, size, check, None if stamp is None else (stamp[0], stamp[1]))
-        return DecodeJob(index, Path(path), tuple(sizes), mode, draft, ask, where)
+        return DecodeJob(index, Path(path), tuple(sizes), mode, draft, ask, where, limit)
 
     def choose(self, sha256: bytes) -> Sequence[int]:
         """Ask which sizes are wanted."""
@@ -262,6 +288,7 @@ def serve(channel_fd: int, parent: int, memory_limit_bytes: int, loader_name: st
                     "cpu_seconds": result.cpu_seconds,
                     "sizes": result.sizes,
                     "stamp": result.stamp,
+                    "flat": result.flat,
                 }
                 _answer(channel, header, *result.buffers)
 

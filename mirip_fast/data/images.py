@@ -4,13 +4,18 @@ A picture is read once into memory, recognised by its content (never by its name
 brought to plain 8-bit RGB:
 
 - formats: :data:`FORMATS` only. Anything else is refused before a decoder for it is started.
-- size: at most :data:`MAX_PIXELS` pixels (checked on the header, before pixels are allocated) and
-  :data:`MAX_FILE_BYTES` bytes.
-- animations and multi-page files: the first frame.
+- size: at most :data:`MAX_PIXELS` pixels, or as many as the caller admits (checked on the header, before
+  pixels are allocated), and :data:`MAX_FILE_BYTES` bytes. A larger JPEG is decoded at 1/2, 1/4 or 1/8 of
+  its size. Nothing of more than :data:`UTMOST_PIXELS` is decoded.
+- animations and multi-page files: the first frame; where that is of one flat colour, the first of
+  the next :data:`MAX_FRAMES` that is not. A TIFF's reduced copies and masks are passed over.
 - EXIF orientation is applied; an invalid one is ignored. Colour profiles are not applied. Broken
-  metadata never costs the picture where the decoder can do without it.
-- transparency is laid over white, as paper would be.
-- 16-bit pixels are scaled to 8 bits; float and 32-bit pixels are refused, as their range is unknown.
+  metadata never costs the picture where the decoder can do without it, nor does a missing end of a
+  JPEG that has all its pixels.
+- transparency is laid over white, as paper would be; what could not be seen there (white lines on
+  nothing) over black. A BMP whose alpha is 0 everywhere has none, as viewers take it.
+- 16-bit pixels are scaled to 8 bits; float, signed and 32-bit pixels are refused, as their range is
+  unknown.
 
 Everything that can go wrong with one file is an :class:`~mirip_fast.errors.ImageError` whose message is
 one printable line.
@@ -19,10 +24,13 @@ one printable line.
 from __future__ import annotations
 
 import io
+import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 # Importing a plugin registers it: Pillow then has no need to load the forty others.
 from PIL import (
@@ -44,7 +52,12 @@ from mirip_fast.data.image_files import (
     read_image_bytes,
     scan_images,
 )
-from mirip_fast.data.signatures import describe_unreadable, without_jpeg_metadata
+from mirip_fast.data.signatures import (
+    describe_unreadable,
+    jpeg_with_ends,
+    without_jpeg_metadata,
+    without_wrong_chunks,
+)
 from mirip_fast.errors import ConfigError, ImageError
 
 if TYPE_CHECKING:
@@ -52,16 +65,20 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
+    "FIT",
     "FORMATS",
     "IMAGE_EXTENSIONS",
     "MAX_FILE_BYTES",
+    "MAX_FRAMES",
     "MAX_PIXELS",
     "RESIZE_MODES",
+    "UTMOST_PIXELS",
     "decode_squares",
     "load_rgb",
     "one_reason",
     "read_image_bytes",
     "resize_square",
+    "resize_to_fit",
     "scan_images",
     "to_array",
     "to_bytes",
@@ -69,12 +86,23 @@ __all__ = [
 
 #: The formats that are decoded (Pillow's names; phones' multi-picture JPEGs count as JPEG).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-#: Largest picture that is decoded, in pixels (a 4-byte pixel makes this a third of a GiB).
-MAX_PIXELS = 89_478_485
+#: Largest picture that is decoded where no other limit is given, in pixels (at 4 bytes each 0.36 GB).
+MAX_PIXELS = 89_500_000
+#: Largest picture that is decoded at all: a JPEG (at reduced scale), or one that a higher limit admits.
+UTMOST_PIXELS = 1_000_000_000
+#: How many frames of an animation are looked at, as long as they are of one flat colour.
+MAX_FRAMES = 32
 #: How a picture becomes square, see :func:`resize_square`.
 RESIZE_MODES = ("squash", "pad", "crop")
+#: That it does not, see :func:`resize_to_fit`.
+FIT = "fit"
 
-_WHITE = (255, 255, 255)
+_JPEGS = ("JPEG", "MPO")
+_WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
+# Levels of 255 by which pixels differ: up to the first a picture is of one colour (lossy formats are not
+# exact), below the second lines on it are hardly seen.
+_FLAT, _VISIBLE = 6, 16
+_NEW_KIND, _OLD_KIND, _SUB_PAGES = 254, 255, 330  # NewSubfileType, SubfileType, SubIFDs
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -87,7 +115,24 @@ _UPRIGHT = {
 }
 
 
-def load_rgb(source: Path | bytes, *, draft_size: int | None = None) -> Image.Image:
+@dataclass(frozen=True, slots=True)
+class Squares:
+    """What :func:`decode_squares` makes of a picture.
+
+    Attributes:
+        size: (width, height) of the whole picture, upright, in pixels.
+        images: RGB, one for each size asked for, in that order.
+        flat: whether the whole picture is of a single colour.
+    """
+
+    size: tuple[int, int]
+    images: list[Image.Image]
+    flat: bool
+
+
+def load_rgb(
+    source: Path | bytes, *, draft_size: int | None = None, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
     """Decode one picture to RGB, upright, on white.
 
     Args:
@@ -95,6 +140,7 @@ def load_rgb(source: Path | bytes, *, draft_size: int | None = None) -> Image.Im
         draft_size: if given, a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where that leaves both
             sides at least twice this many pixels: far quicker, and still more than a resize to
             ``draft_size`` can use. The pixels differ slightly from those of a full decode.
+        max_pixels: the largest picture that is decoded; JPEGs may be larger, see the module.
 
     Returns:
         An image of mode RGB, without metadata.
@@ -104,13 +150,14 @@ def load_rgb(source: Path | bytes, *, draft_size: int | None = None) -> Image.Im
     """
     data = source if isinstance(source, bytes) else read_image_bytes(source)
     with one_reason():
-        scale = 1 if draft_size is None else _draft_scale(_open(data), draft_size)
-        return _decode(data, scale)[0]
+        data = without_wrong_chunks(data)
+        header = _open(data, max_pixels)
+        return _decode(data, _scale(header, draft_size), max_pixels)[0]
 
 
 def decode_squares(
-    data: bytes, sizes: Sequence[int], mode: str, *, draft: bool
-) -> tuple[tuple[int, int], list[Image.Image]]:
+    data: bytes, sizes: Sequence[int], mode: str, *, draft: bool, max_pixels: int = MAX_PIXELS
+) -> Squares:
     """Decode one picture and make a square of each of ``sizes`` from it.
 
     A square depends on the picture, its own size, ``mode`` and ``draft`` alone, not on the other sizes
@@ -119,26 +166,29 @@ def decode_squares(
     Args:
         data: the content of the image file.
         sizes: side lengths in pixels, at least one.
-        mode: one of :data:`RESIZE_MODES`.
+        mode: one of :data:`RESIZE_MODES`; or :data:`FIT`, for pictures to look at: see
+            :func:`resize_to_fit`.
         draft: whether JPEGs are decoded at reduced scale (see :func:`load_rgb`).
-
-    Returns:
-        (width, height) of the whole picture, upright, in pixels; and the squares, in the order of
-        ``sizes``.
+        max_pixels: the largest picture that is decoded (see :func:`load_rgb`).
 
     Raises:
         ImageError: the picture can not be decoded.
     """
     with one_reason():
-        header = _open(data)
+        data = without_wrong_chunks(data)
+        header = _open(data, max_pixels)
         decoded: dict[int, tuple[Image.Image, tuple[int, int]]] = {}
         squares = []
         for size in sizes:
-            scale = _draft_scale(header, size) if draft else 1
+            scale = _scale(header, size if draft else None)
             if scale not in decoded:
-                decoded[scale] = _decode(data, scale)
-            squares.append(resize_square(decoded[scale][0], size, mode))
-        return decoded[scale][1], squares
+                decoded[scale] = _decode(data, scale, max_pixels)
+            picture = decoded[scale][0]
+            fit = mode == FIT
+            squares.append(
+                resize_to_fit(picture, size) if fit else resize_square(picture, size, mode)
+            )
+        return Squares(decoded[scale][1], squares, _is_flat(picture))
 
 
 def to_array(image: Image.Image) -> NDArray[np.uint8]:
@@ -159,53 +209,193 @@ def to_bytes(image: Image.Image) -> memoryview:
 def one_reason() -> Iterator[None]:
     """Turn whatever a decoder raises into an ImageError with one printable line."""
     try:
-        yield
+        with _without_pillows_limit():
+            yield
     except (ImageError, ConfigError):
         raise
     except MemoryError as error:
         raise ImageError("it needs more memory than one image may take") from error
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"far more than the limit of {MAX_PIXELS} pixels") from error
     except Exception as error:  # decoders raise OSError, ValueError, SyntaxError, struct.error, …
         raise ImageError(one_line(str(error)) or type(error).__name__) from error
 
 
-def _open(data: bytes) -> Image.Image:
+# What Pillow has to remark on a broken file is no news to whoever reads this program's own report.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+_pillow = threading.RLock()  # between changes of what holds for the whole of Pillow
+_limits: list[int | None] = []  # Pillow's own, once for each picture that is being decoded
+
+
+@contextmanager
+def _without_pillows_limit() -> Iterator[None]:
+    """Have Pillow leave the limit to us; threads may overlap."""
+    with _pillow:
+        _limits.append(_limits[0] if _limits else Image.MAX_IMAGE_PIXELS)
+        Image.MAX_IMAGE_PIXELS = None
+    try:
+        yield
+    finally:
+        with _pillow:
+            limit = _limits.pop()
+            if not _limits:
+                Image.MAX_IMAGE_PIXELS = limit
+
+
+def _open(data: bytes, max_pixels: int) -> Image.Image:
     """Read the header alone; refuse foreign formats and too many pixels."""
     try:
-        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = _identify(data)
     except UnidentifiedImageError as error:
         # A colour profile or comment block that is cut short makes Pillow give up on the whole JPEG.
         plain = without_jpeg_metadata(data)
         if plain is None:
             raise ImageError(describe_unreadable(data)) from error
         try:
-            image = Image.open(io.BytesIO(plain), formats=FORMATS)
+            image = _identify(plain)
         except UnidentifiedImageError:
             raise ImageError(describe_unreadable(data)) from error
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise ImageError(f"{width} x {height} pixels is over the limit of {MAX_PIXELS} pixels")
+    _check_size(image, max_pixels)
     return image
 
 
-def _draft_scale(header: Image.Image, size: int) -> int:
-    """The strongest of the scales 1/8, 1/4, 1/2, 1 that leaves both sides at least ``2 * size``.
+def _identify(data: bytes) -> Image.Image:
+    image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return _tiff_page(data, _full_page(image))
+    return image
 
-    For squash and crop that is twice what is kept of the shorter side; for pad it is more than that.
+
+def _full_page(image: TiffImagePlugin.TiffImageFile) -> int:
+    """The first page's number; if that is a reduced copy or a mask, that of the largest which is neither."""
+    if not _is_side_page(image):
+        return 0
+    whole, others = [], _SUB_PAGES in image.tag_v2
+    for number in range(1, MAX_FRAMES):
+        try:
+            image.seek(number)
+        except EOFError:
+            break
+        except Exception:  # in a form that is not read
+            others = True
+        else:
+            others = True
+            if not _is_side_page(image):
+                whole.append((image.width * image.height, -number))
+    if others and not whole:
+        raise ImageError(
+            "only a reduced copy in it can be read (a camera's raw file?); export it as JPEG or PNG"
+        )
+    return -max(whole)[1] if whole else 0
+
+
+def _is_side_page(image: TiffImagePlugin.TiffImageFile) -> bool:
+    """Whether a page is a reduced copy of another, or its mask."""
+    return bool(image.tag_v2.get(_NEW_KIND, 0) & 0b101) or image.tag_v2.get(_OLD_KIND) == 2
+
+
+def _tiff_page(data: bytes, number: int) -> TiffImagePlugin.TiffImageFile:
+    """One page of a TIFF; refuses, or has libtiff read, the layouts that Pillow makes garbage of."""
+    image = TiffImagePlugin.TiffImageFile(io.BytesIO(data))
+    image.seek(number)
+    tags = image.tag_v2
+    if max(tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))) == 2:
+        raise ImageError("signed pixels have no known range; save the picture with 8 or 16 bits")
+    planes = tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) == 2
+    if planes and image.mode in ("LA", "LAB"):
+        raise ImageError("its colours lie in planes of their own; save it without that, or as PNG")
+    subsampled = tags.get(TiffImagePlugin.YCBCRSUBSAMPLING, (1, 1)) != (1, 1)
+    if planes or subsampled or tags.get(TiffImagePlugin.FILLORDER) == 2:
+        with _pillow:
+            TiffImagePlugin.READ_LIBTIFF = True
+            try:
+                image = TiffImagePlugin.TiffImageFile(io.BytesIO(data))
+                image.seek(number)
+            finally:
+                TiffImagePlugin.READ_LIBTIFF = False
+    return image
+
+
+def _check_size(image: Image.Image, max_pixels: int) -> None:
+    width, height = image.size
+    limit = UTMOST_PIXELS if image.format in _JPEGS else min(max_pixels, UTMOST_PIXELS)
+    if width * height > limit:
+        way = "; --max-megapixels raises it" if limit < UTMOST_PIXELS >= width * height else ""
+        raise ImageError(
+            f"{width} x {height} pixels is over the limit of {limit / 1e6:g} megapixels{way}"
+        )
+
+
+def _scale(header: Image.Image, size: int | None) -> int:
+    """Of the scales 1, 1/2, 1/4, 1/8 the one to decode at.
+
+    The strongest that leaves both sides at least ``2 * size``: for squash and crop that is twice what
+    is kept of the shorter side; for pad it is more than that. But at least as strong as a picture of more
+    than :data:`MAX_PIXELS` needs. It must not depend on the limit that the caller gives, or one file had
+    two kinds of features.
     """
-    if header.format not in ("JPEG", "MPO"):
+    if header.format not in _JPEGS:
         return 1
-    room = min(header.size) // (2 * size)
-    return next((scale for scale in (8, 4, 2) if room >= scale), 1)
+    room = 0 if size is None else min(header.size) // (2 * size)
+    wanted = next((scale for scale in (8, 4, 2) if room >= scale), 1)
+    pixels = header.width * header.height
+    needed = next((scale for scale in (1, 2, 4) if pixels <= MAX_PIXELS * scale**2), 8)
+    return max(wanted, needed)
 
 
-def _decode(data: bytes, scale: int) -> tuple[Image.Image, tuple[int, int]]:
+def _decode(data: bytes, scale: int, max_pixels: int) -> tuple[Image.Image, tuple[int, int]]:
     """Decode at 1/scale; also give the upright (width, height) that scale 1 has."""
-    image = _open(data)
+    # With nothing but the end missing, the pixels are the same whatever comes behind what is there. Where a
+    # download broke off and zeros fill its place, the decoder takes those for pixels.
+    ends = jpeg_with_ends(data) if data.endswith(bytes(16)) else ()
+    if not ends:
+        try:
+            return _decode_frame(data, scale, max_pixels)
+        except OSError:
+            ends = jpeg_with_ends(data)
+            if not ends:
+                raise
+    first, *others = (_decode_frame(each, scale, max_pixels) for each in ends)
+    if any(other[0] != first[0] for other in others):
+        raise ImageError("image file is truncated")
+    return first
+
+
+def _decode_frame(data: bytes, scale: int, max_pixels: int) -> tuple[Image.Image, tuple[int, int]]:
+    """The first frame or page; or of a few more the first that is not of one flat colour."""
+    image = _open(data, max_pixels)
     width, height = image.size
     if scale > 1:
         image.draft(None, (width // scale, height // scale))
+    rgb, orientation = _upright(image)
+    if scale > 1:
+        return rgb, (height, width) if orientation >= 5 else (width, height)
+    if image.format not in _JPEGS and _is_flat(rgb):
+        rgb = rgb.copy()  # it may be the very image that turns to other frames
+        # Together they are no more work than one large picture.
+        more = min(MAX_FRAMES - 1, max_pixels // (width * height))
+        for number in range(image.tell() + 1, image.tell() + 1 + more):
+            try:
+                frame = _seek(image, data, number)
+                if frame is not None:
+                    _check_size(frame, max_pixels)
+                    other, _ = _upright(frame)
+                    if not _is_flat(other):
+                        return other, other.size
+            except Exception:  # there is no further frame, or it is damaged
+                break
+    return rgb, rgb.size
+
+
+def _seek(image: Image.Image, data: bytes, number: int) -> Image.Image | None:
+    """Another frame; None for a page of a TIFF that is no picture of its own."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        page = _tiff_page(data, number)
+        return None if _is_side_page(page) else page
+    image.seek(number)
+    return image
+
+
+def _upright(image: Image.Image) -> tuple[Image.Image, int]:
+    """The frame that an image is at as upright RGB, and the orientation that it had."""
     if not isinstance(image.info.get("xmp"), bytes):
         # Pillow looks for an orientation in it, and trips over other types.
         image.info.pop("xmp", None)
@@ -215,9 +405,12 @@ def _decode(data: bytes, scale: int) -> tuple[Image.Image, tuple[int, int]]:
     if orientation in _UPRIGHT:
         rgb = rgb.transpose(_UPRIGHT[orientation])
     rgb.info = {}  # or somebody turns it upright again
-    if scale == 1:
-        return rgb, rgb.size
-    return rgb, (height, width) if orientation >= 5 else (width, height)
+    return rgb, orientation
+
+
+def _is_flat(image: Image.Image) -> bool:
+    """Whether the picture is of a single colour."""
+    return _contrast(image) <= _FLAT
 
 
 def _orientation(image: Image.Image) -> int:
@@ -236,7 +429,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         image = _from_16_bit(image)
     if image.has_transparency_data:
-        image = _over_white(image)
+        image = _on_paper(image)
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
@@ -256,7 +449,8 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray(grey)
 
 
-def _over_white(image: Image.Image) -> Image.Image:
+def _on_paper(image: Image.Image) -> Image.Image:
+    """Transparency laid over white; over black where it can only be seen there."""
     colour = image.info.get("transparency")
     if isinstance(colour, tuple) and max(colour) > 255:
         # The transparent colour of a 16-bit PNG; its pixels have become 8-bit by now.
@@ -264,9 +458,32 @@ def _over_white(image: Image.Image) -> Image.Image:
     if image.mode == "La":
         image = image.convert("LA")
     rgba = image.convert("RGBA")
-    paper = Image.new("RGB", image.size, _WHITE)
+    lowest, highest = rgba.getchannel("A").getextrema()
+    if highest == 0 and image.format == "BMP":
+        return rgba.convert("RGB")
+    on_white = _over(rgba, _WHITE)
+    if lowest == highest or _contrast(on_white) >= _VISIBLE:
+        return on_white
+    on_black = _over(rgba, _BLACK)
+    return on_black if _contrast(on_black) > _contrast(on_white) else on_white
+
+
+def _over(rgba: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
+    paper = Image.new("RGB", rgba.size, colour)
     paper.paste(rgba, (0, 0), rgba)
     return paper
+
+
+def _contrast(image: Image.Image) -> int:
+    """By how many levels the pixels of an RGB image differ, in the band where they do most."""
+    sample = image.resize((32, 32), Image.Resampling.NEAREST)  # of most pictures it tells enough
+    most = 0
+    for each in (sample, image):
+        bands: Any = each.getextrema()
+        most = max(high - low for low, high in bands)
+        if most >= _VISIBLE:
+            break
+    return most
 
 
 def resize_square(image: Image.Image, size: int, mode: str) -> Image.Image:
@@ -298,6 +515,16 @@ def resize_square(image: Image.Image, size: int, mode: str) -> Image.Image:
         paper.paste(_resize(image, inner, whole), corner)
         return paper
     raise ConfigError(f"Unknown resize mode {mode!r}; there are {', '.join(RESIZE_MODES)}")
+
+
+def resize_to_fit(image: Image.Image, side: int) -> Image.Image:
+    """The whole picture in its proportions, its longer side at most ``side`` pixels; never enlarged."""
+    width, height = image.size
+    scale = min(1.0, side / max(width, height))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    if size == image.size:
+        return image
+    return image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
 
 
 def _resize(

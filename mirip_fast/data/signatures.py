@@ -1,6 +1,8 @@
-"""What a file that no decoder takes really is, told from its first bytes; and mending JPEG headers."""
+"""What a file that no decoder takes really is, by its first bytes; and mending what pixels do not need."""
 
 from __future__ import annotations
+
+import zlib
 
 #: First bytes → what to tell the user. The first match wins.
 _SIGNATURES: tuple[tuple[bytes, str], ...] = (
@@ -95,3 +97,80 @@ def without_jpeg_metadata(data: bytes) -> bytes | None:
         at = end
     kept.append(data[at:])
     return b"".join(kept)
+
+
+_JPEG_END = b"\xff\xd9"
+_JPEG_RESTARTS = range(0xD0, 0xD8)
+_NO_MARKERS = {bytes((second,)) for second in (0, 0xFF, *_JPEG_RESTARTS)}
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+
+
+def without_wrong_chunks(data: bytes) -> bytes:
+    """A PNG without those chunks of a wrong checksum that its pixels do not need; other data as it is.
+
+    Such chunks have a name that begins with a small letter; all but tRNS, which makes pixels transparent.
+    Layout: length (4 bytes), name, body, CRC-32 of name and body (PNG specification, 5.3).
+    """
+    if not data.startswith(_PNG_START):
+        return data
+    kept, at, whole = [_PNG_START], len(_PNG_START), True
+    while at < len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        name, checksum = data[at + 4 : at + 8], data[end - 4 : end]
+        spare = name[:1].islower() and name != b"tRNS" and end <= len(data)
+        if spare and zlib.crc32(memoryview(data)[at + 4 : end - 4]) != int.from_bytes(
+            checksum, "big"
+        ):
+            whole = False
+        else:
+            kept.append(data[at:end])
+        at = end
+    return data if whole else b"".join(kept)
+
+
+def jpeg_with_ends(data: bytes) -> tuple[bytes, ...]:
+    """A JPEG that breaks off, with three ends: where all make one picture, only its end was missing.
+
+    The first is the mark of the end alone; the others have bits before it that a decoder takes for pixels if
+    it lacks any. Zeros behind the last byte are what a disk's last block or a broken download leaves.
+
+    Returns:
+        Nothing if ``data`` is no JPEG, has its end, or lacks whole scans.
+    """
+    bare = data.rstrip(b"\0")
+    if (
+        not data.startswith(b"\xff\xd8\xff")
+        or bare.endswith(_JPEG_END)
+        or not _has_every_scan(bare)
+    ):
+        return ()
+    if bare.endswith(b"\xff"):  # FF 00 is a byte of pixels, FF alone half a mark
+        bare = data[: len(bare) + 1] if len(bare) < len(data) else bare[:-1]
+    # A decoder that waits for a restart mark drops all that comes before.
+    marks = [b"", *(bytes((0xFF, mark)) for mark in _JPEG_RESTARTS)]
+    bits = (b"".join(mark + bit * 64 for mark in marks) for bit in (b"\x55", b"\xaa"))
+    return bare + _JPEG_END, *(bare + each + _JPEG_END for each in bits)
+
+
+def _has_every_scan(jpeg: bytes) -> bool:
+    """Whether scans of all components begin in it, in a progressive one of all coefficients at full depth.
+
+    Layouts of the headers: ITU-T T.81, B.2.2 and B.2.3.
+    """
+    at, progressive = 2, False
+    lacking: dict[int, set[int]] = {}  # component → coefficients
+    while 0 <= at < len(jpeg) - 4 and (marker := jpeg[at + 1]) != 0xD9:
+        body = jpeg[at + 4 : at + 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and len(body) > 6:
+            progressive = marker in (0xC2, 0xC6, 0xCA, 0xCE)
+            lacking = {component: set(range(64)) for component in body[6::3]}
+        elif marker == 0xDA and len(body) > 4:
+            first, last, depth = body[-3], body[-2], body[-1] & 0xF
+            if not progressive:
+                first, last, depth = 0, 63, 0
+            for component in body[1:-3:2] if depth == 0 else ():
+                lacking.get(component, set()).difference_update(range(first, last + 1))
+        at = jpeg.find(b"\xff", at + 4 + len(body))
+        while at >= 0 and jpeg[at + 1 : at + 2] in _NO_MARKERS:  # pixels
+            at = jpeg.find(b"\xff", at + 1)
+    return bool(lacking) and not any(lacking.values())

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from mirip_fast.data.images import load_rgb
+from mirip_fast.data.decode_pool import load_pictures
 from mirip_fast.errors import ImageError
 from mirip_fast.evaluation.plot_style import new_figure, save_figure
 from mirip_fast.evaluation.plot_text import NO_GLYPH, PlotFonts, fonts_for
 from mirip_fast.evaluation.report_parts import Mistake
+from mirip_fast.runtime import our_cores
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 _THUMBNAIL = 320  # pixels, the longer side
 _NAME_CELLS = 30  # width of a name below its picture
@@ -36,6 +39,10 @@ def write_contact_sheet(
     files = {name: images[name] for m in mistakes for name in (m.better_id, m.worse_id)}
     tiers = {tier for m in mistakes for tier in (m.better_tier, m.worse_tier)}
     fonts = fonts_for([title, NO_GLYPH, *tiers, *(file.name for file in files.values())])
+    workers = min(len(files), our_cores())
+    shown = dict(
+        zip(files, load_pictures(files.values(), _THUMBNAIL, workers=workers), strict=True)
+    )
     lines = -(-len(mistakes) // _PAIRS_PER_LINE)
     figure = new_figure(13, 3.3 * lines + 0.7)
     figure.suptitle(fonts.text(title, 110), family=list(fonts.families), parse_math=False)
@@ -60,30 +67,26 @@ def write_contact_sheet(
             (right, mistake.worse_id, mistake.worse_tier, mistake.worse_score),
         )
         for axes, name, tier, score in sides:
-            _draw(axes, files[name], fonts, f"tier {fonts.text(tier, 12)}, score {score:.3g}")
+            caption = f"tier {fonts.text(tier, 12)}, score {score:.3g}"
+            _draw(axes, files[name], shown[name], fonts, caption)
     save_figure(figure, path, dpi=100)
 
 
-def _draw(axes: Any, file: Path, fonts: PlotFonts, caption: str) -> None:
+def _draw(
+    axes: Any, file: Path, picture: Image | ImageError, fonts: PlotFonts, caption: str
+) -> None:
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_color("lightgrey")
-    try:
-        axes.imshow(_thumbnail(file))
-    except (ImageError, OSError) as error:
+    if isinstance(picture, ImageError):
         axes.set(xlim=(0, 1), ylim=(0, 1))
-        axes.text(0.5, 0.5, fonts.text(f"not readable: {error}", 40), ha="center", parse_math=False,
+        axes.text(0.5, 0.5, fonts.text(f"not readable: {picture}", 40), ha="center", parse_math=False,
                   family=list(fonts.families), fontsize=8)  # fmt: skip
+    else:
+        axes.imshow(np.asarray(picture))
     axes.text(
         0.5, -0.02, f"{fonts.text(file.name, _NAME_CELLS)}\n{caption}", transform=axes.transAxes,
         ha="center", va="top", fontsize=9, family=list(fonts.families), parse_math=False,
     )  # fmt: skip
-
-
-def _thumbnail(file: Path) -> NDArray[np.uint8]:
-    """[h, w, 3] uint8 with the longer side at most 320 pixels."""
-    image = load_rgb(file, draft_size=_THUMBNAIL)
-    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    return np.asarray(image)
 
 
 def _all_drawn(files: Mapping[str, Path], fonts: PlotFonts) -> bool:

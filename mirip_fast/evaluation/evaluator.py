@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mirip_fast.data.images import load_rgb
-from mirip_fast.errors import DataError
+from mirip_fast.data.decode_pool import load_pictures
+from mirip_fast.errors import DataError, ImageError
 from mirip_fast.runtime import resolve_device
 
 if TYPE_CHECKING:
@@ -94,14 +94,16 @@ def batch_compare(
         one where the scores are equal) and confidence (absolute difference of the scores).
 
     Raises:
-        ImageError: a file can not be decoded.
+        ImageError: a file can not be decoded; names it.
     """
     target = resolve_device(device)
     model = model.to(target).eval()
     scores: dict[str, float] = {}
-    for path in dict.fromkeys(str(path) for pair in image_pairs for path in pair):
-        image = transform(load_rgb(Path(path))).unsqueeze(0)
-        scores[path] = float(model.score(image.to(target))[0])
+    paths = list(dict.fromkeys(str(path) for pair in image_pairs for path in pair))
+    for path, picture in zip(paths, load_pictures(map(Path, paths)), strict=True):
+        if isinstance(picture, ImageError):
+            raise ImageError(f"{path}: {picture}")
+        scores[path] = float(model.score(transform(picture).unsqueeze(0).to(target))[0])
     results = []
     for first, second in image_pairs:
         score1, score2 = scores[str(first)], scores[str(second)]

@@ -177,8 +177,8 @@ def picture(recipe: Recipe, size: int) -> NDArray[np.uint8]:
     from mirip_fast.data.images import decode_squares, to_array
 
     data = resources.files("mirip_fast.features").joinpath("canary.jpg").read_bytes()
-    _, squares = decode_squares(data, (size,), recipe.resize, draft=recipe.decode == "fast")
-    return to_array(squares[0])
+    squares = decode_squares(data, (size,), recipe.resize, draft=recipe.decode == "fast")
+    return to_array(squares.images[0])
 
 
 def versions(backbone: Backbone) -> dict[str, str]:

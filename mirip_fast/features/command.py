@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mirip_fast.config import Config
+from mirip_fast.config import Config, EmbedConfig
 from mirip_fast.data.csv_reader import shown
 from mirip_fast.data.manifest import read_manifest
 from mirip_fast.data.packed_records import PathsOf
@@ -47,6 +47,19 @@ class EmbedDone:
 def default_workers(configured: int | None) -> int:
     """Processes that decode, when none are asked for: one per core, at most 16."""
     return min(16, our_cores()) if configured is None else configured
+
+
+def settings_of(
+    options: EmbedConfig, count: int, *, rehash: bool = False, command: str = ""
+) -> Settings:
+    """How ``count`` images are embedded by the options of a command; see :class:`Settings`."""
+    return Settings(
+        workers=min(count, default_workers(options.workers)),
+        max_pixels=round(options.max_megapixels * 1e6),
+        batch_size=options.embed_batch_size,
+        rehash=rehash,
+        command=command,
+    )
 
 
 def embed_data(
@@ -89,14 +102,9 @@ def embed_data(
     log.info("%d images in %s", len(manifest), shown(manifest.source))
     paths = PathsOf(manifest.records)
     ranks = distributed()
-    settings = Settings(
-        workers=default_workers(options.workers),
-        batch_size=options.embed_batch_size,
-        rehash=rehash,
-        command=command,
-        run_id=ranks.run_id if ranks else None,
-        rank=ranks.rank if ranks else None,
-    )
+    settings = settings_of(options, len(manifest), rehash=rehash, command=command)
+    if ranks is not None:
+        settings = dataclasses.replace(settings, run_id=ranks.run_id, rank=ranks.rank)
     clock = _Clock(progress)
     speed: list[SpeedReport] = []
     with open_hashes(Path(options.cache_dir)) as hashes:

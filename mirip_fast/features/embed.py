@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from mirip_fast.data.decode_pool import Decoded, DecodeJob, DecodePool
 from mirip_fast.data.hashes import HashMemory
+from mirip_fast.data.images import MAX_PIXELS
 from mirip_fast.errors import MiripError
 from mirip_fast.features.content_numbers import ContentNumbers
 from mirip_fast.features.engine import Engine
@@ -36,6 +37,7 @@ from mirip_fast.features.outcomes import (
     Summary,
     ledger,
     summarise_stopped,
+    warn_of_flat,
 )
 from mirip_fast.features.recipe import Recipe
 from mirip_fast.features.speed import Speed, SpeedReport
@@ -55,7 +57,10 @@ _CHANGED = "the file changed while it was read; run the same command again"
 class Settings:
     """How the work is done; none of it changes the numbers."""
 
-    workers: int = 0
+    workers: int = (
+        1  # processes that decode; 0: this one, without protection from what a file can do
+    )
+    max_pixels: int = MAX_PIXELS  # of the largest picture that is decoded
     batch_size: int | None = None  # None: by the device and the number of tokens
     rehash: bool = False
     command: str = ""  # told to whoever finds the store locked
@@ -115,6 +120,7 @@ def embed(
         raise
     finally:
         run.close()
+    warn_of_flat(run.flat)
     if run.report is not None:
         on_speed(run.report)
     return ledger(run.known, embedded, run.needs.failures)
@@ -153,6 +159,7 @@ class _Run:
         self.known = InputHashes(len(paths), self._contents)
         self.needs = Needs(store, recipe, self._open_writer)
         self.report: SpeedReport | None = None
+        self.flat: list[Path] = []  # pictures of a single colour
 
     def go(self) -> None:
         """Look at every image; compute what is missing."""
@@ -252,7 +259,10 @@ class _Run:
                     continue
                 self._reading[index] = path
                 wanted = sizes if sha is None else sizes_of(need)
-                yield DecodeJob(index, path, wanted, self._recipe.resize, fast, ask=sha is None)
+                yield DecodeJob(
+                    index, path, wanted, self._recipe.resize, fast,
+                    ask=sha is None, max_pixels=self._settings.max_pixels,
+                )  # fmt: skip
 
     def _accept(self, item: Decoded) -> None:
         """Take in what became of one file. It is known by the bytes that were decoded."""
@@ -269,6 +279,8 @@ class _Run:
             self.needs.claim([sha])
         # A copy whose pixels nobody asked for must not take the need that another's are for.
         need = self.needs.take(sha, item.sizes)
+        if item.flat and need:
+            self.flat.append(path)
         if item.reason is not None:
             self.needs.settle([sha], {sha: item.reason})
             self._settled += 1

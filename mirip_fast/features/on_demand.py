@@ -13,7 +13,7 @@ from pathlib import Path
 from mirip_fast.config import Config, EmbedConfig
 from mirip_fast.data.hashes import HashMemory
 from mirip_fast.errors import BackboneError, StoreError
-from mirip_fast.features.command import default_workers
+from mirip_fast.features.command import settings_of
 from mirip_fast.features.datasets import Dataset
 from mirip_fast.features.embed import Progress, Settings
 from mirip_fast.features.outcomes import InputHashes, Outcome, ledger
@@ -77,12 +77,7 @@ def features_of_files(
             if (like.rows(series, readable) >= 0).all():
                 return OnDemand(ledger(InputHashes.of(known)), like, series)
         phase = _prepare(options, config, like, hashes)
-        settings = Settings(
-            workers=min(len(paths), default_workers(config.embed.workers)),
-            batch_size=config.embed.embed_batch_size,
-            rehash=rehash,
-            command=command,
-        )
+        settings = settings_of(config.embed, len(paths), rehash=rehash, command=command)
         outcomes, store = _embed(phase, paths, hashes, settings, progress)
         series = phase.recipe.series(phase.recipe.views[0], "cls").name
     return OnDemand(outcomes, store, series)

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mirip_fast.data.csv_reader import shown
 from mirip_fast.errors import ImageError
 from mirip_fast.features.content_numbers import ContentNumbers
+
+log = logging.getLogger(__name__)
 
 #: What became of an input; every input has exactly one.
 STATUSES = ("embedded", "present", "duplicate", "failed")
 
 _UNSEEN = "it was not looked at; run the same command again"
+_NAMED = 20  # pictures of a single colour
 _EMBEDDED, _PRESENT, _DUPLICATE, _FAILED = range(4)
 
 
@@ -155,6 +161,15 @@ def ledger(
                     reasons[i] = failures[sha]
     statuses[list(reasons)] = _FAILED
     return Ledger(inputs, statuses, reasons)
+
+
+def warn_of_flat(paths: Sequence[Path]) -> None:
+    """Warn of pictures that are of a single colour: hardly what anybody meant to be looked at."""
+    if paths:
+        names = ", ".join(shown(path) for path in paths[:_NAMED])
+        more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
+        what = "1 picture is" if len(paths) == 1 else f"{len(paths)} pictures are"
+        log.warning("%s of a single colour: %s%s", what, names, more)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mirip_fast.data.images import UTMOST_PIXELS
 from mirip_fast.errors import DataError
 from mirip_fast.features.command import default_workers
 from mirip_fast.features.embed import Settings
@@ -79,7 +80,8 @@ class FullFolds:
             DataError: an image can not be read any more.
         """
         paths = [record.path for record in images.manifest.records]
-        settings = Settings(workers=min(len(paths), default_workers(self._workers)))
+        workers = min(len(paths), default_workers(self._workers))
+        settings = Settings(workers=workers, max_pixels=UTMOST_PIXELS)  # they were admitted before
         scored = score_files(
             model, paths, cache_dir=self._cache_dir, device=self._device.type, settings=settings
         )

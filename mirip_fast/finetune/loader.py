@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 from mirip_fast.closing import Closing
 from mirip_fast.data.decode_pool import DecodeJob, DecodePool
 from mirip_fast.data.image_files import read_image_bytes
-from mirip_fast.data.images import decode_squares, to_array
+from mirip_fast.data.images import UTMOST_PIXELS, decode_squares, to_array
 from mirip_fast.errors import DataError, ImageError, TrainingError
 from mirip_fast.finetune.augment import decode_size, make_augmentation
 from mirip_fast.finetune.plan import Sample
@@ -88,8 +88,10 @@ class Pictures(Dataset[Any]):
 
     def _decode(self, index: int) -> torch.Tensor:
         data = read_image_bytes(Path(self.paths[index]))
-        _, (square,) = decode_squares(data, [self.side], self.resize, draft=self.draft)
-        return torch.from_numpy(to_array(square))
+        squares = decode_squares(
+            data, [self.side], self.resize, draft=self.draft, max_pixels=UTMOST_PIXELS
+        )
+        return torch.from_numpy(to_array(squares.images[0]))
 
 
 def decode_all(pictures: Pictures, workers: int) -> torch.Tensor:
@@ -107,7 +109,7 @@ def decode_all(pictures: Pictures, workers: int) -> torch.Tensor:
     if _PROCESSES.get_start_method() != "fork":
         kept.share_memory_()  # type: ignore[no-untyped-call]
     jobs = (
-        DecodeJob(i, Path(path), (side,), pictures.resize, pictures.draft)
+        DecodeJob(i, Path(path), (side,), pictures.resize, pictures.draft, max_pixels=UTMOST_PIXELS)
         for i, path in enumerate(pictures.paths)
     )
     with DecodePool(workers) as pool:

@@ -21,6 +21,7 @@ import torch
 
 from mirip_fast.config import FinetuneConfig
 from mirip_fast.data.decode_pool import DecodeJob, DecodePool
+from mirip_fast.data.images import UTMOST_PIXELS
 from mirip_fast.errors import ConfigError, DataError
 from mirip_fast.features.recipe import Recipe
 from mirip_fast.features.store import FeatureStore, SeriesSpec, fingerprint_id
@@ -112,7 +113,10 @@ class Prefix:
             return
         mode = (self.recipe.size,), self.recipe.resize, self.recipe.decode == "fast"
         with DecodePool(workers) as pool, self.store.writer(command="train --full") as writer:
-            decoded = pool.decode(DecodeJob(i, paths[i], *mode) for i in missing)
+            # They were admitted when the data was read.
+            decoded = pool.decode(
+                DecodeJob(i, paths[i], *mode, max_pixels=UTMOST_PIXELS) for i in missing
+            )
             while batch := list(islice(decoded, _BATCH)):
                 for item in batch:
                     if item.reason or item.sha256 != hashes[item.index]:

@@ -16,7 +16,7 @@ from mirip_fast.errors import DataError, PreemptedError
 from mirip_fast.evaluation.metrics import codes_of
 from mirip_fast.features.backbone import load_model
 from mirip_fast.features.backbone_files import find_backbone
-from mirip_fast.features.command import default_workers
+from mirip_fast.features.command import default_workers, settings_of
 from mirip_fast.features.phase_one import open_hashes
 from mirip_fast.features.pooling import head_kinds
 from mirip_fast.features.recipe import Recipe, make_recipe
@@ -115,8 +115,10 @@ class Setup:
         model = load_score_model(run.best)
         paths = [record.path for record in self.images.part("val").manifest.records]
         scored = score_files(
-            model, paths, cache_dir=Path(self.config.embed.cache_dir), device=self.device.type
-        )
+            model, paths,
+            cache_dir=Path(self.config.embed.cache_dir), device=self.device.type,
+            settings=settings_of(self.config.embed, len(paths)),
+        )  # fmt: skip
         write_references_of_scores(model, self.images, scored.scores, self.config.evaluate.within)
 
     @property

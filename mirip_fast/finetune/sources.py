@@ -18,6 +18,7 @@ from mirip_fast.data.splits import SPLITS, split_manifest
 from mirip_fast.errors import DataError, ImageError, RunNotFoundError
 from mirip_fast.features.command import default_workers
 from mirip_fast.features.datasets import newest_graded
+from mirip_fast.features.outcomes import warn_of_flat
 from mirip_fast.features.phase_one import open_hashes
 from mirip_fast.finetune.head_runs import HeadRun
 from mirip_fast.ranking.graded import GradedImages, graded_of_dataset, load_split
@@ -142,10 +143,18 @@ def _source_of_folder(source: Path, config: Config) -> Source:
 
 def _undecodable(records: Sequence[Record], known_bad: set[int], config: Config) -> dict[int, str]:
     """Index → reason of the files that no decoder can read."""
+    limit = round(config.embed.max_megapixels * 1e6)
     jobs = (
-        DecodeJob(i, record.path, (_CHECK_SIZE,), "squash", True)
+        DecodeJob(i, record.path, (_CHECK_SIZE,), "squash", True, max_pixels=limit)
         for i, record in enumerate(records)
         if i not in known_bad
     )
+    reasons, flat = {}, []
     with DecodePool(default_workers(config.embed.workers)) as pool:
-        return {item.index: item.reason for item in pool.decode(jobs) if item.reason is not None}
+        for item in pool.decode(jobs):
+            if item.reason is not None:
+                reasons[item.index] = item.reason
+            elif item.flat:
+                flat.append(records[item.index].path)
+    warn_of_flat(flat)
+    return reasons

@@ -1,15 +1,15 @@
-"""Works as the browser gets them: decoded here, made small, written anew. No byte of a file reaches it."""
+"""Works as the browser gets them: decoded, made small, written anew. No byte of a file reaches it."""
 
 from __future__ import annotations
 
-import hashlib
 import io
 import threading
 from collections import OrderedDict
+from pathlib import Path
 
 from PIL import Image
 
-from mirip_fast.data.images import load_rgb, one_reason, read_image_bytes
+from mirip_fast.data.decode_pool import DecodePool, picture_job
 from mirip_fast.errors import ImageError
 from mirip_fast.label.works import Works
 
@@ -46,10 +46,7 @@ class Pictures:
             if number in self._kept:
                 self._kept.move_to_end(number)
                 return self._kept[number]
-        data = read_image_bytes(self._works.path(number))
-        if hashlib.sha256(data).digest() != self._works.images.hashes[number]:
-            raise ImageError("its file was changed after label was started; start it again")
-        picture = _jpeg(data)
+        picture = _jpeg(self._works.path(number), self._works.images.hashes[number])
         with self._lock:
             self._kept[number] = picture
             while len(self._kept) > _KEPT:
@@ -57,10 +54,16 @@ class Pictures:
         return picture
 
 
-def _jpeg(data: bytes) -> bytes:
-    image = load_rgb(data, draft_size=SIDE)
-    with one_reason():
-        image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
-        out = io.BytesIO()
-        image.save(out, "JPEG", quality=_QUALITY)
+def _jpeg(path: Path, sha256: bytes) -> bytes:
+    def choose(found: bytes) -> tuple[int, ...]:
+        return (SIDE,) if found == sha256 else ()  # anything else is not even decoded
+
+    with DecodePool(1) as pool:
+        (done,) = pool.decode([picture_job(0, path, SIDE, ask=True)], choose)
+    if done.reason is not None:
+        raise ImageError(done.reason)
+    if done.sha256 != sha256:
+        raise ImageError("its file was changed after label was started; start it again")
+    out = io.BytesIO()
+    Image.fromarray(done.images[0]).save(out, "JPEG", quality=_QUALITY)
     return out.getvalue()

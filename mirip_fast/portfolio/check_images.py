@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +9,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mirip_fast.data.image_files import read_image_bytes
-from mirip_fast.data.images import decode_squares, scan_images
+from mirip_fast.data.decode_pool import DecodeJob, DecodePool
+from mirip_fast.data.images import UTMOST_PIXELS, scan_images
 from mirip_fast.data.places import is_gone
-from mirip_fast.errors import DataError, ImageError
+from mirip_fast.errors import DataError
 from mirip_fast.features.recipe import Recipe
 from mirip_fast.ranking.graded import load_split
 from mirip_fast.ranking.scorer import ScoreModel
+from mirip_fast.runtime import our_cores
 from mirip_fast.settings import config_from_dict
 from mirip_fast.training.run_folder import SPLIT_FILE, Run
 
@@ -84,19 +84,18 @@ def pixel_batches(
         DataError: an image can not be read.
     """
     mean, std = (np.array(v, np.float32) for v in (recipe.backbone.mean, recipe.backbone.std))
-    for part in [paths[:1], *(paths[i : i + batch] for i in range(1, len(paths), batch))]:
-        squares: list[list[NDArray[np.float32]]] = [[] for _ in sizes]
-        hashes = []
-        for path in part:
-            try:
-                data = read_image_bytes(path)
-                _, images = decode_squares(
-                    data, sizes, recipe.resize, draft=recipe.decode == "fast"
-                )
-            except ImageError as error:
-                raise DataError(f"{path}: {error}") from error
-            hashes.append(hashlib.sha256(data).digest())
-            for rows, image in zip(squares, images, strict=True):
-                values = (np.asarray(image, np.float32) / 255 - mean) / std
-                rows.append(values.transpose(2, 0, 1).astype(np.float32, copy=False))
-        yield Pixels(tuple(np.stack(rows) for rows in squares), tuple(hashes))
+    how = tuple(sizes), recipe.resize, recipe.decode == "fast"
+    jobs = (DecodeJob(i, p, *how, max_pixels=UTMOST_PIXELS) for i, p in enumerate(paths))
+    with DecodePool(min(our_cores(), len(paths)), window=2 * batch) as pool:
+        decoded = pool.decode(jobs)
+        for part in [paths[:1], *(paths[i : i + batch] for i in range(1, len(paths), batch))]:
+            squares: list[list[NDArray[np.float32]]] = [[] for _ in sizes]
+            hashes = []
+            for path, done in zip(part, decoded, strict=False):
+                if done.reason is not None:
+                    raise DataError(f"{path}: {done.reason}")
+                hashes.append(done.sha256)
+                for rows, image in zip(squares, done.images, strict=True):
+                    values = (image.astype(np.float32) / 255 - mean) / std
+                    rows.append(values.transpose(2, 0, 1).astype(np.float32, copy=False))
+            yield Pixels(tuple(np.stack(rows) for rows in squares), tuple(hashes))

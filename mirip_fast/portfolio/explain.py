@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,18 +12,18 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from mirip_fast.config import Config
-from mirip_fast.data.image_files import read_image_bytes
-from mirip_fast.data.images import decode_squares, load_rgb
+from mirip_fast.data.decode_pool import DecodePool, picture_job
 from mirip_fast.data.places import is_gone
-from mirip_fast.errors import DataError
-from mirip_fast.features.embed import Settings
+from mirip_fast.errors import DataError, ImageError
+from mirip_fast.features.command import settings_of
 from mirip_fast.features.forward import default_batch_size
 from mirip_fast.features.phase_one import PhaseOne, open_hashes
 from mirip_fast.files import write_atomically
-from mirip_fast.portfolio.explain_picture import draw, overlay, shown_picture
+from mirip_fast.portfolio.explain_picture import SHOWN_SIDE, draw, overlay
 from mirip_fast.portfolio.graded_likes import GradedLikes, GradedWorks, graded_works
 from mirip_fast.ranking.scorer import Scored, ScoreModel, phase_of_model, score_files
 
@@ -121,15 +122,18 @@ class Explainer:
         for i, path in enumerate(paths):
             reason = scored.outcomes[i].reason
             if reason is None:
-                yield self._explain(path, i, scored, clock)
-            elif failures is None:
+                try:
+                    yield self._explain(path, i, scored, clock)
+                    continue
+                except ImageError as error:
+                    reason = str(error)
+            if failures is None:
                 raise DataError(f"{path}: {reason}")
-            else:
-                failures.append((path, reason))
-                clock.skip(self.passes(1))
+            failures.append((path, reason))
+            clock.skip(self.passes(1))
 
     def _score(self, paths: Sequence[Path]) -> Scored:
-        settings = Settings(batch_size=self._config.embed.embed_batch_size, command=self._command)
+        settings = settings_of(self._config.embed, len(paths), command=self._command)
         return score_files(
             self._model, paths,
             cache_dir=self._cache_dir, device=self._config.runtime.device,
@@ -140,11 +144,9 @@ class Explainer:
         from mirip_fast.portfolio.occlusion import occlusion_map
 
         recipe = self._phase.recipe
-        size = recipe.views[0].size
-        data = read_image_bytes(path)
-        _, (square,) = decode_squares(data, [size], recipe.resize, draft=recipe.decode == "fast")
+        square, picture = self._decode(path)
         score_map = occlusion_map(
-            self._backbone, self._head, self._model.info.features, np.array(square),
+            self._backbone, self._head, self._model.info.features, square,
             detail=self._config.explain.detail,
             batch_size=self._config.embed.embed_batch_size
             or default_batch_size(recipe, self._phase.device),
@@ -153,8 +155,22 @@ class Explainer:
         score = float(scored.scores[i])
         sha256 = scored.outcomes[i].sha256 or b""
         likes = self._graded.likes(score_map.cls, sha256, score) if self._graded else None
-        picture = shown_picture(load_rgb(data))
         return Explained(path, score, score_map, likes, picture, recipe.resize)
+
+    def _decode(self, path: Path) -> tuple[NDArray[np.uint8], Image.Image]:
+        """What the backbone sees, [size, size, 3], and the picture to draw."""
+        recipe = self._phase.recipe
+        shown = picture_job(1, path, SHOWN_SIDE)
+        seen = dataclasses.replace(
+            shown, index=0, sizes=(recipe.views[0].size,), mode=recipe.resize,
+            draft=recipe.decode == "fast",
+        )  # fmt: skip
+        with DecodePool(1) as pool:
+            square, picture = pool.decode([seen, shown])
+        for done in (square, picture):
+            if done.reason is not None:
+                raise ImageError(done.reason)
+        return square.images[0], Image.fromarray(picture.images[0])
 
 
 def explain_to_files(

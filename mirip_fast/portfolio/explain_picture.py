@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mirip_fast.data.images import load_rgb
+from mirip_fast.data.decode_pool import load_pictures
 from mirip_fast.errors import ImageError
 from mirip_fast.portfolio.graded_likes import GradedLikes, Likeness
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 SHOWN_SIDE = 900
 
 _THUMB_SIDE = 360
+_MOVED = Image.new("RGB", (_THUMB_SIDE, _THUMB_SIDE // 2), (225, 225, 225))  # since it was graded
 # Orange and blue: told apart with every common kind of colour blindness, and in grey by their labels.
 _RAISES = (230, 97, 1)
 _LOWERS = (33, 102, 216)
@@ -71,6 +72,11 @@ def draw(explained: Explained) -> bytes:
     aspect = explained.picture.height / explained.picture.width
     heights = [1.0 + min(max(5.6 * aspect, 2.8), 8.5)]
     groups = _groups(explained.likes)
+    files = list(dict.fromkeys(work.path for _, works in groups for work in works))
+    shown = {
+        path: _MOVED if isinstance(picture, ImageError) else picture
+        for path, picture in zip(files, load_pictures(files, _THUMB_SIDE), strict=True)
+    }
     if groups:
         heights.append(2.5)
     with rc_context({"font.family": _fonts(), "font.size": 11}), warnings.catch_warnings():
@@ -80,7 +86,7 @@ def draw(explained: Explained) -> bytes:
         _draw_map(parts[0], explained, heights[0])
         if groups:
             for half, (title, works) in zip(parts[1].subfigures(1, 2), groups, strict=False):
-                _draw_works(half, title, works)
+                _draw_works(half, title, works, shown)
         out = io.BytesIO()
         figure.savefig(out, format="png", dpi=110)
     return out.getvalue()
@@ -109,14 +115,6 @@ def where(values: NDArray[np.float32], *, raises: bool) -> tuple[str, float] | N
             if (mean > 0) == raises and mean and (best is None or abs(mean) > abs(best[1])):
                 best = (" ".join(filter(None, (name, side))) or "the whole", mean)
     return best
-
-
-def shown_picture(picture: Image.Image, side: int = SHOWN_SIDE) -> Image.Image:
-    """A picture made small enough to draw, in its own proportions."""
-    width, height = picture.size
-    scale = min(1.0, side / max(width, height))
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
 
 
 def _on_picture(
@@ -190,20 +188,15 @@ def _groups(likes: GradedLikes | None) -> list[tuple[str, Sequence[Likeness]]]:
     return groups + [(because, likes.same)] * bool(likes.same)
 
 
-def _draw_works(figure: Any, title: str, works: Sequence[Likeness]) -> None:
+def _draw_works(
+    figure: Any, title: str, works: Sequence[Likeness], pictures: Mapping[Path, Image.Image]
+) -> None:
     figure.suptitle(title, fontsize=12)
     axes = figure.subplots(
         1, 3, gridspec_kw={"left": 0.03, "right": 0.97, "top": 0.84, "bottom": 0.12, "wspace": 0.06}
     )
     for place, work in zip(axes, works, strict=False):
-        place.imshow(_thumbnail(work.path))
+        place.imshow(np.asarray(pictures[work.path]))
         place.set_title(f"cosine {work.cosine:.2f}", y=-0.16, fontsize=10)
     for place in axes:
         place.set_axis_off()
-
-
-def _thumbnail(path: Path) -> Image.Image:
-    try:
-        return shown_picture(load_rgb(path, draft_size=_THUMB_SIDE), _THUMB_SIDE)
-    except ImageError:  # moved since it was graded
-        return Image.new("RGB", (_THUMB_SIDE, _THUMB_SIDE // 2), (225, 225, 225))

@@ -13,8 +13,10 @@ from mirip_fast.ranking.torch_score import view_sizes
 HEAD_INPUT = "features"
 
 _STEPS = (
-    "decode the first frame; apply the EXIF orientation; leave colour profiles aside",
-    "lay transparency over white; scale 16-bit pixels to 8 bits; convert to RGB",
+    "decode the first frame (that is not of a single colour); apply the EXIF orientation; leave colour "
+    "profiles aside",
+    "lay transparency over white (over black, where nothing is seen on white); scale 16-bit pixels to 8 "
+    "bits; convert to RGB",
     "make it square as `resize` says, `size` pixels a side: bicubic with antialiasing (as Pillow does)",
     "divide by 255; subtract `mean` and divide by `std`, per channel",
     "order the axes: batch, channel, row, column; float32",

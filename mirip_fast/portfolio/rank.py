@@ -18,8 +18,8 @@ from mirip_fast.data.records import DataOptions
 from mirip_fast.data.remote import address
 from mirip_fast.errors import DataError
 from mirip_fast.evaluation.calibration import Calibration
-from mirip_fast.features.command import default_workers
-from mirip_fast.features.embed import Progress, Settings
+from mirip_fast.features.command import settings_of
+from mirip_fast.features.embed import Progress
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.files import write_csv
 from mirip_fast.portfolio.rank_intervals import CONFIDENCE, MIN_HEADS, draw_scores, spread_of
@@ -255,12 +255,7 @@ def _score(
     command: str,
     progress: Callable[[Progress], None],
 ) -> Scored:
-    settings = Settings(
-        workers=min(len(paths), default_workers(config.embed.workers)),
-        batch_size=config.embed.embed_batch_size,
-        rehash=rehash,
-        command=command,
-    )
+    settings = settings_of(config.embed, len(paths), rehash=rehash, command=command)
     return score_files(
         model,
         paths,

@@ -17,7 +17,7 @@ from PIL import Image
 
 from mirip_fast.data.decode_pool import Decoded, DecodeJob, DecodePool
 from mirip_fast.data.decode_worker import Choose
-from mirip_fast.data.images import load_rgb
+from mirip_fast.data.images import UTMOST_PIXELS, load_rgb, resize_to_fit
 from mirip_fast.errors import ImageError
 
 _LOADER = "mirip_fast.portfolio.thumbnails:encode_job"
@@ -62,7 +62,8 @@ def make_thumbnails(
                 continue
             copies = [bytes(buffer) for buffer in done.buffers]
             kept = next((i for i, copy in enumerate(copies) if len(copy) <= max_bytes), -1)
-            width, height = _fitted(done.width, done.height, sides[kept])
+            scale = min(1.0, sides[kept] / max(done.width, done.height))
+            width, height = (max(1, round(side * scale)) for side in (done.width, done.height))
             yield Thumbnail(copies[kept], width, height)
 
 
@@ -74,13 +75,14 @@ def encode_job(job: DecodeJob, _: Choose) -> Decoded:
     """
     started = time.perf_counter()
     try:
-        picture = load_rgb(job.read()[0], draft_size=max(job.sizes))
+        largest = max(job.sizes)
+        picture = load_rgb(job.read()[0], draft_size=largest, max_pixels=UTMOST_PIXELS)
         copies = []
         for side in job.sizes:
             # The next size is made from this one: it is smaller, and twice resized is not seen.
-            picture = _fit(picture, side)
+            picture = resize_to_fit(picture, side)
             copies.append(_encode(picture))
-            if side == max(job.sizes):
+            if side == largest:
                 width, height = picture.size
     except (ImageError, OSError, MemoryError) as error:
         reason = str(error) or type(error).__name__
@@ -92,23 +94,10 @@ def encode_job(job: DecodeJob, _: Choose) -> Decoded:
 
 def encode_picture(picture: Image.Image, side: int) -> bytes:
     """An RGB picture as a WebP file, its longer side at most ``side`` pixels."""
-    return _encode(_fit(picture, side))
+    return _encode(resize_to_fit(picture, side))
 
 
 def _encode(picture: Image.Image) -> bytes:
     stream = io.BytesIO()
     picture.save(stream, "WEBP", quality=_QUALITY, method=_EFFORT)
     return stream.getvalue()
-
-
-def _fit(picture: Image.Image, side: int) -> Image.Image:
-    size = _fitted(*picture.size, side)
-    if size == picture.size:
-        return picture
-    return picture.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
-
-
-def _fitted(width: int, height: int, side: int) -> tuple[int, int]:
-    """The size of a picture whose longer side is at most ``side``."""
-    scale = min(1.0, side / max(width, height))
-    return max(1, round(width * scale)), max(1, round(height * scale))

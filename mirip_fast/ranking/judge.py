@@ -19,7 +19,8 @@ from mirip_fast.errors import DataError, StoreError
 from mirip_fast.evaluation.contact_sheet import write_contact_sheet
 from mirip_fast.evaluation.plots import draw_report
 from mirip_fast.evaluation.report import Report, judge
-from mirip_fast.features.embed import Progress, Settings
+from mirip_fast.features.command import settings_of
+from mirip_fast.features.embed import Progress
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.files import write_json
 from mirip_fast.ranking.graded import GradedImages, load_split
@@ -141,8 +142,10 @@ def _score_again(model: ScoreModel, images: GradedImages, config: Config) -> NDA
     """Scores of a split's image files; every file has to be the one that was split."""
     paths = [record.path for record in images.manifest.records]
     scored = score_files(
-        model, paths, cache_dir=Path(config.embed.cache_dir), device=config.runtime.device
-    )
+        model, paths,
+        cache_dir=Path(config.embed.cache_dir), device=config.runtime.device,
+        settings=settings_of(config.embed, len(paths)),
+    )  # fmt: skip
     for path, outcome, sha in zip(paths, scored.outcomes, images.hashes, strict=True):
         if outcome.reason or outcome.sha256 != sha:
             why = outcome.reason or "its content changed since training"
@@ -176,7 +179,7 @@ def judge_files(
         cache_dir=Path(config.embed.cache_dir),
         device=config.runtime.device,
         backbone=backbone,
-        settings=Settings(batch_size=config.embed.embed_batch_size),
+        settings=settings_of(config.embed, len(manifest)),
         progress=progress,
     )
     good = [i for i, outcome in enumerate(scored.outcomes) if outcome.sha256 and not outcome.reason]
