@@ -171,6 +171,15 @@ def test_a_known_name_needs_no_owner(
     with caplog.at_level("INFO"):
         assert locate(name) == snapshot
     assert f"{name} is taken for {LARGE}" in caplog.text
+    assert locate(f"https://huggingface.co/{LARGE}/") == snapshot
+
+
+@pytest.mark.parametrize(
+    "name", ["~nobody/m", "./m", "a\0b", "C:\\m", "a/b/c", "m" * 5000, "", "tiny_random"]
+)
+def test_names_of_all_kinds_are_told_and_never_a_fault(name: str) -> None:
+    with pytest.raises(BackboneError):
+        locate(name)
 
 
 @pytest.mark.parametrize("name", ["facebook/dinov2-lrge", "dinov2_large", "google/dinov2-large"])

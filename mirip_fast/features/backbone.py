@@ -157,8 +157,8 @@ def _said(error: Exception) -> str:
         return f"transformers does not know {text}"
     if "weights_only" in text:
         return (
-            "its pickled weights hold more than tensors, which is never read. Save the model with "
-            "`save_pretrained`, which writes safetensors, where it comes from"
+            "its pickled weights are damaged, or hold more than tensors, which is never read. Save the "
+            "model with `save_pretrained`, which writes safetensors, where it comes from"
         )
     return text if len(text) <= 300 else text[:300] + " …"
 

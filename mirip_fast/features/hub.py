@@ -39,13 +39,14 @@ def locate(name: str, *, attempts: int = 3, pause_s: float = 2.0) -> Path:
     Raises:
         BackboneError: what is missing or damaged, where was looked, and the ways on.
     """
-    folder = Path(name).expanduser()
     # os.path takes names of any length and any characters.
+    folder = Path(os.path.expanduser(name))  # noqa: PTH111
     if os.path.isdir(folder):  # noqa: PTH112
         return _whole(folder, name)
     if os.path.isfile(folder):  # noqa: PTH113
         raise BackboneError(f"--backbone {name} is a file; give its folder: {folder.parent}")
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
+    name = name.removeprefix("https://huggingface.co/").rstrip("/")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name or "\0" in name:
         close = difflib.get_close_matches(folder.name, _folders(folder.parent), n=1)
         hint = f". Did you mean {folder.parent / close[0]}?" if close else ""
         raise BackboneError(f"--backbone {name}: there is no such folder{hint}")
@@ -108,6 +109,9 @@ def _fault(folder: Path) -> str | None:
     if (folder / f"{'model' if kind == '.safetensors' else 'pytorch_model'}{kind}").exists():
         return None
     index = folder / _INDEX[kind]
+    if not os.path.lexists(index):
+        whole = index.name.removesuffix(".index.json")
+        return f"{folder} has {weights[0].name}, but neither {whole} nor {index.name}"
     if fault := fault_of(index):
         return fault
     parts = read_json(index).get("weight_map")
@@ -191,7 +195,9 @@ def fetch_beside(folder: Path, file: str) -> Path | None:
     if known is not None:  # there, or known not to be
         return Path(known) if isinstance(known, str) else None
     try:
-        return Path(huggingface_hub.hf_hub_download(name, file, revision=folder.name))
+        return Path(
+            huggingface_hub.hf_hub_download(name, file, revision=folder.name, etag_timeout=3)
+        )
     except Exception as error:
         log.debug("%s of %s could not be had: %s", file, name, error)
         return None
@@ -290,7 +296,11 @@ def _full_name(name: str) -> str:
 
 def _nearest(name: str) -> str:
     # By the whole name or without its owner, whichever is alike.
-    by_text = {text.lower(): c for c in _candidates() for text in (c, c.rpartition("/")[2])}
+    by_text = {
+        text.lower(): c
+        for c in (*_candidates(), "tiny-random")
+        for text in (c, c.rpartition("/")[2])
+    }
     wanted = {name.lower(), name.lower().rpartition("/")[2]} - {""}
     close = [by_text[c] for w in wanted for c in difflib.get_close_matches(w, by_text, n=3)]
     close = [c for c in dict.fromkeys(close) if c != name][:3]
