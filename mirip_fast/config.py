@@ -56,7 +56,9 @@ class DataConfig:
         "group", "CSV column naming images that must stay in one split (one applicant, one post)."
     )
     image_root: str | None = option(
-        None, "Folder that image files are relative to (auto: the CSV's folder and its images/)."
+        None,
+        "Folder that image files are relative to (auto: the CSV's folder and its images/); files elsewhere "
+        "are refused.",
     )
     separator: str | None = option(None, "CSV separator (auto: found out from the file).")
     encoding: str = option("utf-8", "CSV encoding, with or without a byte order mark.")

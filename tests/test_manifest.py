@@ -371,3 +371,67 @@ def test_cells_that_are_lacking_or_nameless_are_told(
     assert [record.group for record in read_manifest(data).records] == [None, "x"]
     assert "1 row has fewer values than columns (first: row 2)" in told.text
     assert "values in a column without a name are not read (1 row)" in told.text
+
+
+def test_old_paths_are_read_by_their_ends_where_no_doubt_is_left(
+    data: Path, told: pytest.LogCaptureFixture
+) -> None:
+    """A list made on another machine, as Windows and old project folders write it."""
+    nfd = unicodedata.normalize("NFD", "한글 그림.png")
+    names = [
+        r"C:\Users\Kim\a.png",
+        "/old/images/sub/c.png",
+        rf"\\nas\art\{nfd}",
+        "data/images/b.png",
+    ]
+    rows = "".join(f"{name},S\n" for name in names)
+    write(data, "filename,tier\n" + rows)
+    manifest = read_manifest(data)
+    assert not manifest.missing()
+    assert [r.path.name for r in manifest.records] == ["a.png", "c.png", "한글 그림.png", "b.png"]
+    assert "4 file names read by the end of the path" in told.text
+    told.clear()
+    write(data, "filename,tier\n/x/1/a.png,S\n/x/2/a.png,S\n/x/b.png,A\nb.png,A\nold/sub/c.png,A\n")
+    assert [r.row for r in read_manifest(data).missing()] == [2, 3, 4, 6]  # two people's a.png
+    assert (
+        "4 of 5 image files are not there (row 2: '/x/1/a.png'. Did you mean 'a.png'?" in told.text
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["SUB/C.PNG", "c", "c.jpg", "0c.png", "old/c.png", "C.tiff", r"D:\x\..\c.png"]
+)
+def test_what_a_missing_file_may_be_called_is_suggested(
+    data: Path, told: pytest.LogCaptureFixture, name: str
+) -> None:
+    if name[0] == "0":
+        picture(data / "images" / "007.png")
+        name, wanted = "7.png", "007.png"
+    else:
+        wanted = "sub/c.png"
+    write(data, f"filename,tier\n{name},S\na.png,A\n")
+    manifest = read_manifest(data)
+    hint = f"Did you mean '{wanted}'?"
+    assert f"1 of 2 image files is not there (row 2: '{name}'. {hint})" in told.text
+    with pytest.raises(DataError) as error:
+        manifest.require_files()
+    assert hint in str(error.value)
+
+
+def test_files_outside_the_data_are_read_only_where_asked_for(data: Path, tmp_path: Path) -> None:
+    """A table that somebody sent must not bring the reader's own pictures into what is shared."""
+    private = picture(tmp_path / "private" / "x.png")
+    names = [str(private), "../private/x.png", r"images\..\..\private\x.png"]
+    for name in names:
+        write(data, f"filename,tier\na.png,S\n{name},A\n")
+        with pytest.raises(DataError) as error:
+            read_manifest(data)
+        assert "metadata.csv:3, filename: " in str(error.value)
+        assert f"--image-root {private.parent}" in str(error.value)
+        manifest = read_manifest(data, options(image_root=str(private.parent)))
+        assert not manifest.missing()
+    inside = [str(data / "images" / "a.png"), "images/../images/b.png"]
+    write(data, "filename,tier\n" + "".join(f"{name},S\n" for name in inside))
+    (tmp_path / "link").symlink_to(data)
+    for folder in (data, tmp_path / "link"):
+        assert not read_manifest(folder).missing()

@@ -129,3 +129,19 @@ def test_columns_nearly_called_weight_are_read_or_told(
     judged = read(tmp_path, f"image_path_1,ImagePath2,Label,{column}\na.png,c.png,1,2.5\n")
     assert judged.weight.tolist() == [weight] and judged.images.tolist() == [[0, 2]]
     assert said in caplog.text and (said or column not in caplog.text)
+
+
+def test_old_paths_are_known_by_their_ends_where_no_doubt_is_left(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    head = "image_path_1,image_path_2,label\n"
+    judged = read(
+        tmp_path, head + "C:\\art\\images\\a.png,/old/sub/b.png,1\nC:\\art\\images\\a.png,c.png,1\n"
+    )
+    assert judged.images.tolist() == [[0, 1], [0, 2]]
+    assert "2 file names known by the end of the path" in caplog.text
+    told = faults(tmp_path, head + "/x/1/a.png,c.png,1\n/x/2/a.png,c.png,1\nC.JPG,a,1\n")
+    assert (
+        "3, image_path_1: '/x/2/a.png' is no image of the data set. Did you mean 'a.png'?" in told
+    )
+    assert "'C.JPG' is no image of the data set. Did you mean 'c.png'?" in told

@@ -2,12 +2,39 @@
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 from mirip_fast.data.places import entries_in
 from mirip_fast.text import nfc
+
+_ABSOLUTE = re.compile(r"/|~|[A-Za-z]:|file:/")  # here, in a home folder, on Windows, as an address
+_MOST_NAMES = 100_000  # files that a missing one is compared with
+_SUGGESTED = 3
+_NO_IMAGES = (".csv", ".tsv", ".txt", ".json", ".xlsx", ".xmp")
+
+
+def ends_of(name: str) -> Iterator[str]:
+    """The ends of an absolute path, longest first: ``x/a.jpg`` and ``a.jpg`` of ``C:\\x\\a.jpg``.
+
+    A relative path has none, nor has one with ``..`` in it.
+    """
+    plain = name.strip().replace("\\", "/")
+    parts = [part for part in plain.split("/") if part]
+    if _ABSOLUTE.match(plain) and ".." not in parts:
+        for start in range(1, len(parts)):
+            yield "/".join(parts[start:])
+
+
+def alike_key(name: str) -> str:
+    """What stays when a file's name loses its folder, case, ending and the zeros of its numbers."""
+    stem = os.path.splitext(nfc(name.strip()).replace("\\", "/").rpartition("/")[2])[0]  # noqa: PTH122
+    return re.sub(r"0+(?=\d)", "", stem.casefold())
 
 
 class FileFinder:
@@ -23,6 +50,7 @@ class FileFinder:
         self.places = tuple(places)
         self._roots = [str(place) for place in places]
         self._listings: dict[str, tuple[frozenset[str], dict[str, str]]] = {}
+        self._below: dict[str, list[str]] | None = None
 
     def exists(self, path: Path) -> bool:
         """Whether there is a regular file (or a link to one) at ``path``."""
@@ -48,6 +76,66 @@ class FileFinder:
             if os.path.isfile(candidate):  # noqa: PTH113
                 return Path(candidate)
         return None
+
+    def find_moved(self, name: str) -> Path | None:
+        """The one file that an old absolute path can mean: that which its longest end names in the places.
+
+        A relative path that starts with the names of a place's own folders, ``data/images/a.jpg`` below
+        ``data/``, is such a path, too.
+        """
+        plain = name.strip().replace("\\", "/")
+        for end in ends_of(name):
+            found = {path for root in self._roots if (path := self._spelled(root + os.sep + end))}
+            if found:
+                return Path(found.pop()) if len(found) == 1 else None
+        for root in self._roots:
+            own = Path(root).parts[1:]
+            for count in range(1, len(own) + 1):
+                end = plain.removeprefix("/".join(own[-count:]) + "/")
+                if end != plain and (path := self._spelled(root + os.sep + end)):
+                    return Path(path)
+        return None
+
+    def suggest(self, name: str) -> str:
+        """`` Did you mean …?`` with the files that a missing one's name is like, or nothing."""
+        if self._below is None:
+            self._below = self._names_below()
+        close = self._below.get(alike_key(name), [])
+        if not close:
+            keys = difflib.get_close_matches(alike_key(name), self._below, n=1, cutoff=0.8)
+            close = [other for key in keys for other in self._below[key]]
+        names = " or ".join(map(repr, close[:_SUGGESTED]))
+        return f" Did you mean {names}?" if close else ""
+
+    def _names_below(self) -> dict[str, list[str]]:
+        """The names of the files in the places and their folders, by what is alike in them."""
+        found: dict[str, list[str]] = defaultdict(list)
+        for name in islice(self._walk(), _MOST_NAMES):
+            if not name.lower().endswith(_NO_IMAGES):
+                found[alike_key(name)].append(name)
+        return dict(found)
+
+    def _walk(self) -> Iterator[str]:
+        seen: set[str] = set()
+        for root in sorted(
+            self._roots, key=len, reverse=True
+        ):  # images/ before the folder it is in
+            inside = entries_in(Path(root))
+            if inside is not None:
+                yield from inside[0]
+                continue
+            for folder, folders, names in os.walk(root):
+                below = "" if folder == root else folder[len(root) + 1 :] + os.sep
+                seen.add(folder)
+                folders[:] = sorted(
+                    name for name in folders
+                    if name[0] not in ".@" and folder + os.sep + name not in seen
+                )  # fmt: skip
+                yield from (below + name for name in sorted(names))
+
+    def _spelled(self, path: str) -> str | None:
+        """``path`` as the disk spells it, if there is such a file."""
+        return path if self._is_listed(path) else self._recompose(path)
 
     def _candidates(self, name: str) -> Iterator[str]:
         spellings = [name, name.strip(), name.strip().replace("\\", "/")]

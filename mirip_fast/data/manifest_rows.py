@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import Counter
+import os
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 IMAGE_COLUMNS = ("filename", "image_path")
 IMAGE_FOLDER = "images"
 _TIERS_SHOWN = 20
+_MISSING_SHOWN = 3
 
 
 def records_from_csv(path: Path, options: DataOptions) -> Manifest:
@@ -171,6 +173,9 @@ class Rows:
         self.names = options.tiers
         self.finder = finder
         self.problems = Problems(table.path) if problems is None else problems
+        self.inside = [os.path.join(place, "") for place in finder.places]  # noqa: PTH118 (with its /)
+        self.nowhere: set[int] = set()  # rows whose file is not there
+        self.outside: list[str] = []  # folders of files that lie elsewhere
         self.spellings: Counter[tuple[str, str]] = Counter()  # of tiers: as written, as read
         self.unknown_tiers: dict[str, list[int]] = {}  # name → its rows
         self.confined = is_place(table.path)
@@ -188,9 +193,14 @@ class Rows:
         """
         records = [self._record(row, cells) for row, cells in self.table.rows]
         self._tell_tiers(records)
+        if self.outside:
+            self.problems.hint(
+                "Files elsewhere are read only where their folder is named: --image-root "
+                + os.path.commonpath(self.outside)
+            )
         unique = self._without_duplicates(records)
         self.problems.raise_if_any()
-        return unique
+        return self._with_moved(unique) if self.nowhere else unique
 
     def _record(self, row: int, cells: list[str]) -> Record:
         columns = self.columns
@@ -206,7 +216,7 @@ class Rows:
             self.problems.add("empty; every image needs its own name", row=row, column=columns.id)
         return Record(
             image_id=image_id,
-            path=self._path(filename),
+            path=self._path(row, filename),
             tier=self._tier(row, values[columns.tier]) if columns.tier else None,
             tier_score=self._score(row, values[columns.score]) if columns.score else None,
             group=(values[columns.group] or None) if columns.group else None,
@@ -215,13 +225,63 @@ class Rows:
             filename=filename,
         )
 
-    def _path(self, filename: str) -> Path:
+    def _path(self, row: int, filename: str) -> Path:
         """Where the file is, or where it was expected."""
-        if self.confined:
+        name, reason = filename, None
+        if self.confined:  # a table in a tar must not name files outside of it
             name, reason = safe_name(filename.strip().replace("\\", "/"))
-            if reason is not None:  # a table in a tar must not name files outside of it
-                return self.expected / name
-        return self.finder.find(filename) or self.expected / filename
+        found = self.finder.find(filename) if reason is None else None
+        if found is None:
+            if filename.strip():
+                self.nowhere.add(row)
+            return self.expected / (filename if reason is None else name)
+        path = os.path.normpath(found)
+        if not self.confined and not path.startswith(tuple(self.inside)):
+            real = tuple(os.path.join(os.path.realpath(place), "") for place in self.inside)  # noqa: PTH118
+            if not os.path.realpath(path).startswith(real):
+                self.outside.append(os.path.dirname(path))  # noqa: PTH120
+                self.problems.add(
+                    f"{filename.strip()!r} lies outside {shown(self.table.path.parent)}",
+                    row=row,
+                    column=self.columns.image,
+                )
+        return found
+
+    def _with_moved(self, records: list[Record]) -> list[Record]:
+        """The records with the files found that old absolute paths mean; what is missing is told.
+
+        A path is taken by its end only where no other name in the table means the same file.
+        """
+        missing = [record for record in records if record.row in self.nowhere]
+        moved = {record.row: self.finder.find_moved(record.filename) for record in missing}
+        names: dict[Path, set[str]] = defaultdict(set)
+        for record in records:
+            names[moved.get(record.row) or record.path].add(nfc(record.filename.strip()))
+        sure = {row: path for row, path in moved.items() if path and len(names[path]) == 1}
+        where = shown(self.table.path)
+        left = [record for record in missing if record.row not in sure]
+        taken = [record for record in missing if record.row in sure]
+        if taken:
+            log.warning(
+                "%s: %s by the end of the path, as there is no such folder here (first: row %s, '%s' is %s)",
+                *(where, f"{counted(len(taken), 'file name')} read", taken[0].row),
+                *(taken[0].filename, shown(sure[taken[0].row])),
+            )
+        if left:
+            some = (
+                f"row {record.row}: '{record.filename}'.{self.finder.suggest(record.filename)}"
+                for record in left[:_MISSING_SHOWN]
+            )
+            log.warning(
+                "%s: %d of %s %s not there (%s%s)",
+                *(where, len(left), counted(len(records), "image file")),
+                *("is" if len(left) == 1 else "are", " ".join(some)),
+                " …" if len(left) > _MISSING_SHOWN else "",
+            )
+        return [
+            replace(record, path=sure[record.row]) if record.row in sure else record
+            for record in records
+        ]
 
     def _tier(self, row: int, name: str) -> int | None:
         if not name:

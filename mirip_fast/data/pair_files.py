@@ -25,6 +25,7 @@ from mirip_fast.data.csv_reader import (
     spelled,
     with_known_names,
 )
+from mirip_fast.data.locate import alike_key, ends_of
 from mirip_fast.data.records import Record
 from mirip_fast.text import nfc
 
@@ -108,6 +109,13 @@ def read_pairs(
             "the data set's file column, paths, or its image_id."
         )
     problems.raise_if_any()
+    if finder.moved:
+        number, old = next(iter(finder.moved.items()))
+        log.warning(
+            "%s: %s known by the end of the path (first: '%s' is %s)",
+            *(shown(path), counted(len(finder.moved), "file name")),
+            *(old, records[number].filename or records[number].image_id),
+        )
     judged = Judgements(
         path=path,
         images=np.array(images, dtype=np.int64).reshape(-1, 2),
@@ -162,6 +170,10 @@ class _Finder:
         self._by_file = {nfc(r.filename): i for i, r in enumerate(records) if r.filename}
         self._by_id = {nfc(r.image_id): i for i, r in enumerate(records)}
         self._names = [r.filename or r.image_id for r in records]
+        self._alike: dict[str, list[str]] = defaultdict(list)
+        for name in self._names:
+            self._alike[alike_key(name)].append(name)
+        self.moved: dict[int, str] = {}  # record → the old absolute path that was taken for it
         self.missed = 0
 
     @property
@@ -172,19 +184,32 @@ class _Finder:
         """Index of the record called ``name``; file names come before ids."""
         composed = nfc(name.strip())
         for spelling in (composed, composed.replace("\\", "/")):
-            if spelling in self._by_file:
-                return self._by_file[spelling]
-            for place in self._places:
-                path = _spelled(os.path.join(place, spelling))  # noqa: PTH118 (thousands of calls)
-                if path in self._by_path:
-                    return self._by_path[path]
-        return self._by_id.get(composed)
+            found = self._by_name(spelling)
+            if found is not None:
+                return found
+        if composed in self._by_id:
+            return self._by_id[composed]
+        for end in ends_of(composed):
+            found = self._by_name(end)
+            if found is not None:  # two such paths with one end are in doubt
+                return found if self.moved.setdefault(found, composed) == composed else None
+        return None
+
+    def _by_name(self, name: str) -> int | None:
+        if name in self._by_file:
+            return self._by_file[name]
+        for place in self._places:
+            path = _spelled(os.path.join(place, name))  # noqa: PTH118 (thousands of calls)
+            if path in self._by_path:
+                return self._by_path[path]
+        return None
 
     def hint(self, name: str) -> str:
         self.missed += 1
         if self.missed > _HINTS:  # no more are shown, and each costs a look at all names
             return ""
-        close = closest(name.strip(), self._names)
+        alike = self._alike.get(alike_key(name))
+        close = alike[0] if alike else closest(name.strip(), self._names)
         return f" Did you mean {close!r}?" if close else ""
 
 

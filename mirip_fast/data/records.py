@@ -13,6 +13,8 @@ from mirip_fast.data.locate import FileFinder
 from mirip_fast.errors import ConfigError
 from mirip_fast.text import nfc
 
+_MISSING_SHOWN = 10
+
 
 @dataclass(frozen=True)
 class DataOptions:
@@ -25,7 +27,8 @@ class DataOptions:
         tier_column: column with the tier.
         score_column: column with a grade finer than the tier (a number, higher is better).
         group_column: column naming images that must stay in one split.
-        image_root: folder that image files are relative to, before the CSV's own folder.
+        image_root: folder that image files are relative to, before the CSV's own folder; files outside of
+            both are refused.
         separator: between cells; ``None`` finds it out.
         encoding: of the CSV file; utf-8 with or without a byte order mark.
         with_grades: whether tiers, scores and groups are read; without, their columns are like any other.
@@ -153,10 +156,14 @@ class Manifest:
         missing = self.missing()
         if not missing:
             return
-        problems = Problems(self.source, limit=10)
-        for record in missing:
+        problems = Problems(self.source, limit=_MISSING_SHOWN)
+        finder = FileFinder(self.places or (self.root,))
+        for number, record in enumerate(missing):
             name = record.filename or str(record.path)
-            problems.add(f"no such file: {name!r}", row=record.row, column=self.image_column)
+            close = finder.suggest(name) if number < _MISSING_SHOWN else ""
+            problems.add(
+                f"no such file: {name!r}.{close}", row=record.row, column=self.image_column
+            )
         total = f"{len(missing):,} of {counted(len(self), 'image')}"
         places = ", ".join(shown(place) for place in self.places) or shown(self.root)
         problems.hint(
