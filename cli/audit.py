@@ -21,19 +21,24 @@ _PATH = click.Path(path_type=Path)
     help="Run whose splits and held-out scores are looked at (default: the newest of the data).",
 )
 @click.option(
-    "--pairs", type=_PATH, help="CSV file of judged pairs, to look for preference cycles in."
+    "--pairs",
+    type=_PATH,
+    multiple=True,
+    help="CSV file of judged pairs, to look for preference cycles in; may be given several times.",
 )
 @click.option(
     "--top", type=click.IntRange(min=0), default=5, show_default=True,
     help="Findings shown of each kind; the file has all.",
 )  # fmt: skip
 @click.option("--out", type=_PATH, default=Path(), help="Folder for audit.csv and near_groups.csv.")
-@config_options("audit", "embed.cache_dir", "train.output_dir", "data.separator")
+@config_options(
+    "audit", "embed.cache_dir", "train.output_dir", "train.pairs_zero", "data.separator"
+)
 def audit_command(
     resolved: Resolved,
     data: Path | None,
     run: Path | None,
-    pairs: Path | None,
+    pairs: tuple[Path, ...],
     top: int,
     out: Path,
 ) -> int:

@@ -54,7 +54,13 @@ def _option(setting: Setting, flag: str) -> Callable[[Callable[..., Any]], Calla
         return click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=text)
     # Choices and types are checked by the setting itself, so that YAML and flags say the same.
     metavar = "|".join(setting.choices) or {str: "TEXT", int: "N", float: "X"}[setting.kind]
+    if setting.several:
+        return click.option(flag, name, multiple=True, metavar=metavar, help=text, callback=_listed)
     return click.option(flag, name, default=None, metavar=metavar, help=text)
+
+
+def _listed(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> Any:
+    return list(values) or None
 
 
 def _variable(setting: Setting) -> str:

@@ -26,6 +26,7 @@ def option(
     low: float | None = None,
     high: float | None = None,
     flag: str | None = None,
+    several: bool = False,
 ) -> Any:
     """Declare a setting: a dataclass field with its documentation.
 
@@ -36,8 +37,11 @@ def option(
         low: the smallest accepted number.
         high: the largest accepted number.
         flag: the command line name, where it is not the field's name.
+        several: the flag may be given several times; the values are joined by commas.
     """
-    metadata = {"help": help, "choices": choices, "low": low, "high": high, "flag": flag}
+    metadata = {
+        "help": help, "choices": choices, "low": low, "high": high, "flag": flag, "several": several,
+    }  # fmt: skip
     return field(default=default, metadata=metadata)
 
 
@@ -186,7 +190,14 @@ class TrainConfig:
         "Which pairs an epoch sees: all pairs among the images of each batch, sampled (one drawn "
         "pair per training image, the classic recipe), or those of a CSV file with the columns "
         "image_path_1, image_path_2, label (1: the first is better, -1: the second, 0: a tie) and, "
-        "if wanted, weight.",
+        "if wanted, weight; several files are all read.",
+        several=True,
+    )
+    pairs_zero: str | None = option(
+        None,
+        "What the label 0 means in pairs files without -1: a tie, or that the second image is better "
+        "(auto: a tie, with a warning).",
+        choices=("tie", "second"),
     )
     label: str = option(
         "tier",

@@ -33,6 +33,7 @@ class Setting:
     low: float | None
     high: float | None
     flag: str
+    several: bool  # the flag may be given several times
 
     @property
     def key(self) -> str:
@@ -122,6 +123,7 @@ def settings(*sections: str) -> Iterator[Setting]:
                 low=item.metadata["low"],
                 high=item.metadata["high"],
                 flag=flag,
+                several=item.metadata["several"],
             )
 
 

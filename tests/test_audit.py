@@ -287,8 +287,14 @@ def test_cycles(work: Path) -> None:
     (work / "pairs.csv").write_text(
         "image_path_1,image_path_2,label\nc.png,d.png,1\nd.png,e.png,1\nc.png,e.png,-1\nc.png,f.png,0\n"
     )
-    assert found(config, pairs=work / "pairs.csv") == [("cycle", ["c.png", "d.png", "e.png"])]
+    assert found(config, pairs=[work / "pairs.csv"]) == [("cycle", ["c.png", "d.png", "e.png"])]
     assert rows_of(work / "audit.csv")[0]["rows"] == "2; 3; 4"
+    header, *rows = (work / "pairs.csv").read_text().splitlines(keepends=True)
+    for name, part in (("one.csv", rows[:1]), ("two.csv", rows[1:])):
+        (work / name).write_text("".join([header, *part]))
+    both = [work / "one.csv", work / "two.csv"]
+    assert found(config, pairs=both) == [("cycle", ["c.png", "d.png", "e.png"])]
+    assert rows_of(work / "audit.csv")[0]["rows"] == "one.csv:2; two.csv:2; two.csv:3"
 
 
 def test_the_command_ends_with_the_status_asked_for(

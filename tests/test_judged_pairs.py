@@ -52,13 +52,23 @@ def test_pairs_without_tiers(work: Path, capfd: pytest.CaptureFixture[str]) -> N
     names = ungraded(work / "photos")
     brightness_pairs(work / "pairs.csv", names, lambda one, other: one > other)
     assert run(["embed", "photos", *TINY]) == 0
-    assert run([*TRAIN, "--pairs", "pairs.csv", *LARGER]) == 0
+    header, *rows = (work / "pairs.csv").read_text(encoding="utf-8").splitlines(keepends=True)
+    for name, part in (("one.csv", rows[:200]), ("two.csv", rows[200:])):
+        (work / name).write_text("".join([header, *part]), encoding="utf-8")
+    twice = ["--pairs", "one.csv", "--pairs", "one.csv"]
+    assert run([*TRAIN, *twice, *LARGER]) == 1
+    assert "one file is named twice" in capfd.readouterr().err
+    assert run([*TRAIN, "--pairs", "one.csv", "--pairs", "two.csv", *LARGER]) == 0
     err = capfd.readouterr().err
-    assert "435 judged pairs; used: train" in err and "images in different splits" in err
+    assert (
+        "one.csv, two.csv: 435 judged pairs; used: train" in err
+        and "images in different splits" in err
+    )
     (folder,) = (work / "runs").iterdir()
     split = {row["image_id"]: row["split"] for row in rows_of(folder / "split.csv")}
     kept = rows_of(folder / "pairs.csv")
     assert len(kept) == 435 and {row["judge"] for row in kept} == {"Kim"}
+    assert {row["file"] for row in kept} == {"one.csv", "two.csv"}
     for row in kept:
         one, other = split[row["image_id_1"]], split[row["image_id_2"]]
         assert (row["split"], row["dropped"]) == (

@@ -18,7 +18,7 @@ from mirip_fast.ranking.device_rows import DeviceRows
 from mirip_fast.ranking.objective import (
     Objective,
     make_loss,
-    pairs_file,
+    pairs_files,
     parse_tier_weights,
     require_pairs,
 )
@@ -337,8 +337,8 @@ def test_a_share_goes_with_all_pairs() -> None:
 
 
 def test_pairs_name_a_file_or_a_way(tmp_path) -> None:
-    assert pairs_file(config()) is None and pairs_file(config(pairs="sampled")) is None
+    assert pairs_files(config()) == pairs_files(config(pairs="sampled")) == []
     (tmp_path / "p.csv").touch()
-    assert pairs_file(config(pairs=str(tmp_path / "p.csv"))) == tmp_path / "p.csv"
+    assert pairs_files(config(pairs=str(tmp_path / "p.csv"))) == [tmp_path / "p.csv"]
     with pytest.raises(ConfigError, match="--pairs samplde: use all, sampled, or a CSV file"):
-        pairs_file(config(pairs="samplde"))
+        pairs_files(config(pairs="samplde"))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mirip_fast.data.cycles import read_judgements
 from mirip_fast.data.pair_files import Judgements, read_pairs
 from mirip_fast.data.records import Record
 from mirip_fast.errors import DataError
@@ -24,7 +25,7 @@ def read(tmp_path: Path, text: str, **options: str) -> Judgements:
     path.parent.mkdir(exist_ok=True)
     path.write_text(text, encoding="utf-8")
     root = tmp_path / "data" / "images"
-    return read_pairs(path, records(root), [tmp_path / "data", root], **options)
+    return read_pairs([path], records(root), [tmp_path / "data", root], **options)
 
 
 def faults(tmp_path: Path, text: str) -> str:
@@ -54,7 +55,7 @@ def test_a_file_name_comes_before_an_id(tmp_path: Path) -> None:
     path = tmp_path / "pairs.csv"
     path.write_text("image_path_1,image_path_2,label\nx,y,1\n")
     known = [Record("x", Path("/d/y"), filename="y"), Record("z", Path("/d/x"), filename="x")]
-    assert read_pairs(path, known, []).images.tolist() == [[1, 0]]
+    assert read_pairs([path], known, []).images.tolist() == [[1, 0]]
 
 
 def test_separators_and_spellings_of_labels(tmp_path: Path) -> None:
@@ -145,3 +146,40 @@ def test_old_paths_are_known_by_their_ends_where_no_doubt_is_left(
         "3, image_path_1: '/x/2/a.png' is no image of the data set. Did you mean 'a.png'?" in told
     )
     assert "'C.JPG' is no image of the data set. Did you mean 'c.png'?" in told
+
+
+ZEROS = "image_path_1,image_path_2,label\na.png,c.png,1\na.png,sub/b.png,0\n"
+
+
+@pytest.mark.parametrize(
+    ("more", "zero", "labels", "said"),
+    [("", None, [1, 0], "never -1, and 1 label of 0 count as ties"),
+     ("", "tie", [1, 0], ""),
+     ("", "second", [1, -1], "1 label of 0: the second image is better"),
+     ("c.png,sub/b.png,-1\n", None, [1, 0, -1], ""),
+     ("c.png,sub/b.png,-1\n", "second", [1, 0, -1], "has -1 as well, so 1 label of 0 are ties")],
+)  # fmt: skip
+def test_what_a_zero_means_is_asked_where_it_is_in_doubt(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture,
+    more: str, zero: str | None, labels: list[int], said: str,
+) -> None:  # fmt: skip
+    """Files labelled 1 and 0 are usual elsewhere; as ties, half of them would teach nothing."""
+    caplog.set_level(logging.INFO, "mirip_fast")
+    path = tmp_path / "pairs.csv"
+    path.write_text(ZEROS + more)
+    judged = read_pairs([path], records(tmp_path), [tmp_path], zero=zero)
+    assert judged.label.tolist() == labels
+    assert (said in caplog.text) if said else not caplog.text
+    judgements, ties = read_judgements(path, zero=zero)
+    assert ties == labels.count(0) and len(judgements) == len(labels) - ties
+
+
+def test_several_files_are_one_list_of_judgements(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, label in (("one.csv", 1), ("two.csv", -1)):
+        (tmp_path / name).write_text(f"image_path_1,image_path_2,label\na.png,c.png,{label}\n")
+    files = [tmp_path / "one.csv", tmp_path / "two.csv"]
+    judged = read_pairs(files, records(tmp_path), [tmp_path])
+    assert judged.label.tolist() == [1, -1] and judged.files == files
+    assert f"(rows {files[0]}:2 and {files[1]}:2)" in caplog.text

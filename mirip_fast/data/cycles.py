@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from mirip_fast.data.csv_reader import Problems
-from mirip_fast.data.pair_files import FIRST, LABEL, SECOND, named, pairs_table, verdict
+from mirip_fast.data.pair_files import FIRST, LABEL, SECOND, named, pairs_table, verdict, with_zeros
 from mirip_fast.text import nfc
 
 #: Images from which cycles are looked for in one component; a larger one is searched in part.
@@ -66,12 +66,15 @@ def image_name(text: str) -> str:
     return posixpath.normpath(clean)
 
 
-def read_judgements(path: Path, *, separator: str | None = None) -> tuple[list[Judgement], int]:
+def read_judgements(
+    path: Path, *, zero: str | None = None, separator: str | None = None
+) -> tuple[list[Judgement], int]:
     """Read the preferences in a pairs file.
 
     Args:
         path: CSV file with the columns image_path_1, image_path_2 and label: 1 where the first image is
             the better one, −1 where the second is, 0 for a tie. Other columns are not looked at.
+        zero: what the label 0 means, see :func:`mirip_fast.data.pair_files.read_pairs`.
         separator: between cells; None finds it out.
 
     Returns:
@@ -82,19 +85,21 @@ def read_judgements(path: Path, *, separator: str | None = None) -> tuple[list[J
     """
     table = pairs_table(path, separator=separator)
     problems = Problems(path)
-    judgements, ties = [], 0
+    pairs, labels = [], []
     for row, cells in table.rows:
         values = dict(zip(table.columns, cells, strict=True))
         for name in (FIRST, SECOND):
             named(values[name], problems, row, name)
-        sign = verdict(values[LABEL], problems, row)
-        if sign == 0:
-            ties += 1
-        else:
-            better, worse = (FIRST, SECOND) if sign > 0 else (SECOND, FIRST)
-            judgements.append(Judgement(image_name(values[better]), image_name(values[worse]), row))
+        pairs.append((image_name(values[FIRST]), image_name(values[SECOND]), row))
+        labels.append(verdict(values[LABEL], problems, row))
     problems.raise_if_any()
-    return judgements, ties
+    labels = with_zeros(path, labels, zero)
+    judgements = [
+        Judgement(one, other, row) if label > 0 else Judgement(other, one, row)
+        for (one, other, row), label in zip(pairs, labels, strict=True)
+        if label
+    ]
+    return judgements, labels.count(0)
 
 
 def find_tangles(judgements: Sequence[Judgement], *, cycles: int = 5) -> list[Tangle]:

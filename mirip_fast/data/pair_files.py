@@ -42,7 +42,7 @@ class Judgements:
     """p judged pairs, in the order of their file.
 
     Attributes:
-        path: the file.
+        files: [p] the file of each.
         images: [p, 2] int64, indexes of the two images among the records.
         label: [p] int64; 1 the first image is better, −1 the second, 0 a tie.
         weight: [p] float64, at least 0; 1 where the file says nothing.
@@ -50,7 +50,7 @@ class Judgements:
         extra: [p] the other columns, as written.
     """
 
-    path: Path
+    files: Sequence[Path]
     images: NDArray[np.int64]
     label: NDArray[np.int64]
     weight: NDArray[np.float64]
@@ -62,31 +62,55 @@ class Judgements:
 
 
 def read_pairs(
-    path: Path,
+    paths: Sequence[Path],
     records: Sequence[Record],
     places: Sequence[Path],
     *,
+    zero: str | None = None,
     separator: str | None = None,
     encoding: str = "utf-8",
 ) -> Judgements:
-    """Read a file of judged pairs of the images in ``records``.
+    """Read files of judged pairs of the images in ``records``.
 
     An image is named as the data set names it (its file), by its path (absolute, or relative to one of
     the places or to the folder of the pairs file), or by its image_id. Pairs that are judged both ways are
     kept, as people do differ, and told.
 
     Args:
-        path: CSV file with the columns image_path_1, image_path_2, label and, if there are weights,
+        paths: CSV files with the columns image_path_1, image_path_2, label and, if there are weights,
             weight; any other columns are kept.
         records: the images.
         places: folders that the data set's file names start from.
+        zero: what the label 0 means in a file without −1: ``tie``, or that the ``second`` image is better;
+            ``None`` takes ties and warns where there is a 1.
         separator: between cells; ``None`` finds it out.
         encoding: of the file.
 
     Raises:
-        DataError: the file can not be read, a column is missing, or rows are faulty (unknown images,
+        DataError: a file can not be read, a column is missing, or rows are faulty (unknown images,
             the same image twice, labels other than 1, 0, −1, weights below 0); all faults in one message.
     """
+    parts = [_read_file(path, records, places, zero, separator, encoding) for path in paths]
+    judged = Judgements(
+        files=[path for part in parts for path in part.files],
+        images=np.concatenate([part.images for part in parts]),
+        label=np.concatenate([part.label for part in parts]),
+        weight=np.concatenate([part.weight for part in parts]),
+        rows=[row for part in parts for row in part.rows],
+        extra=[extra for part in parts for extra in part.extra],
+    )
+    _tell_contradictions(judged)
+    return judged
+
+
+def _read_file(
+    path: Path,
+    records: Sequence[Record],
+    places: Sequence[Path],
+    zero: str | None,
+    separator: str | None,
+    encoding: str,
+) -> Judgements:
     table = pairs_table(path, separator=separator, encoding=encoding)
     problems = Problems(path)
     finder = _Finder(records, [*places, path.parent, path.parent / "images"])
@@ -116,16 +140,14 @@ def read_pairs(
             *(shown(path), counted(len(finder.moved), "file name")),
             *(old, records[number].filename or records[number].image_id),
         )
-    judged = Judgements(
-        path=path,
+    return Judgements(
+        files=[path] * len(labels),
         images=np.array(images, dtype=np.int64).reshape(-1, 2),
-        label=np.array(labels, dtype=np.int64),
+        label=np.array(with_zeros(path, labels, zero), dtype=np.int64),
         weight=np.array(weights, dtype=np.float64),
         rows=[row for row, _ in table.rows],
         extra=extra,
     )
-    _tell_contradictions(judged)
-    return judged
 
 
 def pairs_table(path: Path, *, separator: str | None = None, encoding: str = "utf-8") -> Table:
@@ -241,6 +263,25 @@ def verdict(text: str, problems: Problems, row: int) -> int:
         return 0
 
 
+def with_zeros(path: Path, labels: list[int], zero: str | None) -> list[int]:
+    """The labels of a file with what 0 means put in; see :func:`read_pairs`."""
+    zeros = counted(labels.count(0), "label") + " of 0"
+    if -1 in labels or 0 not in labels:
+        if zero == "second" and 0 in labels:
+            log.warning("%s: has -1 as well, so %s are ties", shown(path), zeros)
+        return labels
+    if zero == "second":
+        log.info("%s: %s: the second image is better", shown(path), zeros)
+        return [label or -1 for label in labels]
+    if zero is None and 1 in labels:
+        log.warning(
+            "%s: the labels are 1 and 0, never -1, and %s count as ties, which teach no order. If 0 means "
+            "that the second image is better, give --pairs-zero second; if not, --pairs-zero tie",
+            *(shown(path), zeros),
+        )
+    return labels
+
+
 def _weight(text: str, problems: Problems, row: int) -> float:
     if not text.strip():
         return 1.0
@@ -260,17 +301,26 @@ def _weight(text: str, problems: Problems, row: int) -> float:
 
 def _tell_contradictions(judged: Judgements) -> None:
     """Warn of pairs that are judged both ways, with their rows."""
-    rows: dict[tuple[int, int], dict[int, int]] = defaultdict(dict)  # pair → verdict → first row
-    verdicts = zip(judged.images.tolist(), judged.label.tolist(), judged.rows, strict=True)
-    for (one, other), label, row in verdicts:
+    first: dict[tuple[int, int], dict[int, int]] = defaultdict(
+        dict
+    )  # pair → verdict → its first place
+    for place, ((one, other), label) in enumerate(
+        zip(judged.images.tolist(), judged.label.tolist(), strict=True)
+    ):
         pair, verdict = ((one, other), label) if one < other else ((other, one), -label)
-        rows[pair].setdefault(verdict, row)
-    both = [(found[1], found[-1]) for found in rows.values() if 1 in found and -1 in found]
+        first[pair].setdefault(verdict, place)
+    both = [sorted((found[1], found[-1])) for found in first.values() if 1 in found and -1 in found]
     if both:
-        some = "; ".join("rows {} and {}".format(*sorted(pair)) for pair in both[:_SHOWN])
+        files = list(dict.fromkeys(judged.files))
+
+        def where(place: int) -> str:
+            row = str(judged.rows[place])
+            return row if len(files) == 1 else f"{shown(judged.files[place])}:{row}"
+
+        some = "; ".join(f"rows {where(one)} and {where(two)}" for one, two in both[:_SHOWN])
         log.warning(
             "%s: %s judged both ways (%s%s); all judgements count",
-            shown(judged.path),
+            ", ".join(map(shown, files)),
             counted(len(both), "pair"),
             some,
             "; …" if len(both) > _SHOWN else "",

@@ -162,7 +162,7 @@ def judgements_of(works: Works, file: JudgementFile) -> list[Judgement]:
         return []
     manifest = works.images.manifest
     records = [*manifest.records, *works.others]
-    found = from_file(read_pairs(file.path, records, [*manifest.places, manifest.root]))
+    found = from_file(read_pairs([file.path], records, [*manifest.places, manifest.root]))
     n = len(works)
     judged = [j for j in found if j.pair.one < n and j.pair.other < n]
     log.info("%s: going on after %s", shown(file.path), counted(len(found), "judgement"))

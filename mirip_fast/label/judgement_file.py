@@ -229,7 +229,7 @@ def _lock(handle: int, path: Path) -> None:
     except BlockingIOError as error:
         raise DataError(
             f"{shown(path)} is in use: another `mirip-fast label` writes to it. Close that one, or give "
-            "another file with --out; `train --pairs` reads one file, so join them afterwards."
+            "another file with --out: `train --pairs ONE --pairs OTHER` reads both."
         ) from error
     except OSError:
         return  # a network file system without locks

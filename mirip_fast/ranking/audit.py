@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mirip_fast.config import Config
@@ -59,7 +59,7 @@ def audit(
     *,
     data: Path | None = None,
     run: Path | None = None,
-    pairs: Path | None = None,
+    pairs: Sequence[Path] = (),
     out: Path = Path(),
 ) -> Audit:
     """Look for what makes scores untrue, and write audit.csv and near_groups.csv.
@@ -68,7 +68,7 @@ def audit(
         config: the sections audit, embed (cache folder) and train (folder of the runs) are used.
         data: the embedded folder or CSV file; None takes the newest one with grades, else the newest.
         run: the run whose splits and held-out scores are looked at; None takes the newest of the data.
-        pairs: CSV file of judged pairs, to look for cycles in.
+        pairs: CSV files of judged pairs, to look for cycles in.
         out: folder for the files.
 
     Raises:
@@ -99,7 +99,7 @@ def audit(
         )
     found, said = _scores(dataset, trained, images, config.audit.disagreement)
     findings, checked = findings + found, [*checked, said]
-    if pairs is not None:
+    if pairs:
         found, said = _cycles(pairs, config)
         findings, checked = findings + found, [*checked, said]
     findings = in_order(findings)
@@ -172,15 +172,24 @@ def _scores(
     )
 
 
-def _cycles(pairs: Path, config: Config) -> tuple[list[Finding], str]:
-    judgements, ties = read_judgements(pairs, separator=config.data.separator)
+def _cycles(pairs: Sequence[Path], config: Config) -> tuple[list[Finding], str]:
+    judgements, ties = [], 0
+    where: list[int | str] = []  # the row of each judgement, with its file where there are several
+    for path in dict.fromkeys(pairs):
+        found, tied = read_judgements(
+            path, zero=config.train.pairs_zero, separator=config.data.separator
+        )
+        ties += tied
+        for judgement in found:
+            judgements.append(replace(judgement, row=len(where)))
+            where.append(judgement.row if len(pairs) == 1 else f"{shown(path)}:{judgement.row}")
     tangles = find_tangles(judgements)
     findings = [
         Finding(
             "cycle",
             images=cycle.images,
             advice="judge these pairs again, or take one of the rows out",
-            rows=cycle.rows,
+            rows=[where[row] for row in cycle.rows],
             value=_tangle_text(tangle),
             weight=1 / len(cycle.images),
         )
@@ -190,7 +199,8 @@ def _cycles(pairs: Path, config: Config) -> tuple[list[Finding], str]:
     inside = sum(len(tangle.rows) for tangle in tangles)
     return findings, (
         f"Preferences: {counted(len(judgements), 'judgement')} and {counted(ties, 'tie')} in "
-        f"{shown(pairs)}; {inside} of them lie on cycles, in {counted(len(tangles), 'tangle')}"
+        f"{', '.join(map(shown, pairs))}; {inside} of them lie on cycles, in "
+        f"{counted(len(tangles), 'tangle')}"
     )
 
 

@@ -48,7 +48,8 @@ class Finding:
         kind: one of :data:`KINDS`.
         images: image ids.
         advice: what to do.
-        rows: lines in the CSV file of the data, or in the pairs file for a cycle.
+        rows: lines in the CSV file of the data, or in the pairs file for a cycle (with its name
+            where there are several).
         splits: train, val or test.
         tiers: names of the tiers.
         value: what was measured, in words.
@@ -59,7 +60,7 @@ class Finding:
     kind: str
     images: Sequence[str]
     advice: str
-    rows: Sequence[int] = ()
+    rows: Sequence[int | str] = ()
     splits: Sequence[str] = ()
     tiers: Sequence[str] = ()
     value: str = ""

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 #: File in a run's folder: every pair of the file that was given, with its split or why it has none.
 PAIRS_FILE = "pairs.csv"
 
-_COLUMNS = ("image_id_1", "image_id_2", LABEL, WEIGHT, "split", "dropped", "row")
+_COLUMNS = ("image_id_1", "image_id_2", LABEL, WEIGHT, "split", "dropped", "file", "row")
 _FEW = 30  # validation pairs; fewer say little about which epoch is best
 
 
@@ -77,16 +77,19 @@ class JudgedPairs:
         )
 
 
-def read_judged_pairs(path: Path, images: GradedImages, left_out: Sequence[Record]) -> JudgedPairs:
-    """Read a pairs file for a run.
+def read_judged_pairs(
+    paths: Sequence[Path], images: GradedImages, left_out: Sequence[Record], zero: str | None = None
+) -> JudgedPairs:
+    """Read the pairs files of a run.
 
     Pairs whose images lie in different splits are dropped, as are those with an image that could not be
     embedded and those of one picture under two names; they are counted.
 
     Args:
-        path: the file.
+        paths: the files, at least one; all their pairs count.
         images: the run's images.
         left_out: images of the data set that could not be embedded.
+        zero: what the label 0 means, see :func:`mirip_fast.data.pair_files.read_pairs`.
 
     Raises:
         DataError: faulty rows.
@@ -94,7 +97,7 @@ def read_judged_pairs(path: Path, images: GradedImages, left_out: Sequence[Recor
     manifest = images.manifest
     whole = [*manifest.records, *left_out]
     places = [*manifest.places, manifest.root]
-    judged = read_pairs(path, whole, places, encoding=manifest.options.encoding)
+    judged = read_pairs(paths, whole, places, zero=zero, encoding=manifest.options.encoding)
     fates = [_fate(images, int(one), int(other)) for one, other in judged.images]
     table = [
         {
@@ -105,6 +108,7 @@ def read_judged_pairs(path: Path, images: GradedImages, left_out: Sequence[Recor
             WEIGHT: repr(float(judged.weight[i])),
             "split": fate if fate in SPLITS else None,
             "dropped": None if fate in SPLITS else fate,
+            "file": shown(judged.files[i]),
             "row": judged.rows[i],
         }
         for i, fate in enumerate(fates)
@@ -117,7 +121,7 @@ def read_judged_pairs(path: Path, images: GradedImages, left_out: Sequence[Recor
         judged.weight[used],
         table,
     )
-    _tell(path, Counter(fates))
+    _tell(paths, Counter(fates))
     _warn_of_few(pairs, graded=manifest.has_grades)
     return pairs
 
@@ -165,10 +169,10 @@ def _fate(images: GradedImages, one: int, other: int) -> str:
     return images.splits[one]
 
 
-def _tell(path: Path, fates: Counter[str]) -> None:
+def _tell(paths: Sequence[Path], fates: Counter[str]) -> None:
     used = ", ".join(f"{split} {fates[split]:,}" for split in SPLITS)
     total = counted(sum(fates.values()), "judged pair")
-    log.info("%s: %s; used: %s", shown(path), total, used)
+    log.info("%s: %s; used: %s", ", ".join(map(shown, paths)), total, used)
     dropped = {why: count for why, count in fates.items() if why not in SPLITS}
     if dropped:
         reasons = "; ".join(f"{why} {count:,}" for why, count in sorted(dropped.items()))

@@ -191,21 +191,27 @@ def describe_pairs(config: TrainConfig, train: Rows) -> str:
     return text
 
 
-def pairs_file(config: TrainConfig) -> Path | None:
-    """The file that ``--pairs`` names; None for all and sampled.
+def pairs_files(config: TrainConfig) -> list[Path]:
+    """The files that ``--pairs`` names; none for all and sampled.
 
     Raises:
-        ConfigError: there is no such file.
+        ConfigError: there is no such file, or one is named twice.
     """
     if config.pairs in (ALL, SAMPLED):
-        return None
-    path = Path(config.pairs).expanduser()
-    if not path.is_file():
+        return []
+    whole = Path(config.pairs).expanduser()  # its name may have a comma in it
+    names = [config.pairs] if whole.is_file() else config.pairs.split(",")
+    paths = [Path(name.strip()).expanduser() for name in names]
+    for name, path in zip(names, paths, strict=True):
+        if not path.is_file():
+            raise ConfigError(
+                f"--pairs {name}: use all, sampled, or a CSV file of judged pairs; there is no such file"
+            )
+    if len({path.resolve() for path in paths}) < len(paths):
         raise ConfigError(
-            f"--pairs {config.pairs}: use all, sampled, or a CSV file of judged pairs; there is no such "
-            "file"
+            f"--pairs {config.pairs}: one file is named twice; each judgement counts once"
         )
-    return path
+    return paths
 
 
 def parse_tier_weights(text: str, tiers: Sequence[str]) -> tuple[tuple[float, ...], ...] | None:
@@ -338,6 +344,8 @@ def _check(config: TrainConfig, within: bool) -> None:
         (listed and config.label != "tier", "--label goes with --pairs all or sampled, not with a file"),
         (listed and bool(config.tier_weights.strip()),
          "--tier-weights goes with --pairs all or sampled; a pairs file has a column weight"),
+        (not listed and config.pairs_zero is not None,
+         "--pairs-zero goes with --pairs FILE.csv, whose labels it explains"),
         (listed and config.within_share is not None,
          "--within-share goes with --pairs all, not with a file of pairs"),
     ]  # fmt: skip

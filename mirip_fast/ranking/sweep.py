@@ -29,7 +29,7 @@ from mirip_fast.files import read_json, write_atomically, write_csv, write_json,
 from mirip_fast.ranking.dataset_settings import with_dataset
 from mirip_fast.ranking.folds import assign_folds, leave_out, units_of
 from mirip_fast.ranking.graded import GradedImages, graded_of_dataset, load_split, save_split
-from mirip_fast.ranking.objective import make_loss, pairs_file
+from mirip_fast.ranking.objective import make_loss, pairs_files
 from mirip_fast.ranking.search_space import (
     Cell,
     cell_text,
@@ -124,7 +124,7 @@ def start_sweep(config: Config, request: SweepRequest) -> Sweep:
         RunNotFoundError: nothing embedded that could be trained on.
         DataError, StoreError: the data or the cache can not be used.
     """
-    if pairs_file(config.train) is not None:
+    if pairs_files(config.train):
         raise ConfigError("--pairs FILE: a sweep learns from grades; use --pairs all or sampled")
     cells = make_cells(parse_axes(request.grid), request.random, config.train.seed)
     cache_dir = Path(config.embed.cache_dir)

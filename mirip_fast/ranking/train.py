@@ -46,7 +46,7 @@ from mirip_fast.ranking.judged_pairs import (
     read_judged_pairs,
     save_judged_pairs,
 )
-from mirip_fast.ranking.objective import describe_pairs, make_loss, pairs_file, require_pairs
+from mirip_fast.ranking.objective import describe_pairs, make_loss, pairs_files, require_pairs
 from mirip_fast.ranking.references import write_validation_references
 from mirip_fast.ranking.rows import ListedPairs, Rows, read_features
 from mirip_fast.ranking.scorer import ScoreModel, load_score_model
@@ -95,24 +95,25 @@ def train_head(config: Config, request: Request) -> tuple[Run, FitResult | Folds
     if request.only_folds and not config.train.folds:
         raise ConfigError("--only-folds goes with --folds: say how many there are")
     cache_dir = Path(config.embed.cache_dir)
-    judged_file = pairs_file(config.train)
+    judged_files = pairs_files(config.train)
     for flag in ("folds", "bootstrap"):
-        if judged_file is not None and getattr(config.train, flag):
+        if judged_files and getattr(config.train, flag):
             raise ConfigError(
                 f"--{flag} goes with --pairs all or sampled, not with a file of pairs: it divides the "
                 "images, and of judged pairs hardly any would keep both theirs"
             )
-    find = newest_graded if judged_file is None else newest_dataset
+    find = newest_dataset if judged_files else newest_graded
     dataset = find(cache_dir, request.data)
     backbone = shown(Path(dataset.info["backbone"]))
     log.info("Data set %s (embedded with %s)", shown(dataset.source), backbone)
     images = _images(config, request, dataset, cache_dir)
     if request.debug:
         config = _as_trial(config)
-        images = images if judged_file else trial(images, _TRIAL_IMAGES)
+        images = images if judged_files else trial(images, _TRIAL_IMAGES)
     judged = None
-    if judged_file is not None:
-        judged = read_judged_pairs(judged_file, images, left_out(dataset))
+    if judged_files:
+        zero = config.train.pairs_zero
+        judged = read_judged_pairs(judged_files, images, left_out(dataset), zero)
     config = with_dataset(config, dataset)
     rows = {split: _labels(images, judged, split, config)[1] for split in ("train", "val")}
     loss = make_loss(config.train, images.manifest.tiers, within=rows["train"].within is not None)
@@ -362,7 +363,7 @@ def _finish(
 
 
 def _images(config: Config, request: Request, dataset: Dataset, cache_dir: Path) -> GradedImages:
-    need_tiers = pairs_file(config.train) is None
+    need_tiers = not pairs_files(config.train)
     if not request.split_files:
         return graded_of_dataset(dataset, config.split, need_tiers=need_tiers)
     root = path_of(dataset.info["root"])
