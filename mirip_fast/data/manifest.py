@@ -27,6 +27,7 @@ __all__ = [
     "Record",
     "check_trainable",
     "imbalance_remark",
+    "only_graded",
     "read_manifest",
     "write_manifest_csv",
 ]
@@ -114,24 +115,33 @@ def write_manifest_csv(path: Path, manifest: Manifest) -> None:
         ) from error
 
 
+def only_graded(manifest: Manifest) -> Manifest:
+    """The images that have a tier; all of them where none has one.
+
+    Reading the manifest told how many have none.
+    """
+    graded = [i for i, record in enumerate(manifest.records) if record.tier is not None]
+    return manifest.subset(graded) if 0 < len(graded) < len(manifest) else manifest
+
+
 def check_trainable(manifest: Manifest) -> None:
     """Refuse a data set that no ranking can be learned from.
 
+    Args:
+        manifest: images that all have a tier, or none (:func:`only_graded`).
+
     Raises:
-        DataError: images without a tier, fewer than two tiers, or a tier with a single image; names
-            the file, the rows and the column.
+        DataError: no tiers, fewer than two, or a tier with a single image; names the file, the rows and the
+            column.
     """
     column = manifest.options.tier_column
     problems = Problems(manifest.source)
-    ungraded = [record for record in manifest.records if record.tier is None]
-    if len(ungraded) == len(manifest):
+    if all(record.tier is None for record in manifest.records):
         problems.add(
             f"the images have no grades. A column {column!r} with {'/'.join(manifest.tiers)} is "
             "needed (another name: --tier-column), or one folder per tier"
         )
         problems.raise_if_any()
-    for record in ungraded:
-        problems.add(f"{record.image_id!r} has no tier", row=record.row, column=column)
     counts = {name: count for name, count in manifest.tier_counts().items() if count}
     if len(counts) == 1:
         (only,) = counts

@@ -200,7 +200,24 @@ class Rows:
             )
         unique = self._without_duplicates(records)
         self.problems.raise_if_any()
+        self._tell_ungraded(unique)
         return self._with_moved(unique) if self.nowhere else unique
+
+    def _tell_ungraded(self, records: Sequence[Record]) -> None:
+        """Say how many works have no grade, where there is a column of grades."""
+        empty = [record for record in records if record.tier is None]
+        if self.columns.tier is None or not empty:
+            return
+        graded = len(records) - len(empty)
+        first = f"row {empty[0].row}, {empty[0].image_id!r}"
+        log.warning(
+            "%s: %s of %s a grade; %s",
+            *(shown(self.table.path), f"{graded:,}" if graded else "none"),
+            f"{counted(len(records), 'work')} {'have' if graded > 1 else 'has'}",
+            f"the others (first: {first}) are left out where grades are needed"
+            if graded
+            else f"the column {self.columns.tier!r} is empty",
+        )
 
     def _record(self, row: int, cells: list[str]) -> Record:
         columns = self.columns

@@ -11,7 +11,7 @@ from pathlib import Path
 from mirip_fast.config import Config, DataConfig, EmbedConfig
 from mirip_fast.data.csv_reader import shown
 from mirip_fast.data.decode_pool import DecodeJob, DecodePool
-from mirip_fast.data.manifest import check_trainable, imbalance_remark, read_manifest
+from mirip_fast.data.manifest import check_trainable, imbalance_remark, only_graded, read_manifest
 from mirip_fast.data.near_groups import near_labels
 from mirip_fast.data.records import DataOptions, Record
 from mirip_fast.data.splits import SPLITS, split_manifest
@@ -106,7 +106,7 @@ def source_of_data(source: Path | None, config: Config) -> Source:
 
 
 def _source_of_folder(source: Path, config: Config) -> Source:
-    manifest = read_manifest(source, DataOptions.from_config(config.data))
+    manifest = only_graded(read_manifest(source, DataOptions.from_config(config.data)))
     manifest.require_files()
     check_trainable(manifest)
     with open_hashes(Path(config.embed.cache_dir)) as memory:

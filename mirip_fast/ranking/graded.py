@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mirip_fast.config import DataConfig, SplitConfig
 from mirip_fast.data.csv_reader import shown
-from mirip_fast.data.manifest import check_trainable, imbalance_remark, read_manifest
+from mirip_fast.data.manifest import check_trainable, imbalance_remark, only_graded, read_manifest
 from mirip_fast.data.near_groups import near_labels
 from mirip_fast.data.place_manifest import is_there
 from mirip_fast.data.places import keep_indexes_in
@@ -173,14 +173,20 @@ def graded_of_dataset(
     Args:
         dataset: the data set.
         split: shares and seed.
-        need_tiers: refuse images without tiers; else those of a data set that has them for only some
-            images, or for none, are all taken as without.
+        need_tiers: leave out images without a tier and refuse a data set that has none; else the images of
+            one that has tiers for only some, or for none, are all taken as without.
 
     Raises:
         DataError: files that vanished, faulty grades, or too few images.
         StoreError: images were added since the data set was embedded.
     """
     manifest, hashes = _current(dataset)
+    if need_tiers:
+        graded = only_graded(manifest)
+        if len(graded) < len(manifest):
+            kept = zip(hashes, manifest.records, strict=True)
+            hashes = [sha for sha, record in kept if record.tier is not None]
+            manifest = graded
     if need_tiers or manifest.has_grades:
         check_trainable(manifest)
         remark = imbalance_remark(manifest)
@@ -230,6 +236,8 @@ def graded_of_files(
     if options.image_root is None:
         options = DataOptions.from_config(DataConfig(**{**vars(data), "image_root": str(root)}))
     manifests = {name: read_manifest(path, options) for name, path in files.items()}
+    if need_tiers:
+        manifests = {name: only_graded(manifest) for name, manifest in manifests.items()}
     records: list[Record] = []
     splits: list[str] = []
     for name, manifest in manifests.items():

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.config import Config
-from mirip_fast.data.manifest import read_manifest
+from mirip_fast.data.manifest import only_graded, read_manifest
 from mirip_fast.data.records import DataOptions
 from mirip_fast.errors import DataError, StoreError
 from mirip_fast.evaluation.contact_sheet import write_contact_sheet
@@ -169,10 +169,12 @@ def judge_files(
     data = dataclasses.replace(config.data, tiers=",".join(model.info.tiers))
     if image_dir is not None:
         data = dataclasses.replace(data, image_root=str(image_dir))
-    manifest = read_manifest(source, DataOptions.from_config(data))
+    manifest = only_graded(read_manifest(source, DataOptions.from_config(data)))
     manifest.require_files()
     if not manifest.has_grades:
-        raise DataError(f"{source} has no grades to judge by: a tier column is needed")
+        raise DataError(
+            f"{source} has no grades to judge by: a column {data.tier_column!r} with two tiers is needed"
+        )
     scored = score_files(
         model,
         [record.path for record in manifest.records],

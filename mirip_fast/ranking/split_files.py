@@ -9,6 +9,7 @@ from mirip_fast.config import Config
 from mirip_fast.data.manifest import (
     check_trainable,
     imbalance_remark,
+    only_graded,
     read_manifest,
     write_manifest_csv,
 )
@@ -32,7 +33,7 @@ def write_split_files(source: Path, config: Config, out: Path | None) -> tuple[S
     Raises:
         DataError: missing or unreadable files, faulty grades, or too few images.
     """
-    manifest = read_manifest(source, DataOptions.from_config(config.data))
+    manifest = only_graded(read_manifest(source, DataOptions.from_config(config.data)))
     manifest.require_files()
     check_trainable(manifest)
     remark = imbalance_remark(manifest)
