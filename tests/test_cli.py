@@ -166,12 +166,17 @@ def test_grades_are_read_when_training(work: Path, capfd: pytest.CaptureFixture[
     run(["embed", "data", *TINY])
     text = (work / "data" / "metadata.csv").read_text(encoding="utf-8-sig")
     (work / "data" / "metadata.csv").write_text(
-        text.replace("id00,그림 00.png,S", "id00,그림 00.png,C")
+        text.replace("id00,그림 00.png,S", "id00,그림 00.png,C").replace(
+            "id01,work_01.png,A", "id01,work_01.png,"
+        )
     )
+    capfd.readouterr()
     assert run(["train", "--head-only", "--epochs", "1"]) == 0
+    assert "39 of 40 works have a grade; the others (first: row 3" in capfd.readouterr().err
     (split,) = (work / "runs").glob("*/split.csv")
     with split.open(encoding="utf-8-sig", newline="") as stream:
-        assert {row["image_id"]: row["tier"] for row in csv.DictReader(stream)}["id00"] == "C"
+        tiers = {row["image_id"]: row["tier"] for row in csv.DictReader(stream)}
+    assert tiers["id00"] == "C" and "id01" not in tiers
     draw(work / "data" / "images" / "new.png", 0.5, 7)
     with (work / "data" / "metadata.csv").open("a", encoding="utf-8") as stream:
         stream.write("id77,new.png,S,회화\n")

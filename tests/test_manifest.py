@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import unicodedata
 from pathlib import Path
 from typing import Literal
 from unicodedata import normalize
@@ -14,6 +15,7 @@ from mirip_fast.config import DataConfig
 from mirip_fast.data.manifest import (
     check_trainable,
     imbalance_remark,
+    only_graded,
     read_manifest,
     write_manifest_csv,
 )
@@ -435,3 +437,63 @@ def test_files_outside_the_data_are_read_only_where_asked_for(data: Path, tmp_pa
     (tmp_path / "link").symlink_to(data)
     for folder in (data, tmp_path / "link"):
         assert not read_manifest(folder).missing()
+
+
+GRADES = "image_id,filename,tier\n1,a.png,S\n2,b.png,A\n3,sub/c.png,\n"
+
+
+@pytest.mark.parametrize("name", ["metadata.CSV", "Metadata.csv", "METADATA.csv"])
+def test_grades_under_capital_letters_are_read(
+    data: Path, told: pytest.LogCaptureFixture, name: str
+) -> None:
+    (data / name).write_text(GRADES)
+    assert [record.tier for record in read_manifest(data).records] == [0, 1, None]
+    assert f"{name} is read as metadata.csv" in told.text
+
+
+def test_two_lists_of_grades_and_a_broken_one_are_refused(data: Path) -> None:
+    (data / "metadata.csv").symlink_to("nowhere")
+    with pytest.raises(DataError, match=r"metadata\.csv: no file that can be read"):
+        read_manifest(data)
+    (data / "metadata.csv").unlink()
+    for name in ("metadata.CSV", "Metadata.csv"):
+        (data / name).write_text(GRADES)
+    with pytest.raises(DataError, match=r"Metadata\.csv and metadata\.CSV; leave one"):
+        read_manifest(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [("data/meta.csv", "give its name"), ("data/grades.tsv", "give its name"),
+     ("data/성적.xlsx", "save it as CSV"), ("data/list.xls", "save it as CSV"),
+     ("data/x.parquet", "save it as CSV"), ("data/metadata.jsonl", "save it as CSV"),
+     ("data/metadata.csv.txt", "give its name"), ("data/images/metadata.csv", "give data/images"),
+     ("metadata.csv", "give . instead"), ("grades.xlsx", "save it as CSV"),
+     ("data/ranking.csv", None), ("data/about.json", None), ("ranking.csv", None), ("x.xlsx", None)],
+)  # fmt: skip
+def test_grades_that_are_not_read_are_told(
+    data: Path, told: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
+    name: str, way: str | None,
+) -> None:  # fmt: skip
+    """A folder whose grades lie elsewhere looks like one without; training would find nothing."""
+    monkeypatch.chdir(data.parent)
+    Path(name).write_text(GRADES)
+    assert len(read_manifest("data")) == 4
+    assert (
+        (f"Not read: {name} (" in told.text and way in told.text) if way else name not in told.text
+    )
+    told.clear()
+    read_manifest("data", DataOptions(with_grades=False))  # rank asks for no grades
+    assert name not in told.text
+
+
+def test_works_without_a_grade_are_counted_and_left_out(
+    data: Path, told: pytest.LogCaptureFixture
+) -> None:
+    write(data, GRADES + "4,한글 그림.png,\n")
+    graded = only_graded(read_manifest(data))
+    assert [record.image_id for record in graded.records] == ["1", "2"]
+    assert "2 of 4 works have a grade; the others (first: row 4, '3') are left out" in told.text
+    write(data, GRADES.replace(",S\n", ",\n").replace(",A\n", ",\n"))
+    assert len(only_graded(read_manifest(data))) == 3
+    assert "none of 3 works has a grade; the column 'tier' is empty" in told.text

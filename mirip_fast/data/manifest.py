@@ -20,6 +20,7 @@ from mirip_fast.data.source_names import expand, is_pattern
 from mirip_fast.data.tar_index import METADATA_NAME
 from mirip_fast.errors import DataError
 from mirip_fast.files import write_csv
+from mirip_fast.text import folded
 
 __all__ = [
     "DataOptions",
@@ -33,6 +34,14 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+#: Endings of tables, and how the names of those begin that hold grades.
+_TABLES = (".csv", ".tsv", ".xlsx", ".xls", ".ods", ".parquet", ".jsonl")
+_TEXTS = (".txt", ".json")  # tables only by their names
+_GRADES = ("metadata", "meta", "grade", "label", "tier", "score", "등급", "성적", "평가")
+#: Tables that mirip-fast itself writes and nobody means.
+_OURS = {"ranking", "failures", "audit", "near_groups", "duplicates", "similar", "sweep", "pairs"}
+_TABLES_SHOWN = 5
 
 _COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
@@ -72,10 +81,12 @@ def read_manifest(source: Path | str, options: DataOptions | None = None) -> Man
         found = read_remote(source, options)
         return found if isinstance(found, Manifest) else _from_names(*found, options)
     if source.is_dir():
-        table = source / METADATA_NAME
-        return (
-            records_from_csv(table, options) if table.is_file() else _read_folder(source, options)
-        )
+        table = _metadata_in(source)
+        if table is not None:
+            return records_from_csv(table, options)
+        if options.with_grades:
+            _remark_on_tables(source)
+        return _read_folder(source, options)
     if not source.exists():
         raise DataError(_not_found(source))
     if source.suffix.lower() in IMAGE_EXTENSIONS:
@@ -203,8 +214,6 @@ def _from_names(folder: Path, found: Sequence[str], options: DataOptions) -> Man
     """
     names = found if os.sep == "/" else [name.replace(os.sep, "/") for name in found]
     tiers = tiers_by_folder(folder, names, options) if options.with_grades else None
-    if options.with_grades and tiers is None:
-        _remark_on_tables(folder)
     start = os.path.join(folder, "")  # noqa: PTH118 (thousands of calls)
     records = PackedRecords(
         Record(
@@ -219,14 +228,65 @@ def _from_names(folder: Path, found: Sequence[str], options: DataOptions) -> Man
     return Manifest(folder, folder, options.tiers, records, options, (folder,))
 
 
-def _remark_on_tables(folder: Path) -> None:
-    """Say that a table beside images without grades is not read."""
-    tables = sorted(path.name for path in folder.glob("*.csv"))
-    if tables:
-        logger.warning(
-            "%s: taken as images without grades: it has no %s; to use %s, give that file's name",
-            *(shown(folder), METADATA_NAME, " or ".join(tables[:3])),
+def _metadata_in(folder: Path) -> Path | None:
+    """The folder's metadata.csv, also with capital letters, which is told; None without one.
+
+    Raises:
+        DataError: several could be meant, or it is no file.
+    """
+    table = folder / METADATA_NAME
+    if table.is_file():
+        return table
+    alike = [folder / e.name for e in _entries(folder) if folded(e.name) == METADATA_NAME]
+    if len(alike) > 1:
+        raise DataError(
+            f"{shown(folder)}: {' and '.join(path.name for path in alike)}; leave one, as {METADATA_NAME}"
         )
+    for path in alike:
+        if not path.is_file():
+            raise DataError(f"{shown(path)}: no file that can be read")
+        logger.warning("%s is read as %s", shown(path), METADATA_NAME)
+        return path
+    return None
+
+
+def _remark_on_tables(folder: Path) -> None:
+    """Tell which tables near a folder without a metadata.csv may hold the grades, and how they are used."""
+    inside = _entries(folder)
+    below = [e for e in inside if e.is_dir() and e.name[0] not in ".@"]
+    near = [folder / e.name for e in inside if _is_table(e, by_ending=True)]
+    for other in (folder.parent, *(folder / e.name for e in below)):
+        near += [other / e.name for e in _entries(other) if _is_table(e)]
+    ways = []
+    for path in near[:_TABLES_SHOWN]:
+        way = f"save it as CSV UTF-8, named {METADATA_NAME}"
+        if path.suffix.lower() in (".csv", ".tsv", ".txt"):
+            named = path.parent != folder and folded(path.name) == METADATA_NAME
+            way = f"to use it, give {shown(path.parent) if named else 'its name'} instead"
+        ways.append(f"{shown(path)} ({way})")
+    if ways:
+        more = f", and {len(near) - len(ways)} more" if len(near) > len(ways) else ""
+        logger.warning(
+            "%s: it has no %s. Not read: %s%s", shown(folder), METADATA_NAME, ", ".join(ways), more
+        )
+
+
+def _is_table(entry: os.DirEntry[str], *, by_ending: bool = False) -> bool:
+    """Whether a file may hold grades: by its name, or by its ending alone."""
+    stem, ending = os.path.splitext(folded(entry.name))  # noqa: PTH122 (thousands of calls)
+    if ending not in _TABLES + _TEXTS or stem in _OURS or stem[:1] in ("", ".", "~"):
+        return False
+    likely = stem.startswith(_GRADES) or stem.endswith("metadata")
+    return (likely or (by_ending and ending in _TABLES)) and entry.is_file()
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What is in a folder, by name; nothing where it can not be listed."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError:
+        return []
 
 
 def _not_found(source: Path) -> str:
