@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import unicodedata
 from pathlib import Path
 from typing import Literal
 from unicodedata import normalize
@@ -379,7 +378,7 @@ def test_old_paths_are_read_by_their_ends_where_no_doubt_is_left(
     data: Path, told: pytest.LogCaptureFixture
 ) -> None:
     """A list made on another machine, as Windows and old project folders write it."""
-    nfd = unicodedata.normalize("NFD", "한글 그림.png")
+    nfd = normalize("NFD", "한글 그림.png")
     names = [
         r"C:\Users\Kim\a.png",
         "/old/images/sub/c.png",
