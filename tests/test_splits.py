@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -85,3 +86,15 @@ def test_the_documented_splitter() -> None:
     assert all((part["tier"].value_counts() == len(part) / 4).all() for part in parts)
     with pytest.raises(MiripError, match="grade"):
         DataSplitter(stratify_column="grade").split(table)
+
+
+@pytest.mark.parametrize("name", ["group", "Group", "GROUP ", "groups", "colour"])
+def test_the_documented_splitter_passes_no_group_over(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An applicant in two splits makes the test result too good."""
+    table = pd.DataFrame({"tier": ["S", "A"] * 60, name: [f"person {i // 6}" for i in range(120)]})
+    caplog.set_level(logging.WARNING, "mirip_fast")
+    train, val, test = (set(part[name]) for part in DataSplitter().split(table))
+    assert (not train & (val | test)) == (name not in ("groups", "colour"))
+    assert (name in caplog.text) == (name not in ("group", "colour"))

@@ -217,11 +217,11 @@ def with_known_names(table: Table, names: Sequence[str]) -> Table:
     """
     columns = list(table.columns)
     for name in names:
-        alike = [other for other in set(columns) - set(names) if _key(other) == _key(name)]
+        alike = alike_columns(name, set(columns) - set(names))
         if name in columns or not alike:
             continue
         if len(alike) > 1:
-            which = " and ".join(f"'{spelled(other)}'" for other in sorted(alike))
+            which = " and ".join(f"'{spelled(other)}'" for other in alike)
             raise DataError(
                 f"{shown(table.path)}: columns {which} are both like {name!r}; call the one to be read "
                 f"{name}, or take one out"
@@ -229,6 +229,11 @@ def with_known_names(table: Table, names: Sequence[str]) -> Table:
         log.warning("%s: column '%s' is read as %s", shown(table.path), spelled(alike[0]), name)
         columns[columns.index(alike[0])] = name
     return replace(table, columns=tuple(columns))
+
+
+def alike_columns(name: str, columns: Iterable[str]) -> list[str]:
+    """The columns whose names differ from ``name`` in no letter, sorted."""
+    return sorted(other for other in columns if _key(other) == _key(name))
 
 
 def misspelled(name: str, columns: Iterable[str]) -> str | None:

@@ -85,7 +85,11 @@ class FileFinder:
         """
         plain = name.strip().replace("\\", "/")
         for end in ends_of(name):
-            found = {path for root in self._roots if (path := self._spelled(root + os.sep + end))}
+            top = nfc(
+                end.partition("/")[0]
+            )  # where that is not there, no deeper folder is asked for
+            roots = (root for root in self._roots if top in self._list(root)[1])
+            found = {path for root in roots if (path := self._spelled(root + os.sep + end))}
             if found:
                 return Path(found.pop()) if len(found) == 1 else None
         for root in self._roots:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Hashable, Sequence
@@ -11,13 +12,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from mirip_fast.data.csv_reader import closest, counted
+from mirip_fast.data.csv_reader import alike_columns, closest, counted, misspelled, spelled
 from mirip_fast.data.manifest import Manifest
 from mirip_fast.data.stratify import join_units, stratify
 from mirip_fast.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     import pandas as pd
+
+log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
 _UNGRADED = ""
@@ -232,13 +235,30 @@ class DataSplitter:
             tiers = [str(value) for value in values]
         group = self.group_column
         labelings: list[Sequence[Hashable | None]] = []
-        if group is not None and (group in df.columns or group != "group"):
+        if group == "group" and group not in df.columns:
+            group = self._group_like(list(map(str, df.columns)))
+        if group is not None:
             labelings.append(self._column(df, group))
         named = next((c for c in ("image_id", "filename", "image_path") if c in df.columns), None)
         names = [str(name) for name in (range(len(df)) if named is None else df[named].tolist())]
         parts = np.array(_divide(tiers, names, labelings, self.ratios, self.seed))
         train, val, test = (df[parts == split].reset_index(drop=True) for split in SPLITS)
         return train, val, test
+
+    @staticmethod
+    def _group_like(columns: list[str]) -> str | None:
+        """The column that is read as group, such as Group; what else comes near is told."""
+        alike = alike_columns("group", columns)
+        near = misspelled("group", columns)
+        if len(alike) == 1:
+            log.warning("Column '%s' is read as group", spelled(alike[0]))
+            return alike[0]
+        if alike or near is not None:
+            log.warning(
+                "Column '%s' is not read as group; say so with group_column=%r",
+                *(spelled(alike[0] if alike else near or ""), alike[0] if alike else near),
+            )
+        return None
 
     def _column(self, df: pd.DataFrame, name: str) -> list[Hashable | None]:
         """The values of a column; missing ones (NaN, None) as ``None``."""

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.config import DataConfig, SplitConfig
-from mirip_fast.data.csv_reader import shown
+from mirip_fast.data.csv_reader import closest, shown
 from mirip_fast.data.manifest import check_trainable, imbalance_remark, only_graded, read_manifest
 from mirip_fast.data.near_groups import near_labels
 from mirip_fast.data.place_manifest import is_there
@@ -32,6 +32,7 @@ from mirip_fast.features.store import FeatureStore
 from mirip_fast.features.views import View
 from mirip_fast.files import read_csv, write_csv
 from mirip_fast.ranking.rows import ListedPairs, Rows, read_features
+from mirip_fast.text import nfc
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ class GradedImages:
         Raises:
             DataError: no image has that column; names those there are.
         """
-        records = self.manifest.records
+        records, name = self.manifest.records, nfc(name)
         if name == self.manifest.options.group_column:
             return [record.group for record in records]
         known = {key for record in records for key in record.extra}
@@ -113,7 +114,9 @@ class GradedImages:
             known.add(self.manifest.options.group_column)
         if name not in known:
             there = ", ".join(sorted(known)) or "no further columns"
-            raise DataError(f"--within {name}: the data has no such column; it has {there}")
+            close = closest(name, known)
+            hint = f". Did you mean {close}?" if close else ""
+            raise DataError(f"--within {name}: the data has no such column; it has {there}{hint}")
         return [record.extra.get(name) or None for record in records]
 
     def labels(
