@@ -280,7 +280,7 @@ class Rows:
         taken = [record for record in missing if record.row in sure]
         if taken:
             log.warning(
-                "%s: %s by the end of the path, as there is no such folder here (first: row %s, '%s' is %s)",
+                "%s: %s by the end of the path, which leads nowhere as a whole (first: row %s, '%s' is %s)",
                 *(where, f"{counted(len(taken), 'file name')} read", taken[0].row),
                 *(taken[0].filename, shown(sure[taken[0].row])),
             )
