@@ -107,7 +107,7 @@ def temporary_folder() -> Iterator[Path]:
     owner = None
     try:
         owner = os.open(folder / f"{_OWNER}.new", os.O_RDWR | os.O_CREAT)
-        _try_lock(owner)
+        try_lock(owner)
         (folder / f"{_OWNER}.new").rename(folder / _OWNER)  # from now on others look at it
         yield folder
     finally:
@@ -124,13 +124,13 @@ def remove_abandoned_folders() -> None:
                 continue
             handle = os.open(folder / _OWNER, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
-                if _try_lock(handle):
+                if try_lock(handle):
                     shutil.rmtree(folder, ignore_errors=True)
             finally:
                 os.close(handle)
 
 
-def _try_lock(handle: int) -> bool:
+def try_lock(handle: int) -> bool:
     """Lock an open file until it is closed; False where another process has, or where there are no locks."""
     try:
         import fcntl

@@ -31,7 +31,13 @@ from mirip_fast.ranking.graded import GradedImages, load_split, save_split, tria
 from mirip_fast.runtime import resolve_device
 from mirip_fast.settings import config_from_dict, to_yaml
 from mirip_fast.training.remote import check_remote
-from mirip_fast.training.run_folder import SPLIT_FILE, Run, create_run, resumable_run
+from mirip_fast.training.run_folder import (
+    SPLIT_FILE,
+    Run,
+    create_run,
+    remove_runs_without_checkpoint,
+    resumable_run,
+)
 from mirip_fast.training.trackers import parse_report_to
 
 log = logging.getLogger(__name__)
@@ -237,6 +243,7 @@ def _with_split(config: Config, request: FullRequest, head_run: HeadRun) -> Conf
 
 
 def _new_run(config: Config, request: FullRequest, source: Source, images: GradedImages) -> str:
+    remove_runs_without_checkpoint(Path(config.train.output_dir))
     run = create_run(
         Path(config.train.output_dir),
         config.train.name or config.finetune.strategy.replace(":", ""),

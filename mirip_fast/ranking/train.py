@@ -54,7 +54,14 @@ from mirip_fast.runtime import resolve_device
 from mirip_fast.settings import config_from_dict, to_yaml
 from mirip_fast.training.averaging import check_averaging
 from mirip_fast.training.presets import Pace, choose_pace
-from mirip_fast.training.run_folder import FOLDS_FILE, SPLIT_FILE, Run, create_run, resumable_run
+from mirip_fast.training.run_folder import (
+    FOLDS_FILE,
+    SPLIT_FILE,
+    Run,
+    create_run,
+    remove_runs_without_checkpoint,
+    resumable_run,
+)
 from mirip_fast.training.trackers import Trackers, parse_report_to, start_trackers
 
 log = logging.getLogger(__name__)
@@ -125,6 +132,7 @@ def train_head(config: Config, request: Request) -> tuple[Run, FitResult | Folds
     if not config.train.folds:  # each fold has its own
         config = dataclasses.replace(config, train=_with_pace(config.train, pace))
     store = FeatureStore.open(dataset.store_path)
+    remove_runs_without_checkpoint(Path(config.train.output_dir))
     run = create_run(
         Path(config.train.output_dir),
         config.train.name or "head",

@@ -11,6 +11,8 @@ import difflib
 import itertools
 import logging
 import os
+import shutil
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,6 +25,7 @@ from mirip_fast.files import (
     fsync_folder,
     is_disk_full,
     read_json,
+    try_lock,
     write_json,
     write_text,
 )
@@ -34,6 +37,17 @@ RUN_FILE = "run.json"
 SPLIT_FILE = "split.csv"
 FOLDS_FILE = "folds.json"
 
+_LOG = "train.log"
+#: What a run's folder holds before there is a checkpoint.
+_FIRST_FILES = {
+    RUN_FILE,
+    SPLIT_FILE,
+    _LOG,
+    "config.yaml",
+    "history.csv",
+    "pairs.csv",
+    "files.json",
+}
 
 log = logging.getLogger(__name__)
 
@@ -88,11 +102,34 @@ class Run:
         parent = Run(self.path.parent)
         return f"{parent.path.name}/{self.path.name}" if parent.has_folds else self.path.name
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether a process works on it at this moment; True where this machine can not tell.
+
+        The system frees the lock of train.log when its holder dies. Before there is one, the process's number
+        must do.
+        """
+        pid, host = self.info.get("pid"), self.info.get("host")
+        if host not in (None, socket.gethostname()) or not isinstance(pid, int) or os.name == "nt":
+            return True
+        if host is not None and (self.path / _LOG).is_file():
+            with (self.path / _LOG).open("rb") as stream:
+                return not try_lock(stream.fileno())
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+        except (OSError, OverflowError):
+            pass
+        return True
+
     @contextlib.contextmanager
     def log_to_file(self) -> Iterator[None]:
         """Inside, the package's log lines are copied, with time stamps, to train.log."""
-        handler = _LogFile(self.path / "train.log", encoding="utf-8")
+        handler = _LogFile(self.path / _LOG, encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s"))
+        if handler.stream is not None:
+            try_lock(handler.stream.fileno())  # says that the run is alive
         logger = logging.getLogger("mirip_fast")
         logger.addHandler(handler)
         try:
@@ -184,8 +221,29 @@ def create_run(output_dir: Path, name: str, **info: Any) -> Run:
     """Make ``<output_dir>/<time>-<name>/``, with status running."""
     run = Run(create_folder(output_dir, name))
     started = datetime.now().astimezone().isoformat(timespec="microseconds")
-    run.update(name=name, status="running", started=started, pid=os.getpid(), **info)
+    run.update(name=name, status="running", started=started, **_process(), **info)
     return run
+
+
+def _process() -> dict[str, Any]:
+    return {"pid": os.getpid(), "host": socket.gethostname()}
+
+
+def remove_runs_without_checkpoint(output_dir: Path) -> None:
+    """Remove what trainings left that were stopped before their first checkpoint, and tell it.
+
+    Only folders of dead trainings are, and only where nothing is in them but what each begins with.
+    """
+    for run in find_runs(output_dir):
+        if run.info.get("status") not in ("running", "interrupted"):
+            continue  # of one that failed the log says why
+        names = {path.name for path in run.path.iterdir() if not path.name.endswith(".partial")}
+        if names <= _FIRST_FILES and not run.is_alive:
+            log.warning(
+                "%s was stopped before its first checkpoint, and nothing can go on from it: removed",
+                run.path,
+            )
+            shutil.rmtree(run.path, ignore_errors=True)
 
 
 def find_runs(output_dir: Path) -> list[Run]:
@@ -255,25 +313,46 @@ def resumable_run(output_dir: Path, which: str, *, full: bool | None = None) -> 
 
     Args:
         output_dir: folder of the runs.
-        which: ``latest`` (the newest run that can be resumed), a run's folder or a checkpoint file.
+        which: ``latest`` (the newest run, never an older one in its place), a run's folder or a checkpoint.
         full: whether ``latest`` looks for end-to-end runs or for others; None for any.
 
     Raises:
         RunNotFoundError: nothing to resume.
     """
     if which == "latest":
-        for run in find_runs(output_dir):
-            if full is not None and (run.info.get("mode") == "full") != full:
-                continue
-            if run.last.is_file() or run.has_folds:
-                return run, run.last
-        raise RunNotFoundError(f"--resume latest: no run in {output_dir.resolve()} has a {LAST}")
+        runs = [
+            run
+            for run in find_runs(output_dir)
+            if full is None or (run.info.get("mode") == "full") == full
+        ]
+        resumable = [run for run in runs if run.last.is_file() or run.has_folds]
+        if runs and runs[0] not in resumable:
+            raise RunNotFoundError(_newest_has_no_checkpoint(runs[0], resumable))
+        if not resumable:
+            raise RunNotFoundError(
+                f"--resume latest: no run in {output_dir.resolve()} has a {LAST}"
+            )
+        return resumable[0], resumable[0].last
     path = Path(which)
     run = Run(path if path.is_dir() else path.parent)
     checkpoint = run.last if path.is_dir() else path
     if not checkpoint.is_file() and not run.has_folds:
         raise RunNotFoundError(f"--resume {which}: there is no {checkpoint}")
     return run, checkpoint
+
+
+def _newest_has_no_checkpoint(newest: Run, resumable: list[Run]) -> str:
+    text = f"--resume latest: the newest run, {newest.path}, has no checkpoint yet"
+    if newest.info.get("status") == "running" and newest.is_alive:
+        text += ": it is being trained at this moment, wait for it"
+    else:
+        text += (
+            f" (status {newest.info.get('status', 'unknown')}): nothing can go on from it. Start it again "
+            f"with the command that began it (its settings: --config {newest.path / 'config.yaml'})"
+        )
+    if resumable:
+        text += f", or go on with the newest that has one: --resume {resumable[0].path}"
+    return text
 
 
 def fold_name(fold: int) -> str:
