@@ -11,6 +11,7 @@ from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import quote
 
 import fsspec
 import pytest
@@ -297,6 +298,43 @@ def test_tars_from_a_web_server(tmp_path: Path, web: tuple[str, type[Web]]) -> N
     told = reasons(embedded(url + "/d/new.tar", tmp_path))
     assert len(told) == 4 and all(
         "does not give parts of a file; download it" in t for t in told.values()
+    )
+
+
+def test_a_table_on_a_web_server_but_no_folder(tmp_path: Path, web: tuple[str, type[Web]]) -> None:
+    url, server = web
+    server.files |= {
+        "/d": f'<a href="{quote("한 글.png")}">1</a> <a href="../up.png">2</a>'.encode(),
+        f"/d/{quote('한 글.png')}": picture(0),
+        "/d/metadata.csv": "filename,tier\n한 글.png,S\n".encode(),
+    }
+    assert not read_manifest(url + "/d/metadata.csv").missing()
+    assert counts(embedded(url + "/d/metadata.csv", tmp_path)) == (1, 0, 0, 0)
+    server.log.clear()
+    for folder in ("/d", "/d/", ""):
+        with pytest.raises(
+            DataError, match=r"but no folders.*\{000..127\}.tar'.*metadata\.csv.*wget"
+        ):
+            read_manifest(url + folder)
+    with pytest.raises(DataError, match=r"\* does not work there"):
+        read_manifest(url + "/d/*.tar")
+    assert server.log == []
+
+
+def test_what_a_bucket_has_beside_pictures_is_told(
+    memory: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, content in {
+        "S/a": picture(0), "A/b.jfif": picture(1), "A/note": b"text", "@eaDir/x.png": picture(2), "z.psd": b"8BPS",
+        "A/._b.png": b"", ".trash/x.tar": b"", "._x.tar": b"", "A/b.txt": picture(3),
+    }.items():  # fmt: skip
+        put(memory, "/b/" + name, content)
+    with caplog.at_level("INFO", "mirip_fast"):
+        manifest = read_manifest("memory://b")
+    assert [(r.image_id, r.tier) for r in manifest.records] == [("A/b.jfif", 1), ("S/a", 0)]
+    assert (
+        "3 files passed over: 1 .psd, 1 .txt, 1 without an ending; 2 pictures left out as hidden"
+        in caplog.text
     )
 
 

@@ -34,6 +34,7 @@ from mirip_fast.text import folded, nfc
 
 logger = logging.getLogger(__name__)
 
+_TABLES = (".csv", ".tsv", ".txt")
 _THREADS = 8  # tars looked through at once
 
 
@@ -174,8 +175,9 @@ def read_remote(source: Path, options: DataOptions) -> Manifest | tuple[Path, li
     Raises:
         DataError: there is nothing, or nothing that can be read.
     """
+    _refuse_web_folder(source)
     if remote_info(source) is not None:
-        if source.suffix.lower() not in (".csv", ".tsv", ".txt"):
+        if source.suffix.lower() not in _TABLES:
             raise DataError(
                 f"{shown(source)}: one file; a folder, a .tar or a .csv file is expected"
             )
@@ -214,10 +216,18 @@ def read_remote(source: Path, options: DataOptions) -> Manifest | tuple[Path, li
     raise DataError(f"{shown(source)}: no such folder, or no images, {METADATA_NAME} or tars in it")
 
 
+def _refuse_web_folder(source: Path) -> None:
+    if remote.is_web(source) and source.suffix.lower() not in _TABLES:
+        url = remote.address(source)
+        raise DataError(
+            f"{url}: of a web server, tars and tables are read, but no folders: each lists its files in its "
+            f"own way. Give tars by name ('{url}/{{000..127}}.tar'), a table of the pictures "
+            f"({url}/{METADATA_NAME}), or a copy (wget --recursive --no-parent {url}/)"
+        )
+
+
 def _is_picture(path: Path) -> bool:
-    """Whether what lies behind an address is a picture by its first bytes; a web server is not asked."""
-    if remote.is_web(path):  # many give whole files only
-        return False
+    """Whether what lies behind an address is a picture by its first bytes."""
     try:
         return is_picture(remote.read_bytes(path, 0, HEAD_BYTES))
     except DataError:

@@ -18,6 +18,7 @@ from datetime import datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import unquote
 
 from mirip_fast.data.image_files import SETTLED_NS, Stamp, one_line
 from mirip_fast.errors import DataError
@@ -166,7 +167,9 @@ def list_files(folder: Path, *, deep: bool) -> Iterator[tuple[str, RemoteFile | 
     top = root.strip("/") + "/"
     for name, info in found.items():
         below = str(name).lstrip("/").removeprefix(top)
-        if below != str(name).lstrip("/"):
+        if is_web(folder) and not set(unquote(below)) & set("%?#"):
+            below = unquote(below)  # as tables spell it; when it is asked for, it is quoted again
+        if str(name).lstrip("/").startswith(top):
             is_file = info.get("type") != "directory"
             yield below.rstrip("/"), _remote_file(info) if is_file else None
 
@@ -175,8 +178,13 @@ def matching(pattern: Path) -> list[Path]:
     """The addresses that match a pattern with ``*``, sorted.
 
     Raises:
-        DataError: the service can not be reached or refuses.
+        DataError: the service can not be reached or refuses; or it is a web server.
     """
+    if is_web(pattern):
+        raise DataError(
+            f"{address(pattern)}: web servers do not list their files in one way, so * does not work there; "
+            "write the numbers out, as {000..127}"
+        )
     with _telling(pattern):
         fs, name = _open_service(pattern)
         scheme = address(pattern).partition("://")[0]
