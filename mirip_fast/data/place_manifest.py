@@ -222,7 +222,7 @@ def _refuse_web_folder(source: Path) -> None:
         raise DataError(
             f"{url}: of a web server, tars and tables are read, but no folders: each lists its files in its "
             f"own way. Give tars by name ('{url}/{{000..127}}.tar'), a table of the pictures "
-            f"({url}/{METADATA_NAME}), or a copy (wget --recursive --no-parent {url}/)"
+            f"({url}/{METADATA_NAME}), or a copy (wget -r -np {url}/)"
         )
 
 
