@@ -163,10 +163,11 @@ def test_what_lies_beside_the_tiers_is_counted_and_costs_no_grades(
     ):
         picture(tmp_path / name)
     manifest, text = told_of(caplog, tmp_path)
-    assert manifest.has_grades and len(manifest) == 4
-    assert "graded by folders: S 2, C 2. Left out, as they have no grade" in text
+    assert (
+        len(manifest) == 7 and only_graded(manifest).has_grades and len(only_graded(manifest)) == 4
+    )
+    assert "graded by folders: S 2, C 2. Without a grade, so not trained on:" in text
     assert "3 images elsewhere (2 backup/, 1 at the top)" in text
-    assert len(read_manifest(tmp_path, DataOptions(with_grades=False))) == 7
     manifest, text = told_of(caplog, tmp_path, "S", "A")
     assert len(manifest) == 7 and not manifest.has_grades
     assert (
@@ -174,7 +175,8 @@ def test_what_lies_beside_the_tiers_is_counted_and_costs_no_grades(
         in text
     )
     manifest, text = told_of(caplog, tmp_path, "s", "c")
-    assert manifest.has_grades and "read as tiers: C/ as c, S/ as s" in text
+    assert manifest.tier_counts() == {"s": 2, "c": 2}
+    assert "read as tiers: C/ as c, S/ as s" in text
     (tmp_path / "deep").mkdir()
     for tier in "SC":
         (tmp_path / tier).rename(tmp_path / "deep" / tier)
@@ -187,7 +189,7 @@ def test_an_alphabet_of_folders_is_no_folder_per_tier(
     for letter in "ABCDEFG":
         picture(tmp_path / letter / "1.png")
     manifest, text = told_of(caplog, tmp_path)
-    assert len(manifest) == 7 and not manifest.has_grades
+    assert not any(manifest.tier_counts().values())
     assert "folders are named for tiers (A 1, B 1, C 1), but there are 4 images elsewhere" in text
 
 

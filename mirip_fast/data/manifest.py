@@ -213,17 +213,16 @@ def _from_names(folder: Path, found: Sequence[str], options: DataOptions) -> Man
         options: the names of the tiers.
     """
     names = found if os.sep == "/" else [name.replace(os.sep, "/") for name in found]
-    tiers = tiers_by_folder(folder, names, options) if options.with_grades else None
+    tiers = tiers_by_folder(folder, names, options) if options.with_grades else {}
     start = os.path.join(folder, "")  # noqa: PTH118 (thousands of calls)
     records = PackedRecords(
         Record(
             image_id=name,
             path=Path(start + name),
-            tier=None if tiers is None else tiers[name.partition("/")[0]],
+            tier=tiers.get(name.partition("/")[0] if "/" in name else ""),
             filename=name,
         )
         for name in names
-        if tiers is None or ("/" in name and name.partition("/")[0] in tiers)
     )
     return Manifest(folder, folder, options.tiers, records, options, (folder,))
 

@@ -50,8 +50,8 @@ def is_there(source: Path) -> bool:
 
 def tiers_by_folder(
     source: Path, names: Sequence[str], options: DataOptions, *, lacking: str = METADATA_NAME
-) -> dict[str, int] | None:
-    """First-level folder → its tier; None where the folders give no grades.
+) -> dict[str, int]:
+    """First-level folder → its tier; empty where the folders give no grades.
 
     They do where all images lie in folders named for tiers, or two tiers have images and there are no more
     other folders than theirs (an alphabet of folders is none of tiers). What decides is told in one line,
@@ -91,8 +91,7 @@ def tiers_by_folder(
         logger.info("%s: graded by folders: %s%s", where, listed, as_read)
     elif enough:
         logger.warning(
-            "%s: graded by folders: %s%s. Left out, as they have no grade: %s. Move them into a tier's "
-            "folder, or embed their folder by its own name",
+            "%s: graded by folders: %s%s. Without a grade, so not trained on: %s",
             *(where, listed, as_read, elsewhere),
         )
     else:
@@ -101,7 +100,7 @@ def tiers_by_folder(
             "move those away, or list the images in a %s",
             *(where, listed, elsewhere, METADATA_NAME),
         )
-    return tiers if tiers and (enough or not others) else None
+    return tiers if enough or not others else {}
 
 
 def read_tars(source: Path, tars: Sequence[Path], options: DataOptions) -> Manifest:
@@ -147,15 +146,11 @@ def read_tars(source: Path, tars: Sequence[Path], options: DataOptions) -> Manif
     else:
         records = tuple(Record(image_id=i, path=root / i, filename=i) for _, _, i in names)
     tops = [name.partition("/")[0] if "/" in name else "" for _, name, _ in names]
-    tiers = None
     if options.with_grades:
         lacking = f"{METADATA_NAME} in the tars, no .json or .cls with a {options.tier_column}"
         tiers = tiers_by_folder(source, [name for _, name, _ in names], options, lacking=lacking)
-    if tiers is not None:
         records = tuple(
-            replace(record, tier=tiers[top])
-            for record, top in zip(records, tops, strict=True)
-            if top in tiers
+            replace(record, tier=tiers.get(top)) for record, top in zip(records, tops, strict=True)
         )
     return Manifest(source, root, options.tiers, PackedRecords(records), options, (root,))
 
