@@ -273,6 +273,14 @@ def test_commands_tell_what_is_known(
     drawn = ("scores_by_tier", "confusion", "tier_pairs", "reliability", "mistakes")
     assert made == {"all.json", *(f"all_{name}.png" for name in drawn)}
 
+    # What lies at a run's paths now may be the reader's own: it is not put into pictures to be shown.
+    for path in (trained / "data" / "images").iterdir():
+        Image.new("RGB", (28, 28), "red").save(path)
+    (folder / "evaluation_test_mistakes.png").unlink()
+    assert run(["evaluate"]) == 0
+    assert "mistakes not drawn: a file has another content" in capfd.readouterr().err
+    assert not (folder / "evaluation_test_mistakes.png").exists()
+
 
 def test_a_calibration_of_another_model_is_left_aside(
     trained: Path, capfd: pytest.CaptureFixture[str]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import logging
 import os
 import re
@@ -327,6 +328,14 @@ def read_image_bytes(path: Path) -> bytes:
         ImageError: see :func:`read_image_file`.
     """
     return read_image(path)[0]
+
+
+def is_unchanged(path: Path, sha256: bytes) -> bool:
+    """Whether an image has the content with this SHA-256, or can not be read: whoever opens it tells that."""
+    try:
+        return hashlib.sha256(read_image_bytes(path)).digest() == sha256
+    except ImageError:
+        return True
 
 
 def may_be_place(path: Path | str) -> bool:

@@ -188,7 +188,7 @@ def _mistakes(
     judgement: Judgement, config: Config, pictures: dict[str, bytes]
 ) -> list[dict[str, Any]]:
     """The worst mistakes; their pictures are put into ``pictures`` by name."""
-    mistakes = judgement.report.worst_mistakes(_MISTAKES)
+    mistakes = judgement.shown_mistakes(_MISTAKES)
     files = {name: judgement.images[name] for m in mistakes for name in (m.better_id, m.worse_id)}
     names: dict[str, str | None] = {}
     workers = min(len(files), default_workers(config.embed.workers))

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mirip_fast.data.image_files import is_unchanged
 from mirip_fast.errors import DataError, MiripError, StoreError
 from mirip_fast.features.gallery import Work, open_gallery
 from mirip_fast.features.neighbours import FloatArray, unit
@@ -127,7 +128,11 @@ class GradedWorks:
         numbers, cosines = index.nearest(query, min(k, gallery.vectors.count))
         found = zip(numbers[0].tolist(), cosines[0].tolist(), strict=True)
         nearest = [(gallery.works_of(number)[0], cosine) for number, cosine in found if number >= 0]
-        return tuple(Likeness(work.path, work.image_id, tier, cosine) for work, cosine in nearest)
+        return tuple(
+            Likeness(work.path, work.image_id, tier, cosine)
+            for work, cosine in nearest
+            if is_unchanged(work.path, work.sha256)  # who made the run chose the paths
+        )
 
 
 def graded_works(model: ScoreModel, cache_dir: Path) -> GradedWorks | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.config import Config
+from mirip_fast.data.csv_reader import counted
+from mirip_fast.data.image_files import is_unchanged
 from mirip_fast.data.manifest import only_graded, read_manifest
 from mirip_fast.data.records import DataOptions
 from mirip_fast.errors import DataError, StoreError
 from mirip_fast.evaluation.contact_sheet import write_contact_sheet
 from mirip_fast.evaluation.plots import draw_report
 from mirip_fast.evaluation.report import Report, judge
+from mirip_fast.evaluation.report_parts import Mistake
 from mirip_fast.features.command import settings_of
 from mirip_fast.features.embed import Progress
 from mirip_fast.features.store import FeatureStore
@@ -68,6 +71,7 @@ class Judgement:
         model: what was judged.
         about: the judged images in words.
         within: the column inside whose values works were compared, or None.
+        hashes: image id → SHA-256 of the content that was judged, where known.
     """
 
     report: Report
@@ -76,6 +80,18 @@ class Judgement:
     model: ScoreModel
     about: str
     within: str | None = None
+    hashes: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
+
+    def shown_mistakes(self, k: int = 10) -> list[Mistake]:
+        """The worst mistakes whose pictures are those that were judged.
+
+        Who made a run chose the paths in its split.csv: a file that only lies there now is shown to nobody.
+        """
+        mistakes = self.report.worst_mistakes(k)
+        names = {name for m in mistakes for name in (m.better_id, m.worse_id)}
+        known = {name: self.hashes[name] for name in names if name in self.hashes}
+        other = {name for name, sha in known.items() if not is_unchanged(self.images[name], sha)}
+        return [m for m in mistakes if m.better_id not in other and m.worse_id not in other]
 
     def write(self, path: Path | None = None, **more: Any) -> list[Path]:
         """Write the JSON file, and the figures and the worst mistakes as pictures beside it.
@@ -92,7 +108,13 @@ class Judgement:
             path, {"checkpoint": str(self.model.checkpoint), **more, **self.report.to_dict()}
         )
         files = [path, *draw_report(self.report, path.parent, path.stem, self.about)]
-        mistakes = self.report.worst_mistakes()
+        mistakes = self.shown_mistakes()
+        hidden = len(self.report.worst_mistakes()) - len(mistakes)
+        if hidden:
+            log.warning(
+                "%s not drawn: a file has another content than the one that was judged",
+                counted(hidden, "mistake"),
+            )
         if mistakes:
             files.append(path.with_name(f"{path.stem}_mistakes.png"))
             write_contact_sheet(files[-1], mistakes, self.images, f"Worst mistakes, {self.about}")
@@ -125,7 +147,9 @@ def judge_split(model: ScoreModel, split: str, config: Config) -> Judgement:
     report = _report(scores, images, config, model)
     about = f"{split} split, {len(images)} images"
     path = folder / f"evaluation_{split}.json"
-    return Judgement(report, path, _files(images), model, about, config.evaluate.within)
+    ids = [record.image_id for record in images.manifest.records]
+    hashes = dict(zip(ids, images.hashes, strict=True))
+    return Judgement(report, path, _files(images), model, about, config.evaluate.within, hashes)
 
 
 def _split_scores(model: ScoreModel, images: GradedImages, config: Config) -> NDArray[np.float32]:
