@@ -1,8 +1,7 @@
-"""Other ways to learn a ranking from cached features, to hold the default head against.
+"""Ways to learn a ranking from cached features, to hold against each other.
 
-Each one is a function (train, inner, seed) → scorer: ``train`` and ``inner`` are rows with tiers (0 is the
-best), ``inner`` chooses what the method has to choose (regularisation, number of trees, epoch), and the
-scorer maps features [n, D] to scores [n], higher is better.
+Each is a function (train, inner, seed) → :class:`Fitted`. What needs no validation images learns from both;
+the heads and the trees stop on ``inner``. Tiers are 0 for the best.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from mirip_fast.config import Config
 from mirip_fast.evaluation.metrics import pairwise_accuracy
 from mirip_fast.models.checkpoint import load_checkpoint
+from mirip_fast.models.gp import GaussianProcess, normal_scores
 from mirip_fast.models.head import RankingHead
 from mirip_fast.ranking.fit import HeadFit
 from mirip_fast.ranking.rows import Rows
@@ -29,29 +29,64 @@ from mirip_fast.training.run_folder import Run
 from mirip_fast.training.trackers import Trackers
 
 Array = NDArray[Any]
-Scorer = Callable[[Array], Array]
 
-_PENALTIES = tuple(10.0**k for k in range(-1, 6))
-_SVM_COSTS = (1e-4, 1e-3, 1e-2, 1e-1)
-_SVM_PAIRS = 20_000
+_PENALTIES = 10.0 ** np.arange(-1, 6)
+_PAIRS = 20_000
 
 
 @dataclass(frozen=True)
 class Graded:
-    """n graded rows: features [n, D] float32, tiers [n] int64, finer grades [n] or None."""
+    """n graded rows: features [n, D] float32, tiers [n] int64, groups [n], finer grades [n] or None."""
 
     features: Array
     tiers: Array
+    groups: Array
     grades: Array | None
 
+    def __add__(self, other: Graded) -> Graded:
+        both = [(getattr(self, f.name), getattr(other, f.name)) for f in dataclasses.fields(self)]
+        return Graded(*(None if a is None else np.concatenate([a, b]) for a, b in both))
 
-Ranker = Callable[[Graded, Graded, int], Scorer]
+
+@dataclass(frozen=True)
+class Fitted:
+    """What was learned.
+
+    Attributes:
+        score: features [k, D] → scores [k], higher is better.
+        held_out: scores and tiers of works it had not learned from, for its calibration; or None.
+        draw: (features [k, D], draws) → [draws, k] grades that the grader may give; or None.
+    """
+
+    score: Callable[[Array], Array]
+    held_out: tuple[Array, Array] | None = None
+    draw: Callable[[Array, int], Array] | None = None
+
+
+Ranker = Callable[[Graded, Graded, int], Fitted]
+
+
+def gp(blocks: int) -> Ranker:
+    """The product's Gaussian process on rows of so many equal blocks."""
+
+    def fit(train: Graded, inner: Graded, seed: int) -> Fitted:
+        both = train + inner
+        process = GaussianProcess.fit(
+            both.features,
+            normal_scores(both.tiers),
+            both.groups.tolist(),
+            blocks=[both.features.shape[1] // blocks] * blocks,
+            seed=seed,
+        )
+        return Fitted(process.score, (process.left_out, both.tiers), process.draw)
+
+    return fit
 
 
 def head(**settings: Any) -> Ranker:
     """The product's head with these settings (``section__name=value``), as `train --head-only` fits it."""
 
-    def fit(train: Graded, inner: Graded, seed: int) -> Scorer:
+    def fit(train: Graded, inner: Graded, seed: int) -> Fitted:
         config = Config()
         config.train.seed = seed
         config.train.save_every_n_epochs = 0
@@ -75,49 +110,114 @@ def head(**settings: Any) -> Ranker:
             with torch.inference_mode():
                 return model(torch.from_numpy(features)).numpy()
 
-        return score
+        return Fitted(score, (score(inner.features), inner.tiers))
+
+    return fit
+
+
+def mean_of(*rankers: Ranker) -> Ranker:
+    """The mean of scores that are standardised on the works learned from."""
+
+    def fit(train: Graded, inner: Graded, seed: int) -> Fitted:
+        x = (train + inner).features
+        members = []
+        for ranker in rankers:
+            score = ranker(train, inner, seed).score
+            members.append((score, score(x).mean(), score(x).std() + 1e-9))
+        return Fitted(lambda f: np.mean([(score(f) - m) / s for score, m, s in members], axis=0))
+
+    return fit
+
+
+def on_last(ranker: Ranker, width: int) -> Ranker:
+    """``ranker`` on the last ``width`` numbers of each row."""
+
+    def part(graded: Graded) -> Graded:
+        return dataclasses.replace(graded, features=graded.features[:, -width:])
+
+    def fit(train: Graded, inner: Graded, seed: int) -> Fitted:
+        fitted = ranker(part(train), part(inner), seed)
+        return Fitted(lambda features: fitted.score(features[:, -width:]))
+
+    return fit
+
+
+def _scaled(make: Callable[[], Any], target: Callable[[Graded], Array]) -> Ranker:
+    """A regressor of scikit-learn's kind, on standardised rows."""
+
+    def fit(train: Graded, inner: Graded, seed: int) -> Fitted:
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        del seed  # nothing in it is random
+        both = train + inner
+        model = make_pipeline(StandardScaler(), make()).fit(both.features, target(both))
+        return Fitted(lambda features: np.asarray(model.predict(features)))
 
     return fit
 
 
 def ridge(label: str) -> Ranker:
-    """Ridge regression on the tier's number or on the finer grade; the penalty chosen on ``inner``."""
+    """Ridge regression on the tier's number or on the finer grade; penalty by leave-one-out."""
+    from sklearn.linear_model import RidgeCV
 
-    def fit(train: Graded, inner: Graded, seed: int) -> Scorer:
-        from sklearn.linear_model import Ridge
-
-        del seed  # nothing in it is random
-        target = -train.tiers.astype(np.float64) if label == "tier" else train.grades
-        return _choose(
-            train,
-            inner,
-            [Ridge(alpha=a) for a in _PENALTIES],
-            lambda m, x: m.fit(x, target),
-            _predict,
-        )
-
-    return fit
+    return _scaled(lambda: RidgeCV(_PENALTIES), lambda g: -g.tiers if label == "tier" else g.grades)
 
 
-def ranking_svm(train: Graded, inner: Graded, seed: int) -> Scorer:
-    """Linear ranking SVM (Joachims 2002): a linear classifier of the differences of pairs."""
-    from sklearn.svm import LinearSVC
+def laplacian() -> Ranker:
+    """Kernel ridge regression on the tier's number, Laplace kernel: a Gaussian process's mean."""
+    from sklearn.kernel_ridge import KernelRidge
+    from sklearn.model_selection import GridSearchCV
+
+    grid = {"alpha": [0.01, 0.1, 0.5, 2], "gamma": [3e-4, 1e-3, 3e-3]}
+    search = GridSearchCV(KernelRidge(kernel="laplacian"), grid, cv=4)
+    return _scaled(lambda: search, lambda g: g.tiers.mean() - g.tiers)
+
+
+def nearest() -> Ranker:
+    """The mean tier of the nearest images, as many as cross-validation wants."""
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.neighbors import KNeighborsRegressor
+
+    grid = {"n_neighbors": [3, 5, 10, 20, 40]}
+    search = GridSearchCV(KNeighborsRegressor(weights="distance"), grid, cv=4)
+    return _scaled(lambda: search, lambda g: -g.tiers)
+
+
+def ordinal(train: Graded, inner: Graded, seed: int) -> Fitted:
+    """Ordinal logistic regression (mord's all-threshold model); the penalty chosen on ``inner``."""
+    from mord import LogisticAT
+
+    del seed
+    models = [LogisticAT(alpha=a) for a in _PENALTIES]
+    return _choose(
+        train,
+        inner,
+        models,
+        lambda m, x: m.fit(x, train.tiers.max() - train.tiers),
+        lambda m, x: x @ m.coef_,
+    )
+
+
+def pairwise_logistic(train: Graded, inner: Graded, seed: int) -> Fitted:
+    """Logistic regression of the differences of 20,000 pairs; the penalty chosen on ``inner``."""
+    from sklearn.linear_model import LogisticRegression
 
     rng = np.random.default_rng(seed)
     better, worse = np.nonzero(train.tiers[:, None] < train.tiers[None, :])
-    if len(better) > _SVM_PAIRS:
-        chosen = rng.choice(len(better), _SVM_PAIRS, replace=False)
+    if len(better) > _PAIRS:
+        chosen = rng.choice(len(better), _PAIRS, replace=False)
         better, worse = better[chosen], worse[chosen]
     side = np.where(rng.random(len(better)) < 0.5, 1, -1)
 
     def learn(model: Any, x: Array) -> None:
         model.fit((x[better] - x[worse]) * side[:, None], side)
 
-    models = [LinearSVC(C=c, dual=False, fit_intercept=False) for c in _SVM_COSTS]
+    models = [LogisticRegression(C=c, fit_intercept=False) for c in (1e-5, 1e-4, 1e-3, 1e-2)]
     return _choose(train, inner, models, learn, lambda m, x: x @ m.coef_[0])
 
 
-def lambdarank(train: Graded, inner: Graded, seed: int) -> Scorer:
+def lambdarank(train: Graded, inner: Graded, seed: int) -> Fitted:
     """LightGBM's LambdaMART (Burges 2010), all images as one query, early stopping on ``inner``."""
     import lightgbm
 
@@ -137,7 +237,7 @@ def lambdarank(train: Graded, inner: Graded, seed: int) -> Scorer:
         eval_metric=lambda _, s: ("pairwise accuracy", pairwise_accuracy(s, inner.tiers), True),
         callbacks=[lightgbm.early_stopping(50, verbose=False)],
     )
-    return lambda features: np.asarray(model.predict(features))
+    return Fitted(lambda features: np.asarray(model.predict(features)))
 
 
 def _choose(
@@ -146,7 +246,7 @@ def _choose(
     models: list[Any],
     learn: Callable[[Any, Array], Any],
     score: Callable[[Any, Array], Array],
-) -> Scorer:
+) -> Fitted:
     """Standardise, fit every model, and keep the one that orders ``inner`` best."""
     mean, spread = train.features.mean(0), train.features.std(0) + 1e-6
 
@@ -159,11 +259,7 @@ def _choose(
         learn(model, x)
         quality.append(pairwise_accuracy(score(model, x_inner), inner.tiers))
     best = models[int(np.argmax(quality))]
-    return lambda features: score(best, scaled(features))
-
-
-def _predict(model: Any, x: Array) -> Array:
-    return np.asarray(model.predict(x))
+    return Fitted(lambda features: score(best, scaled(features)))
 
 
 def _rows(graded: Graded) -> Rows:

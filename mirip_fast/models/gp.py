@@ -1,10 +1,10 @@
 """A Gaussian process that learns scores from rows of features, with NumPy and SciPy alone.
 
-y = m + f(x) + noise, where f and the unknown mean have the covariance σ² (1 + exp(−|x − x′| / ℓ)): an
-exponential (Matérn ½) kernel and a constant (Rasmussen & Williams 2006, *Gaussian Processes for Machine
-Learning*, chapters 2, 4, 5). A row is made of blocks (CLS token and patch mean of a layer, say); each block
-is centred and scaled to length 1, so that all weigh the same. Length, noise and the choice of blocks are
-those of the highest marginal likelihood; one eigendecomposition per length gives it for all noises.
+y = f(x) + noise. A row is made of blocks (CLS token and patch mean of a layer, say), each centred and scaled
+to length 1, and f is a constant and one function per block. Its covariance is a sum of exponential (Matérn ½)
+kernels, 1 + Σ_b a_b exp(−|x_b − x′_b| / ℓ_b) (Rasmussen & Williams 2006, *Gaussian Processes for Machine
+Learning*, chapters 2, 4, 5). The amplitudes a_b and the noise are those of the highest marginal likelihood, so
+that a block that does not help gets none: which layers count is learned, without validation works.
 
 Up to :data:`EXACT` rows nothing is approximated. Beyond, the process is conditioned on its values at
 :data:`INDUCING` rows (Quiñonero-Candela & Rasmussen 2005), so that time and memory grow with n.
@@ -28,18 +28,12 @@ FloatArray = NDArray[np.float64]
 
 EXACT = 6_000  # rows up to which nothing is approximated: 290 MB for the one matrix
 INDUCING = 2_000
-SEARCH = 1_000  # rows that length, noise and blocks are chosen on, at most
+SEARCH = 1_000  # rows that amplitudes and noise are learned from, at most
 
-LENGTHS = (
-    2.0,
-    0.5,
-    1.0,
-    4.0,
-    8.0,
-)  # in units of the median distance; blocks are chosen at the first
-NOISES = 10.0 ** np.arange(-3, 1.6, 0.25)  # in units of σ²
-
-_PIECE = 2_048  # rows of a kernel matrix made at a time
+_LENGTH = 2.0  # ℓ_b in medians of the block's distances; a longer one with a larger amplitude is much alike
+_LEAST = 1e-3  # share of all amplitudes below which a block is not used
+_JITTER = 1e-8  # noise of the inducing rows, which may hold the same row twice
+_PIECE = 1_024  # rows of a kernel matrix made at a time
 
 
 def normal_scores(tiers: ArrayLike) -> FloatArray:
@@ -61,21 +55,23 @@ class GaussianProcess:
 
     Attributes (n training rows of D numbers in B blocks, m basis rows of d chosen numbers):
         blocks: [B] int64, numbers per block, in the order in which they stand in a row; their sum is D.
-        chosen: int64, the blocks that are used.
-        centre: [d] float32, subtracted from a row.
+        amplitudes: [B] float64, a_b in variances of y; 0 for a block that is not used.
+        lengths: [B] float64, ℓ_b.
+        centre: [D] float32, subtracted from a row.
         basis: [m, d] float32, prepared rows: all training rows, or the inducing ones.
         weights: [m] float64, of the kernel between a row and each basis row.
         factor: [m, m] float64, of the approximate process, lower triangular; [0, 0] where it is exact.
         left_out: [n] float64, each training row's score by the other groups alone, in the unit of y.
         left_out_sd: [n] float64, the standard deviation of y around it, noise included.
         errors: [n] float64, (y − left_out) / left_out_sd.
-        length, noise, variance: ℓ, the noise's variance in units of σ², and σ², of standardised y.
+        noise: its variance, in variances of y.
         mean, sd: of y.
-        evidence: log marginal likelihood per row of those that were searched.
+        evidence: log marginal likelihood per row of standardised y, of the rows learned from.
     """
 
     blocks: NDArray[np.int64]
-    chosen: NDArray[np.int64]
+    amplitudes: FloatArray
+    lengths: FloatArray
     centre: NDArray[np.float32]
     basis: NDArray[np.float32]
     weights: FloatArray
@@ -83,9 +79,7 @@ class GaussianProcess:
     left_out: FloatArray
     left_out_sd: FloatArray
     errors: FloatArray
-    length: float
     noise: float
-    variance: float
     mean: float
     sd: float
     evidence: float
@@ -98,7 +92,6 @@ class GaussianProcess:
         groups: Sequence[Any] | None = None,
         *,
         blocks: Sequence[int] | None = None,
-        choices: Sequence[Sequence[int]] | None = None,
         exact: int = EXACT,
         inducing: int = INDUCING,
         seed: int = 0,
@@ -111,10 +104,9 @@ class GaussianProcess:
             groups: [n] names of what is left out together; None as a name: that row alone; None: every
                 row alone.
             blocks: numbers per block, which add up to D; None: one block.
-            choices: sets of blocks (counted from 0) to choose from; None: all blocks.
             exact: up to how many rows nothing is approximated.
             inducing: basis rows beyond that.
-            seed: of the rows that are searched and of the basis rows, where these are not all.
+            seed: of the rows that amplitudes are learned from and of the basis rows, where not all are.
 
         Raises:
             DataError: fewer than two rows, the same y for all, a number that is not finite, or
@@ -128,26 +120,23 @@ class GaussianProcess:
         rng = np.random.default_rng(seed)
         some = np.sort(rng.permutation(len(x))[:SEARCH])
         centre = x.mean(axis=0, dtype=np.float64).astype(np.float32)
-        found = []
-        for choice in choices or [range(len(sizes))]:
-            used = np.asarray(choice, dtype=np.int64)
-            distances, unit = _apart(_prepare(x[some], sizes, used, centre))
-            found.append((_search(distances, z[some], LENGTHS[0] * unit), used, distances, unit))
-        best, chosen, distances, unit = max(found, key=lambda one: one[0])
-        others = (_search(distances, z[some], length * unit) for length in LENGTHS[1:])
-        evidence, length, noise, variance = max(best, *others)
-        u = _prepare(x, sizes, chosen, centre)
+        amplitudes, lengths, noise, evidence = _learn(_prepare(x[some], sizes, centre), z[some])
+        used = amplitudes >= _LEAST * amplitudes.sum()
+        amplitudes = np.where(used, amplitudes, 0.0)
+        kernel = _Kernel(sizes, amplitudes, lengths)
+        u = np.hstack([part for part, a in zip(_prepare(x, sizes, centre), used, strict=True) if a])
         members = _members(groups, len(x))
         if len(x) <= exact:
             basis, factor = u, np.empty((0, 0))
-            weights, error, spread = _solve(u, z, length, noise, members)
+            weights, error, spread = _solve(u, z, kernel, noise, members)
         else:
             basis = u[np.sort(rng.permutation(len(x))[:inducing])]
-            weights, error, spread, noise, factor = _reduce(u, z, basis, length, noise, members)
-        left_out_sd = sd * np.sqrt(variance * spread)
+            weights, error, spread, noise, factor = _reduce(u, z, basis, kernel, noise, members)
+        left_out_sd = sd * np.sqrt(spread)
         return cls(
             blocks=sizes,
-            chosen=chosen,
+            amplitudes=amplitudes,
+            lengths=lengths,
             centre=centre,
             basis=basis,
             weights=weights,
@@ -155,9 +144,7 @@ class GaussianProcess:
             left_out=target - sd * error,
             left_out_sd=left_out_sd,
             errors=sd * error / left_out_sd,
-            length=length,
             noise=noise,
-            variance=variance,
             mean=mean,
             sd=sd,
             evidence=evidence,
@@ -193,8 +180,8 @@ class GaussianProcess:
                 half = solve_triangular(self.factor, half, lower=True)
                 parts.append(self.noise * (1 + (half**2).sum(axis=0)))
             else:
-                parts.append(_SELF + self.noise - (half**2).sum(axis=0))
-        result: FloatArray = self.sd * np.sqrt(self.variance * np.concatenate(parts))
+                parts.append(self._kernel.self + self.noise - (half**2).sum(axis=0))
+        result: FloatArray = self.sd * np.sqrt(np.concatenate(parts))
         return result
 
     def draw(self, rows: ArrayLike, draws: int, seed: int = 0) -> FloatArray:
@@ -237,20 +224,58 @@ class GaussianProcess:
                 f"the Gaussian process expects rows of {self.input_dim} numbers, not {x.shape[1:]}"
             )
         for start in range(0, len(x), _PIECE):
-            u = _prepare(x[start : start + _PIECE], self.blocks, self.chosen, self.centre)
-            yield _kernel(u, self.basis, self.length)
+            parts = _prepare(x[start : start + _PIECE], self.blocks, self.centre)
+            u = np.hstack([p for p, a in zip(parts, self.amplitudes, strict=True) if a])
+            yield self._kernel(u, self.basis)
+
+    @property
+    def _kernel(self) -> _Kernel:
+        return _Kernel(self.blocks, self.amplitudes, self.lengths)
 
     @cached_property
     def _basis_factor(self) -> FloatArray:
         """The Cholesky factor of the basis rows' kernel, with the noise where the process is exact."""
-        return _cholesky(
-            _square(self.basis, self.length, _JITTER if len(self.factor) else self.noise)
-        )
+        noise = _JITTER if len(self.factor) else self.noise
+        return _cholesky(self._kernel.square(self.basis, noise))
 
 
-_NUMBERS = ("length", "noise", "variance", "mean", "sd", "evidence")
-_SELF = 2.0  # the kernel of a row with itself: 1 of the constant and 1 of the exponential
-_JITTER = 1e-8  # of the inducing rows' kernel, which may hold the same row twice
+_NUMBERS = ("noise", "mean", "sd", "evidence")
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    """1 + Σ_b a_b exp(−|x_b − x′_b| / ℓ_b) of prepared rows, over the blocks that are used."""
+
+    blocks: NDArray[np.int64]
+    amplitudes: FloatArray
+    lengths: FloatArray
+
+    @property
+    def self(self) -> float:
+        """Of a row with itself."""
+        return 1 + float(self.amplitudes.sum())
+
+    def __call__(self, a: NDArray[np.float32], b: NDArray[np.float32]) -> FloatArray:
+        """[n, d], [m, d] → [n, m]."""
+        total, start = np.ones((len(a), len(b))), 0
+        for size, amplitude, length in zip(self.blocks, self.amplitudes, self.lengths, strict=True):
+            if amplitude:
+                columns = slice(start, start + size)
+                start += size
+                part = _distances(a[:, columns], b[:, columns])
+                part /= -length
+                np.exp(part, out=part)
+                part *= amplitude
+                total += part
+        return total
+
+    def square(self, u: NDArray[np.float32], noise: float) -> FloatArray:
+        """[n, n] of rows with each other, the noise on the diagonal."""
+        k = np.empty((len(u), len(u)))
+        for start in range(0, len(u), _PIECE):
+            k[start : start + _PIECE] = self(u[start : start + _PIECE], u)
+        np.fill_diagonal(k, self.self + noise)
+        return k
 
 
 def _check(
@@ -279,30 +304,17 @@ def _members(groups: Sequence[Any] | None, n: int) -> list[NDArray[np.int64]]:
 
 
 def _prepare(
-    x: NDArray[Any],
-    sizes: NDArray[np.int64],
-    chosen: NDArray[np.int64],
-    centre: NDArray[np.float32],
-) -> NDArray[np.float32]:
-    """[n, D] rows → [n, d] of length 1: the chosen blocks, centred, each of length 1 / √(their number)."""
-    ends = np.cumsum(sizes)
-    parts = []
-    for k in chosen:
-        columns = slice(ends[k] - sizes[k], ends[k])
+    x: NDArray[Any], sizes: NDArray[np.int64], centre: NDArray[np.float32]
+) -> list[NDArray[np.float32]]:
+    """[n, D] rows → their blocks, centred, each row of length 1."""
+    parts, start = [], 0
+    for size in sizes:
+        columns = slice(start, start + size)
+        start += size
         part = x[:, columns].astype(np.float64) - centre[columns]
         length = np.linalg.norm(part, axis=1, keepdims=True)
         parts.append((part / np.maximum(length, 1e-12)).astype(np.float32))
-    result: NDArray[np.float32] = (np.hstack(parts) / len(parts) ** 0.5).astype(np.float32)
-    return result
-
-
-def _kernel(a: NDArray[np.float32], b: NDArray[np.float32], length: float) -> FloatArray:
-    """1 + exp(−|a − b| / ℓ) of prepared rows: [n, d], [m, d] → [n, m]."""
-    k = _distances(a, b)
-    k /= -length
-    np.exp(k, out=k)
-    k += 1
-    return k
+    return parts
 
 
 def _distances(a: NDArray[np.float32], b: NDArray[np.float32]) -> FloatArray:
@@ -316,15 +328,6 @@ def _distances(a: NDArray[np.float32], b: NDArray[np.float32]) -> FloatArray:
     return np.sqrt(d, out=d)
 
 
-def _square(u: NDArray[np.float32], length: float, noise: float) -> FloatArray:
-    """[n, n] kernel of rows with each other, the noise on its diagonal; in one matrix, row by row."""
-    k = np.empty((len(u), len(u)))
-    for start in range(0, len(u), _PIECE):
-        k[start : start + _PIECE] = _kernel(u[start : start + _PIECE], u, length)
-    np.fill_diagonal(k, _SELF + noise)
-    return k
-
-
 def _cholesky(k: FloatArray) -> FloatArray:
     """The lower factor, in place of k; what stands above the diagonal means nothing."""
     from scipy.linalg import cholesky
@@ -334,39 +337,62 @@ def _cholesky(k: FloatArray) -> FloatArray:
     return factor
 
 
-def _apart(u: NDArray[np.float32]) -> tuple[FloatArray, float]:
-    """[n, n] distances of rows, and their median without those of equal rows."""
-    distances = _distances(u, u)
-    np.fill_diagonal(distances, 0)
-    apart = distances[distances > 1e-6]
-    unit = float(np.median(apart)) if len(apart) else 1.0
-    return distances, unit
+def _learn(
+    parts: list[NDArray[np.float32]], z: FloatArray
+) -> tuple[FloatArray, FloatArray, float, float]:
+    """Amplitudes [B], lengths [B], noise, and the log marginal likelihood per row, which is at its maximum.
 
+    Its gradient by log a_b is ½ tr((α αᵀ − K⁻¹) a_b E_b), with α = K⁻¹ z (Rasmussen & Williams, 5.9).
+    """
+    from scipy.linalg import cho_solve
+    from scipy.linalg.lapack import dpotri
+    from scipy.optimize import minimize
 
-def _search(
-    distances: FloatArray, z: FloatArray, length: float
-) -> tuple[float, float, float, float]:
-    """(log marginal likelihood per row, ℓ, noise, σ²) where it is highest for this ℓ; σ² is profiled out."""
-    values, vectors = np.linalg.eigh(1 + np.exp(distances / -length))
-    scaled = 1 / (np.maximum(values, 0)[:, None] + NOISES)
-    variance = ((vectors.T @ z)[:, None] ** 2 * scaled).mean(axis=0)
-    evidence = (np.log(scaled).mean(axis=0) - np.log(2 * np.pi * variance) - 1) / 2
-    k = int(evidence.argmax())
-    return float(evidence[k]), length, float(NOISES[k]), float(variance[k])
+    n, count = len(z), len(parts)
+    kernels, lengths = np.empty((count, n, n)), np.ones(count)
+    for b, part in enumerate(parts):
+        distances = _distances(part, part)
+        np.fill_diagonal(distances, 0)
+        apart = distances[distances > 1e-6]
+        lengths[b] = _LENGTH * float(np.median(apart)) if len(apart) else 1.0
+        kernels[b] = np.exp(distances / -lengths[b])
+
+    def cost(logs: FloatArray) -> tuple[float, FloatArray]:
+        values = np.exp(logs)
+        k = 1 + np.tensordot(values[:-1], kernels, 1)
+        k[np.diag_indices(n)] += values[-1]
+        factor = _cholesky(k)
+        determinant = float(np.log(np.diag(factor)).sum())
+        alpha = cho_solve((factor, True), z, check_finite=False)
+        inverse, _ = dpotri(factor, lower=True, overwrite_c=True)
+        # The lower triangle twice, for the upper one; the diagonal once.
+        rest = 2 * np.tril(inverse, -1) - np.outer(alpha, alpha)
+        rest[np.diag_indices(n)] += np.diag(inverse)
+        slopes = np.r_[kernels.reshape(count, -1) @ rest.ravel(), np.trace(rest)]
+        value = float(z @ alpha) / 2 + determinant + n * np.log(2 * np.pi) / 2
+        return value / n, values * slopes / (2 * n)
+
+    start = np.log(np.r_[np.full(count, 1 / count), 0.3])
+    bounds = [(-9.0, 4.0)] * count + [(-7.0, 3.0)]
+    done: Any = minimize(
+        cost, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 60}
+    )
+    values = np.exp(done.x)
+    return values[:-1], lengths, float(values[-1]), -float(done.fun)
 
 
 def _solve(
     u: NDArray[np.float32],
     z: FloatArray,
-    length: float,
+    kernel: _Kernel,
     noise: float,
     members: list[NDArray[np.int64]],
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Exact: weights, errors of left-out rows, and their variances in units of σ²; [n] each."""
+    """Exact: weights, errors of left-out rows, and their variances; [n] each."""
     from scipy.linalg import cho_solve
     from scipy.linalg.lapack import dpotri
 
-    factor = _cholesky(_square(u, length, noise))
+    factor = _cholesky(kernel.square(u, noise))
     weights = cho_solve((factor, True), z, check_finite=False)
     inverse, _ = dpotri(factor, lower=True, overwrite_c=True)  # its lower triangle
     variance = 1 / np.diag(inverse)
@@ -382,7 +408,7 @@ def _reduce(
     u: NDArray[np.float32],
     z: FloatArray,
     basis: NDArray[np.float32],
-    length: float,
+    kernel: _Kernel,
     noise: float,
     members: list[NDArray[np.int64]],
 ) -> tuple[FloatArray, FloatArray, FloatArray, float, FloatArray]:
@@ -393,11 +419,11 @@ def _reduce(
     """
     from scipy.linalg import cho_solve, solve_triangular
 
-    lower = _cholesky(_square(basis, length, _JITTER))
+    lower = _cholesky(kernel.square(basis, _JITTER))
     pieces = [slice(i, i + _PIECE) for i in range(0, len(u), _PIECE)]
 
     def phi(rows: slice | NDArray[np.int64]) -> FloatArray:  # [m, k]
-        result: FloatArray = solve_triangular(lower, _kernel(u[rows], basis, length).T, lower=True)
+        result: FloatArray = solve_triangular(lower, kernel(u[rows], basis).T, lower=True)
         return result
 
     gram, moment, explained = np.zeros((len(basis), len(basis))), np.zeros(len(basis)), 0.0
@@ -406,7 +432,7 @@ def _reduce(
         gram += part @ part.T
         moment += part @ z[piece]
         explained += float((part**2).sum())
-    noise += max(0.0, _SELF * len(u) - explained) / max(1, len(u) - len(basis))
+    noise += max(0.0, kernel.self * len(u) - explained) / max(1, len(u) - len(basis))
     gram[np.diag_indices_from(gram)] += noise
     factor = np.tril(_cholesky(gram))
     coefficients = cho_solve((factor, True), moment)
