@@ -3,8 +3,8 @@
 y = f(x) + noise. A row is made of blocks (CLS token and patch mean of a layer, say), each centred and scaled
 to length 1, and f is a constant and one function per block. Its covariance is a sum of exponential (Matérn ½)
 kernels, 1 + Σ_b a_b exp(−|x_b − x′_b| / ℓ_b) (Rasmussen & Williams 2006, *Gaussian Processes for Machine
-Learning*, chapters 2, 4, 5). The amplitudes a_b and the noise are those of the highest marginal likelihood, so
-that a block that does not help gets none: which layers count is learned, without validation works.
+Learning*, chapters 2, 4, 5). The amplitudes a_b and the noise are those of the highest marginal likelihood:
+a block that does not help gets none, so that which layers count is learned, without validation works.
 
 Up to :data:`EXACT` rows nothing is approximated. Beyond, the process is conditioned on its values at
 :data:`INDUCING` rows (Quiñonero-Candela & Rasmussen 2005), so that time and memory grow with n.
