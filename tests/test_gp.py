@@ -43,7 +43,9 @@ def unit(x: NDArray[np.float32], start: int, size: int) -> NDArray[np.float64]:
     return part / np.linalg.norm(part, axis=1, keepdims=True)
 
 
-@pytest.mark.filterwarnings("ignore:The optimal value found")  # the noise, which has the same bounds here
+@pytest.mark.filterwarnings(
+    "ignore:The optimal value found"
+)  # the noise, which has the same bounds here
 def test_scores_and_spreads_are_those_of_scikit_learn_at_its_optimum() -> None:
     from sklearn.gaussian_process import GaussianProcessRegressor
     from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
