@@ -46,7 +46,8 @@ class StopSignals:
         told, ours = socket.socketpair()
         ours.setblocking(False)
         signal.set_wakeup_fd(ours.detach(), warn_on_full_buffer=False)
-        threading.Thread(target=_end_after_second, args=(told,), daemon=True).start()
+        with contextlib.suppress(RuntimeError):  # no more threads: what follows will tell
+            threading.Thread(target=_end_after_second, args=(told,), daemon=True).start()
         # The last hook to run, as it is the first one. After it the interpreter would restore what the system
         # does with the signals, and a run that is done would look as if it had been killed.
         atexit.register(_ignore)

@@ -8,12 +8,14 @@ import importlib
 import logging
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
 
 from mirip_fast import __version__
-from mirip_fast.errors import MiripError
+from mirip_fast.errors import ConfigError, MiripError
+from mirip_fast.runtime import reached_limit
 from mirip_fast.threads import any_works
 
 from .interrupted import STATUS as INTERRUPTED
@@ -151,6 +153,7 @@ def run(arguments: list[str], signals: StopSignals | None = None) -> int:
     show_traceback = "--traceback" in arguments
     _log_to_terminal()
     try:
+        _require_working_folder()
         result: Any = cli.main(
             arguments, prog_name="mirip-fast", standalone_mode=False, obj=signals
         )
@@ -173,16 +176,31 @@ def run(arguments: list[str], signals: StopSignals | None = None) -> int:
     except (MiripError, OSError) as error:
         if show_traceback:
             raise
-        _say(f"Error: {_text(error)}")
+        limit = reached_limit(error.__cause__ if isinstance(error, MiripError) else error)
+        _say(f"Error: {_text(error)}" + (f"\n{limit}" if limit else ""))
         return 1
     except Exception as error:
         if show_traceback:
             raise
+        if limit := reached_limit(error):
+            _say(f"Error: {limit} ({type(error).__name__}: {error})")
+            return 1
         _say(
             f"Error: {type(error).__name__}: {error}\nThis is a fault of mirip-fast itself. "
             "`mirip-fast --traceback …` shows where; please report it."
         )
         return 1
+
+
+def _require_working_folder() -> None:
+    """Without one libraries fail in ways of their own."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise ConfigError(
+            "The working folder is gone: it was deleted or replaced after this shell had entered it. "
+            'Change to one that is there (a new one of the same name: cd "$PWD")'
+        ) from None
 
 
 def _text(error: Exception) -> str:

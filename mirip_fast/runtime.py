@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import random
@@ -104,6 +105,60 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and (
         "out of memory" in text or "can't allocate memory" in text
     )
+
+
+#: What Python, the C library and torch say where a limit on memory or on processes and threads is reached.
+_NO_MEMORY = (
+    "out of memory",
+    "allocate memory",
+    "bad_alloc",
+    "failed to map segment",
+    "mmap failed",
+)
+_NO_PROCESSES = ("start new thread", "resource temporarily unavailable", "thread creation failed")
+
+
+def reached_limit(error: BaseException | None) -> str | None:
+    """Which limit of this machine, user or container an error comes from, and what to do; None for others."""
+    seen = error
+    while seen is not None and "cuda" not in (
+        text := str(seen).lower()
+    ):  # of a GPU torch tells itself
+        number = seen.errno if isinstance(seen, OSError) else None
+        if isinstance(seen, MemoryError) or number == errno.ENOMEM or _any_in(_NO_MEMORY, text):
+            limit = _limit("RLIMIT_AS")
+            given = (
+                f"this process may have {limit >> 20:,} MiB (ulimit -v)"
+                if limit
+                else ("what the machine or container has is used up")
+            )
+            return (
+                f"There is not enough memory: {given}. torch alone takes some 6 GiB of address space; "
+                "fewer --workers or --loader-workers and a smaller --batch-size need less memory."
+            )
+        if number == errno.EAGAIN or _any_in(_NO_PROCESSES, text):
+            limit = _limit("RLIMIT_NPROC")
+            given = f"this user may have {limit:,} (ulimit -u)" if limit else "ulimit -u"
+            return (
+                f"No more processes or threads can be started: {given}, and a container may have a limit of "
+                "its own (docker run --pids-limit). --workers 0 and OMP_NUM_THREADS=1 need fewest."
+            )
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def _any_in(words: tuple[str, ...], text: str) -> bool:
+    return any(word in text for word in words)
+
+
+def _limit(name: str) -> int | None:
+    """A limit of this process (see getrlimit(2)); None where there is none."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    soft, _ = resource.getrlimit(getattr(resource, name))
+    return None if soft == resource.RLIM_INFINITY else soft
 
 
 @contextlib.contextmanager

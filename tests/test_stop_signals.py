@@ -1,13 +1,16 @@
-"""Ctrl-C and SIGTERM in processes of their own: one stops a command, more of them break nothing."""
+"""Ctrl-C and SIGTERM in processes of their own: one stops a command, more of them break nothing; and what a
+command says that can not have the memory, the threads or the working folder that it needs."""
 
 from __future__ import annotations
 
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+from mirip_fast_cli.main import run
 from test_embed import draw
 
 SIGNALS = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -240,3 +243,43 @@ def test_a_signal_after_the_end_changes_nothing(number: int) -> None:
 def test_a_signal_that_was_ignored_stays_so(number: int) -> None:
     """A shell has jobs in the background ignore Ctrl-C."""
     assert ended(IGNORED, number) == (0, "the results\n")
+
+
+def said_by(*arguments: str, cwd: Path, before: str = "") -> tuple[int, str]:
+    command = f'{before} exec "$0" -m mirip_fast_cli "$@"'
+    done = subprocess.run(
+        ["bash", "-c", command, sys.executable, *arguments],
+        cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stdout
+
+
+def test_a_working_folder_that_is_gone_is_told(tmp_path: Path) -> None:
+    code, said = said_by("train", "--head-only", cwd=tmp_path, before="mkdir x; cd x; rmdir ../x;")
+    assert code == 1 and "Error: The working folder is gone" in said and said.count("\n") == 1
+
+
+TINY = ("--backbone", "tiny-random", "--image-size", "28", "--workers", "0")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits address space")
+def test_too_tight_a_limit_of_memory_is_named(tmp_path: Path) -> None:
+    draw(tmp_path / "data" / "0.png", 0)
+    code, said = said_by("embed", "data", *TINY, cwd=tmp_path, before="ulimit -v 307200;")
+    assert code == 1 and "this process may have 300 MiB (ulimit -v)" in said, said
+    assert "fault of mirip-fast" not in said and "Traceback" not in said
+
+
+def test_threads_that_are_not_to_be_had_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    draw(tmp_path / "data" / "0.png", 0)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert run(["embed", "data", *TINY]) == 1
+    said = capfd.readouterr().err
+    assert "No more processes or threads can be started" in said and "--workers 0" in said
+    assert "fault of mirip-fast" not in said
