@@ -390,6 +390,11 @@ def rare_layouts() -> list[Case]:
         Case("layout/no_end_stages.jpg", stages[:-2], "picture", like="waves", within=9),
         Case("layout/pixels_cut.jpg", jpeg[:-9], "failure"),
         Case("layout/zeros_for_pixels.jpg", jpeg[:-300] + bytes(4096), "failure"),
+        Case("layout/ends_early.jpg", jpeg[:-300] + jpeg[-2:], "failure"),
+        Case("layout/ends_early_turned.jpg",
+             jpeg_with(0xE1, b"Exif\0\0" + exif(6)[6:], jpeg)[:-200] + jpeg[-2:], "failure"),
+        Case("layout/little_in_much.jpg", with_jpeg_size(jpeg, 9_000, 9_000), "failure"),
+        Case("layout/grey.jpg", encode(Image.new("RGB", (90, 70), (128, 128, 128)), "JPEG"), "picture"),
         Case("layout/cut_at_mark.jpg", marked[: marked.rindex(b"\xff\xd1")], "failure"),
         Case("layout/scan_cut.jpg", stages[: stages.rindex(b"\xff\xda")], "failure"),
     ]  # fmt: skip

@@ -53,9 +53,11 @@ from mirip_fast.data.image_files import (
     scan_images,
 )
 from mirip_fast.data.signatures import (
+    JPEG_END,
     describe_unreadable,
     jpeg_with_ends,
     without_jpeg_metadata,
+    without_padding,
     without_wrong_chunks,
 )
 from mirip_fast.errors import ConfigError, ImageError
@@ -98,7 +100,7 @@ RESIZE_MODES = ("squash", "pad", "crop")
 FIT = "fit"
 
 _JPEGS = ("JPEG", "MPO")
-_WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
+_WHITE, _GREY, _BLACK = (255, 255, 255), (128, 128, 128), (0, 0, 0)
 # Levels of 255 by which pixels differ: up to the first a picture is of one colour (lossy formats are not
 # exact), below the second lines on it are hardly seen.
 _FLAT, _VISIBLE = 6, 16
@@ -345,18 +347,28 @@ def _decode(data: bytes, scale: int, max_pixels: int) -> tuple[Image.Image, tupl
     """Decode at 1/scale; also give the upright (width, height) that scale 1 has."""
     # With nothing but the end missing, the pixels are the same whatever comes behind what is there. Where a
     # download broke off and zeros fill its place, the decoder takes those for pixels.
-    ends = jpeg_with_ends(data) if data.endswith(bytes(16)) else ()
+    ends = jpeg_with_ends(without_padding(data)) if data.endswith(bytes(16)) else ()
     if not ends:
         try:
-            return _decode_frame(data, scale, max_pixels)
+            whole = _decode_frame(data, scale, max_pixels)
         except OSError:
             ends = jpeg_with_ends(data)
             if not ends:
                 raise
+        else:
+            if _GREY in _corners(whole[0]):  # what a decoder fills a JPEG with that ends too early
+                ends = jpeg_with_ends(data[: max(0, data.rfind(JPEG_END))])
+            if not ends:
+                return whole
     first, *others = (_decode_frame(each, scale, max_pixels) for each in ends)
     if any(other[0] != first[0] for other in others):
         raise ImageError("image file is truncated")
     return first
+
+
+def _corners(image: Image.Image) -> list[object]:
+    right, bottom = image.width - 1, image.height - 1
+    return [image.getpixel(place) for place in ((0, 0), (right, 0), (0, bottom), (right, bottom))]
 
 
 def _decode_frame(data: bytes, scale: int, max_pixels: int) -> tuple[Image.Image, tuple[int, int]]:

@@ -99,7 +99,8 @@ def without_jpeg_metadata(data: bytes) -> bytes | None:
     return b"".join(kept)
 
 
-_JPEG_END = b"\xff\xd9"
+#: The mark that ends a JPEG.
+JPEG_END = b"\xff\xd9"
 _JPEG_RESTARTS = range(0xD0, 0xD8)
 _NO_MARKERS = {bytes((second,)) for second in (0, 0xFF, *_JPEG_RESTARTS)}
 _PNG_START = b"\x89PNG\r\n\x1a\n"
@@ -128,28 +129,30 @@ def without_wrong_chunks(data: bytes) -> bytes:
     return data if whole else b"".join(kept)
 
 
+def without_padding(data: bytes) -> bytes:
+    """``data`` without zeros at its end, which a disk's last block or a broken download leaves."""
+    bare = data.rstrip(b"\0")
+    return (
+        data[: len(bare) + 1] if bare.endswith(b"\xff") else bare
+    )  # FF 00 is a byte of pixels in a JPEG
+
+
 def jpeg_with_ends(data: bytes) -> tuple[bytes, ...]:
     """A JPEG that breaks off, with three ends: where all make one picture, only its end was missing.
 
     The first is the mark of the end alone; the others have bits before it that a decoder takes for pixels if
-    it lacks any. Zeros behind the last byte are what a disk's last block or a broken download leaves.
+    it lacks any.
 
     Returns:
         Nothing if ``data`` is no JPEG, has its end, or lacks whole scans.
     """
-    bare = data.rstrip(b"\0")
-    if (
-        not data.startswith(b"\xff\xd8\xff")
-        or bare.endswith(_JPEG_END)
-        or not _has_every_scan(bare)
-    ):
+    if not data.startswith(b"\xff\xd8\xff") or data.endswith(JPEG_END) or not _has_every_scan(data):
         return ()
-    if bare.endswith(b"\xff"):  # FF 00 is a byte of pixels, FF alone half a mark
-        bare = data[: len(bare) + 1] if len(bare) < len(data) else bare[:-1]
+    bare = data.removesuffix(b"\xff")  # half a mark
     # A decoder that waits for a restart mark drops all that comes before.
     marks = [b"", *(bytes((0xFF, mark)) for mark in _JPEG_RESTARTS)]
     bits = (b"".join(mark + bit * 64 for mark in marks) for bit in (b"\x55", b"\xaa"))
-    return bare + _JPEG_END, *(bare + each + _JPEG_END for each in bits)
+    return bare + JPEG_END, *(bare + each + JPEG_END for each in bits)
 
 
 def _has_every_scan(jpeg: bytes) -> bool:
