@@ -24,7 +24,7 @@ from .interrupted import Interrupted, StopSignals
 #: Commands in the order of the help page; each is a function of its name in the module of its name.
 COMMANDS = (
     "embed", "audit", "train", "sweep", "evaluate", "rank", "compare", "explain", "similar",
-    "duplicates", "label", "export", "split", "cache", "benchmark", "demo", "config",
+    "duplicates", "label", "export", "split", "cache", "verify", "benchmark", "demo", "config",
 )  # fmt: skip
 
 

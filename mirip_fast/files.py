@@ -1,4 +1,10 @@
-"""Writing small files so that a crash, a kill or a full disk never leaves half of one."""
+"""Small files that last: written so that a crash, a kill or a full disk never leaves half of one, and read
+only if they are what was written.
+
+A folder with ``files.json`` (a run, a data set) keeps the SHA-256 of its files there.
+:func:`write_atomically` keeps that list in step, and :func:`open_file`, through which every such file is
+read, compares with it.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +12,32 @@ import codecs
 import contextlib
 import csv
 import errno
+import hashlib
 import io
 import json
 import os
 import shutil
+import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from mirip_fast.errors import DiskFullError
+from mirip_fast.errors import DataError, DiskFullError
+
+#: The list of a folder's files: {"files": {name: [{"bytes", "sha256"}]}}. A name has two contents only while
+#: its file is being replaced: a kill leaves one or the other.
+LIST_FILE = "files.json"
+#: What is listed: files that results depend on; no pictures, no logs, nothing that is appended to.
+_LISTED = (".pt", ".safetensors", ".json", ".csv", ".yaml")
+_APPENDED = "history.csv"
+_MOST_BYTES = 1 << 30  # of a file that is read whole
+_MOST_JSON_BYTES = 64 << 20
+_LOCK_SECONDS = 5.0
+
+#: Name → the contents that the file may have.
+_Contents = dict[str, list[dict[str, Any]]]
 
 
 def fsync_folder(folder: Path) -> None:
@@ -44,10 +66,12 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
     Readers see the old file or the new one, never a part. An existing file stays whole whatever fails.
     Several processes and threads may write one path at once: one of their files is there in the end.
+    Where the folder has a list of its files, it knows the new one, and at every moment the one that is there.
 
     Raises:
         DiskFullError: the disk is full; the message says how much is free.
         OSError: it can not be written; ``filename`` is ``path``, or the folder that can not be made.
+        DataError: the folder's list is damaged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_path(path)
@@ -56,7 +80,9 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             write(stream)
             stream.flush()
             os.fsync(stream.fileno())
-        partial.replace(path)
+        with _listed(path, partial):
+            partial.replace(path)
+            fsync_folder(path.parent)
     except BaseException as error:
         # A read-only disk refuses this, too; the first error tells what is wrong.
         with contextlib.suppress(OSError):
@@ -66,7 +92,247 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         if isinstance(error, OSError) and error.filename == str(partial):
             error.filename = str(path)  # the name that means something to the user
         raise
-    fsync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def _listed(path: Path, partial: Path) -> Iterator[None]:
+    """Keep the folder's list right while the block puts ``partial`` in the place of ``path``.
+
+    A file that is replaced is listed with both contents before, and with the new one after. A new file is
+    listed after: until then it is read unchecked.
+    """
+    if path.name == LIST_FILE or not _is_listed(path) or not _list_path(path).exists():
+        yield
+        return
+    with _locked(path.parent):
+        try:
+            files = read_list(path.parent)
+        except ValueError as error:
+            raise DataError(f"{path} can not be written: {error}") from error
+        new = _content(partial)
+        if path.name in files or path.is_file():
+            old = files.get(path.name, [])
+            if len(old) != 1 and path.is_file():  # only the disk knows which of them is there
+                old = [_content(path)]
+            _write_list(path.parent, {**files, path.name: [new, *old]})
+        yield
+        _write_list(path.parent, {**files, path.name: [new]})
+
+
+def list_files(folder: Path) -> None:
+    """Begin a folder's list of files, or begin it anew: of what is there, as it is.
+
+    Raises:
+        OSError: a file can not be read, or the list not be written.
+    """
+    there = [path for path in sorted(folder.iterdir()) if path.is_file() and _is_listed(path)]
+    _write_list(folder, {path.name: [_content(path)] for path in there})
+
+
+def read_list(folder: Path) -> _Contents:
+    """A folder's list of files; empty where it has none.
+
+    Raises:
+        OSError: it can not be read.
+        ValueError: it is damaged; names it.
+    """
+    path = folder / LIST_FILE
+    try:
+        with _open_regular(path, _MOST_JSON_BYTES) as stream:
+            files: _Contents = _parse_json(stream.read())["files"]
+        for name, contents in files.items():
+            for content in contents:
+                if type(content["bytes"]) is not int or len(content["sha256"]) != 64:
+                    raise ValueError(f"{name}: {content}")
+            if not contents:
+                raise ValueError(f"{name}: no content")
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path}, the list of checksums beside it, is damaged ({error}). Put back a good copy, or "
+            f"accept the files as they are with `mirip-fast verify --accept {folder}`"
+        ) from error
+    return files
+
+
+def remove_files(folder: Path, names: Iterable[str]) -> None:
+    """Delete files of a folder, from its list first."""
+    gone = set(names)
+    if gone and (folder / LIST_FILE).exists():
+        with _locked(folder):
+            files = read_list(folder)
+            _write_list(folder, {name: files[name] for name in files if name not in gone})
+    for name in gone:
+        (folder / name).unlink(missing_ok=True)
+
+
+def _write_list(folder: Path, files: _Contents) -> None:
+    write_json(folder / LIST_FILE, {"files": files})
+
+
+def _list_path(path: Path) -> Path:
+    return path.with_name(LIST_FILE)
+
+
+def _is_listed(path: Path) -> bool:
+    named = path.suffix in _LISTED and not path.name.startswith(".")
+    return named and path.name not in (LIST_FILE, _APPENDED)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One at a time changes a folder's list; goes on without a lock where there are none."""
+    try:
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        yield
+        return
+    try:
+        until = time.monotonic() + _LOCK_SECONDS
+        while time.monotonic() < until:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.005)
+            except OSError:  # a file system without locks
+                break
+        yield
+    finally:
+        os.close(handle)
+
+
+def _content(file: Path | IO[bytes]) -> dict[str, Any]:
+    """Size and SHA-256 of a file, as the list has them."""
+    if isinstance(file, Path):
+        with _open_regular(file, None) as stream:
+            return _content(stream)
+    sha, size = hashlib.sha256(), 0
+    while block := file.read(1 << 20):
+        sha.update(block)
+        size += len(block)
+    return {"bytes": size, "sha256": sha.hexdigest()}
+
+
+def open_regular(path: Path, flags: int = os.O_RDONLY, most: int | None = None) -> int:
+    """A handle of a regular file; never waits, as opening a pipe would.
+
+    Args:
+        path: the file.
+        flags: as for :func:`os.open`.
+        most: bytes that it may have.
+
+    Raises:
+        OSError: it can not be opened.
+        ValueError: it is no regular file, or too large.
+    """
+    more = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
+    handle = os.open(path, flags | more, 0o666)
+    info = os.fstat(handle)
+    why = None
+    if not stat.S_ISREG(info.st_mode):
+        why = "it is no regular file"
+    elif most is not None and info.st_size > most:
+        why = f"{format_bytes(info.st_size)} are too many: at most {format_bytes(most)} are read"
+    if why is not None:
+        os.close(handle)
+        raise ValueError(why)
+    return handle
+
+
+def _open_regular(path: Path, most: int | None) -> IO[bytes]:
+    return os.fdopen(open_regular(path, most=most), "rb")
+
+
+def open_file(path: Path, most: int | None = None) -> IO[bytes]:
+    """Open a regular file for reading, if its content is the one in the list of its folder.
+
+    Files that are not listed, and those of folders without a list, are opened as they are.
+
+    Args:
+        path: the file; never waited for, so that pipes and devices are refused.
+        most: bytes that it may have.
+
+    Raises:
+        OSError: it can not be opened.
+        ValueError: it is no regular file, too large, or not what was written; says what to do.
+    """
+    return _open_checked(path, most)[0]
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file as hexadecimal digits; raises what :func:`open_file` raises."""
+    stream, content = _open_checked(path, None)
+    with stream:
+        return str((content or _content(stream))["sha256"])
+
+
+def _open_checked(path: Path, most: int | None) -> tuple[IO[bytes], dict[str, Any] | None]:
+    """The open file, and its content where that was compared with the list."""
+    while True:
+        files = read_list(path.parent)
+        stream = _open_regular(path, most)
+        if path.name not in files or path.name == LIST_FILE:
+            return stream, None
+        right, size = files[path.name], os.fstat(stream.fileno()).st_size
+        if any(size == content["bytes"] for content in right):
+            found = _content(stream)
+            if found in right:
+                stream.seek(0)
+                return stream, found
+        stream.close()
+        if read_list(path.parent) == files:  # else it was replaced between the two looks
+            how = "is not the one in" if size else "is empty, unlike the one in"
+            raise ValueError(
+                f"its content {how} {LIST_FILE} beside it (SHA-256): it was damaged or changed since it was "
+                f"written. {_remedy(path)}"
+            )
+
+
+def has_file(path: Path) -> bool:
+    """Whether there is something of this name.
+
+    Raises:
+        OSError: the folder's list can not be read.
+        ValueError: nothing is there, but it should be; or the list is damaged.
+    """
+    if os.path.lexists(path):
+        return True
+    if path.name in read_list(path.parent):
+        raise ValueError(f"it is listed in {LIST_FILE} beside it, but gone. {_remedy(path)}")
+    return False
+
+
+def damaged_files(folder: Path) -> tuple[int, list[str]]:
+    """How many files a folder's list has (0: there is none), and what is wrong with them, a sentence each."""
+    faults = []
+    try:
+        names = list(read_list(folder))
+    except (OSError, ValueError) as error:
+        return 0, [str(error)]
+    for name in names:
+        try:
+            if has_file(folder / name):
+                open_file(folder / name).close()
+        except (OSError, ValueError) as error:
+            faults.append(f"{folder / name} can not be read: {error}")
+    return len(names), faults
+
+
+def _remedy(path: Path) -> str:
+    return (
+        "Put back a good copy, or make it again; if it is meant to be so, "
+        f"`mirip-fast verify --accept {path.parent}`"
+    )
+
+
+def read_file(path: Path, most: int = _MOST_BYTES) -> bytes:
+    """The content of a file; raises what :func:`open_file` raises."""
+    with open_file(path, most) as stream:
+        return stream.read()
 
 
 @contextlib.contextmanager
@@ -156,16 +422,25 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object written by :func:`write_json`.
+def read_json(path: Path, most: int = _MOST_JSON_BYTES) -> dict[str, Any]:
+    """Read a JSON object written by :func:`write_json`, of which nothing is trusted.
 
     Raises:
         OSError: the file can not be read.
-        ValueError: it is no JSON object.
+        ValueError: it is no JSON object, or not what was written; see :func:`open_file`.
     """
-    value = json.loads(path.read_bytes().decode("utf-8", "surrogateescape"))
+    return _parse_json(read_file(path, most))
+
+
+def _parse_json(data: bytes) -> dict[str, Any]:
+    if not data:
+        raise ValueError("it is empty")
+    try:
+        value = json.loads(data.decode("utf-8", "surrogateescape"))
+    except RecursionError:
+        raise ValueError("it is too deeply nested") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{path} does not hold a JSON object")
+        raise ValueError("it does not hold a JSON object")
     return value
 
 
@@ -205,26 +480,34 @@ def write_csv(
     write_atomically(path, write)
 
 
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows of a file that :func:`write_csv` wrote with its defaults, also without a byte order mark.
+def read_csv(path: Path, columns: Iterable[str] = ()) -> list[dict[str, str]]:
+    """Read what :func:`write_csv` wrote with its defaults: a dictionary per row.
+
+    Args:
+        path: the file.
+        columns: those that it must have at least.
 
     Raises:
         OSError: the file can not be read.
-        ValueError: it is empty, cut short, or no CSV.
+        ValueError: it is cut short, lacks a column, or is not what was written; see :func:`open_file`.
     """
+    text = read_file(path).decode("utf-8", "surrogateescape").removeprefix("\ufeff")
+    if not text:
+        raise ValueError("it is empty")
+    if not text.endswith("\n"):
+        raise ValueError("its last line is cut short")
     try:
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-            reader = csv.DictReader(stream, strict=True)
-            if reader.fieldnames is None:
-                raise ValueError("the file is empty")
-            rows: list[dict[str, str]] = []
-            for row in reader:
-                if None in row or None in row.values():
-                    raise ValueError(f"line {reader.line_num} has not one value per column")
-                rows.append(row)
-            return rows
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        rows = list(reader)
     except csv.Error as error:
         raise ValueError(f"no CSV: {error}") from error
+    lacking = [name for name in columns if name not in (reader.fieldnames or ())]
+    if lacking:
+        raise ValueError(f"it has no column {', '.join(lacking)}")
+    for number, row in enumerate(rows, 2):
+        if None in row or None in row.values():
+            raise ValueError(f"row {number} has not one value per column")
+    return rows
 
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")

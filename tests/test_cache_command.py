@@ -12,6 +12,7 @@ from mirip_fast_cli.main import run
 from PIL import Image
 
 from mirip_fast.features.store import FeatureStore
+from mirip_fast.files import list_files
 
 OPTIONS = ["--backbone", "tiny-random", "--image-size", "28", "--workers", "0", "--layers", "last"]
 Capture = pytest.CaptureFixture[str]
@@ -147,6 +148,7 @@ def test_names_can_not_move_the_cursor(work: Path, capfd: Capture) -> None:
     (file,) = Path("cache").glob("*/datasets/*/dataset.json")
     info = json.loads(file.read_text(encoding="utf-8"))
     file.write_text(json.dumps({**info, "source": "/a\x1b[2Jb\nc", "backbone": "x\x07"}))
+    list_files(file.parent)
     assert run(["cache", "info"]) == 0
     out = capfd.readouterr().out
     assert "\x1b" not in out and "\x07" not in out and r"/a\x1b[2Jb\nc" in out

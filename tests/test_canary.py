@@ -141,8 +141,8 @@ def test_a_canary_that_is_gone_is_told(tmp_path: Path, caplog: pytest.LogCapture
     phase.run(paths[:3])
     assert warnings(caplog) == []
     (phase.store.path / CANARY_FILE).write_text('{"features": {}, "made_with": {}}')
-    phase.run(paths)
-    assert len(warnings(caplog)) == 1
+    with pytest.raises(CanaryError, match="holds no features"):
+        phase.run(paths)
 
 
 def test_another_process_may_store_the_canary_and_rows_meanwhile(

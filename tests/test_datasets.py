@@ -21,6 +21,7 @@ from mirip_fast.features.cache_info import describe_cache
 from mirip_fast.features.command import EmbedDone, embed_data
 from mirip_fast.features.datasets import Dataset, find_datasets, newest_graded
 from mirip_fast.features.views import View
+from mirip_fast.files import list_files
 
 
 @pytest.fixture
@@ -170,6 +171,7 @@ def test_newest_is_meant_in_time_not_in_text(graded_folder: Path, cache: Path) -
     ):
         content = {**dataset.info, "embedded_at": time}
         (dataset.folder / "dataset.json").write_text(json.dumps(content))
+        list_files(dataset.folder)
     assert newest_graded(cache).folder == second.folder
 
 

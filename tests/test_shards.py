@@ -396,7 +396,7 @@ def test_what_can_not_be_opened_just_now_is_not_called_damaged(tmp_path: Path) -
     shard = open_shard(path, "print")
     for number, hint in ((errno.EMFILE, "ulimit -n"), (errno.EACCES, "ls -l"), (errno.EIO, "disk")):
         error = OSError(number, os.strerror(number))
-        with mock.patch.object(Path, "open", side_effect=error):
+        with mock.patch.object(os, "open", side_effect=error):
             for look in (lambda: open_shard(path, "print"), shard.checksums):
                 with pytest.raises(StoreError, match=hint) as told:
                     look()

@@ -512,7 +512,7 @@ def test_a_disk_without_room_for_a_name_is_told(store: FeatureStore) -> None:
         put(writer, range(3))
     with store.writer() as writer:
         assert not any(writer.missing(spec.name, [sha(0)])[0] for spec in SPECS)
-        with mock.patch.object(Path, "open", side_effect=full), pytest.raises(DiskFullError):
+        with mock.patch.object(os, "open", side_effect=full), pytest.raises(DiskFullError):
             put(writer, range(3, 6))
         put(writer, range(3, 6))  # nothing was begun: there is room again
     store.refresh()

@@ -7,6 +7,7 @@ import itertools
 import logging
 import os
 import sqlite3
+import stat
 import threading
 import time
 from collections import deque
@@ -35,9 +36,13 @@ _PATHS_PER_QUERY = 500  # SQLite takes at least 999 parameters
 _ROWS_PER_COMMIT = 2000
 _BUSY_SECONDS = 10.0
 _CREATE = (
-    "CREATE TABLE IF NOT EXISTS sha256_v1 "
+    "CREATE TABLE sha256_v1 "
     "(path BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, sha256 BLOB) WITHOUT ROWID"
 )
+_QUERY_SECONDS = (
+    20.0  # a query takes milliseconds; of a file that somebody made it may take for ever
+)
+_STEPS = 100_000  # of SQLite between two looks at the clock
 
 _Known = dict[bytes, tuple[Stamp, bytes]]
 
@@ -46,9 +51,10 @@ class HashMemory(Closing):
     """SHA-256 of files, with a small SQLite file that remembers them by (absolute path, size, mtime).
 
     It is a shortcut only: when its file can not be read or written, or another process keeps it busy,
-    one warning is logged and hashes are remembered in memory alone. A damaged file is put aside and
-    begun anew. Hashes are written in batches; after a kill those of the last batch are computed again.
-    May be used from several threads, and by several processes at once. A context manager.
+    one warning is logged and hashes are remembered in memory alone. A damaged file, or one that holds
+    anything but this table (a view, a trigger, texts for hashes), is put aside and begun anew. Hashes are
+    written in batches; after a kill those of the last batch are computed again. May be used from several
+    threads, and by several processes at once. A context manager.
 
     Args:
         path: the SQLite file, made if missing; None remembers in memory alone.
@@ -173,13 +179,15 @@ class HashMemory(Closing):
         def query() -> None:
             if self._database is not None:
                 marks = ",".join("?" * len(keys))
-                rows = self._database.execute(
+                rows = self._query(
                     f"SELECT path, size, mtime_ns, sha256 FROM sha256_v1 WHERE path IN ({marks})",
                     keys,
                 )
-                known.update(
-                    {bytes(p): ((size, mtime), bytes(sha)) for p, size, mtime, sha in rows}
-                )
+                for path, size, mtime, sha in rows:
+                    kinds = [*map(type, (path, size, mtime, sha))]
+                    if kinds != [bytes, int, int, bytes] or len(sha) != 32:
+                        raise sqlite3.DatabaseError(f"a hash is {sha!r}")
+                    known[path] = ((size, mtime), sha)
 
         with self._lock:
             self._guarded(query)
@@ -190,16 +198,28 @@ class HashMemory(Closing):
         assert self._path is not None
         self._close_quietly()
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        for name in ("", "-journal", "-wal", "-shm"):  # SQLite would wait for a pipe
+            file = self._path.with_name(self._path.name + name)
+            if os.path.lexists(file) and not stat.S_ISREG(file.lstat().st_mode):
+                raise OSError(f"{file.name} is no regular file")
         # One connection for all threads, as the lock lets one at a time use it.
         self._database = sqlite3.connect(
             self._path, timeout=_BUSY_SECONDS, check_same_thread=False, isolation_level=None
         )
         # A kill loses nothing; a power loss may lose the last batch but damages nothing.
         self._database.execute("PRAGMA synchronous = NORMAL")
-        if not self._database.execute(
-            "SELECT 1 FROM sqlite_master WHERE name = 'sha256_v1'"
-        ).fetchone():
-            self._database.execute(_CREATE)
+        made = self._query("SELECT type, name, sql FROM sqlite_master LIMIT 2").fetchall()
+        if not made:
+            self._database.execute(_CREATE.replace("TABLE", "TABLE IF NOT EXISTS"))
+        elif made != [("table", "sha256_v1", _CREATE)]:
+            raise sqlite3.DatabaseError("it holds something else")
+
+    def _query(self, text: str, values: Sequence[bytes] = ()) -> sqlite3.Cursor:
+        """Ask the file, for so long as a sound one may take."""
+        assert self._database is not None
+        until = time.monotonic() + _QUERY_SECONDS
+        self._database.set_progress_handler(lambda: time.monotonic() > until, _STEPS)
+        return self._database.execute(text, values)
 
     def _save(self) -> None:
         if self._database is None or not self._unsaved:

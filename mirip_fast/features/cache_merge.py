@@ -11,20 +11,22 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mirip_fast.errors import StoreError
 from mirip_fast.features.cache_info import datasets_of, store_folders
-from mirip_fast.features.canary import CANARY_FILE, TOLERANCE
+from mirip_fast.features.canary import CANARY_FILE, TOLERANCE, read_canary, write_canary
 from mirip_fast.features.datasets import copy_dataset
 from mirip_fast.features.store import STORE_FILE, FeatureStore
-from mirip_fast.features.store_files import read_plain_json
 from mirip_fast.features.store_tools import Overlap, compare, merge
-from mirip_fast.files import format_bytes, write_json
+from mirip_fast.files import format_bytes
 
 log = logging.getLogger(__name__)
+
+#: Features by series, and what made them.
+_Canary = tuple[dict[str, NDArray[np.float32]], dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -116,25 +118,26 @@ def _merge_store(
 
 def _join_canaries(target: FeatureStore, source: FeatureStore, *, force: bool) -> None:
     """Compare the features of the built-in test picture, which tell what computed each store."""
-    ours, theirs = _canary(target.path), _canary(source.path)
+    ours, theirs = _canary(target, force=force), _canary(source, force=force)
     if theirs is None:
         return
+    features, made_with = theirs
     if ours is None:
         if not target.series():
-            write_json(target.path / CANARY_FILE, theirs)
+            kept = {name: [float(f"{x:.7g}") for x in row] for name, row in features.items()}
+            write_canary(target.path / CANARY_FILE, target.fingerprint_id, kept, made_with)
         return
     worst = 0.0
-    for name in ours["features"].keys() & theirs["features"].keys():
-        a, b = (np.array(canary["features"][name], np.float64) for canary in (ours, theirs))
-        same_shape = a.shape == b.shape
-        apart = float(np.linalg.norm(a - b) / np.linalg.norm(a)) if same_shape else float("inf")
+    for name in ours[0].keys() & features.keys():
+        a, b = ours[0][name].astype(np.float64), features[name].astype(np.float64)
+        apart = float(np.linalg.norm(a - b) / np.linalg.norm(a)) if a.shape == b.shape else np.inf
         worst = max(worst, apart)
     usual = TOLERANCE.get(str(target.fingerprint.get("precision")), min(TOLERANCE.values()))
     if worst > usual and not force:
         changed = [
-            f"{name} {ours['made_with'].get(name, 'none')} and {theirs['made_with'].get(name, 'none')}"
-            for name in dict.fromkeys([*ours["made_with"], *theirs["made_with"]])
-            if ours["made_with"].get(name) != theirs["made_with"].get(name)
+            f"{name} {ours[1].get(name, 'none')} and {made_with.get(name, 'none')}"
+            for name in dict.fromkeys([*ours[1], *made_with])
+            if ours[1].get(name) != made_with.get(name)
         ]
         raise StoreError(
             f"{source.path} and {target.path} do not agree: their features of the built-in test picture "
@@ -144,17 +147,20 @@ def _join_canaries(target: FeatureStore, source: FeatureStore, *, force: bool) -
         )
 
 
-def _canary(store: Path) -> dict[str, Any] | None:
-    """What a store keeps of its test picture; None where there is nothing that can be read."""
+def _canary(store: FeatureStore, *, force: bool) -> _Canary | None:
+    """What a store keeps of its test picture; None where it has nothing, or nothing to go by with force."""
+    file = store.path / CANARY_FILE
     try:
-        content = read_plain_json(store / CANARY_FILE)
-        features = {str(k): [float(x) for x in v] for k, v in content["features"].items()}
-        made_with = {str(k): str(v) for k, v in content["made_with"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return read_canary(file, store.fingerprint_id)
+    except FileNotFoundError:
         return None
-    if not all(row and np.isfinite(row).all() and any(row) for row in features.values()):
-        return None
-    return {"features": features, "made_with": made_with}
+    except (OSError, ValueError) as error:
+        if force:
+            return None
+        raise StoreError(
+            f"{file} can not be read ({error}): whether both caches were computed alike can not be told. "
+            "Nothing was copied. Put it back, or add --force to join them nevertheless."
+        ) from error
 
 
 def _say_size(target: FeatureStore, source: FeatureStore) -> None:

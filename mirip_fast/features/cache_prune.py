@@ -15,7 +15,7 @@ from pathlib import Path
 from mirip_fast.errors import StoreError
 from mirip_fast.features.cache_info import datasets_of, folder_bytes, store_folders, used_hashes
 from mirip_fast.features.canary import CANARY_FILE
-from mirip_fast.features.datasets import Dataset
+from mirip_fast.features.datasets import Dataset, remove_dataset, unfinished_datasets
 from mirip_fast.features.store import STORE_FILE, FeatureStore
 from mirip_fast.features.store_files import listed, read_ranges, shard_files
 from mirip_fast.features.store_prune import prune_locked
@@ -125,12 +125,14 @@ def carry_out(plan: StorePlan, *, command: str = "mirip-fast cache prune") -> in
     with store.writer(command=command):
         now = plan_store(path, plan.wanted)  # under the lock nobody adds rows
         for dataset in now.trials:  # before its rows: a ledger must not name rows that are gone
-            _remove_dataset(dataset)
+            remove_dataset(dataset)
         if now.whole:
             _remove_store(path)
             return before - (folder_bytes(path) if path.exists() else 0)
         for file in now.leftovers:
             file.unlink(missing_ok=True)
+        for folder in unfinished_datasets(path):
+            shutil.rmtree(folder, ignore_errors=True)
         _, kept = _divided(path, plan.wanted)
         keep = used_hashes(kept) | _young_hashes(store, plan.wanted)
         prune_locked(store, keep, now.series)
@@ -162,16 +164,13 @@ def _young_hashes(store: FeatureStore, wanted: Wanted) -> set[bytes]:
 def _leftovers(path: Path) -> list[Path]:
     """Files that killed runs and repairs left; opening the store for writing deletes the rest."""
     found = [*listed(path, ".*.partial"), *listed(path, "*.damaged")]
+    for folder in unfinished_datasets(path):
+        found += [file for file in folder.rglob("*") if not file.is_dir() or file.is_symlink()]
     ranges = read_ranges(path)
     for key, numbers in shard_files(path).items():
         first, _ = ranges.get(key, (0, 0))
         found += [file for number, file in numbers.items() if number < first]
     return sorted(found)
-
-
-def _remove_dataset(dataset: Dataset) -> None:
-    (dataset.folder / "dataset.json").unlink(missing_ok=True)  # from here on it is no data set
-    shutil.rmtree(dataset.folder, ignore_errors=True)
 
 
 #: The files of a store besides store.json and its locks.

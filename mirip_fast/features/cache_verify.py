@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from mirip_fast.errors import MiripError, StoreError
 from mirip_fast.features.cache_info import datasets_of, store_folders
-from mirip_fast.features.datasets import Dataset
+from mirip_fast.features.canary import CANARY_FILE, read_canary
+from mirip_fast.features.datasets import Dataset, unfinished_datasets
 from mirip_fast.features.shard_rows import Shard, row_checksums
 from mirip_fast.features.shards import open_shard
 from mirip_fast.features.store import FeatureStore
@@ -28,6 +29,7 @@ from mirip_fast.features.store_files import (
 )
 from mirip_fast.features.store_lock import holder_of
 from mirip_fast.features.store_repair import repair
+from mirip_fast.files import damaged_files
 
 _MOST_FLIPPED = 64  # bits of a content hash that may be wrong for it to be recognised
 _TOLD_MISSING = 100
@@ -95,6 +97,11 @@ def verify_store(path: Path, progress: Callable[[Path], None] = lambda _: None) 
     report.killed = bool(dirty_files(path)) and report.writing is None
     datasets, bad_ledgers = datasets_of(path)
     report.faults += [str(error) for error in bad_ledgers]
+    report.faults += [
+        f"{folder} is no data set: a run was stopped while it was written. The next one completes it, and "
+        "`mirip-fast cache prune` removes it."
+        for folder in unfinished_datasets(path)
+    ]
     names = _Names(datasets, report.faults)
     try:
         store = FeatureStore.open(path)
@@ -122,6 +129,7 @@ def verify_store(path: Path, progress: Callable[[Path], None] = lambda _: None) 
                 report.faults.append(str(error))
             progress(file)
     _check_datasets(store, datasets, report)
+    _check_canary(store, report)
     return report
 
 
@@ -197,6 +205,21 @@ def _recognised(shard: Shard, slot: int, found: NDArray[np.uint8], names: _Names
     return bytes(found)
 
 
+def _check_canary(store: FeatureStore, report: StoreReport) -> None:
+    """Whether the features of the built-in test picture are there and are this store's."""
+    file = store.path / CANARY_FILE
+    why = (
+        "Put it back; without it `mirip-fast embed` keeps the features that today's libraries give."
+    )
+    try:
+        read_canary(file, store.fingerprint_id)
+    except FileNotFoundError:
+        if report.rows:
+            report.faults.append(f"{file} is missing. {why}")
+    except (OSError, ValueError) as error:
+        report.faults.append(f"{file} can not be read ({error}). {why}")
+
+
 def _check_datasets(store: FeatureStore, datasets: Sequence[Dataset], report: StoreReport) -> None:
     """Find the images of data sets that have no features, damaged rows counted in."""
     spoiled = {row.sha256 for row in report.damaged}
@@ -210,6 +233,8 @@ def _check_datasets(store: FeatureStore, datasets: Sequence[Dataset], report: St
             if not report.faults or str(error) not in report.faults:
                 report.faults.append(str(error))
             continue
+        _, faults = damaged_files(dataset.folder)
+        report.faults += [fault for fault in faults if fault not in report.faults]
         if lacking.any():
             source, count = str(dataset.source), int(lacking.sum())
             report.lacking.append(Lacking(source, count, len(wanted), dataset.embed_command()))

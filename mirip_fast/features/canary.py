@@ -10,8 +10,11 @@ nothing can be compared, a warning says so.
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import logging
 import platform
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from importlib import metadata, resources
 from pathlib import Path
@@ -127,28 +130,19 @@ class Canary:
             raise CanaryError(self._text(f"differ by {worst:.2%}", before, made_with))
         if not ours.keys() <= stored.keys():
             features = {name: [float(f"{x:.7g}") for x in row] for name, row in ours.items()}
-            write_json(
-                self._file,
-                {
-                    "features": {**{n: r.tolist() for n, r in stored.items()}, **features},
-                    "made_with": before or made_with,
-                },
-            )
+            kept = {**{n: r.tolist() for n, r in stored.items()}, **features}
+            write_canary(self._file, self._recipe.fingerprint_id, kept, before or made_with)
 
     def _stored(self) -> tuple[dict[str, NDArray[np.float32]], dict[str, str]]:
         try:
-            content: dict[str, Any] = read_json(self._file)
-            rows = {k: np.array(v, np.float32) for k, v in content["features"].items()}
-            if not all(np.isfinite(row).all() for row in rows.values()):
-                raise ValueError("a feature is not finite")
-            return rows, {str(k): str(v) for k, v in content["made_with"].items()}
+            return read_canary(self._file, self._recipe.fingerprint_id)
         except FileNotFoundError:
             return {}, {}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError) as error:
             raise CanaryError(
                 f"{self._file} can not be read ({error}). It holds the features of a test picture that "
-                "shows whether this cache still fits the installed libraries. Put it back, or embed "
-                "into another --cache-dir."
+                "shows whether this cache still fits the installed libraries. Put it back, delete it if they "
+                "have not changed since (this run then keeps its own), or embed into another --cache-dir."
             ) from error
 
     def _has_rows(self) -> bool:
@@ -170,6 +164,48 @@ class Canary:
             "To embed everything anew with what is installed now, give another --cache-dir; to go on "
             "with this cache, install the earlier versions."
         )
+
+
+def write_canary(
+    file: Path,
+    fingerprint_id: str,
+    features: Mapping[str, Sequence[float]],
+    made_with: Mapping[str, str],
+) -> None:
+    """Keep the test picture's features, by series, with the store that they belong to and a checksum."""
+    content = {"features": features, "made_with": made_with, "fingerprint": fingerprint_id}
+    write_json(file, {**content, "sha256": _digest(content)})
+
+
+def read_canary(
+    file: Path, fingerprint_id: str
+) -> tuple[dict[str, NDArray[np.float32]], dict[str, str]]:
+    """The test picture's features by series, [D] each, and what made them.
+
+    Raises:
+        OSError: the file can not be read.
+        ValueError: it is damaged, empty, or of another store.
+    """
+    content: dict[str, Any] = read_json(file)
+    try:
+        rows = {str(k): np.array(v, np.float32) for k, v in content["features"].items()}
+        made_with = {str(k): str(v) for k, v in content["made_with"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"an entry is missing or wrong ({error!r})") from error
+    if not rows or not all(row.ndim == 1 and row.any() for row in rows.values()):
+        raise ValueError("it holds no features")
+    if not all(np.isfinite(row).all() for row in rows.values()):
+        raise ValueError("a feature is not finite")
+    # Files of before have neither of the two.
+    if content.get("fingerprint", fingerprint_id) != fingerprint_id:
+        raise ValueError(f"it is of another store, {content['fingerprint']}")
+    if "sha256" in content and content.pop("sha256") != _digest(content):
+        raise ValueError("its content does not match its checksum")
+    return rows, made_with
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def picture(recipe: Recipe, size: int) -> NDArray[np.uint8]:

@@ -7,10 +7,12 @@ of it) and ``failures.csv`` (path, reason).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import logging
 import shlex
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -25,14 +27,25 @@ from mirip_fast.features.ledger_lines import COLUMNS, Entry, lasting, line, pars
 from mirip_fast.features.outcomes import Outcome
 from mirip_fast.features.recipe import Recipe, series_name
 from mirip_fast.features.shard_rows import unreadable
-from mirip_fast.features.store_files import listed, read_plain_json
+from mirip_fast.features.store_files import listed
 from mirip_fast.features.views import View
-from mirip_fast.files import read_csv, write_csv, write_json
+from mirip_fast.files import (
+    LIST_FILE,
+    fsync_folder,
+    has_file,
+    list_files,
+    read_csv,
+    read_json,
+    scratch_folder,
+    write_csv,
+    write_json,
+)
 from mirip_fast.settings import settings, yaml_text
 
 log = logging.getLogger(__name__)
 
 _FOLDER = "datasets"
+_INFO_FILE = "dataset.json"
 #: What dataset.json holds, as far as anything depends on it.
 _INFO: dict[str, Any] = {
     "source": str, "root": str, "tiers": list, "graded": bool, "images": int, "failed": int,
@@ -54,9 +67,9 @@ class Dataset:
         Raises:
             StoreError: it is damaged.
         """
-        path = self.folder / "dataset.json"
+        path = self.folder / _INFO_FILE
         try:
-            info = read_plain_json(path)
+            info = read_json(path)
             _check_info(info)
             return info
         except OSError as error:
@@ -134,9 +147,7 @@ class Dataset:
         path = self.folder / "manifest.csv"
         info = self.info
         try:
-            if not path.is_file():
-                raise ValueError("no file")
-            rows = read_csv(path)
+            rows = read_csv(path, COLUMNS)
             if len(rows) != info["images"]:
                 raise ValueError(f"{len(rows)} of {info['images']} images are in it")
             return [parse_line(row, list(info["tiers"])) for row in rows]
@@ -235,12 +246,25 @@ def copy_dataset(dataset: Dataset, store_path: Path) -> tuple[Dataset, bool]:
     for number in itertools.count(1):
         name = dataset.folder.name if number == 1 else f"{dataset.folder.name}-{number}"
         copy = Dataset(store_path / _FOLDER / name)
-        if not copy.folder.exists():
+        if not _is_dataset(copy.folder):
+            shutil.rmtree(copy.folder, ignore_errors=True)  # what a full disk or a kill left
             break
-        if copy.entries() == entries and copy.series() == dataset.series():
-            return copy, False
-    _write(copy, [each.record for each in entries], [each.outcome for each in entries], info)
+        with contextlib.suppress(StoreError):  # a damaged one stays, and is told by verify
+            if copy.entries() == entries and copy.series() == dataset.series():
+                return copy, False
+    with scratch_folder(copy.folder.parent, copy.folder.name) as scratch:
+        made = Dataset(scratch / name)
+        _write(made, [each.record for each in entries], [each.outcome for each in entries], info)
+        made.folder.rename(copy.folder)
+    fsync_folder(copy.folder.parent)
     return copy, True
+
+
+def remove_dataset(dataset: Dataset) -> None:
+    """Forget a data set; the features of its images stay."""
+    for name in (LIST_FILE, _INFO_FILE):  # from here on it is no data set
+        (dataset.folder / name).unlink(missing_ok=True)
+    shutil.rmtree(dataset.folder, ignore_errors=True)
 
 
 def find_datasets(cache_dir: Path) -> list[Dataset]:
@@ -251,8 +275,21 @@ def find_datasets(cache_dir: Path) -> list[Dataset]:
 
 def datasets_beside(store_path: Path) -> list[Dataset]:
     """The data sets of one store, damaged ones included, in the order of their names."""
+    folders = listed(store_path / _FOLDER, "[!.]*")
+    return [Dataset(folder) for folder in folders if _is_dataset(folder)]
+
+
+def unfinished_datasets(store_path: Path) -> list[Path]:
+    """Folders that a killed run or a full disk left half written: they are no data sets."""
     folders = listed(store_path / _FOLDER, "*")
-    return [Dataset(folder) for folder in folders if listed(folder, "dataset.json")]
+    return [f for f in folders if f.is_dir() and (f.name.startswith(".") or not _is_dataset(f))]
+
+
+def _is_dataset(folder: Path) -> bool:
+    try:
+        return has_file(folder / _INFO_FILE)
+    except (OSError, ValueError):
+        return True  # what is wrong is told when it is read
 
 
 def newest_graded(cache_dir: Path, source: Path | None = None) -> Dataset:
@@ -321,7 +358,9 @@ def _write(
     )
     write_csv(dataset.folder / "manifest.csv", COLUMNS, rows())
     write_csv(dataset.failures_csv, ("path", "reason"), failed)
-    write_json(dataset.folder / "dataset.json", info)
+    write_json(dataset.folder / _INFO_FILE, info)
+    if not (dataset.folder / LIST_FILE).exists():
+        list_files(dataset.folder)
 
 
 def _says_the_same(
@@ -336,7 +375,7 @@ def _says_the_same(
     """
     try:
         there = dataset.info
-        rows = read_csv(dataset.folder / "manifest.csv")
+        rows = read_csv(dataset.folder / "manifest.csv", COLUMNS)
     except (OSError, ValueError):
         return False
     free = ("embed", "embedded_at")

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from mirip_fast.errors import StoreError
 from mirip_fast.features.stages import StoppedError
+from mirip_fast.files import open_regular
 
 _MAX_SHARD_BYTES = 256 << 20
 _MAX_ROWS = 4096
@@ -107,9 +108,11 @@ class Shard:
             StoreError: it is gone.
         """
         try:
-            return self.path.open("rb", buffering=0)
+            return os.fdopen(open_regular(self.path), "rb", buffering=0)
         except OSError as error:
             raise unreadable(self.path, error) from error
+        except ValueError as error:
+            raise StoreError(f"{self.path} can not be read: {error}") from error
 
     def read_features(self, stream: IO[bytes], start: int, out: NDArray[Any]) -> None:
         """Fill ``out`` [n, \\*shape], C-contiguous, with the rows from ``start`` on."""

@@ -15,7 +15,6 @@ import errno
 import io
 import os
 import shutil
-import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ from mirip_fast.features.shard_rows import (
     unreadable,
     write_at,
 )
-from mirip_fast.files import disk_full, fsync_folder, is_disk_full, partial_path
+from mirip_fast.files import disk_full, fsync_folder, is_disk_full, open_regular, partial_path
 
 __all__ = ["SCHEMA", "SeriesSpec", "Shard", "parse_shard_name", "shard_name"]
 
@@ -224,18 +223,19 @@ def open_shard(path: Path, fingerprint_id: str) -> Shard:
         StoreError: not a shard of this store, cut short, or with anything but plain contiguous data
             (links, external storage, virtual datasets and filters are refused).
     """
-    info = path.stat()
-    if not stat.S_ISREG(info.st_mode):
-        raise StoreError(f"{path} is no file; move it out of the store")
     try:
-        path.open("rb").close()  # what the system has against it is no damage
+        handle = open_regular(path)  # what the system has against it is no damage
+        size = os.fstat(handle).st_size
+        os.close(handle)
     except FileNotFoundError:
         raise
     except OSError as error:
         raise unreadable(path, error) from error
+    except ValueError:
+        raise StoreError(f"{path} is no file; move it out of the store") from None
     try:
         with h5py.File(path, "r", locking=False) as file:
-            return _check(path, file, fingerprint_id, info.st_size)
+            return _check(path, file, fingerprint_id, size)
     except (StoreError, FileNotFoundError):
         raise
     except Exception as error:  # anything that HDF5 finds in a damaged file

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,12 +25,12 @@ from mirip_fast.features.shard_rows import unreadable
 from mirip_fast.features.shards import SCHEMA, SeriesSpec, Shard
 from mirip_fast.features.store_files import (
     DIRTY_FILE,
+    MOST_JSON_BYTES,
     STORE_FILE,
     dirty_files,
     find_shards,
-    read_plain_json,
 )
-from mirip_fast.files import write_json
+from mirip_fast.files import read_json, write_json
 
 if TYPE_CHECKING:
     from mirip_fast.features.content_numbers import ContentNumbers
@@ -44,6 +45,7 @@ __all__ = [
     "fingerprint_id",
 ]
 
+_ID = re.compile("[0-9a-f]{16}")
 _READ_BYTES = 32 << 20  # read at once where rows are asked for out of order
 _GAP_BYTES = 64 << 10  # reading over a gap of this size is quicker than a second read
 
@@ -51,7 +53,7 @@ _GAP_BYTES = 64 << 10  # reading over a gap of this size is quicker than a secon
 def fingerprint_id(fields: Mapping[str, Any]) -> str:
     """Name of a fingerprint: 16 hex digits of the SHA-256 of its canonical JSON."""
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def differing_fields(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
@@ -157,16 +159,13 @@ class FeatureStore:
             StoreError: there is none, it is damaged, or a newer version wrote it.
         """
         try:
-            content = read_plain_json(path / STORE_FILE)
+            content = read_json(path / STORE_FILE, MOST_JSON_BYTES)
         except FileNotFoundError:
             raise StoreError(f"{path} is no feature store: it has no {STORE_FILE}") from None
         except OSError as error:
             raise unreadable(path / STORE_FILE, error) from error
         except ValueError as error:
-            raise StoreError(
-                f"{path / STORE_FILE} is damaged ({error}). Delete it and run the same `mirip-fast "
-                "embed` again: it is written anew, and the features beside it stay."
-            ) from error
+            raise _damaged(path, error) from error
         if content.get("schema") != SCHEMA or not isinstance(content.get("fingerprint"), dict):
             raise StoreError(
                 f"{path} was written by another version of mirip-fast (schema "
@@ -174,6 +173,8 @@ class FeatureStore:
                 "give another --cache-dir to embed anew."
             )
         store = cls(path, content["fingerprint"])
+        if _ID.fullmatch(path.name) and path.name != store.fingerprint_id:
+            raise _damaged(path, f"its fingerprint is that of {store.fingerprint_id}")
         store._verify_always = verify
         return store
 
@@ -296,6 +297,13 @@ class FeatureStore:
         if self._series is None or self._outdated:
             self.refresh()
         return self._series or {}
+
+
+def _damaged(path: Path, why: object) -> StoreError:
+    return StoreError(
+        f"{path / STORE_FILE} is damaged ({why}). Delete it and run the same `mirip-fast embed` again: it is "
+        "written anew, and the features beside it stay."
+    )
 
 
 def _read_shard(

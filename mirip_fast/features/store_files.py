@@ -10,10 +10,8 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
-import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from mirip_fast.errors import StoreError
 from mirip_fast.features.shard_rows import unreadable
@@ -25,7 +23,8 @@ STORE_FILE = "store.json"
 DIRTY_FILE = "DIRTY"
 _RANGES_FILE = re.compile(r"shards-r(\d{2,})\.json")
 _TRIES = 20
-_MOST_JSON_BYTES = 16 << 20
+#: Of the small JSON files of a store.
+MOST_JSON_BYTES = 16 << 20
 _MOST_SHARDS = 10_000_000  # of one process and series, by their names
 
 #: (series, rank) → numbers [first, end) of its shards
@@ -48,24 +47,6 @@ def listed(folder: Path, pattern: str) -> list[Path]:
     except OSError as error:
         raise unreadable(folder, error) from error
     return [folder / name for name in sorted(names) if fnmatch.fnmatchcase(name, pattern)]
-
-
-def read_plain_json(path: Path) -> dict[str, Any]:
-    """Read a small JSON object of which nothing is trusted.
-
-    Raises:
-        OSError: it can not be read.
-        ValueError: it is no file, far too large, or no JSON object.
-    """
-    info = path.stat()
-    if not stat.S_ISREG(info.st_mode):
-        raise ValueError("no file")
-    if info.st_size > _MOST_JSON_BYTES:
-        raise ValueError(f"{info.st_size} bytes are too many")
-    try:
-        return read_json(path)
-    except RecursionError:
-        raise ValueError("too deeply nested") from None
 
 
 def ranges_file(path: Path, rank: int) -> Path:
@@ -111,7 +92,7 @@ def read_list(file: Path) -> Ranges:
     assert match is not None
     result: Ranges = {}
     try:
-        content = read_plain_json(file)
+        content = read_json(file, MOST_JSON_BYTES)
         if content["schema"] != SCHEMA:
             raise ValueError(f"schema {content['schema']!r}")
         for series, (first, end) in content["shards"].items():

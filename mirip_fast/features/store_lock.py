@@ -19,12 +19,14 @@ from typing import Any
 
 from mirip_fast.errors import StoreError, StoreLockedError
 from mirip_fast.features.stages import StoppedError
-from mirip_fast.files import disk_full, is_disk_full
+from mirip_fast.files import disk_full, is_disk_full, open_regular, read_json
 
 LOCK_FILE = "LOCK"
 #: How long to look again where the file names a holder that is gone: the real one is about to sign.
 _SIGNING_SECONDS = 2.0
 _PAUSE = 0.005
+_MOST_BYTES = 64 << 10  # of what is read of the file
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 
 
 class StoreLock:
@@ -111,9 +113,23 @@ class StoreLock:
             os.close(handle)
 
     def _open(self, name: str) -> int:
+        """Open a lock's file; links are not followed, since what the file holds is replaced."""
+        file = self._folder / name
         try:
-            return os.open(self._folder / name, os.O_RDWR | os.O_CREAT, 0o666)
+            handle = open_regular(file, os.O_RDWR | os.O_CREAT | _NO_LINK)
+            if os.fstat(handle).st_nlink > 1 and not _is_ours(os.read(handle, _MOST_BYTES)):
+                os.close(handle)
+                raise ValueError("it is another name of a file that is no lock")
+            return handle
+        except ValueError as error:
+            raise StoreError(
+                f"{file} is no lock of mirip-fast ({error}). Remove it, and it is made anew."
+            ) from error
         except OSError as error:
+            if file.is_symlink():
+                raise StoreError(
+                    f"{file} is a link, and a lock is never one. Remove it, and it is made anew."
+                ) from error
             if is_disk_full(error):
                 raise disk_full(self._folder / name) from error
             raise StoreError(
@@ -184,8 +200,8 @@ def holder_of(folder: Path) -> str | None:
     """Who writes to a store at this moment, for people; None where nobody does."""
     file = folder / LOCK_FILE
     try:
-        handle = os.open(file, os.O_RDONLY)
-    except OSError:
+        handle = open_regular(file)
+    except (OSError, ValueError):
         return None
     try:
         if _try_lock(handle, shared=False):
@@ -199,10 +215,17 @@ def holder_of(folder: Path) -> str | None:
 
 def _read_holder(folder: Path) -> dict[str, Any]:
     try:
-        holder = json.loads((folder / LOCK_FILE).read_bytes())
-        return holder if isinstance(holder, dict) else {}
+        return read_json(folder / LOCK_FILE, _MOST_BYTES)
     except (OSError, ValueError):
         return {}
+
+
+def _is_ours(content: bytes) -> bool:
+    """Whether a lock's file holds what is written into one: nothing, or who holds it."""
+    try:
+        return not content or "pid" in json.loads(content)
+    except (ValueError, RecursionError, TypeError):
+        return False
 
 
 def _named(holder: dict[str, Any]) -> str:

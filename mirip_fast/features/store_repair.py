@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+
 import numpy as np
 
 from mirip_fast.errors import StoreError
@@ -18,7 +21,7 @@ from mirip_fast.features.store_files import (
     write_ranges,
 )
 from mirip_fast.features.store_lock import StoreLock
-from mirip_fast.files import fsync_folder
+from mirip_fast.files import fsync_folder, open_regular
 
 
 def repair(store: FeatureStore, *, command: str = "mirip-fast cache verify --repair") -> list[str]:
@@ -43,7 +46,8 @@ def repair(store: FeatureStore, *, command: str = "mirip-fast cache verify --rep
         shards: dict[str, list[Shard]] = {}
         for key, numbers in files.items():
             for number, file in list(numbers.items()):
-                file.open("rb").close()  # a file that may not be read is not a damaged one
+                with contextlib.suppress(ValueError):  # no file at all
+                    os.close(open_regular(file))  # one that may not be read is not a damaged one
                 try:
                     shard = open_shard(file, store.fingerprint_id)
                     shards.setdefault(key[0], []).append(shard)

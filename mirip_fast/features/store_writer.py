@@ -230,8 +230,10 @@ class StoreWriter(Closing):
     def _mark_dirty(self) -> None:
         """Tell readers that come after a crash to verify checksums."""
         if not self._dirty:
-            with self._marker.open("wb") as stream:
-                os.fsync(stream.fileno())
+            flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+            handle = os.open(self._marker, flags, 0o666)
+            os.fsync(handle)
+            os.close(handle)
             fsync_folder(self.store.path)
             self._dirty = True
 

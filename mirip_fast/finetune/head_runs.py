@@ -17,7 +17,7 @@ from mirip_fast.models.model_info import ModelInfo
 from mirip_fast.ranking.fold_plan import FoldsPlan, load_plan
 from mirip_fast.ranking.fold_runs import run_of_fold
 from mirip_fast.settings import config_from_dict
-from mirip_fast.training.run_folder import Run, find_runs, run_of_checkpoint
+from mirip_fast.training.run_folder import BEST, Run, find_runs, run_of_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ def _newest_head_run(output_dir: Path, source: Path | None, folds: int) -> HeadR
         run = next(divided, None)
         if run is not None:
             return _folds_head_run(run)
-    whole = next((run for run in usable if not run.has_folds and run.best.is_file()), None)
+    whole = next((run for run in usable if not run.has_folds and run.has(BEST)), None)
     if whole is None:
         return None
     if not folds:

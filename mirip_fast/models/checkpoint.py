@@ -16,7 +16,7 @@ from typing import IO, Any, cast
 import torch
 
 from mirip_fast.errors import CheckpointError
-from mirip_fast.files import write_atomically
+from mirip_fast.files import open_file, write_atomically
 
 #: Keys that every checkpoint has.
 KEYS = (
@@ -56,9 +56,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         CheckpointError: missing, damaged, with things in it that are no plain data, or foreign.
     """
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        stream = open_file(path)
     except FileNotFoundError:
         raise CheckpointError(f"--checkpoint {path}: there is no such file") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} can not be read: {error}") from error
+    try:
+        with stream:
+            checkpoint = torch.load(stream, map_location="cpu", weights_only=True)
     except UnpicklingError:  # torch's own words advise to open it nevertheless
         what = "" if zipfile.is_zipfile(path) else "it is of another kind, or "
         raise CheckpointError(

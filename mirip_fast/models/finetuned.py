@@ -7,7 +7,6 @@ backbone is a local directory, whose features have a fingerprint and a cache of 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ from mirip_fast.data.hashes import HashMemory
 from mirip_fast.errors import CheckpointError
 from mirip_fast.features.backbone_files import BackboneSpec, find_backbone
 from mirip_fast.features.recipe import make_recipe
-from mirip_fast.files import write_json
+from mirip_fast.files import list_files, read_json, sha256_of, write_json
 from mirip_fast.models.model_info import ModelInfo
 
 _PREFIX = "backbone."
@@ -71,7 +70,7 @@ def deploy(checkpoint: Path, content: Mapping[str, Any]) -> ModelInfo:
     """
     info = ModelInfo.from_dict(content["model"])
     folder = backbone_folder(checkpoint)
-    sha = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    sha = sha256_of(checkpoint)
     if not _is_of(folder, sha):
         _write(folder, content, sha)
     with HashMemory(None) as hashes:
@@ -83,7 +82,7 @@ def deploy(checkpoint: Path, content: Mapping[str, Any]) -> ModelInfo:
 
 def _is_of(folder: Path, sha: str) -> bool:
     try:
-        return bool(json.loads((folder / _MARK).read_text())["checkpoint_sha256"] == sha)
+        return bool(read_json(folder / _MARK)["checkpoint_sha256"] == sha)
     except (OSError, ValueError, KeyError):
         return False
 
@@ -113,5 +112,6 @@ def _write(folder: Path, content: Mapping[str, Any], sha: str) -> None:
         {"image_mean": described["mean"], "image_std": described["std"]},
     )
     write_json(partial / _MARK, {"checkpoint_sha256": sha, "made_from": described["name"]})
+    list_files(partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)

@@ -90,7 +90,7 @@ def _metadata(backbone: str) -> str:
 def _data(model: ScoreModel) -> str:
     folder = model.checkpoint.parent
     path = folder / SPLIT_FILE
-    if not path.is_file():
+    if not Run(folder).has(SPLIT_FILE):
         return "Not known: the run's list of images was not at hand when this card was written."
     data = config_from_dict({"data": Run(folder).info.get("data", {})}).data
     images = load_split(path, model.info.tiers, data)

@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from mirip_fast.errors import DataError, StoreError
 from mirip_fast.evaluation.verdict import verdict_tiers, win_rates
 from mirip_fast.features.store import FeatureStore
-from mirip_fast.files import read_json, write_json
+from mirip_fast.files import has_file, read_json, sha256_of, write_json
 from mirip_fast.ranking.graded import GradedImages, load_split
-from mirip_fast.ranking.head_files import file_hash
 from mirip_fast.ranking.held_out import HELD_OUT_FILE, HeldOut, load_held_out
 from mirip_fast.ranking.medoids import find_medoids
 from mirip_fast.ranking.rows import read_features
@@ -250,7 +249,7 @@ def write_anchors(
     ids = (record.image_id for record in images.manifest.records)
     hashes = dict(zip(ids, images.hashes, strict=True))
     anchors = choose_anchors(held_out, hashes, model.info.tiers, store, model, asked)
-    about = {"model": model.checkpoint.name, "model_sha256": file_hash(model.checkpoint)}
+    about = {"model": model.checkpoint.name, "model_sha256": sha256_of(model.checkpoint)}
     try:
         write_json(model.checkpoint.with_name(ANCHORS_FILE), {**about, **anchors.to_dict()})
     except PermissionError as error:  # a run that others may only read can still be used
@@ -354,11 +353,11 @@ def _with_agreement(anchors: Anchors, held_out: HeldOut, hashes: Mapping[str, by
 
 def _kept(model: ScoreModel) -> Anchors | None:
     path = model.checkpoint.with_name(ANCHORS_FILE)
-    if not path.is_file():
-        return None
     try:
+        if not has_file(path):
+            return None
         values = read_json(path)
-        if values.get("model_sha256") != file_hash(model.checkpoint):
+        if values.get("model_sha256") != sha256_of(model.checkpoint):
             return None
         return Anchors.from_dict(values)
     except (OSError, ValueError) as error:

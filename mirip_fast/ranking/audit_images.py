@@ -144,7 +144,7 @@ def run_of(dataset: Dataset, output_dir: Path, run: Path | None) -> Run | None:
     """
     if run is not None:
         folder = run if run.is_dir() else run.parent
-        if not (folder / SPLIT_FILE).is_file():
+        if not Run(folder).has(SPLIT_FILE):
             raise RunNotFoundError(f"--run {run}: there is no {folder / SPLIT_FILE}")
         return Run(folder)
     for found in find_runs(output_dir):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from mirip_fast.config import Config
 from mirip_fast.errors import RunNotFoundError
 from mirip_fast.evaluation.benchmark import Requirements, device_name, peak_memory_gb, time_call
-from mirip_fast.files import temporary_folder
+from mirip_fast.files import read_json, temporary_folder
 from mirip_fast.models.head import RankingHead
 from mirip_fast.ranking.fit import HeadFit
 from mirip_fast.ranking.rows import Rows
@@ -90,7 +89,9 @@ def measured_accuracy(output_dir: Path) -> tuple[float | None, str]:
     """Test pairwise accuracy of the newest finished run, and where it is from."""
     try:
         run = newest_model(output_dir)
-        report = json.loads((run.path / "evaluation_test.json").read_text(encoding="utf-8"))
+        report = read_json(run.path / "evaluation_test.json")
         return float(report["pairwise_accuracy"]), str(run.path)
-    except (RunNotFoundError, OSError, ValueError, KeyError):
+    except (RunNotFoundError, FileNotFoundError):
         return None, "not measured: run `mirip-fast evaluate` first"
+    except (OSError, ValueError, KeyError) as error:
+        return None, f"not measured: {error}"

@@ -105,7 +105,7 @@ def load_plan(run: Run) -> FoldsPlan:
         config = config_from_dict(values["config"])
         info = ModelInfo.from_dict(values["model"])
         fold_of = np.array(values["fold_of"], dtype=np.int64)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} can not be read: {error}") from error
     images = load_split(run.path / SPLIT_FILE, info.tiers, config.data)
     return FoldsPlan(config, info, images, fold_of)

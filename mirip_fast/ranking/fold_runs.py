@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from mirip_fast.config import Config
 from mirip_fast.errors import CheckpointError, ConfigError, PreemptedError
 from mirip_fast.evaluation.report import Report, judge
-from mirip_fast.files import write_json
+from mirip_fast.files import list_files, write_json
 from mirip_fast.models.checkpoint import load_checkpoint
 from mirip_fast.models.model_info import ModelInfo
 from mirip_fast.ranking.finished import draw_run
@@ -33,7 +33,7 @@ from mirip_fast.ranking.held_out import HeldOut, save_held_out
 from mirip_fast.ranking.references import write_calibration
 from mirip_fast.ranking.scorer import ScoreModel, load_score_model
 from mirip_fast.settings import config_from_dict
-from mirip_fast.training.run_folder import FOLDS_FILE, SPLIT_FILE, Run, fold_name
+from mirip_fast.training.run_folder import BEST, FOLDS_FILE, SPLIT_FILE, Run, fold_name
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +149,9 @@ def _prepare(parent: Run, number: int, plan: FoldsPlan) -> FoldRun | None:
         checkpoint = run.last
         content = load_checkpoint(checkpoint)
         config, epochs = config_from_dict(content["config"]), int(content["epoch"])
-    run.path.mkdir(exist_ok=True)
+    if not run.path.exists():
+        run.path.mkdir()
+        list_files(run.path)
     run.remove_partial_files()
     run.truncate_history(epochs)
     save_split(run.path / SPLIT_FILE, images)
@@ -241,7 +243,7 @@ def run_of_fold(run: Run, fold: int) -> Run:
 
 
 def _is_done(run: Run) -> bool:
-    return run.info.get("status") == "finished" and run.best.is_file()
+    return run.info.get("status") == "finished" and run.has(BEST)
 
 
 def _require_same(run: Run, images: GradedImages, info: ModelInfo) -> None:

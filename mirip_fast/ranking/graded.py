@@ -371,7 +371,8 @@ def load_split(path: Path, tiers: Sequence[str], data: DataConfig) -> GradedImag
     records, hashes, splits = [], [], []
     near: list[str | None] = []
     try:
-        for row in read_csv(path):
+        # Older runs have no near_group.
+        for row in read_csv(path, [name for name in _SPLIT_COLUMNS if name != "near_group"]):
             records.append(
                 Record(
                     image_id=row["image_id"],
@@ -384,8 +385,10 @@ def load_split(path: Path, tiers: Sequence[str], data: DataConfig) -> GradedImag
             )
             hashes.append(bytes.fromhex(row["sha256"]))
             splits.append(row["split"])
-            near.append(row.get("near_group") or None)  # no such column in older runs
-    except (OSError, ValueError, KeyError) as error:
+            near.append(row.get("near_group") or None)
+        if not records:
+            raise ValueError("no image is in it")
+    except (OSError, ValueError) as error:
         raise DataError(f"{path} can not be read: {error}") from error
     options = DataOptions.from_config(data)
     manifest = Manifest(path, path.parent, tuple(names), tuple(records), options)

@@ -11,7 +11,6 @@ A bootstrap file names the SHA-256 of the model it was made for, and is left asi
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,10 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.errors import CheckpointError
-from mirip_fast.files import write_atomically
+from mirip_fast.files import read_file, sha256_of, write_atomically
 from mirip_fast.models.model_info import ModelInfo, beside
 from mirip_fast.models.numpy_head import HEAD_FILE, NumpyHead
-from mirip_fast.training.run_folder import BEST, ENSEMBLE, fold_name
+from mirip_fast.training.run_folder import BEST, ENSEMBLE, Run, fold_name
 
 #: File in a run's folder.
 BOOTSTRAP_FILE = "bootstrap.safetensors"
@@ -67,16 +66,20 @@ def save_head(folder: Path, checkpoint: Path, arrays: Arrays, info: ModelInfo) -
         arrays: name → array, as in ``RankingHead.state_dict()``.
         info: what the head expects of its input.
     """
-    _save(folder / HEAD_FILE, arrays, info, checkpoint_sha256=file_hash(checkpoint))
+    _save(folder / HEAD_FILE, arrays, info, checkpoint_sha256=sha256_of(checkpoint))
 
 
 def load_head(checkpoint: Path) -> tuple[ModelInfo, Member] | None:
-    """The head beside ``checkpoint``; None where there is none of the same weights."""
+    """The head beside ``checkpoint``; None where there is none of the same weights.
+
+    Raises:
+        CheckpointError: one of the two files is damaged.
+    """
     path = checkpoint.with_name(HEAD_FILE)
-    if not path.is_file():
+    if not Run(path.parent).has(path.name):
         return None
     arrays, about = _load(path)
-    if about.get("checkpoint_sha256") != file_hash(checkpoint):
+    if about.get("checkpoint_sha256") != _hash(checkpoint):
         return None
     return _info(about, path), Member(NumpyHead(arrays))
 
@@ -135,7 +138,7 @@ def save_bootstrap(model: Path, members: Sequence[Member], info: ModelInfo) -> P
     }
     lines = [[member.mean, member.spread] for member in members]
     path = model.with_name(BOOTSTRAP_FILE)
-    _save(path, arrays, info, model_sha256=file_hash(model), lines=lines)
+    _save(path, arrays, info, model_sha256=sha256_of(model), lines=lines)
     return path
 
 
@@ -146,19 +149,25 @@ def load_bootstrap(model: Path) -> tuple[Member, ...] | None:
         CheckpointError: the file is damaged.
     """
     path = model.with_name(BOOTSTRAP_FILE)
-    if not path.is_file():
+    if not Run(path.parent).has(path.name):
         return None
     arrays, about = _load(path)
-    if about.get("model_sha256") != file_hash(model):
+    if about.get("model_sha256") != _hash(model):
         return None
     if "lines" not in about:
         raise CheckpointError(f"{path} holds no bootstrap heads")
     return _members(arrays, about["lines"], path)
 
 
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, as hexadecimal digits."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _hash(path: Path) -> str:
+    try:
+        return sha256_of(path)
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{path} can not be read: {error}")
 
 
 def _stacked(heads: Sequence[NumpyHead]) -> dict[str, NDArray[np.float32]]:
@@ -185,14 +194,16 @@ def _save(path: Path, arrays: Arrays, info: ModelInfo, **about: Any) -> None:
 
 def _load(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     """The arrays of a file and what it says about them (nothing, if another program wrote it)."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
 
     try:
-        with safe_open(path, framework="numpy") as file:
-            arrays = {name: file.get_tensor(name) for name in sorted(file.keys())}
-            return arrays, json.loads((file.metadata() or {}).get("about", "{}"))
+        data = read_file(path)
+        arrays = load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        return arrays, json.loads(header.get("__metadata__", {}).get("about", "{}"))
     except (OSError, SafetensorError, ValueError) as error:
-        raise CheckpointError(f"{path} can not be read: {error}") from error
+        raise _unreadable(path, error) from error
 
 
 def _info(about: Mapping[str, Any], path: Path) -> ModelInfo:

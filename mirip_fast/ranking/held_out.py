@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.errors import DataError
-from mirip_fast.files import read_csv, write_csv
+from mirip_fast.files import has_file, read_csv, write_csv
 
 #: File in a run's folder.
 HELD_OUT_FILE = "held_out.csv"
@@ -75,11 +75,11 @@ def load_held_out(folder: Path, tier_names: Sequence[str]) -> HeldOut | None:
         DataError: the file is damaged.
     """
     path = folder / HELD_OUT_FILE
-    if not path.is_file():
-        return None
     names = list(tier_names)
     try:
-        rows = read_csv(path)
+        if not has_file(path):
+            return None
+        rows = read_csv(path, _COLUMNS)
         return HeldOut(
             ids=[row["image_id"] for row in rows],
             paths=[Path(row["path"]) for row in rows],

@@ -68,7 +68,7 @@ def judge_pairs(model: ScoreModel, split: str, config: Config) -> PairReport | N
         StoreError: the features are not in the cache any more.
     """
     folder = Path(model.checkpoint).parent
-    if not (folder / SPLIT_FILE).is_file():
+    if not Run(folder).has(SPLIT_FILE):
         return None
     data = config_from_dict({"data": Run(folder).info.get("data", {})}).data
     images = load_split(folder / SPLIT_FILE, model.info.tiers, data)

@@ -16,7 +16,7 @@ from mirip_fast.data.pair_files import LABEL, WEIGHT, read_pairs
 from mirip_fast.data.records import Record
 from mirip_fast.data.splits import SPLITS
 from mirip_fast.errors import DataError
-from mirip_fast.files import read_csv, write_csv
+from mirip_fast.files import has_file, read_csv, write_csv
 from mirip_fast.ranking.graded import GradedImages
 from mirip_fast.ranking.rows import ListedPairs
 
@@ -139,11 +139,11 @@ def load_judged_pairs(folder: Path, images: GradedImages) -> JudgedPairs | None:
         DataError: the file is damaged.
     """
     path = folder / PAIRS_FILE
-    if not path.is_file():
-        return None
     number = {record.image_id: i for i, record in enumerate(images.manifest.records)}
     try:
-        table = read_csv(path)
+        if not has_file(path):
+            return None
+        table = read_csv(path, _COLUMNS)
         rows = [row for row in table if row["split"]]
         places = [[number[row["image_id_1"]], number[row["image_id_2"]]] for row in rows]
         return JudgedPairs(
@@ -154,7 +154,7 @@ def load_judged_pairs(folder: Path, images: GradedImages) -> JudgedPairs | None:
             table=table,
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} can not be read: {error!r}") from error
+        raise DataError(f"{path} can not be read: {error}") from error
 
 
 def _fate(images: GradedImages, one: int, other: int) -> str:

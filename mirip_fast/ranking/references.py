@@ -17,10 +17,9 @@ from mirip_fast.errors import DataError
 from mirip_fast.evaluation.calibration import Calibration, fit_calibration
 from mirip_fast.evaluation.metrics import codes_of
 from mirip_fast.features.store import FeatureStore
-from mirip_fast.files import read_csv, read_json, write_json
+from mirip_fast.files import has_file, read_csv, read_json, sha256_of, write_json
 from mirip_fast.ranking.anchors import keep_anchors
 from mirip_fast.ranking.graded import GradedImages
-from mirip_fast.ranking.head_files import file_hash
 from mirip_fast.ranking.held_out import HeldOut, save_held_out
 from mirip_fast.ranking.scorer import ScoreModel, load_score_model
 from mirip_fast.training.run_folder import SPLIT_FILE
@@ -99,7 +98,7 @@ def write_calibration(
         held_out.scores, held_out.tiers, model.info.tiers,
         source=held_out.source, within=codes, within_name=within,
     )  # fmt: skip
-    about = {"model": model.checkpoint.name, "model_sha256": file_hash(model.checkpoint)}
+    about = {"model": model.checkpoint.name, "model_sha256": sha256_of(model.checkpoint)}
     write_json(model.checkpoint.with_name(CALIBRATION_FILE), {**about, **calibration.to_dict()})
     for remark in calibration.remarks():
         log.info("Probabilities %s" if calibration.unknown else "Calibration: %s", remark)
@@ -113,11 +112,13 @@ def load_calibration(model: ScoreModel) -> Calibration:
         DataError: calibration.json is damaged.
     """
     path = model.checkpoint.with_name(CALIBRATION_FILE)
-    if not path.is_file():
-        return _unknown(model, f"unknown: {path} is missing; training on graded works writes it")
     try:
+        if not has_file(path):
+            return _unknown(
+                model, f"unknown: {path} is missing; training on graded works writes it"
+            )
         values = read_json(path)
-        if values.get("model_sha256") == file_hash(model.checkpoint):
+        if values.get("model_sha256") == sha256_of(model.checkpoint):
             return Calibration.from_dict(values)
     except (OSError, ValueError) as error:
         raise DataError(f"{path} can not be read: {error}") from error
@@ -135,15 +136,16 @@ def made_with(model: ScoreModel, hashes: Iterable[bytes | None]) -> int:
         hashes: SHA-256 of each image's bytes; None for one that could not be read.
 
     Raises:
-        DataError: the run's split.csv is damaged.
+        DataError: split.csv is damaged.
     """
     path = model.checkpoint.parent / SPLIT_FILE
-    if not path.is_file():
-        return 0
     try:
-        known = {row["sha256"] for row in read_csv(path) if row["split"] in ("train", "val")}
-    except (OSError, ValueError, KeyError) as error:
+        if not has_file(path):
+            return 0
+        rows = read_csv(path, ("sha256", "split"))
+    except (OSError, ValueError) as error:
         raise DataError(f"{path} can not be read: {error}") from error
+    known = {row["sha256"] for row in rows if row["split"] in ("train", "val")}
     return sum(sha is not None and sha.hex() in known for sha in hashes)
 
 

@@ -17,14 +17,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from mirip_fast.errors import RunNotFoundError
+from mirip_fast.errors import CheckpointError, RunNotFoundError
 from mirip_fast.files import (
+    LIST_FILE,
+    damaged_files,
     disk_full,
     fsync_folder,
+    has_file,
     is_disk_full,
+    list_files,
+    open_regular,
+    read_file,
     read_json,
+    remove_files,
     try_lock,
     write_json,
     write_text,
@@ -60,11 +67,29 @@ class Run:
 
     @property
     def info(self) -> dict[str, Any]:
-        """The content of run.json (empty if it can not be read)."""
+        """The content of run.json (empty where there is none: a checkpoint that lies elsewhere).
+
+        Raises:
+            CheckpointError: it is damaged, or gone.
+        """
+        path = self.path / RUN_FILE
         try:
-            return read_json(self.path / RUN_FILE)
-        except (OSError, ValueError):
-            return {}
+            return read_json(path) if self.has(RUN_FILE) else {}
+        except CheckpointError:
+            raise
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path} can not be read: {error}") from error
+
+    def has(self, name: str) -> bool:
+        """Whether the run has this file.
+
+        Raises:
+            CheckpointError: it had it, and it is gone.
+        """
+        try:
+            return has_file(self.path / name)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{self.path / name} can not be read: {error}") from error
 
     def update(self, **values: Any) -> None:
         """Change entries of run.json."""
@@ -82,14 +107,20 @@ class Run:
 
     @property
     def model(self) -> Path:
-        """What scores with this run: its ensemble where it has one, else its best checkpoint."""
-        ensemble = self.path / ENSEMBLE
-        return ensemble if ensemble.is_file() else self.best
+        """What scores with this run: its ensemble where it has one, else its best checkpoint.
+
+        Raises:
+            CheckpointError: it is gone.
+        """
+        if self.has(ENSEMBLE):
+            return self.path / ENSEMBLE
+        self.has(BEST)
+        return self.best
 
     @property
     def has_folds(self) -> bool:
         """Whether it is a run of several folds, each a run of its own below it."""
-        return (self.path / FOLDS_FILE).is_file()
+        return self.has(FOLDS_FILE)
 
     @property
     def title(self) -> str:
@@ -147,7 +178,7 @@ class Run:
         path = self.path / "history.csv"
         new = not path.exists()
         try:
-            with path.open("a", encoding="utf-8", newline="") as stream:
+            with _appending(path) as stream:
                 writer = csv.DictWriter(stream, list(row))
                 if new:
                     writer.writeheader()
@@ -159,29 +190,51 @@ class Run:
 
     def sync_history(self) -> None:
         """Make the rows of history.csv survive a power loss."""
-        with (
-            contextlib.suppress(FileNotFoundError),
-            (self.path / "history.csv").open("ab") as stream,
-        ):
-            os.fsync(stream.fileno())
+        path = self.path / "history.csv"
+        if path.exists():
+            with _appending(path) as stream:
+                os.fsync(stream.fileno())
 
     def history(self) -> list[dict[str, str]]:
-        """The rows of history.csv so far."""
+        """The rows of history.csv so far, up to the first one that a full disk or a power loss spoiled.
+
+        Raises:
+            CheckpointError: it can not be read.
+        """
         path = self.path / "history.csv"
         if not path.exists():
             return []
-        with path.open(encoding="utf-8", newline="") as stream:
-            return list(csv.DictReader(stream))
+        rows: list[dict[str, str]] = []
+        try:
+            lines = read_file(path).decode("utf-8", "replace").split("\r\n")
+            for row in csv.DictReader(lines):
+                if None in row or None in row.values() or not row.get("epoch", "").isdecimal():
+                    break
+                rows.append(row)
+        except csv.Error:
+            pass  # a zero byte
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path} can not be read: {error}") from error
+        return rows
 
     def truncate_history(self, epochs: int) -> None:
-        """Drop the rows after ``epochs``: they were written after the checkpoint that is resumed."""
-        whole = [row for row in self.history() if None not in row.values()]  # a full disk cuts rows
-        rows = [row for row in whole if int(row["epoch"]) <= epochs]
+        """Drop the rows after ``epochs``: they were written after the checkpoint that is resumed.
+
+        Raises:
+            CheckpointError: rows before that are damaged.
+        """
+        path, rows = self.path / "history.csv", self.history()
+        if path.exists() and max([0, *(int(row["epoch"]) for row in rows)]) < epochs:
+            raise CheckpointError(
+                f"{path} is damaged: it does not reach epoch {epochs}, which the checkpoint is of. It only "
+                "holds the learning curves: put back a good copy, or remove it, and they begin anew."
+            )
+        rows = [row for row in rows if int(row["epoch"]) <= epochs]
         if not rows:
-            (self.path / "history.csv").unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
             return
         lines = [",".join(rows[0])] + [",".join(row.values()) for row in rows]
-        write_text(self.path / "history.csv", "\r\n".join(lines) + "\r\n")
+        write_text(path, "\r\n".join(lines) + "\r\n")
 
     def remove_partial_files(self) -> None:
         """Remove files that a killed run had not finished writing."""
@@ -191,8 +244,7 @@ class Run:
     def prune_checkpoints(self, keep: int) -> None:
         """Remove all numbered checkpoints but the last ``keep``."""
         numbered = sorted(self.path.glob("checkpoint_epoch_*.pt"), key=_epoch_of)
-        for old in numbered[:-keep]:
-            old.unlink(missing_ok=True)
+        remove_files(self.path, [old.name for old in numbered[:-keep]])
 
 
 class _LogFile(logging.FileHandler):
@@ -200,6 +252,22 @@ class _LogFile(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass
+
+    def _open(self) -> Any:
+        return _appending(Path(self.baseFilename))
+
+
+def _appending(path: Path) -> IO[str]:
+    """A text file that grows, made if there is none.
+
+    Raises:
+        CheckpointError: there is something else of that name.
+    """
+    try:
+        handle = open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    except ValueError as error:
+        raise CheckpointError(f"{path} can not be written: {error}") from error
+    return os.fdopen(handle, "a", encoding="utf-8", newline="")
 
 
 def create_folder(output_dir: Path, name: str) -> Path:
@@ -220,6 +288,7 @@ def create_folder(output_dir: Path, name: str) -> Path:
 def create_run(output_dir: Path, name: str, **info: Any) -> Run:
     """Make ``<output_dir>/<time>-<name>/``, with status running."""
     run = Run(create_folder(output_dir, name))
+    list_files(run.path)
     started = datetime.now().astimezone().isoformat(timespec="microseconds")
     run.update(name=name, status="running", started=started, **_process(), **info)
     return run
@@ -250,10 +319,64 @@ def find_runs(output_dir: Path) -> list[Run]:
     """Every run below ``output_dir``, the newest first."""
     if not output_dir.is_dir():
         return []
-    runs = [Run(path.parent) for path in output_dir.glob(f"*/{RUN_FILE}")]
-    return sorted(
-        runs, key=lambda run: (str(run.info.get("started", "")), run.path.name), reverse=True
-    )
+    runs = [Run(path) for path in output_dir.iterdir() if is_run(path)]
+    return sorted(runs, key=lambda run: (_started(run), run.path.name), reverse=True)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run, be it a damaged one."""
+    try:
+        return Run(folder).has(RUN_FILE)
+    except CheckpointError:
+        return True
+
+
+def run_folders(output_dir: Path) -> list[Path]:
+    """The folders of all runs below ``output_dir``, damaged ones too, by name.
+
+    Raises:
+        RunNotFoundError: there is none.
+    """
+    found = sorted(run.path for run in find_runs(output_dir))
+    if not found:
+        raise RunNotFoundError(f"No run in {output_dir.resolve()}: name one, or give --output-dir")
+    return found
+
+
+def verify_run(folder: Path) -> dict[Path, tuple[int, list[str]]]:
+    """Compare the files of a run, of its folds and of fine-tuned backbones with their lists.
+
+    Returns:
+        Folder → how many files its list has (0: there is no list) and what is wrong, a sentence each.
+
+    Raises:
+        RunNotFoundError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise RunNotFoundError(f"{folder}: there is no such run")
+    parts = [folder, *(path.parent for path in sorted(folder.glob(f"*/{LIST_FILE}")))]
+    return {part: damaged_files(part) for part in parts}
+
+
+def accept_files(folder: Path) -> None:
+    """List the files of a run, and of its folds, as they are now.
+
+    Raises:
+        RunNotFoundError: there is no such folder.
+    """
+    for part in [folder, *(path.parent for path in folder.glob(f"*/{RUN_FILE}"))]:
+        if not part.is_dir():
+            raise RunNotFoundError(f"{folder}: there is no such run")
+        list_files(part)
+
+
+def _started(run: Run) -> datetime:
+    """When a run began; of one whose run.json is damaged by its name, so that it is met in its turn."""
+    with contextlib.suppress(ValueError):  # a CheckpointError, too
+        return datetime.fromisoformat(str(run.info.get("started"))).astimezone()
+    with contextlib.suppress(ValueError):
+        return datetime.strptime(run.path.name[:15], "%Y%m%d-%H%M%S").astimezone()
+    return datetime.fromtimestamp(run.path.stat().st_mtime).astimezone()
 
 
 def newest_model(output_dir: Path) -> Run:
@@ -261,11 +384,17 @@ def newest_model(output_dir: Path) -> Run:
 
     Raises:
         RunNotFoundError: there is none; says what there is and what to type.
+        CheckpointError: a newer one is damaged.
     """
     runs = find_runs(output_dir)
     for run in runs:
         info = run.info
-        if info.get("status") == "finished" and not info.get("debug") and run.model.is_file():
+        if info.get("status") == "finished" and not info.get("debug"):
+            if not run.model.exists():
+                raise CheckpointError(
+                    f"{run.path} is finished, but {run.model} is gone. Put it back, or name another model "
+                    "with --checkpoint RUN."
+                )
             return run
     if not runs:
         raise RunNotFoundError(
