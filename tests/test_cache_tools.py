@@ -11,6 +11,7 @@ import json
 import os
 import shlex
 import shutil
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -737,3 +738,144 @@ def test_a_series_of_another_shape_is_refused(cache: Path, other: Path) -> None:
     create_shard(store.path / shard_name("cls.28", 0, 0), spec, store.fingerprint_id)
     with pytest.raises(StoreError, match=r"cls\.28 has other rows"):
         merge_caches(cache, [other])
+
+
+# ----------------------------------------------------------------------- what accidents and strangers leave
+
+
+def test_verify_sees_a_changed_grade_and_every_command_names_it(
+    cache: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (dataset,) = find_datasets(cache)
+    ledger = dataset.folder / "manifest.csv"
+    data = ledger.read_bytes()
+    ledger.write_bytes(data.replace(b",S,", b",A,", 1))
+    assert any("manifest.csv" in fault for fault in verified(cache).faults)
+    assert run(["--quiet", "train", "--head-only"]) == 1
+    err = capfd.readouterr().err
+    assert "manifest.csv" in err and "mirip-fast embed" in err
+    ledger.write_bytes(data)
+    assert verified(cache).whole
+    (dataset.folder / "dataset.json").unlink()
+    assert any("dataset.json" in fault for fault in verified(cache).faults)
+    assert run(["--quiet", "train", "--head-only"]) == 1
+    assert "dataset.json" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("how", ["empty", "foreign", "changed", "gone"])
+def test_verify_sees_what_became_of_the_test_picture(cache: Path, how: str) -> None:
+    file = the_store(cache).path / "canary.json"
+    content = json.loads(file.read_text())
+    if how == "gone":
+        file.unlink()
+    elif how == "empty":
+        file.write_text("")
+    elif how == "foreign":
+        write_canary(file, "0" * 16, content["features"], content["made_with"])
+    else:
+        content["features"]["cls.28"][3] *= 1.0001
+        file.write_text(json.dumps(content))
+    (fault,) = verified(cache).faults
+    assert str(file) in fault
+
+
+def test_a_merge_that_a_full_disk_stopped_is_completed(
+    cache: Path, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At each call that syncs a file: first the error, then the same command with room."""
+    real, stopped = os.fsync, 0
+    for room in range(100):
+        target, left = tmp_path / f"target{room}", room
+
+        def full(handle: int) -> None:
+            nonlocal left
+            left -= stat.S_ISREG(os.fstat(handle).st_mode)
+            if left < 0 and stat.S_ISREG(os.fstat(handle).st_mode):
+                raise OSError(errno.ENOSPC, "full")
+            real(handle)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", full)
+            try:
+                merge_caches(target, [other])
+            except DiskFullError:
+                stopped += 1
+        (done,) = merge_caches(target, [other])
+        assert not done.problems and len(find_datasets(target)) == 1
+        assert all(report.whole for report in verify_cache(target))
+        if left >= 0:
+            break
+    assert stopped > 8 and left >= 0
+
+
+def test_a_half_data_set_is_told_completed_and_pruned(cache: Path, other: Path) -> None:
+    (theirs,) = find_datasets(other)
+    half = the_store(cache).path / "datasets" / theirs.folder.name
+    half.mkdir()  # as earlier versions left it
+    aside = half.with_name(f".{half.name}-x.partial")
+    aside.mkdir()
+    (aside / "manifest.csv").write_text("half")
+    assert len([f for f in verified(cache).faults if "is no data set" in f]) == 2
+    (done,) = merge_caches(cache, [other])
+    assert done.datasets == [str(theirs.source)] and not done.problems
+    carry_out(plans(cache))
+    assert verified(cache).whole and not aside.exists()
+
+
+@pytest.mark.parametrize("hard", [False, True])
+def test_a_lock_that_is_a_link_empties_nothing(cache: Path, tmp_path: Path, hard: bool) -> None:
+    lock, victim = the_store(cache).path / "LOCK", tmp_path / "victim"
+    victim.write_text("precious")
+    lock.unlink()
+    lock.hardlink_to(victim) if hard else lock.symlink_to(victim)
+    with pytest.raises(StoreError, match="LOCK is .*Remove it"):
+        the_store(cache).writer()
+    assert victim.read_text() == "precious"
+    lock.unlink()
+    marker = lock.with_name("DIRTY-r00")
+    marker.symlink_to(victim)
+    put_rows(the_store(cache), lambda rows: rows)
+    assert victim.read_text() == "precious"
+
+
+@pytest.mark.parametrize("spoil", [as_pipe, as_endless_link, as_folder])
+@pytest.mark.parametrize(
+    "name", ["LOCK", "store.json", "canary.json", "shards-r00.json", "cls.28-r00-00000.h5"]
+)
+def test_nothing_but_regular_files_is_opened(
+    cache: Path, data: Path, name: str, spoil: Callable[[Path], None]
+) -> None:
+    file = the_store(cache).path / name
+    spoil(file)
+    for command in (
+        ["cache", "info"],
+        ["cache", "verify"],
+        ["cache", "merge", "cache", "--cache-dir", "new"],
+        ["embed", str(draw(Path("more"), range(90, 92))), *EMBED],
+    ):
+        assert run(["--quiet", *command]) in (0, 1)
+    assert run(["--quiet", "embed", "more", *EMBED]) == 1
+
+
+EMBED = ["--backbone", "tiny-random", "--image-size", "28", "--workers", "0"]
+
+
+def test_bytes_that_are_no_text_in_store_json_are_named(
+    cache: Path, data: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = the_store(cache).path / "store.json"
+    file.write_bytes(file.read_bytes().replace(b"squash", b"sq\xffash"))
+    assert run(["--quiet", "cache", "verify"]) == 1
+    assert run(["--quiet", "embed", str(data), *EMBED]) == 1
+    out, err = capfd.readouterr()
+    assert "store.json" in out and "store.json" in err and "fault of mirip-fast" not in err
+
+
+def test_features_that_are_not_finite_are_named(
+    cache: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    put_rows(the_store(cache), lambda rows: rows * np.nan)
+    assert run(["--quiet", "train", "--head-only"]) == 1
+    assert run(["--quiet", "duplicates"]) == 1
+    err = capfd.readouterr().err
+    assert err.count("are not finite") == 2 and "fault of mirip-fast" not in err

@@ -208,6 +208,60 @@ def test_a_damaged_file_is_put_aside(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert sqlite3.connect(store).execute("SELECT count(*) FROM sha256_v1").fetchone() == (1,)
 
 
+_ROW = "(path BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, sha256 BLOB) WITHOUT ROWID"
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "CREATE VIEW sha256_v1 AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) "
+        "SELECT x'00' path, i size, i mtime_ns, x'00' sha256 FROM n",
+        f"CREATE TABLE sha256_v1 {_ROW}; CREATE TRIGGER t BEFORE INSERT ON sha256_v1 BEGIN "
+        "SELECT count(*) FROM (WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) "
+        "SELECT i FROM n); END",
+        "CREATE TABLE sha256_v1 (path, size, mtime_ns, sha256)",
+        f"CREATE TABLE other {_ROW}",
+    ],
+)
+def test_a_file_that_holds_something_else_is_put_aside(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, script: str
+) -> None:
+    file, store = old_file(tmp_path / "a.png", b"one"), tmp_path / "hashes.sqlite"
+    made = sqlite3.connect(store)
+    made.executescript(script)
+    made.close()
+    with HashMemory(store) as memory:
+        assert memory.sha256(file) == sha(b"one")
+    assert (tmp_path / "hashes.sqlite.damaged").exists() and "damaged" in caplog.text
+    assert sqlite3.connect(store).execute("SELECT count(*) FROM sha256_v1").fetchone() == (1,)
+
+
+@pytest.mark.parametrize("value", ["'a text'", "x'00'", "NULL", "7"])
+def test_a_hash_that_is_none_is_no_hash(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, value: str
+) -> None:
+    file, store = old_file(tmp_path / "a.png", b"one"), tmp_path / "hashes.sqlite"
+    with HashMemory(store) as memory:
+        memory.sha256(file)
+    with sqlite3.connect(store) as database:
+        database.execute(f"UPDATE sha256_v1 SET sha256 = {value}")
+    database.close()
+    with HashMemory(store) as memory:
+        assert memory.sha256(file) == sha(b"one")
+    assert "damaged" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["hashes.sqlite", "hashes.sqlite-journal", "hashes.sqlite-wal"])
+def test_a_pipe_is_not_waited_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    file = old_file(tmp_path / "a.png", b"one")
+    os.mkfifo(tmp_path / name)
+    with HashMemory(tmp_path / "hashes.sqlite") as memory:
+        assert memory.sha256(file) == sha(b"one")
+    assert f"{name} is no regular file" in caplog.text
+
+
 def test_damage_that_shows_later_is_put_aside_too(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -221,18 +221,19 @@ class FeatureStore:
         known = self._load().get(series)
         return known.index.hashes() if known else set()
 
-    def read(self, series: str, rows: NDArray[np.int64]) -> NDArray[Any]:
+    def read(self, series: str, rows: NDArray[np.int64], *, finite: bool = True) -> NDArray[Any]:
         """Features of the given rows.
 
         Args:
             series: name of the series.
             rows: [n] global rows from :meth:`rows`.
+            finite: refuse rows that are not; no run of mirip-fast writes any.
 
         Returns:
             [n, \\*shape] in the stored number format, in the order asked.
 
         Raises:
-            StoreError: an unknown series, or a row that does not exist (any more).
+            StoreError: an unknown series, a row that does not exist (any more), or one that is not finite.
         """
         known = self._load().get(series)
         if known is None or not known.shards:
@@ -248,6 +249,15 @@ class FeatureStore:
             here = np.flatnonzero(shard_of == number)
             slots = rows[here] - starts[number]
             _read_shard(known.shards[number], known.sums[number], slots, here, result)
+        good = np.isfinite(result).all(axis=tuple(range(1, result.ndim)))
+        bad = np.flatnonzero(~good)
+        if finite and len(bad):
+            shard = known.shards[shard_of[bad[0]]].path
+            raise StoreError(
+                f"{shard}: {len(bad)} of {len(rows)} features that were asked for are not finite, and no "
+                "score can be made of them. No run of mirip-fast writes such rows: put back a good copy, or "
+                "embed into another --cache-dir."
+            )
         return result
 
     def refresh(self) -> None:

@@ -94,7 +94,7 @@ def pieces(
     """Features of the given rows, in order, a few MiB at a time: [m, \\*shape] each."""
     step = max(1, _PIECE_BYTES // spec.row_bytes)
     for start in range(0, len(rows), step):
-        yield store.read(spec.name, rows[start : start + step])
+        yield store.read(spec.name, rows[start : start + step], finite=False)
 
 
 @dataclass(frozen=True)

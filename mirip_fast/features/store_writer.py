@@ -345,7 +345,8 @@ class _Series:
         try:
             write_ranges(path, self._rank, {**ranges, key: (first, number + 1)})
         except BaseException:
-            shard.path.unlink()
+            if number >= read_ranges(path).get(key, (0, 0))[1]:  # else it is listed: a sync failed
+                shard.path.unlink()
             raise
         return shard
 

@@ -88,7 +88,7 @@ def read_features(
         views: the views to read.
 
     Raises:
-        StoreError: a series or a row is missing; says which.
+        StoreError: a series or a row is missing, or a feature is not finite; says which.
     """
     kinds = head_kinds(features)
     found = [[_rows_of(store, series_name(view, kind), hashes) for kind in kinds] for view in views]

@@ -1,0 +1,111 @@
+"""Small finished runs, what they answer, and spoiling their files: for the tests and ``make torture``."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from mirip_fast_cli.main import run
+from test_cli import TINY, make_data
+
+from mirip_fast.config import Config
+from mirip_fast.errors import MiripError
+from mirip_fast.features.store import FeatureStore
+from mirip_fast.files import read_list
+from mirip_fast.ranking.anchors import find_anchors
+from mirip_fast.ranking.fold_plan import load_plan
+from mirip_fast.ranking.held_out import load_held_out
+from mirip_fast.ranking.judge import judge_split
+from mirip_fast.ranking.judge_pairs import judge_pairs
+from mirip_fast.ranking.references import load_calibration, made_with
+from mirip_fast.ranking.scorer import load_score_model
+from mirip_fast.training.run_folder import FOLDS_FILE, run_of_checkpoint
+
+_HEAD = [
+    *("--quiet", "train", "--head-only", "--epochs", "2", "--device", "cpu"),
+    *("--train-ratio", "0.2", "--val-ratio", "0.7", "--test-ratio", "0.1"),
+    *("--projector-hidden-dim", "8", "--projector-output-dim", "8", "--score-hidden-dim", "4"),
+]
+
+
+def make_runs(folder: Path) -> tuple[Path, ...]:
+    """In the working folder ``folder``: a cache, a run with one head, one of folds, one of judged pairs."""
+    make_data(folder / "data")
+    judged = [f"id{i:02d},id{j:02d},1" for i in range(40) for j in range(i) if i % 4 < j % 4]
+    (folder / "pairs.csv").write_text("\n".join(["image_path_1,image_path_2,label", *judged]))
+    assert run(["--quiet", "embed", "data", *TINY]) == 0
+    ways = (["--bootstrap", "2"], ["--bootstrap", "2", "--folds", "2"], ["--pairs", "pairs.csv"])
+    for number, way in enumerate(ways):
+        assert run([*_HEAD, *way, "--output-dir", f"runs{number}"]) == 0
+    return tuple(next((folder / f"runs{n}").iterdir()) for n in range(3))
+
+
+def answer(run: Path) -> str:
+    """Everything that commands tell with a run: scores, probabilities, tiers, accuracy."""
+    config = Config()
+    config.evaluate.bootstrap_rounds = 2
+    own, checkpoint = run_of_checkpoint(run)
+    model = load_score_model(checkpoint)
+    store = FeatureStore.open(Path("cache") / model.info.fingerprint_id)
+    hashes = sorted(store.valid_hashes(next(iter(store.series()))))
+    said: list[object] = [model.score(store, hashes).tolist(), load_calibration(model).to_dict()]
+    bootstrap = model.score_bootstrap(store, hashes)
+    said += [bootstrap is None or bootstrap.tolist(), made_with(model, hashes)]
+    said.append(judge_split(model, "test", config).report.to_dict())
+    held_out = load_held_out(run, model.info.tiers)
+    said.append(held_out and (held_out.scores.tolist(), held_out.ids))
+    said += [judge_pairs(model, "val", config), find_anchors(model, Path("cache")).to_dict()]
+    said += [len(load_plan(own).images) if own.has(FOLDS_FILE) else None, own.info["status"]]
+    return repr(said)
+
+
+def damages(data: bytes, flips: int, rng: random.Random) -> Iterator[tuple[str, bytes | None]]:
+    """What may become of a file: a name of the damage, and what is there then (None: nothing)."""
+    for _ in range(flips):
+        position, bit = rng.randrange(len(data)), 1 << rng.randrange(8)
+        flipped = bytes([data[position] ^ bit])
+        yield f"bit {bit} of byte {position}", data[:position] + flipped + data[position + 1 :]
+    yield "emptied", b""
+    yield "zero-filled", bytes(len(data))
+    yield "cut", data[: rng.randrange(1, len(data))]
+    yield "a zero block", data[: len(data) // 2] + bytes(len(data) - len(data) // 2)
+    yield "gone", None
+
+
+#: Files that no answer depends on; `verify` alone looks at them.
+RECORDS = ("config.yaml", "last_model.pt", "evaluation_out_of_fold.json")
+
+
+def spoil(run: Path, flips: int, seed: int, told: Callable[[str | None], object]) -> None:
+    """Damage each file of a run in turn: an error that names it, or the very same answer.
+
+    Args:
+        run: in the working folder of :func:`make_runs`.
+        flips: bits of each file.
+        seed: of the positions.
+        told: called with each trial's failure, None where all was well.
+    """
+    rng, right = random.Random(seed), answer(run)
+    for path in [run / "files.json", *(run / name for name in read_list(run))]:
+        data = path.read_bytes()
+        for how, content in damages(data, flips, rng):
+            if content == data:
+                continue
+            path.unlink()
+            if content is not None:
+                path.write_bytes(content)
+            failure = None
+            try:
+                same = answer(run) == right
+                # A list that lost a name, or is gone, changes no answer.
+                if not same or path.name not in ("files.json", *RECORDS):
+                    failure = f"{path.name}, {how}: {'passed over' if same else 'ANOTHER ANSWER'}"
+            except MiripError as error:
+                if path.name not in str(error) and path.name != "files.json":
+                    failure = f"{path.name}, {how}: not named by {error}"
+            except Exception as error:
+                failure = f"{path.name}, {how}: {type(error).__name__}: {error}"
+            told(failure)
+            path.unlink(missing_ok=True)
+            path.write_bytes(data)
