@@ -47,6 +47,7 @@ FOLDS_FILE = "folds.json"
 _LOG = "train.log"
 #: What a run's folder holds before there is a checkpoint.
 _FIRST_FILES = {
+    LIST_FILE,
     RUN_FILE,
     SPLIT_FILE,
     _LOG,
@@ -304,7 +305,11 @@ def remove_runs_without_checkpoint(output_dir: Path) -> None:
     Only folders of dead trainings are, and only where nothing is in them but what each begins with.
     """
     for run in find_runs(output_dir):
-        if run.info.get("status") not in ("running", "interrupted"):
+        try:
+            status = run.info.get("status")
+        except CheckpointError:
+            continue  # a damaged one is told where it is asked for
+        if status not in ("running", "interrupted"):
             continue  # of one that failed the log says why
         names = {path.name for path in run.path.iterdir() if not path.name.endswith(".partial")}
         if names <= _FIRST_FILES and not run.is_alive:
