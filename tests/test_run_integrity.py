@@ -158,15 +158,6 @@ def test_a_damaged_history_is_named_and_its_end_may_be_lost(
     assert run(["--quiet", *words]) == 0
 
 
-def test_a_deleted_working_folder_is_told(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    (work / "here").mkdir()
-    os.chdir(work / "here")
-    (work / "here").rmdir()
-    assert run(["rank", "x"]) == 1
-    assert "working folder" in capfd.readouterr().err
-    os.chdir(work)
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("replaced", [False, True])
 def test_a_kill_at_any_moment_leaves_a_file_that_can_be_read(
