@@ -745,6 +745,20 @@ def header_flips(folder: Path, step: int = 1) -> Count:
 limit_of_headers = 16
 
 
+def spoilt_runs(folder: Path, flips: int, seed: int = 0) -> Count:
+    """Damage every file of three runs: an error that names it, or the same scores, tiers and figures."""
+    from made_run import make_runs, spoil
+
+    count, here = Count(), Path.cwd()
+    os.chdir(folder)
+    try:
+        for run in make_runs(folder):
+            spoil(run.relative_to(folder), flips, seed, count.add)
+    finally:
+        os.chdir(here)
+    return count
+
+
 def full_disks(folder: Path, sizes: Sequence[int], seed: int = 0) -> Count:
     """Let files grow only so far: a clear error, never a signal; later the run goes on."""
     count = Count()
@@ -964,6 +978,8 @@ def main() -> int:
         sizes = [2**n for n in range(16, 20)] + [3 * 2**n for n in range(15, 18)]
         table.add("store: disk full (small file systems)", full_tmpfs(room("t"), sizes))
         table.add("store: lock races of 6 processes", lock_races(room("l"), options.races))
+        flips_of_runs = spoilt_runs(room("s"), options.flips // 100, seed)
+        table.add("runs: every file flipped, cut, emptied, lost", flips_of_runs)
         # The same harness on what one would write without a second thought.
         naive = kill_runs(Growing(), room("nk"), options.kills, seed)
         table.add("growing file + flush: kill -9, resumed", naive, "any")
