@@ -6,6 +6,9 @@ wandb off, one variable that the document leaves undefined.
 
 from __future__ import annotations
 
+import re
+import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,19 +16,24 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from mirip_fast_cli.main import run
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from mirip_fast import (
+    Evaluator,
     PairwiseDataset,
     PairwiseRankingModel,
+    PerformanceBenchmarks,
     Trainer,
     TrainingConfig,
     batch_compare,
 )
-from mirip_fast.errors import ImageError, TrainingError
+from mirip_fast.errors import BackboneError, CheckpointError, ImageError, TrainingError
 from mirip_fast.models.checkpoint import KEYS, load_checkpoint
+from mirip_fast.models.head import RankingHead
+from mirip_fast.models.losses import PairLoss, pair_loss
 
 BLOCKS = (
     """
@@ -249,7 +257,9 @@ def test_the_documents_code_runs(work: Path, capsys: pytest.CaptureFixture[str])
         exec(compile(code, "<document>", "exec"), namespace)
     assert {p.name for p in (work / "checkpoints").iterdir()} == {"best_model.pt", "last_model.pt"}
     checkpoint = torch.load("checkpoints/last_model.pt", weights_only=True)
-    assert set(checkpoint) == {*KEYS, "training_state"} and isinstance(checkpoint["config"], dict)
+    assert set(checkpoint) == {*KEYS, "model", "training_state"} and isinstance(
+        checkpoint["config"], dict
+    )
     assert not [key for key in checkpoint["model_state_dict"] if key.startswith("backbone.")]
     (compared,) = namespace["compared"]  # type: ignore[misc]
     assert set(compared) == {"image1", "image2", "score1", "score2", "winner", "confidence"}
@@ -353,3 +363,152 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_what_was_saved(work: Path) ->
     with pytest.raises(TrainingError, match="learning_rate"):
         trainer.fit(train, val)
     assert (work / "checkpoints" / "last_model.pt").read_bytes() == saved
+
+
+class AuthorsModel(torch.nn.Module):
+    """What the authors of the document have: plain ``nn.Module``, scores [B, 1]."""
+
+    def __init__(self, shape: tuple[int, ...] = (-1, 1)):
+        super().__init__()
+        self.linear = torch.nn.Linear(3, 1)
+        self.shape = shape
+
+    def forward(self, first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        one, two = (self.linear(x.mean((2, 3))).reshape(self.shape) for x in (first, second))
+        return one, two
+
+
+@pytest.mark.parametrize("label_shape", [(8,), (8, 1)])
+@pytest.mark.parametrize("score_shape", [(-1,), (-1, 1)])
+def test_scores_and_labels_of_either_shape_are_the_same_pairs(
+    score_shape: tuple[int, ...], label_shape: tuple[int, ...]
+) -> None:
+    model = AuthorsModel(score_shape)
+    torch.nn.init.ones_(model.linear.weight)
+    first = torch.arange(8.0)[:, None, None, None].expand(8, 3, 2, 2)
+    labels = torch.tensor([1.0, 1, 1, -1, -1, -1, -1, -1])
+    loader = [(first, torch.zeros_like(first) + 0.5, labels.reshape(label_shape))]
+    found = Evaluator(model, "cpu").evaluate_detailed(loader)  # right: the second and the third
+    assert (found["total_pairs"], found["accuracy"]) == (8, 0.25)
+    score1, score2 = model(*loader[0][:2])
+    expected = pair_loss(score1.flatten(), score2.flatten(), labels)
+    assert torch.equal(pair_loss(score1, score2, loader[0][2]), expected)
+    assert torch.equal(
+        PairLoss()(score1, torch.arange(8).reshape(label_shape)),
+        PairLoss()(score1.flatten(), torch.arange(8)),
+    )
+
+
+@pytest.mark.parametrize("shape", [(4, 2), (2, 2, 2), (1, 8)])
+def test_scores_of_another_shape_are_refused_by_their_shape(shape: tuple[int, ...]) -> None:
+    images, labels = torch.zeros(8, 3, 2, 2), torch.ones(8)
+    model = AuthorsModel(shape)
+    for call in (
+        lambda: Evaluator(model, "cpu").evaluate([(images, images, labels)]),
+        lambda: PerformanceBenchmarks(
+            model, "cpu", image_size=2, batch_size=8
+        ).measure_training_step(),
+        lambda: pair_loss(*model(images, images), labels),
+        lambda: PairLoss()(model(images, images)[0], torch.arange(8)),
+    ):
+        with pytest.raises(ValueError, match=re.escape(str(list(shape)))):
+            call()
+    with pytest.raises(ValueError, match=r"labels must be .*\[8, 2\]"):
+        Evaluator(AuthorsModel(), "cpu").evaluate([(images, images, torch.ones(8, 2))])
+
+
+def test_any_module_is_trained_measured_and_compared(work: Path) -> None:
+    train, val = loaders(work)
+    model = AuthorsModel()
+    before = model.linear.weight.detach().clone()
+    Trainer(model, TrainingConfig(max_epochs=1, device="cpu")).fit(train, val)
+    assert not torch.equal(before, model.linear.weight)
+    report = PerformanceBenchmarks(model, "cpu", image_size=8, batch_size=2).run_full_benchmark()
+    assert report["inference_time_ms"] > 0
+    pairs = [("image1.jpg", "image2.jpg"), ("image2.jpg", "image1.jpg")]
+    one, two = batch_compare(model, pairs, transforms.ToTensor(), "cpu")
+    assert one["score1"] == two["score2"] and {one["winner"], two["winner"]} == {"image1", "image2"}
+
+
+@pytest.fixture(scope="module")
+def head_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with images, and a command-line run on them with a backbone of its own."""
+    folder = tmp_path_factory.mktemp("head_run")
+    make_images(folder / "data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        options = ["--backbone", "tiny-random", "--image-size", "28", "--workers", "0"]
+        assert run(["embed", "data", *options]) == 0
+        options = ["--epochs", "2", "--projector-hidden-dim", "24", "--projector-output-dim", "12"]
+        assert run(["train", "--head-only", "--features", "cls+mean", *options]) == 0
+    return folder
+
+
+def test_the_documents_inference_loads_a_command_line_run(head_run: Path) -> None:
+    (path,) = head_run.glob("runs/*/best_model.pt")
+    checkpoint = torch.load(path)
+    model = PairwiseRankingModel()
+    model.load_state_dict(checkpoint["model_state_dict"])
+    again = PairwiseRankingModel.from_checkpoint(path.parent)
+    head = RankingHead(2 * model.spec.hidden_size, model.head_config)
+    head.load_state_dict(checkpoint["model_state_dict"])
+    x = torch.rand(2, 3, 28, 28)
+    for loaded in (model.eval(), again.eval()):
+        assert loaded.features == "cls+mean" and loaded.spec.name == "tiny-random"
+        assert torch.equal(loaded.score(x), head.eval()(loaded.extract(x)))
+
+
+def test_commands_read_what_trainer_wrote(
+    head_run: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(head_run)
+    train, val = loaders(head_run)
+    model = PairwiseRankingModel("tiny-random")
+    config = TrainingConfig(max_epochs=1, checkpoint_dir="checkpoints", device="cpu")
+    Trainer(model, config).fit(train, val)
+    graded = ["--test-data", "data/metadata.csv", "--image-dir", "data/images"]
+    assert run(["evaluate", "--checkpoint", "checkpoints/best_model.pt", *graded]) == 0
+    assert run(["rank", "data/images", "--checkpoint", "checkpoints/best_model.pt"]) == 0
+    assert len(pd.read_csv("ranking.csv")) == 40
+    capfd.readouterr()
+
+
+def foreign(path: Path, **more: object) -> PairwiseRankingModel:
+    """Write a checkpoint as the document's own project does; returns the same model."""
+    model = PairwiseRankingModel("tiny-random")
+    state = {
+        name.replace("score_head.layers.", "score_head.").replace(".layers.", ".net."): value
+        for name, value in model.state_dict().items()
+    }
+    wrapped = {f"module.{name}": value for name, value in state.items()}
+    torch.save({"epoch": 3, "model_state_dict": wrapped, **more}, path)
+    return model
+
+
+def test_a_published_checkpoint_is_imported_without_running_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = types.ModuleType("training.config")
+    settings = type("TrainingConfig", (), {"__module__": "training.config"})
+    module.TrainingConfig = settings  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "training", types.ModuleType("training"))
+    monkeypatch.setitem(sys.modules, "training.config", module)
+    config = settings()
+    config.learning_rate = 1e-4
+    path = tmp_path / "best_model.pt"
+    model = foreign(path, config=config)
+    monkeypatch.delitem(sys.modules, "training.config")
+    again = PairwiseRankingModel.from_checkpoint(path, "tiny-random")
+    x = torch.rand(2, 3, 28, 28)
+    assert torch.equal(model.eval().score(x), again.eval().score(x))
+    assert load_checkpoint(path, ())["config"] == {"learning_rate": 1e-4}
+
+
+def test_weights_of_another_architecture_or_backbone_are_refused(head_run: Path) -> None:
+    state = PairwiseRankingModel("tiny-random").state_dict()
+    state["score_head.5.weight"] = state.pop("score_head.layers.3.weight")
+    state["score_head.4.weight"] = torch.zeros(7)
+    with pytest.raises(CheckpointError, match=r"score_head here is Linear.*score_head\.4\.weight"):
+        PairwiseRankingModel("tiny-random").load_state_dict(state)
+    with pytest.raises(BackboneError):  # nothing was loaded, and the default one is not here
+        PairwiseRankingModel()(torch.zeros(1, 3, 28, 28), torch.zeros(1, 3, 28, 28))

@@ -623,8 +623,8 @@ def test_settings_that_do_not_fit_are_refused(settings, words):
 @pytest.mark.parametrize(
     ("loss", "scores", "labels", "within", "words"),
     [
-        (PairLoss(), torch.zeros(2, 1), torch.tensor([0, 1]), None, r"\[n\] floats"),
-        (PairLoss(), torch.tensor([0, 1]), torch.tensor([0, 1]), None, r"\[n\] floats"),
+        (PairLoss(), torch.zeros(2, 2), torch.tensor([0, 1]), None, r"\[2, 2\]"),
+        (PairLoss(), torch.tensor([0, 1]), torch.tensor([0, 1]), None, "must be floats"),
         (PairLoss(), torch.zeros(2), torch.tensor([0, 1, 2]), None, "each of 2 scores"),
         (PairLoss(), torch.zeros(2), torch.tensor([0.0, 1.0]), None, "label='tier_score'"),
         (PairLoss(), torch.zeros(2), torch.tensor([True, False]), None, "must be integers"),
@@ -654,7 +654,7 @@ def test_tensors_that_do_not_fit_are_refused(loss, scores, labels, within, words
 
 def test_listed_pairs_that_do_not_fit_are_refused():
     two = torch.zeros(2)
-    with pytest.raises(ValueError, match="alike"):
+    with pytest.raises(ValueError, match="same pairs"):
         pair_loss(two, torch.zeros(3), two)
     with pytest.raises(ValueError, match="1, 0 or -1"):
         pair_loss(two, two, torch.tensor([1, 2]))

@@ -25,7 +25,7 @@ class PairwiseDataset:
     better one and −1.0 where the second is; which comes first is drawn, the same way for the same seed.
 
     Args:
-        metadata: table with the columns ``filename`` and ``tier``.
+        metadata: table with the columns ``filename`` (or ``image_path``, as ``embed`` reads it) and ``tier``.
         image_dir: folder of the files.
         transform: PIL image → what the model takes; None gives PIL images.
         pairs: ``sampled`` draws one partner of another tier for every image (the classic recipe);
@@ -50,7 +50,9 @@ class PairwiseDataset:
     ):
         if pairs not in ("sampled", "all"):
             raise ConfigError(f"pairs={pairs!r}: use 'sampled' or 'all'")
-        absent = [name for name in ("filename", "tier") if name not in metadata.columns]
+        file = next((name for name in ("filename", "image_path") if name in metadata.columns), None)
+        absent = ["filename (or image_path)"] * (file is None)
+        absent += ["tier"] * ("tier" not in metadata.columns)
         if absent:
             there = ", ".join(map(str, metadata.columns))
             raise DataError(f"the metadata has no column {', '.join(absent)}; it has {there}")
@@ -58,7 +60,8 @@ class PairwiseDataset:
         unknown = sorted(set(names) - set(tiers))
         if unknown:
             raise DataError(f"unknown tiers {', '.join(unknown)}; known are {', '.join(tiers)}")
-        self.paths = [os.path.join(image_dir, str(name)) for name in metadata["filename"]]  # noqa: PTH118
+        self.paths = [os.path.join(image_dir, str(name)) for name in metadata[file]]  # noqa: PTH118
+        self.tier_names = tuple(tiers)
         self.tiers = np.array([list(tiers).index(name) for name in names], dtype=np.int64)
         if len(set(names)) < 2:
             raise DataError("pairs need images of at least two tiers")

@@ -11,6 +11,7 @@ repeating the rows would give.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -27,14 +28,14 @@ def check_scores(
     """``scores`` as a finite float64 array [n].
 
     Args:
-        scores: [n] numbers.
+        scores: [n] or [n, 1] numbers.
         names: [n] names for the message (row numbers, counted from 0, when not given).
         what: what the numbers are, for the message.
 
     Raises:
         DataError: not one-dimensional, or a number is NaN or infinite.
     """
-    array = np.asarray(scores, dtype=np.float64)
+    array = _one_column(np.asarray(scores, dtype=np.float64))
     if array.ndim != 1:
         raise DataError(f"{what}: a list of numbers, one per image, not of shape {array.shape}")
     bad = np.flatnonzero(~np.isfinite(array))
@@ -48,13 +49,18 @@ def check_scores(
     return array
 
 
+def _one_column(array: NDArray[Any]) -> NDArray[Any]:
+    """[n, 1] as [n], anything else as it is."""
+    return array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
+
+
 def check_codes(codes: ArrayLike, n: int, what: str, *, lowest: int = 0) -> IntArray:
     """``codes`` as an int64 array [n] whose values are at least ``lowest``.
 
     Raises:
         DataError: another length than ``n``, not whole numbers, or a value below ``lowest``.
     """
-    array = np.asarray(codes)
+    array = _one_column(np.asarray(codes))
     if array.shape != (n,):
         raise DataError(f"{what}: shape {array.shape}, but there are {n} scores")
     if n and not np.issubdtype(array.dtype, np.integer):

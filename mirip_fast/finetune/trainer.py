@@ -17,11 +17,16 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import nn
 
 from mirip_fast.config import TrackingConfig, TrainConfig
+from mirip_fast.data.records import DataOptions
 from mirip_fast.errors import CheckpointError, TrainingError
-from mirip_fast.evaluation.evaluator import PairLoader
+from mirip_fast.evaluation.evaluator import PairLoader, score_pairs
 from mirip_fast.models.checkpoint import load_checkpoint, save_checkpoint
+from mirip_fast.models.finetuned import FINETUNED, describe_backbone
+from mirip_fast.models.loss_checks import check_pairs
+from mirip_fast.models.losses import pair_loss
 from mirip_fast.models.ranking_model import PairwiseRankingModel
 from mirip_fast.runtime import resolve_device, resolve_precision, set_seed, torch_dtype
 from mirip_fast.training.early_stopping import EarlyStopping
@@ -66,11 +71,12 @@ class Trainer:
     """Trains a model on loaders of image pairs.
 
     Args:
-        model: the model; its trainable parameters are trained.
+        model: any module whose ``forward(first images, second images)`` gives two scores, [B] or [B, 1]; its
+            trainable parameters are trained, by its own ``compute_loss`` where it has one.
         config: the settings.
     """
 
-    def __init__(self, model: PairwiseRankingModel, config: TrainingConfig | None = None):
+    def __init__(self, model: nn.Module, config: TrainingConfig | None = None):
         self.config = config or TrainingConfig()
         self.device = resolve_device(self.config.device)
         self.model = model.to(self.device)
@@ -86,6 +92,7 @@ class Trainer:
         self.epoch = 0
         self.history: list[dict[str, float]] = []
         self._resumed: dict[str, Any] | None = None
+        self._image_size, self._tiers = 0, DataOptions().tiers
 
     def fit(self, train_loader: PairLoader, val_loader: PairLoader) -> list[dict[str, float]]:
         """Train until ``max_epochs`` or the patience is used up.
@@ -97,6 +104,8 @@ class Trainer:
             TrainingError: the loss is not finite; the checkpoints saved before are good.
         """
         config = self.config
+        dataset = getattr(train_loader, "dataset", None)
+        self._tiers = getattr(dataset, "tier_names", self._tiers)
         batches = len(cast(Sized, train_loader))
         steps = -(-batches // config.gradient_accumulation_steps)
         scheduler = make_scheduler(
@@ -185,7 +194,8 @@ class Trainer:
                 )
             (loss / accumulate).backward()  # type: ignore[no-untyped-call]
             if (i + 1) % accumulate == 0 or i + 1 == batches:
-                clip_gradients(self.model.trainable_parameters(), self.config.gradient_clip_norm)
+                trainable = (p for p in self.model.parameters() if p.requires_grad)
+                clip_gradients(trainable, self.config.gradient_clip_norm)
                 self.optimizer.step()
                 self.optimizer.zero_grad(set_to_none=True)
                 scheduler.step()
@@ -203,12 +213,22 @@ class Trainer:
     def _forward(
         self, first: torch.Tensor, second: torch.Tensor, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        labels = labels.to(self.device)
+        labels, self._image_size = labels.to(self.device), int(first.shape[-1])
         with self._autocast():
-            score1, score2 = self.model(first.to(self.device), second.to(self.device))
-        score1, score2 = score1.float(), score2.float()
-        loss = self.model.compute_loss(score1, score2, labels)
+            scores = score_pairs(self.model, first.to(self.device), second.to(self.device))
+        score1, score2, labels = check_pairs(scores[0].float(), scores[1].float(), labels)
+        # A model without a loss of its own gets the default one.
+        loss = getattr(self.model, "compute_loss", pair_loss)(score1, score2, labels)
         return loss, ((score1 - score2) * labels)[labels != 0].detach()
+
+    def _about(self) -> dict[str, Any]:
+        """What ``rank`` and ``evaluate`` have to know of the model, if it is one of ours."""
+        if not isinstance(self.model, PairwiseRankingModel):
+            return {}
+        about = self.model.describe(self._image_size, self._tiers).to_dict()
+        if not self.model.freeze_backbone:
+            about[FINETUNED] = describe_backbone(self.model.spec, self.model.backbone)
+        return {"model": about}
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         precision = resolve_precision("auto", self.device)
@@ -224,6 +244,7 @@ class Trainer:
             "scheduler_state_dict": scheduler.state_dict(),
             "best_accuracy": self.stopping.best,
             "config": asdict(self.config),
+            **self._about(),
             "training_state": {"early_stopping": self.stopping.state_dict()},
         }
         if is_best:

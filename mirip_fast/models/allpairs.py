@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mirip_fast.models.loss_checks import one_column
 from mirip_fast.models.places import Places, count_below, line_up_labels, line_up_scores
 
 
@@ -133,14 +134,17 @@ def label_accuracy(
     O(n log n) time in log n passes, O(n) memory; exact.
 
     Args:
-        scores: [n] finite floats.
-        labels: [n], higher is better.
+        scores: [n] or [n, 1] finite floats.
+        labels: [n] or [n, 1], higher is better.
         min_gap: smallest difference of labels that makes a pair.
         groups: [n] integers; only pairs inside one value count. None: all pairs.
 
     Returns:
         The share, or None where there is no pair.
     """
+    scores, labels = one_column(scores, "scores"), one_column(labels, "labels")
+    if len(scores) != len(labels):
+        raise ValueError(f"there are {len(scores)} scores and {len(labels)} labels")
     by_label = line_up_labels(labels, min_gap, groups)
     values = scores.double()
     wrong = _label_counts(line_up_scores(values, 0.0, None), by_label)

@@ -88,12 +88,26 @@ def _is_of(folder: Path, sha: str) -> bool:
 
 
 def _write(folder: Path, content: Mapping[str, Any], sha: str) -> None:
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    described = content["model"][FINETUNED]
+    write_backbone(partial, described, content["model_state_dict"])
+    write_json(partial / _MARK, {"checkpoint_sha256": sha, "made_from": described["name"]})
+    list_files(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def write_backbone(folder: Path, described: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Write a backbone's files from what :func:`describe_backbone` said of it and a model's weights.
+
+    Raises:
+        CheckpointError: it can not be built from them.
+    """
     from transformers import AutoConfig, AutoModel
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    described = content["model"][FINETUNED]
-    state = content["model_state_dict"]
     weights = {n.removeprefix(_PREFIX): v for n, v in state.items() if n.startswith(_PREFIX)}
     try:
         values = json.loads(described["config"])
@@ -104,14 +118,8 @@ def _write(folder: Path, content: Mapping[str, Any], sha: str) -> None:
         raise CheckpointError(
             f"the checkpoint's backbone can not be built with this version of transformers: {error}"
         ) from error
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
+    model.save_pretrained(folder)
     write_json(
-        partial / "preprocessor_config.json",
+        folder / "preprocessor_config.json",
         {"image_mean": described["mean"], "image_std": described["std"]},
     )
-    write_json(partial / _MARK, {"checkpoint_sha256": sha, "made_from": described["name"]})
-    list_files(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)

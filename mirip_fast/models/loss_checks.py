@@ -55,6 +55,39 @@ def check_labels(labels: Tensor, n: int, label: str) -> int:
     return int(high) + 1 if label == "tier" else 0
 
 
+def one_column(values: Tensor, what: str) -> Tensor:
+    """[n] or [n, 1] numbers as [n]: no other shape is taken, as it would be broadcast to other pairs.
+
+    Raises:
+        ValueError: another shape, or no real numbers; names both.
+    """
+    if not isinstance(values, Tensor):
+        raise ValueError(f"{what} must be a tensor [n] or [n, 1], not {type(values).__name__}")
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    if values.ndim != 1 or values.is_complex():
+        raise ValueError(f"{what} must be [n] or [n, 1] numbers, not {describe(values)}")
+    return values
+
+
+def check_pairs(score1: Tensor, score2: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Two scores and a label for each of p pairs, each [p] or [p, 1], as [p] alike.
+
+    Raises:
+        ValueError: another shape, different numbers of pairs, or a label that is not 1, 0 or -1.
+    """
+    first, second = one_column(score1, "the first scores"), one_column(score2, "the second scores")
+    label = one_column(labels, "labels")
+    if not len(first) == len(second) == len(label):
+        shapes = ", ".join(map(describe, (score1, score2, labels)))
+        raise ValueError(
+            f"scores and labels must be of the same pairs, [p] or [p, 1], not {shapes}"
+        )
+    if bool(((label != 0) & (label.double().abs() != 1)).any()):
+        raise ValueError("labels of pairs must be 1, 0 or -1")
+    return first, second, label
+
+
 def check_within(within: Tensor, n: int) -> Tensor:
     """Check [n] integers; returns them as int64. Raises ValueError."""
     if within.shape != (n,) or not _is_integer(within):

@@ -29,8 +29,10 @@ from mirip_fast.models.loss_checks import (
     check_kind,
     check_label,
     check_labels,
+    check_pairs,
     check_within,
     describe,
+    one_column,
 )
 from mirip_fast.models.places import line_up_labels
 
@@ -90,8 +92,8 @@ class PairLoss:
         """The mean loss, ready for ``backward()``.
 
         Args:
-            scores: [n] float16, bfloat16, float32 or float64; higher is better.
-            labels: [n] on the same device; int64 or another integer type for ``tier``.
+            scores: [n] or [n, 1] float16, bfloat16, float32 or float64; higher is better.
+            labels: [n] or [n, 1] on the same device; int64 or another integer type for ``tier``.
             within: [n] integers; images with the same number are inside one value. Read only when
                 ``within_share`` is set.
 
@@ -105,8 +107,11 @@ class PairLoss:
                 ``within_share`` is set and ``within`` is missing.
             ConfigError: there are more tiers than ``tier_weights`` has rows.
         """
-        if scores.ndim != 1 or not scores.is_floating_point():
-            raise ValueError(f"scores must be [n] floats, not {describe(scores)}")
+        scores = one_column(scores, "scores")
+        if not scores.is_floating_point():
+            raise ValueError(f"scores must be floats, not {describe(scores)}")
+        labels = one_column(labels, "labels")
+        within = None if within is None else one_column(within, "within")
         tiers = check_labels(labels, len(scores), self.label)
         if self.tier_weights is not None and tiers > len(self.tier_weights):
             raise ConfigError(
@@ -194,6 +199,8 @@ def count_pairs(
         ValueError: labels or ``within`` do not fit.
     """
     check_label(label, min_gap)
+    labels = one_column(labels, "labels")
+    within = None if within is None else one_column(within, "within")
     check_labels(labels, len(labels), label)
     groups = None if within is None else check_within(within, len(labels))
     places = line_up_labels(-labels.long() if label == "tier" else labels, min_gap, groups)
@@ -217,13 +224,13 @@ def pair_loss(
     2005), so it costs at least log 2, at equal scores; smoothing leaves it as it is.
 
     Args:
-        s1: [p] float scores of the first images.
-        s2: [p] float scores of the second images.
-        label: [p]: 1 the first is better, −1 the second is better, 0 a tie.
+        s1: [p] or [p, 1] float scores of the first images.
+        s2: the same of the second images.
+        label: [p] or [p, 1]: 1 the first is better, −1 the second is better, 0 a tie.
         kind: ``margin`` or ``logistic``.
         margin: m ≥ 0, see :class:`PairLoss`.
         label_smoothing: ε in 0 … 1, for ``logistic``, see :class:`PairLoss`.
-        weight: [p] weights ≥ 0; the loss is the weighted mean.
+        weight: [p] or [p, 1] weights ≥ 0; the loss is the weighted mean.
 
     Returns:
         Scalar as of :class:`PairLoss`. 0 with gradient 0 where there is no pair or no weight.
@@ -234,15 +241,11 @@ def pair_loss(
         ValueError: shapes do not fit, or a label or weight is out of range.
     """
     check_kind(kind, margin, label_smoothing)
-    if s1.ndim != 1 or s1.shape != s2.shape or s1.shape != label.shape:
-        shapes = ", ".join(map(describe, (s1, s2, label)))
-        raise ValueError(f"s1, s2 and label must be [p] alike, not {shapes}")
+    s1, s2, label = check_pairs(s1, s2, label)
     if s1.device.type == "mps":  # which has no float64
         s1, s2, label = s1.cpu(), s2.cpu(), label.cpu()
         weight = None if weight is None else weight.cpu()
     label = label.double()
-    if bool(((label != 0) & (label.abs() != 1)).any()):
-        raise ValueError("labels of pairs must be 1, 0 or -1")
     difference = s1.double() - s2.double()
     if kind == "margin":
         wrong = torch.relu(margin - label * difference)
@@ -254,6 +257,7 @@ def pair_loss(
     if weight is None:
         mean = losses.sum() / max(len(losses), 1)
     else:
+        weight = one_column(weight, "weight")
         if weight.shape != s1.shape or not bool(((weight >= 0) & (weight < math.inf)).all()):
             raise ValueError("weight must be one finite number of at least 0 per pair")
         weight = weight.double()

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mirip_fast.config import EmbedConfig
 from mirip_fast.data.hashes import HashMemory
+from mirip_fast.data.records import DataOptions
 from mirip_fast.data.remote import is_remote
-from mirip_fast.errors import CheckpointError, ImageError, StoreError
+from mirip_fast.errors import BackboneError, CheckpointError, ImageError, StoreError
 from mirip_fast.features.embed import Progress, Settings
 from mirip_fast.features.outcomes import InputHashes, Outcome, ledger
 from mirip_fast.features.phase_one import PhaseOne, open_hashes, prepare, with_kinds
@@ -164,18 +166,36 @@ def load_score_model(path: Path) -> ScoreModel:
         return ScoreModel(path, beside(path, quick[0]), (quick[1],))
     from mirip_fast.models.checkpoint import load_checkpoint
 
-    content = load_checkpoint(path)
+    content = load_checkpoint(path, ("model_state_dict",))
     if "model" not in content:
-        raise CheckpointError(
-            f"{path} does not say which features its head was trained on; "
-            "`mirip-fast train --head-only` writes checkpoints that do"
-        )
+        return _foreign_model(path)
     from mirip_fast.models.finetuned import deploy, head_state, is_finetuned
 
     arrays = {name: value.numpy() for name, value in head_state(content).items()}
     tuned = is_finetuned(content)
     info = deploy(path, content) if tuned else ModelInfo.from_dict(content["model"])
     return ScoreModel(path, info, (Member(NumpyHead(arrays)),))
+
+
+def _foreign_model(path: Path) -> ScoreModel:
+    """A checkpoint that does not say what it expects: it is taken to be of the documented interface."""
+    from mirip_fast.models.ranking_model import PairwiseRankingModel
+
+    try:
+        model = PairwiseRankingModel.from_checkpoint(path)
+    except BackboneError as error:
+        raise CheckpointError(
+            f"{path} does not say which features its head was trained on, and the usual backbone is not "
+            f"here: {error}"
+        ) from error
+    info = model.describe(EmbedConfig.image_size, DataOptions().tiers)
+    log.warning(
+        "%s does not say what it was trained on; assumed are %s, images of %d pixels and the tiers %s",
+        path, info.embed.backbone, info.embed.image_size, ", ".join(info.tiers),
+    )  # fmt: skip
+    state = {name: v for name, v in model.state_dict().items() if not name.startswith("backbone.")}
+    head = NumpyHead({name: value.numpy() for name, value in state.items()})
+    return ScoreModel(path, info, (Member(head),))
 
 
 def score_files(
