@@ -72,7 +72,10 @@ def train_command(
             "Say what to train: `mirip-fast train --head-only` (a head on cached features, in seconds) "
             "or `mirip-fast train --full DATA` (backbone and head, on a GPU)"
         )
-    data, only = data or source, _numbers(only_folds)
+    asked = sorted(key for key in resolved.given if key.startswith("tracking.wandb_"))
+    if asked and "tracking.report_to" not in resolved.given:  # a wandb setting asks for wandb
+        resolved.config.tracking.report_to = "wandb"
+    data, only = _data_set(data or source), _numbers(only_folds)
     if full:
         if metadata or val_metadata or test_metadata:
             raise ConfigError(
@@ -103,6 +106,19 @@ def train_command(
         ) from None
     say_result(run, result, "--head-only", debug)
     return 0
+
+
+def _data_set(data: Path | None) -> Path | None:
+    """The data set that is meant: ``data/images`` beside ``data/metadata.csv`` is ``data``."""
+    if data is None or not data.is_dir() or (data / "metadata.csv").is_file():
+        return data
+    parent = data.absolute().parent
+    if data.name.lower() != "images" or not (parent / "metadata.csv").is_file():
+        return data
+    click.echo(
+        f"{data} is described by {parent / 'metadata.csv'}: that data set is meant", err=True
+    )
+    return data.parent
 
 
 def _numbers(text: str | None) -> tuple[int, ...]:

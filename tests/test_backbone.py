@@ -464,7 +464,7 @@ def test_a_head_sees_the_kinds_side_by_side() -> None:
 
 
 def test_stored_kinds() -> None:
-    assert stored_kinds("none") == ("cls",) and stored_kinds("grid:4") == ("cls", "grid4")
+    assert stored_kinds("none") == ("cls",) and stored_kinds("grid:4") == ("cls", "mean", "grid4")
     for wrong in ("grid", "grid:0", "some"):
         with pytest.raises(ConfigError, match="grid:K"):
             stored_kinds(wrong)

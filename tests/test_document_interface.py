@@ -30,10 +30,20 @@ from mirip_fast import (
     TrainingConfig,
     batch_compare,
 )
-from mirip_fast.errors import BackboneError, CheckpointError, ImageError, TrainingError
+from mirip_fast.config import EmbedConfig
+from mirip_fast.errors import (
+    BackboneError,
+    CheckpointError,
+    ConfigError,
+    ImageError,
+    TrainingError,
+)
+from mirip_fast.features.backbone_files import tiny_random_spec
+from mirip_fast.features.recipe import make_recipe
 from mirip_fast.models.checkpoint import KEYS, load_checkpoint
 from mirip_fast.models.head import RankingHead
 from mirip_fast.models.losses import PairLoss, pair_loss
+from mirip_fast.ranking.dataset_settings import choose_features
 
 BLOCKS = (
     """
@@ -512,3 +522,36 @@ def test_weights_of_another_architecture_or_backbone_are_refused(head_run: Path)
         PairwiseRankingModel("tiny-random").load_state_dict(state)
     with pytest.raises(BackboneError):  # nothing was loaded, and the default one is not here
         PairwiseRankingModel()(torch.zeros(1, 3, 28, 28), torch.zeros(1, 3, 28, 28))
+
+
+def test_a_grid_keeps_the_mean_that_a_head_sees_and_has_no_more_cells_than_patches() -> None:
+    spec = tiny_random_spec()
+    for patches in ("grid:4", "all"):
+        kinds = make_recipe(
+            EmbedConfig(image_size=56, patches=patches, layers="last"), spec, "fp32"
+        ).kinds
+        assert choose_features("auto", kinds) == "cls+mean"
+    with pytest.raises(ConfigError, match=r"4×4 patches.*largest is grid:4"):
+        make_recipe(EmbedConfig(image_size=56, patches="grid:99"), spec, "fp32")
+
+
+def test_a_wandb_setting_asks_for_wandb_and_the_folder_of_images_means_its_data_set(
+    head_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(head_run)
+    started = []
+    monkeypatch.setattr(
+        "mirip_fast.training.trackers.WandbTracker",
+        lambda config, *_: started.append(config.wandb_project),
+    )
+    options = ["--head-only", "--data-dir", "data/images", "--epochs", "1"]
+    assert run(["train", *options, "--wandb-project", "mirip-ranking"]) == 0
+    assert started == ["mirip-ranking"]
+    assert run(["train", *options, "--wandb-run-name", "x", "--report-to", "none"]) == 0
+    assert len(started) == 1
+
+
+def test_metadata_may_name_files_by_image_path(work: Path) -> None:
+    table = pd.read_csv("data/metadata.csv").rename(columns={"filename": "image_path"})
+    first, _, label = PairwiseDataset(table, "data/images")[0]
+    assert first.size == (48, 48) and label in (1.0, -1.0)

@@ -241,7 +241,7 @@ def test_views_and_kinds_are_filled_by_need(tmp_path: Path) -> None:
     grid = Phase(tmp_path, patches="grid:2")
     grid.run(paths)
     assert grid.images == 5
-    assert {"cls.28", "cls.28-flip", "grid2.28"} == set(grid.store.series())
+    assert {"cls.28", "cls.28-flip", "grid2.28", "mean.28"} == set(grid.store.series())
     assert grid.store.series()["grid2.28"].shape == (2, 2, 64)
 
 

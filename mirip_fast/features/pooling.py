@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 
 def stored_kinds(patches: str, layers: Sequence[int] = ()) -> tuple[str, ...]:
-    """The kinds that ``--patches`` and ``--layers`` ask for; the CLS token is always kept.
+    """The kinds that ``--patches`` and ``--layers`` ask for; the CLS token is always kept, and beside a
+    grid or all patches their mean, which a head sees.
 
     Args:
         patches: none, mean, grid:K or all.
@@ -32,10 +33,10 @@ def stored_kinds(patches: str, layers: Sequence[int] = ()) -> tuple[str, ...]:
         ConfigError: ``patches`` is none of these.
     """
     grid = re.fullmatch(r"grid:([1-9]\d?)", patches)
-    kinds = {"none": ("cls",), "mean": ("cls", "mean"), "all": ("cls", "patch")}
+    kinds = {"none": ("cls",), "mean": ("cls", "mean"), "all": ("cls", "mean", "patch")}
     if grid is None and patches not in kinds:
         raise ConfigError(f"--patches {patches}: use none, mean, grid:K (like grid:4) or all")
-    last = ("cls", f"grid{int(grid[1])}") if grid else kinds[patches]
+    last = ("cls", "mean", f"grid{int(grid[1])}") if grid else kinds[patches]
     of_layer = ("cls",) if patches == "none" else ("cls", "mean")
     return (*last, *(f"{kind}_{layer}" for layer in layers for kind in of_layer))
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mirip_fast.config import EmbedConfig
+from mirip_fast.errors import ConfigError
 from mirip_fast.features.backbone_files import BackboneSpec
 from mirip_fast.features.pooling import kind_shape, middle_layers, stored_kinds
 from mirip_fast.features.store import SeriesSpec, fingerprint_id
@@ -70,9 +71,18 @@ def make_recipe(options: EmbedConfig, backbone: BackboneSpec, precision: str) ->
         precision: the compute precision, resolved for the device.
 
     Raises:
-        ConfigError: an image smaller than a patch, or an unknown ``--patches`` or ``--layers``.
+        ConfigError: an image smaller than a patch, an unknown ``--patches`` or ``--layers``, or a grid with
+            more cells than patches.
     """
     size = effective_size(options.image_size, backbone.patch_size)
+    kinds = stored_kinds(options.patches, middle_layers(options.layers, backbone.num_layers))
+    views = make_views(options.tta, size, backbone.patch_size)
+    most = min(view.size for view in views) // backbone.patch_size
+    if options.patches.startswith("grid:") and int(options.patches.removeprefix("grid:")) > most:
+        raise ConfigError(
+            f"--patches {options.patches}: {size} pixels have {most}×{most} patches of {backbone.patch_size} "
+            f"pixels{' in the smallest view' if len(views) > 1 else ''}; the largest is grid:{most}"
+        )
     return Recipe(
         backbone=backbone,
         size=size,
@@ -80,6 +90,6 @@ def make_recipe(options: EmbedConfig, backbone: BackboneSpec, precision: str) ->
         decode=options.decode,
         precision=precision,
         store_dtype=options.store_dtype,
-        views=make_views(options.tta, size, backbone.patch_size),
-        kinds=stored_kinds(options.patches, middle_layers(options.layers, backbone.num_layers)),
+        views=views,
+        kinds=kinds,
     )
