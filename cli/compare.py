@@ -56,13 +56,11 @@ def compare_command(
         """The probability of the winner, from that of the first."""
         return p if first_wins else 1 - p
 
-    span = f"95 % interval {done.no_interval}"
+    span = f" (95 % interval {done.no_interval})" if done.no_interval else ""
     if done.interval is not None:
         low, high = sorted(turn(p) for p in done.interval)
-        span = f"95 % interval {_percent(low)} to {_percent(high)}"
-    click.echo(
-        f"Probability that it is the better one: {_percent(turn(done.probability))} ({span})"
-    )
+        span = f" (95 % interval {_percent(low)} to {_percent(high)})"
+    click.echo(f"Probability that it is the better one: {_percent(turn(done.probability))}{span}")
     known = done.calibration
     click.echo(f"Learned from {known.images} held-out works ({known.source}).")
     for remark in known.remarks():

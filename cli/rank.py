@@ -177,9 +177,15 @@ def _tell_what_it_rests_on(done: RankDone) -> None:
         lines.append(f"95 % intervals of the ranks {done.no_intervals}")
     else:
         unsettled = sum(not work.settled for work in done.ranking)
+        rests = (
+            "where the graders may put a work: their scatter around what the model had said of graded "
+            "works without their group"
+            if done.by_process
+            else f"ranks by {done.heads} heads trained on resampled groups; covers training works and "
+            "views, not disagreement of graders"
+        )
         lines.append(
-            f"95 %: ranks by {done.heads} heads trained on resampled groups; covers training works and "
-            "views, not disagreement of graders. ~ marks works whose order against a neighbour is not "
+            f"95 %: {rests}. ~ marks works whose order against a neighbour is not "
             f"settled: {unsettled} of {len(done.ranking)}."
         )
     for line in lines:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,6 +13,11 @@ from mirip_fast.settings import Resolved
 from .interrupted import Interrupted
 from .options import config_options, given_flags
 from .train_result import say_result
+
+if TYPE_CHECKING:
+    from mirip_fast.evaluation.report import Report
+    from mirip_fast.ranking.fit import FitResult
+    from mirip_fast.ranking.fold_runs import FoldsResult
 
 _PATH = click.Path(path_type=Path)
 
@@ -91,6 +97,7 @@ def train_command(
     from mirip_fast.ranking.train import Request, resume_head, train_head
 
     config = resolved.config
+    result: FitResult | FoldsResult | Report
     try:
         if resume:
             given = "train.bootstrap" in resolved.given

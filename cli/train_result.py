@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from mirip_fast.evaluation.report import Report
     from mirip_fast.ranking.fit import FitResult
     from mirip_fast.ranking.fold_runs import FoldsResult
     from mirip_fast.training.run_folder import Run
 
 
-def say_result(run: Run, result: FitResult | FoldsResult, mode: str, debug: bool) -> None:
+def say_result(run: Run, result: FitResult | FoldsResult | Report, mode: str, debug: bool) -> None:
     """Say what came of a run and what to type next.
 
     Args:
@@ -21,10 +22,16 @@ def say_result(run: Run, result: FitResult | FoldsResult, mode: str, debug: bool
         mode: ``--head-only`` or ``--full``.
         debug: whether it was a trial.
     """
+    from mirip_fast.evaluation.report import Report
     from mirip_fast.ranking.fold_runs import FoldsResult
 
     missing = False
-    if not isinstance(result, FoldsResult):
+    if isinstance(result, Report):
+        click.echo(
+            f"Each work by a model without its group: pairwise accuracy {result.pairwise_accuracy:.4f} "
+            f"({_span(result)})"
+        )
+    elif not isinstance(result, FoldsResult):
         why = "no better epoch for a while" if result.stopped_early else "all epochs done"
         click.echo(
             f"Finished after {result.epochs} epochs in {result.seconds:.1f} s ({why}). "
@@ -36,14 +43,18 @@ def say_result(run: Run, result: FitResult | FoldsResult, mode: str, debug: bool
         click.echo(f"`mirip-fast train {mode} --resume {run.path}` trains them and joins all.")
     elif result.report is not None:
         folds = ", ".join(f"{accuracy:.4f}" for accuracy in result.by_fold)
-        interval = result.report.pairwise_accuracy_interval
-        span = "unknown" if interval is None else f"{interval.low:.4f} to {interval.high:.4f}"
         what = "heads" if mode == "--head-only" else "fine-tuned models"
         click.echo(f"{result.folds} {what}, each judged on the fold it left out: {folds}")
         click.echo(
             f"Out-of-fold pairwise accuracy {result.report.pairwise_accuracy:.4f} "
-            f"(95 % interval over {result.report.n_groups} groups: {span})"
+            f"({_span(result.report)})"
         )
     click.echo(f"Run: {run.path}")
     if not missing and not debug:
         click.echo("Next: mirip-fast evaluate, or mirip-fast rank FOLDER")
+
+
+def _span(report: Report) -> str:
+    interval = report.pairwise_accuracy_interval
+    span = "unknown" if interval is None else f"{interval.low:.4f} to {interval.high:.4f}"
+    return f"95 % interval over {report.n_groups} groups: {span}"

@@ -112,8 +112,7 @@ class EmbedConfig:
     layers: str = option(
         "auto",
         "Blocks after which CLS token and patch mean are kept besides the last one's: last (none), auto "
-        "(half and three quarters of the depth), or numbers of blocks or fractions of the depth, "
-        "separated by commas.",
+        "(each quarter of the depth), or numbers of blocks or fractions of the depth, separated by commas.",
     )
     tta: str = option(
         "none",
@@ -161,10 +160,17 @@ class EmbedConfig:
 class HeadConfig:
     """The small network that is trained: projector and score head."""
 
+    readout: str | None = option(
+        None,
+        "What learns from the rows: gp (a Gaussian process: no setting to choose, seconds) or head "
+        "(projector and score head with the pairwise loss); auto: gp, or head where a setting is "
+        "given that only a head heeds.",
+        choices=("gp", "head"),
+    )
     features: str = option(
         "auto",
         "What the head sees: the CLS token, the mean of the patch tokens, or both side by side (auto: "
-        "both where both are stored).",
+        "both where both are stored; a Gaussian process chooses among all stored layers).",
         choices=("auto", "cls", "mean", "cls+mean"),
     )
     projector_hidden_dim: int = option(512, "Width of the projector's hidden layer.", low=1)

@@ -497,7 +497,8 @@ def test_middle_layers_are_those_of_the_model(model_dir: Models, kind: str) -> N
 
 
 def test_which_layers_are_kept() -> None:
-    assert middle_layers("last", 24) == () and middle_layers("auto", 24) == (12, 18)
+    assert middle_layers("last", 24) == () and middle_layers("auto", 24) == (6, 12, 18)
+    assert middle_layers("auto", 2) == (1,) and middle_layers("auto", 1) == ()
     assert middle_layers("6,12,24", 24) == (6, 12) and middle_layers("0.25,1.0", 12) == (3,)
     assert stored_kinds("mean", (12,)) == ("cls", "mean", "cls_12", "mean_12")
     assert stored_kinds("none", (12,)) == ("cls", "cls_12")

@@ -25,7 +25,7 @@ from mirip_fast.portfolio import export as export_module
 from mirip_fast.portfolio.export import export_onnx
 from mirip_fast.portfolio.hub_folder import shareable, write_hub_folder
 from mirip_fast.portfolio.model_card import model_card
-from mirip_fast.ranking.head_files import load_ensemble, save_ensemble
+from mirip_fast.ranking.head_files import load_members, save_ensemble
 from mirip_fast.ranking.judge import pick_model
 from mirip_fast.ranking.scorer import ScoreModel, score_files
 from mirip_fast.ranking.torch_score import ImageScorer, MeanHead
@@ -283,7 +283,7 @@ def test_an_ensembles_card_tells_out_of_fold_figures(work: Path) -> None:
     (folder / SPLIT_FILE).unlink()
     assert "Not known" in model_card(ScoreModel(path, model.info, members), "x")
     write_hub_folder(ScoreModel(path, model.info, members), Path("hub"))
-    info, loaded = load_ensemble(Path("hub") / ENSEMBLE)
+    info, loaded = load_members(Path("hub") / ENSEMBLE)
     assert len(loaded) == 2 and info.fingerprint == model.info.fingerprint
 
 

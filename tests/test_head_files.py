@@ -19,8 +19,8 @@ from mirip_fast.ranking.head_files import (
     BOOTSTRAP_FILE,
     Member,
     load_bootstrap,
-    load_ensemble,
     load_head,
+    load_members,
     save_bootstrap,
     save_ensemble,
     save_head,
@@ -113,7 +113,7 @@ def test_damaged_files_are_named(checkpoint: Path, name: str) -> None:
     (checkpoint.parent / name).write_bytes(b"broken")
     load = {HEAD_FILE: load_head, BOOTSTRAP_FILE: load_bootstrap}.get(name)
     with pytest.raises(CheckpointError, match=name):
-        load(checkpoint) if load else load_ensemble(checkpoint.with_name(name))
+        load(checkpoint) if load else load_members(checkpoint.with_name(name))
 
 
 def test_a_head_is_no_ensemble(checkpoint: Path) -> None:

@@ -45,7 +45,7 @@ def middle_layers(layers: str, depth: int) -> tuple[int, ...]:
     """The blocks that ``--layers`` names, without the last one, which is always kept; rising.
 
     Args:
-        layers: ``last``; ``auto`` for half and three quarters of the depth; or numbers separated by commas:
+        layers: ``last``; ``auto`` for each quarter of the depth; or numbers separated by commas:
             of blocks, counted from 1, or fractions of the depth such as 0.5.
         depth: blocks of the backbone.
 
@@ -54,8 +54,10 @@ def middle_layers(layers: str, depth: int) -> tuple[int, ...]:
     """
     if layers == "last":
         return ()
+    if layers == "auto":
+        return tuple(sorted({depth * quarter // 4 for quarter in (1, 2, 3)} - {0}))
     found = set()
-    for word in ("0.5,0.75" if layers == "auto" else layers).split(","):
+    for word in layers.split(","):
         try:
             layer = round(float(word) * depth) if "." in word else int(word)
         except (ValueError, OverflowError):

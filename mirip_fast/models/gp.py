@@ -15,7 +15,7 @@ What rows would score had their group been left out comes in closed form; nothin
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -164,6 +164,21 @@ class GaussianProcess:
         parts = [kernel @ self.weights for kernel in self._kernels(rows)]
         result: FloatArray = self.mean + self.sd * np.concatenate([np.empty(0), *parts])
         return result
+
+    def __call__(self, features: NDArray[np.floating]) -> NDArray[np.float32]:
+        """As :meth:`score`, the way a head is asked: [k, D] features → [k] float32."""
+        return self.score(features).astype(np.float32)
+
+    def of_used(self) -> GaussianProcess:
+        """The same process, for rows that hold the used blocks only."""
+        used = self.amplitudes > 0
+        return replace(
+            self,
+            blocks=self.blocks[used],
+            amplitudes=self.amplitudes[used],
+            lengths=self.lengths[used],
+            centre=self.centre[np.repeat(used, self.blocks)],
+        )
 
     def spread(self, rows: ArrayLike) -> FloatArray:
         """[k, D] features → [k] standard deviation of y around :meth:`score`, noise included.

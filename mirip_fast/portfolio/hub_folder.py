@@ -14,11 +14,12 @@ from mirip_fast import __version__
 from mirip_fast.config import EmbedConfig
 from mirip_fast.files import move_files, scratch_folder, write_json, write_text
 from mirip_fast.models.model_info import ModelInfo
+from mirip_fast.models.numpy_head import NumpyHead
 from mirip_fast.portfolio.export import refuse_existing
 from mirip_fast.portfolio.model_card import model_card
-from mirip_fast.ranking.head_files import save_ensemble
+from mirip_fast.ranking.head_files import save_ensemble, save_process
 from mirip_fast.ranking.scorer import ScoreModel
-from mirip_fast.training.run_folder import ENSEMBLE
+from mirip_fast.training.run_folder import ENSEMBLE, PROCESS
 
 _CARD = "README.md"
 _SETTINGS = "config.json"
@@ -39,11 +40,16 @@ def write_hub_folder(model: ScoreModel, out: Path, *, overwrite: bool = False) -
         ConfigError: ``out`` is a file or has the files already.
         DataError: the run's files are damaged.
     """
-    refuse_existing(out, (ENSEMBLE, _SETTINGS, _CARD), overwrite=overwrite)
+    process = model.process
+    heads = ENSEMBLE if process is None else PROCESS
+    refuse_existing(out, (heads, _SETTINGS, _CARD), overwrite=overwrite)
     info = shareable(model.info)
     card = model_card(model, info.embed.backbone)
     with scratch_folder(out, "export") as folder:
-        save_ensemble(folder, model.members, info)
+        if process is None:
+            save_ensemble(folder, model.members, info)
+        else:
+            save_process(folder, process, info)
         write_json(folder / _SETTINGS, _settings(model, info))
         write_text(folder / _CARD, card)
         return move_files(folder, out)
@@ -62,13 +68,17 @@ def shareable(info: ModelInfo) -> ModelInfo:
 
 
 def _settings(model: ScoreModel, info: ModelInfo) -> dict[str, Any]:
-    arrays = model.members[0].head.arrays
+    head, widths = model.members[0].head, {}
+    if isinstance(head, NumpyHead):
+        widths = {
+            "projector_hidden_dim": len(head.arrays["projector.layers.0.bias"]),
+            "projector_output_dim": len(head.arrays["projector.layers.4.bias"]),
+            "score_hidden_dim": len(head.arrays["score_head.layers.0.bias"]),
+        }
     return {
         "library_name": "mirip-fast",
         "library_version": __version__,
         "members": len(model.members),
-        "projector_hidden_dim": len(arrays["projector.layers.0.bias"]),
-        "projector_output_dim": len(arrays["projector.layers.4.bias"]),
-        "score_hidden_dim": len(arrays["score_head.layers.0.bias"]),
+        **widths,
         **info.to_dict(),
     }

@@ -29,6 +29,9 @@ from mirip_fast.ranking.anchors import Anchors
 from mirip_fast.ranking.references import load_calibration, made_with
 from mirip_fast.ranking.scorer import Scored, ScoreModel, score_files
 
+#: Grades drawn of each work by a Gaussian process, for the intervals of ranks.
+DRAWS = 1000
+
 NO_HEADS = (
     "unknown: the run has no bootstrap heads; `mirip-fast train --head-only` with --bootstrap 50 "
     "makes them"
@@ -44,12 +47,13 @@ class RankDone:
         files: ranking.csv and ranking.json.
         failures: path and reason of each work that could not be read.
         calibration: what the scores were taken to mean.
-        heads: bootstrap heads that the rank intervals rest on.
+        heads: bootstrap heads, or draws of a Gaussian process, that the rank intervals rest on.
         no_intervals: why there are no rank intervals; None where there are.
         seen: works that the model was made with, whose scores are surer than those of new ones.
         root: the folder that the works' names start from.
         hashes: a work's name → SHA-256 of its file.
         store: holds the works' features.
+        by_process: whether the intervals are a Gaussian process's, graders' scatter included.
         anchors: what the works were compared with for verdicts; None without verdicts.
     """
 
@@ -63,6 +67,7 @@ class RankDone:
     root: Path
     hashes: Mapping[str, bytes]
     store: FeatureStore
+    by_process: bool
     anchors: Anchors | None = None
 
 
@@ -75,7 +80,8 @@ class Compared:
         probability: that the first beats the second (0–1); None if unknown.
         interval: of the probability, from bootstrap heads; None if unknown.
         calibration: what the probability rests on.
-        no_interval: why there is no interval; None where there is.
+        no_interval: why there is no interval; None where there is, or where the probability has all that
+            is not known in it.
     """
 
     scores: tuple[float, float]
@@ -168,7 +174,7 @@ def rank_folder(
     }
     return RankDone(
         ranking, files, failures, calibration, heads, no_intervals, seen,
-        manifest.root, hashes, scored.store, anchors,
+        manifest.root, hashes, scored.store, model.process is not None, anchors,
     )  # fmt: skip
 
 
@@ -194,8 +200,9 @@ def compare_images(
             raise DataError(f"{path}: {outcome.reason}")
     calibration = load_calibration(model)
     chance = calibration.pair_probability(scored.scores[0] - scored.scores[1])
-    draws, no_interval = _draws(model, scored)
-    interval = None
+    interval, draws, no_interval = None, None, None
+    if model.process is None:  # else the probability has all that is not known in it
+        draws, no_interval = _draws(model, scored)
     if chance is not None and draws is not None:
         by_head = calibration.pair_probability(draws[:, 0] - draws[:, 1])
         assert by_head is not None  # the calibration is known
@@ -233,6 +240,9 @@ def _draws(model: ScoreModel, scored: Scored) -> tuple[NDArray[np.float64] | Non
         else -1
         for outcome in scored.outcomes
     ]
+    drawn = model.draw(scored.store, list(place), DRAWS) if place else None
+    if drawn is not None:
+        return np.where(np.array(index) >= 0, drawn[:, index], np.nan), None
     by_head = model.score_bootstrap(scored.store, list(place)) if place else None
     if by_head is None:
         return None, NO_HEADS

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 
 from mirip_fast.config import Config
 from mirip_fast.features.datasets import Dataset
+from mirip_fast.features.pooling import layer_of
 from mirip_fast.settings import config_from_dict
 
 log = logging.getLogger(__name__)
 
 
-def with_dataset(config: Config, dataset: Dataset) -> Config:
+def with_dataset(config: Config, dataset: Dataset, readout: str = "head") -> Config:
     """The settings of a run on ``dataset``: how it was read and embedded is part of the run.
 
     What this command's options say of data and embedding is put aside, but for the cache folder; the
@@ -21,9 +22,13 @@ def with_dataset(config: Config, dataset: Dataset) -> Config:
     """
     kept = config_from_dict({"data": dataset.info["data"], "embed": dataset.info["embed"]})
     kept.embed.cache_dir = config.embed.cache_dir
-    features = choose_features(config.head.features, dataset.info["kinds"])
-    if features != config.head.features:
-        log.info("The head sees %s", features)
+    kinds = dataset.info["kinds"]
+    if readout == "gp":
+        features = gp_features(config.head.features, kinds)
+    else:
+        features = choose_features(config.head.features, kinds)
+        if features != config.head.features:
+            log.info("The head sees %s", features)
     head = dataclasses.replace(config.head, features=features)
     return dataclasses.replace(config, data=kept.data, embed=kept.embed, head=head)
 
@@ -37,3 +42,16 @@ def choose_features(wanted: str, kinds: Sequence[str]) -> str:
     if wanted != "auto":
         return wanted
     return "cls+mean" if "mean" in kinds else "cls"
+
+
+def gp_features(wanted: str, kinds: Sequence[str]) -> str:
+    """What a Gaussian process chooses from: CLS and patch mean of every stored layer, the first one first.
+
+    Args:
+        wanted: the setting ``head.features``; ``auto`` takes all that is there.
+        kinds: the stored kinds.
+    """
+    if wanted != "auto":
+        return wanted
+    usable = [kind for kind in kinds if kind.partition("_")[0] in ("cls", "mean")]
+    return "+".join(sorted(usable, key=lambda kind: layer_of(kind) or 1 << 30))

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 _SOURCES = {
     "validation": "validation split, which also chose the model",
     "out-of-fold": "each work by the fold that left it out",
+    "left-out groups": "each work without its group",
 }
 _ROUNDS = 200  # bootstrap resamples behind the pictures of a training run
 

@@ -1,6 +1,7 @@
 """The trained heads of a run as safetensors files, for scoring without torch.
 
 - ``head.safetensors`` beside a checkpoint: the same head;
+- ``gp.safetensors``: a Gaussian process in place of a head;
 - ``ensemble.safetensors``: the heads of all folds, stacked, each with the mean and spread of its held-out
   scores, and with the backbone it belongs to where each has one of its own;
 - ``bootstrap.safetensors``: heads trained on resampled groups, stacked, each with the line that brings its
@@ -22,9 +23,10 @@ from numpy.typing import NDArray
 
 from mirip_fast.errors import CheckpointError
 from mirip_fast.files import read_file, sha256_of, write_atomically
+from mirip_fast.models.gp import GaussianProcess
 from mirip_fast.models.model_info import ModelInfo, beside
 from mirip_fast.models.numpy_head import HEAD_FILE, NumpyHead
-from mirip_fast.training.run_folder import BEST, ENSEMBLE, Run, fold_name
+from mirip_fast.training.run_folder import BEST, ENSEMBLE, PROCESS, Run, fold_name
 
 #: File in a run's folder.
 BOOTSTRAP_FILE = "bootstrap.safetensors"
@@ -44,7 +46,7 @@ class Member:
             the whole model looks at.
     """
 
-    head: NumpyHead
+    head: NumpyHead | GaussianProcess
     mean: float = 0.0
     spread: float = 1.0
     info: ModelInfo | None = None
@@ -92,7 +94,7 @@ def save_ensemble(folder: Path, members: Sequence[Member], info: ModelInfo) -> P
         members: the heads with the mean and spread of their held-out scores.
         info: what they expect of their input, but for those that say so themselves.
     """
-    arrays = _stacked([member.head for member in members])
+    arrays = _stacked(members)
     lines = [[member.mean, member.spread] for member in members]
     own = [member.info.to_dict() for member in members if member.info is not None]
     about = {"own": own} if own else {}
@@ -100,13 +102,22 @@ def save_ensemble(folder: Path, members: Sequence[Member], info: ModelInfo) -> P
     return folder / ENSEMBLE
 
 
-def load_ensemble(path: Path) -> tuple[ModelInfo, tuple[Member, ...]]:
-    """Read what :func:`save_ensemble` wrote; with backbones of their own, the first one's needs lead.
+def save_process(folder: Path, process: GaussianProcess, info: ModelInfo) -> Path:
+    """Write a Gaussian process; returns the file."""
+    _save(folder / PROCESS, process.arrays(), info, readout="gp")
+    return folder / PROCESS
+
+
+def load_members(path: Path) -> tuple[ModelInfo, tuple[Member, ...]]:
+    """Read what :func:`save_ensemble` or :func:`save_process` wrote; with backbones of their own, the first
+    one's needs lead.
 
     Raises:
         CheckpointError: missing, damaged or of another kind.
     """
     arrays, about = _load(path)
+    if about.get("readout") == "gp":
+        return _info(about, path), (Member(GaussianProcess.from_arrays(arrays)),)
     if "held_out" not in about:
         raise CheckpointError(f"{path} holds no ensemble of heads")
     members = _members(arrays, about["held_out"], path)
@@ -132,10 +143,7 @@ def save_bootstrap(model: Path, members: Sequence[Member], info: ModelInfo) -> P
         members: the heads, with the line that brings each to the unit of the model's scores.
         info: what they expect of their input.
     """
-    arrays = {
-        name: stack.astype(np.float16)
-        for name, stack in _stacked([member.head for member in members]).items()
-    }
+    arrays = {name: stack.astype(np.float16) for name, stack in _stacked(members).items()}
     lines = [[member.mean, member.spread] for member in members]
     path = model.with_name(BOOTSTRAP_FILE)
     _save(path, arrays, info, model_sha256=sha256_of(model), lines=lines)
@@ -170,7 +178,8 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(f"{path} can not be read: {error}")
 
 
-def _stacked(heads: Sequence[NumpyHead]) -> dict[str, NDArray[np.float32]]:
+def _stacked(members: Sequence[Member]) -> dict[str, NDArray[np.float32]]:
+    heads = [member.head for member in members if isinstance(member.head, NumpyHead)]
     return {name: np.stack([head.arrays[name] for head in heads]) for name in heads[0].arrays}
 
 

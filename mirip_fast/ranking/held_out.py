@@ -19,8 +19,9 @@ from mirip_fast.files import has_file, read_csv, write_csv
 #: File in a run's folder.
 HELD_OUT_FILE = "held_out.csv"
 
-#: Where a score comes from: a fold that left the image out, or the validation split.
-SOURCES = ("out-of-fold", "validation")
+#: Where a score comes from: a fold that left the image out, the validation split, or a Gaussian process
+#: without the image and its group.
+SOURCES = ("out-of-fold", "validation", "left-out groups")
 
 _COLUMNS = ("image_id", "path", "tier", "tier_score", "group", "source", "score")
 

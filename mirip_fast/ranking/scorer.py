@@ -22,9 +22,10 @@ from mirip_fast.features.outcomes import InputHashes, Outcome, ledger
 from mirip_fast.features.phase_one import PhaseOne, open_hashes, prepare, with_kinds
 from mirip_fast.features.recipe import series_name
 from mirip_fast.features.store import FeatureStore, differing_fields
+from mirip_fast.models.gp import GaussianProcess
 from mirip_fast.models.model_info import ModelInfo, beside
 from mirip_fast.models.numpy_head import NumpyHead
-from mirip_fast.ranking.head_files import Member, load_bootstrap, load_ensemble, load_head
+from mirip_fast.ranking.head_files import Member, load_bootstrap, load_head, load_members
 from mirip_fast.ranking.rows import read_features
 from mirip_fast.training.run_folder import fold_name
 
@@ -96,6 +97,28 @@ class ScoreModel:
         scores: NDArray[np.float32] = self._by_head(self.members, store, hashes).mean(0)
         return scores
 
+    @property
+    def process(self) -> GaussianProcess | None:
+        """The Gaussian process that scores; None where heads do."""
+        head = self.members[0].head
+        return head if isinstance(head, GaussianProcess) else None
+
+    def draw(
+        self, store: FeatureStore, hashes: Sequence[bytes], draws: int
+    ) -> NDArray[np.float64] | None:
+        """[draws, n] grades that n works may get, in the unit of :meth:`score`; None where heads score.
+
+        They vary as much as the graded works' own grades do around what the process had said of them
+        without their group: with other training works, and with the graders' noise.
+
+        Raises:
+            StoreError: a series or row is missing.
+        """
+        if self.process is None:
+            return None
+        features = read_features(store, hashes, self.info.features, self.info.views)
+        return self.process.draw(features.mean(axis=1), draws)
+
     def score_bootstrap(
         self, store: FeatureStore, hashes: Sequence[bytes]
     ) -> NDArray[np.float32] | None:
@@ -159,7 +182,7 @@ def load_score_model(path: Path) -> ScoreModel:
         CheckpointError: unreadable, foreign, or of a model that has no head of this kind.
     """
     if path.suffix == ".safetensors":
-        info, members = load_ensemble(path)
+        info, members = load_members(path)
         return ScoreModel(path, info, members)
     quick = load_head(path)
     if quick is not None:
@@ -291,10 +314,15 @@ def _complete_store(
         return None
     wanted = [sha for sha in known if isinstance(sha, bytes)]
     for view in info.views:
-        for kind in info.kinds:
+        for kind in _kept_kinds(info):
             if (store.rows(series_name(view, kind), wanted) < 0).any():
                 return None
     return store
+
+
+def _kept_kinds(info: ModelInfo) -> tuple[str, ...]:
+    """What is embedded for a model: what it looks at, and the CLS token, by which works resemble others."""
+    return tuple(dict.fromkeys(("cls", *info.kinds)))
 
 
 def phase_of_model(
@@ -318,7 +346,7 @@ def phase_of_model(
             "about 1 %%. They are kept in a store of their own.",
             wanted,
         )
-    phase = with_kinds(prepare(options, device, hashes), info.kinds)
+    phase = with_kinds(prepare(options, device, hashes), _kept_kinds(info))
     ours = {**phase.recipe.fingerprint, "precision": wanted}
     if ours != info.fingerprint:
         raise CheckpointError(

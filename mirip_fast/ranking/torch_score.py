@@ -11,6 +11,7 @@ from mirip_fast.config import HeadConfig
 from mirip_fast.features.backbone import features_of
 from mirip_fast.features.backbone_files import BackboneSpec
 from mirip_fast.features.views import View
+from mirip_fast.models.gp import GaussianProcess
 from mirip_fast.models.head import RankingHead
 from mirip_fast.models.model_info import ModelInfo
 from mirip_fast.models.numpy_head import NumpyHead
@@ -29,7 +30,7 @@ class MeanHead(nn.Module):
 
     def __init__(self, members: Sequence[Member]):
         super().__init__()
-        self.heads = nn.ModuleList(_ranking_head(member.head) for member in members)
+        self.heads = nn.ModuleList(_module(member.head) for member in members)
         self.register_buffer("means", torch.tensor([member.mean for member in members]))
         self.register_buffer("spreads", torch.tensor([member.spread for member in members]))
         self.eval().requires_grad_(False)
@@ -91,7 +92,44 @@ def view_sizes(info: ModelInfo) -> tuple[int, ...]:
     return tuple(dict.fromkeys(view.size for view in info.views))
 
 
-def _ranking_head(head: NumpyHead) -> RankingHead:
+class KernelHead(nn.Module):
+    """A Gaussian process as a module: the same score, in float64 inside.
+
+    Args:
+        process: a process that uses all of its blocks.
+    """
+
+    centre: torch.Tensor
+    basis: torch.Tensor
+    weights: torch.Tensor
+
+    def __init__(self, process: GaussianProcess):
+        super().__init__()
+        self._sizes = process.blocks.tolist()
+        self._kernels = list(
+            zip(process.amplitudes.tolist(), process.lengths.tolist(), strict=True)
+        )
+        self._mean, self._sd = process.mean, process.sd
+        self.register_buffer("centre", torch.tensor(process.centre))
+        self.register_buffer("basis", torch.tensor(process.basis, dtype=torch.float64))
+        self.register_buffer("weights", torch.tensor(process.weights))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """[B, D] features → [B] scores, higher is better."""
+        blocks = torch.split(features.double() - self.centre, self._sizes, dim=-1)
+        bases = torch.split(self.basis, self._sizes, dim=-1)
+        scores = self.weights.sum()  # the constant part of the kernel
+        for block, basis, (amplitude, length) in zip(blocks, bases, self._kernels, strict=True):
+            row = block / block.square().sum(-1, keepdim=True).sqrt().clamp_min(1e-12)
+            squares = row.square().sum(-1, keepdim=True) + basis.square().sum(-1)
+            apart = (squares - 2 * row @ basis.T).clamp_min(0).sqrt()
+            scores = scores + amplitude * torch.exp(-apart / length) @ self.weights
+        return (self._mean + self._sd * scores).float()
+
+
+def _module(head: NumpyHead | GaussianProcess) -> nn.Module:
+    if isinstance(head, GaussianProcess):
+        return KernelHead(head)
     arrays = head.arrays
     config = HeadConfig(
         projector_hidden_dim=len(arrays["projector.layers.0.bias"]),

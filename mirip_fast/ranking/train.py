@@ -17,6 +17,7 @@ from mirip_fast.config import Config, TrainConfig
 from mirip_fast.data.csv_reader import shown
 from mirip_fast.data.remote import path_of
 from mirip_fast.errors import CheckpointError, ConfigError
+from mirip_fast.evaluation.report import Report
 from mirip_fast.features.datasets import Dataset, newest_dataset, newest_graded
 from mirip_fast.features.store import STORE_FILE, FeatureStore, differing_fields
 from mirip_fast.features.views import View
@@ -50,6 +51,7 @@ from mirip_fast.ranking.objective import describe_pairs, make_loss, pairs_files,
 from mirip_fast.ranking.references import write_validation_references
 from mirip_fast.ranking.rows import ListedPairs, Rows, read_features
 from mirip_fast.ranking.scorer import ScoreModel, load_score_model
+from mirip_fast.ranking.train_gp import choose_readout, fit_process
 from mirip_fast.runtime import resolve_device
 from mirip_fast.settings import config_from_dict, to_yaml
 from mirip_fast.training.averaging import check_averaging
@@ -89,8 +91,8 @@ class Request:
     only_folds: tuple[int, ...] = ()
 
 
-def train_head(config: Config, request: Request) -> tuple[Run, FitResult | FoldsResult]:
-    """Train a head on cached features, or one per fold.
+def train_head(config: Config, request: Request) -> tuple[Run, FitResult | FoldsResult | Report]:
+    """Train on cached features: a Gaussian process, a head, or a head per fold.
 
     Raises:
         ConfigError: folds that do not exist.
@@ -102,6 +104,7 @@ def train_head(config: Config, request: Request) -> tuple[Run, FitResult | Folds
     if request.only_folds and not config.train.folds:
         raise ConfigError("--only-folds goes with --folds: say how many there are")
     cache_dir = Path(config.embed.cache_dir)
+    readout = choose_readout(config)
     judged_files = pairs_files(config.train)
     for flag in ("folds", "bootstrap"):
         if judged_files and getattr(config.train, flag):
@@ -121,7 +124,12 @@ def train_head(config: Config, request: Request) -> tuple[Run, FitResult | Folds
     if judged_files:
         zero = config.train.pairs_zero
         judged = read_judged_pairs(judged_files, images, left_out(dataset), zero)
-    config = with_dataset(config, dataset)
+    config = with_dataset(config, dataset, readout)
+    if readout == "gp":
+        store, run = _new_run(config, request, dataset, "head-only")
+        save_split(run.path / SPLIT_FILE, images)
+        info = _info(store, config, images, dataset.views())
+        return run, fit_process(run, config, images, store, info)
     rows = {split: _labels(images, judged, split, config)[1] for split in ("train", "val")}
     loss = make_loss(config.train, images.manifest.tiers, within=rows["train"].within is not None)
     for split, of_split in rows.items():
@@ -131,19 +139,7 @@ def train_head(config: Config, request: Request) -> tuple[Run, FitResult | Folds
     check_averaging(config.train, pace.epochs)
     if not config.train.folds:  # each fold has its own
         config = dataclasses.replace(config, train=_with_pace(config.train, pace))
-    store = FeatureStore.open(dataset.store_path)
-    remove_runs_without_checkpoint(Path(config.train.output_dir))
-    run = create_run(
-        Path(config.train.output_dir),
-        config.train.name or "head",
-        mode="folds" if config.train.folds else "head-only",
-        debug=request.debug,
-        dataset=str(dataset.source),
-        store=str(store.path),
-        data=dataset.info["data"],
-        within=config.evaluate.within,
-    )
-    write_text(run.path / "config.yaml", to_yaml(config))
+    store, run = _new_run(config, request, dataset, "folds" if config.train.folds else "head-only")
     views = dataset.views()
     if config.train.folds:
         plan = plan_folds(run, config, _info(store, config, images, views), images)
@@ -152,6 +148,26 @@ def train_head(config: Config, request: Request) -> tuple[Run, FitResult | Folds
     if judged is not None:
         save_judged_pairs(run.path, judged)
     return run, _fit(run, config, pace, images, judged, store, views, None)
+
+
+def _new_run(
+    config: Config, request: Request, dataset: Dataset, mode: str
+) -> tuple[FeatureStore, Run]:
+    """The store to learn from, and a folder that says what is learned."""
+    store = FeatureStore.open(dataset.store_path)
+    remove_runs_without_checkpoint(Path(config.train.output_dir))
+    run = create_run(
+        Path(config.train.output_dir),
+        config.train.name or "head",
+        mode=mode,
+        debug=request.debug,
+        dataset=str(dataset.source),
+        store=str(store.path),
+        data=dataset.info["data"],
+        within=config.evaluate.within,
+    )
+    write_text(run.path / "config.yaml", to_yaml(config))
+    return store, run
 
 
 def resume_head(

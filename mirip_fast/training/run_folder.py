@@ -40,6 +40,7 @@ from mirip_fast.files import (
 BEST = "best_model.pt"
 LAST = "last_model.pt"
 ENSEMBLE = "ensemble.safetensors"
+PROCESS = "gp.safetensors"
 RUN_FILE = "run.json"
 SPLIT_FILE = "split.csv"
 FOLDS_FILE = "folds.json"
@@ -108,13 +109,14 @@ class Run:
 
     @property
     def model(self) -> Path:
-        """What scores with this run: its ensemble where it has one, else its best checkpoint.
+        """What scores with this run: its ensemble, its Gaussian process, or its best checkpoint.
 
         Raises:
             CheckpointError: it is gone.
         """
-        if self.has(ENSEMBLE):
-            return self.path / ENSEMBLE
+        for name in (ENSEMBLE, PROCESS):
+            if self.has(name):
+                return self.path / name
         self.has(BEST)
         return self.best
 

@@ -1,0 +1,163 @@
+"""Training a Gaussian process on the cache, and everything that a run is used for afterwards."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mirip_fast_cli.main import run
+from test_cli import TINY, draw, make_data
+
+from mirip_fast.config import Config
+from mirip_fast.errors import ConfigError
+from mirip_fast.evaluation.metrics import pairwise_accuracy
+from mirip_fast.models.gp import GaussianProcess
+from mirip_fast.ranking.dataset_settings import gp_features
+from mirip_fast.ranking.judge import pick_model
+from mirip_fast.ranking.torch_score import KernelHead
+from mirip_fast.ranking.train_gp import choose_readout, left_out_together
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with graded data, a trained run, and works to rank."""
+    work = tmp_path_factory.mktemp("gp")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(work)
+        make_data(work / "data", 60)
+        for i in range(5):
+            draw(work / "folder" / f"{i}.png", i / 5, 100 + i)
+        assert run(["-q", "embed", "data", *TINY]) == 0
+        assert run(["-q", "train", "--head-only"]) == 0
+        assert run(["-q", "rank", "folder", "--workers", "0", "--out", "first"]) == 0
+    return work
+
+
+@pytest.fixture
+def work(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.chdir(trained)
+    yield trained
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_tiers_and_intervals_are_there_without_an_option(work: Path) -> None:
+    rows = rows_of(work / "first" / "ranking.csv")
+    assert [row["file"] for row in rows[:3]] == ["4.png", "3.png", "2.png"] and len(rows) == 5
+    for row in rows:
+        assert 1 <= int(row["rank_low"]) <= int(row["rank"]) <= int(row["rank_high"]) <= 5
+        assert row["tier"] in "SABC" and 0 <= float(row["score_100"]) <= 100
+        assert sum(float(row[f"p_{tier}"]) for tier in "SABC") == pytest.approx(1, abs=1e-3)
+
+
+def test_every_work_that_was_learned_from_has_a_left_out_score(work: Path) -> None:
+    (folder,) = (work / "runs").iterdir()
+    split = {row["image_id"]: row["split"] for row in rows_of(folder / "split.csv")}
+    held_out = rows_of(folder / "held_out.csv")
+    assert {row["image_id"] for row in held_out} == {
+        name for name, part in split.items() if part != "test"
+    }
+    assert {row["source"] for row in held_out} == {"left-out groups"}
+    tiers = ["SABC".index(row["tier"]) for row in held_out]
+    told = json.loads((folder / "run.json").read_text())["left_out_pairwise_accuracy"]
+    scores = [float(row["score"]) for row in held_out]
+    assert pairwise_accuracy(scores, tiers) == pytest.approx(told) and told > 0.9
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["evaluate"],
+        ["evaluate", "--html", "e.html"],
+        ["compare", "folder/0.png", "folder/4.png"],
+        ["rank", "folder", "--workers", "0", "--tiers", "--html", "r.html"],
+        ["explain", "folder/4.png", "--detail", "3"],
+        ["audit", "--fail-on", "none"],
+        ["similar", "folder/4.png"],
+    ],
+    ids=" ".join,
+)
+def test_what_takes_a_model_takes_this_one(
+    work: Path, capfd: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    assert run(command) == 0
+    out = capfd.readouterr().out
+    assert "robabilities unknown" not in out and "None" not in out
+
+
+def test_a_shared_folder_scores_as_the_run(work: Path) -> None:
+    assert run(["-q", "export", "--hf", "share", "--overwrite"]) == 0
+    folder = shutil.copytree(work / "share", work / "elsewhere", dirs_exist_ok=True)
+    options = ["--checkpoint", str(folder), "--backbone", "tiny-random", "--out", "second"]
+    assert run(["-q", "rank", "folder", "--workers", "0", *options]) == 0
+    first, second = (rows_of(work / name / "ranking.csv") for name in ("first", "second"))
+    for column in ("file", "score", "rank_low", "rank_high"):
+        assert [row[column] for row in first] == [row[column] for row in second]
+
+
+def test_exported_graphs_score_as_the_run(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    assert run(["export", "--out", "onnx", "--check-images", "4", "--overwrite"]) == 0
+    assert "model.onnx" in capfd.readouterr().out
+
+
+def test_the_module_scores_as_the_process(work: Path) -> None:
+    process = pick_model(None, Path("runs")).process
+    assert process is not None
+    rows = np.random.default_rng(0).normal(size=(7, process.input_dim)).astype(np.float32)
+    scores = KernelHead(process)(torch.from_numpy(rows)).numpy()
+    np.testing.assert_allclose(scores, process.score(rows), rtol=1e-5, atol=1e-6)
+
+
+def test_a_setting_that_only_a_head_heeds_gives_a_head(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    config = Config()
+    assert choose_readout(config) == "gp"
+    config.train.epochs = 5
+    with caplog.at_level("INFO", "mirip_fast"):
+        assert choose_readout(config) == "head"
+    assert "--epochs" in caplog.text
+    config.head.readout = "gp"
+    with pytest.raises(ConfigError, match="--epochs: of no use with --readout gp"):
+        choose_readout(config)
+    config = Config()
+    config.evaluate.within = "department"
+    assert choose_readout(config) == "head"
+
+
+def test_a_process_chooses_among_all_layers_and_may_be_kept_from_it() -> None:
+    kinds = ["cls", "mean", "cls_6", "mean_6", "cls_3", "mean_3"]
+    assert gp_features("auto", kinds) == "cls_3+mean_3+cls_6+mean_6+cls+mean"
+    assert gp_features("cls", kinds) == "cls"
+    assert gp_features("auto", ["cls", "grid4"]) == "cls"
+
+
+def test_a_group_of_most_works_is_left_out_in_parts(caplog: pytest.LogCaptureFixture) -> None:
+    groups = ["big"] * 70 + ["small"] * 5 + [None] * 25
+    parts = left_out_together(groups, 0)
+    assert parts[70:] == groups[70:]
+    assert sorted(parts[:70].count(name) for name in set(parts[:70])) == [17, 17, 18, 18]
+    assert "'big' holds 70 of 100 works" in caplog.text
+    assert left_out_together(groups[65:], 0)[5:] == groups[70:]
+
+
+def test_used_blocks_alone_score_the_same() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(90, 12))
+    process = GaussianProcess.fit(rows, rows[:, 9], blocks=[4, 4, 4])
+    used = process.amplitudes > 0
+    assert used[2] and not used.all()
+    kept = rows[:, np.repeat(used, 4)]
+    np.testing.assert_allclose(process.of_used().score(kept), process.score(rows), rtol=1e-12)
+    np.testing.assert_allclose(process.of_used().spread(kept), process.spread(rows), rtol=1e-12)
