@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 @click.option(
     "--tiers",
     is_flag=True,
-    help="Compare each work with graded works of every tier: win rates, verdict, and how sure it is.",
+    help="Compare each work with graded works of every tier, too: win rates.",
 )
 @click.option(
     "--anchors", type=click.IntRange(min=1), metavar="N",
@@ -93,8 +93,8 @@ def rank_command(
     disagreement of graders. ~ marks works whose order against a neighbour is not settled.
 
     With --tiers, each work is compared with anchors: graded works of every tier that the model had not
-    trained on. «>A %» is the share of tier A's anchors that a work beats; its verdict is the best tier of
-    which it beats half, else the worst; «sure %» is that tier's probability, learned from held-out works.
+    trained on. «>A %» is the share of tier A's anchors that a work beats. The tier stays the most probable
+    one; «sure %» is its probability.
     """
     from mirip_fast.data.source_names import as_one
     from mirip_fast.portfolio.rank import rank_folder
@@ -167,7 +167,7 @@ def _tell_what_it_rests_on(done: RankDone) -> None:
     else:
         lines.insert(0, f"0-100 and tiers: from {known.images} held-out works ({known.source}).")
     if done.anchors is not None:
-        lines += _about_verdicts(done.anchors)
+        lines += _about_anchors(done.anchors)
     if done.seen:
         lines.append(
             f"{done.seen} of {len(done.ranking)} works are among those that the model was made with: "
@@ -192,12 +192,10 @@ def _tell_what_it_rests_on(done: RankDone) -> None:
         click.echo(click.wrap_text(line, width=_WIDTH))
 
 
-def _about_verdicts(anchors: Anchors) -> list[str]:
+def _about_anchors(anchors: Anchors) -> list[str]:
     named = zip(anchors.tier_names, anchors.counts, strict=True)
     counts = ", ".join(f"{name} {count}" for name, count in named)
     return [
-        f"Verdicts: compared with {counts} held-out works ({anchors.source}). Of the held-out works "
-        f"themselves, {100 * anchors.agreement:.0f} % get their own grade as verdict; half of a tier is "
-        "below its middle, and the verdict asks for the middle (docs/tiers.md).",
+        f"Win rates: compared with {counts} held-out works ({anchors.source}).",
         *anchors.remarks(),
     ]

@@ -81,7 +81,7 @@ def train_command(
     asked = sorted(key for key in resolved.given if key.startswith("tracking.wandb_"))
     if asked and "tracking.report_to" not in resolved.given:  # a wandb setting asks for wandb
         resolved.config.tracking.report_to = "wandb"
-    data, only = _data_set(data or source), _numbers(only_folds)
+    data, only = _data_set(data or source, resolved), _numbers(only_folds)
     if full:
         if metadata or val_metadata or test_metadata:
             raise ConfigError(
@@ -115,12 +115,19 @@ def train_command(
     return 0
 
 
-def _data_set(data: Path | None) -> Path | None:
-    """The data set that is meant: ``data/images`` beside ``data/metadata.csv`` is ``data``."""
+def _data_set(data: Path | None, resolved: Resolved) -> Path | None:
+    """The data set that is meant: ``data/images`` beside ``data/metadata.csv`` is ``data``.
+
+    Unless ``data/images`` was embedded itself.
+    """
     if data is None or not data.is_dir() or (data / "metadata.csv").is_file():
         return data
     parent = data.absolute().parent
     if data.name.lower() != "images" or not (parent / "metadata.csv").is_file():
+        return data
+    from mirip_fast.features.datasets import find_datasets
+
+    if any(known.is_called(data) for known in find_datasets(Path(resolved.config.embed.cache_dir))):
         return data
     click.echo(
         f"{data} is described by {parent / 'metadata.csv'}: that data set is meant", err=True

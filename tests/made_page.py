@@ -21,7 +21,6 @@ from mirip_fast.portfolio.rank import RankDone
 from mirip_fast.portfolio.ranking import rank_scores
 from mirip_fast.portfolio.stacks import Stacked
 from mirip_fast.portfolio.thumbnails import Thumbnail, encode_picture
-from mirip_fast.portfolio.verdicts import give_verdicts
 from mirip_fast.ranking.anchors import Anchor, Anchors
 from mirip_fast.ranking.held_out import HeldOut, save_held_out
 
@@ -67,7 +66,7 @@ def made_ranking(
     names: Sequence[str],
     *,
     known: bool = True,
-    verdicts: bool = False,
+    against: bool = False,
     failures: Sequence[tuple[str, str]] = (),
 ) -> tuple[RankDone, SimpleNamespace]:
     """A ranking in the order of ``names``, and what stands for the model of a run in ``root``/../run."""
@@ -85,20 +84,20 @@ def made_ranking(
     scores = np.linspace(1, -4, len(names))
     draws = scores + 0.3 * rng.normal(size=(60, len(names)))
     anchors = None
-    if verdicts:  # five of the held-out works of S, A and B; none of C
+    if against:  # five of the held-out works of S, A and B; none of C
         works = [
             Anchor(str(i), Path(f"{i}.png"), bytes([i]), int(tiers[i]), float(held_out.scores[i]))
             for i in range(20)
             if tiers[i] < 3
         ]
-        anchors = Anchors(tuple(works), TIERS, (50, 50, 50, 0), "out-of-fold", 10, 0.41)
-    given = anchors and dict(
-        zip(names, give_verdicts(scores, [b""] * len(names), anchors, calibration), strict=True)
-    )
+        anchors = Anchors(tuple(works), TIERS, (50, 50, 50, 0), "out-of-fold", 10)
+    win_rates = None
+    if anchors is not None:
+        win_rates = dict(zip(TIERS, anchors.win_rates(scores, [b""] * len(names)).T, strict=True))
     ranking = rank_scores(
         names, [f"id {i}" for i in range(len(names))], scores.tolist(),
         calibration=calibration if known else None, draws=draws if known else None,
-        verdicts=given,
+        win_rates=win_rates,
     )  # fmt: skip
     hashes = {
         name: hashlib.sha256((root / name).read_bytes()).digest()

@@ -25,6 +25,7 @@ from mirip_fast.portfolio.page import _size_of_copies
 from mirip_fast.portfolio.page_file import json_for_html
 from mirip_fast.portfolio.score_curves import density
 from mirip_fast.portfolio.thumbnails import make_thumbnails
+from mirip_fast.ranking.held_out import SOURCES
 
 PARTS = Path(page_module.__file__).parent / "page_files"
 
@@ -88,6 +89,10 @@ def test_nothing_comes_from_elsewhere_and_nothing_is_made_from_markup():
 def test_both_languages_say_the_same_things_and_every_word_is_used():
     words = json.loads((PARTS / "words.json").read_text(encoding="utf-8"))
     english, korean = words["en"], words["ko"]
+    evaluation = PARTS.parent / "evaluation_files" / "words.json"
+    for language, said in json.loads(evaluation.read_text(encoding="utf-8")).items():
+        for source in SOURCES:  # of the scores that all numbers rest on
+            assert f"source_{source}" in said and f"noteSource_{source}" in words[language]
     assert {key for key in english if not key.endswith("_one")} == set(korean)
     for key, text in korean.items():
         assert set(re.findall(r"\{\w+\}", text)) == set(re.findall(r"\{\w+\}", english[key])), key

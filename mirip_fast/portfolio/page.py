@@ -31,7 +31,6 @@ from mirip_fast.portfolio.page_file import page_html
 from mirip_fast.portfolio.page_maps import PageMap
 from mirip_fast.portfolio.rank import RankDone
 from mirip_fast.portfolio.rank_intervals import CONFIDENCE
-from mirip_fast.portfolio.ranking import Ranked
 from mirip_fast.portfolio.score_curves import score_curves
 from mirip_fast.portfolio.stacks import Stacked, find_stacks
 from mirip_fast.portfolio.thumbnails import Thumbnail, make_thumbnails
@@ -214,6 +213,7 @@ def _about(done: RankDone, model: ScoreModel) -> dict[str, Any]:
         # Divides a difference of scores; 0 stands for an infinite one: every pair is even.
         "sharpness": None if heat is None else 0 if math.isinf(heat) else 1 / heat,
         "heads": done.heads,
+        "byProcess": done.by_process,
         "confidence": CONFIDENCE,
         "noIntervals": done.no_intervals and printable(done.no_intervals),
         "seen": done.seen,
@@ -221,7 +221,6 @@ def _about(done: RankDone, model: ScoreModel) -> dict[str, Any]:
         if done.anchors is None
         else {
             "counts": list(done.anchors.counts),
-            "agreement": round(done.anchors.agreement, 4),
             "remarks": [printable(text) for text in done.anchors.remarks()],
         },
         "curves": None
@@ -242,25 +241,16 @@ def _work(i: int, done: RankDone, page: Path, stacked: Mapping[int, Stacked]) ->
         "score": float(f"{work.score:.6g}"),
         "percent": None if work.score_100 is None else round(work.score_100, 1),
         "chances": None if chances is None else [round(p, 4) for p in chances.values()],
-        **_verdict(work, done),
+        "tier": None if work.tier is None else done.calibration.tier_names.index(work.tier),
+        "wins": None
+        if work.win_rates is None
+        else [None if rate is None else round(rate, 4) for rate in work.win_rates.values()],
         "name": printable(work.file),
         "id": printable(work.image_id),
         "original": _address(done.root / work.file, page),
         "stack": None if place is None else place.stack,
         "exact": place is not None and place.exact,
         "cosine": None if place is None else round(place.cosine, 4),
-    }
-
-
-def _verdict(work: Ranked, done: RankDone) -> dict[str, Any]:
-    """Place of the verdict's tier, how sure it is, and the win rates, the best tier first."""
-    if done.anchors is None or work.verdict is None or work.win_rates is None:
-        return {"verdict": None}
-    rates = work.win_rates.values()
-    return {
-        "verdict": done.anchors.tier_names.index(work.verdict),
-        "confidence": None if work.confidence is None else round(work.confidence, 4),
-        "wins": [None if rate is None else round(rate, 4) for rate in rates],
     }
 
 

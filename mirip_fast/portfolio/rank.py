@@ -24,7 +24,6 @@ from mirip_fast.features.store import FeatureStore
 from mirip_fast.files import write_csv
 from mirip_fast.portfolio.rank_intervals import CONFIDENCE, MIN_HEADS, draw_scores, spread_of
 from mirip_fast.portfolio.ranking import Ranked, rank_scores, write_ranking
-from mirip_fast.portfolio.verdicts import Verdict, give_verdicts
 from mirip_fast.ranking.anchors import Anchors
 from mirip_fast.ranking.references import load_calibration, made_with
 from mirip_fast.ranking.scorer import Scored, ScoreModel, score_files
@@ -54,7 +53,7 @@ class RankDone:
         hashes: a work's name → SHA-256 of its file.
         store: holds the works' features.
         by_process: whether the intervals are a Gaussian process's, graders' scatter included.
-        anchors: what the works were compared with for verdicts; None without verdicts.
+        anchors: what the works were compared with; None where they were not.
     """
 
     ranking: list[Ranked]
@@ -110,7 +109,7 @@ def rank_folder(
         folder: what to sort; grades, where there are any, are not looked at.
         config: cache folder, device, column names.
         out: folder for the files.
-        anchors: the model's, to give each work a tier verdict.
+        anchors: the model's, to tell each work's win rates against graded works of each tier.
         backbone: another place of the model's backbone, if it moved.
         rehash: read every file again instead of trusting size and time.
         command: what is running, for whoever finds the store locked.
@@ -131,7 +130,7 @@ def rank_folder(
         names, [record.image_id for record in records], scored.scores.tolist(),
         view_spread=None if scored.view_spread is None else scored.view_spread.tolist(),
         calibration=calibration, draws=draws,
-        verdicts=None if anchors is None else _verdicts(names, scored, anchors, calibration),
+        win_rates=None if anchors is None else _win_rates(anchors, scored),
     )  # fmt: skip
     failures = [
         (str(record.path), outcome.reason or "")
@@ -217,17 +216,9 @@ def compare_images(
     )
 
 
-def _verdicts(
-    names: Sequence[str], scored: Scored, anchors: Anchors, calibration: Calibration
-) -> dict[str, Verdict]:
-    """The verdict on each readable work, by its name."""
-    shas = {
-        i: outcome.sha256
-        for i, outcome in enumerate(scored.outcomes)
-        if outcome.status != "failed" and outcome.sha256 is not None
-    }
-    given = give_verdicts(scored.scores[list(shas)], list(shas.values()), anchors, calibration)
-    return {names[i]: verdict for i, verdict in zip(shas, given, strict=True)}
+def _win_rates(anchors: Anchors, scored: Scored) -> dict[str, NDArray[np.float64]]:
+    hashes = [outcome.sha256 or b"" for outcome in scored.outcomes]
+    return dict(zip(anchors.tier_names, anchors.win_rates(scored.scores, hashes).T, strict=True))
 
 
 def _draws(model: ScoreModel, scored: Scored) -> tuple[NDArray[np.float64] | None, str | None]:

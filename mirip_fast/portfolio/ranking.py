@@ -15,7 +15,6 @@ from mirip_fast.evaluation.calibration import Calibration
 from mirip_fast.evaluation.text_table import format_table, printable, shorten
 from mirip_fast.files import spreadsheet_safe, write_csv, write_json
 from mirip_fast.portfolio.rank_intervals import rank_intervals, ranks_of
-from mirip_fast.portfolio.verdicts import Verdict
 
 UNKNOWN = "unknown"
 
@@ -37,9 +36,8 @@ class Ranked:
         tier_probabilities: tier → probability, the best tier first; they sum to 1.
         rank_low, rank_high: 95 % interval of the rank.
         settled: whether its order against both neighbours is settled.
-        verdict: the tier that comparisons with anchors put it in.
-        confidence: the calibrated probability (0–1) that it is of that tier.
-        win_rates: tier → share (0–1) of its anchors that the work beats, the best tier first.
+        win_rates: tier → share (0–1) of its anchors that the work beats, the best tier first; None where
+            a tier has no anchor to compare with.
     """
 
     rank: int
@@ -53,8 +51,6 @@ class Ranked:
     rank_low: int | None = None
     rank_high: int | None = None
     settled: bool | None = None
-    verdict: str | None = None
-    confidence: float | None = None
     win_rates: Mapping[str, float | None] | None = None
 
 
@@ -66,7 +62,7 @@ def rank_scores(
     view_spread: Sequence[float] | None = None,
     calibration: Calibration | None = None,
     draws: NDArray[np.float64] | None = None,
-    verdicts: Mapping[str, Verdict] | None = None,
+    win_rates: Mapping[str, NDArray[np.float64]] | None = None,
 ) -> list[Ranked]:
     """Sort by score, best first. Equal scores share the better rank, as in sports: 1, 2, 2, 4.
 
@@ -78,7 +74,7 @@ def rank_scores(
         calibration: what the scores mean.
         draws: [H, n] scores of the same works by H bootstrap heads, of
             :func:`mirip_fast.portfolio.rank_intervals.draw_scores`.
-        verdicts: name to show → tier verdict.
+        win_rates: tier → [n] shares of its anchors that the works beat, NaN for unknown.
     """
     scored = [i for i, score in enumerate(scores) if not math.isnan(score)]
     order = sorted(scored, key=lambda i: (-scores[i], files[i]))
@@ -95,10 +91,14 @@ def rank_scores(
         spread = rank_intervals(draws[:, order], ranks)
         known["rank_low"], known["rank_high"] = spread.low.tolist(), spread.high.tolist()
         known["settled"] = spread.settled.tolist()
-    if verdicts is not None:
-        of_works = [verdicts[files[i]] for i in order]
-        for name in ("verdict", "confidence", "win_rates"):
-            known[name] = [getattr(of_work, name) for of_work in of_works]
+    if win_rates is not None:
+        known["win_rates"] = [
+            {
+                tier: None if math.isnan(rates[i]) else float(rates[i])
+                for tier, rates in win_rates.items()
+            }
+            for i in order
+        ]
     return [
         Ranked(
             int(ranks[place]), float(scores[i]), files[i], image_ids[i],
@@ -138,13 +138,14 @@ def ranking_table(ranking: Sequence[Ranked]) -> str:
     if ranking[0].score_100 is not None:
         headers.append("0–100")
         columns.append([f"{work.score_100:.0f}" for work in ranking])
-    if ranking[0].verdict is not None:
-        for header, column in _verdict_columns(ranking):
+    if ranking[0].tier is not None:
+        headers.append("tier")
+        columns.append([printable(str(work.tier)) for work in ranking])
+    if ranking[0].win_rates is not None:
+        for header, column in _compared_columns(ranking):
             headers.append(header)
             columns.append(column)
     elif ranking[0].tier is not None:
-        headers.append("tier")
-        columns.append([printable(str(work.tier)) for work in ranking])
         names = list(ranking[0].tier_probabilities or ())
         if len(names) <= _SHOWN_TIERS:
             headers += [f"{printable(name)} %" for name in names]
@@ -162,11 +163,12 @@ def ranking_table(ranking: Sequence[Ranked]) -> str:
     return format_table((*headers, "file"), rows, align="r" * len(headers) + "l")
 
 
-def _verdict_columns(ranking: Sequence[Ranked]) -> list[tuple[str, list[str]]]:
-    """Verdict, its confidence, and the win rates against few tiers."""
-    columns = [("verdict", [printable(str(work.verdict)) for work in ranking])]
-    if ranking[0].confidence is not None:
-        columns.append(("sure %", [f"{100 * (work.confidence or 0):.0f}" for work in ranking]))
+def _compared_columns(ranking: Sequence[Ranked]) -> list[tuple[str, list[str]]]:
+    """The probability of the tier, and the win rates against few tiers."""
+    columns = []
+    if ranking[0].tier_probabilities is not None:
+        chances = [max((work.tier_probabilities or {}).values()) for work in ranking]
+        columns.append(("sure %", [f"{100 * chance:.0f}" for chance in chances]))
     names = list(ranking[0].win_rates or ())
     for name in names if len(names) <= _SHOWN_TIERS else ():
         rates = [(work.win_rates or {})[name] for work in ranking]
@@ -191,8 +193,7 @@ def write_ranking(folder: Path, ranking: Sequence[Ranked], about: dict[str, Any]
     columns = [
         "rank", "rank_low", "rank_high", "settled", "score", "view_spread", "score_100", "tier",
         *(f"p_{tier}" for tier in tiers),
-        *(("verdict", "confidence") if against else ()), *(f"wins_{tier}" for tier in against),
-        "file", "image_id",
+        *(f"wins_{tier}" for tier in against), "file", "image_id",
     ]  # fmt: skip
     rows = [
         {
@@ -205,8 +206,6 @@ def write_ranking(folder: Path, ranking: Sequence[Ranked], about: dict[str, Any]
             "score_100": _cell(work.score_100, ".2f"),
             "tier": spreadsheet_safe(work.tier or UNKNOWN),
             **{f"p_{tier}": f"{p:.4f}" for tier, p in (work.tier_probabilities or {}).items()},
-            "verdict": spreadsheet_safe(work.verdict or UNKNOWN),
-            "confidence": _cell(work.confidence, ".4f"),
             **{f"wins_{t}": _cell(rate, ".4f") for t, rate in (work.win_rates or {}).items()},
             "file": spreadsheet_safe(work.file),
             "image_id": spreadsheet_safe(work.image_id),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.errors import DataError, StoreError
-from mirip_fast.evaluation.verdict import verdict_tiers, win_rates
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.files import has_file, read_json, sha256_of, write_json
 from mirip_fast.ranking.graded import GradedImages, load_split
@@ -68,7 +67,6 @@ class Anchors:
         held_out: held-out works of each tier, [K].
         source: where their scores come from: ``out-of-fold`` or ``validation``.
         asked: anchors wanted of each tier.
-        agreement: share of the held-out works whose verdict is their grade, none compared with itself.
     """
 
     works: tuple[Anchor, ...]
@@ -76,7 +74,6 @@ class Anchors:
     held_out: tuple[int, ...]
     source: str
     asked: int
-    agreement: float
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -87,7 +84,9 @@ class Anchors:
     def win_rates(
         self, scores: NDArray[np.floating], hashes: Sequence[bytes]
     ) -> NDArray[np.float64]:
-        """How often works beat the anchors of each tier; no picture is compared with itself.
+        """How often works beat the anchors of each tier: those with a lower score, an equal one counts half.
+
+        No picture is compared with itself.
 
         Args:
             scores: [n] of the works by the anchors' model.
@@ -96,24 +95,27 @@ class Anchors:
         Returns:
             [n, K]; NaN for tiers without an anchor to compare with.
         """
-        place = {work.sha256: j for j, work in enumerate(self.works)}
-        same = np.zeros((len(hashes), len(self.works)), dtype=bool)
-        for i, sha in enumerate(hashes):
-            if sha in place:
-                same[i, place[sha]] = True
-        own = [work.score for work in self.works]
-        tiers = [work.tier for work in self.works]
-        return win_rates(scores, own, tiers, len(self.tier_names), same=same)
+        of_tier = np.eye(len(self.tier_names))[[work.tier for work in self.works]]  # [a, K]
+        own = np.array([work.score for work in self.works], dtype=np.float64)
+        difference = np.subtract.outer(np.asarray(scores, dtype=np.float64), own)
+        wins = np.heaviside(difference, 0.5)
+        same = np.equal.outer(
+            np.array(hashes, dtype=object), np.array([w.sha256 for w in self.works], dtype=object)
+        )
+        other = 1.0 - same.astype(np.float64)
+        compared = other @ of_tier
+        rates: NDArray[np.float64] = np.full(compared.shape, np.nan)
+        np.divide((wins * other) @ of_tier, compared, out=rates, where=compared > 0)
+        return rates
 
     def remarks(self) -> list[str]:
-        """What a reader of the verdicts has to know, in sentences."""
+        """What a reader of the win rates has to know, in sentences."""
         named = list(zip(self.tier_names, self.counts, strict=True))
         said = []
         absent = [name for name, count in named if not count]
         if absent:
             said.append(
-                f"No held-out work is of tier {', '.join(absent)}: nothing is compared with it, and it is "
-                "nobody's verdict."
+                f"No held-out work is of tier {', '.join(absent)}: nothing is compared with it."
             )
         few = [f"{name} ({count})" for name, count in named if 0 < count < self.asked]
         if few:
@@ -129,7 +131,6 @@ class Anchors:
             "version": VERSION,
             "source": self.source,
             "asked": self.asked,
-            "agreement": round(self.agreement, 4),
             "held_out": dict(zip(self.tier_names, self.held_out, strict=True)),
             "anchors": [
                 {
@@ -166,7 +167,6 @@ class Anchors:
                 held_out=tuple(int(count) for count in values["held_out"].values()),
                 source=str(values["source"]),
                 asked=int(values["asked"]),
-                agreement=float(values["agreement"]),
             )  # fmt: skip
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"an entry is missing or wrong ({error!r})") from error
@@ -201,7 +201,7 @@ def choose_anchors(
     if (counts > 0).sum() < 2:
         there = ", ".join(tier_names[k] for k in np.flatnonzero(counts)) or "no tier"
         raise DataError(
-            f"--tiers: the run's held-out works are of {there} only, and a verdict compares with at least "
+            f"--tiers: the run's held-out works are of {there} only, and works are compared with at least "
             "two tiers. Train with more graded works, or with --folds 5, which holds out every work once."
         )
     chosen: list[int] = []
@@ -220,10 +220,7 @@ def choose_anchors(
         )
         for i in chosen
     )  # fmt: skip
-    kept = Anchors(
-        works, tier_names, tuple(int(c) for c in counts), held_out.source, asked, float("nan")
-    )
-    return _with_agreement(kept, held_out, hashes)
+    return Anchors(works, tier_names, tuple(int(c) for c in counts), held_out.source, asked)
 
 
 def write_anchors(
@@ -299,7 +296,7 @@ def keep_anchors(model: ScoreModel, images: GradedImages, store: FeatureStore) -
     try:
         write_anchors(model, held_out, images, store)
     except DataError as error:
-        log.info("No anchors for tier verdicts: %s", error)
+        log.info("No anchors for rank --tiers: %s", error)
 
 
 def _graded(model: ScoreModel) -> tuple[GradedImages, HeldOut]:
@@ -344,13 +341,6 @@ def _members(held_out: HeldOut, hashes: Mapping[str, bytes], tier: int) -> NDArr
     return members
 
 
-def _with_agreement(anchors: Anchors, held_out: HeldOut, hashes: Mapping[str, bytes]) -> Anchors:
-    rates = anchors.win_rates(held_out.scores, [hashes[image_id] for image_id in held_out.ids])
-    compared = np.isfinite(rates).any(axis=1)
-    right = verdict_tiers(rates[compared]) == held_out.tiers[compared]
-    return replace(anchors, agreement=float(right.mean()))
-
-
 def _kept(model: ScoreModel) -> Anchors | None:
     path = model.checkpoint.with_name(ANCHORS_FILE)
     try:
@@ -362,5 +352,6 @@ def _kept(model: ScoreModel) -> Anchors | None:
         return Anchors.from_dict(values)
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{path} can not be read: {error}. Remove it, and anchors are chosen again."
+            f"{path} can not be read: {error}. Anchors are chosen again once it is removed and "
+            f"`mirip-fast verify --accept {path.parent}` was told so."
         ) from error

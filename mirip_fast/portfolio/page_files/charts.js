@@ -86,7 +86,7 @@ function winBars(work) {
     const full = make("i", { class: "full" });
     full.style.width = `${100 * (rate ?? 0)}%`;
     full.style.background = tierColour(tier);
-    return make("li", { class: tier === work.verdict ? "chosen" : "" },
+    return make("li", { class: tier === work.tier ? "chosen" : "" },
       make("bdi", { class: "what", text: data.tiers[tier], title: data.tiers[tier] }),
       make("span", { class: "room half", "aria-hidden": "true" }, full),
       make("span", { class: "many", text: rate === null ? "?" : percent(rate) }));

@@ -5,7 +5,6 @@ const folded = (text) => text.normalize("NFC").toLowerCase();
 
 data.works.forEach((work, place) => {
   work.place = place;
-  work.tier = work.chances === null ? null : work.chances.indexOf(Math.max(...work.chances));
   work.found = folded(`${work.name} ${work.id}`);
 });
 

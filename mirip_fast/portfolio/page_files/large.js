@@ -93,17 +93,13 @@ function panelOf(work) {
   if (work.original !== null) {
     links.append(make("a", { class: "plain", href: work.original, target: "_blank", rel: "noopener", text: say("original") }));
   }
-  return [head, part(say("tiersTitle"), tierBars(work)), verdictOf(work), score, whyOf(work), alikeOf(work), links];
+  return [head, part(say("tiersTitle"), tierBars(work)), comparedOf(work), score, whyOf(work), alikeOf(work), links];
 }
 
-// The tier that comparisons with anchors put it in, and how sure that is.
-function verdictOf(work) {
-  if (work.verdict === null) return null;
-  const sure = work.confidence === null ? say("verdictUnsure") : say("verdictSure", { chance: percent(work.confidence) });
-  return part(say("verdictTitle"),
-    make("p", { class: "tier" }, tierDot(work.verdict), make("bdi", { text: data.tiers[work.verdict] }),
-      make("span", { class: "soft", text: sure })),
-    make("p", { class: "soft legend", text: say("verdictLegend") }), winBars(work));
+// How it does against graded works of each tier.
+function comparedOf(work) {
+  if (work.wins === null) return null;
+  return part(say("winsTitle"), make("p", { class: "soft legend", text: say("winsLegend") }), winBars(work));
 }
 
 function alikeOf(work) {

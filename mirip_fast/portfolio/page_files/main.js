@@ -24,13 +24,13 @@ function notes() {
   for (const remark of data.remarks) lines.push([told(remark)]);
   if (data.within !== null && known) lines.push([say("noteWithin", { column: data.within })]);
   if (data.noIntervals === null) {
-    lines.push([say("noteIntervals", { n: data.heads, confidence: percent(data.confidence) })]);
+    lines.push([say(data.byProcess ? "noteIntervalsProcess" : "noteIntervals", { n: data.heads, confidence: percent(data.confidence) })]);
   } else {
     lines.push([say("noteNoIntervals"), " ", told(`(${data.noIntervals})`)]);
   }
   if (data.anchors !== null) {
     const counts = data.tiers.map((name, tier) => `${name} ${data.anchors.counts[tier]}`).join(", ");
-    lines.push([say("noteVerdicts", { counts, agreement: percent(data.anchors.agreement) })]);
+    lines.push([say("noteWins", { counts })]);
     for (const remark of data.anchors.remarks) lines.push([told(remark)]);
   }
   if (data.seen > 0) lines.push([sayCount("noteSeen", data.seen)]);

@@ -1,4 +1,4 @@
-"""Tier verdicts: medoids, win rates and the rule against plain loops; anchors kept with a model; the command."""
+"""`rank --tiers`: medoids and win rates against plain loops; anchors kept with a model; the command."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ from PIL import Image
 from mirip_fast.errors import DataError
 from mirip_fast.evaluation.calibration import fit_calibration
 from mirip_fast.evaluation.text_table import display_width
-from mirip_fast.evaluation.verdict import verdict_tiers, win_rates
 from mirip_fast.portfolio.ranking import rank_scores, ranking_table, write_ranking
-from mirip_fast.portfolio.verdicts import give_verdicts
 from mirip_fast.ranking.anchors import Anchor, Anchors, find_anchors
 from mirip_fast.ranking.graded import load_split
 from mirip_fast.ranking.held_out import load_held_out
 from mirip_fast.ranking.medoids import find_medoids
 from mirip_fast.ranking.scorer import load_score_model
+from mirip_fast.training.run_folder import accept_files
 
 TIERS = ("S", "A", "B", "C")
 
@@ -71,44 +70,19 @@ def test_medoids_stand_for_each_bunch() -> None:
 
 def test_win_rates_against_a_double_loop() -> None:
     rng = np.random.default_rng(0)
-    scores = rng.integers(0, 5, 40) / 4
-    anchors, tiers = rng.integers(0, 5, 23) / 4, rng.integers(0, 3, 23)
-    same = rng.random((40, 23)) < 0.1
-    found = win_rates(scores, anchors, tiers, 4, same=same)
-    for i in range(40):
+    scores, tiers = rng.integers(0, 5, 63) / 4, rng.integers(0, 3, 63)
+    shas = [bytes([i // 2]) * 32 for i in rng.permutation(63)]  # most pictures twice
+    works = [Anchor(str(i), Path("x"), shas[i], int(tiers[i]), scores[i]) for i in range(40, 63)]
+    found = Anchors(tuple(works), TIERS, (9, 9, 9, 0), "out-of-fold", 9).win_rates(scores, shas)
+    for i in range(63):
         for tier in range(3):
             points = [
-                1.0 if scores[i] > anchors[j] else 0.5 if scores[i] == anchors[j] else 0.0
-                for j in range(23)
-                if tiers[j] == tier and not same[i, j]
+                1.0 if scores[i] > work.score else 0.5 if scores[i] == work.score else 0.0
+                for work in works
+                if work.tier == tier and work.sha256 != shas[i]
             ]
             assert found[i, tier] == pytest.approx(sum(points) / len(points))
     assert np.isnan(found[:, 3]).all()
-
-
-def plain_rule(rates: dict[str, float | None]) -> str:
-    """The best tier beaten at least half of the time, else the worst that there is."""
-    for tier, rate in rates.items():
-        if rate is not None and rate >= 0.5:
-            return tier
-    return [tier for tier, rate in rates.items() if rate is not None][-1]
-
-
-def test_the_rule() -> None:
-    nan = float("nan")
-    rows = [
-        ([0.5, 0.4, 0.9, 1.0], 0),
-        ([0.2, 0.4, 0.7, 1.0], 2),
-        ([0.0, 0.49, 0.49, 0.0], 3),
-        ([nan, 0.6, 0.1, 0.1], 1),
-        ([0.1, 0.1, 0.2, nan], 2),  # nobody is put in a tier that was not compared with
-        ([0.1, nan, 0.7, nan], 2),
-    ]
-    found = verdict_tiers([rates for rates, _ in rows])
-    assert found.tolist() == [tier for _, tier in rows]
-    for (rates, _), tier in zip(rows, found, strict=True):
-        named = {n: None if np.isnan(r) else r for n, r in zip(TIERS, rates, strict=True)}
-        assert plain_rule(named) == TIERS[tier]
 
 
 def made_anchors(per_tier: int = 10, missing: int | None = None) -> Anchors:
@@ -120,31 +94,7 @@ def made_anchors(per_tier: int = 10, missing: int | None = None) -> Anchors:
         for i, score in enumerate(rng.normal(-tier, 1, per_tier))
     ]
     counts = tuple(0 if tier == missing else 50 for tier in range(4))
-    return Anchors(tuple(works), TIERS, counts, "out-of-fold", 10, 0.4)
-
-
-def test_confidence_is_the_calibrated_probability_of_the_verdict() -> None:
-    rng = np.random.default_rng(0)
-    codes = np.arange(400) % 4
-    calibration = fit_calibration(rng.normal(size=400) - codes, codes, TIERS, source="out-of-fold")
-    scores = np.linspace(-5, 2, 50)
-    anchors = made_anchors()
-    given = give_verdicts(scores, [b"x"] * 50, anchors, calibration)
-    model = calibration.ordinal
-    assert model is not None
-    for score, verdict in zip(scores, given, strict=True):
-        assert plain_rule(dict(verdict.win_rates)) == verdict.verdict
-        for tier, name in enumerate(TIERS):
-            beaten = [work.score < score for work in anchors.works if work.tier == tier]
-            assert verdict.win_rates[name] == pytest.approx(np.mean(beaten))
-        k = TIERS.index(verdict.verdict)
-        at_least = [
-            0.0,
-            *(1 / (1 + np.exp(-(t + model.slope * score))) for t in model.thresholds),
-            1.0,
-        ]
-        assert verdict.confidence == pytest.approx(at_least[k + 1] - at_least[k])
-    assert {verdict.verdict for verdict in given} == set(TIERS)
+    return Anchors(tuple(works), TIERS, counts, "out-of-fold", 10)
 
 
 def test_a_work_is_not_compared_with_itself() -> None:
@@ -159,9 +109,11 @@ def test_a_work_is_not_compared_with_itself() -> None:
 
 def test_anchors_come_back_as_they_were_and_tell_what_they_lack() -> None:
     anchors = made_anchors(per_tier=7, missing=2)
-    assert Anchors.from_dict(json.loads(json.dumps(anchors.to_dict()))) == anchors
+    kept = json.loads(json.dumps(anchors.to_dict()))
+    assert Anchors.from_dict(kept) == anchors
+    assert Anchors.from_dict({**kept, "agreement": 0.4}) == anchors  # as earlier versions wrote it
     absent, few = anchors.remarks()
-    assert "tier B" in absent and "nobody's verdict" in absent
+    assert "tier B: nothing is compared with it" in absent
     assert "Fewer than 10" in few and "S (7), A (7), C (7)" in few
     assert made_anchors().remarks() == []
     with pytest.raises(ValueError, match="version"):
@@ -169,35 +121,41 @@ def test_anchors_come_back_as_they_were_and_tell_what_they_lack() -> None:
 
 
 @pytest.mark.parametrize("tiers", [TIERS, ("최우수", "우수", "보통"), tuple("ABCDEFGH")])
-def test_the_table_with_verdicts_fits_into_100_columns(
-    tiers: tuple[str, ...], tmp_path: Path
+@pytest.mark.parametrize("known", [True, False])
+def test_the_table_with_win_rates_fits_into_100_columns(
+    tiers: tuple[str, ...], known: bool, tmp_path: Path
 ) -> None:
     rng = np.random.default_rng(0)
-    codes = np.arange(200) % len(tiers)
-    calibration = fit_calibration(rng.normal(size=200) - codes, codes, tiers, source="out-of-fold")
+    codes = np.arange(200 if known else 20) % len(tiers)
+    held_out = rng.normal(size=len(codes)) - codes
+    calibration = fit_calibration(held_out, codes, tiers, source="out-of-fold")
     works = [Anchor(str(t), Path("x"), bytes([t]), t, -float(t)) for t in range(len(tiers))]
-    anchors = Anchors(tuple(works), tiers, (1,) * len(tiers), "out-of-fold", 1, 0.5)
+    anchors = Anchors(tuple(works), tiers, (1,) * len(tiers), "out-of-fold", 1)
     scores = rng.normal(size=30)
     files = [f"매우 긴 이름의 작품 {'x' * 40} {i}.png" for i in range(30)]
-    given = give_verdicts(scores, [bytes([0])] * 30, anchors, calibration)
-    ranking = rank_scores(
-        files, files, scores.tolist(), calibration=calibration,
-        draws=scores + 0.1 * rng.normal(size=(60, 30)), verdicts=dict(zip(files, given, strict=True)),
+    rates = anchors.win_rates(scores, [bytes([0])] * 30)
+    one, two = (
+        rank_scores(
+            files, files, scores.tolist(), calibration=calibration,
+            draws=scores + 0.1 * rng.normal(size=(60, 30)), win_rates=against,
+        )
+        for against in (None, dict(zip(tiers, rates.T, strict=True)))
     )  # fmt: skip
-    lines = ranking_table(ranking).split("\n")
+    lines = ranking_table(two).split("\n")
     assert max(map(display_width, lines)) <= 100
-    assert ("verdict" in lines[0]) and ("sure %" in lines[0]) and ("tier" not in lines[0])
+    assert ("sure %" in lines[0]) == ("tier" in lines[0]) == known and "verdict" not in lines[0]
     assert (f">{tiers[0]} %" in lines[0]) == (len(tiers) <= 5)
-    write_ranking(tmp_path, ranking, {})
+    assert [w.tier for w in one] == [w.tier for w in two]  # one truth, compared or not
+    write_ranking(tmp_path, two, {})
     with (tmp_path / "ranking.csv").open(encoding="utf-8-sig", newline="") as stream:
         rows = list(csv.DictReader(stream))
-    by_file = dict(zip(files, given, strict=True))
     for row in rows:
-        verdict = by_file[row["file"]]
-        assert row["verdict"] == verdict.verdict
-        assert float(row["confidence"]) == pytest.approx(verdict.confidence, abs=1e-4)
+        assert row["tier"] == (
+            max(tiers, key=lambda tier: float(row[f"p_{tier}"])) if known else "unknown"
+        )
         assert row[f"wins_{tiers[0]}"] == "unknown"  # its only anchor is the work itself
-        assert float(row[f"wins_{tiers[-1]}"]) == verdict.win_rates[tiers[-1]]
+        place = files.index(row["file"])
+        assert float(row[f"wins_{tiers[-1]}"]) == rates[place, -1]
 
 
 @pytest.fixture(scope="module")
@@ -270,23 +228,19 @@ def test_the_command(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
             ]
             points = [np.sign(ranked["score"] - score) / 2 + 0.5 for score in others]
             assert ranked["win_rates"][tier] == pytest.approx(np.mean(points))
-        assert ranked["verdict"] == plain_rule(ranked["win_rates"])
-        assert ranked["confidence"] == pytest.approx(
-            ranked["tier_probabilities"][ranked["verdict"]]
-        )
-    right = []
-    for image_id, name in tier_of.items():
-        place = next(
-            w for w in told["works"] if Path(w["file"]).stem.endswith(f"{int(image_id[2:]):03d}")
-        )
-        right.append(place["verdict"] == name)
-    assert kept["agreement"] == pytest.approx(np.mean(right), abs=1e-4)
+        chances = ranked["tier_probabilities"]
+        assert ranked["tier"] == max(chances, key=chances.get) and "verdict" not in ranked
+    header, *_ = out.split("\n")
+    assert "tier" in header and "sure %" in header and ">S %" in header
+    assert "agreement" not in kept
+    named = {ranked["file"]: ranked["tier"] for ranked in told["works"]}
     assert len(score_of) == 160
 
     assert run(["rank", "data/images"]) == 0
-    assert "verdict" not in capfd.readouterr().out.split("\n")[0]
+    assert "sure %" not in capfd.readouterr().out.split("\n")[0]
     told = json.loads((work / "ranking.json").read_text(encoding="utf-8"))
-    assert "anchors" not in told and told["works"][0]["verdict"] is None
+    assert "anchors" not in told and told["works"][0]["win_rates"] is None
+    assert {ranked["file"]: ranked["tier"] for ranked in told["works"]} == named
 
 
 def test_anchors_are_medoids_of_the_cached_features(work: Path) -> None:
@@ -298,8 +252,8 @@ def test_anchors_are_medoids_of_the_cached_features(work: Path) -> None:
 
     images = load_split(run_of(work) / "split.csv", TIERS, DataConfig()).part("val")
     store = FeatureStore.open(work / "cache" / model.info.fingerprint_id)
-    kinds = sorted(store.series())  # CLS token and mean: what the head looks at
-    assert [name.split(".")[0] for name in kinds] == ["cls", "mean"]
+    assert model.info.features == "cls+mean"  # what the head looks at
+    kinds = [name for name in sorted(store.series()) if name.split(".")[0] in ("cls", "mean")]
     rows = np.hstack([store.read(name, store.rows(name, images.hashes)) for name in kinds])
     for tier in range(4):
         index = np.flatnonzero(images.tiers == tier)
@@ -347,8 +301,9 @@ def test_what_can_not_be_is_refused(work: Path, capfd: pytest.CaptureFixture[str
 
     (folder / "anchors.json").write_text("{")
     assert run(["rank", "data/images", "--tiers"]) == 1
-    assert "Remove it, and anchors are chosen again" in flat(capfd.readouterr().err)
+    assert "are chosen again once it is removed" in flat(capfd.readouterr().err)
     (folder / "anchors.json").unlink()
+    accept_files(folder)
     assert run(["rank", "data/images", "--tiers"]) == 0
     assert kept_in(folder)["asked"] == 10
 
@@ -356,17 +311,19 @@ def test_what_can_not_be_is_refused(work: Path, capfd: pytest.CaptureFixture[str
     rows = (folder / "held_out.csv").read_text(encoding="utf-8").splitlines()
     only = [rows[0], *(row for row in rows[1:] if ",S,," in row)]
     (folder / "held_out.csv").write_text("\n".join(only) + "\n", encoding="utf-8")
+    accept_files(folder)
     assert run(["rank", "data/images", "--tiers"]) == 1
     assert "held-out works are of S only" in flat(capfd.readouterr().err)
     both = [*only, *(row for row in rows[1:] if ",B,," in row)]
     (folder / "held_out.csv").write_text("\n".join(both) + "\n", encoding="utf-8")
+    accept_files(folder)
     assert run(["rank", "data/images", "--tiers"]) == 0
     assert "No held-out work is of tier A, C" in flat(capfd.readouterr().out)
     told = json.loads((work / "ranking.json").read_text(encoding="utf-8"))
-    assert {ranked["verdict"] for ranked in told["works"]} <= {"S", "B"}
     assert {ranked["win_rates"]["A"] for ranked in told["works"]} == {None}
     (folder / "anchors.json").unlink()
     (folder / "held_out.csv").unlink()
+    accept_files(folder)
     assert run(["rank", "data/images", "--tiers"]) == 1
     assert "no held-out scores (held_out.csv)" in flat(capfd.readouterr().err)
 
@@ -409,11 +366,12 @@ def test_a_damaged_run_is_named(work: Path) -> None:
     (folder / "anchors.json").unlink()
     text = (folder / "held_out.csv").read_text(encoding="utf-8").replace("\nid", "\nother", 1)
     (folder / "held_out.csv").write_text(text, encoding="utf-8")
+    accept_files(folder)
     with pytest.raises(DataError, match=r"names 'other.*split\.csv"):
         find_anchors(load_score_model(folder / "best_model.pt"), work / "cache")
 
 
-def test_verdicts_on_what_is_cached_import_nothing_heavy(work: Path) -> None:
+def test_win_rates_of_what_is_cached_import_nothing_heavy(work: Path) -> None:
     code = (
         "import sys; from mirip_fast_cli.main import run;"
         "assert run(['-q', 'rank', 'data/images', '--tiers', '--anchors', '5']) == 0;"
@@ -423,4 +381,4 @@ def test_verdicts_on_what_is_cached_import_nothing_heavy(work: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=work
     )
-    assert done.stderr.strip() == "" and "Verdicts: compared with S 5" in done.stdout
+    assert done.stderr.strip() == "" and "Win rates: compared with S 5" in done.stdout
