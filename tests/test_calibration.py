@@ -267,3 +267,23 @@ def test_rare_tiers_and_lost_order_are_told():
     assert "given as even" in said
     said = " ".join(fit_calibration(-1.0 * tiers, tiers, NAMES, source="validation").remarks())
     assert "rest on an assumption" in said
+
+
+def test_a_tier_that_is_never_the_most_probable_is_told():
+    rng = np.random.default_rng(0)
+    tiers = np.repeat([0, 1, 2], [10, 100, 90])
+    noisy = rng.normal(size=200) - 0.5 * tiers
+    for scores, told in ((noisy, True), (0.1 * noisy - tiers, False)):
+        learned = fit_calibration(scores, tiers, "SAB", source="validation")
+        assert ("S" not in {"SAB"[k] for k in learned.tier_probabilities(scores).argmax(1)}) == told
+        for known in (learned, Calibration.from_dict(json.loads(json.dumps(learned.to_dict())))):
+            sentence = "No held-out work has S as its most probable tier, though 5 % have it."
+            assert (sentence in known.remarks()) == told
+    # Of 3 % of the works nothing is said, and several tiers take one sentence.
+    rare = fit_calibration(noisy, np.repeat([0, 1, 2], [6, 100, 94]), "SAB", source="validation")
+    assert not any("most probable" in text for text in rare.remarks())
+    level = fit_calibration(0 * noisy, tiers, "SAB", source="validation").remarks()
+    assert (
+        "No held-out work has S or B as its most probable tier, though 5 % and 45 % have it."
+        in level
+    )

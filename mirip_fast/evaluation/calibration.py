@@ -25,6 +25,8 @@ from mirip_fast.evaluation.temperature import Temperature, fit_temperature, pair
 MIN_IMAGES = 30
 #: At least two tiers need so many held-out works each.
 MIN_PER_TIER = 5
+#: A tier of at least this share of the held-out works should be the most probable one of some of them.
+MANY = 0.04
 
 VERSION = 1
 
@@ -89,6 +91,13 @@ class Calibration:
             said.append(
                 f"Few held-out works are of tier {', '.join(rare)}: its probability is rough."
             )
+        never = self._never_most_probable()
+        if never:
+            shares = " and ".join(f"{100 * self.tier_counts[k] / self.images:.0f} %" for k in never)
+            said.append(
+                f"No held-out work has {' or '.join(self.tier_names[k] for k in never)} as its most "
+                f"probable tier, though {shares} have it."
+            )
         if self.temperature is not None and math.isinf(self.temperature.value):
             said.append(
                 "On held-out works better tiers do not score higher: every pair is given as even."
@@ -99,6 +108,15 @@ class Calibration:
                 "from them, and the probabilities rest on an assumption (docs/uncertainty.md)."
             )
         return said
+
+    def _never_most_probable(self) -> list[int]:
+        """Tiers that many held-out works have, and that are the most probable one of none."""
+        chances = self.tier_probabilities(self.reference)
+        if chances is None:
+            return []
+        named = np.bincount(chances.argmax(axis=1), minlength=len(self.tier_names))
+        many = np.array(self.tier_counts) >= MANY * self.images
+        return [int(k) for k in np.flatnonzero((named == 0) & many)]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
