@@ -66,9 +66,13 @@ def evaluate_command(
     Intervals are of 95 %, by drawing whole groups of the judged images anew. They cover the choice of
     these images; not another training run, nor disagreement among graders.
 
+    A last sentence says whether the model is better than chance, than a ridge regression on the same
+    features, and than the last run before it on the same data: differences of pairwise accuracy.
+
     Several RUNs are judged side by side on the same split, with intervals of the differences.
     """
     from mirip_fast.files import write_json
+    from mirip_fast.ranking.baselines import baselines_text
     from mirip_fast.ranking.judge import judge_files, judge_split, pick_model
     from mirip_fast.ranking.judge_pairs import judge_pairs
 
@@ -96,11 +100,14 @@ def evaluate_command(
         files = [path]
     else:
         if test_data is None:
-            judgement = judge_split(model, split, config)
+            judgement = judge_split(model, split, config, baselines=True)
         else:
             with EmbedBar() as bar:
-                judgement = judge_files(model, test_data, image_dir, config, backbone, bar)
+                judgement = judge_files(
+                    model, test_data, image_dir, config, backbone, bar, baselines=True
+                )
         click.echo(judgement.report.to_table())
+        click.echo("\n" + click.wrap_text(baselines_text(judgement.baselines), width=100))
         files = judgement.write(out, **extra)
     if html is not None:
         from mirip_fast.portfolio.evaluation_page import write_evaluation_page

@@ -8,9 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mirip_fast_cli.main import run
+from sklearn.linear_model import RidgeCV
+from sklearn.preprocessing import StandardScaler
 from test_cli import TINY, make_data
 
 from mirip_fast.evaluation.intervals import paired_bootstrap
+from mirip_fast.ranking.baselines import ridge_scores
+from mirip_fast.training.run_folder import accept_files
 
 
 @pytest.fixture
@@ -47,6 +51,17 @@ def test_runs_stand_side_by_side(work: Path, capfd: pytest.CaptureFixture[str]) 
         assert row["accuracy"] == pytest.approx(report["pairwise_accuracy"])
         assert row["interval"]["low"] == pytest.approx(report["pairwise_accuracy_interval"]["low"])
         assert row["seconds_per_epoch"] > 0
+    # Each alone says whether it is better than chance, a ridge regression and the run before it.
+    for name, report in zip(runs, alone, strict=True):
+        chance, ridge, last = report["baselines"]
+        assert chance["difference"] == pytest.approx(report["pairwise_accuracy"] - 0.5)
+        assert (ridge["unknown"] is None) != (
+            name == runs[2]
+        )  # its backbone has seen no other works
+        assert (last["unknown"] is None) == (name != runs[0])
+    assert runs[0][5:] in alone[1]["baselines"][2]["what"]
+    assert alone[1]["baselines"][2]["difference"] == rows[1]["difference"]["difference"]
+    assert alone[1]["baselines"][2]["interval"] == rows[1]["difference"]["interval"]
     assert rows[0]["difference"] is None
     assert rows[1]["difference"]["difference"] == pytest.approx(
         rows[1]["accuracy"] - rows[0]["accuracy"]
@@ -68,6 +83,52 @@ def test_the_difference_is_that_of_the_paired_bootstrap(work: Path) -> None:
     assert result.rows[1].difference == expected
 
 
+def test_one_sentence_says_what_a_model_is_better_than(
+    work: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def said(*options: str) -> str:
+        capfd.readouterr()
+        assert run(["evaluate", folder(work, "twenty"), *options]) == 0
+        return " ".join(capfd.readouterr().out.split())
+
+    told = said("--html", "page.html")
+    for what in (
+        "chance (",
+        "a ridge regression on the same features (",
+        f"{folder(work, 'one')[5:]} (",
+    ):
+        assert what in told
+    page = (work / "page.html").read_text(encoding="utf-8")
+    assert all(f'"name":"{name}"' in page for name in ("chance", "ridge", "lastrun"))
+    why = "as the model had learned from 48 of the judged works"
+    assert f"the last run before it is unknown, {why}" in said("--split", "train")
+    assert "is unknown, with no bootstrap rounds" in said("--bootstrap-rounds", "0")
+    # Other grades are another test, and a cache that lost works is no reason to fail.
+    path = work / folder(work, "one") / "split.csv"
+    path.write_text(path.read_text(encoding="utf-8").replace(",S,", ",B,"), encoding="utf-8")
+    accept_files(path.parent)
+    assert "there is none on the same data with the same test works" in said()
+    (work / "cache").rename(work / "elsewhere")
+    told = said()
+    assert "than a ridge regression on the same features is unknown, as " in told
+    assert "embed` again" in told and "better than chance" in told.replace("worse", "better")
+
+
+def test_the_ridge_regression_is_that_of_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
+    for n, width in ((40, 9), (30, 200)):
+        rows = rng.normal(3, 2, (n, width)).astype(np.float32)
+        rows[:, 0] = 1  # says nothing
+        y = rows[:, 1] + rng.normal(size=n)
+        new = rng.normal(3, 2, (20, width))
+        scaled = StandardScaler().fit(rows.astype(np.float64))
+        x = scaled.transform(rows.astype(np.float64))
+        alphas = (x**2).sum() / n * 10 ** np.arange(-4, 4.5, 0.5)
+        expected = RidgeCV(alphas).fit(x, y).predict(scaled.transform(new))
+        found = ridge_scores(rows, y, new)
+        np.testing.assert_allclose(found - found.mean(), expected - expected.mean(), atol=1e-4)
+
+
 def test_other_splits_are_refused(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert (
         run(["train", "--head-only", "--epochs", "1", "--split-seed", "7", "--name", "other"]) == 0
@@ -84,6 +145,7 @@ def test_other_grades_are_refused(work: Path, capfd: pytest.CaptureFixture[str])
     at = next(i for i, line in enumerate(lines) if ",test," in line and ",S," in line)
     lines[at] = lines[at].replace(",S,", ",C,")
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    accept_files(path.parent)
     assert run(["evaluate", folder(work, "one"), folder(work, "twenty")]) == 1
     assert "1 of them graded differently" in capfd.readouterr().err
 

@@ -70,6 +70,15 @@ def write_evaluation_page(
             **_figures(judgement.report),
             "withinColumn": None if within is None else printable(within),
             "mistakes": _mistakes(judgement, config, pictures),
+            "baselines": [
+                {
+                    "name": baseline.name.replace(" ", ""),
+                    "word": baseline.word,
+                    **_measure(baseline.difference, baseline.interval),
+                    "unknown": baseline.unknown and printable(baseline.unknown),
+                }
+                for baseline in judgement.baselines
+            ],
         }
     text = page_html(data["title"], data, pictures, EVALUATION).encode("utf-8")
     write_atomically(path, partial(_put, text))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from mirip_fast.features.command import settings_of
 from mirip_fast.features.embed import Progress
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.files import write_json
+from mirip_fast.ranking.baselines import Baseline, compare_with_baselines
 from mirip_fast.ranking.graded import GradedImages, load_split
 from mirip_fast.ranking.references import load_calibration, made_with
 from mirip_fast.ranking.scorer import ScoreModel, load_score_model, score_files
@@ -72,6 +73,7 @@ class Judgement:
         about: the judged images in words.
         within: the column inside whose values works were compared, or None.
         hashes: image id → SHA-256 of the content that was judged, where known.
+        baselines: what the model was compared with; none where nobody asked.
     """
 
     report: Report
@@ -81,6 +83,7 @@ class Judgement:
     about: str
     within: str | None = None
     hashes: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
+    baselines: tuple[Baseline, ...] = ()
 
     def shown_mistakes(self, k: int = 10) -> list[Mistake]:
         """The worst mistakes whose pictures are those that were judged.
@@ -104,9 +107,10 @@ class Judgement:
             The files written.
         """
         path = path or self.path
-        write_json(
-            path, {"checkpoint": str(self.model.checkpoint), **more, **self.report.to_dict()}
-        )
+        about = {"checkpoint": str(self.model.checkpoint), **more, **self.report.to_dict()}
+        if self.baselines:
+            about["baselines"] = [{**asdict(b), "word": b.word} for b in self.baselines]
+        write_json(path, about)
         files = [path, *draw_report(self.report, path.parent, path.stem, self.about)]
         mistakes = self.shown_mistakes()
         hidden = len(self.report.worst_mistakes()) - len(mistakes)
@@ -121,8 +125,16 @@ class Judgement:
         return files
 
 
-def judge_split(model: ScoreModel, split: str, config: Config) -> Judgement:
+def judge_split(
+    model: ScoreModel, split: str, config: Config, *, baselines: bool = False
+) -> Judgement:
     """Judge a model on one split of its own run, from the cache.
+
+    Args:
+        model: a run's model.
+        split: train, val or test.
+        config: the sections evaluate, embed and runtime are used.
+        baselines: also compare it with chance, ridge regression and the last run.
 
     Raises:
         DataError: the run has no such split.
@@ -149,7 +161,13 @@ def judge_split(model: ScoreModel, split: str, config: Config) -> Judgement:
     path = folder / f"evaluation_{split}.json"
     ids = [record.image_id for record in images.manifest.records]
     hashes = dict(zip(ids, images.hashes, strict=True))
-    return Judgement(report, path, _files(images), model, about, config.evaluate.within, hashes)
+    beside = (
+        compare_with_baselines(model, images, report, config, own_test=split == "test")
+        if baselines
+        else ()
+    )
+    within = config.evaluate.within
+    return Judgement(report, path, _files(images), model, about, within, hashes, beside)
 
 
 def _split_scores(model: ScoreModel, images: GradedImages, config: Config) -> NDArray[np.float32]:
@@ -184,6 +202,8 @@ def judge_files(
     config: Config,
     backbone: str | None,
     progress: Callable[[Progress], None],
+    *,
+    baselines: bool = False,
 ) -> Judgement:
     """Judge a model on graded images from anywhere, embedding what is not cached.
 
@@ -221,7 +241,11 @@ def judge_files(
     path = model.checkpoint.parent / f"evaluation_{source.stem}.json"
     report = _report(scored.scores[good], images, config, model)
     about = f"{source.name}, {len(images)} images"
-    return Judgement(report, path, _files(images), model, about, config.evaluate.within)
+    beside = (
+        compare_with_baselines(model, images, report, config, own_test=False) if baselines else ()
+    )
+    within = config.evaluate.within
+    return Judgement(report, path, _files(images), model, about, within, {}, beside)
 
 
 def _files(images: GradedImages) -> dict[str, Path]:

@@ -30,6 +30,14 @@ function intervalLine(measure, confidence) {
   return say("leadInterval", { low: ofHundred(measure.low), high: ofHundred(measure.high), confidence: percent(confidence) });
 }
 
+// Whether the model is better than chance, than ridge regression, than the last run.
+function baselineLine({ name, word, value, low, high, unknown }, confidence) {
+  const what = say(`baseline_${name}`);
+  if (word === "unknown") return [say("baselineUnknown", { what }), " ", make("span", { lang: "en", class: "soft", text: `(${unknown})` })];
+  const points = (share) => (share < 0 ? "−" : "+") + Math.abs(100 * share).toFixed(1);
+  return [say(`baseline_${word}`, { what, points: points(value), low: points(low), high: points(high), confidence: percent(confidence) })];
+}
+
 function notes() {
   const { report } = data;
   const lines = [];
@@ -41,6 +49,7 @@ function notes() {
       images: report.images.toLocaleString(language), pairs: report.pairs.toLocaleString(language), groups: report.groupCount.toLocaleString(language),
       tiers: data.tiers.map((name, i) => `${name} ${report.counts[i].toLocaleString(language)}`).join(", "),
     }));
+    for (const baseline of report.baselines) lines.push(make("li", {}, ...baselineLine(baseline, report.confidence)));
     line(say("noteIntervalsHere"));
     if (report.fewGroups) line(say("noteFewGroups", { n: report.groupCount.toLocaleString(language) }), "warning");
     if (report.unknown) lines.push(make("li", { lang: "en", text: `Probabilities ${report.unknown}` }));

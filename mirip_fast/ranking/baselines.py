@@ -1,0 +1,221 @@
+"""What a model has to be better than: chance, a ridge regression on the same rows, and the last run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mirip_fast.config import Config
+from mirip_fast.errors import MiripError
+from mirip_fast.evaluation.intervals import Interval, paired_bootstrap
+from mirip_fast.evaluation.report import Report
+from mirip_fast.features.store import FeatureStore
+from mirip_fast.models.gp import normal_scores
+from mirip_fast.ranking.graded import GradedImages, load_split
+from mirip_fast.ranking.rows import read_features
+from mirip_fast.ranking.scorer import ScoreModel, load_score_model
+from mirip_fast.settings import config_from_dict
+from mirip_fast.training.run_folder import SPLIT_FILE, Run, find_runs
+
+#: Works that the ridge regression learns from, at most: a fair figure in a second or two.
+MOST = 2_000
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What a model is compared with on the judged images.
+
+    Attributes:
+        name: ``chance``, ``ridge`` or ``last run``.
+        what: in words.
+        difference: the model's pairwise accuracy minus this one's (−1 … 1), inside the within column's values
+            if there is one; None if unknown.
+        interval: of it, both judged on the same resampled groups; None if unknown.
+        unknown: why it cannot be said which is better; None where it can.
+    """
+
+    name: str
+    what: str
+    difference: float | None = None
+    interval: Interval | None = None
+    unknown: str | None = None
+
+    @property
+    def word(self) -> str:
+        """``better``, ``worse``, or ``even`` where the interval holds both; ``unknown``."""
+        if self.interval is None:
+            return "unknown"
+        return "better" if self.interval.low > 0 else "worse" if self.interval.high < 0 else "even"
+
+
+def baselines_text(baselines: Sequence[Baseline]) -> str:
+    """One sentence on whether the model is better, and one for each reason why that is unknown."""
+    words = {
+        "better": "better than",
+        "worse": "worse than",
+        "even": "not clearly better or worse than",
+    }
+    said: dict[str, list[str]] = {}
+    unknown: dict[str, list[str]] = {}
+    for baseline in baselines:
+        if baseline.difference is None or baseline.interval is None:
+            unknown.setdefault(baseline.unknown or "", []).append(baseline.what)
+            continue
+        points = (baseline.difference, baseline.interval.low, baseline.interval.high)
+        shown = "{:+.1f} points, {:+.1f} to {:+.1f}".format(*(100 * point for point in points))
+        said.setdefault(words[baseline.word], []).append(f"{baseline.what} ({shown})")
+    parts = [f"{word} {' and '.join(what)}" for word, what in said.items()]
+    sentences = [f"The model is {'; '.join(parts)}."] if parts else []
+    for why, what in unknown.items():
+        sentences.append(f"Whether it is better than {' or '.join(what)} is unknown, {why}.")
+    return " ".join(sentences)
+
+
+def compare_with_baselines(
+    model: ScoreModel, works: GradedImages, report: Report, config: Config, *, own_test: bool
+) -> tuple[Baseline, ...]:
+    """Compare a model with chance, with a ridge regression on the same rows, and with the last run.
+
+    The ridge regression learns from the run's train and val works. The last run is the newest finished one
+    that was begun before, beside this one, on the same data set and with the same test works.
+
+    Args:
+        model: a run's model.
+        works: the judged images.
+        report: on them.
+        config: the cache folder, and the rounds of the bootstrap.
+        own_test: whether they are the test split of the model's run.
+    """
+    inside = report.judged.within is not None and report.within_accuracy is not None
+    accuracy = report.within_accuracy if inside else report.pairwise_accuracy
+    interval = report.within_accuracy_interval if inside else report.pairwise_accuracy_interval
+    assert accuracy is not None
+    if interval is not None:
+        interval = dataclasses.replace(interval, low=interval.low - 0.5, high=interval.high - 0.5)
+    cache_dir = Path(config.embed.cache_dir)
+    chance = _told(Baseline("chance", "chance", accuracy - 0.5, interval), config)
+    ridge = Baseline("ridge", "a ridge regression on the same features")
+    last = Baseline("last run", "the last run before it")
+    if report.seen:
+        why = f"as the model had learned from {report.seen} of the judged works"
+        unknown = Baseline("chance", "chance"), ridge, last
+        return tuple(dataclasses.replace(baseline, unknown=why) for baseline in unknown)
+
+    def against(baseline: Baseline, score: Callable[[], NDArray[np.floating]]) -> Baseline:
+        try:
+            done = paired_bootstrap(
+                report.judged.scores, score(), report.judged.tiers,
+                [record.group for record in works.manifest.records],
+                within=report.judged.within, rounds=config.evaluate.bootstrap_rounds,
+            )  # fmt: skip
+        except MiripError as error:
+            return dataclasses.replace(baseline, unknown=f"as {error}".rstrip("."))
+        difference, found = done.difference, done.interval
+        return _told(dataclasses.replace(baseline, difference=difference, interval=found), config)
+
+    ridge = against(ridge, lambda: _ridge_scores(model, works, cache_dir))
+    if not own_test:
+        return (
+            chance,
+            ridge,
+            dataclasses.replace(last, unknown="as it may have learned from these works"),
+        )
+    run = _run_before(Run(model.checkpoint.parent), model, works)
+    if run is None:
+        why = "as there is none on the same data with the same test works"
+        return chance, ridge, dataclasses.replace(last, unknown=why)
+    last = dataclasses.replace(last, what=f"the last run before it, {run.path.name}")
+    return chance, ridge, against(last, lambda: _cached_scores(run, works, cache_dir))
+
+
+def ridge_scores(
+    rows: NDArray[np.floating], y: NDArray[np.floating], new: NDArray[np.floating]
+) -> NDArray[np.float64]:
+    """Scores of new rows by ridge regression on standardised columns.
+
+    The penalty is the one with the least leave-one-out error, which comes in closed form (PRESS; Allen 1974,
+    *The relationship between variable selection and data augmentation*).
+
+    Args:
+        rows: [n, D] to learn from.
+        y: [n] numbers, higher is better.
+        new: [m, D] to score.
+
+    Returns:
+        [m], higher is better.
+    """
+    centre, scale = rows.mean(axis=0, dtype=np.float64), rows.std(axis=0, dtype=np.float64)
+    scale[scale == 0] = 1
+    x, z = (rows - centre) / scale, y - y.mean()
+    values, vectors = np.linalg.eigh(x @ x.T)
+    values = np.maximum(values, 0)
+    turned = vectors.T @ z
+    best, weights = np.inf, np.zeros(len(z))
+    for penalty in max(float(values.mean()), 1e-12) * 10 ** np.arange(-4, 4.5, 0.5):
+        kept = values / (values + penalty)
+        left_out = 1 - 1 / len(z) - vectors**2 @ kept
+        error = float((((z - vectors @ (kept * turned)) / np.maximum(left_out, 1e-9)) ** 2).mean())
+        if error < best:
+            best, weights = error, vectors @ (turned / (values + penalty))
+    result: NDArray[np.float64] = ((new - centre) / scale) @ (x.T @ weights)
+    return result
+
+
+def _told(baseline: Baseline, config: Config) -> Baseline:
+    if baseline.interval is not None:
+        return baseline
+    why = (
+        "too few groups in each tier" if config.evaluate.bootstrap_rounds else "no bootstrap rounds"
+    )
+    return dataclasses.replace(baseline, unknown=f"with {why}")
+
+
+def _ridge_scores(model: ScoreModel, works: GradedImages, cache_dir: Path) -> NDArray[np.float64]:
+    model.require_one_backbone("A ridge regression")
+    learned = _split(Run(model.checkpoint.parent), model.info.tiers).part("train", "val")
+    if len(learned) > MOST:
+        learned = learned.subset(np.sort(np.random.default_rng(0).permutation(len(learned))[:MOST]))
+    store = FeatureStore.open(cache_dir / model.info.fingerprint_id)
+    rows, new = (
+        read_features(store, part.hashes, model.info.features, model.info.views).mean(axis=1)
+        for part in (learned, works)
+    )
+    return ridge_scores(rows, normal_scores(learned.tiers), new)
+
+
+def _cached_scores(run: Run, works: GradedImages, cache_dir: Path) -> NDArray[np.floating]:
+    parts = load_score_model(run.model).parts()
+    stores = [FeatureStore.open(cache_dir / part.info.fingerprint_id) for part in parts]
+    scores = [part.score(store, works.hashes) for part, store in zip(parts, stores, strict=True)]
+    mean: NDArray[np.floating] = np.mean(scores, axis=0)
+    return mean
+
+
+def _run_before(run: Run, model: ScoreModel, works: GradedImages) -> Run | None:
+    """The newest finished run begun before ``run`` that was to be judged on the same test works."""
+    ours = dict(zip(works.hashes, works.tiers.tolist(), strict=True))
+    runs = find_runs(run.path.parent)
+    names = [other.path.name for other in runs]
+    for other in runs[names.index(run.path.name) + 1 :] if run.path.name in names else []:
+        try:
+            info = other.info
+            if info.get("status") != "finished" or info.get("debug"):
+                continue
+            if info.get("dataset") != run.info.get("dataset") or not other.has(SPLIT_FILE):
+                continue
+            test = _split(other, model.info.tiers).part("test")
+            if dict(zip(test.hashes, test.tiers.tolist(), strict=True)) == ours:
+                return other
+        except (MiripError, OSError):  # damaged, or of other tiers: `verify` tells
+            continue
+    return None
+
+
+def _split(run: Run, tiers: Sequence[str]) -> GradedImages:
+    data = config_from_dict({"data": run.info.get("data", {})}).data
+    return load_split(run.path / SPLIT_FILE, tiers, data)
