@@ -46,25 +46,31 @@ def export_command(
 
     ONNX files are compared with torch on real images first, and only kept if they agree. The members of
     an ensemble become one graph.
+
+    Either folder holds the model itself, too, with its calibration, bootstrap heads and anchors: `rank
+    --checkpoint FOLDER`, with --tiers or without, gives the table that the run gives. No names and no
+    pictures of graded works are in it.
     """
     from mirip_fast.files import format_bytes
     from mirip_fast.ranking.judge import pick_model
 
     model = pick_model(checkpoint, Path(resolved.config.train.output_dir))
     files: list[Path] = []
+    if hf is not None:
+        from mirip_fast.portfolio.hub_folder import write_hub_folder
+
+        cache_dir = Path(resolved.config.embed.cache_dir)
+        files += write_hub_folder(model, hf, cache_dir, overwrite=overwrite)
     if out is not None or hf is None:
         from mirip_fast.portfolio.export import export_onnx
 
         done = export_onnx(
             model, out or Path("export"), resolved.config,
             head_only=head_only, backbone=backbone, images=images, overwrite=overwrite,
+            with_model=hf is None or out is None or out.resolve() != hf.resolve(),
         )  # fmt: skip
         _tell(done)
         files += done.files
-    if hf is not None:
-        from mirip_fast.portfolio.hub_folder import write_hub_folder
-
-        files += write_hub_folder(model, hf, overwrite=overwrite)
     for path in files:
         click.echo(f"Written: {path} ({format_bytes(path.stat().st_size)})")
 

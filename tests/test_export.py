@@ -19,6 +19,7 @@ from small_models import backbone_of, member
 from mirip_fast.config import Config, EmbedConfig
 from mirip_fast.errors import ConfigError, DataError, MiripError
 from mirip_fast.features.views import View
+from mirip_fast.files import remove_files, write_json
 from mirip_fast.models.model_info import ModelInfo
 from mirip_fast.models.onnx_graph import Graph, write_graph
 from mirip_fast.portfolio import export as export_module
@@ -32,6 +33,9 @@ from mirip_fast.ranking.torch_score import ImageScorer, MeanHead
 from mirip_fast.training.run_folder import ENSEMBLE, SPLIT_FILE
 
 pytest.importorskip("onnxruntime")
+
+#: What a head's folder to share, and that of its graphs, has besides.
+MODEL = (ENSEMBLE, "calibration.json", "anchors.json", "made_with.csv", "files.json")
 
 
 @pytest.fixture
@@ -77,7 +81,7 @@ def test_the_files_score_as_rank_does(
     assert run(["export", "--int8", "--check-images", "12", "--batch-size", "5"]) == 0
     out, _ = capfd.readouterr()
     files = {path.name for path in Path("export").iterdir()}
-    assert files == {"head.onnx", "model.onnx", "model.int8.onnx", "preprocessing.json"}
+    assert files == {"head.onnx", "model.onnx", "model.int8.onnx", "preprocessing.json", *MODEL}
     told = {tuple(line.split()[:2]): line.split() for line in out.splitlines() if ".onnx" in line}
     assert float(told["model.onnx", "torch"][3]) < 1e-5 and told["model.onnx", "torch"][2] == "12"
     assert float(told["head.onnx", "torch"][3]) < 1e-5 and told["head.onnx", "torch"][2] == "24"
@@ -157,7 +161,9 @@ def test_the_head_alone_needs_no_backbone(
     monkeypatch.setattr(export_module, "phase_of_model", none)
     monkeypatch.setattr(export_module, "load_model", none)
     assert run(["export", "--head-only"]) == 0
-    assert {path.name for path in Path("export").iterdir()} == {"head.onnx", "preprocessing.json"}
+    assert {path.name for path in Path("export").iterdir()} == {
+        "head.onnx", "preprocessing.json", *MODEL,
+    }  # fmt: skip
     capfd.readouterr()
     assert run(["export", "--head-only"]) == 1
     assert "already has head.onnx, preprocessing.json" in capfd.readouterr().err
@@ -220,7 +226,7 @@ def test_the_shared_folder_ranks_as_the_run_does(
     assert run(["export", "--hf", "shared"]) == 0
     assert not Path("export").exists()  # --hf alone writes no ONNX files
     files = {path.name for path in Path("shared").iterdir()}
-    assert files == {ENSEMBLE, "config.json", "README.md"}
+    assert files == {*MODEL, "config.json", "README.md"}
     text = "".join(path.read_bytes().decode("latin-1") for path in Path("shared").iterdir())
     assert str(work) not in text and "work_0" not in text  # no folder, no file name
     assert run(["rank", str(graded_folder), "--out", "one"]) == 0
@@ -256,14 +262,14 @@ def test_the_card_tells_the_runs_own_figures(work: Path) -> None:
     for heading in ("## Intended use", "## Limits", "## Data"):
         assert heading in card
     values["pairwise_accuracy_interval"] = {"low": 0.1, "high": 0.9, "confidence": 0.95}
-    path.write_text(json.dumps(values), encoding="utf-8")
+    write_json(path, values)
     assert "(95% interval 0.100 – 0.900" in model_card(model, "x")
     os.utime(path, (1, 1))  # older than the model: of another one
     assert "**Not evaluated.**" in model_card(model, "x")
     os.utime(path)
-    path.write_text("{}", encoding="utf-8")
+    write_json(path, {})
     assert "**Not evaluated.**" in model_card(model, "x")
-    path.write_text(json.dumps({"checkpoint": "best_model.pt"}), encoding="utf-8")
+    write_json(path, {"checkpoint": "best_model.pt"})
     with pytest.raises(DataError, match="mirip-fast evaluate"):
         model_card(model, "x")
 
@@ -274,15 +280,15 @@ def test_an_ensembles_card_tells_out_of_fold_figures(work: Path) -> None:
     folder = model.checkpoint.parent
     values = json.loads((folder / "evaluation_test.json").read_text(encoding="utf-8"))
     values["pairwise_accuracy"] = 0.7125
-    (folder / "evaluation_out_of_fold.json").write_text(json.dumps(values), encoding="utf-8")
+    write_json(folder / "evaluation_out_of_fold.json", values)
     members = (*model.members, *model.members)
     path = save_ensemble(folder, members, model.info)
     card = model_card(ScoreModel(path, model.info, members), "x")
     assert "**0.713**" in card or "**0.712**" in card
     assert "ensemble of 2 heads" in card
-    (folder / SPLIT_FILE).unlink()
+    remove_files(folder, [SPLIT_FILE])
     assert "Not known" in model_card(ScoreModel(path, model.info, members), "x")
-    write_hub_folder(ScoreModel(path, model.info, members), Path("hub"))
+    write_hub_folder(ScoreModel(path, model.info, members), Path("hub"), Path("cache"))
     info, loaded = load_members(Path("hub") / ENSEMBLE)
     assert len(loaded) == 2 and info.fingerprint == model.info.fingerprint
 

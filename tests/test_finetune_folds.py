@@ -124,6 +124,10 @@ def test_all_members_rank_and_evaluate(headed: Path, capfd: pytest.CaptureFixtur
     moved = headed / "elsewhere"
     folder.rename(moved)
     assert run(["evaluate", "--checkpoint", str(moved), "--cache-dir", "other"]) == 0
+    assert run(["export", "--hf", "shared", "--checkpoint", str(moved)]) == 0
+    moved.rename(headed / "away")  # the shared backbones score, not the run's
+    assert run(["rank", "new", "--workers", "0", "--checkpoint", "shared", "--out", "again"]) == 0
+    assert (headed / "again/ranking.csv").read_bytes() == (headed / "ranking.csv").read_bytes()
 
 
 def test_a_head_that_has_seen_the_folds_is_not_taken(

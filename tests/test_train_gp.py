@@ -94,14 +94,39 @@ def test_what_takes_a_model_takes_this_one(
     assert "robabilities unknown" not in out and "None" not in out
 
 
-def test_a_shared_folder_scores_as_the_run(work: Path) -> None:
-    assert run(["-q", "export", "--hf", "share", "--overwrite"]) == 0
-    folder = shutil.copytree(work / "share", work / "elsewhere", dirs_exist_ok=True)
-    options = ["--checkpoint", str(folder), "--backbone", "tiny-random", "--out", "second"]
-    assert run(["-q", "rank", "folder", "--workers", "0", *options]) == 0
-    first, second = (rows_of(work / name / "ranking.csv") for name in ("first", "second"))
-    for column in ("file", "score", "rank_low", "rank_high"):
-        assert [row[column] for row in first] == [row[column] for row in second]
+@pytest.mark.parametrize("export", [["--hf"], ["--head-only", "--out"]], ids=["hf", "onnx"])
+@pytest.mark.parametrize(
+    "train", [[], ["--folds", "3", "--bootstrap", "50", "--epochs", "3"]], ids=["gp", "folds"]
+)
+def test_an_exported_folder_gives_the_table_of_the_run(
+    work: Path, capfd: pytest.CaptureFixture[str], train: list[str], export: list[str]
+) -> None:
+    """Percentiles, tiers, intervals and win rates; and nothing in it tells who was graded."""
+    if "--out" in export:
+        pytest.importorskip("onnx")
+        pytest.importorskip("onnxruntime")
+    runs = ["--output-dir", "many" if train else "runs"]
+    if train and not Path("many").exists():
+        assert run(["-q", "train", "--head-only", *runs, *train]) == 0
+    (folder,) = Path(runs[1]).iterdir()
+    assert run(["-q", "export", *runs, *export, "share", "--overwrite"]) == 0
+    assert not list(
+        Path("share").glob("ensemble.*" if not train else "gp.*")
+    )  # of the export before
+    shutil.rmtree("elsewhere", ignore_errors=True)
+    shutil.copytree("share", "elsewhere")
+    held = b"".join(path.read_bytes() for path in Path("elsewhere").iterdir())
+    names = {row["image_id"] for row in rows_of(folder / "split.csv")}
+    assert str(work).encode() not in held and not [n for n in names if n.encode() in held]
+    tables = []
+    for place, options in (("elsewhere", ["--backbone", "tiny-random"]), (str(folder), [])):
+        capfd.readouterr()
+        rank = ["rank", "data", "--workers", "0", "--tiers", "--out", "out"]
+        assert run([*rank, "--checkpoint", place, *options]) == 0
+        tables.append(rows_of(Path("out/ranking.csv")))
+        assert "are among those that the model was made with" in capfd.readouterr().out
+    assert tables[0] == tables[1] and len(tables[0]) == 60
+    assert all(row["rank_low"] != "unknown" and row["wins_S"] for row in tables[0])
 
 
 def test_exported_graphs_score_as_the_run(work: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -19,10 +19,11 @@ from mirip_fast.features.forward import default_batch_size
 from mirip_fast.features.phase_one import open_hashes
 from mirip_fast.features.recipe import Recipe, series_name
 from mirip_fast.features.store import FeatureStore
-from mirip_fast.files import move_files, scratch_folder, write_json
+from mirip_fast.files import list_files, scratch_folder, write_json
 from mirip_fast.models.model_info import ModelInfo
 from mirip_fast.models.onnx_graph import Graph, require_onnx, write_graph, write_int8
 from mirip_fast.portfolio.check_images import pixel_batches, readable_images, run_images
+from mirip_fast.portfolio.hub_folder import model_files, put_in_place, refuse_existing, write_model
 from mirip_fast.portfolio.preprocessing import HEAD_INPUT, input_name, preprocessing
 from mirip_fast.ranking.rows import read_features
 from mirip_fast.ranking.scorer import ScoreModel, phase_of_model
@@ -84,11 +85,14 @@ def export_onnx(
     backbone: str | None = None,
     images: Path | None = None,
     overwrite: bool = False,
+    with_model: bool = True,
 ) -> Exported:
     """Write the head, and backbone and head together, as ONNX files with a free batch size.
 
     The members of an ensemble are pooled in one graph, as are the views of test-time augmentation: views
-    of another size are further inputs. Files appear in ``out`` only when all of them have passed.
+    of another size are further inputs. Beside the graphs lies the model itself with what gives its scores a
+    meaning, so that ``rank --checkpoint OUT`` sorts as from the run. Files appear in ``out`` only when all of
+    them have passed.
 
     Args:
         model: one head or an ensemble.
@@ -98,6 +102,7 @@ def export_onnx(
         backbone: another place of the model's backbone, if it moved.
         images: folder of images to check on (default: those of the model's run).
         overwrite: replace files of an earlier export.
+        with_model: write the model itself, too.
 
     Raises:
         ConfigError: the extra is not installed, or ``out`` is a file or has the files already.
@@ -112,7 +117,8 @@ def export_onnx(
     names = [HEAD_GRAPH, PREPROCESSING]
     if not head_only:
         names += [WHOLE_GRAPH] + [INT8_GRAPH] * config.export.int8
-    refuse_existing(out, names, overwrite=overwrite)
+    own = model_files(model) if with_model else []
+    refuse_existing(out, [*names, *own], overwrite=overwrite)
     with scratch_folder(out, "export") as folder:
         work = _Export(model, folder, config)
         if head_only:
@@ -121,23 +127,11 @@ def export_onnx(
             work.whole(images, backbone)
         write_json(folder / PREPROCESSING, preprocessing(model, work.recipe))
         done = work.done
-        done.files += move_files(folder, out)
+        if with_model:
+            write_model(model, folder, Path(config.embed.cache_dir))
+            list_files(folder)
+        done.files += put_in_place(folder, out, own)
     return done
-
-
-def refuse_existing(out: Path, names: Sequence[str], *, overwrite: bool) -> None:
-    """Make sure that nothing is in the way.
-
-    Raises:
-        ConfigError: ``out`` is a file, or has one of the files.
-    """
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"{out} is a file; give a folder")
-    there = [name for name in names if (out / name).exists()]
-    if there and not overwrite:
-        raise ConfigError(
-            f"{out} already has {', '.join(there)}; give another folder, or --overwrite"
-        )
 
 
 @dataclass

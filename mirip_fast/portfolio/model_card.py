@@ -7,6 +7,7 @@ run's own files; where there is none, the card says so.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,13 @@ _OUT_OF_FOLD = "evaluation_out_of_fold.json"
 _TEST = "evaluation_test.json"
 
 
-def model_card(model: ScoreModel, backbone: str) -> str:
+def model_card(model: ScoreModel, backbone: str, known: Sequence[str] = ()) -> str:
     """The card as Markdown with the hub's metadata block.
 
     Args:
         model: a model in its run's folder.
         backbone: name of the backbone, as it may be told.
+        known: what else is in the folder for `rank` to tell, in words.
 
     Raises:
         DataError: the run's files are damaged.
@@ -36,24 +38,24 @@ def model_card(model: ScoreModel, backbone: str) -> str:
     views = ", ".join(
         f"{view.size} pixels{', mirrored' if view.flip else ''}" for view in info.views
     )
-    members = len(model.members)
     parts = [
         _metadata(backbone),
         "# A grader's taste, as a ranking head",
         "Scores pictures so that those a particular grader would put higher score higher. It was trained "
-        "with mirip-fast on the pictures described below; it is a small head on the features of a frozen "
-        "backbone, which is not part of this folder.",
+        f"with mirip-fast on the pictures described below; it is {_kind(model)}.",
         f"- backbone: `{backbone}` (a score is refused if its weights are others)\n"
         f"- it looks at: {' and '.join(_tokens_text(kind) for kind in info.kinds)}\n"
         f"- views of each picture: {views}; made square by `{info.embed.resize}`\n"
-        f"- {'one head' if members == 1 else f'an ensemble of {members} heads, whose scores are averaged'}\n"
-        f"- tiers, best first: {', '.join(info.tiers)}",
+        f"- {_readout(model)}\n"
+        f"- tiers, best first: {', '.join(info.tiers)}\n"
+        f"- what it tells besides scores: {'; '.join(known) or 'nothing'}",
         "## Use",
         "```bash\npip install mirip-fast\n"
         "mirip-fast rank pictures/ --checkpoint THIS_FOLDER\n```\n\n"
         "If the backbone lies in a folder of your own, add `--backbone FOLDER`.",
         "## Data",
         _data(model),
+        _kept_of_works(model),
         "## How good it is",
         _accuracy(model),
         "## Intended use",
@@ -70,6 +72,36 @@ def model_card(model: ScoreModel, backbone: str) -> str:
         "- Lighting, framing and the camera change a score; photograph works alike before comparing them.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _readout(model: ScoreModel) -> str:
+    if model.process is not None:
+        return "a Gaussian process"
+    members = len(model.members)
+    if members == 1:
+        return "one head"
+    return f"an ensemble of {members} heads, whose scores are averaged"
+
+
+def _kind(model: ScoreModel) -> str:
+    folder = model.checkpoint.resolve().parent
+    if folder in Path(model.info.embed.backbone).resolve().parents:
+        return "a head and the backbone that was fine-tuned with it, both in this folder"
+    small = "a small head" if model.process is None else "a Gaussian process"
+    return f"{small} on the features of a frozen backbone, which is not part of this folder"
+
+
+def _kept_of_works(model: ScoreModel) -> str:
+    """What the folder holds of the works that the model was trained on."""
+    checksums = (
+        "the SHA-256 checksums of their files (who has such a file can tell that it was among them)"
+    )
+    if model.process is None:
+        return f"Of these pictures the folder holds {checksums}; no pictures and no names."
+    return (
+        "A Gaussian process scores by comparing with the works it learned from: the folder holds the "
+        f"backbone's features of each of them, and {checksums}; no pictures and no names."
+    )
 
 
 _TOKENS = {"cls": "the CLS token", "mean": "the mean of the patch tokens"}

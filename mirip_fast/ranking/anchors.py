@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +43,15 @@ class Anchor:
     """A graded work to compare with.
 
     Attributes:
-        image_id: its id in the data.
-        path: the image file.
+        image_id: its id in the data; in a shared model only its tier and a number.
+        path: the image file; None in a shared model.
         sha256: of its bytes.
         tier: 0 is the best.
         score: its held-out score, in the unit of the run's model.
     """
 
     image_id: str
-    path: Path
+    path: Path | None
     sha256: bytes
     tier: int
     score: float
@@ -108,6 +108,14 @@ class Anchors:
         np.divide((wins * other) @ of_tier, compared, out=rates, where=compared > 0)
         return rates
 
+    def shareable(self) -> Anchors:
+        """The same without names and files of the works."""
+        works = [
+            replace(work, image_id=f"{self.tier_names[work.tier]} {number}", path=None)
+            for number, work in enumerate(self.works, 1)
+        ]
+        return replace(self, works=tuple(works))
+
     def remarks(self) -> list[str]:
         """What a reader of the win rates has to know, in sentences."""
         named = list(zip(self.tier_names, self.counts, strict=True))
@@ -136,7 +144,7 @@ class Anchors:
                 {
                     "tier": self.tier_names[work.tier],
                     "image_id": work.image_id,
-                    "path": str(work.path),
+                    **({} if work.path is None else {"path": str(work.path)}),
                     "sha256": work.sha256.hex(),
                     "score": work.score,
                 }
@@ -158,8 +166,8 @@ class Anchors:
             return cls(
                 works=tuple(
                     Anchor(
-                        str(work["image_id"]), Path(work["path"]), bytes.fromhex(work["sha256"]),
-                        names.index(work["tier"]), float(work["score"]),
+                        str(work["image_id"]), Path(work["path"]) if "path" in work else None,
+                        bytes.fromhex(work["sha256"]), names.index(work["tier"]), float(work["score"]),
                     )
                     for work in values["anchors"]
                 ),
@@ -246,12 +254,17 @@ def write_anchors(
     ids = (record.image_id for record in images.manifest.records)
     hashes = dict(zip(ids, images.hashes, strict=True))
     anchors = choose_anchors(held_out, hashes, model.info.tiers, store, model, asked)
-    about = {"model": model.checkpoint.name, "model_sha256": sha256_of(model.checkpoint)}
     try:
-        write_json(model.checkpoint.with_name(ANCHORS_FILE), {**about, **anchors.to_dict()})
+        save_anchors(model.checkpoint, anchors)
     except PermissionError as error:  # a run that others may only read can still be used
         log.warning("The anchors can not be kept with the model: %s", error)
     return anchors
+
+
+def save_anchors(model: Path, anchors: Anchors) -> None:
+    """Write anchors.json beside the model file that they are for."""
+    about = {"model": model.name, "model_sha256": sha256_of(model)}
+    write_json(model.with_name(ANCHORS_FILE), {**about, **anchors.to_dict()})
 
 
 def find_anchors(model: ScoreModel, cache_dir: Path, asked: int | None = None) -> Anchors:

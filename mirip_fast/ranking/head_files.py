@@ -117,12 +117,13 @@ def load_members(path: Path) -> tuple[ModelInfo, tuple[Member, ...]]:
     """
     arrays, about = _load(path)
     if about.get("readout") == "gp":
-        return _info(about, path), (Member(GaussianProcess.from_arrays(arrays)),)
+        process = GaussianProcess.from_arrays(arrays)
+        return beside(path, _info(about, path)), (Member(process),)
     if "held_out" not in about:
         raise CheckpointError(f"{path} holds no ensemble of heads")
     members = _members(arrays, about["held_out"], path)
     if "own" not in about:
-        return _info(about, path), members
+        return beside(path, _info(about, path)), members
     if len(about["own"]) != len(members):
         raise CheckpointError(f"{path} is damaged: it does not describe every member's backbone")
     infos = [

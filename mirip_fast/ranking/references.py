@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 #: File in a run's folder.
 CALIBRATION_FILE = "calibration.json"
+#: File of a shared model, which has no split.csv: the contents that it was made with, and no names.
+MADE_WITH_FILE = "made_with.csv"
 
 
 def write_validation_references(
@@ -98,11 +100,16 @@ def write_calibration(
         held_out.scores, held_out.tiers, model.info.tiers,
         source=held_out.source, within=codes, within_name=within,
     )  # fmt: skip
-    about = {"model": model.checkpoint.name, "model_sha256": sha256_of(model.checkpoint)}
-    write_json(model.checkpoint.with_name(CALIBRATION_FILE), {**about, **calibration.to_dict()})
+    save_calibration(model.checkpoint, calibration)
     for remark in calibration.remarks():
         log.info("Probabilities %s" if calibration.unknown else "Calibration: %s", remark)
     return calibration
+
+
+def save_calibration(model: Path, calibration: Calibration) -> None:
+    """Write calibration.json beside the model file that it is for."""
+    about = {"model": model.name, "model_sha256": sha256_of(model)}
+    write_json(model.with_name(CALIBRATION_FILE), {**about, **calibration.to_dict()})
 
 
 def load_calibration(model: ScoreModel) -> Calibration:
@@ -138,15 +145,25 @@ def made_with(model: ScoreModel, hashes: Iterable[bytes | None]) -> int:
     Raises:
         DataError: split.csv is damaged.
     """
-    path = model.checkpoint.parent / SPLIT_FILE
+    known = learned_from(model)
+    return sum(sha is not None and sha.hex() in known for sha in hashes)
+
+
+def learned_from(model: ScoreModel) -> set[str]:
+    """The SHA-256 of each image in the train or val split of the model's run, as hexadecimal digits.
+
+    Raises:
+        DataError: split.csv, or the list that a shared model has in its place, is damaged.
+    """
+    path = model.checkpoint.with_name(SPLIT_FILE)
     try:
-        if not has_file(path):
-            return 0
-        rows = read_csv(path, ("sha256", "split"))
+        if has_file(path):
+            rows = read_csv(path, ("sha256", "split"))
+            return {row["sha256"] for row in rows if row["split"] in ("train", "val")}
+        path = model.checkpoint.with_name(MADE_WITH_FILE)
+        return {row["sha256"] for row in read_csv(path, ("sha256",))} if has_file(path) else set()
     except (OSError, ValueError) as error:
         raise DataError(f"{path} can not be read: {error}") from error
-    known = {row["sha256"] for row in rows if row["split"] in ("train", "val")}
-    return sum(sha is not None and sha.hex() in known for sha in hashes)
 
 
 def _unknown(model: ScoreModel, why: str) -> Calibration:
