@@ -10,7 +10,7 @@ import click
 from mirip_fast.errors import ConfigError
 from mirip_fast.settings import Resolved
 
-from .options import config_options, moved_backbone
+from .options import config_options, given_flags, moved_backbone
 from .progress import EmbedBar
 from .side_by_side import judge_runs
 
@@ -88,6 +88,14 @@ def evaluate_command(
         from mirip_fast.portfolio.page import check_page_path
 
         check_page_path(html)
+    if runs and checkpoint:
+        raise ConfigError(f"Two models: {runs[0]} and --checkpoint {checkpoint}. Give one")
+    if image_dir is not None and test_data is None:
+        raise ConfigError("--image-dir says where --test-data's files are: give both")
+    if test_data is not None and given_flags("split"):
+        raise ConfigError(
+            "--split chooses among a run's own splits, --test-data names other works: give one"
+        )
     model = pick_model(checkpoint or next(iter(runs), None), Path(config.train.output_dir))
     pairs = judge_pairs(model, split, config) if test_data is None else None
     extra = {} if pairs is None else {"judged_pairs": pairs.to_dict()}

@@ -40,6 +40,7 @@ class _Commands(click.Group):
         module = importlib.import_module(f".{name}", __package__)
         command: click.Command = getattr(module, f"{name}_command")
         _take_anywhere(command)
+        _tell_twice(command)
         return command
 
     def resolve_command(
@@ -91,6 +92,34 @@ def _take_anywhere(command: click.Command) -> None:
     if isinstance(command, click.Group):
         for below in command.commands.values():
             _take_anywhere(below)
+
+
+def _tell_twice(command: click.Command) -> None:
+    """Have a command, and those below it, tell of options given twice, of which the last value counts.
+
+    So do commands of a shell's alias or a script, to which a user adds an option: they are not refused.
+    """
+    parse = command.parse_args
+
+    def parse_args(context: click.Context, args: list[str]) -> list[str]:
+        values, _, order = command.make_parser(context).parse_args(args=list(args))
+        for option in dict.fromkeys(order):
+            if not isinstance(option, click.Option) or option.multiple or option.count:
+                continue
+            told = f"{' / '.join(option.opts)} is given {order.count(option)} times"
+            if not option.is_flag and order.count(option) > 1:
+                _say(f"{told}: the last value counts, {values.get(option.name or '')}")
+            both = [
+                [n for n in names if n in args] for names in (option.opts, option.secondary_opts)
+            ]
+            if option.is_flag and all(both):
+                _say(f"{both[0][0]} and {both[1][0]} are given: the last one counts")
+        return parse(context, args)
+
+    command.parse_args = parse_args  # type: ignore
+    if isinstance(command, click.Group):
+        for below in command.commands.values():
+            _tell_twice(below)
 
 
 @click.group(

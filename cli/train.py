@@ -12,7 +12,7 @@ from mirip_fast.settings import Resolved
 
 from .interrupted import Interrupted
 from .options import config_options, given_flags
-from .train_result import say_result
+from .train_result import how_to_go_on, say_result
 
 if TYPE_CHECKING:
     from mirip_fast.evaluation.report import Report
@@ -81,6 +81,8 @@ def train_command(
     asked = sorted(key for key in resolved.given if key.startswith("tracking.wandb_"))
     if asked and "tracking.report_to" not in resolved.given:  # a wandb setting asks for wandb
         resolved.config.tracking.report_to = "wandb"
+    if data and source and data.absolute() != source.absolute():
+        raise ConfigError(f"Two data sets: {source} and --data {data}. Give one")
     data, only = _data_set(data or source, resolved), _numbers(only_folds)
     if full:
         if metadata or val_metadata or test_metadata:
@@ -108,8 +110,9 @@ def train_command(
             split_files = {name: path for name, path in files.items() if path is not None}
             run, result = train_head(config, Request(data, split_files, debug, only))
     except KeyboardInterrupt:
+        output_dir = Path(config.train.output_dir)
         raise Interrupted(
-            "`mirip-fast train --head-only --resume latest` goes on from there."
+            how_to_go_on(output_dir, "--head-only", resumed=resume is not None)
         ) from None
     say_result(run, result, "--head-only", debug)
     return 0

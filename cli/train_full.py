@@ -10,7 +10,7 @@ from mirip_fast.errors import MiripError, PreemptedError
 from mirip_fast.settings import Resolved
 
 from .interrupted import Interrupted
-from .train_result import say_result
+from .train_result import how_to_go_on, say_result
 
 #: Exit status of a run that a signal stopped and that is to be resumed (EX_TEMPFAIL of sysexits.h).
 PREEMPTED = 75
@@ -29,19 +29,18 @@ def run_full(
     from mirip_fast.runtime import rank
 
     config = resolved.config
-    go_on = "`mirip-fast train --full --resume latest` goes on from there."
+    output_dir = Path(config.train.output_dir)
     try:
         if resume:
-            output_dir = Path(config.train.output_dir)
             run, result = resume_full(resume, output_dir, config.runtime.device, only_folds)
         else:
             request = FullRequest(data, debug, resolved.given, only_folds)
             run, result = train_full(config, request)
     except KeyboardInterrupt:
-        raise Interrupted(go_on) from None
+        raise Interrupted(how_to_go_on(output_dir, "--full", resumed=resume is not None)) from None
     except PreemptedError as error:
         if rank() == 0:
-            click.echo(f"{error} {go_on}", err=True)
+            click.echo(f"{error} {how_to_go_on(output_dir, '--full', resumed=True)}", err=True)
         return PREEMPTED
     except MiripError as error:
         if told_elsewhere(error):

@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from mirip_fast.errors import MiripError
 
 if TYPE_CHECKING:
     from mirip_fast.evaluation.report import Report
     from mirip_fast.ranking.fit import FitResult
     from mirip_fast.ranking.fold_runs import FoldsResult
     from mirip_fast.training.run_folder import Run
+
+
+def how_to_go_on(output_dir: Path, mode: str, *, resumed: bool) -> str:
+    """What to type after Ctrl-C: a run that this process began may have no checkpoint yet, or never have any.
+
+    Args:
+        output_dir: folder of the runs.
+        mode: ``--head-only`` or ``--full``.
+        resumed: whether the run went on from a checkpoint.
+    """
+    from mirip_fast.training.run_folder import resumable_run
+
+    try:
+        run, _ = resumable_run(output_dir, "latest", full=mode == "--full")
+        resumed = resumed or run.info.get("pid") == os.getpid()
+    except MiripError:
+        pass
+    if resumed:
+        return f"`mirip-fast train {mode} --resume latest` goes on from there."
+    return "Nothing of this run was saved yet: the same command begins it again."
 
 
 def say_result(run: Run, result: FitResult | FoldsResult | Report, mode: str, debug: bool) -> None:

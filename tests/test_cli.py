@@ -205,6 +205,8 @@ def test_given_splits(work: Path, decoded_elsewhere: Callable[[], None]) -> None
                 key for key, value in used.items() if value == name
             }
     shutil.rmtree(work / "cache")
+    assert run(["split", "data", "--out", "parts"]) == 0  # elsewhere: usable as it is, too
+    assert run(["evaluate", "--test-data", f"parts/{names[2]}"]) == 0
     decoded_elsewhere()
     assert run(["evaluate", "--test-data", f"data/{names[2]}", "--image-dir", "data/images"]) == 0
 
@@ -295,6 +297,54 @@ def test_mistakes_are_told(
 
 
 @pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["embed", "none", "--tiers", "A,B", "--tiers=C,D"],
+            "--tiers is given 2 times: the last value counts, C,D",
+        ),
+        (
+            ["train", "--full", "--data", "a", "--data-dir", "b"],
+            "given 2 times: the last value counts, b",
+        ),
+        (["cache", "info", "--cache-dir", "a", "--cache-dir", "b"], "--cache-dir is given 2 times"),
+        (
+            ["train", "--head-only", "--compile", "--no-compile"],
+            "--compile and --no-compile are given",
+        ),
+        (["train", "--full", "a", "--data", "b"], "Two data sets: a and --data b"),
+        (["evaluate", "a", "--checkpoint", "b"], "Two models: a and --checkpoint b"),
+        (["evaluate", "--image-dir", "a"], "--test-data"),
+        (["evaluate", "--test-data", "a", "--split", "val"], "give one"),
+    ],
+)
+def test_what_can_not_both_count_is_told(
+    work: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    assert run(arguments) in (1, 2)
+    assert said in capfd.readouterr().err
+
+
+def test_options_that_may_repeat_are_not_told(
+    work: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    given = [
+        "--pairs",
+        "a.csv",
+        "--pairs",
+        "b.csv",
+        "--config",
+        "a.yaml",
+        "--config",
+        "b.yaml",
+        "-q",
+        "-q",
+    ]
+    run(["train", "--head-only", *given])
+    assert "given" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("content", "said"),
     [
         ("image_id,filename\na,work_01.png\n", "no grades"),
@@ -334,6 +384,31 @@ def mirip(*arguments: str, **options: object) -> subprocess.Popen[str]:
         [sys.executable, "-m", "mirip_fast_cli", *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options,  # type: ignore[call-overload]
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("stopped_in", "options", "said"),
+    [
+        ("mirip_fast.ranking.train_gp.GaussianProcess.fit", [], "the same command begins it again"),
+        ("mirip_fast.ranking.train.HeadFit.run", ["--readout", "head"], "the same command begins it again"),
+        ("mirip_fast.ranking.train.finish_run", ["--readout", "head"], "--resume latest` goes on from there"),
+    ],
+)  # fmt: skip
+def test_ctrl_c_tells_what_there_is_to_go_on_from(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+    stopped_in: str, options: list[str], said: str,
+) -> None:  # fmt: skip
+    """`--resume latest` would be refused, or take up another run, where this one has no checkpoint."""
+    trained(work)  # an older run with one
+    time.sleep(0.01)
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stopped_in, stop)
+    capfd.readouterr()
+    assert run(["train", "--head-only", *options]) == 130
+    assert said in capfd.readouterr().err
 
 
 def test_ctrl_c_keeps_what_was_committed(work: Path) -> None:

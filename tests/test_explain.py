@@ -200,7 +200,9 @@ def test_explaining_files(
         assert told == ["S"] * 3 + ([tier] * 3 if tier != "S" else [])
 
 
-def test_likenesses_are_the_nearest_by_a_double_loop(work: Path, graded_folder: Path) -> None:
+def test_likenesses_are_the_nearest_by_a_double_loop(
+    work: Path, graded_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     trained(work, graded_folder)
     model = pick_model(None, Path("runs"))
     works = GradedWorks(model, Path("cache"))
@@ -220,6 +222,9 @@ def test_likenesses_are_the_nearest_by_a_double_loop(work: Path, graded_folder: 
             np.testing.assert_allclose([x.cosine for x in likes], cosine[i, expected], atol=1e-3)
     best = works.likes(rows[0], hashes[0], 99.0)
     assert (best.tier, best.same) == ("S", ())
+    best.top[1].path.write_bytes(b"another content")
+    assert len(works.likes(rows[0], hashes[0], 99.0).top) == 2
+    assert "1 of the 3 graded works of tier S that it looks like is not shown" in caplog.text
 
 
 def test_the_tier_is_that_of_the_place_among_held_out_scores(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Literal
 from unicodedata import normalize
@@ -19,6 +20,7 @@ from mirip_fast.data.manifest import (
     write_manifest_csv,
 )
 from mirip_fast.data.records import DataOptions, Manifest
+from mirip_fast.data.unlisted import tell_unlisted
 from mirip_fast.errors import DataError
 from mirip_fast.files import read_csv, write_csv
 
@@ -498,3 +500,20 @@ def test_works_without_a_grade_are_counted_and_left_out(
     write(data, GRADES.replace(",S\n", ",\n").replace(",A\n", ",\n"))
     assert len(only_graded(read_manifest(data))) == 3
     assert "none of 3 works has a grade; the column 'tier' is empty" in told.text
+
+
+def test_pictures_that_no_row_names_are_told(data: Path, told: pytest.LogCaptureFixture) -> None:
+    """A row that was forgotten is a work that nobody ranks."""
+    for name in ("images/d.png", "more/noending", "more/.hidden.png", "runs/x/curves.png"):
+        (data / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(data / "images" / "a.png", data / name)
+    (data / "runs" / "x" / "run.json").write_text("{}")
+    (data / "linked").symlink_to("images", target_is_directory=True)
+    write(data, GRADES.replace("1,a.png", "1,linked/a.png") + "4,한글 그림.png,S\n")
+    tell_unlisted(read_manifest(data))
+    assert "2 pictures in " in told.text and told.text.count("named by no row") == 1
+    assert "metadata.csv: images/d.png, more/noending\n" in told.text
+    told.clear()
+    (data / "metadata.csv").rename(data / "test_metadata.csv")  # a part, as split writes it
+    tell_unlisted(read_manifest(data / "test_metadata.csv"))
+    assert "no row" not in told.text

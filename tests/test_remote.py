@@ -215,6 +215,23 @@ def test_a_remote_table(tmp_path: Path, memory: Any) -> None:
     assert counts(embedded("memory://b/metadata.csv", tmp_path)) == (1, 0, 0, 2)
 
 
+def test_a_table_with_capital_letters_and_pictures_that_it_does_not_name(
+    memory: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a", "b"):
+        put(memory, f"/b/images/{name}.png", picture(0))
+    put(memory, "/b/metadata.CSV", b"filename,tier\na.png,S\n")
+    assert [record.tier for record in read_manifest("memory://b").records] == [0]
+    assert "memory://b/metadata.CSV is read as metadata.csv" in caplog.text
+    assert (
+        "1 picture in memory://b/images is named by no row of memory://b/metadata.CSV: b.png\n"
+        in caplog.text
+    )
+    put(memory, "/b/Metadata.csv", b"filename,tier\na.png,A\n")
+    with pytest.raises(DataError, match="leave one"):
+        read_manifest("memory://b")
+
+
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, memory: Any) -> None:
     with pytest.raises(DataError, match="memory://nothing: no such folder"):
         read_manifest("memory://nothing")
@@ -318,6 +335,36 @@ def test_a_table_on_a_web_server_but_no_folder(tmp_path: Path, web: tuple[str, t
             read_manifest(url + folder)
     with pytest.raises(DataError, match=r"\* does not work there"):
         read_manifest(url + "/d/*.tar")
+    assert server.log == []
+
+
+@pytest.mark.parametrize("to", ["http://localhost:{port}/real.csv", "http://127.0.0.1:1/real.csv",
+    "file:///etc/passwd", "//localhost/real.csv", "/real.csv"])  # fmt: skip
+def test_a_web_server_can_not_send_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, web: tuple[str, type[Web]], to: str
+) -> None:
+    """What a table's address leads to would be read with the rights of this machine."""
+    url, server = web
+    server.files |= {"/real.csv": b"filename,tier\na.png,S\n", "/a.png": picture(0)}
+    target, get = to.format(port=url.rpartition(":")[2]), server.do_GET
+
+    def moved(self: Web) -> None:
+        if self.path != "/list.csv":
+            return get(self)
+        self.send_response(302)
+        self.send_header("Location", target)
+        self.send_header("Content-Length", "0")
+        return self.end_headers()
+
+    for method in ("do_GET", "do_HEAD"):
+        monkeypatch.setattr(server, method, moved)
+    if to == "/real.csv":  # the same server
+        assert len(read_manifest(url + "/list.csv")) == 1
+        return
+    with pytest.raises(
+        DataError, match=f"list.csv: the server sends on to another place, {target}"
+    ):
+        read_manifest(url + "/list.csv")
     assert server.log == []
 
 

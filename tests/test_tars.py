@@ -75,6 +75,18 @@ def test_a_tar_has_the_rows_of_its_folder(tmp_path: Path, workers: int) -> None:
     assert [sha for _, _, sha in ours] == [hashlib.sha256(picture(i)).digest() for i in range(6)]
 
 
+def test_a_table_with_capital_letters_and_pictures_that_it_does_not_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = "filename,tier\na.png,S\n"
+    tar = make_tar(
+        tmp_path / "x.tar", {"METADATA.csv": table, "a.png": picture(0), "sub/b": picture(1)}
+    )
+    assert [record.tier for record in read_manifest(tar).records] == [0]
+    assert "x.tar/METADATA.csv is read as metadata.csv" in caplog.text
+    assert "1 picture in " in caplog.text and "METADATA.csv: b\n" in caplog.text
+
+
 def test_shards_and_their_labels(tmp_path: Path) -> None:
     for number in range(3):
         make_tar(tmp_path / "d" / f"{number:03d}.tar", samples(4 * number))

@@ -10,7 +10,7 @@ import re
 import stat
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -112,13 +112,13 @@ def scan_folder(root: Path) -> Found:
         raise DataError(f"{root} {what}; name a folder of images")
     found = Found([], [], Counter())
     start = len(os.path.join(root, ""))  # noqa: PTH118
-    for folder, names in _folders(str(root), found.passed):
+    for folder, names in folders_below(str(root), found.passed):
         for name in names:
             path = os.path.join(folder, name)  # noqa: PTH118 - a Path for each of many is slow
             taken = named_picture(name, found.passed)
             if taken is None and ending_of(name) == ".tar":
                 found.tars.append(path[start:])
-            elif taken is None and not (taken := _is_picture(path)):
+            elif taken is None and not (taken := is_picture_file(path)):
                 found.passed[kind_of(name) if os.path.exists(path) else "broken link(s)"] += 1  # noqa: PTH110
             if taken:
                 found.pictures.append(path[start:])
@@ -202,8 +202,21 @@ def tell_passed_over(source: str, passed: Mapping[str, int]) -> None:
         log.info("%s: %s", source, text)
 
 
-def _folders(root: str, passed: Counter[str]) -> Iterator[tuple[str, list[str]]]:
-    """Each folder to be read, once, with the names of its files; counts what is left out."""
+def _refuse_folder(error: OSError) -> None:
+    raise DataError(
+        f"The folder {error.filename} can not be read ({error.strerror}); "
+        "give access to it or move it out of the image folder"
+    ) from error
+
+
+def folders_below(
+    root: str, passed: Counter[str], refuse: Callable[[OSError], object] | None = _refuse_folder
+) -> Iterator[tuple[str, list[str]]]:
+    """Each folder to be read, once, with the names of its files; counts what is left out.
+
+    Args:
+        refuse: called with why a folder can not be read.
+    """
     seen: set[str] = set()  # real paths
     above = {os.path.realpath(root), os.path.abspath(root)}  # noqa: PTH100
     links: list[str] = [root]
@@ -214,7 +227,7 @@ def _folders(root: str, passed: Counter[str]) -> Iterator[tuple[str, list[str]]]
         if top != root and (real in seen or any(_lies_in(path, real) for path in above)):
             passed["linked folder(s) already read"] += 1
             continue
-        for folder, folders, names in os.walk(top, onerror=_refuse_folder):
+        for folder, folders, names in os.walk(top, onerror=refuse):
             where = real + folder[len(top) :]
             if where in seen:
                 folders.clear()
@@ -243,7 +256,7 @@ def _count_pictures(folder: str) -> int:
     )
 
 
-def _is_picture(path: str) -> bool:
+def is_picture_file(path: str) -> bool:
     """Whether a regular file is a picture by its first bytes."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 (thousands of calls)
@@ -255,13 +268,6 @@ def _is_picture(path: str) -> bool:
             os.close(handle)
     except (OSError, ValueError):
         return False
-
-
-def _refuse_folder(error: OSError) -> None:
-    raise DataError(
-        f"The folder {error.filename} can not be read ({error.strerror}); "
-        "give access to it or move it out of the image folder"
-    ) from error
 
 
 def open_image_file(path: Path, *, max_bytes: int | None = MAX_FILE_BYTES) -> IO[bytes]:

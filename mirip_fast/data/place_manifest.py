@@ -28,7 +28,8 @@ from mirip_fast.data.places import is_tar, note_remote, remote_info, tar_index
 from mirip_fast.data.records import DataOptions, Manifest, Record
 from mirip_fast.data.signatures import HEAD_BYTES, is_picture
 from mirip_fast.data.source_names import expand, is_pattern
-from mirip_fast.data.tar_index import METADATA_NAME, UNREADABLE, labels_of, safe_name
+from mirip_fast.data.tar_index import DAMAGED, METADATA_NAME, UNREADABLE, labels_of, safe_name
+from mirip_fast.data.unlisted import tell_unnamed
 from mirip_fast.errors import DataError
 from mirip_fast.text import folded, nfc
 
@@ -172,12 +173,9 @@ def read_remote(source: Path, options: DataOptions) -> Manifest | tuple[Path, li
     """
     _refuse_web_folder(source)
     if remote_info(source) is not None:
-        if source.suffix.lower() not in _TABLES:
-            raise DataError(
-                f"{shown(source)}: one file; a folder, a .tar or a .csv file is expected"
-            )
-        return records_from_csv(source, options)
+        return _from_remote_file(source, options)
     images, tars, unsure, refused = list[str](), list[Path](), list[str](), 0
+    tables = list[str]()
     passed = Counter[str]()
     for raw, info in remote.list_files(source, deep=True):
         if info is None:
@@ -188,13 +186,16 @@ def read_remote(source: Path, options: DataOptions) -> Manifest | tuple[Path, li
             continue
         path = source / name
         note_remote(path, info)
-        if name == METADATA_NAME:
-            return records_from_csv(path, options)
+        if folded(name) == METADATA_NAME:
+            tables.append(name)
+            continue
         taken = named_picture(name, passed)
         if taken:
             images.append(name)
         elif taken is None:
             tars.append(path) if is_tar(path) else unsure.append(name)
+    if tables:
+        return _from_remote_table(source, tables, images, options)
     with ThreadPoolExecutor(_THREADS, "mirip-look") as pool:
         for name, there in zip(
             unsure, pool.map(_is_picture, [source / n for n in unsure]), strict=True
@@ -221,6 +222,32 @@ def _refuse_web_folder(source: Path) -> None:
         )
 
 
+def _from_remote_file(source: Path, options: DataOptions) -> Manifest:
+    if source.suffix.lower() not in _TABLES:
+        raise DataError(f"{shown(source)}: one file; a folder, a .tar or a .csv file is expected")
+    return records_from_csv(source, options)
+
+
+def _from_remote_table(
+    source: Path, tables: Sequence[str], images: Sequence[str], options: DataOptions
+) -> Manifest:
+    if len(tables) > 1 and METADATA_NAME not in tables:
+        raise DataError(f"{shown(source)}: {' and '.join(tables)}; leave one, as {METADATA_NAME}")
+    table = METADATA_NAME if METADATA_NAME in tables else _told_table(source, tables[0])
+    manifest = records_from_csv(source / table, options)
+    listed = {str(record.path) for record in manifest.records}
+    pictures = (str(source / name) for name in images)
+    tell_unnamed(source / table, (path for path in pictures if path not in listed))
+    return manifest
+
+
+def _told_table(where: Path, name: str) -> str:
+    """``name``; where it has capital letters, that it is read is told."""
+    if name.rpartition("/")[2] != METADATA_NAME:
+        logger.warning("%s is read as %s", shown(where / name), METADATA_NAME)
+    return name
+
+
 def _is_picture(path: Path) -> bool:
     """Whether what lies behind an address is a picture by its first bytes."""
     try:
@@ -238,7 +265,11 @@ def _from_tables(source: Path, tables: dict[Path, list[str]], options: DataOptio
                 f"{shown(tar)}: {len(names) or 'no'} {METADATA_NAME} in it"
                 + (f" ({', '.join(names)}); one is expected" if names else ", as other tars have")
             )
-        manifests.append(records_from_csv(tar / names[0], options))
+        manifest = records_from_csv(tar / _told_table(tar, names[0]), options)
+        listed = {str(record.path) for record in manifest.records}
+        pictures = (str(tar / name) for name in tar_index(tar).images() if name != DAMAGED)
+        tell_unnamed(tar / names[0], (path for path in pictures if path not in listed))
+        manifests.append(manifest)
     if len(manifests) == 1:
         return replace(manifests[0], source=source)
     records = [record for manifest in manifests for record in manifest.records]

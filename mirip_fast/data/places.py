@@ -30,7 +30,7 @@ from mirip_fast.files import write_text
 log = logging.getLogger(__name__)
 
 INDEX_FOLDER = "tars"
-_VERSION = 2
+_VERSION = 3
 _IN_TAR = re.compile(r"\.tar(?=/)", re.IGNORECASE)
 
 

@@ -129,7 +129,9 @@ def file_info(path: Path) -> RemoteFile | None:
         fs, name = _open_service(path)
         try:
             info = fs.info(name)
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if isinstance(error.__cause__, DataError):  # not missing, but refused
+                raise error.__cause__ from None
             return None
         return _remote_file(info) if info.get("type") != "directory" else None
 
@@ -232,7 +234,7 @@ def _open_service(path: Path) -> tuple[Any, str]:
 
     url = address(path)
     try:
-        fs, name = url_to_fs(url)
+        fs, name = url_to_fs(url, **({"get_client": _web_client} if is_web(path) else {}))
     except ImportError as error:
         packages = _PACKAGES.get(url.partition("://")[0])
         what = f"pip install {packages}" if packages else one_line(str(error))
@@ -245,6 +247,26 @@ def _open_service(path: Path) -> tuple[Any, str]:
     return fs, str(name)
 
 
+async def _web_client(**settings: Any) -> Any:
+    """A session that a server can not send elsewhere: what it says lies there might be a service inside."""
+    import aiohttp
+    from yarl import URL
+
+    async def refuse_elsewhere(_session: Any, _context: Any, step: Any) -> None:
+        to = step.response.headers.get("Location") or ""
+        there = step.url.join(URL(to))
+        safer = (step.url.scheme, there.scheme, there.port) == ("http", "https", 443)
+        if there.host != step.url.host or (there.origin() != step.url.origin() and not safer):
+            raise DataError(
+                f"{step.url}: the server sends on to another place, {one_line(to, 100)}, which is not read. "
+                "Give that address if you mean it, or download the file"
+            )
+
+    session = aiohttp.TraceConfig()
+    session.on_request_redirect.append(refuse_elsewhere)
+    return aiohttp.ClientSession(**settings, trace_configs=[session])
+
+
 @contextmanager
 def _telling(path: Path) -> Iterator[None]:
     """Turn whatever a service raises into one line that names the address."""
@@ -253,6 +275,8 @@ def _telling(path: Path) -> Iterator[None]:
     except DataError:
         raise
     except FileNotFoundError as error:
+        if isinstance(error.__cause__, DataError):
+            raise error.__cause__ from None
         raise DataError(f"{address(path)}: there is no such file") from error
     except Exception as error:  # each service has errors of its own
         name = type(error).__name__

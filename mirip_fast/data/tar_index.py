@@ -27,7 +27,7 @@ from mirip_fast.data.image_files import (
 )
 from mirip_fast.data.signatures import HEAD_BYTES, is_picture
 from mirip_fast.errors import DataError
-from mirip_fast.text import nfc
+from mirip_fast.text import folded, nfc
 
 METADATA_NAME = "metadata.csv"
 #: Key of a sample's labels under which stands why they could not be read.
@@ -106,8 +106,8 @@ class TarIndex:
 
 
 def is_table(name: str) -> bool:
-    """Whether a member is called ``metadata.csv``, in whatever folder."""
-    return name.rpartition("/")[2] == METADATA_NAME
+    """Whether a member is called ``metadata.csv``, in whatever folder, capital letters or not."""
+    return folded(name.rpartition("/")[2]) == METADATA_NAME
 
 
 def safe_name(raw: str) -> tuple[str, str | None]:

@@ -15,6 +15,7 @@ from mirip_fast.data.manifest import read_manifest
 from mirip_fast.data.packed_records import PathsOf
 from mirip_fast.data.places import keep_indexes_in
 from mirip_fast.data.records import DataOptions
+from mirip_fast.data.unlisted import tell_unlisted
 from mirip_fast.errors import StoreError
 from mirip_fast.features.datasets import Dataset, dataset_folder, save_dataset
 from mirip_fast.features.embed import Progress, Settings
@@ -97,11 +98,13 @@ def embed_data(
         data = dataclasses.replace(data, image_root=str(Path(data.image_root).absolute()))
     keep_indexes_in(Path(options.cache_dir))
     manifest = read_manifest(source, DataOptions.from_config(data))
+    ranks = distributed()
+    if ranks is None or ranks.rank == 0:
+        tell_unlisted(manifest)
     if limit is not None:
         manifest = manifest.first(limit)
     log.info("%d images in %s", len(manifest), shown(manifest.source))
     paths = PathsOf(manifest.records)
-    ranks = distributed()
     settings = settings_of(options, len(manifest), rehash=rehash, command=command)
     if ranks is not None:
         settings = dataclasses.replace(settings, run_id=ranks.run_id, rank=ranks.rank)

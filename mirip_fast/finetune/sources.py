@@ -15,6 +15,7 @@ from mirip_fast.data.manifest import check_trainable, imbalance_remark, only_gra
 from mirip_fast.data.near_groups import near_labels
 from mirip_fast.data.records import DataOptions, Record
 from mirip_fast.data.splits import SPLITS, split_manifest
+from mirip_fast.data.unlisted import tell_unlisted
 from mirip_fast.errors import DataError, ImageError, RunNotFoundError
 from mirip_fast.features.command import default_workers
 from mirip_fast.features.datasets import newest_graded
@@ -106,7 +107,9 @@ def source_of_data(source: Path | None, config: Config) -> Source:
 
 
 def _source_of_folder(source: Path, config: Config) -> Source:
-    manifest = only_graded(read_manifest(source, DataOptions.from_config(config.data)))
+    whole = read_manifest(source, DataOptions.from_config(config.data))
+    tell_unlisted(whole)
+    manifest = only_graded(whole)
     manifest.require_files()
     check_trainable(manifest)
     with open_hashes(Path(config.embed.cache_dir)) as memory:

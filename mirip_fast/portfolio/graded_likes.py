@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mirip_fast.data.csv_reader import shown
 from mirip_fast.data.image_files import is_unchanged
 from mirip_fast.errors import DataError, MiripError, StoreError
 from mirip_fast.features.gallery import Work, open_gallery
@@ -128,10 +129,19 @@ class GradedWorks:
         numbers, cosines = index.nearest(query, min(k, gallery.vectors.count))
         found = zip(numbers[0].tolist(), cosines[0].tolist(), strict=True)
         nearest = [(gallery.works_of(number)[0], cosine) for number, cosine in found if number >= 0]
+        # Who made the run chose the paths, so other files of this machine might lie there.
+        changed = [work for work, _ in nearest if not is_unchanged(work.path, work.sha256)]
+        if changed:
+            log.warning(
+                "%d of the %d graded works of tier %s that it looks like %s not shown: their content changed "
+                "since training (first: %s)",
+                *(len(changed), len(nearest), tier, "is" if len(changed) == 1 else "are"),
+                shown(changed[0].path),
+            )
         return tuple(
             Likeness(work.path, work.image_id, tier, cosine)
             for work, cosine in nearest
-            if is_unchanged(work.path, work.sha256)  # who made the run chose the paths
+            if work not in changed
         )
 
 

@@ -16,6 +16,7 @@ from mirip_fast.data.manifest import read_manifest
 from mirip_fast.data.places import keep_indexes_in
 from mirip_fast.data.records import DataOptions
 from mirip_fast.data.remote import address
+from mirip_fast.data.unlisted import tell_unlisted
 from mirip_fast.errors import DataError
 from mirip_fast.evaluation.calibration import Calibration
 from mirip_fast.features.command import settings_of
@@ -121,6 +122,7 @@ def rank_folder(
     options = dataclasses.replace(DataOptions.from_config(config.data), with_grades=False)
     keep_indexes_in(Path(config.embed.cache_dir))
     manifest = read_manifest(folder, options)
+    tell_unlisted(manifest)
     records = manifest.records
     scored = _score(model, [r.path for r in records], config, backbone, rehash, command, progress)
     names = [os.path.relpath(record.path, manifest.root) for record in records]

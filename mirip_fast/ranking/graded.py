@@ -23,6 +23,7 @@ from mirip_fast.data.places import keep_indexes_in
 from mirip_fast.data.records import DataOptions, Manifest, Record
 from mirip_fast.data.remote import address, is_remote, path_of
 from mirip_fast.data.splits import SPLITS, split_manifest
+from mirip_fast.data.unlisted import tell_unlisted
 from mirip_fast.errors import ConfigError, DataError, ImageError, StoreError
 from mirip_fast.evaluation.metrics import codes_of
 from mirip_fast.features.datasets import Dataset
@@ -294,6 +295,7 @@ def _current(dataset: Dataset) -> tuple[Manifest, list[bytes]]:
     keep_indexes_in(dataset.store_path.parent)
     if is_there(dataset.source):
         manifest = read_manifest(dataset.source, options)
+        tell_unlisted(manifest)
         if info["limit"]:
             log.info("%s was embedded as a trial of %d images", dataset.source, info["limit"])
             manifest = manifest.subset(range(min(info["limit"], len(manifest))))

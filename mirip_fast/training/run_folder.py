@@ -479,7 +479,11 @@ def resumable_run(output_dir: Path, which: str, *, full: bool | None = None) -> 
 
 def _newest_has_no_checkpoint(newest: Run, resumable: list[Run]) -> str:
     text = f"--resume latest: the newest run, {newest.path}, has no checkpoint yet"
-    if newest.info.get("status") == "running" and newest.is_alive:
+    if newest.info.get("status") == "finished":
+        text = (
+            f"--resume latest: the newest run, {newest.path}, is finished and keeps no checkpoint"
+        )
+    elif newest.info.get("status") == "running" and newest.is_alive:
         text += ": it is being trained at this moment, wait for it"
     else:
         text += (
