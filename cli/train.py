@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from mirip_fast.ranking.fold_runs import FoldsResult
 
 _PATH = click.Path(path_type=Path)
+#: What grades are called can be said anew when training: they are read again from the data set's own file.
+_GRADES = {
+    "--tiers": "tiers",
+    "--tier-column": "tier_column",
+    "--score-column": "score_column",
+    "--group-column": "group_column",
+}
 
 
 @click.command("train")
@@ -93,7 +100,13 @@ def train_command(
         from .train_full import run_full
 
         return run_full(resolved, data, resume, only, debug)
-    wrong = [flag for flag in given_flags("finetune_", "embed_", "data_") if flag != "--cache-dir"]
+    typed = given_flags("finetune_", "embed_", "data_")
+    grades = {} if resume else {flag: name for flag, name in _GRADES.items() if flag in typed}
+    wrong = [flag for flag in typed if flag != "--cache-dir" and flag not in grades]
+    if wrong and resume:
+        raise ConfigError(
+            f"{', '.join(wrong)}: of no use with --resume, which keeps its own settings"
+        )
     if wrong:
         raise ConfigError(f"{', '.join(wrong)}: of no use with --head-only, only with --full")
     from mirip_fast.ranking.train import Request, resume_head, train_head
@@ -108,7 +121,8 @@ def train_command(
         else:
             files = {"train": metadata, "val": val_metadata, "test": test_metadata}
             split_files = {name: path for name, path in files.items() if path is not None}
-            run, result = train_head(config, Request(data, split_files, debug, only))
+            reread = {name: getattr(config.data, name) for name in grades.values()}
+            run, result = train_head(config, Request(data, split_files, debug, only, reread))
     except KeyboardInterrupt:
         output_dir = Path(config.train.output_dir)
         raise Interrupted(

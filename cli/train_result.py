@@ -55,6 +55,7 @@ def say_result(run: Run, result: FitResult | FoldsResult | Report, mode: str, de
             f"Each work by a model without its group: pairwise accuracy {result.pairwise_accuracy:.4f} "
             f"({_span(result)})"
         )
+        _warn_of_the_order(result)
     elif not isinstance(result, FoldsResult):
         why = "no better epoch for a while" if result.stopped_early else "all epochs done"
         click.echo(
@@ -73,9 +74,20 @@ def say_result(run: Run, result: FitResult | FoldsResult | Report, mode: str, de
             f"Out-of-fold pairwise accuracy {result.report.pairwise_accuracy:.4f} "
             f"({_span(result.report)})"
         )
+        _warn_of_the_order(result.report)
     click.echo(f"Run: {run.path}")
     if not missing and not debug:
         click.echo("Next: mirip-fast evaluate, or mirip-fast rank FOLDER")
+
+
+def _warn_of_the_order(report: Report) -> None:
+    interval = report.pairwise_accuracy_interval
+    if interval is not None and interval.high < 0.5:
+        click.echo(
+            f"Warning: --tiers {','.join(report.tier_names)} may be the wrong way round, or these features "
+            "say nothing of the grades: works that were left out are ordered worse than by chance",
+            err=True,
+        )
 
 
 def _span(report: Report) -> str:

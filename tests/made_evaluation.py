@@ -62,7 +62,7 @@ def made_evaluation_page(
     run = folder / "run <b>1"
     run.mkdir(exist_ok=True)
     if history is not None:
-        (run / "history.csv").write_text(history, encoding="utf-8")
+        (run / "history.csv").write_text(history, encoding="utf-8", newline="\r\n")
         (run / "run.json").write_text('{"best_epoch": 2}', encoding="utf-8")
     for i, name in enumerate(files):
         (folder / "works" / name).parent.mkdir(parents=True, exist_ok=True)

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Literal
 from unicodedata import normalize
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from mirip_fast.config import DataConfig
 from mirip_fast.data.manifest import (
     check_trainable,
-    imbalance_remark,
+    grade_remarks,
     only_graded,
     read_manifest,
     write_manifest_csv,
@@ -219,7 +220,29 @@ def test_what_can_not_be_trained_on(data: Path) -> None:
     write(data, f"image_id,filename,tier\nx,b.png,S\ny,b.png,S\n{lines}")
     manifest = read_manifest(data)
     check_trainable(manifest)
-    assert "very unequal" in (imbalance_remark(manifest) or "")
+    assert "very unequal" in (" ".join(grade_remarks(manifest)))
+
+
+@pytest.mark.parametrize(
+    ("order", "told"),
+    [("S,A,B,C", False), ("C,B,A,S", True), ("A,B,C,S", True), ("A,S,B,C", False)],
+)
+def test_an_order_of_tiers_that_finer_grades_contradict_is_told(
+    tmp_path: Path, order: str, told: bool
+) -> None:
+    rng = np.random.default_rng(0)
+    centres = {"S": 80, "A": 79, "B": 60, "C": 50}  # S and A hardly differ
+    rows = [
+        f"{i}.png,{tier},{centres[tier] + 5 * rng.normal()}" for tier in "SABC" for i in range(12)
+    ]
+    rows = ["filename,tier,tier_score", *(f"{n}-{row}" for n, row in enumerate(rows))]
+    (tmp_path / "m.csv").write_text("\n".join(rows), encoding="utf-8")
+    options = DataOptions(tiers=tuple(order.split(",")))
+    said = grade_remarks(read_manifest(tmp_path / "m.csv", options))
+    assert bool(said) == told
+    if told:
+        assert said[0].startswith(f"--tiers {order} may be the wrong way round")
+        assert said[0].endswith("(higher is better) the order is S, A, B, C")
 
 
 def test_korean_excel_files_are_explained(data: Path) -> None:

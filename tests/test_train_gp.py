@@ -12,16 +12,19 @@ import numpy as np
 import pytest
 import torch
 from mirip_fast_cli.main import run
+from mirip_fast_cli.train_result import say_result
 from test_cli import TINY, draw, make_data
 
 from mirip_fast.config import Config
 from mirip_fast.errors import ConfigError
 from mirip_fast.evaluation.metrics import pairwise_accuracy
+from mirip_fast.evaluation.report import judge
 from mirip_fast.models.gp import GaussianProcess
 from mirip_fast.ranking.dataset_settings import gp_features
 from mirip_fast.ranking.judge import pick_model
 from mirip_fast.ranking.torch_score import KernelHead
 from mirip_fast.ranking.train_gp import choose_readout, left_out_together
+from mirip_fast.training.run_folder import Run
 
 
 @pytest.fixture(scope="module")
@@ -186,3 +189,78 @@ def test_used_blocks_alone_score_the_same() -> None:
     kept = rows[:, np.repeat(used, 4)]
     np.testing.assert_allclose(process.of_used().score(kept), process.score(rows), rtol=1e-12)
     np.testing.assert_allclose(process.of_used().spread(kept), process.spread(rows), rtol=1e-12)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Works in folders named for tiers that embed was not told of, and a run of them."""
+    work = tmp_path_factory.mktemp("order")
+    for i in range(45):
+        draw(work / "data" / ("gold", "silver", "bronze")[i % 3] / f"{i}.png", 1 - (i % 3) / 2, i)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(work)
+        assert run(["-q", "embed", "data", *TINY]) == 0
+    return work
+
+
+def test_the_order_of_the_tiers_can_be_given_when_training(
+    folders: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folders)
+    assert run(["train", "--head-only"]) == 1  # nothing graded was embedded
+    for order in ("gold,silver,bronze", "bronze,silver,gold"):
+        assert run(["train", "--head-only", "--tiers", order, "--name", order[0]]) == 0
+        (folder,) = (folders / "runs").glob(f"*-{order[0]}")
+        assert {row["tier"] for row in rows_of(folder / "split.csv")} == set(order.split(","))
+        assert run(["evaluate", str(folder)]) == 0
+        told = json.loads((folder / "evaluation_test.json").read_text())
+        assert told["tier_names"] == order.split(",") and told["pairwise_accuracy"] > 0.9
+        assert run(["rank", "data", "--checkpoint", str(folder), "--workers", "0", "--tiers"]) == 0
+        rows = rows_of(folders / "ranking.csv")
+        assert rows[0]["file"].startswith(order.split(",")[0])
+        assert {row["tier"] for row in rows} == set(order.split(","))
+    capfd.readouterr()
+    for wrong, said in (
+        (["--tiers", "gold,tin"], "images without grades"),
+        (["--id-column", "x"], "--id-column: of no use with --head-only"),
+        (
+            ["--resume", "latest", "--tiers", "gold,silver,bronze"],
+            "--tiers: of no use with --resume",
+        ),
+    ):
+        assert run(["train", "--head-only", *wrong]) == 1
+        assert said in capfd.readouterr().err
+
+
+def test_grades_of_a_source_that_is_gone_take_another_order_too(
+    folders: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folders / "data", "data")
+    assert run(["embed", "data", "--tiers", "bronze,silver,gold", *TINY]) == 0
+    shutil.rmtree("data")
+    assert run(["train", "--head-only", "--tiers", "gold,silver,bronze"]) == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    (first, *_) = rows_of(folder / "split.csv")
+    assert Path(first["path"]).parent.name == first["tier"]
+    assert json.loads((folder / "anchors.json").read_text())["anchors"][0]["tier"] == "gold"
+    capfd.readouterr()
+    assert run(["train", "--head-only", "--tiers", "gold,silver"]) == 1
+    assert "the grades kept in the cache have bronze, too" in capfd.readouterr().err
+
+
+def test_an_accuracy_wholly_below_chance_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+    tiers = np.arange(60) % 3
+    for scores, told in ((tiers, True), (-tiers, False), (np.zeros(60), False)):
+        report = judge(
+            scores.astype(float),
+            tiers,
+            tier_names="SAB",
+            image_ids=list(map(str, range(60))),
+            rounds=50,
+        )
+        say_result(Run(Path("x")), report, "--head-only", False)
+        assert ("--tiers S,A,B may be the wrong way round" in capfd.readouterr().err) == told

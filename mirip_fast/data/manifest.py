@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from mirip_fast.data.csv_reader import Problems, absolute, closest, counted, shown
 from mirip_fast.data.image_files import IMAGE_EXTENSIONS, passed_over, scan_folder, tell_passed_over
@@ -27,7 +30,7 @@ __all__ = [
     "Manifest",
     "Record",
     "check_trainable",
-    "imbalance_remark",
+    "grade_remarks",
     "only_graded",
     "read_manifest",
     "write_manifest_csv",
@@ -168,7 +171,12 @@ def check_trainable(manifest: Manifest) -> None:
     problems.raise_if_any()
 
 
-def imbalance_remark(manifest: Manifest) -> str | None:
+def grade_remarks(manifest: Manifest) -> list[str]:
+    """What has to be said of the grades before they are learned from, in sentences."""
+    return [text for text in (_imbalance(manifest), _order(manifest)) if text is not None]
+
+
+def _imbalance(manifest: Manifest) -> str | None:
     """What to say when the largest tier has ten times the images of the smallest, else ``None``."""
     counts = {name: count for name, count in manifest.tier_counts().items() if count}
     if len(counts) < 2 or max(counts.values()) < 10 * min(counts.values()):
@@ -179,6 +187,31 @@ def imbalance_remark(manifest: Manifest) -> str | None:
         f"The tiers are very unequal ({listed}): what is learned and measured about tier {rare!r} "
         f"rests on {counted(counts[rare], 'image')}."
     )
+
+
+def _order(manifest: Manifest) -> str | None:
+    """What to say when the finer grades contradict the order of the tiers, else ``None``.
+
+    They do where, of two tiers with five such grades and more each, a work of the better tier has the lower
+    grade in three of four pairs.
+    """
+    of_tier: dict[int, list[float]] = {}
+    for record in manifest.records:
+        if record.tier is not None and record.tier_score is not None:
+            of_tier.setdefault(record.tier, []).append(record.tier_score)
+    grades = {tier: np.sort(of_tier[tier]) for tier in sorted(of_tier) if len(of_tier[tier]) >= 5}
+    for better, worse in itertools.combinations(grades, 2):
+        places = (
+            np.searchsorted(grades[worse], grades[better], side) for side in ("left", "right")
+        )
+        if sum(float(place.mean()) for place in places) / 2 < len(grades[worse]) / 4:
+            by_grade = sorted(grades, key=lambda tier: -float(np.mean(grades[tier])))
+            return (
+                f"--tiers {','.join(manifest.tiers)} may be the wrong way round: by the column "
+                f"{manifest.options.score_column!r} (higher is better) the order is "
+                f"{', '.join(manifest.tiers[tier] for tier in by_grade)}"
+            )
+    return None
 
 
 def _read_folder(folder: Path, options: DataOptions) -> Manifest:

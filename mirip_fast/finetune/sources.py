@@ -11,7 +11,7 @@ from pathlib import Path
 from mirip_fast.config import Config, DataConfig, EmbedConfig
 from mirip_fast.data.csv_reader import shown
 from mirip_fast.data.decode_pool import DecodeJob, DecodePool
-from mirip_fast.data.manifest import check_trainable, imbalance_remark, only_graded, read_manifest
+from mirip_fast.data.manifest import check_trainable, grade_remarks, only_graded, read_manifest
 from mirip_fast.data.near_groups import near_labels
 from mirip_fast.data.records import DataOptions, Record
 from mirip_fast.data.splits import SPLITS, split_manifest
@@ -128,8 +128,7 @@ def _source_of_folder(source: Path, config: Config) -> Source:
     good = [i for i in range(len(manifest)) if i not in reasons]
     hashes = [sha for sha in (known[i] for i in good) if isinstance(sha, bytes)]
     manifest = manifest.subset(good)
-    remark = imbalance_remark(manifest)
-    if remark:
+    for remark in grade_remarks(manifest):
         log.warning(remark)
     split = config.split
     ratios = (split.train_ratio, split.val_ratio, split.test_ratio)

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 
-from mirip_fast.config import Config
+from mirip_fast.config import Config, DataConfig
 from mirip_fast.features.datasets import Dataset
 from mirip_fast.features.pooling import layer_of
 from mirip_fast.settings import config_from_dict
@@ -14,11 +14,14 @@ from mirip_fast.settings import config_from_dict
 log = logging.getLogger(__name__)
 
 
-def with_dataset(config: Config, dataset: Dataset, readout: str = "head") -> Config:
+def with_dataset(
+    config: Config, dataset: Dataset, readout: str = "head", data: DataConfig | None = None
+) -> Config:
     """The settings of a run on ``dataset``: how it was read and embedded is part of the run.
 
     What this command's options say of data and embedding is put aside, but for the cache folder; the
-    features that the head sees are chosen among those that are there.
+    features that the head sees are chosen among those that are there. ``data``, where given, says how its
+    grades are read.
     """
     kept = config_from_dict({"data": dataset.info["data"], "embed": dataset.info["embed"]})
     kept.embed.cache_dir = config.embed.cache_dir
@@ -30,7 +33,7 @@ def with_dataset(config: Config, dataset: Dataset, readout: str = "head") -> Con
         if features != config.head.features:
             log.info("The head sees %s", features)
     head = dataclasses.replace(config.head, features=features)
-    return dataclasses.replace(config, data=kept.data, embed=kept.embed, head=head)
+    return dataclasses.replace(config, data=data or kept.data, embed=kept.embed, head=head)
 
 
 def choose_features(wanted: str, kinds: Sequence[str]) -> str:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mirip_fast.config import DataConfig, SplitConfig
 from mirip_fast.data.csv_reader import closest, shown
-from mirip_fast.data.manifest import check_trainable, imbalance_remark, only_graded, read_manifest
+from mirip_fast.data.manifest import check_trainable, grade_remarks, only_graded, read_manifest
 from mirip_fast.data.near_groups import near_labels
 from mirip_fast.data.place_manifest import is_there
 from mirip_fast.data.places import keep_indexes_in
@@ -167,7 +167,11 @@ class GradedImages:
 
 
 def graded_of_dataset(
-    dataset: Dataset, split: SplitConfig, *, need_tiers: bool = True
+    dataset: Dataset,
+    split: SplitConfig,
+    *,
+    need_tiers: bool = True,
+    data: DataConfig | None = None,
 ) -> GradedImages:
     """The graded images of an embedded data set, divided anew.
 
@@ -179,12 +183,13 @@ def graded_of_dataset(
         split: shares and seed.
         need_tiers: leave out images without a tier and refuse a data set that has none; else the images of
             one that has tiers for only some, or for none, are all taken as without.
+        data: what its columns and tiers are called; None: as when it was embedded.
 
     Raises:
         DataError: files that vanished, faulty grades, or too few images.
         StoreError: images were added since the data set was embedded.
     """
-    manifest, hashes = _current(dataset)
+    manifest, hashes = _current(dataset, data or DataConfig(**dataset.info["data"]))
     if need_tiers:
         graded = only_graded(manifest)
         if len(graded) < len(manifest):
@@ -193,8 +198,7 @@ def graded_of_dataset(
             manifest = graded
     if need_tiers or manifest.has_grades:
         check_trainable(manifest)
-        remark = imbalance_remark(manifest)
-        if remark:
+        for remark in grade_remarks(manifest):
             log.warning(remark)
     elif any(record.tier is not None for record in manifest.records):
         log.warning("Not every image has a tier: tiers are left aside, the judged pairs count")
@@ -265,6 +269,8 @@ def graded_of_files(
     train = manifests["train"]
     if need_tiers or train.has_grades:
         check_trainable(train)
+        for remark in grade_remarks(train):
+            log.warning(remark)
     whole = Manifest(
         train.source, train.root, train.tiers, tuple(records), train.options, train.places
     )
@@ -287,11 +293,11 @@ def trial(images: GradedImages, n: int) -> GradedImages:
     return images.subset(index)
 
 
-def _current(dataset: Dataset) -> tuple[Manifest, list[bytes]]:
+def _current(dataset: Dataset, data: DataConfig) -> tuple[Manifest, list[bytes]]:
     """The data set's manifest as its source reads now, and the hash of each embedded image."""
     entries = dataset.entries()
     info = dataset.info
-    options = DataOptions.from_config(DataConfig(**info["data"]))
+    options = DataOptions.from_config(data)
     keep_indexes_in(dataset.store_path.parent)
     if is_there(dataset.source):
         manifest = read_manifest(dataset.source, options)
@@ -305,13 +311,9 @@ def _current(dataset: Dataset) -> tuple[Manifest, list[bytes]]:
             log.info("%s: the grades are those it had when embedded", shown(dataset.source))
         else:
             log.warning("%s is gone: the grades kept in the cache are used", dataset.source)
-        manifest = Manifest(
-            dataset.source,
-            path_of(info["root"]),
-            tuple(info["tiers"]),
-            tuple(entry.record for entry in entries),
-            options,
-        )
+        records = _with_tiers([entry.record for entry in entries], info["tiers"], options.tiers)
+        root = path_of(info["root"])
+        manifest = Manifest(dataset.source, root, options.tiers, tuple(records), options)
     by_path = {entry.record.path: entry for entry in entries}
     found = [by_path.get(record.path) for record in manifest.records]
     _refuse_new(dataset, manifest, found)
@@ -326,6 +328,28 @@ def _current(dataset: Dataset) -> tuple[Manifest, list[bytes]]:
     usable = [i for i, entry in enumerate(found) if entry and entry.outcome.status != "failed"]
     hashes = [entry.outcome.sha256 for entry in (found[i] for i in usable) if entry]
     return manifest.subset(usable), [sha for sha in hashes if sha is not None]
+
+
+def _with_tiers(records: list[Record], kept: Sequence[str], tiers: Sequence[str]) -> list[Record]:
+    """Records whose tier counts into ``kept``, counted into ``tiers``.
+
+    Raises:
+        DataError: a tier that records have is not among ``tiers``.
+    """
+    if tuple(kept) == tuple(tiers):
+        return records
+    absent = {kept[r.tier] for r in records if r.tier is not None} - set(tiers)
+    if absent:
+        raise DataError(
+            f"--tiers {','.join(tiers)}: the grades kept in the cache have {', '.join(sorted(absent))}, too: "
+            "name all tiers, the best first"
+        )
+    return [
+        record
+        if record.tier is None
+        else dataclasses.replace(record, tier=tiers.index(kept[record.tier]))
+        for record in records
+    ]
 
 
 def _refuse_new(dataset: Dataset, manifest: Manifest, found: Sequence[Entry | None]) -> None:

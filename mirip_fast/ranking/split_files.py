@@ -12,7 +12,7 @@ from mirip_fast.config import Config
 from mirip_fast.data.csv_reader import shown
 from mirip_fast.data.manifest import (
     check_trainable,
-    imbalance_remark,
+    grade_remarks,
     only_graded,
     read_manifest,
     write_manifest_csv,
@@ -47,8 +47,7 @@ def write_split_files(source: Path, config: Config, out: Path | None) -> tuple[S
     manifest = only_graded(whole)
     manifest.require_files()
     check_trainable(manifest)
-    remark = imbalance_remark(manifest)
-    if remark:
+    for remark in grade_remarks(manifest):
         log.warning(remark)
     paths = [record.path for record in manifest.records]
     with open_hashes(Path(config.embed.cache_dir)) as memory:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mirip_fast.config import Config, TrainConfig
+from mirip_fast.config import Config, DataConfig, TrainConfig
 from mirip_fast.data.csv_reader import shown
 from mirip_fast.data.remote import path_of
 from mirip_fast.errors import CheckpointError, ConfigError
@@ -83,12 +83,19 @@ class Request:
         split_files: CSV file per split, where the split is given.
         debug: a trial on 100 images and two epochs, without tracking.
         only_folds: with folds: those to train now; none: all.
+        grades: settings of the section data that are other than when the data set was embedded: what its
+            tiers and grade columns are called.
     """
 
     data: Path | None = None
     split_files: dict[str, Path] = dataclasses.field(default_factory=dict)
     debug: bool = False
     only_folds: tuple[int, ...] = ()
+    grades: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def data_of(self, dataset: Dataset) -> DataConfig:
+        """How the data set's grades are to be read."""
+        return dataclasses.replace(DataConfig(**dataset.info["data"]), **self.grades)
 
 
 def train_head(config: Config, request: Request) -> tuple[Run, FitResult | FoldsResult | Report]:
@@ -112,7 +119,7 @@ def train_head(config: Config, request: Request) -> tuple[Run, FitResult | Folds
                 f"--{flag} goes with --pairs all or sampled, not with a file of pairs: it divides the "
                 "images, and of judged pairs hardly any would keep both theirs"
             )
-    find = newest_dataset if judged_files else newest_graded
+    find = newest_dataset if judged_files or request.grades else newest_graded
     dataset = find(cache_dir, request.data)
     backbone = shown(Path(dataset.info["backbone"]))
     log.info("Data set %s (embedded with %s)", shown(dataset.source), backbone)
@@ -124,7 +131,7 @@ def train_head(config: Config, request: Request) -> tuple[Run, FitResult | Folds
     if judged_files:
         zero = config.train.pairs_zero
         judged = read_judged_pairs(judged_files, images, left_out(dataset), zero)
-    config = with_dataset(config, dataset, readout)
+    config = with_dataset(config, dataset, readout, request.data_of(dataset))
     if readout == "gp":
         store, run = _new_run(config, request, dataset, "head-only")
         save_split(run.path / SPLIT_FILE, images)
@@ -163,7 +170,7 @@ def _new_run(
         debug=request.debug,
         dataset=str(dataset.source),
         store=str(store.path),
-        data=dataset.info["data"],
+        data=vars(request.data_of(dataset)),
         within=config.evaluate.within,
     )
     write_text(run.path / "config.yaml", to_yaml(config))
@@ -389,9 +396,11 @@ def _finish(
 def _images(config: Config, request: Request, dataset: Dataset, cache_dir: Path) -> GradedImages:
     need_tiers = not pairs_files(config.train)
     if not request.split_files:
-        return graded_of_dataset(dataset, config.split, need_tiers=need_tiers)
+        return graded_of_dataset(
+            dataset, config.split, need_tiers=need_tiers, data=request.data_of(dataset)
+        )
     root = path_of(dataset.info["root"])
-    data = config_from_dict({"data": dataset.info["data"]}).data
+    data = request.data_of(dataset)
     return graded_of_files(request.split_files, data, root, cache_dir, need_tiers=need_tiers)
 
 
