@@ -385,7 +385,7 @@ class FinetuneConfig:
     prefetch: int = option(2, "Batches that each of them prepares ahead.", low=1)
     remote_sync: str | None = option(
         None,
-        "Folder or fsspec URL (s3://bucket/runs) that finished checkpoints are copied to.",
+        "Folder or fsspec URL (s3://bucket/runs) that checkpoints, and what resuming needs, are copied to.",
     )
 
 

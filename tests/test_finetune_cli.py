@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import torch
 from mirip_fast_cli.main import run
@@ -250,18 +252,34 @@ def test_tokens_that_do_not_fit_on_the_disk_are_refused(
     assert "No room" in error and "60.0 MiB are free" in error
 
 
-def test_checkpoints_are_copied_to_a_remote(headed: Path) -> None:
-    assert run([*FULL, "--remote-sync", "remote", "--save-every-n-epochs", "1"]) == 0
+def test_a_lost_run_goes_on_from_its_copy(headed: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """To the last bit, from the remote alone: run, settings, split and history go along."""
+    url = f"memory://far-{headed.name}"
+    assert run([*FULL, "--remote-sync", url, "--save-every-n-epochs", "1"]) == 0
     folder = newest(headed)
-    names = {path.name for path in (headed / "remote" / folder.name).iterdir()}
-    assert names == {
-        "best_model.pt",
-        "last_model.pt",
-        "checkpoint_epoch_1.pt",
-        "checkpoint_epoch_2.pt",
-    }
+    remote = fsspec.filesystem("memory")
+    remote.get(f"{url}/{folder.name}", str(headed / "copy"), recursive=True)
+    names = {path.name for path in (headed / "copy").iterdir()}
+    assert names >= {
+        "best_model.pt", "last_model.pt", "checkpoint_epoch_1.pt", "checkpoint_epoch_2.pt",
+        "run.json", "config.yaml", "split.csv", "history.csv", "head.safetensors", "calibration.json",
+    }  # fmt: skip
+    assert "files.json" not in names and not [name for name in names if "partial" in name]
     for name in names:
-        assert (folder / name).read_bytes() == (headed / "remote" / folder.name / name).read_bytes()
+        assert (folder / name).read_bytes() == (headed / "copy" / name).read_bytes(), name
+    expected, history = loaded(folder / "last_model.pt"), (folder / "history.csv").read_text()
+    shutil.rmtree(folder)
+    shutil.move(headed / "copy", folder)
+    for name in ("last_model.pt", "checkpoint_epoch_2.pt"):
+        (folder / name).unlink()  # as after the first epoch
+    assert run(["train", "--full", "--resume", str(folder / "checkpoint_epoch_1.pt")]) == 0
+    found = loaded(folder / "last_model.pt")
+    for key in ("model_state_dict", "optimizer_state_dict"):
+        assert repr(found[key]) == repr(expected[key])
+    for name, value in expected["model_state_dict"].items():
+        assert torch.equal(found["model_state_dict"][name], value), name
+    assert len((folder / "history.csv").read_text().splitlines()) == len(history.splitlines()) == 3
+    assert run(["rank", "data/images", "--checkpoint", str(folder)]) == 0
 
 
 def test_values_are_reported_to_trackers(headed: Path) -> None:

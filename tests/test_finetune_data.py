@@ -369,7 +369,9 @@ def test_files_are_copied_in_the_background(tmp_path: Path, where: str) -> None:
 
     url = str(tmp_path / "far") if where == "local" else "memory://far"
     fs, root = fsspec.core.url_to_fs(url)
-    sync = RemoteSync(url, "run-1")
+    small = {"run-1/split.csv": tmp_path / "split.csv", "run.json": tmp_path / "none.json"}
+    small["run-1/split.csv"].write_bytes(b"split")
+    sync = RemoteSync(url, "run-1", along=lambda: small)
     for version in (b"one", b"two"):
         (tmp_path / "new").write_bytes(version)
         (tmp_path / "new").replace(tmp_path / "last_model.pt")  # as checkpoints are written
@@ -379,7 +381,8 @@ def test_files_are_copied_in_the_background(tmp_path: Path, where: str) -> None:
     assert sync.finish()
     assert fs.cat_file(f"{root}/run-1/last_model.pt") == b"two"
     assert fs.cat_file(f"{root}/run-1/best_model.pt") == b"best"
-    assert len(fs.ls(f"{root}/run-1", detail=False)) == 2  # nothing half done is left
+    assert fs.cat_file(f"{root}/run-1/split.csv") == b"split"
+    assert len(fs.find(root)) == 3  # nothing half done is left
 
 
 def test_a_failing_remote_is_told_and_stops_nothing(

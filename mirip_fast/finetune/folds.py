@@ -91,9 +91,7 @@ class FullFolds:
         return scored.scores
 
     def complete(self, run: Run, plan: FoldsPlan) -> None:
-        """Copy the ensemble to where the checkpoints were copied."""
+        """Copy the ensemble and what was learned for it to where the checkpoints were copied."""
         url = plan.config.finetune.remote_sync
         if url:
-            remote = RemoteSync(url, run.path.name)
-            remote.add(run.model)
-            remote.finish()
+            RemoteSync(url, run.place, along=run.small_files).finish()

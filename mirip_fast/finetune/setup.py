@@ -81,10 +81,16 @@ class Setup:
         if self.device.type == "cpu":
             keep_freed_memory()
         hooks = Hooks()
-        log_file = contextlib.ExitStack()
+        ending = contextlib.ExitStack()
         if self.peers.is_first:
             run.update(status="running")
-            log_file.enter_context(run.log_to_file())
+            ending.enter_context(run.log_to_file())
+            if self.config.finetune.remote_sync:
+                remote = RemoteSync(
+                    self.config.finetune.remote_sync, run.place, along=run.small_files
+                )
+                hooks.saved = remote.add
+                ending.callback(remote.finish)  # with the run's final status
         try:
             result = self._fit(run, hooks, head, resumed)
             if self.peers.is_first:
@@ -98,7 +104,7 @@ class Setup:
                 hooks.trackers.finish(None)
             raise
         finally:
-            log_file.close()
+            ending.close()
         return result
 
     def _finish(self, run: Run, result: FitResult) -> None:
@@ -156,10 +162,6 @@ class Setup:
     ) -> FullFit:
         """The model, its optimizer and its data; ``ending`` lets go of what they need while it runs."""
         config = self.config
-        if self.peers.is_first and config.finetune.remote_sync:
-            remote = RemoteSync(config.finetune.remote_sync, run.place)
-            hooks.saved = remote.add
-            ending.callback(remote.finish)
         model = self._model(head)
         train, val, hooks.waited = self._data(model, ending)
         described = describe_backbone(self.recipe.backbone, model.backbone)

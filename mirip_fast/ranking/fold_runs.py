@@ -169,12 +169,12 @@ def _finish(run: Run, plan: FoldsPlan, work: FoldWork) -> FoldsResult:
         return FoldsResult(plan.folds, missing, None, ())
     result = _join(run, plan, work)
     assert result.report is not None
-    work.complete(run, plan)
     run.update(
         status="finished",
         missing_folds=[],
         out_of_fold_pairwise_accuracy=result.report.pairwise_accuracy,
     )
+    work.complete(run, plan)
     draw_run(run, plan.images, plan.config.evaluate.within)
     return result
 

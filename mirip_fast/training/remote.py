@@ -1,10 +1,12 @@
-"""Copying finished checkpoints elsewhere while training goes on."""
+"""Copying finished checkpoints, and what resuming from them needs, elsewhere while training goes on."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +46,25 @@ class RemoteSync:
     Args:
         url: a folder or URL, such as ``s3://bucket/runs``; files go into a folder of the run's name.
         name: of the run.
+        along: gives the small files that go along with each file, by their place below the URL; those that
+            changed are copied before the file gets its name, so that a checkpoint never lacks its history.
         pause_s: seconds between two tries.
 
     Raises:
         ConfigError: see :func:`check_remote`.
     """
 
-    def __init__(self, url: str, name: str, *, pause_s: float = 5.0):
+    def __init__(
+        self,
+        url: str,
+        name: str,
+        *,
+        along: Callable[[], Mapping[str, Path]] = dict,
+        pause_s: float = 5.0,
+    ):
         check_remote(url)
-        self.url, self._name, self._pause_s = url, name, pause_s
+        self.url, self._name, self._along, self._pause_s = url, name, along, pause_s
+        self._copied: dict[str, tuple[int, int]] = {}  # place → size and time of what was copied
         self.failed: set[str] = set()  # names of files whose last copy failed
         self._wanted: queue.Queue[Path | None] = queue.Queue()
         self._waiting: set[Path] = set()
@@ -86,27 +98,51 @@ class RemoteSync:
             with self._lock:
                 self._waiting.discard(path)
             self._copy(path)
+        self._copy(None)
 
-    def _copy(self, path: Path) -> None:
-        """Copy under another name, then rename: nobody sees half a checkpoint."""
+    def _copy(self, path: Path | None) -> None:
+        """Copy under another name, then rename: nobody sees half a file. None: what goes along alone."""
         from fsspec.core import url_to_fs
 
+        name = "what resuming needs" if path is None else path.name
         for attempt in range(1, _TRIES + 1):
             try:
                 fs, root = url_to_fs(self.url)  # some log in here; the next time it is kept
-                folder = f"{str(root).rstrip('/')}/{self._name}"
-                fs.makedirs(folder, exist_ok=True)
-                fs.put_file(str(path), f"{folder}/{path.name}.partial")
-                fs.mv(f"{folder}/{path.name}.partial", f"{folder}/{path.name}")
+                target = str(root).rstrip("/")
+                if path is None:
+                    self._copy_along(fs, target)
+                else:
+                    place = f"{target}/{self._name}/{path.name}"
+                    with _put(fs, path, place):
+                        self._copy_along(fs, target)
             except Exception as error:  # whatever it is, it must not cost the run
-                if not path.exists():
+                if path is not None and not path.exists():
                     return  # pruned meanwhile
                 if attempt == _TRIES:
-                    self.failed.add(path.name)
+                    self.failed.add(name)
                     why = one_line(str(error)) or type(error).__name__
-                    log.warning("%s could not be copied to %s: %s", path.name, self.url, why)
+                    log.warning("%s could not be copied to %s: %s", name, self.url, why)
                 else:
                     self._closing.wait(self._pause_s)
             else:
-                self.failed.discard(path.name)
+                self.failed.discard(name)
                 return
+
+    def _copy_along(self, fs: Any, target: str) -> None:
+        for place, file in self._along().items():
+            with contextlib.suppress(FileNotFoundError):  # replaced or removed meanwhile
+                state = file.stat()
+                version = state.st_size, state.st_mtime_ns
+                if self._copied.get(place) != version:
+                    with _put(fs, file, f"{target}/{place}"):
+                        pass
+                    self._copied[place] = version
+
+
+@contextlib.contextmanager
+def _put(fs: Any, path: Path, place: str) -> Iterator[None]:
+    """Copy a file, which gets its name after the block."""
+    fs.makedirs(place.rpartition("/")[0], exist_ok=True)
+    fs.put_file(str(path), f"{place}.partial")
+    yield
+    fs.mv(f"{place}.partial", place)

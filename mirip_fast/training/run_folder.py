@@ -136,6 +136,20 @@ class Run:
         parent = Run(self.path.parent)
         return f"{parent.path.name}/{self.path.name}" if parent.has_folds else self.path.name
 
+    def small_files(self) -> dict[str, Path]:
+        """Its files but for checkpoints, logs and pictures, with those of the run that it is a fold of, by
+        their places: what resuming needs besides a checkpoint. Without files.json, as not all may be copied.
+        """
+        runs = [self, Run(self.path.parent)] if "/" in self.place else [self]
+        return {
+            f"{run.place}/{file.name}": file
+            for run in runs
+            for file in sorted(run.path.iterdir())
+            if file.suffix in (".json", ".csv", ".yaml", ".safetensors")
+            and file.name != LIST_FILE
+            and not file.name.startswith(".")
+        }
+
     @property
     def is_alive(self) -> bool:
         """Whether a process works on it at this moment; True where this machine can not tell.
