@@ -61,6 +61,39 @@ def test_shares_without_groups() -> None:
     assert split.deviation() <= 1e-9
 
 
+@pytest.mark.parametrize(
+    ("tiers", "size", "sizes", "told"),
+    [
+        (
+            [i // 6 for i in range(24)],
+            2,
+            [8, 8, 8],
+            "12 separate groups",
+        ),  # each tier in every split
+        ([0, 1, 2, 3] * 3, 1, [4, 4, 4], "12 images"),
+        (np.random.default_rng(1).integers(0, 4, 240).tolist(), 20, [200, 20, 20], None),
+        ([0, 1, 2, 3] * 60, 2, [192, 24, 24], None),
+    ],
+)
+def test_sizes_that_groups_make_impossible_are_told(
+    tiers: list[int],
+    size: int,
+    sizes: list[int],
+    told: str | None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Tier shares that few groups can not have do not take the training images away."""
+    groups = [f"g{i // size}" for i in range(len(tiers))]
+    split = split_manifest(manifest(tiers, groups))
+    assert [split.assignment.count(name) for name in SPLITS] == sizes
+    shares = "/".join(f"{100 * n / len(tiers):.0f}" for n in sizes)
+    assert (f"asked 80/10/10 %, came {shares} %" in caplog.text) == bool(told)
+    assert (told or "") in caplog.text
+    caplog.clear()
+    DataSplitter().split(pd.DataFrame({"tier": tiers, "group": groups}))
+    assert ("asked 80/10/10 %" in caplog.text) == bool(told)
+
+
 @pytest.mark.parametrize("n", range(1, 13))
 def test_very_small_data_is_split_or_refused(n: int) -> None:
     try:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mirip_fast.data.csv_reader import alike_columns, closest, counted, misspelled, spelled
 from mirip_fast.data.manifest import Manifest
-from mirip_fast.data.stratify import join_units, stratify
+from mirip_fast.data.stratify import TOLERANCE, join_units, stratify
 from mirip_fast.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -154,7 +154,20 @@ def _divide(
     tiers_in = {split: [t for t in occurring if counts[split, t]] for split in asked}
     if any(len(found) < wanted for found in tiers_in.values()):
         raise DataError(_too_few(tiers, int(units.max()) + 1, tiers_in, counts, wanted))
+    n_units, sizes = int(units.max()) + 1, [parts.count(split) for split in SPLITS]
+    shares = [size / len(parts) for size in sizes]
+    if max(abs(s - r) for s, r in zip(shares, ratios, strict=True)) > TOLERANCE:
+        log.warning(
+            "Split (%s): asked %s, came %s (%s images): %s can not be divided nearer to it with the tiers in "
+            "every split. More groups help, or --val-ratio 0 or --test-ratio 0.",
+            "/".join(SPLITS), _percents(ratios), _percents(shares), "/".join(map(str, sizes)),
+            counted(n_units, "image" if n_units == len(parts) else "separate group"),
+        )  # fmt: skip
     return parts
+
+
+def _percents(shares: Sequence[float]) -> str:
+    return "/".join(f"{100 * share:.0f}" for share in shares) + " %"
 
 
 def _too_few(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,6 +85,11 @@ def stratify(
     goal = _Goal.of(counts, np.array(ratios, dtype=np.float64))
     kinds, kind_of = np.unique(counts, axis=0, return_inverse=True)
     amounts = _best_amounts(goal, kinds, kind_of.reshape(-1), drawn)
+    if goal.off_size((amounts.T @ kinds).sum(axis=1)) > TOLERANCE:
+        # Tier shares cost the sizes too much: in a part of few units they can not be near.
+        rough = goal.as_units_allow(counts)
+        again = _best_amounts(rough, kinds, kind_of.reshape(-1), drawn)
+        amounts = min(amounts, again, key=lambda some: float(rough.cost((some.T @ kinds)[None])[0]))
     part_of_unit = np.empty(len(counts), dtype=np.int64)
     for kind, amount in enumerate(amounts):
         members = drawn[kind_of.reshape(-1)[drawn] == kind]
@@ -111,12 +116,14 @@ class _Goal:
         quotas: ``[P, T]`` images.
         shares: ``[T]``, each tier's share in the whole.
         needed: bool ``[P, T]``, which tiers each part ought to have.
+        tolerance: ``[P]``, by how much a tier's share may differ before it weighs heavily.
     """
 
     ratios: Real
     quotas: Real
     shares: Real
     needed: NDArray[np.bool_]
+    tolerance: Real
 
     @classmethod
     def of(cls, counts: Counts, ratios: Real) -> _Goal:
@@ -126,7 +133,17 @@ class _Goal:
         enough = (counts > 0).sum(axis=0) >= active.sum()
         needed = active[:, None] & enough[None, :]
         needed[0] = True  # what is not in train can not be learned
-        return cls(ratios, np.outer(ratios, totals), totals / totals.sum(), needed)
+        quotas, tolerance = np.outer(ratios, totals), np.full(len(ratios), TOLERANCE)
+        return cls(ratios, quotas, totals / totals.sum(), needed, tolerance)
+
+    def as_units_allow(self, counts: Counts) -> _Goal:
+        """The same where a share may differ by a unit of the mean size, for units with these counts."""
+        wanted = np.maximum(self.quotas.sum(axis=1), 1)
+        return replace(self, tolerance=np.maximum(TOLERANCE, counts.sum() / len(counts) / wanted))
+
+    def off_size(self, sizes: Counts) -> float:
+        """The largest difference of a part's share of all images from its ratio, for ``[P]`` sizes."""
+        return float(np.abs(sizes / sizes.sum() - self.ratios).max())
 
     def cost(self, placed: Counts) -> Real:
         """How far divisions are from the goal, 0 or more.
@@ -143,7 +160,7 @@ class _Goal:
         sizes = placed.sum(axis=-1)
         wanted = self.quotas[active].sum(axis=-1)
         off = placed / np.maximum(sizes, 1)[..., None] - self.shares
-        excess = np.maximum(np.abs(off) - TOLERANCE, 0)
+        excess = np.maximum(np.abs(off) - self.tolerance[active][:, None], 0)
         pairless = np.maximum(min(2, placed.shape[-1]) - (placed > 0).sum(axis=-1), 0)
         absent = self.needed[active] & (placed == 0)
         total: Real = (
