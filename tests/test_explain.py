@@ -224,7 +224,10 @@ def test_likenesses_are_the_nearest_by_a_double_loop(
     assert (best.tier, best.same) == ("S", ())
     best.top[1].path.write_bytes(b"another content")
     assert len(works.likes(rows[0], hashes[0], 99.0).top) == 2
-    assert "1 of the 3 graded works of tier S that it looks like is not shown" in capfd.readouterr().err
+    assert (
+        "1 of the 3 graded works of tier S that it looks like is not shown"
+        in capfd.readouterr().err
+    )
 
 
 def test_the_tier_is_that_of_the_place_among_held_out_scores(

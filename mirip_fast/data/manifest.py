@@ -155,6 +155,11 @@ def check_trainable(manifest: Manifest) -> None:
             f"the images have no grades. A column {column!r} with {'/'.join(manifest.tiers)} is "
             "needed (another name: --tier-column), or one folder per tier"
         )
+        if any(record.tier_score is not None for record in manifest.records):
+            problems.hint(
+                f"The column {manifest.options.score_column!r} alone is not learned from: write a tier "
+                "beside it, such as that of its best tenth, next third, …"
+            )
         problems.raise_if_any()
     counts = {name: count for name, count in manifest.tier_counts().items() if count}
     if len(counts) == 1:
