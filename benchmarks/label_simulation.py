@@ -1,14 +1,15 @@
-"""How much faster a head learns from pairs that `label` chooses than from random ones, with a known grader.
+"""How much more is learned from pairs that `label` chooses than from random ones, with a known grader.
 
-    python benchmarks/label_simulation.py DATA [--backbone DIR] [--seeds 6] [--noise 0]
+    python benchmarks/label_simulation.py DATA [--backbone DIR] [--seeds 6] [--noise 0] [--errs 0.1]
 
 DATA is a graded folder with images/ and metadata.csv (columns filename and a finer grade, tier_score). Its
 images are taken as a folder without grades; the grader, who stands for the judge, compares the grades. With
 --noise X he errs as people do, more often the nearer two works are: he prefers the better one with
-probability σ(difference / X), X in the unit of the grades.
+probability σ(difference / X), X in the unit of the grades. With --errs P he says the contrary of what he
+means with probability P, whatever the works.
 
-Both ways of choosing have the same measuring and repeated pairs and the same split; the head is trained by
-the code of `train --pairs`. Told is the share of pairs of works that it puts in the grades' order: works of
+Both ways of choosing have the same measuring and repeated pairs and the same split; it is learned from them
+as `label` does. Told is the share of pairs of works that it puts in the grades' order: works of
 the test split, from which nothing was learned, and works of the train split among each other, which is what
 somebody who sorts one folder looks at. Intervals are t intervals over the seeds; differences are paired.
 """
@@ -31,7 +32,6 @@ from mirip_fast.config import Config
 from mirip_fast.data.splits import SPLITS
 from mirip_fast.evaluation.text_table import format_table
 from mirip_fast.label.choice import Chooser, Shares
-from mirip_fast.label.committee import Committee, principal_components
 from mirip_fast.label.judgement_file import JudgementFile
 from mirip_fast.label.judgements import Judgement, Pair
 from mirip_fast.label.retrain_process import train_once, training_config
@@ -53,7 +53,8 @@ def main() -> None:
     parser.add_argument("--cache-dir", default="cache")
     parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--noise", type=float, default=0.0)
-    parser.add_argument("--judgements", type=int, nargs="+", default=[100, 200, 400])
+    parser.add_argument("--errs", type=float, default=0.0)
+    parser.add_argument("--judgements", type=int, nargs="+", default=[50, 100, 200, 400])
     arguments = parser.parse_args()
     logging.getLogger("mirip_fast").setLevel(logging.ERROR)
     found: dict[tuple[str, int], list[list[float]]] = {}
@@ -64,23 +65,32 @@ def main() -> None:
         for way in WAYS:
             started = time.monotonic()
             for count, accuracies in simulate(
-                works, config, grades, way, arguments.judgements, arguments.noise, seed
+                works,
+                config,
+                grades,
+                way,
+                arguments.judgements,
+                arguments.noise,
+                arguments.errs,
+                seed,
             ):
                 found.setdefault((way, count), []).append(accuracies)
                 print(seed, way, count, *(f"{value:.4f}" for value in accuracies), flush=True)
             seconds.append(time.monotonic() - started)
-    print(f"\n{len(works)} works, {arguments.seeds} seeds, noise {arguments.noise:g}")
+    print(
+        f"\n{len(works)} works, {arguments.seeds} seeds, noise {arguments.noise:g}, errs {arguments.errs:g}"
+    )
     for place, name in enumerate(PLACES):
         rows = []
         for count in arguments.judgements:
             random, chosen = (np.array(found[way, count])[:, place] for way in WAYS)
-            rows.append(
-                (str(count), spread(random), spread(chosen), spread(chosen - random, signed=True))
-            )
+            half = found.get((WAYS[1], count // 2))
+            saved = "" if half is None else spread(np.array(half)[:, place] - random, signed=True)
+            gained = spread(chosen - random, signed=True)
+            rows.append((str(count), spread(random), spread(chosen), gained, saved))
         print(f"\nPairwise accuracy, {name}")
-        print(
-            format_table(("judgements", "random", "informative", "difference"), rows, align="rrrr")
-        )
+        header = ("judgements", *WAYS, "difference", "informative after half, less random")
+        print(format_table(header, rows, align="rrrrr"))
 
 
 def prepared(arguments: argparse.Namespace, seed: int) -> tuple[Works, Config]:
@@ -106,8 +116,8 @@ def grades_of(data: Path, works: Works) -> Array:
     return np.array([known[works.name(i)] for i in range(len(works))])
 
 
-def grader_of(grades: Array, noise: float, seed: int) -> Grader:
-    """Compares grades; errs with probability 1 − σ(difference / noise)."""
+def grader_of(grades: Array, noise: float, errs: float, seed: int) -> Grader:
+    """Compares grades; errs with probability 1 − σ(difference / noise), and with ``errs`` besides."""
     rng = np.random.default_rng([seed, 77])
 
     def grade(pair: Pair) -> int:
@@ -115,6 +125,8 @@ def grader_of(grades: Array, noise: float, seed: int) -> Grader:
         if gap == 0:
             return 0
         if noise and rng.random() > 1 / (1 + np.exp(-abs(gap) / noise)):
+            gap = -gap
+        if errs and rng.random() < errs:
             gap = -gap
         return 1 if gap > 0 else -1
 
@@ -128,16 +140,18 @@ def simulate(
     way: str,
     counts: Sequence[int],
     noise: float,
+    errs: float,
     seed: int,
 ) -> list[tuple[int, list[float]]]:
     """Accuracies after so many judgements."""
     chooser = Chooser(
         {split: works.in_split(split) for split in SPLITS},
-        Committee(principal_components(works.features), seed=seed),
+        works.features,
+        works.blocks,
         Shares(config.label.measure_share, config.label.repeat_share, way == "informative"),
         seed=seed,
     )
-    grade = grader_of(grades, noise, seed)
+    grade = grader_of(grades, noise, errs, seed)
     judged: list[Judgement] = []
     results = []
     with tempfile.TemporaryDirectory() as folder, JudgementFile(Path(folder) / "pairs.csv") as file:

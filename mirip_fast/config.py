@@ -490,9 +490,10 @@ class LabelConfig:
         10, "New judgements after which the head is trained again, in the background.", low=1
     )
     choose: str = option(
-        "informative",
-        "Which pairs are shown to learn from: informative (those that tell most) or random.",
-        choices=("informative", "random"),
+        "random",
+        "Which pairs are shown to learn from: random, or informative (those that are expected to tell "
+        "most; where the features know the taste, 200 of these did what 400 random ones do).",
+        choices=("random", "informative"),
     )
 
 

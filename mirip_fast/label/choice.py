@@ -7,7 +7,6 @@ the head learns from in other pairs, nothing fair can be said about how good it 
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,17 +14,21 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mirip_fast.label.committee import Committee, information
 from mirip_fast.label.judgements import MEASURE, REPEAT, TEACH, Judgement, Pair, as_arrays
+from mirip_fast.models.preference import Preferences, fit_pairs
 
 Index = NDArray[np.int64]
 
 #: Pairs that are drawn to choose one at random among, where there are more.
 CANDIDATES = 20_000
-#: Works among which the partner is chosen that makes the pair tell most. Few on purpose: the most informative
-#: of all pairs are outliers, and heads that learned from them were worse than those that learned from
-#: random pairs; see docs/label.md.
-PARTNERS = 5
+#: Random pairs among which the one that tells most is shown.
+TELLING = 1_000
+#: Judgements of works of the train split before pairs are chosen; the first are random.
+FIRST_CHOSEN = 10
+#: The kernel is learned anew where there are so many times the judgements that it was learned from.
+GROWN = 1.2
+#: Works that pairs are chosen among, at most, and judgements that the choice learns from, the last ones.
+WORKS, LEARNED = 4_000, 1_000
 #: Judgements that must lie between a pair and its repetition.
 REPEAT_AFTER = 10
 #: A work comes back after so many other pairs, where there are enough works.
@@ -40,7 +43,7 @@ class Shares:
 
     measure: float = 0.25
     repeat: float = 0.05
-    informative: bool = True
+    informative: bool = False
 
 
 class Chooser:
@@ -48,16 +51,31 @@ class Chooser:
 
     Args:
         splits: train, val and test → works that may be shown.
-        committee: judges what a pair would teach.
+        features: [n, D] of all works, from which the choice learns what a pair would tell.
+        blocks: numbers per block of D, see :func:`mirip_fast.models.preference.fit_pairs`.
         shares: of the kinds of pairs.
         seed: of everything drawn.
     """
 
     def __init__(
-        self, splits: Mapping[str, Index], committee: Committee, shares: Shares, seed: int = 0
+        self,
+        splits: Mapping[str, Index],
+        features: NDArray[np.floating],
+        blocks: Sequence[int],
+        shares: Shares,
+        seed: int = 0,
     ):
-        self._splits, self._committee, self._shares = splits, committee, shares
-        self._rng = np.random.default_rng(seed)
+        self._splits, self._features, self._blocks = splits, features, blocks
+        self._shares, self._rng = shares, np.random.default_rng(seed)
+        some = self._rng.permutation(splits["train"])[:WORKS]
+        self._works: Index = np.sort(some)  # that are chosen among
+        self._fitted: Preferences | None = None
+        self._fitted_from = 0  # judgements when the kernel was learned
+
+    @property
+    def informative(self) -> bool:
+        """Whether pairs to learn from are chosen, and not drawn at random."""
+        return self._shares.informative
 
     def next(
         self,
@@ -132,33 +150,43 @@ class Chooser:
         before: Sequence[Pair],
         taken: Collection[tuple[int, int]],
     ) -> Pair | None:
-        """A pair of the train split: a work that was shown least, with the partner that tells most.
+        """A pair of the train split: the one of some random ones whose verdict tells most (BALD).
 
-        The partner is one of the few that were shown least, too: so the works take turns, and what is
-        learned is spread over all of them (which helped most in simulations, see docs/label.md).
+        No work comes back at once, so that nobody looks at the same one all the time.
         """
-        works = self._splits["train"]
-        if not self._shares.informative:
-            candidates = self._fresh(works, taken, CANDIDATES)
+        posterior = self._posterior(judged) if self._shares.informative else None
+        if posterior is None:
+            candidates = self._fresh(self._splits["train"], taken, CANDIDATES)
             if not len(candidates):
                 return None
             one, other = candidates[int(self._rng.integers(len(candidates)))].tolist()
             return Pair(one, other)
+        works = self._works
         rest = min(REST, len(works) // 4)
-        tired = {work for pair in before[-rest:] for work in pair.key} if rest else set()
-        times = Counter(work for pair in before for work in pair.key)
-        turns = self._rng.random(len(works)) + [times[work] for work in works.tolist()]
-        order: list[int] = works[np.argsort(turns)].tolist()
-        candidates = _partners([work for work in order if work not in tired], taken)
+        tired = [work for pair in before[-rest:] for work in pair.key] if rest else []
+        candidates = self._fresh(works[~np.isin(works, tired)], taken, TELLING)
         if not len(candidates):
-            candidates = _partners(order, taken)
+            candidates = self._fresh(works, taken, CANDIDATES)
         if not len(candidates):
             return None
-        self._committee.fit(*as_arrays(judged))
-        scores = self._committee.scores()
-        gained = information(scores[:, candidates[:, 0]] - scores[:, candidates[:, 1]])
-        one, other = candidates[int(np.argmax(gained))].tolist()
+        candidates = candidates[:CANDIDATES]
+        told = posterior.information(np.searchsorted(works, candidates))
+        one, other = candidates[int(np.argmax(told))].tolist()
         return Pair(one, other)
+
+    def _posterior(self, judged: Sequence[Judgement]) -> Preferences | None:
+        """What the judgements say of the works that are chosen among; None while they are too few."""
+        pairs, label = as_arrays(judged)
+        known = np.isin(pairs, self._works).all(axis=1)
+        index, label = np.searchsorted(self._works, pairs[known]), label[known]
+        index, label = index[-LEARNED:], label[-LEARNED:]
+        if known.sum() < FIRST_CHOSEN or not label.any():
+            return None
+        if self._fitted is None or known.sum() >= GROWN * self._fitted_from:
+            rows = self._features[self._works]
+            self._fitted = fit_pairs(rows, index, label, blocks=self._blocks)
+            self._fitted_from = int(known.sum())
+        return self._fitted.given(index, label)
 
     def _fresh(self, works: Index, taken: Collection[tuple[int, int]], most: int) -> Index:
         """[m, 2] pairs of works that were not shown, the smaller number first; of many, about ``most``."""
@@ -182,13 +210,3 @@ class Chooser:
     def _sides(self, pair: Pair) -> Pair:
         """Left and right by the toss of a coin."""
         return Pair(pair.other, pair.one, pair.kind) if self._rng.random() < 0.5 else pair
-
-
-def _partners(order: Sequence[int], taken: Collection[tuple[int, int]]) -> Index:
-    """[m, 2] the first work in order that has partners left, with the first few of them; m may be 0."""
-    for first in order:
-        fresh = (w for w in order if w != first and (min(first, w), max(first, w)) not in taken)
-        found = [(first, work) for work in itertools.islice(fresh, PARTNERS)]
-        if found:
-            return np.array(found, dtype=np.int64)
-    return np.empty((0, 2), dtype=np.int64)

@@ -21,7 +21,6 @@ from mirip_fast.errors import CheckpointError, MiripError, RunNotFoundError
 from mirip_fast.features.embed import Progress
 from mirip_fast.files import remove_abandoned_folders
 from mirip_fast.label.choice import Chooser, Shares
-from mirip_fast.label.committee import Committee, principal_components
 from mirip_fast.label.figures import Share, consistency, predicted
 from mirip_fast.label.judgement_file import JudgementFile
 from mirip_fast.label.judgements import Judgement, from_file
@@ -66,8 +65,7 @@ class LabelRun(Closing):
         works: what is judged.
         out: the file of judgements; an existing one is gone on from.
         config: the settings.
-        model: a model that is there already: it predicts until a head is trained, and its bootstrap heads
-            say at first which pairs are in doubt.
+        model: a model that is there already: it predicts until one is trained.
         port: where to listen; 0 takes a free one.
 
     Raises:
@@ -136,7 +134,7 @@ def open_label(
         folder: folder of images or CSV file, with grades or without.
         out: the file of judgements.
         resolved: the settings, and which of them were given.
-        checkpoint: run whose model and bootstrap heads are used at first; None for the newest one that fits.
+        checkpoint: run whose model predicts at first; None for the newest one that fits.
         port: where to listen; 0 takes a free one.
         command: what is running, for whoever finds the store locked.
         progress: called while images are embedded.
@@ -192,15 +190,13 @@ def _session(
 ) -> Session:
     label: LabelConfig = config.label
     scores: NDArray[np.floating] | None = None
-    heads: NDArray[np.floating] | None = None
     if model is not None:
         scores = model.score(works.store, works.images.hashes)
-        by_head = model.score_bootstrap(works.store, works.images.hashes)
-        heads = None if by_head is None else by_head.mean(2)
     seed = config.train.seed
     chooser = Chooser(
         {split: works.in_split(split) for split in SPLITS},
-        Committee(principal_components(works.features), heads, seed),
+        works.features,
+        works.blocks,
         Shares(label.measure_share, label.repeat_share, label.choose == "informative"),
         # Another session draws other pairs, and the same one again where nothing was judged.
         seed=seed + len(judged),

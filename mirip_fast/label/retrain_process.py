@@ -15,14 +15,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mirip_fast.config import Config
 from mirip_fast.errors import MiripError
+from mirip_fast.features.datasets import newest_dataset
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.files import temporary_folder
+from mirip_fast.label.choice import WORKS
+from mirip_fast.label.works import preference_rows
+from mirip_fast.models.preference import fit_pairs
+from mirip_fast.ranking.graded import graded_of_dataset, left_out
+from mirip_fast.ranking.judged_pairs import read_judged_pairs
+from mirip_fast.ranking.objective import pairs_files
 from mirip_fast.ranking.scorer import load_score_model
 from mirip_fast.ranking.train import Request, train_head
 from mirip_fast.settings import config_from_dict
+
+#: Judgements of train works below which a Gaussian process learns from them, and no head.
+FEW = 1_000
 
 
 def training_config(config: Config, pairs: Path) -> Config:
@@ -33,7 +44,10 @@ def training_config(config: Config, pairs: Path) -> Config:
 
 
 def train_once(config: Config, source: Path, hashes: list[bytes]) -> dict[str, Any]:
-    """Train a head as ``train --pairs`` does and score works with it; nothing of the run is kept.
+    """Learn from the judgements and score works; nothing is kept.
+
+    Fewer than :data:`FEW` judgements of train works are learned by a Gaussian process of preferences, which
+    needs a fraction of those that a head does; from then on a head is trained as ``train --pairs`` does.
 
     Args:
         config: settings, see :func:`training_config`.
@@ -41,20 +55,44 @@ def train_once(config: Config, source: Path, hashes: list[bytes]) -> dict[str, A
         hashes: contents of the n works to score.
 
     Returns:
-        ``scores``: n floats; ``epoch``: the best one.
+        ``scores``: n floats.
 
     Raises:
         MiripError: it can not be trained on; says why.
     """
+    soon = _by_preferences(config, source, hashes)
+    if soon is not None:
+        return {"scores": soon.tolist()}
     with temporary_folder() as folder:
         train = dataclasses.replace(config.train, output_dir=str(folder), save_every_n_epochs=0)
         config = dataclasses.replace(config, train=train)
-        run, result = train_head(config, Request(data=source))
+        run, _ = train_head(config, Request(data=source))
         model = load_score_model(run.model)
         store = FeatureStore.open(Path(config.embed.cache_dir) / model.info.fingerprint_id)
         scores: np.ndarray = model.score(store, hashes)
-        epoch = getattr(result, "best_epoch", 0)
-        return {"scores": scores.astype(float).tolist(), "epoch": epoch}
+        return {"scores": scores.astype(float).tolist()}
+
+
+def _by_preferences(
+    config: Config, source: Path, hashes: list[bytes]
+) -> NDArray[np.float64] | None:
+    """[n] scores by the Gaussian process; None where a head is asked for or judgements are enough for it."""
+    dataset = newest_dataset(Path(config.embed.cache_dir), source)
+    images = graded_of_dataset(dataset, config.split, need_tiers=False)
+    files, zero = pairs_files(config.train), config.train.pairs_zero
+    judged = read_judged_pairs(files, images, left_out(dataset), zero)
+    here = np.array([split == "train" for split in judged.splits], dtype=bool)
+    if here.sum() >= FEW or config.head.readout == "head":
+        return None
+    store = FeatureStore.open(dataset.store_path)
+    pairs = judged.images[here]
+    # The others only say what is usual, and would take the square of their number.
+    used = np.flatnonzero(np.array(images.splits) == "train")
+    used = used if len(used) <= WORKS else np.unique(pairs)
+    rows, blocks = preference_rows(dataset, store, [images.hashes[i] for i in used], config)
+    verdicts = judged.label[here], judged.weight[here]
+    posterior = fit_pairs(rows, np.searchsorted(used, pairs), *verdicts, blocks=blocks)
+    return posterior.score(preference_rows(dataset, store, hashes, config)[0])
 
 
 def serve() -> None:

@@ -190,6 +190,7 @@ class Session:
                 "teach": curve(predicted(self._judged, measure=False)),
                 "consistency": consistency(self._judged).to_dict(),
                 "training": self._retrainer is not None and self._retrainer.busy,
+                "chosen": self._chooser.informative,
                 "heads": list(self._trained),
                 "first_head": FIRST_HEAD,
                 "train_seconds": self._last_seconds,

@@ -21,8 +21,9 @@ from mirip_fast.features.command import embed_data
 from mirip_fast.features.datasets import Dataset, find_datasets
 from mirip_fast.features.embed import Progress
 from mirip_fast.features.on_demand import embed_options
+from mirip_fast.features.pooling import head_kinds
 from mirip_fast.features.store import FeatureStore
-from mirip_fast.ranking.dataset_settings import choose_features
+from mirip_fast.ranking.dataset_settings import gp_features
 from mirip_fast.ranking.graded import GradedImages, graded_of_dataset, left_out
 from mirip_fast.ranking.rows import read_features
 from mirip_fast.settings import Resolved, config_from_dict
@@ -44,7 +45,8 @@ class Works:
         images: the works, each with its content hash and its split.
         others: images of the data set that could not be embedded; a file of pairs may name them.
         shown: [n] bool; the others are never put before the judge.
-        features: [n, D] float32, what a head sees of the base view.
+        features: [n, D] float32, CLS and patch mean of every stored layer, of the base view.
+        blocks: numbers per kind in a row of features.
         store: where the features are.
     """
 
@@ -53,6 +55,7 @@ class Works:
     others: Sequence[Record]
     shown: NDArray[np.bool_]
     features: NDArray[np.float32]
+    blocks: Sequence[int]
     store: FeatureStore
 
     def __len__(self) -> int:
@@ -101,9 +104,9 @@ def prepare_works(
     dataset = done.dataset
     images = graded_of_dataset(dataset, config.split, need_tiers=False)
     store = FeatureStore.open(dataset.store_path)
-    kind = choose_features(config.head.features, dataset.info["kinds"])
-    features = read_features(store, images.hashes, kind, dataset.views()[:1])[:, 0]
-    works = Works(dataset, images, left_out(dataset), _may_be_shown(images), features, store)
+    features, blocks = preference_rows(dataset, store, images.hashes, config)
+    keep = _may_be_shown(images)
+    works = Works(dataset, images, left_out(dataset), keep, features, blocks, store)
     for split in SPLITS[:2]:
         if len(works.in_split(split)) < 2:
             raise DataError(
@@ -112,6 +115,20 @@ def prepare_works(
                 "all: add images, or give larger shares (--train-ratio 0.6 --val-ratio 0.3 --test-ratio 0.1)."
             )
     return works
+
+
+def preference_rows(
+    dataset: Dataset, store: FeatureStore, hashes: Sequence[bytes], config: Config
+) -> tuple[NDArray[np.float32], Sequence[int]]:
+    """What judgements are learned from: [n, D] features of the base view, and numbers per kind.
+
+    Raises:
+        StoreError: features are missing.
+    """
+    kind = gp_features(config.head.features, dataset.info["kinds"])
+    rows = read_features(store, hashes, kind, dataset.views()[:1])[:, 0]
+    count = len(head_kinds(kind))
+    return rows, [rows.shape[1] // count] * count
 
 
 def _as_embedded(folder: Path, resolved: Resolved) -> Config:

@@ -66,6 +66,7 @@ function showFigures() {
     if (state.heads.length) remark = SAY.heads(state.heads.length, state.train_seconds.toFixed(0)) + " ";
     remark += SAY.unsure;
   }
+  remark += ` ${state.chosen ? SAY.chosenPairs : SAY.randomPairs}`;
   put("remark", remark);
 }
 

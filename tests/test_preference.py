@@ -1,0 +1,133 @@
+"""The Gaussian process of judged pairs: its numbers against plain optimisation and integration."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy import integrate, optimize, stats
+
+from mirip_fast.errors import DataError
+from mirip_fast.models.preference import Preferences, fit_pairs
+
+N, BLOCKS = 30, (5, 4)
+RNG = np.random.default_rng(0)
+ROWS = RNG.normal(size=(N, 9)).astype(np.float32)
+TRUTH = ROWS[:, 5] - ROWS[:, 6]  # the second block alone says it
+PAIRS = np.array([RNG.choice(N, 2, replace=False) for _ in range(80)])
+LABEL = np.sign(TRUTH[PAIRS[:, 0]] - TRUTH[PAIRS[:, 1]]).astype(int)
+LABEL[::9] *= -1  # mistakes
+LABEL[::13] = 0  # ties
+FITTED = fit_pairs(ROWS, PAIRS, LABEL, blocks=BLOCKS)
+
+
+def log_posterior(f: NDArray[np.float64], prior: NDArray[np.float64]) -> float:
+    """Of f, in works and not in differences, by the plain formula."""
+    gap, won = f[PAIRS[:, 0]] - f[PAIRS[:, 1]], (LABEL + 1) / 2
+    likelihood = won * stats.norm.logcdf(gap) + (1 - won) * stats.norm.logcdf(-gap)
+    return float(likelihood.sum() - f @ np.linalg.solve(prior, f) / 2)
+
+
+def test_the_mode_is_that_of_a_plain_optimiser() -> None:
+    start = np.zeros(N)
+    best = optimize.minimize(
+        lambda f: -log_posterior(f, FITTED.prior), start, method="BFGS", options={"gtol": 1e-6}
+    ).x
+    assert np.allclose(FITTED.mean, best, atol=1e-4)
+    gap = best[PAIRS[:, 0]] - best[PAIRS[:, 1]]
+    assert np.allclose(FITTED.mode, gap, atol=1e-4)
+    assert np.allclose(FITTED.score(ROWS), FITTED.mean, atol=1e-6)
+
+
+def test_variances_and_evidence_are_those_of_the_curvature_at_the_mode() -> None:
+    differ = np.zeros((len(PAIRS), N))
+    differ[np.arange(len(PAIRS)), PAIRS[:, 0]] += 1
+    differ[np.arange(len(PAIRS)), PAIRS[:, 1]] -= 1
+    precision = np.linalg.inv(FITTED.prior) + differ.T @ np.diag(FITTED.sure) @ differ
+    covariance = np.linalg.inv(precision)
+    asked = np.array([[0, 1], [2, 29], [7, 3]])
+    mean, variance = FITTED.differences(asked)
+    for (i, j), m, v in zip(asked, mean, variance, strict=True):
+        assert m == pytest.approx(FITTED.mean[i] - FITTED.mean[j])
+        assert v == pytest.approx(covariance[i, i] + covariance[j, j] - 2 * covariance[i, j])
+    volume = np.linalg.slogdet(FITTED.prior @ precision)[1] / 2
+    assert FITTED.evidence == pytest.approx(log_posterior(FITTED.mean, FITTED.prior) - volume)
+
+
+def with_amplitudes(logs: NDArray[np.float64]) -> float:
+    """The log evidence with other amplitudes, times their prior."""
+    kernel = type(FITTED.kernel)(FITTED.kernel.blocks, np.exp(logs), FITTED.kernel.lengths)
+    changed = Preferences(**{**vars_of(FITTED), "prior": kernel.square(FITTED.works, 0.0)})
+    return changed.given(PAIRS, LABEL).evidence - float((logs**2).sum()) / (2 * 1.5**2)
+
+
+def vars_of(fitted: Preferences) -> dict[str, object]:
+    return {name: getattr(fitted, name) for name in fitted.__dataclass_fields__}
+
+
+def test_the_amplitudes_are_the_most_probable_ones() -> None:
+    found = np.log(FITTED.kernel.amplitudes)
+    best = optimize.minimize(lambda logs: -with_amplitudes(logs), found + 0.5, method="Nelder-Mead")
+    assert with_amplitudes(found) == pytest.approx(-best.fun, abs=1e-3)
+    assert FITTED.kernel.amplitudes[1] > 2 * FITTED.kernel.amplitudes[0]
+
+
+def test_information_is_that_of_numerical_integration() -> None:
+    asked = np.array([[0, 1], [2, 29], [7, 3], [11, 12]])
+    mean, variance = FITTED.differences(asked)
+
+    def entropy(p: NDArray[np.float64] | float) -> NDArray[np.float64]:
+        return -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
+
+    for m, v, told in zip(mean, variance, FITTED.information(asked), strict=True):
+        g = np.linspace(m - 8 * np.sqrt(v), m + 8 * np.sqrt(v), 10_001)
+        chance, density = stats.norm.cdf(g), stats.norm.pdf(g, m, np.sqrt(v))
+        mean_chance = integrate.trapezoid(density * chance, g)
+        doubt = integrate.trapezoid(density * entropy(np.clip(chance, 1e-9, 1 - 1e-9)), g)
+        assert told == pytest.approx(entropy(mean_chance) - doubt, abs=0.01)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+def test_it_learns_from_few_contradicting_and_repeated_verdicts(scale: float) -> None:
+    rows = ROWS * scale
+    rows[3] = rows[4]  # the same picture twice
+    pairs = np.array([[3, 4], [3, 4], [4, 3], [0, 1], [0, 1], [1, 0]])
+    fitted = fit_pairs(rows, pairs, [1, 1, 1, 1, 1, -1])
+    assert np.isfinite(fitted.mean).all() and fitted.mean[0] > fitted.mean[1]
+    assert fitted.mean[3] == pytest.approx(fitted.mean[4], abs=1e-6)
+    mirrored = fit_pairs(rows, pairs[:, ::-1], [-1, -1, -1, -1, -1, 1])
+    assert np.allclose(mirrored.mean, fitted.mean, atol=1e-6)
+
+
+def test_a_verdict_of_weight_two_is_two_verdicts() -> None:
+    twice = FITTED.given(np.r_[PAIRS, PAIRS[:40]], np.r_[LABEL, LABEL[:40]])
+    weighted = FITTED.given(PAIRS, LABEL, np.r_[np.full(40, 2.0), np.ones(len(PAIRS) - 40)])
+    assert np.allclose(weighted.mean, twice.mean, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "label", "blocks", "said"),
+    [
+        ([], [], BLOCKS, "0 judged pairs"),
+        ([[0, 1]], [0], BLOCKS, "none of them decided"),
+        ([[0, 1]], [1], (3, 3), "do not add up to 9"),
+    ],
+)
+def test_what_cannot_be_learned_is_refused(
+    pairs: list[list[int]], label: list[int], blocks: tuple[int, ...], said: str
+) -> None:
+    with pytest.raises(DataError, match=said):
+        fit_pairs(ROWS, pairs, label, blocks=blocks)
+
+
+def test_it_needs_no_torch() -> None:
+    code = (
+        "import sys, numpy as np; from mirip_fast.models.preference import fit_pairs as f;"
+        "f(np.eye(4), [[0, 1]], [1]).score(np.eye(4));"
+        "print(sorted({'torch', 'sklearn', 'pandas'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
