@@ -234,6 +234,27 @@ def test_within_and_sampled_pairs_and_views(work: Path) -> None:
     assert run(["cache", "info"]) == 0
 
 
+def test_a_cache_of_an_earlier_version_tells_what_it_lacks(
+    work: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    make_data(work / "data")
+    assert run(["embed", "data", "--patches", "grid:2", *TINY]) == 0
+    (ledger,) = (work / "cache").glob("*/datasets/*/dataset.json")
+    info = json.loads(ledger.read_text())
+    del info["embed"]["layers"]
+    info["kinds"] = ["cls", "grid2"]
+    ledger.write_text(json.dumps(info))
+    ledger.with_name("files.json").unlink()
+    capfd.readouterr()
+    assert run(["train", "--head-only"]) == 0
+    assert (
+        "without the mean of the patches and the middle blocks, from which a model learns more. To add them: "
+        "mirip-fast embed data/metadata.csv --backbone tiny-random --image-size 28 --patches grid:2\n"
+    ) in capfd.readouterr().err
+    assert run(["train", "--head-only", "--features", "cls"]) == 0  # as asked
+    assert "An earlier version" not in capfd.readouterr().err
+
+
 def test_trials_are_not_taken_for_models(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
     trained(work, "--debug")
     assert run(["rank", "data/images"]) == 1

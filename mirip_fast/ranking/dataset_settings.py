@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import shlex
 from collections.abc import Sequence
 
-from mirip_fast.config import Config, DataConfig
+from mirip_fast.config import Config, DataConfig, EmbedConfig
+from mirip_fast.data.csv_reader import shown
 from mirip_fast.features.datasets import Dataset
 from mirip_fast.features.pooling import layer_of
 from mirip_fast.settings import config_from_dict
 
 log = logging.getLogger(__name__)
+
+#: Settings of ``embed`` that say which cache is meant and what is in it.
+_MAKE_A_CACHE = (
+    "backbone", "image_size", "resize", "patches", "tta", "precision", "store_dtype", "decode",
+)  # fmt: skip
 
 
 def with_dataset(
@@ -26,6 +33,8 @@ def with_dataset(
     kept = config_from_dict({"data": dataset.info["data"], "embed": dataset.info["embed"]})
     kept.embed.cache_dir = config.embed.cache_dir
     kinds = dataset.info["kinds"]
+    if config.head.features == "auto":
+        _tell_of_old_cache(dataset, readout)
     if readout == "gp":
         features = gp_features(config.head.features, kinds)
     else:
@@ -34,6 +43,28 @@ def with_dataset(
             log.info("The head sees %s", features)
     head = dataclasses.replace(config.head, features=features)
     return dataclasses.replace(config, data=data or kept.data, embed=kept.embed, head=head)
+
+
+def _tell_of_old_cache(dataset: Dataset, readout: str) -> None:
+    """Say what an earlier version did not keep, and what to type for it."""
+    embed, kinds = dataset.info["embed"], dataset.info["kinds"]
+    lacks = []
+    if "mean" not in kinds and any(kind.startswith(("grid", "patch")) for kind in kinds):
+        lacks.append("the mean of the patches")
+    if readout == "gp" and "layers" not in embed:
+        lacks.append("the middle blocks")
+    if lacks:
+        given = ((name, embed[name], getattr(EmbedConfig(), name)) for name in _MAKE_A_CACHE)
+        flags = (
+            f"--{name.replace('_', '-')} {shlex.quote(str(value))}"
+            for name, value, usual in given
+            if value != usual
+        )
+        log.warning(
+            "An earlier version embedded %s without %s, from which a model learns more. To add them: %s",
+            *(shown(dataset.source), " and ".join(lacks)),
+            " ".join(("mirip-fast embed", shlex.quote(shown(dataset.source)), *flags)),
+        )
 
 
 def choose_features(wanted: str, kinds: Sequence[str]) -> str:
