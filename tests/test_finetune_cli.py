@@ -9,10 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
 import pytest
 import torch
 from mirip_fast_cli.main import run
+from PIL import Image
 from test_cli import TINY, draw, make_data
+
+from mirip_fast import PairwiseRankingModel
+from mirip_fast.ranking.scorer import load_score_model, score_files
 
 FULL = ["train", "--full", "--loader-workers", "0", "--workers", "0", "--epochs", "2", "--batch-size", "8"]  # fmt: skip
 
@@ -250,6 +255,34 @@ def test_tokens_that_do_not_fit_on_the_disk_are_refused(
     # 36 images of 5 tokens of 64 numbers; a file holds 4096.
     assert "36 of 36 images to compute, 1.2 KiB each; files of 5.0 MiB are made" in error
     assert "No room" in error and "60.0 MiB are free" in error
+
+
+def test_a_fine_tuned_checkpoint_loads_as_the_document_does(headed: Path) -> None:
+    """Its backbone comes along, and scores are those of `rank`; `--data-dir data/images` means the data set."""
+    options = ["--data-dir", "data/images", *FULL[1:], "--learning-rate", "1e-3"]
+    assert run(["train", *options]) == 0
+    folder = newest(headed)
+    checkpoint = torch.load(folder / "best_model.pt", weights_only=True)
+    model = PairwiseRankingModel()
+    model.load_state_dict(checkpoint["model_state_dict"])
+    model.eval()
+    scored = load_score_model(folder / "best_model.pt")
+    paths = sorted((headed / "data/images").iterdir())[:4]
+    expected = score_files(scored, paths, cache_dir=Path("cache")).scores
+    images = []
+    for path in paths:
+        size = scored.info.views[0].size
+        image = Image.open(path).convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+        pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1) / 255
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (model.spec.mean, model.spec.std))
+        images.append((pixels - mean) / std)
+    first, second = torch.stack(images[:2]), torch.stack(images[2:])
+    with torch.no_grad():
+        found = torch.cat(model(first, second)).numpy()
+    np.testing.assert_allclose(found, expected, atol=0.02 * max(1.0, float(np.ptp(expected))))
+    untrained = PairwiseRankingModel("tiny-random").backbone.state_dict()
+    trained = model.backbone.state_dict()
+    assert any(not torch.equal(trained[name], value) for name, value in untrained.items())
 
 
 def test_a_lost_run_goes_on_from_its_copy(headed: Path, capfd: pytest.CaptureFixture[str]) -> None:
