@@ -471,4 +471,5 @@ def test_ctrl_c_ends_it_and_says_what_is_next(work: Path, number: int) -> None:
     assert process.returncode == 0 and "Traceback" not in err, err
     assert "1 judgement made now, 1 in all: pairs.csv" in out
     assert "Next: mirip-fast train --head-only --pairs pairs.csv --data photos" in out
+    assert "a head, which needs more judgements" in out
     assert len(rows_of(work / "pairs.csv")) == 1
