@@ -20,8 +20,8 @@ $(READY): pyproject.toml
 demo: $(READY)  ## set up and run the whole tool on generated pictures
 	$(BIN)/mirip-fast demo
 
-test: $(READY)  ## set up and run all tests
-	$(BIN)/python -m pytest
+test: $(READY)  ## set up and run all tests, a process of them per core
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-browser: $(READY)  ## the tests of the report page, in headless Chromium, which has to be there
 	MIRIP_FAST_BROWSER=required $(BIN)/python -m pytest -m browser

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -98,3 +98,17 @@ def graded_folder(tmp_path: Path) -> Path:
         rows.append(f"id{i:02d},work_{i:02d}.png,{'SABC'[tier]},{'회화' if i % 8 < 4 else '조소'}")
     (folder / "metadata.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     return folder
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """Names that are no UTF-8, which tests print, cannot go from one process of the suite to another."""
+    return _printable((yield))
+
+
+def _printable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {key: _printable(item) for key, item in value.items()}
+    return type(value)(map(_printable, value)) if isinstance(value, list | tuple) else value
