@@ -23,6 +23,7 @@ from mirip_fast_cli.main import COMMANDS, run
 from PIL import Image
 
 from mirip_fast.features.store import FeatureStore
+from mirip_fast.files import list_files
 from mirip_fast.ranking.judge import pick_model
 
 TINY = ["--backbone", "tiny-random", "--image-size", "28", "--workers", "0"]
@@ -508,6 +509,7 @@ def change_fingerprint(work: Path, **fields: object) -> None:
     checkpoint = torch.load(path, weights_only=True)
     checkpoint["model"]["fingerprint"].update(fields)
     torch.save(checkpoint, path)
+    list_files(path.parent)  # nothing is damaged here: it is another model
 
 
 def test_a_precision_this_machine_lacks(work: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ from test_cli import TINY, make_data
 from test_fit import PACE, history, rows, run_in, settings, spoil, weights
 
 from mirip_fast.errors import DiskFullError, TrainingError
+from mirip_fast.features.store import fingerprint_id
 from mirip_fast.models.checkpoint import load_checkpoint, save_checkpoint
 from mirip_fast.ranking import fit as fit_module
 from mirip_fast.ranking.fit import HeadFit
@@ -120,11 +121,12 @@ def test_resuming_on_other_features_names_what_differs(
     content = json.loads(store.read_text())
     content["fingerprint"].update(image_size=756, resize="pad")
     store.write_text(json.dumps(content))
+    other = store.parent.rename(store.parent.with_name(fingerprint_id(content["fingerprint"])))
     capfd.readouterr()
     assert run(["train", "--head-only", "--resume", "latest"]) == 1
     err = capfd.readouterr().err
     assert "does not fit" in err and "image_size: 28 ≠ 756; resize: squash ≠ pad" in err
-    store.unlink()
+    (other / "store.json").unlink()
     assert run(["train", "--head-only", "--resume", "latest"]) == 1
     assert "run `mirip-fast embed` again" in capfd.readouterr().err
 

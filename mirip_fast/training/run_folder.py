@@ -223,7 +223,7 @@ class Run:
             return []
         rows: list[dict[str, str]] = []
         try:
-            lines = read_file(path).decode("utf-8", "replace").split("\r\n")
+            lines = read_file(path).decode("utf-8", "replace").splitlines()
             for row in csv.DictReader(lines):
                 if None in row or None in row.values() or not row.get("epoch", "").isdecimal():
                     break
