@@ -160,13 +160,6 @@ class EmbedConfig:
 class HeadConfig:
     """The small network that is trained: projector and score head."""
 
-    readout: str | None = option(
-        None,
-        "What learns from the rows: gp (a Gaussian process: no setting to choose, seconds) or head "
-        "(projector and score head with the pairwise loss); auto: gp, or head where a setting is "
-        "given that only a head heeds.",
-        choices=("gp", "head"),
-    )
     features: str = option(
         "auto",
         "What the head sees: the CLS token, the mean of the patch tokens, or both side by side (auto: "
@@ -177,6 +170,13 @@ class HeadConfig:
     projector_output_dim: int = option(256, "Width of the projector's output.", low=1)
     score_hidden_dim: int = option(64, "Width of the score head's hidden layer.", low=1)
     projector_dropout: float = option(0.1, "Dropout in projector and score head.", low=0, high=0.99)
+    readout: str | None = option(
+        None,
+        "What learns from the rows: gp (a Gaussian process: no setting to choose, seconds) or head "
+        "(projector and score head with the pairwise loss); auto: gp, or head where a setting is "
+        "given that only a head heeds.",
+        choices=("gp", "head"),
+    )
 
 
 @dataclass

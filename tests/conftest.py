@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -49,8 +50,12 @@ def decoded_elsewhere(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
 
 @pytest.fixture(autouse=True)
-def _seed() -> None:
+def _afresh() -> None:
+    """No test finds the random numbers of another, nor the terminal to which a command had logged."""
     set_seed(0)
+    package = logging.getLogger("mirip_fast")
+    package.handlers, package.propagate = [], True
+    package.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

@@ -22,10 +22,16 @@ SMALL = {
 def start(name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
     monkeypatch.syspath_prepend(BENCHMARKS)
+    own = [path.stem for path in BENCHMARKS.glob("*.py")]
+    before = {name: sys.modules.pop(name) for name in own if name in sys.modules}
     try:
         runpy.run_path(str(BENCHMARKS / f"{name}.py"), run_name="__main__")
     except SystemExit as end:
         assert not end.code, end.code
+    finally:  # modules of the tests have some of the same names
+        for name in own:
+            sys.modules.pop(name, None)
+        sys.modules.update(before)
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in BENCHMARKS.glob("*.py")))

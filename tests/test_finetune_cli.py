@@ -18,6 +18,7 @@ from test_cli import TINY, draw, make_data
 
 from mirip_fast import PairwiseRankingModel
 from mirip_fast.ranking.scorer import load_score_model, score_files
+from mirip_fast.training.run_folder import accept_files
 
 FULL = ["train", "--full", "--loader-workers", "0", "--workers", "0", "--epochs", "2", "--batch-size", "8"]  # fmt: skip
 
@@ -105,6 +106,7 @@ def test_a_numbered_checkpoint_and_a_moved_run_are_models_too(headed: Path) -> N
     (moved / "head.safetensors").unlink()
     for path in (moved / "backbone").iterdir():
         path.unlink()
+    accept_files(moved)
     assert run(["evaluate", "--checkpoint", str(moved), "--cache-dir", "third"]) == 0
 
 

@@ -23,6 +23,7 @@ from mirip_fast.portfolio.rank_intervals import (
 )
 from mirip_fast.portfolio.ranking import rank_scores, ranking_table, write_ranking
 from mirip_fast.ranking.scorer import ScoreModel
+from mirip_fast.training.run_folder import accept_files
 
 TIERS = ("S", "A", "B", "C")
 
@@ -291,11 +292,14 @@ def test_a_calibration_of_another_model_is_left_aside(
     out = flat(capfd.readouterr().out)
     assert "was made for best_model.pt, not for this checkpoint_epoch_5.pt" in out
     (folder / "calibration.json").write_text("{}")
+    accept_files(folder)
     assert run(["rank", "data/images"]) == 0
     (folder / "calibration.json").write_text("{")
+    accept_files(folder)
     assert run(["rank", "data/images"]) == 1
     assert "calibration.json can not be read" in capfd.readouterr().err
     (folder / "calibration.json").unlink()
+    accept_files(folder)
     assert run(["rank", "data/images"]) == 0
     assert "calibration.json is missing" in flat(capfd.readouterr().out)
 
