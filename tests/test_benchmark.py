@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from mirip_fast_cli.main import run
+from test_cli import TINY, make_data
 
 from mirip_fast import PairwiseRankingModel, PerformanceBenchmarks
 from mirip_fast.evaluation.benchmark import REQUIRED_BATCH, Requirements
+from mirip_fast.finetune.benchmark import finetune_benchmark
 from mirip_fast.ranking.benchmark import cached_benchmark, measured_accuracy
 
 
@@ -53,3 +55,34 @@ def test_the_command(
     assert run(["benchmark", *options]) == 0
     out = capfd.readouterr().out
     assert "not measured" in out and "not judged" in out and "2 pairs per step" in out
+    assert "fine-tuning" in out and "s per step of 4 images, 10 epochs" in out
+
+
+def test_fine_tuning_is_measured_with_the_backbone_learning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The documented requirement is about training end to end, with the backbone that the run has."""
+    learned: list[int] = []
+    adamw = torch.optim.AdamW.step
+
+    def step(self: torch.optim.AdamW, *args: object) -> object:
+        learned.append(sum(p.grad is not None for g in self.param_groups for p in g["params"]))
+        return adamw(self, *args)  # type: ignore[arg-type]
+
+    spec = PairwiseRankingModel("tiny-random").spec
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", step)
+        report = finetune_benchmark(spec, torch.device("cpu"), image_size=30, batch_size=32)
+    assert len(learned) == 3 and min(learned) > 20  # more than a head's
+    assert report["images_per_step"] == report["images_at_once"] == 32
+    assert report["step_seconds"] > 0 and report["meets_memory_requirement"] is not None
+    hours = report["step_seconds"] / 32 * 10_000 * 10 / 3600
+    assert report["training_hours_per_10k"] == pytest.approx(hours)
+
+    monkeypatch.chdir(tmp_path)
+    make_data(tmp_path / "data")
+    assert run(["-q", "embed", "data", *TINY]) == 0
+    assert run(["-q", "train", "--head-only"]) == 0
+    capfd.readouterr()
+    assert run(["benchmark", "--images", "200"]) == 0
+    assert "tiny-random at" in capfd.readouterr().out

@@ -149,7 +149,7 @@ class FullFit:
         """
         started = time.monotonic()
         while not self._done:
-            self._train_epoch(run)
+            self.train_epoch(run)
             progress, self.now = self.now, Progress()
             self.epoch += 1
             self._finish_epoch(run, progress)
@@ -167,7 +167,8 @@ class FullFit:
             return True
         return self.stopping.should_stop and self.epoch >= self.config.train.swa_start
 
-    def _train_epoch(self, run: Run) -> None:
+    def train_epoch(self, run: Run) -> None:
+        """Take the steps of the next epoch; saves into the run's folder where a signal asks to stop."""
         epoch = self.epoch + 1
         unfreeze(self.model, self.strategy, self.strategy.blocks_at(epoch, self.plan.head_epochs))
         self.model.train()

@@ -50,7 +50,9 @@ from mirip_fast.training.trackers import start_trackers
 
 log = logging.getLogger(__name__)
 
-_EPOCHS, _BATCH, _PATIENCE = 10, 32, 10
+#: Epochs of a run that says nothing else.
+EPOCHS = 10
+_BATCH, _PATIENCE = 32, 10
 
 
 class Setup:
@@ -70,7 +72,7 @@ class Setup:
         precision = resolve_precision(config.embed.precision, device)
         self.recipe: Recipe = make_recipe(config.embed, spec, precision)
         self.strategy: Strategy = parse_strategy(config.finetune, spec.num_layers)
-        check_averaging(config.train, config.train.epochs or _EPOCHS)
+        check_averaging(config.train, config.train.epochs or EPOCHS)
         if config.finetune.cache_prefix:
             check_prefix(config.finetune, self.strategy)
 
@@ -257,7 +259,7 @@ class Setup:
         patience = train.early_stopping_patience
         cut = self.recipe.backbone.num_layers - self.strategy.blocks
         return Plan(
-            epochs=train.epochs or _EPOCHS,
+            epochs=train.epochs or EPOCHS,
             batch_size=train.batch_size or _BATCH,
             head_epochs=(0 if has_head else 1) if head_epochs is None else head_epochs,
             patience=_PATIENCE if patience is None else patience,

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from mirip_fast.config import Config
+from mirip_fast.config import Config, EmbedConfig
 from mirip_fast.errors import RunNotFoundError
 from mirip_fast.evaluation.benchmark import Requirements, device_name, peak_memory_gb, time_call
 from mirip_fast.files import read_json, temporary_folder
 from mirip_fast.models.head import RankingHead
 from mirip_fast.ranking.fit import HeadFit
 from mirip_fast.ranking.rows import Rows
+from mirip_fast.ranking.scorer import load_score_model
 from mirip_fast.training.presets import choose_pace
 from mirip_fast.training.run_folder import Run, newest_model
 from mirip_fast.training.trackers import Trackers
@@ -83,6 +84,15 @@ def _seconds_per_epoch(config: Config, images: int, input_dim: int, device: torc
             return fit.run(Run(folder), Trackers({})).seconds / _EPOCHS
         finally:
             quiet.disabled = False
+
+
+def looks_through(output_dir: Path) -> EmbedConfig | None:
+    """Backbone and preprocessing of the newest finished run's model; None where there is none."""
+    try:
+        model = load_score_model(newest_model(output_dir).model)
+    except RunNotFoundError:
+        return None
+    return (model.members[0].info or model.info).embed
 
 
 def measured_accuracy(output_dir: Path) -> tuple[float | None, str]:

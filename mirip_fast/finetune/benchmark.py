@@ -1,0 +1,106 @@
+"""The figures of `mirip-fast benchmark` for fine-tuning: steps of `train --full`."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mirip_fast.config import Config
+from mirip_fast.evaluation.benchmark import (
+    GIB,
+    REQUIRED_BATCH,
+    Requirements,
+    device_name,
+    peak_memory_gb,
+)
+from mirip_fast.features.backbone import load_model
+from mirip_fast.features.backbone_files import BackboneSpec
+from mirip_fast.features.pooling import head_kinds
+from mirip_fast.features.views import effective_size
+from mirip_fast.finetune.fit import FullFit
+from mirip_fast.finetune.fit_parts import Graded, Plan
+from mirip_fast.finetune.model import ScoringModel
+from mirip_fast.finetune.plan import Sample
+from mirip_fast.finetune.setup import EPOCHS
+from mirip_fast.finetune.strategy import parse_strategy, prepare_model
+from mirip_fast.models.head import RankingHead
+from mirip_fast.runtime import resolve_precision
+from mirip_fast.training.run_folder import Run
+
+_STEPS = 3  # of which the first warms up
+
+
+def finetune_benchmark(
+    spec: BackboneSpec, device: torch.device, *, image_size: int, batch_size: int = REQUIRED_BATCH
+) -> dict[str, Any]:
+    """Measure steps of the default recipe on random images, with the keys of ``run_full_benchmark``.
+
+    Where memory runs out on a GPU, the step is done in micro-batches, as training does it.
+
+    Args:
+        spec: the backbone.
+        device: where.
+        image_size: side of the images, in pixels; rounded down to whole patches.
+        batch_size: images per step.
+
+    Returns:
+        Besides those keys: step_seconds (the median), images_per_step, and images_at_once (those of a
+        micro-batch). Reading and augmenting images, judging and saving are not in the figures.
+    """
+    config = Config()
+    size = effective_size(image_size, spec.patch_size)
+    strategy = parse_strategy(config.finetune, spec.num_layers)
+    head = RankingHead(spec.hidden_size * len(head_kinds("cls+mean")), config.head)
+    model = ScoringModel(spec, load_model(spec), head, "cls+mean")
+    prepare_model(model, strategy, config.finetune)
+    model.to(device)
+    marks: list[float] = []
+
+    def mark() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        marks.append(time.perf_counter())
+
+    def load(lists: Sequence[Sequence[Sample]]) -> Iterator[torch.Tensor]:
+        for samples in lists:
+            pixels = torch.randint(256, (len(samples), size, size, 3), dtype=torch.uint8)
+            mark()
+            yield pixels
+        mark()
+
+    n = _STEPS * batch_size
+    tiers = np.arange(n) % len(config.data.tier_names())
+    graded = Graded(tiers.astype(np.int64), -tiers.astype(np.float64), [None] * n, None, load)
+    precision = resolve_precision("auto", device)
+    plan = Plan(1, batch_size, head_epochs=0, patience=0, precision=precision, size=size)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    fit = FullFit(model, strategy, graded, graded, config, plan, {})
+    fit.train_epoch(Run(Path()))  # saves nothing
+    seconds = statistics.median(np.diff(marks)[1:].tolist())
+    memory, kind = peak_memory_gb(), "peak resident memory of the process"
+    if device.type == "cuda":
+        memory, kind = torch.cuda.max_memory_allocated(device) / GIB, "peak allocated on the GPU"
+    hours, need = seconds / batch_size * 10_000 * EPOCHS / 3600, Requirements()
+    whole = batch_size >= REQUIRED_BATCH
+    return {
+        "inference_time_ms": None,
+        "memory_usage_gb": memory,
+        "memory_kind": kind,
+        "training_hours_per_10k": hours,
+        "accuracy": None,
+        "meets_inference_requirement": None,
+        "meets_memory_requirement": memory < need.memory_gb if whole else None,
+        "meets_training_requirement": hours < need.training_hours,
+        "meets_accuracy_requirement": None,
+        "device": device_name(device),
+        "step_seconds": seconds,
+        "images_per_step": batch_size,
+        "images_at_once": -(-batch_size // fit.parts_per_step),
+    }
