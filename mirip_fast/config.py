@@ -491,8 +491,7 @@ class LabelConfig:
     )
     choose: str = option(
         "random",
-        "Which pairs are shown to learn from: random, or informative (those that are expected to tell "
-        "most; where the features know the taste, 200 of these did what 400 random ones do).",
+        "Which pairs are shown to learn from: random, or informative (those that are expected to tell most).",
         choices=("random", "informative"),
     )
 

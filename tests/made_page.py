@@ -106,7 +106,7 @@ def made_ranking(
     }
     done = RankDone(
         ranking, [], list(failures), calibration if known else unknown(), 60 if known else 0,
-        None if known else "unknown: no heads", 3, root, hashes, SimpleNamespace(series=dict), anchors,
+        None if known else "unknown: no heads", 3, root, hashes, SimpleNamespace(series=dict), False, anchors,
     )  # fmt: skip
     return done, SimpleNamespace(
         checkpoint=run / "best.pt",
