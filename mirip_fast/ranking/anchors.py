@@ -283,6 +283,11 @@ def find_anchors(model: ScoreModel, cache_dir: Path, asked: int | None = None) -
     kept = _kept(model)
     if kept is not None and asked in (None, kept.asked):
         return kept
+    if kept is not None and any(work.path is None for work in kept.works):
+        raise DataError(
+            f"--anchors {asked}: a shared model keeps {kept.asked} of each tier, and has no graded works to "
+            "choose others among; leave --anchors out"
+        )
     images, held_out = _graded(model)
     try:
         store = FeatureStore.open(cache_dir / model.info.fingerprint_id)

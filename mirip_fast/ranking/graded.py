@@ -414,6 +414,11 @@ def load_split(path: Path, tiers: Sequence[str], data: DataConfig) -> GradedImag
             near.append(row.get("near_group") or None)
         if not records:
             raise ValueError("no image is in it")
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{path} can not be read: there is none. A shared model knows no images of its own (give "
+            "graded ones with --test-data); to a run put back its copy"
+        ) from error
     except (OSError, ValueError) as error:
         raise DataError(f"{path} can not be read: {error}") from error
     options = DataOptions.from_config(data)
