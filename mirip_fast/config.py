@@ -183,7 +183,7 @@ class HeadConfig:
 class TrainConfig:
     """Phase two: how the head learns."""
 
-    name: str | None = option(None, "Name of the run (auto: head).")
+    name: str | None = option(None, "Name of the run (auto: gp or head).")
     output_dir: str = option("runs", "Folder of the runs.")
     preset: str = option(
         "auto",

@@ -133,7 +133,7 @@ def train_head(config: Config, request: Request) -> tuple[Run, FitResult | Folds
         judged = read_judged_pairs(judged_files, images, left_out(dataset), zero)
     config = with_dataset(config, dataset, readout, request.data_of(dataset))
     if readout == "gp":
-        store, run = _new_run(config, request, dataset, "head-only")
+        store, run = _new_run(config, request, dataset, "head-only", "gp")
         save_split(run.path / SPLIT_FILE, images)
         info = _info(store, config, images, dataset.views())
         return run, fit_process(run, config, images, store, info)
@@ -158,14 +158,14 @@ def train_head(config: Config, request: Request) -> tuple[Run, FitResult | Folds
 
 
 def _new_run(
-    config: Config, request: Request, dataset: Dataset, mode: str
+    config: Config, request: Request, dataset: Dataset, mode: str, name: str = "head"
 ) -> tuple[FeatureStore, Run]:
     """The store to learn from, and a folder that says what is learned."""
     store = FeatureStore.open(dataset.store_path)
     remove_runs_without_checkpoint(Path(config.train.output_dir))
     run = create_run(
         Path(config.train.output_dir),
-        config.train.name or "head",
+        config.train.name or name,
         mode=mode,
         debug=request.debug,
         dataset=str(dataset.source),
