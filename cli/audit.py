@@ -30,7 +30,12 @@ _PATH = click.Path(path_type=Path)
     "--top", type=click.IntRange(min=0), default=5, show_default=True,
     help="Findings shown of each kind; the file has all.",
 )  # fmt: skip
-@click.option("--out", type=_PATH, default=Path(), help="Folder for audit.csv and near_groups.csv.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path(),
+    help="Folder for audit.csv and near_groups.csv.",
+)
 @config_options(
     "audit", "embed.cache_dir", "train.output_dir", "train.pairs_zero", "data.separator"
 )

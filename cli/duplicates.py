@@ -29,7 +29,7 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option(
     "--out",
-    type=_PATH,
+    type=click.Path(path_type=Path, dir_okay=False),
     default=Path("duplicates.csv"),
     show_default=True,
     help="CSV file to write.",

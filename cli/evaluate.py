@@ -31,7 +31,7 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option(
     "--out",
-    type=_PATH,
+    type=click.Path(path_type=Path, dir_okay=False),
     help="JSON file to write, with pictures beside it (default: in the run's folder).",
 )
 @click.option(

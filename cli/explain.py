@@ -23,7 +23,12 @@ _PATH = click.Path(path_type=Path)
 @click.option(
     "--checkpoint", type=_PATH, help="Run or .pt file (default: the newest finished run)."
 )
-@click.option("--out", type=_PATH, default=Path(), help="Folder for the pictures (default: here).")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path(),
+    help="Folder for the pictures (default: here).",
+)
 @moved_backbone
 @config_options(
     "explain",

@@ -22,7 +22,9 @@ _PATH = click.Path(path_type=Path)
     "--checkpoint", type=_PATH, help="Run or .pt file (default: the newest finished run)."
 )
 @click.option(
-    "--out", type=_PATH, help="Folder for the ONNX files (default: export, unless --hf is given)."
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for the ONNX files (default: export, unless --hf is given).",
 )
 @click.option("--hf", type=_PATH, help="Write a folder to share: safetensors and a model card.")
 @click.option("--head-only", is_flag=True, help="Leave the backbone out of the ONNX files.")

@@ -22,7 +22,7 @@ _PATH = click.Path(path_type=Path)
 @click.command("label")
 @click.argument("folder", type=_PATH)
 @click.option(
-    "--out", type=_PATH, default=Path("pairs.csv"), show_default=True,
+    "--out", type=click.Path(path_type=Path, dir_okay=False), default=Path("pairs.csv"), show_default=True,
     help="File of judgements; an existing one is gone on from.",
 )  # fmt: skip
 @click.option(

@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 )
 @click.option("--top", type=click.IntRange(min=1), help="Show the best N only; the files have all.")
 @click.option(
-    "--out", type=_PATH, default=Path(), help="Folder for ranking.csv and .json (default: here)."
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path(),
+    help="Folder for ranking.csv and .json (default: here).",
 )
 @click.option(
     "--html",

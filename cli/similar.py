@@ -29,7 +29,11 @@ _PATH = click.Path(path_type=Path)
     multiple=True,
     help="Search another cache folder, too; repeatable.",
 )
-@click.option("--out", type=_PATH, help="Write the result to this CSV file, too.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the result to this CSV file, too.",
+)
 @moved_backbone
 @config_options("embed.cache_dir", "embed.max_megapixels", "runtime")
 def similar_command(

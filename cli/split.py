@@ -14,7 +14,9 @@ from .options import config_options
 @click.command("split")
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="Folder for the files (default: DATA)."
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for the files (default: DATA).",
 )
 @config_options("split", "data", "embed.cache_dir", split_seed="--seed")
 def split_command(resolved: Resolved, data: Path, out: Path | None) -> None:

@@ -346,6 +346,20 @@ def test_what_can_not_both_count_is_told(
     assert said in capfd.readouterr().err
 
 
+def test_one_picture_with_two_grades_is_told(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    make_data(work / "data", 16)
+    shutil.copyfile(work / "data/images/work_01.png", work / "data/images/copy.png")
+    with (work / "data" / "metadata.csv").open("a", encoding="utf-8") as stream:
+        stream.write("id99,copy.png,C,x\n")
+    assert run(["split", "data", "--out", "parts"]) == 0
+    assert (
+        "1 picture is in more than one tier (first: 'id01' in A, 'id99' in C)"
+        in capfd.readouterr().err
+    )
+    assert run(["split", "data", "--out", "data/metadata.csv"]) == 2
+    assert "is a file" in capfd.readouterr().err
+
+
 def test_options_that_may_repeat_are_not_told(
     work: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -127,6 +127,12 @@ def test_verify_tells_and_accept_takes_what_is_meant_to_be_so(
     assert run(["verify", "--accept"]) == 2 and run(["verify", "runs9"]) == 1
 
 
+def test_a_folder_that_is_no_run_is_not_taken_for_one(tmp_path: Path) -> None:
+    assert run(["verify", str(tmp_path)]) == 1
+    assert run(["verify", "--accept", str(tmp_path)]) == 1
+    assert not list(tmp_path.iterdir())
+
+
 def test_runs_without_a_list_are_read_as_they_are(
     work: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -116,7 +116,28 @@ def split_manifest(
     labelings += [labels for labels in (duplicates, near_groups) if labels is not None]
     tiers = [_UNGRADED if r.tier is None else manifest.tiers[r.tier] for r in records]
     names = [record.image_id for record in records]
+    _tell_two_grades(names, tiers, duplicates or ())
     return Split(manifest, tuple(_divide(tiers, names, labelings, ratios, seed)))
+
+
+def _tell_two_grades(
+    names: Sequence[str], tiers: Sequence[str], duplicates: Sequence[Hashable]
+) -> None:
+    """Warn of pictures that are there several times, in different tiers."""
+    first: dict[Hashable, int] = {}
+    found: dict[Hashable, tuple[int, int]] = {}
+    for i, content in enumerate(duplicates):
+        if content is not None and tiers[i] != _UNGRADED:
+            other = first.setdefault(content, i)
+            if tiers[other] != tiers[i]:
+                found.setdefault(content, (other, i))
+    if found:
+        one, two = next(iter(found.values()))
+        log.warning(
+            "%s in more than one tier (first: %r in %s, %r in %s); `mirip-fast audit` lists them",
+            "1 picture is" if len(found) == 1 else f"{len(found):,} pictures are",
+            *(names[one], tiers[one], names[two], tiers[two]),
+        )
 
 
 def check_ratios(ratios: Sequence[float]) -> None:

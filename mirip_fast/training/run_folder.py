@@ -375,8 +375,14 @@ def verify_run(folder: Path) -> dict[Path, tuple[int, list[str]]]:
     """
     if not folder.is_dir():
         raise RunNotFoundError(f"{folder}: there is no such run")
+    _require_run(folder)
     parts = [folder, *(path.parent for path in sorted(folder.glob(f"*/{LIST_FILE}")))]
     return {part: damaged_files(part) for part in parts}
+
+
+def _require_run(folder: Path) -> None:
+    if not is_run(folder) and not (folder / LIST_FILE).exists():
+        raise RunNotFoundError(f"{folder} is no folder of a run: it has no {RUN_FILE}")
 
 
 def accept_files(folder: Path) -> None:
@@ -385,6 +391,8 @@ def accept_files(folder: Path) -> None:
     Raises:
         RunNotFoundError: there is no such folder.
     """
+    if folder.is_dir():
+        _require_run(folder)
     for part in [folder, *(path.parent for path in folder.glob(f"*/{RUN_FILE}"))]:
         if not part.is_dir():
             raise RunNotFoundError(f"{folder}: there is no such run")
