@@ -156,7 +156,9 @@ def test_near_groups_keep_splits_clean(work: Path) -> None:
     command = ["split", "data", "--out", "parts", "--cache-dir", "cache"]
     assert run([*command, "--near-groups", "near_groups.csv"]) == 0
     split_of = {
-        row["image_id"]: path.name for path in (work / "parts").iterdir() for row in rows_of(path)
+        row["image_id"]: path.name
+        for path in (work / "parts").glob("*.csv")
+        for row in rows_of(path)
     }
     assert len(set(split_of.values())) == 3
     assert all(split_of[f"n{name}"] == split_of[f"n{name}x"] for name in names)

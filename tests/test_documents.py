@@ -28,7 +28,6 @@ MAY_DIFFER = re.compile(r"(Raised|Lowered) most by|score .*, tier |  cosine ")
 #: Fewer epochs, rounds and processes than the documents were recorded with; the same lines.
 QUICK = """
 embed: {workers: 0}
-train: {early_stopping_patience: 3}
 evaluate: {bootstrap_rounds: 100}
 explain: {detail: 3}
 """

@@ -24,7 +24,7 @@ from mirip_fast.ranking.scorer import load_score_model, score_files
 
 __all__ = ["work"]
 
-FOLDED = [*FULL, "--folds", "3", "--augment", "none", "--learning-rate", "1e-3", "--epochs", "2"]
+FOLDED = [*FULL, "--folds", "3", "--augment", "none", "--learning-rate", "1e-3"]
 
 
 @pytest.fixture
