@@ -656,3 +656,23 @@ def test_middle_layers_are_filled_into_a_cache_that_lacks_them(
     assert "0 embedded + 3 already there" in capfd.readouterr().out
     assert run(["embed", "folder", *TINY, "--layers", "7"]) == 1
     assert "blocks from 1 to 4" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        (["embed", "pipe.csv"], "no regular file"),
+        (["embed", "pipe.tar"], "no regular file"),
+        (["embed", "folder", "--export", "pipe.h5", *TINY], "no HDF5 file"),
+        (["rank", "folder", "--config", "pipe.yaml"], "no file"),
+    ],
+    ids=str,
+)
+def test_a_pipe_in_the_place_of_a_file_is_told_and_not_waited_for(
+    work: Path, capfd: pytest.CaptureFixture[str], typed: list[str], told: str
+) -> None:
+    draw(work / "folder" / "a.png", 0.5, 1)
+    for ending in ("csv", "tar", "h5", "yaml"):
+        os.mkfifo(f"pipe.{ending}")
+    assert run(typed) == 1
+    assert told in capfd.readouterr().err

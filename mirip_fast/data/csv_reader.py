@@ -17,6 +17,7 @@ from pathlib import Path
 from mirip_fast.data.places import read_place
 from mirip_fast.data.remote import address
 from mirip_fast.errors import DataError, ImageError
+from mirip_fast.files import read_file
 from mirip_fast.text import folded, nfc
 
 log = logging.getLogger(__name__)
@@ -279,8 +280,8 @@ def _example(columns: Sequence[str]) -> str:
 def _read_bytes(path: Path) -> bytes:
     try:
         found = read_place(path)
-        data = path.read_bytes() if found is None else found[0]
-    except ImageError as error:
+        data = read_file(path) if found is None else found[0]
+    except (ImageError, ValueError) as error:
         raise DataError(f"{shown(path)}: can not be read ({error})") from error
     except OSError as error:
         reason = error.strerror or str(error)

@@ -18,7 +18,7 @@ from mirip_fast.data.csv_reader import (
 )
 from mirip_fast.data.records import Manifest
 from mirip_fast.errors import DataError
-from mirip_fast.files import write_csv
+from mirip_fast.files import open_file, write_csv
 from mirip_fast.text import nfc
 
 log = logging.getLogger(__name__)
@@ -101,5 +101,5 @@ def near_labels(near_groups: str | None, manifest: Manifest) -> list[str | None]
 
 def _has_rows(path: Path) -> bool:
     """Whether there is more than a header."""
-    with path.open("rb") as stream:
+    with open_file(path) as stream:
         return sum(1 for line in stream if line.strip()) > 1

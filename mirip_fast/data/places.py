@@ -25,7 +25,7 @@ from mirip_fast.data.image_files import MAX_FILE_BYTES, SETTLED_NS, Stamp, may_b
 from mirip_fast.data.pieces import HEADER_BYTES, Piece, checked
 from mirip_fast.data.tar_index import Member, TarIndex, index_tar
 from mirip_fast.errors import DataError, ImageError
-from mirip_fast.files import write_text
+from mirip_fast.files import open_file, read_file, write_text
 
 log = logging.getLogger(__name__)
 
@@ -261,10 +261,12 @@ def _look_through(path: Path, size: int | None) -> TarIndex:
         with remote.open_file(path) as stream:
             return index_tar(stream, size, name)
     try:
-        with path.open("rb") as stream:
+        with open_file(path) as stream:
             return index_tar(stream, size, name)
     except OSError as error:
         raise DataError(f"{name}: can not be read ({error.strerror or error})") from error
+    except ValueError as error:
+        raise DataError(f"{name}: can not be read ({error})") from error
 
 
 def _by_folder(names: Iterable[str]) -> dict[str, tuple[list[str], list[str]]]:
@@ -296,7 +298,7 @@ def _kept(path: Path, stamp: Stamp | None) -> TarIndex | None:
     if file is None or stamp is None:
         return None
     try:
-        content = json.loads(file.read_bytes())
+        content = json.loads(read_file(file))
         if content["version"] != _VERSION or content["stamp"] != list(stamp):
             return None
         return TarIndex.from_json(content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import time
@@ -23,6 +24,7 @@ from mirip_fast.features.outcomes import Outcome, Summary, summarise
 from mirip_fast.features.phase_one import open_hashes, prepare
 from mirip_fast.features.rank_parts import RankParts
 from mirip_fast.features.speed import SpeedReport
+from mirip_fast.files import open_file
 from mirip_fast.runtime import Ranks, distributed, our_cores
 
 log = logging.getLogger(__name__)
@@ -167,9 +169,11 @@ def check_export(file: Path) -> None:
     if file.is_dir():
         raise StoreError(f"--export {file} is a folder; name a file in it, such as features.h5")
     if file.exists():
-        with file.open("rb") as stream:
-            if stream.read(8) != b"\x89HDF\r\n\x1a\n":
-                raise StoreError(f"--export {file} is there and no HDF5 file; choose another name")
+        start = b""
+        with contextlib.suppress(ValueError), open_file(file) as stream:  # a pipe, a device
+            start = stream.read(8)
+        if start != b"\x89HDF\r\n\x1a\n":
+            raise StoreError(f"--export {file} is there and no HDF5 file; choose another name")
 
 
 def _backbone_text(name: str) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mirip_fast.features.outcomes import Outcome
-from mirip_fast.files import write_text
+from mirip_fast.files import read_file, write_text
 from mirip_fast.runtime import Ranks
 
 _FOLDER = "ranks"
@@ -63,7 +63,7 @@ class RankParts:
         found: dict[int, Outcome] = {}
         try:
             for rank in range(self._ranks.size):
-                for line in self._file(rank).read_text(encoding="utf-8").splitlines():
+                for line in read_file(self._file(rank)).decode("utf-8").splitlines():
                     index, status, sha, reason = json.loads(line)
                     found[index] = Outcome(status, bytes.fromhex(sha) if sha else None, reason)
         except (FileNotFoundError, ValueError):

@@ -211,6 +211,8 @@ class JudgementFile(Closing):
 
 
 def _open(path: Path) -> int:
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise DataError(f"{shown(path)} is no file: name one with --out")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | _BINARY, 0o666)
