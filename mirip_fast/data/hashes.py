@@ -213,6 +213,7 @@ class HashMemory(Closing):
             self._database.execute(_CREATE.replace("TABLE", "TABLE IF NOT EXISTS"))
         elif made != [("table", "sha256_v1", _CREATE)]:
             raise sqlite3.DatabaseError("it holds something else")
+        self._database.execute("PRAGMA query_only = ON")  # but for what is new, see _save
 
     def _query(self, text: str, values: Sequence[bytes] = ()) -> sqlite3.Cursor:
         """Ask the file, for so long as a sound one may take."""
@@ -225,14 +226,17 @@ class HashMemory(Closing):
         if self._database is None or not self._unsaved:
             return
         rows = [(key, *self._fresh[key][0], self._fresh[key][1]) for key in self._unsaved]
-        self._database.execute("BEGIN IMMEDIATE")
+        self._database.execute("PRAGMA query_only = OFF")
         try:
+            self._database.execute("BEGIN IMMEDIATE")
             self._database.executemany("INSERT OR REPLACE INTO sha256_v1 VALUES (?, ?, ?, ?)", rows)
             self._database.execute("COMMIT")
         except BaseException:
             if self._database.in_transaction:
                 self._database.execute("ROLLBACK")
             raise
+        finally:
+            self._database.execute("PRAGMA query_only = ON")
         self._fresh.clear()
         self._unsaved.clear()
 
