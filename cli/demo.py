@@ -8,11 +8,9 @@ from pathlib import Path
 
 import click
 
-#: A tenth of so few pictures would be too little to learn probabilities from: a little more for validation.
-_SHARES = ("--train-ratio", "0.75", "--val-ratio", "0.15")
 _COMMANDS = (
     ("embed", "data", "--backbone", "tiny-random", "--image-size", "224"),
-    ("train", "--head-only", *_SHARES, "--bootstrap", "50", "--name", "demo"),
+    ("train", "--head-only", "--name", "demo"),
     ("evaluate",),
     ("rank", "portfolio", "--html", "report.html"),
 )
