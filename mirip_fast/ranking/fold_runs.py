@@ -196,7 +196,7 @@ def _join(run: Run, plan: FoldsPlan, work: FoldWork) -> FoldsResult:
         by_fold.append(_judge(plan, index, left_out, rounds=0).pairwise_accuracy)
     path = save_ensemble(run.path, members, plan.info)
     inside = np.flatnonzero(plan.fold_of >= 0)
-    held_out = _held_out(plan.images, inside, scores[inside])
+    held_out = HeldOut.of(plan.images.subset(inside), scores[inside], "out-of-fold")
     save_held_out(run.path, held_out, plan.info.tiers)
     write_calibration(load_score_model(path), held_out, plan.images, plan.config.evaluate.within)
     report = _judge(plan, inside, scores[inside], rounds=plan.config.evaluate.bootstrap_rounds)
@@ -219,21 +219,6 @@ def _judge(
         tier_scores=[record.tier_score for record in part.records],
         within=None if column is None else [column[i] for i in index],
         rounds=rounds,
-    )
-
-
-def _held_out(
-    images: GradedImages, index: NDArray[np.int64], scores: NDArray[np.float64]
-) -> HeldOut:
-    records = [images.manifest.records[i] for i in index]
-    return HeldOut(
-        ids=[record.image_id for record in records],
-        paths=[record.path for record in records],
-        tiers=images.tiers[index],
-        tier_scores=[record.tier_score for record in records],
-        groups=[record.group for record in records],
-        source="out-of-fold",
-        scores=scores,
     )
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mirip_fast.errors import DataError
 from mirip_fast.files import has_file, read_csv, write_csv
+from mirip_fast.ranking.graded import GradedImages
 
 #: File in a run's folder.
 HELD_OUT_FILE = "held_out.csv"
@@ -47,6 +48,20 @@ class HeldOut:
     groups: Sequence[str | None]
     source: str
     scores: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, images: GradedImages, scores: NDArray[np.floating], source: str) -> HeldOut:
+        """The scores [n] of these images, in their order."""
+        records = images.manifest.records
+        return cls(
+            ids=[record.image_id for record in records],
+            paths=[record.path for record in records],
+            tiers=images.tiers,
+            tier_scores=[record.tier_score for record in records],
+            groups=[record.group for record in records],
+            source=source,
+            scores=scores.astype(np.float64),
+        )
 
     def __len__(self) -> int:
         return len(self.scores)

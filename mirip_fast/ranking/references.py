@@ -66,16 +66,7 @@ def write_references_of_scores(
         within: the column inside whose values works are compared, or None.
     """
     val = images.part("val")
-    records = val.manifest.records
-    held_out = HeldOut(
-        ids=[record.image_id for record in records],
-        paths=[record.path for record in records],
-        tiers=val.tiers,
-        tier_scores=[record.tier_score for record in records],
-        groups=[record.group for record in records],
-        source="validation",
-        scores=scores.astype("float64"),
-    )
+    held_out = HeldOut.of(val, scores, "validation")
     save_held_out(model.checkpoint.parent, held_out, model.info.tiers)
     return write_calibration(model, held_out, images, within)
 

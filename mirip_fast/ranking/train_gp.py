@@ -144,16 +144,7 @@ def _fit(
     process = process.of_used()
     info = dataclasses.replace(info, features="+".join(used), input_dim=process.input_dim)
     path = save_process(run.path, process, info)
-    records = learned.manifest.records
-    held_out = HeldOut(
-        ids=[record.image_id for record in records],
-        paths=[record.path for record in records],
-        tiers=labels.tiers,
-        tier_scores=[record.tier_score for record in records],
-        groups=labels.groups,
-        source="left-out groups",
-        scores=process.left_out,
-    )
+    held_out = HeldOut.of(learned, process.left_out, "left-out groups")
     save_held_out(run.path, held_out, info.tiers)
     model = load_score_model(path)
     calibration = write_calibration(model, held_out, images, None)
