@@ -131,12 +131,6 @@ def bare_forward(backbone: Backbone, batches: Sequence[torch.Tensor], threads: i
     torch.set_num_threads(before)
 
 
-def quick_forward(backbone: Backbone, batches: Sequence[torch.Tensor], threads: int) -> None:
-    """The same passes with the kernels that phase one takes."""
-    with backbone.many_passes():
-        bare_forward(backbone, batches, threads)
-
-
 def batches(backbone: Backbone, squares: Sequence[np.ndarray], size: int) -> list[torch.Tensor]:
     """Normalised tensors, ``size`` pictures each."""
     return [

@@ -27,7 +27,6 @@ from embedding import (
     large,
     load,
     plain_loop,
-    quick_forward,
 )
 from pictures import picture_files, small_pictures, twelve_megapixels
 
@@ -54,11 +53,7 @@ def large_backbone(arguments: argparse.Namespace, folder: Path) -> None:
     costs = in_turns(1, before=lambda: bare_forward(backbone, ready, CORES))
     with measured() as ours:
         phase.run(paths)
-    costs |= in_turns(
-        1,
-        after=lambda: bare_forward(backbone, ready, CORES),
-        quick=lambda: quick_forward(backbone, ready, CORES),
-    )
+    costs |= in_turns(1, after=lambda: bare_forward(backbone, ready, CORES))
     count = sum(len(batch) for batch in ready)
     bare = (costs["before"].wall + costs["after"].wall) / (2 * count)
     bare_cpu = (costs["before"].cpu + costs["after"].cpu) / (2 * count)
@@ -67,7 +62,6 @@ def large_backbone(arguments: argparse.Namespace, folder: Path) -> None:
         f"(a) DINOv2-Large architecture, random weights, 224 pixels, {len(paths)} pictures",
         [
             Line(f"bare forward, {CORES} threads", bare, "s per picture"),
-            Line("the same through oneDNN", costs["quick"].wall / count, "s per picture"),
             Line("end to end", ours.wall / len(paths), "s per picture"),
             Line("end to end ÷ bare forward", ours.wall / len(paths) / bare, most=1.03),
             Line("the same in processor seconds", ours.cpu / len(paths) / bare_cpu),
@@ -116,7 +110,6 @@ def _rivals(
         "ours": lambda: phase.run(paths),
         "decode": lambda: bare_decode(paths, arguments.size),
         "forward": lambda: bare_forward(backbone, ready, 1),
-        "quick": lambda: quick_forward(backbone, ready, 1),
     }
     bare_forward(backbone, ready, 1)  # warm
     costs = in_turns(arguments.rounds, **actions)
@@ -126,7 +119,6 @@ def _rivals(
     lines = [
         Line("bare decoding, one thread", 1000 * decode, "ms per picture"),
         Line("bare forward, one thread", 1000 * forward, "ms per picture"),
-        Line("the same through oneDNN", 1000 * costs["quick"].cpu / len(some), "ms per picture"),
         Line("end to end", len(paths) / ours.wall, "pictures/s"),
         Line(
             "end to end ÷ limit (bare, all cores)",

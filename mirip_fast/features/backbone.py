@@ -16,9 +16,8 @@ from mirip_fast.errors import BackboneError
 from mirip_fast.features import tiny_random
 from mirip_fast.features.backbone_files import BackboneSpec
 from mirip_fast.features.hub import weight_files
-from mirip_fast.features.onednn import through_onednn
 from mirip_fast.features.pooling import layer_of, pool_tokens
-from mirip_fast.runtime import is_out_of_memory, keep_freed_memory, torch_dtype
+from mirip_fast.runtime import is_out_of_memory, torch_dtype
 
 log = logging.getLogger(__name__)
 
@@ -56,17 +55,6 @@ class Backbone:
         """Have code made for exactly the shapes that come, at the first pass (takes a minute or more)."""
         self.model.compile(dynamic=False)
         self.compiled = True
-
-    @contextlib.contextmanager
-    def many_passes(self) -> Iterator[None]:
-        """On a CPU passes inside the block go through oneDNN, and keep memory for each other."""
-        if self.device.type != "cpu":
-            yield
-            return
-        keep_freed_memory()
-        # Compiled code has kernels of its own choice.
-        with contextlib.nullcontext() if self.compiled else through_onednn(self.model):
-            yield
 
     @torch.inference_mode()
     def tokens(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -19,7 +19,7 @@ from mirip_fast.features.recipe import Recipe
 from mirip_fast.features.shards import SeriesSpec
 from mirip_fast.features.speed import Speed
 from mirip_fast.features.stages import StoppedError
-from mirip_fast.runtime import is_out_of_memory
+from mirip_fast.runtime import is_out_of_memory, keep_freed_memory
 
 if TYPE_CHECKING:
     import torch
@@ -174,8 +174,8 @@ class Forward:
         import torch
 
         undo = contextlib.ExitStack()
-        undo.enter_context(self.backbone.many_passes())
         if self.threads is not None:
+            keep_freed_memory()
             undo.callback(torch.set_num_threads, torch.get_num_threads())
             torch.set_num_threads(self.threads)
             if not self.backbone.compiled:

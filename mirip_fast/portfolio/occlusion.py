@@ -24,7 +24,7 @@ from PIL import Image, ImageFilter
 from mirip_fast.features.backbone import Backbone
 from mirip_fast.features.pooling import head_kinds
 from mirip_fast.ranking.torch_score import MeanHead
-from mirip_fast.runtime import is_out_of_memory
+from mirip_fast.runtime import is_out_of_memory, keep_freed_memory
 
 #: Radius of the blur as a share of the picture's side: shapes are gone, colours and light stay.
 BLUR = 0.09
@@ -112,10 +112,11 @@ def occlusion_map(
         return found
 
     scores: list[float] = []
-    with backbone.many_passes():
-        while batch := list(islice(pictures, batch_size)):
-            found, batch_size = _fitting(score, batch, batch_size)
-            scores += found
+    if backbone.device.type == "cpu":
+        keep_freed_memory()
+    while batch := list(islice(pictures, batch_size)):
+        found, batch_size = _fitting(score, batch, batch_size)
+        scores += found
     changes = scores[0] - np.array(scores[1:])
     return ScoreMap(_mean_over(covered, changes, side), scores[0], first_tokens[0])
 
