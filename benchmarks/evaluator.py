@@ -11,7 +11,7 @@ import time
 import numpy as np
 
 from mirip_fast.evaluation.calibration import fit_calibration
-from mirip_fast.evaluation.report import judge
+from mirip_fast.evaluation.report import evaluate
 from mirip_fast.evaluation.text_table import format_table
 
 TIERS = ("S", "A", "B", "C")
@@ -54,7 +54,7 @@ def main() -> None:
         ("… inside five departments", {**columns, "calibration": calibration}),
     ):
         started, used = time.perf_counter(), time.process_time()
-        judge(scores, tiers, **case, **extra).to_dict()
+        evaluate(scores, tiers, **case, **extra).to_dict()
         rows.append(
             [name, f"{time.perf_counter() - started:.2f} ({time.process_time() - used:.2f})"]
         )

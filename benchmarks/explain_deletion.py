@@ -36,7 +36,7 @@ from mirip_fast.evaluation.text_table import format_table
 from mirip_fast.features.backbone import Backbone, load_backbone
 from mirip_fast.features.phase_one import open_hashes
 from mirip_fast.portfolio.occlusion import BLUR, occlusion_map
-from mirip_fast.ranking.judge import pick_model
+from mirip_fast.ranking.evaluate import pick_model
 from mirip_fast.ranking.scorer import phase_of_model
 from mirip_fast.ranking.torch_score import ImageScorer, MeanHead
 

@@ -32,7 +32,7 @@ def compare_command(
     """
     from mirip_fast.evaluation.text_table import format_table
     from mirip_fast.portfolio.rank import compare_images
-    from mirip_fast.ranking.judge import pick_model
+    from mirip_fast.ranking.evaluate import pick_model
 
     model = pick_model(checkpoint, Path(resolved.config.train.output_dir))
     done = compare_images(

@@ -12,7 +12,7 @@ from mirip_fast.settings import Resolved
 
 from .options import config_options, given_flags, moved_backbone
 from .progress import EmbedBar
-from .side_by_side import judge_runs
+from .side_by_side import evaluate_runs
 
 _PATH = click.Path(path_type=Path)
 
@@ -61,29 +61,29 @@ def evaluate_command(
     out: Path | None,
     html: Path | None,
 ) -> None:
-    """Judge a model: pairwise accuracy, whether its probabilities come true, the worst mistakes.
+    """Evaluate a model: pairwise accuracy, whether its probabilities come true, the worst mistakes.
 
-    Intervals are of 95 %, by drawing whole groups of the judged images anew. They cover the choice of
+    Intervals are of 95 %, by drawing whole groups of the evaluated images anew. They cover the choice of
     these images; not another training run, nor disagreement among graders.
 
     A last sentence says whether the model is better than chance, than a ridge regression on the same
     features, and than the last run before it on the same data: differences of pairwise accuracy.
 
-    Several RUNs are judged side by side on the same split, with intervals of the differences.
+    Several RUNs are compared side by side on the same split, with intervals of the differences.
     """
     from mirip_fast.files import write_json
     from mirip_fast.ranking.baselines import baselines_text
-    from mirip_fast.ranking.judge import judge_files, judge_split, pick_model
-    from mirip_fast.ranking.judge_pairs import judge_pairs
+    from mirip_fast.ranking.evaluate import evaluate_files, evaluate_split, pick_model
+    from mirip_fast.ranking.evaluate_pairs import evaluate_pairs
 
     config = resolved.config
     if len(runs) > 1:
         if checkpoint or test_data or html:
             raise ConfigError(
-                "Several runs are judged on their own split and told as a table: leave out --checkpoint, "
+                "Several runs are compared on their own split and told as a table: leave out --checkpoint, "
                 "--test-data and --html (which make sense for one run)"
             )
-        return judge_runs(runs, split, config, out)
+        return evaluate_runs(runs, split, config, out)
     if html is not None:
         from mirip_fast.portfolio.page import check_page_path
 
@@ -97,30 +97,30 @@ def evaluate_command(
             "--split chooses among a run's own splits, --test-data names other works: give one"
         )
     model = pick_model(checkpoint or next(iter(runs), None), Path(config.train.output_dir))
-    pairs = judge_pairs(model, split, config) if test_data is None else None
+    pairs = evaluate_pairs(model, split, config) if test_data is None else None
     extra = {} if pairs is None else {"judged_pairs": pairs.to_dict()}
     if pairs is not None:
         click.echo(pairs.to_text())
-    judgement = None
-    if pairs is not None and not pairs.graded:  # nothing but the judged pairs to judge by
+    evaluation = None
+    if pairs is not None and not pairs.graded:  # nothing but the judged pairs to evaluate on
         path = out or model.checkpoint.parent / f"evaluation_{split}.json"
         write_json(path, {"checkpoint": str(model.checkpoint), **extra})
         files = [path]
     else:
         if test_data is None:
-            judgement = judge_split(model, split, config, baselines=True)
+            evaluation = evaluate_split(model, split, config, baselines=True)
         else:
             with EmbedBar() as bar:
-                judgement = judge_files(
+                evaluation = evaluate_files(
                     model, test_data, image_dir, config, backbone, bar, baselines=True
                 )
-        click.echo(judgement.report.to_table())
-        click.echo("\n" + click.wrap_text(baselines_text(judgement.baselines), width=100))
-        files = judgement.write(out, **extra)
+        click.echo(evaluation.report.to_table())
+        click.echo("\n" + click.wrap_text(baselines_text(evaluation.baselines), width=100))
+        files = evaluation.write(out, **extra)
     if html is not None:
         from mirip_fast.portfolio.evaluation_page import write_evaluation_page
 
-        files.append(write_evaluation_page(html, model, judgement, pairs, config))
+        files.append(write_evaluation_page(html, model, evaluation, pairs, config))
     click.echo(_written(files))
 
 

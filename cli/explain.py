@@ -51,7 +51,7 @@ def explain_command(
     map over the picture, and the graded works that it looks like. Needs the backbone.
     """
     from mirip_fast.portfolio.explain import Explainer, check_paths, explain_to_files
-    from mirip_fast.ranking.judge import pick_model
+    from mirip_fast.ranking.evaluate import pick_model
 
     paths = check_paths(images, out)
     model = pick_model(checkpoint, Path(resolved.config.train.output_dir))

@@ -54,7 +54,7 @@ def export_command(
     pictures of graded works are in it.
     """
     from mirip_fast.files import format_bytes
-    from mirip_fast.ranking.judge import pick_model
+    from mirip_fast.ranking.evaluate import pick_model
 
     model = pick_model(checkpoint, Path(resolved.config.train.output_dir))
     files: list[Path] = []

@@ -103,7 +103,7 @@ def rank_command(
     from mirip_fast.portfolio.rank import rank_folder
     from mirip_fast.portfolio.ranking import ranking_table
     from mirip_fast.ranking.anchors import find_anchors
-    from mirip_fast.ranking.judge import pick_model
+    from mirip_fast.ranking.evaluate import pick_model
 
     if anchors and not tiers:
         raise click.UsageError("--anchors says how many works --tiers compares with: give both")

@@ -9,14 +9,14 @@ import click
 from mirip_fast.config import Config
 
 
-def judge_runs(runs: tuple[Path, ...], split: str, config: Config, out: Path | None) -> None:
-    """Judge runs side by side, print the table, and write it where asked."""
+def evaluate_runs(runs: tuple[Path, ...], split: str, config: Config, out: Path | None) -> None:
+    """Evaluate runs side by side, print the table, and write it where asked."""
     from mirip_fast.files import write_json
-    from mirip_fast.ranking.judge import pick_model
-    from mirip_fast.ranking.side_by_side import judge_side_by_side
+    from mirip_fast.ranking.evaluate import pick_model
+    from mirip_fast.ranking.side_by_side import evaluate_side_by_side
 
     models = [pick_model(run, Path(config.train.output_dir)) for run in runs]
-    result = judge_side_by_side(models, split, config)
+    result = evaluate_side_by_side(models, split, config)
     click.echo(result.to_table())
     if out is not None:
         write_json(out, result.to_dict())

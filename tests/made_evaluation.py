@@ -13,10 +13,10 @@ from PIL import Image
 
 from mirip_fast.config import Config
 from mirip_fast.evaluation.calibration import fit_calibration
-from mirip_fast.evaluation.report import Report, judge
+from mirip_fast.evaluation.report import Report, evaluate
 from mirip_fast.portfolio.evaluation_page import write_evaluation_page
-from mirip_fast.ranking.judge import Judgement
-from mirip_fast.ranking.judge_pairs import PairReport
+from mirip_fast.ranking.evaluate import Evaluation
+from mirip_fast.ranking.evaluate_pairs import PairReport
 
 
 def made_report(
@@ -34,7 +34,7 @@ def made_report(
     tier = np.arange(96) % len(names) if tiers is None else np.asarray(tiers)
     values = rng.normal(size=len(tier)) - 0.8 * tier if scores is None else np.asarray(scores)
     calibration = fit_calibration(values, tier, names, source="validation") if calibrated else None
-    return judge(
+    return evaluate(
         values, tier, tier_names=names, image_ids=[f"id {i}" for i in range(len(tier))],
         groups=groups, within=within, calibration=calibration, rounds=rounds,
     )  # fmt: skip
@@ -76,7 +76,7 @@ def made_evaluation_page(
         names = [*files, *(f"gone {i}.png" for i in range(len(files), report.n_images))]
         images = {f"id {i}": folder / "works" / name for i, name in enumerate(names)}
         about = f"test split, {report.n_images} images"
-        judgement = Judgement(report, run / "evaluation_test.json", images, model, about, within)
+        judgement = Evaluation(report, run / "evaluation_test.json", images, model, about, within)
     config = Config()
     config.embed.workers = 0
     return write_evaluation_page(folder / "report.html", model, judgement, pairs, config)

@@ -14,10 +14,10 @@ from mirip_fast.errors import MiripError
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.files import read_list
 from mirip_fast.ranking.anchors import find_anchors
+from mirip_fast.ranking.evaluate import evaluate_split
+from mirip_fast.ranking.evaluate_pairs import evaluate_pairs
 from mirip_fast.ranking.fold_plan import load_plan
 from mirip_fast.ranking.held_out import load_held_out
-from mirip_fast.ranking.judge import judge_split
-from mirip_fast.ranking.judge_pairs import judge_pairs
 from mirip_fast.ranking.references import load_calibration, made_with
 from mirip_fast.ranking.scorer import load_score_model
 from mirip_fast.training.run_folder import FOLDS_FILE, run_of_checkpoint
@@ -52,10 +52,10 @@ def answer(run: Path) -> str:
     said: list[object] = [model.score(store, hashes).tolist(), load_calibration(model).to_dict()]
     bootstrap = model.score_bootstrap(store, hashes)
     said += [bootstrap is None or bootstrap.tolist(), made_with(model, hashes)]
-    said.append(judge_split(model, "test", config).report.to_dict())
+    said.append(evaluate_split(model, "test", config).report.to_dict())
     held_out = load_held_out(run, model.info.tiers)
     said.append(held_out and (held_out.scores.tolist(), held_out.ids))
-    said += [judge_pairs(model, "val", config), find_anchors(model, Path("cache")).to_dict()]
+    said += [evaluate_pairs(model, "val", config), find_anchors(model, Path("cache")).to_dict()]
     said += [len(load_plan(own).images) if own.has(FOLDS_FILE) else None, own.info["status"]]
     return repr(said)
 

@@ -15,12 +15,12 @@ from mirip_fast.features.datasets import newest_graded
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.ranking import bootstrap
 from mirip_fast.ranking.bootstrap import bootstrap_pace, draw_resample, write_bootstrap
+from mirip_fast.ranking.evaluate import pick_model
 from mirip_fast.ranking.fold_plan import load_plan
 from mirip_fast.ranking.graded import load_split
 from mirip_fast.ranking.head_files import load_bootstrap
 from mirip_fast.ranking.head_tasks import HeadTask, TrainedHead
 from mirip_fast.ranking.held_out import load_held_out
-from mirip_fast.ranking.judge import pick_model
 from mirip_fast.ranking.rows import Rows
 from mirip_fast.training.run_folder import Run
 

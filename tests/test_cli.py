@@ -24,7 +24,7 @@ from PIL import Image
 
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.files import list_files
-from mirip_fast.ranking.judge import pick_model
+from mirip_fast.ranking.evaluate import pick_model
 
 TINY = ["--backbone", "tiny-random", "--image-size", "28", "--workers", "0"]
 

@@ -21,7 +21,7 @@ from mirip_fast.portfolio.explain import check_paths, duration, picture_names
 from mirip_fast.portfolio.explain_picture import overlay, where
 from mirip_fast.portfolio.graded_likes import GradedWorks
 from mirip_fast.portfolio.occlusion import Region, occlusion_map, regions
-from mirip_fast.ranking.judge import pick_model
+from mirip_fast.ranking.evaluate import pick_model
 from mirip_fast.ranking.torch_score import MeanHead
 from mirip_fast.training.run_folder import SPLIT_FILE
 

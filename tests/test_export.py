@@ -26,8 +26,8 @@ from mirip_fast.portfolio import export as export_module
 from mirip_fast.portfolio.export import export_onnx
 from mirip_fast.portfolio.hub_folder import shareable, write_hub_folder
 from mirip_fast.portfolio.model_card import model_card
+from mirip_fast.ranking.evaluate import pick_model
 from mirip_fast.ranking.head_files import load_members, save_ensemble
-from mirip_fast.ranking.judge import pick_model
 from mirip_fast.ranking.scorer import ScoreModel, score_files
 from mirip_fast.ranking.torch_score import ImageScorer, MeanHead
 from mirip_fast.training.run_folder import ENSEMBLE, SPLIT_FILE

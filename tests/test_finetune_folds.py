@@ -18,8 +18,8 @@ from mirip_fast_cli.main import run
 from test_cli import TINY, draw, make_data
 from test_finetune_cli import FULL, info, loaded, newest, refused, work
 
+from mirip_fast.ranking.evaluate import pick_model
 from mirip_fast.ranking.folds import LEFT_OUT
-from mirip_fast.ranking.judge import pick_model
 from mirip_fast.ranking.scorer import load_score_model, score_files
 
 __all__ = ["work"]

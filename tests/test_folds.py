@@ -183,7 +183,7 @@ def test_out_of_fold_scores_and_the_ensemble(work: Path, capfd: pytest.CaptureFi
         members.append((scores_of(own / "best_model.pt", test) - raw.mean()) / raw.std())
     assert seen == set(held_out.ids)
 
-    from mirip_fast.ranking.judge import pick_model
+    from mirip_fast.ranking.evaluate import pick_model
 
     model = pick_model(None, work / "runs")
     assert model.checkpoint == folder / "ensemble.safetensors" and len(model.members) == 3

@@ -32,7 +32,7 @@ from mirip_fast.features.store import FeatureStore
 from mirip_fast.label import retrain_process
 from mirip_fast.label import server as server_module
 from mirip_fast.label.command import LabelRun, open_label
-from mirip_fast.ranking.judge import pick_model
+from mirip_fast.ranking.evaluate import pick_model
 from mirip_fast.settings import Resolved, resolve
 
 pytest.importorskip("starlette")

@@ -16,7 +16,7 @@ from mirip_fast.evaluation.more_intervals import (
 )
 from mirip_fast.evaluation.pair_counts import PairCounter
 from mirip_fast.evaluation.reliability import reliability
-from mirip_fast.evaluation.report import judge
+from mirip_fast.evaluation.report import evaluate
 from mirip_fast.evaluation.temperature import fit_temperature, logistic
 from mirip_fast.evaluation.within_values import accuracy_within
 
@@ -222,10 +222,10 @@ def test_the_report_judges_a_calibration():
     names = ("S", "A", "B", "C")
     known = fit_calibration(*ordinal_world(1, 400), names, source="out-of-fold")
     case = {"tier_names": names, "image_ids": [f"작품{i}" for i in range(400)], "rounds": 50}
-    report = judge(scores, tiers, calibration=known, **case)
+    report = evaluate(scores, tiers, calibration=known, **case)
     assert report.probabilities.pairs.ece == reliability(scores, tiers, known.temperature.value).ece
     within = ["회화" if i % 3 else "조소" for i in range(400)]
-    inside = judge(scores, tiers, calibration=known, within=within, **case).probabilities.pairs
+    inside = evaluate(scores, tiers, calibration=known, within=within, **case).probabilities.pairs
     codes = metrics.codes_of(within)
     assert inside.pairs == reliability(scores, tiers, 1.0, within=codes, rounds=0).pairs
     guess = known.tier_probabilities(scores).argmax(1)
@@ -235,11 +235,11 @@ def test_the_report_judges_a_calibration():
     assert "true \\ most probable" in text
     assert (
         "too good" not in text
-        and "too good" in judge(scores, tiers, calibration=known, seen=3, **case).to_table()
+        and "too good" in evaluate(scores, tiers, calibration=known, seen=3, **case).to_table()
     )
     plain = report.to_dict()["probabilities"]
     assert plain["source"] == "out-of-fold" and len(plain["pairs"]["bins"]) == 5
     few = fit_calibration(scores[:20], tiers[:20], names, source="validation")
-    unknown = judge(scores, tiers, calibration=few, **case)
+    unknown = evaluate(scores, tiers, calibration=few, **case)
     assert unknown.probabilities is None
     assert "20 held-out works (validation)" in unknown.to_table()

@@ -12,7 +12,7 @@ from mirip_fast.errors import ConfigError, DataError
 from mirip_fast.evaluation import metrics
 from mirip_fast.evaluation.intervals import bootstrap_over_groups
 from mirip_fast.evaluation.mistakes import worst_pairs
-from mirip_fast.evaluation.report import judge
+from mirip_fast.evaluation.report import evaluate
 from mirip_fast.evaluation.text_table import display_width
 
 NAMES = ("S", "A", "B", "C")
@@ -33,7 +33,7 @@ def make_case(seed=0, n=80):
 
 def judged(case, **changes):
     case = {**case, "tier_names": NAMES, "rounds": 60, **changes}
-    return judge(case.pop("scores"), case.pop("tiers"), **case)
+    return evaluate(case.pop("scores"), case.pop("tiers"), **case)
 
 
 def test_figures_are_those_of_the_metrics():
@@ -149,7 +149,7 @@ def test_what_can_not_be_judged_is_named():
         with pytest.raises(DataError, match=name):
             judged(case, **{name: case[name][1:]})
     with pytest.raises(DataError, match="there is no image"):
-        judge([], [], tier_names=NAMES, image_ids=[])
+        evaluate([], [], tier_names=NAMES, image_ids=[])
 
 
 def test_the_table_lines_up_and_says_what_is_unknown():
@@ -198,7 +198,7 @@ def test_worst_pairs_are_those_of_the_full_list(seed):
 
 
 def test_mistakes_carry_names_tiers_and_scores():
-    report = judge(
+    report = evaluate(
         [0.0, 5.0, 3.0, 1.0], [0, 3, 1, 1], tier_names=NAMES, image_ids=list("abcd"), rounds=0
     )
     worst = report.worst_mistakes(2)

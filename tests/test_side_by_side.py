@@ -72,12 +72,12 @@ def test_runs_stand_side_by_side(work: Path, capfd: pytest.CaptureFixture[str]) 
 
 def test_the_difference_is_that_of_the_paired_bootstrap(work: Path) -> None:
     from mirip_fast.config import Config
-    from mirip_fast.ranking.judge import judge_split, pick_model
-    from mirip_fast.ranking.side_by_side import judge_side_by_side
+    from mirip_fast.ranking.evaluate import evaluate_split, pick_model
+    from mirip_fast.ranking.side_by_side import evaluate_side_by_side
 
     models = [pick_model(Path(folder(work, name)), Path("runs")) for name in ("one", "twenty")]
-    reports = [judge_split(model, "test", Config()).report for model in models]
-    result = judge_side_by_side(models, "test", Config())
+    reports = [evaluate_split(model, "test", Config()).report for model in models]
+    result = evaluate_side_by_side(models, "test", Config())
     first, second = (np.asarray(report.judged.scores) for report in reports)
     expected = paired_bootstrap(second, first, reports[0].judged.tiers)
     assert result.rows[1].difference == expected
@@ -100,7 +100,7 @@ def test_one_sentence_says_what_a_model_is_better_than(
         assert what in told
     page = (work / "page.html").read_text(encoding="utf-8")
     assert all(f'"name":"{name}"' in page for name in ("chance", "ridge", "lastrun"))
-    why = "as the model had learned from 48 of the judged works"
+    why = "as the model had learned from 48 of the evaluated works"
     assert f"the last run before it is unknown, {why}" in said("--split", "train")
     assert "is unknown, with no bootstrap rounds" in said("--bootstrap-rounds", "0")
     # Other grades are another test, and a cache that lost works is no reason to fail.

@@ -21,7 +21,7 @@ from mirip_fast.config import Config
 from mirip_fast.errors import ConfigError, TrainingError
 from mirip_fast.ranking.search_space import cell_text, configure, make_cells, parse_axes
 from mirip_fast.ranking.sweep_fits import CellFits
-from mirip_fast.ranking.sweep_table import Graded, judge_cells, mean_accuracy
+from mirip_fast.ranking.sweep_table import Graded, compare_cells, mean_accuracy
 
 SWEEP = ["sweep", "--grid", "learning_rate=3e-4,1e-2", "--grid", "features=cls,cls+mean",
          "--epochs", "4", "--batch-size", "8", "--folds", "3"]  # fmt: skip
@@ -106,7 +106,7 @@ def test_figures_and_intervals_against_plain_loops() -> None:
     ]  # fmt: skip
     fits.append(CellFits(np.full((seeds, n), np.nan, np.float32), np.ones((seeds, 3), np.int64)))
     cells = [{}, {"train.margin": 1.0}, {"train.margin": 2.0}, {"train.margin": 3.0}]
-    table = judge_cells(cells, fits, graded, 300)
+    table = compare_cells(cells, fits, graded, 300)
     once = np.ones(n)
     plain = [accuracy(fit.scores, graded, once) for fit in fits[:3]]
     assert [row.number for row in table.rows] == sorted(range(3), key=lambda i: -plain[i])
@@ -138,7 +138,7 @@ def test_the_winner_of_pure_chance_is_told_to_be_flattered() -> None:
     epochs = np.ones((1, 5), np.int64)
     fits = [CellFits(rng.standard_normal((1, n)).astype(np.float32), epochs) for _ in range(40)]
     cells = [{}, *({"train.margin": float(i)} for i in range(1, 40))]
-    table = judge_cells(cells, fits, graded, 50)
+    table = compare_cells(cells, fits, graded, 50)
     assert table.best.accuracy > 0.53 and abs(table.honest - 0.5) < 0.04
     assert "flatters it" in table.to_text() and f"{table.honest:.4f}" in table.to_text()
 
@@ -147,7 +147,7 @@ def test_nothing_to_compare_with_is_told() -> None:
     graded = Graded(np.array([0, 1]), np.zeros(2, np.int64), ["a", "b"], None)
     lost = CellFits(np.full((1, 2), np.nan, np.float32), np.ones((1, 1), np.int64))
     with pytest.raises(TrainingError, match="cell 0"):
-        judge_cells([{}], [lost], graded, 10)
+        compare_cells([{}], [lost], graded, 10)
 
 
 @pytest.fixture(scope="module")

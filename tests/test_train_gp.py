@@ -18,10 +18,10 @@ from test_cli import TINY, draw, make_data
 from mirip_fast.config import Config
 from mirip_fast.errors import ConfigError
 from mirip_fast.evaluation.metrics import pairwise_accuracy
-from mirip_fast.evaluation.report import judge
+from mirip_fast.evaluation.report import evaluate
 from mirip_fast.models.gp import GaussianProcess
 from mirip_fast.ranking.dataset_settings import gp_features
-from mirip_fast.ranking.judge import pick_model
+from mirip_fast.ranking.evaluate import pick_model
 from mirip_fast.ranking.torch_score import KernelHead
 from mirip_fast.ranking.train_gp import choose_readout, left_out_together
 from mirip_fast.training.run_folder import Run
@@ -259,7 +259,7 @@ def test_grades_of_a_source_that_is_gone_take_another_order_too(
 def test_an_accuracy_wholly_below_chance_is_told(capfd: pytest.CaptureFixture[str]) -> None:
     tiers = np.arange(60) % 3
     for scores, told in ((tiers, True), (-tiers, False), (np.zeros(60), False)):
-        report = judge(
+        report = evaluate(
             scores.astype(float),
             tiers,
             tier_names="SAB",

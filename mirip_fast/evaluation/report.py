@@ -1,6 +1,6 @@
 """Everything that is judged about one model on one split, from one pass of scores.
 
-:func:`judge` sees scores and grades only, so head-only and end-to-end models are judged by the same
+:func:`evaluate` sees scores and grades only, so head-only and end-to-end models are judged by the same
 code.
 """
 
@@ -165,7 +165,7 @@ class Report:
         return report_text.report_text(self, mistakes)
 
 
-def judge(
+def evaluate(
     scores: ArrayLike,
     tiers: ArrayLike,
     *,

@@ -30,7 +30,7 @@ from mirip_fast.label.retrain_process import training_config
 from mirip_fast.label.server import LabelServer
 from mirip_fast.label.session import Session
 from mirip_fast.label.works import Works, prepare_works
-from mirip_fast.ranking.judge import pick_model
+from mirip_fast.ranking.evaluate import pick_model
 from mirip_fast.ranking.scorer import ScoreModel
 from mirip_fast.settings import Resolved
 

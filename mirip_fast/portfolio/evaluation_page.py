@@ -25,8 +25,8 @@ from mirip_fast.files import write_atomically
 from mirip_fast.portfolio.page_file import EVALUATION, page_html
 from mirip_fast.portfolio.score_curves import tier_curves
 from mirip_fast.portfolio.thumbnails import make_thumbnails
-from mirip_fast.ranking.judge import Judgement
-from mirip_fast.ranking.judge_pairs import PairReport
+from mirip_fast.ranking.evaluate import Evaluation
+from mirip_fast.ranking.evaluate_pairs import PairReport
 from mirip_fast.ranking.plots import read_curves
 from mirip_fast.ranking.scorer import ScoreModel
 from mirip_fast.training.run_folder import Run
@@ -39,7 +39,7 @@ _POINTS = 300  # of a learning curve; more are not seen
 def write_evaluation_page(
     path: Path,
     model: ScoreModel,
-    judgement: Judgement | None,
+    evaluation: Evaluation | None,
     pairs: PairReport | None,
     config: Config,
 ) -> Path:
@@ -48,7 +48,7 @@ def write_evaluation_page(
     Args:
         path: the HTML file.
         model: what was judged.
-        judgement: by tiers; None where the images have none.
+        evaluation: by tiers; None where the images have none.
         pairs: agreement with judged pairs; None where the run has none.
         config: the section embed (``workers``) is used.
     """
@@ -57,19 +57,19 @@ def write_evaluation_page(
     data: dict[str, Any] = {
         "title": printable(run.path.absolute().name),
         "made": datetime.now().astimezone().isoformat(timespec="minutes"),
-        "about": printable(judgement.about) if judgement else None,
+        "about": printable(evaluation.about) if evaluation else None,
         "pictures": None,  # inside the page
         "tiers": [printable(name) for name in model.info.tiers],
         "learning": _learning(run),
         "judgedPairs": None if pairs is None else _pairs(pairs),
         "report": None,
     }
-    if judgement is not None:
-        within = judgement.within
+    if evaluation is not None:
+        within = evaluation.within
         data["report"] = {
-            **_figures(judgement.report),
+            **_figures(evaluation.report),
             "withinColumn": None if within is None else printable(within),
-            "mistakes": _mistakes(judgement, config, pictures),
+            "mistakes": _mistakes(evaluation, config, pictures),
             "baselines": [
                 {
                     "name": baseline.name.replace(" ", ""),
@@ -77,7 +77,7 @@ def write_evaluation_page(
                     **_measure(baseline.difference, baseline.interval),
                     "unknown": baseline.unknown and printable(baseline.unknown),
                 }
-                for baseline in judgement.baselines
+                for baseline in evaluation.baselines
             ],
         }
     text = page_html(data["title"], data, pictures, EVALUATION).encode("utf-8")
@@ -194,11 +194,11 @@ def _learning(run: Run) -> list[dict[str, Any]]:
 
 
 def _mistakes(
-    judgement: Judgement, config: Config, pictures: dict[str, bytes]
+    evaluation: Evaluation, config: Config, pictures: dict[str, bytes]
 ) -> list[dict[str, Any]]:
     """The worst mistakes; their pictures are put into ``pictures`` by name."""
-    mistakes = judgement.shown_mistakes(_MISTAKES)
-    files = {name: judgement.images[name] for m in mistakes for name in (m.better_id, m.worse_id)}
+    mistakes = evaluation.shown_mistakes(_MISTAKES)
+    files = {name: evaluation.images[name] for m in mistakes for name in (m.better_id, m.worse_id)}
     names: dict[str, str | None] = {}
     workers = min(len(files), default_workers(config.embed.workers))
     copies = make_thumbnails(files.values(), _SIDE, _BYTES, workers=workers)
@@ -208,7 +208,7 @@ def _mistakes(
             name = hashlib.sha256(copy.webp).hexdigest()[:20]
             names[image_id] = name
             pictures[name] = copy.webp
-    return [_mistake(mistake, files, names, judgement.report) for mistake in mistakes]
+    return [_mistake(mistake, files, names, evaluation.report) for mistake in mistakes]
 
 
 def _mistake(

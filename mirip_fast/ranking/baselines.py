@@ -28,14 +28,14 @@ MOST = 2_000
 
 @dataclass(frozen=True)
 class Baseline:
-    """What a model is compared with on the judged images.
+    """What a model is compared with on the evaluated images.
 
     Attributes:
         name: ``chance``, ``ridge`` or ``last run``.
         what: in words.
         difference: the model's pairwise accuracy minus this one's (−1 … 1), inside the within column's values
             if there is one; None if unknown.
-        interval: of it, both judged on the same resampled groups; None if unknown.
+        interval: of it, both on the same resampled groups; None if unknown.
         unknown: why it cannot be said which is better; None where it can.
     """
 
@@ -86,7 +86,7 @@ def compare_with_baselines(
 
     Args:
         model: a run's model.
-        works: the judged images.
+        works: the evaluated images.
         report: on them.
         config: the cache folder, and the rounds of the bootstrap.
         own_test: whether they are the test split of the model's run.
@@ -102,7 +102,7 @@ def compare_with_baselines(
     ridge = Baseline("ridge", "a ridge regression on the same features")
     last = Baseline("last run", "the last run before it")
     if report.seen:
-        why = f"as the model had learned from {report.seen} of the judged works"
+        why = f"as the model had learned from {report.seen} of the evaluated works"
         unknown = Baseline("chance", "chance"), ridge, last
         return tuple(dataclasses.replace(baseline, unknown=why) for baseline in unknown)
 
@@ -197,7 +197,7 @@ def _cached_scores(run: Run, works: GradedImages, cache_dir: Path) -> NDArray[np
 
 
 def _run_before(run: Run, model: ScoreModel, works: GradedImages) -> Run | None:
-    """The newest finished run begun before ``run`` that was to be judged on the same test works."""
+    """The newest finished run begun before ``run`` that was to be evaluated on the same test works."""
     ours = dict(zip(works.hashes, works.tiers.tolist(), strict=True))
     runs = find_runs(run.path.parent)
     names = [other.path.name for other in runs]

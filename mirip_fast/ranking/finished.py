@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from mirip_fast.evaluation.plots import draw_report
-from mirip_fast.evaluation.report import Report, judge
+from mirip_fast.evaluation.report import Report, evaluate
 from mirip_fast.ranking.fit import FitResult
 from mirip_fast.ranking.graded import GradedImages
 from mirip_fast.ranking.held_out import load_held_out
@@ -82,7 +82,7 @@ def _held_out_report(
     if within is not None:
         ids = (record.image_id for record in images.manifest.records)
         value_of = dict(zip(ids, images.column(within), strict=True))
-    report = judge(
+    report = evaluate(
         held_out.scores,
         held_out.tiers,
         tier_names=tiers,

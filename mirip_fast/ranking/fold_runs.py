@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from mirip_fast.config import Config
 from mirip_fast.errors import CheckpointError, ConfigError, PreemptedError
-from mirip_fast.evaluation.report import Report, judge
+from mirip_fast.evaluation.report import Report, evaluate
 from mirip_fast.files import list_files, write_json
 from mirip_fast.models.checkpoint import load_checkpoint
 from mirip_fast.models.model_info import ModelInfo
@@ -210,7 +210,7 @@ def _judge(
     part = plan.images.manifest.subset(index)
     within = plan.config.evaluate.within
     column = None if within is None else plan.images.column(within)
-    return judge(
+    return evaluate(
         scores,
         plan.images.tiers[index],
         tier_names=part.tiers,

@@ -1,4 +1,4 @@
-"""Several runs judged on the same images, and how sure the differences between them are."""
+"""Several runs evaluated on the same images, and how sure the differences between them are."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from mirip_fast.errors import DataError
 from mirip_fast.evaluation.intervals import Interval, PairedDifference, paired_bootstrap
 from mirip_fast.evaluation.metrics import codes_of
 from mirip_fast.evaluation.text_table import format_table
+from mirip_fast.ranking.evaluate import evaluate_split
 from mirip_fast.ranking.graded import GradedImages, load_split
-from mirip_fast.ranking.judge import judge_split
 from mirip_fast.ranking.scorer import ScoreModel
 from mirip_fast.settings import config_from_dict
 from mirip_fast.training.run_folder import SPLIT_FILE, Run
@@ -75,8 +75,8 @@ class SideBySide:
         return asdict(self)
 
 
-def judge_side_by_side(models: Sequence[ScoreModel], split: str, config: Config) -> SideBySide:
-    """Judge several models on one split, which has to be the same in all their runs.
+def evaluate_side_by_side(models: Sequence[ScoreModel], split: str, config: Config) -> SideBySide:
+    """Evaluate several models on one split, which has to be the same in all their runs.
 
     Args:
         models: at least two.
@@ -84,7 +84,7 @@ def judge_side_by_side(models: Sequence[ScoreModel], split: str, config: Config)
         config: the sections evaluate, embed and runtime are used.
 
     Raises:
-        DataError: their splits differ, so that one may have learnt from what another is judged on.
+        DataError: their splits differ, so that one may have learnt from what another is evaluated on.
     """
     parts = [_part(model, split) for model in models]
     first = parts[0]
@@ -96,7 +96,7 @@ def judge_side_by_side(models: Sequence[ScoreModel], split: str, config: Config)
     codes = None if within is None else codes_of(first.column(within))
     base = np.empty(0)
     for model, part in zip(models, parts, strict=True):
-        report = judge_split(model, split, config).report
+        report = evaluate_split(model, split, config).report
         place = {sha: i for i, sha in enumerate(part.hashes)}
         scores = np.asarray(report.judged.scores)[[place[sha] for sha in first.hashes]]
         difference = None
@@ -135,9 +135,9 @@ def _require_same(
         f"The {split} splits of {model.checkpoint.parent} and {other.checkpoint.parent} differ: "
         f"{len(ours)} and {len(theirs)} images, {len(common)} in common"
         + (f", {graded} of them graded differently" if graded else "")
-        + ". One run may have learnt from what the other is judged on. Runs share a split when they are "
+        + ". One run may have learnt from what the other is evaluated on. Runs share a split when they are "
         "trained on the same data with the same --split-seed, or with --full --init-from the other; or "
-        "judge each on --test-data that neither has seen."
+        "evaluate each on --test-data that neither has seen."
     )
 
 

@@ -39,7 +39,7 @@ from mirip_fast.ranking.search_space import (
     sweepable,
 )
 from mirip_fast.ranking.sweep_fits import CellFits, Fold, batches_of_cells, fit_cells
-from mirip_fast.ranking.sweep_table import Graded, SweepTable, judge_cells, mean_accuracy
+from mirip_fast.ranking.sweep_table import Graded, SweepTable, compare_cells, mean_accuracy
 from mirip_fast.runtime import resolve_device
 from mirip_fast.settings import config_from_dict, to_yaml
 from mirip_fast.training.presets import choose_pace
@@ -222,7 +222,7 @@ def run_sweep(sweep: Sweep, progress: Callable[[Progress], None] = lambda _: Non
         within=labels.within,
     )
     _fit_missing(sweep, graded, fits, progress)
-    table = judge_cells(
+    table = compare_cells(
         sweep.cells,
         [fits[i] for i in range(len(sweep.cells))],
         graded,

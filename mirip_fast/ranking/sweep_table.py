@@ -165,7 +165,7 @@ class SweepTable:
         return remarks
 
 
-def judge_cells(
+def compare_cells(
     cells: Sequence[Cell], fits: Sequence[CellFits], graded: Graded, rounds: int
 ) -> SweepTable:
     """Compare all cells of a sweep.

@@ -18,7 +18,7 @@ import numpy as np
 
 from mirip_fast.config import Config, HeadConfig, TrainConfig
 from mirip_fast.errors import ConfigError
-from mirip_fast.evaluation.report import Report, judge
+from mirip_fast.evaluation.report import Report, evaluate
 from mirip_fast.features.pooling import head_kinds
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.models.gp import GaussianProcess, normal_scores
@@ -149,7 +149,7 @@ def _fit(
     model = load_score_model(path)
     calibration = write_calibration(model, held_out, images, None)
     keep_anchors(model, images, store)
-    report = judge(
+    report = evaluate(
         held_out.scores, held_out.tiers, tier_names=info.tiers, image_ids=held_out.ids,
         groups=held_out.groups, calibration=calibration, rounds=_ROUNDS,
     )  # fmt: skip

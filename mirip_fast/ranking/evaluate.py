@@ -1,4 +1,4 @@
-"""Judging a trained head on a split of its run, or on graded images from elsewhere."""
+"""Evaluating a trained head on a split of its run, or on graded images from elsewhere."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mirip_fast.data.records import DataOptions
 from mirip_fast.errors import DataError, StoreError
 from mirip_fast.evaluation.contact_sheet import write_contact_sheet
 from mirip_fast.evaluation.plots import draw_report
-from mirip_fast.evaluation.report import Report, judge
+from mirip_fast.evaluation.report import Report, evaluate
 from mirip_fast.evaluation.report_parts import Mistake
 from mirip_fast.features.command import settings_of
 from mirip_fast.features.embed import Progress
@@ -62,17 +62,17 @@ def pick_model(checkpoint: Path | None, output_dir: Path) -> ScoreModel:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Evaluation:
     """A report on a model, where it belongs, and the files of the images it is about.
 
     Attributes:
         report: the figures.
         path: JSON file in the run's folder.
         images: image id → file.
-        model: what was judged.
-        about: the judged images in words.
+        model: what was evaluated.
+        about: the images in words.
         within: the column inside whose values works were compared, or None.
-        hashes: image id → SHA-256 of the content that was judged, where known.
+        hashes: image id → SHA-256 of the content that was evaluated, where known.
         baselines: what the model was compared with; none where nobody asked.
     """
 
@@ -86,7 +86,7 @@ class Judgement:
     baselines: tuple[Baseline, ...] = ()
 
     def shown_mistakes(self, k: int = 10) -> list[Mistake]:
-        """The worst mistakes whose pictures are those that were judged.
+        """The worst mistakes whose pictures are those that were evaluated.
 
         Who made a run chose the paths in its split.csv: a file that only lies there now is shown to nobody.
         """
@@ -116,7 +116,7 @@ class Judgement:
         hidden = len(self.report.worst_mistakes()) - len(mistakes)
         if hidden:
             log.warning(
-                "%s not drawn: a file has another content than the one that was judged",
+                "%s not drawn: a file has another content than the one that was evaluated",
                 counted(hidden, "mistake"),
             )
         if mistakes:
@@ -125,10 +125,10 @@ class Judgement:
         return files
 
 
-def judge_split(
+def evaluate_split(
     model: ScoreModel, split: str, config: Config, *, baselines: bool = False
-) -> Judgement:
-    """Judge a model on one split of its own run, from the cache.
+) -> Evaluation:
+    """Evaluate a model on one split of its own run, from the cache.
 
     Args:
         model: a run's model.
@@ -143,7 +143,7 @@ def judge_split(
     folder = model.checkpoint.parent
     info = Run(folder).info
     data = config_from_dict({"data": info.get("data", {})}).data
-    if config.evaluate.within is None and info.get("within"):  # judged as it was trained
+    if config.evaluate.within is None and info.get("within"):  # compared as in training
         evaluate = dataclasses.replace(config.evaluate, within=info["within"])
         config = dataclasses.replace(config, evaluate=evaluate)
     images = load_split(folder / SPLIT_FILE, model.info.tiers, data).part(split)
@@ -167,7 +167,7 @@ def judge_split(
         else ()
     )
     within = config.evaluate.within
-    return Judgement(report, path, _files(images), model, about, within, hashes, beside)
+    return Evaluation(report, path, _files(images), model, about, within, hashes, beside)
 
 
 def _split_scores(model: ScoreModel, images: GradedImages, config: Config) -> NDArray[np.float32]:
@@ -195,7 +195,7 @@ def _score_again(model: ScoreModel, images: GradedImages, config: Config) -> NDA
     return scored.scores
 
 
-def judge_files(
+def evaluate_files(
     model: ScoreModel,
     source: Path,
     image_dir: Path | None,
@@ -204,8 +204,8 @@ def judge_files(
     progress: Callable[[Progress], None],
     *,
     baselines: bool = False,
-) -> Judgement:
-    """Judge a model on graded images from anywhere, embedding what is not cached.
+) -> Evaluation:
+    """Evaluate a model on graded images from anywhere, embedding what is not cached.
 
     Raises:
         DataError: faulty grades, other tiers than the model's, or images that can not be read.
@@ -217,7 +217,7 @@ def judge_files(
     manifest.require_files()
     if not manifest.has_grades:
         raise DataError(
-            f"{source} has no grades to judge by: a column {data.tier_column!r} with two tiers is needed"
+            f"{source} has no grades to evaluate by: a column {data.tier_column!r} with two tiers is needed"
         )
     scored = score_files(
         model,
@@ -245,7 +245,7 @@ def judge_files(
         compare_with_baselines(model, images, report, config, own_test=False) if baselines else ()
     )
     within = config.evaluate.within
-    return Judgement(report, path, _files(images), model, about, within, {}, beside)
+    return Evaluation(report, path, _files(images), model, about, within, {}, beside)
 
 
 def _files(images: GradedImages) -> dict[str, Path]:
@@ -260,7 +260,7 @@ def _report(
 ) -> Report:
     records = images.manifest.records
     within = config.evaluate.within
-    return judge(
+    return evaluate(
         scores,
         images.tiers,
         tier_names=images.manifest.tiers,

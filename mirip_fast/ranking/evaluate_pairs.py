@@ -60,7 +60,7 @@ class PairReport:
         )
 
 
-def judge_pairs(model: ScoreModel, split: str, config: Config) -> PairReport | None:
+def evaluate_pairs(model: ScoreModel, split: str, config: Config) -> PairReport | None:
     """Judge a model by the pairs that people judged in one split of its run; None if the run has none.
 
     Raises:
