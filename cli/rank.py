@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from mirip_fast.config import Config
     from mirip_fast.portfolio.rank import RankDone
     from mirip_fast.ranking.anchors import Anchors
-    from mirip_fast.ranking.scorer import ScoreModel
 
 
 @click.command("rank")
@@ -118,16 +117,16 @@ def rank_command(
     found = find_anchors(model, Path(resolved.config.embed.cache_dir), anchors) if tiers else None
     with EmbedBar() as bar:
         done = rank_folder(
-            model, source, resolved.config, out, anchors=found,
+            model, source, resolved.config, anchors=found,
             backbone=backbone, rehash=rehash, command=command_line(), progress=bar,
         )  # fmt: skip
+    files = done.write(out)
     click.echo(ranking_table(done.ranking[:top]))
     if top is not None and top < len(done.ranking):
-        click.echo(f"… and {len(done.ranking) - top} more in {done.files[0]}")
+        click.echo(f"… and {len(done.ranking) - top} more in {files[0]}")
     _tell_what_it_rests_on(done)
-    files = list(done.files)
     if html is not None:
-        files += _write_page(html, explain or 0, done, model, resolved.config, backbone)
+        files += _write_page(html, explain or 0, done, resolved.config, backbone)
     click.echo("Written: " + ", ".join(str(path) for path in files))
     from mirip_fast.data.remote import address
     from mirip_fast.features.outcomes import failures_by_kind
@@ -143,7 +142,6 @@ def _write_page(
     html: Path,
     explain: int,
     done: RankDone,
-    model: ScoreModel,
     config: Config,
     backbone: str | None,
 ) -> list[Path]:
@@ -152,13 +150,13 @@ def _write_page(
 
     maps = {}
     if explain:
-        first = [done.root / work.file for work in done.ranking[:explain]]
+        first = [done.root / file for file in done.ranking["file"][:explain]]
         with PictureBar(" passes") as bar:
             maps = make_maps(
-                model, first, config, backbone=backbone, command=command_line(), progress=bar
+                done.model, first, config, backbone=backbone, command=command_line(), progress=bar
             )
     with PictureBar() as bar:
-        page = write_page(html, done, model, config, maps=maps, progress=bar)
+        page = write_page(html, done, config, maps=maps, progress=bar)
     return [page.path] if page.folder is None else [page.path, page.folder]
 
 
@@ -179,11 +177,11 @@ def _tell_what_it_rests_on(done: RankDone) -> None:
     if done.no_intervals is not None:
         lines.append(f"95 % intervals of the ranks {done.no_intervals}")
     else:
-        unsettled = sum(not work.settled for work in done.ranking)
+        unsettled = int((~done.ranking["settled"]).sum())
         rests = (
             "where the graders may put a work: their scatter around what the model had said of graded "
             "works without their group"
-            if done.by_process
+            if done.model.process is not None
             else f"ranks by {done.heads} heads trained on resampled groups; covers training works and "
             "views, not disagreement of graders"
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -57,6 +58,13 @@ def made_map(root: Path, name: str) -> dict[Path, PageMap]:
     return {root / name: PageMap(encode_picture(orange, 30), tuple((like, c) for c in copies))}
 
 
+def works(
+    files: Sequence[str], image_ids: Sequence[str] | None = None, **columns: object
+) -> pd.DataFrame:
+    """The table of works that a ranking starts from."""
+    return pd.DataFrame({"file": files, "image_id": image_ids or files, **columns})
+
+
 def unknown() -> Calibration:
     return Calibration("none", TIERS, (0, 0, 0, 0), None, "unknown: no <file>", None, None, ())
 
@@ -68,8 +76,8 @@ def made_ranking(
     known: bool = True,
     against: bool = False,
     failures: Sequence[tuple[str, str]] = (),
-) -> tuple[RankDone, SimpleNamespace]:
-    """A ranking in the order of ``names``, and what stands for the model of a run in ``root``/../run."""
+) -> RankDone:
+    """A ranking in the order of ``names``, of what stands for the model of a run in ``root``/../run."""
     run = root.parent / "run"
     run.mkdir(exist_ok=True)
     rng = np.random.default_rng(0)
@@ -85,17 +93,17 @@ def made_ranking(
     draws = scores + 0.3 * rng.normal(size=(60, len(names)))
     anchors = None
     if against:  # five of the held-out works of S, A and B; none of C
-        works = [
+        graded = [
             Anchor(str(i), Path(f"{i}.png"), bytes([i]), int(tiers[i]), float(held_out.scores[i]))
             for i in range(20)
             if tiers[i] < 3
         ]
-        anchors = Anchors(tuple(works), TIERS, (50, 50, 50, 0), "out-of-fold", 10)
+        anchors = Anchors(tuple(graded), TIERS, (50, 50, 50, 0), "out-of-fold", 10)
     win_rates = None
     if anchors is not None:
         win_rates = dict(zip(TIERS, anchors.win_rates(scores, [b""] * len(names)).T, strict=True))
     ranking = rank_scores(
-        names, [f"id {i}" for i in range(len(names))], scores.tolist(),
+        works(names, [f"id {i}" for i in range(len(names))]), scores,
         calibration=calibration if known else None, draws=draws if known else None,
         win_rates=win_rates,
     )  # fmt: skip
@@ -104,14 +112,15 @@ def made_ranking(
         for name in names
         if (root / name).is_file()
     }
-    done = RankDone(
-        ranking, [], list(failures), calibration if known else unknown(), 60 if known else 0,
-        None if known else "unknown: no heads", 3, root, hashes, SimpleNamespace(series=dict), False, anchors,
-    )  # fmt: skip
-    return done, SimpleNamespace(
+    model = SimpleNamespace(
         checkpoint=run / "best.pt",
         info=SimpleNamespace(tiers=TIERS, views=(SimpleNamespace(size=28, flip=False),)),
+        process=None,
     )
+    return RankDone(
+        root, model, ranking, list(failures), calibration if known else unknown(), 60 if known else 0,
+        None if known else "unknown: no heads", 3, root, hashes, SimpleNamespace(series=dict), anchors,
+    )  # fmt: skip
 
 
 def made_page(
@@ -124,9 +133,9 @@ def made_page(
     **options: object,
 ) -> PageDone:
     """Write the page of a made ranking; the pictures have to be there."""
-    done, model = made_ranking(root, names, **options)
+    done = made_ranking(root, names, **options)
     config = Config()
     config.embed.workers = 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(page_module, "find_stacks", lambda *_: stacks or {})
-        return write_page(page, done, model, config, maps=maps)
+        return write_page(page, done, config, maps=maps)

@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from made_page import works
 from mirip_fast_cli.main import run
 from PIL import Image
 
@@ -121,16 +123,16 @@ def test_what_is_known_goes_with_the_right_work():
     files = [f"작품 {i}.png" for i in range(12)]
     draws = np.array(scores) + 0.1 * rng.normal(size=(60, 12))
     calibration = known_calibration()
-    ranking = rank_scores(files, files, scores, calibration=calibration, draws=draws)
+    ranking = rank_scores(works(files), scores, calibration=calibration, draws=draws)
     assert len(ranking) == 11
     kept = [i for i in range(12) if i != 4]
     by_draw = np.sort(ranks_of(draws[:, kept]), axis=0)
-    for work in ranking:
+    for work in ranking.itertuples():
         i = files.index(work.file)
         assert work.score == scores[i]
         assert work.score_100 == calibration.score_100([scores[i]])[0]
         chances = calibration.tier_probabilities([scores[i]])[0]
-        assert list(work.tier_probabilities.values()) == chances.tolist()
+        assert [getattr(work, f"p_{tier}") for tier in TIERS] == chances.tolist()
         assert work.tier == TIERS[chances.argmax()]
         assert work.rank_low == min(by_draw[0, kept.index(i)], work.rank)
         assert work.rank_high == max(by_draw[-1, kept.index(i)], work.rank)
@@ -145,13 +147,13 @@ def test_the_table_fits_into_100_columns(tiers, with_draws):
     files = [LONG, "short.png", "=cmd.png"]
     draws = np.random.default_rng(0).normal(size=(60, 3)) if with_draws else None
     ranking = rank_scores(
-        files, files, [-120.5, 2.0, 1.0], calibration=known_calibration(tiers), draws=draws
+        works(files), [-120.5, 2.0, 1.0], calibration=known_calibration(tiers), draws=draws
     )
     text = ranking_table(ranking)
     assert max(map(display_width, text.split("\n"))) <= 100
     assert ("95 %" in text) == with_draws and ("~" in text) == with_draws
     assert "short.png" in text and "…" in text
-    plain = ranking_table(rank_scores(files, files, [3.0, 2.0, 1.0]))
+    plain = ranking_table(rank_scores(works(files), [3.0, 2.0, 1.0]))
     assert plain.split("\n")[0].split() == ["rank", "score", "file"]
 
 
@@ -159,9 +161,9 @@ def test_files_hold_what_is_known_and_say_unknown(tmp_path: Path):
     files = ["b.png", "=a.png", "c,\n.png"]
     draws = np.random.default_rng(0).normal(size=(60, 3)) + np.array([50, 0, 0])
     calibration = known_calibration()
-    known = rank_scores(files, files, [5.0, 2.0, 1.0], calibration=calibration, draws=draws)
+    known = rank_scores(works(files), [5.0, 2.0, 1.0], calibration=calibration, draws=draws)
     write_ranking(tmp_path / "known", known, {"folder": "x"})
-    write_ranking(tmp_path / "unknown", rank_scores(files, files, [5.0, 2.0, 1.0]), {})
+    write_ranking(tmp_path / "unknown", rank_scores(works(files), [5.0, 2.0, 1.0]), {})
     rows = {}
     for name in ("known", "unknown"):
         with (tmp_path / name / "ranking.csv").open(encoding="utf-8-sig", newline="") as stream:
@@ -175,11 +177,34 @@ def test_files_hold_what_is_known_and_say_unknown(tmp_path: Path):
     )
     assert second["settled"] == "no" and second["file"] == "'=a.png"
     assert sum(float(first[f"p_{tier}"]) for tier in TIERS) == pytest.approx(1, abs=3e-4)
-    assert float(first["score_100"]) == pytest.approx(known[0].score_100, abs=0.01)
+    assert float(first["score_100"]) == pytest.approx(known["score_100"][0], abs=0.01)
     for name in ("rank_low", "rank_high", "settled", "score_100", "tier"):
         assert {row[name] for row in rows["unknown"]} == {"unknown"}
-    works = json.loads((tmp_path / "unknown" / "ranking.json").read_text())["works"]
-    assert works[0]["rank_low"] is works[0]["tier_probabilities"] is works[0]["settled"] is None
+    read = json.loads((tmp_path / "unknown" / "ranking.json").read_text())["works"]
+    assert read[0]["rank_low"] is read[0]["tier_probabilities"] is read[0]["settled"] is None
+
+
+def test_the_columns_of_a_table_of_works_come_through_in_their_order(trained: Path) -> None:
+    """An applicant or a department that is dropped has to be matched by hand again."""
+    names = [f"작품 {i:03d}.png" for i in (3, 0, 2)]
+    (trained / "data" / "new.csv").write_text(
+        "department,filename,tier,rank,applicant\n"
+        + "".join(f"회화 {i},images/{name},C,{i},=a{i}\n" for i, name in enumerate(names))
+        + ",images/작품 001.png,,,\n",
+        encoding="utf-8",
+    )
+    assert run(["rank", "data/new.csv", "--workers", "0", "--html", "page.html"]) == 0
+    table = pd.read_csv("ranking.csv", encoding="utf-8-sig", keep_default_na=False)
+    assert list(table.columns[-6:]) == [
+        "file", "image_id", "department", "given_tier", "given_rank", "applicant",
+    ]  # fmt: skip
+    for work in json.loads(Path("ranking.json").read_text())["works"]:
+        assert list(work["given"]) == ["department", "given_tier", "given_rank", "applicant"]
+    row = table[table["department"] == "회화 1"].iloc[0]
+    assert (
+        row["file"].endswith(names[1]) and row["applicant"] == "'=a1" and row["given_tier"] == "C"
+    )
+    assert "회화 1" in Path("page.html").read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -307,7 +332,7 @@ def test_a_calibration_of_another_model_is_left_aside(
 def test_ranking_what_is_cached_imports_nothing_heavy(trained: Path) -> None:
     code = (
         "import sys; from mirip_fast_cli.main import run; assert run(['-q', 'rank', 'data/images']) == 0;"
-        "heavy = {'torch', 'pandas', 'scipy.stats', 'scipy.optimize', 'matplotlib', 'transformers'};"
+        "heavy = {'torch', 'scipy.stats', 'scipy.optimize', 'matplotlib', 'transformers'};"
         "sys.exit(', '.join(heavy & set(sys.modules)))"
     )
     done = subprocess.run(

@@ -12,7 +12,7 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -31,11 +31,11 @@ from mirip_fast.portfolio.page_file import page_html
 from mirip_fast.portfolio.page_maps import PageMap
 from mirip_fast.portfolio.rank import RankDone
 from mirip_fast.portfolio.rank_intervals import CONFIDENCE
+from mirip_fast.portfolio.ranking import given_columns, of_tiers
 from mirip_fast.portfolio.score_curves import score_curves
 from mirip_fast.portfolio.stacks import Stacked, find_stacks
 from mirip_fast.portfolio.thumbnails import Thumbnail, make_thumbnails
 from mirip_fast.ranking.held_out import load_held_out
-from mirip_fast.ranking.scorer import ScoreModel
 
 #: Bytes of pictures that one page holds; base64 makes 28 MB of them.
 PAGE_BYTES = 21_000_000
@@ -87,7 +87,6 @@ def check_page_path(path: Path) -> None:
 def write_page(
     path: Path,
     done: RankDone,
-    model: ScoreModel,
     config: Config,
     *,
     maps: Mapping[Path, PageMap] | None = None,
@@ -97,36 +96,37 @@ def write_page(
 
     Args:
         path: the HTML file; replaced if it exists.
-        done: the ranking.
-        model: what scored it; its run's held-out scores are drawn.
+        done: the ranking; held-out scores of its model's run are drawn.
         config: the sections audit (``near_cosine``) and embed (``workers``) are used.
         maps: work's file → why it has its score, for those that were explained.
         progress: called with pictures done and their total.
     """
-    hashes = [done.hashes[work.file] for work in done.ranking]
-    first = {sha: done.ranking[i].file for i, sha in reversed(list(enumerate(hashes)))}
+    files = done.ranking["file"].tolist()
+    hashes = [done.hashes[file] for file in files]
+    first = {sha: files[i] for i, sha in reversed(list(enumerate(hashes)))}
     extra, reasons = _reasons(maps or {})
     room = PAGE_BYTES - sum(map(len, extra.values()))
     side, max_bytes = _size_of_copies(len(first), room)
     copies = _copies(first, done.root, side, max_bytes, config, progress)
     inside = max_bytes is not None and sum(len(c.webp) for c in copies.values()) <= room
     stacked = find_stacks(
-        done.ranking, done.root, done.hashes, done.store, model.info, config.audit.near_cosine
-    )
+        files, done.ranking["image_id"].tolist(), done.root, done.hashes, done.store, done.model.info,
+        config.audit.near_cosine,
+    )  # fmt: skip
     names = {sha: sha.hex()[:20] for sha in copies}
     pictures = {names[sha]: copy.webp for sha, copy in copies.items() if copy.webp}
     pictures.update(extra)
     folder = None if inside else path.with_name(f"{path.stem}_files")
     data = {
-        **_about(done, model),
+        **_about(done),
         "pictures": None if folder is None else quote(os.fsencode(folder.name)),
         "works": [
             {
-                **_work(i, done, path, stacked),
+                **work,
                 "picture": names[sha] if copies[sha].webp else None,
-                **reasons.get(done.root / done.ranking[i].file, {"map": None, "likes": []}),
+                **reasons.get(done.root / file, {"map": None, "likes": []}),
             }
-            for i, sha in enumerate(hashes)
+            for work, sha, file in zip(_works(done, path, stacked), hashes, files, strict=True)
         ],
         "failures": [
             {"name": printable(os.path.relpath(file, done.root)), "reason": printable(reason)}
@@ -194,12 +194,12 @@ def _copies(
     return copies
 
 
-def _about(done: RankDone, model: ScoreModel) -> dict[str, Any]:
+def _about(done: RankDone) -> dict[str, Any]:
     """What the numbers of the page rest on."""
-    known = done.calibration
+    known, model = done.calibration, done.model
     run = model.checkpoint.parent
     held_out = None if known.source == "none" else load_held_out(run, model.info.tiers)
-    scores = [work.score for work in done.ranking]
+    scores = done.ranking["score"].tolist()
     heat = None if known.temperature is None else known.temperature.value
     return {
         "title": printable(done.root.absolute().name) or "portfolio",
@@ -213,7 +213,7 @@ def _about(done: RankDone, model: ScoreModel) -> dict[str, Any]:
         # Divides a difference of scores; 0 stands for an infinite one: every pair is even.
         "sharpness": None if heat is None else 0 if math.isinf(heat) else 1 / heat,
         "heads": done.heads,
-        "byProcess": done.by_process,
+        "byProcess": model.process is not None,
         "confidence": CONFIDENCE,
         "noIntervals": done.no_intervals and printable(done.no_intervals),
         "seen": done.seen,
@@ -229,29 +229,35 @@ def _about(done: RankDone, model: ScoreModel) -> dict[str, Any]:
     }
 
 
-def _work(i: int, done: RankDone, page: Path, stacked: Mapping[int, Stacked]) -> dict[str, Any]:
-    work = done.ranking[i]
-    place = stacked.get(i)
-    chances = work.tier_probabilities
-    return {
-        "rank": work.rank,
-        "low": work.rank_low,
-        "high": work.rank_high,
-        "settled": work.settled,
-        "score": float(f"{work.score:.6g}"),
-        "percent": None if work.score_100 is None else round(work.score_100, 1),
-        "chances": None if chances is None else [round(p, 4) for p in chances.values()],
-        "tier": None if work.tier is None else done.calibration.tier_names.index(work.tier),
-        "wins": None
-        if work.win_rates is None
-        else [None if rate is None else round(rate, 4) for rate in work.win_rates.values()],
-        "name": printable(work.file),
-        "id": printable(work.image_id),
-        "original": _address(done.root / work.file, page),
-        "stack": None if place is None else place.stack,
-        "exact": place is not None and place.exact,
-        "cosine": None if place is None else round(place.cosine, 4),
-    }
+def _works(done: RankDone, page: Path, stacked: Mapping[int, Stacked]) -> Iterator[dict[str, Any]]:
+    ranking = done.ranking
+    chances, wins = of_tiers(ranking, "p"), of_tiers(ranking, "wins")
+    given = given_columns(ranking)
+    for i, work in enumerate(ranking.to_dict("records")):
+        place = stacked.get(i)
+        known = bool(chances)
+        yield {
+            "rank": work["rank"],
+            "low": work.get("rank_low"),
+            "high": work.get("rank_high"),
+            "settled": work.get("settled"),
+            "score": float(f"{work['score']:.6g}"),
+            "percent": round(work["score_100"], 1) if known else None,
+            "chances": [round(work[c], 4) for c in chances.values()] if known else None,
+            "tier": done.calibration.tier_names.index(work["tier"]) if known else None,
+            "wins": [None if math.isnan(work[c]) else round(work[c], 4) for c in wins.values()]
+            if wins
+            else None,
+            "name": printable(work["file"]),
+            "id": printable(work["image_id"]),
+            "given": [
+                [printable(c), printable(str(work[c]))] for c in given if work[c] not in (None, "")
+            ],
+            "original": _address(done.root / work["file"], page),
+            "stack": None if place is None else place.stack,
+            "exact": place is not None and place.exact,
+            "cosine": None if place is None else round(place.cosine, 4),
+        }
 
 
 def _address(file: Path, page: Path) -> str | None:

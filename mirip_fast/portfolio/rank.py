@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,10 +25,13 @@ from mirip_fast.features.embed import Progress
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.files import write_csv
 from mirip_fast.portfolio.rank_intervals import CONFIDENCE, MIN_HEADS, draw_scores, spread_of
-from mirip_fast.portfolio.ranking import Ranked, rank_scores, write_ranking
+from mirip_fast.portfolio.ranking import rank_scores, write_ranking
 from mirip_fast.ranking.anchors import Anchors
 from mirip_fast.ranking.references import load_calibration, made_with
 from mirip_fast.ranking.scorer import Scored, ScoreModel, score_files
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: Grades drawn of each work by a Gaussian process, for the intervals of ranks.
 DRAWS = 1000
@@ -40,11 +44,12 @@ NO_HEADS = (
 
 @dataclass(frozen=True)
 class RankDone:
-    """A sorted portfolio, the files it was written to, and the works that could not be read.
+    """A sorted portfolio, and the works that could not be read.
 
     Attributes:
-        ranking: the works, the best first.
-        files: ranking.csv and ranking.json.
+        source: what was ranked.
+        model: what scored it.
+        ranking: the works, the best first; see :func:`mirip_fast.portfolio.ranking.rank_scores`.
         failures: path and reason of each work that could not be read.
         calibration: what the scores were taken to mean.
         heads: bootstrap heads, or draws of a Gaussian process, that the rank intervals rest on.
@@ -53,12 +58,12 @@ class RankDone:
         root: the folder that the works' names start from.
         hashes: a work's name → SHA-256 of its file.
         store: holds the works' features.
-        by_process: whether the intervals are a Gaussian process's, graders' scatter included.
         anchors: what the works were compared with; None where they were not.
     """
 
-    ranking: list[Ranked]
-    files: list[Path]
+    source: Path
+    model: ScoreModel
+    ranking: pd.DataFrame
     failures: list[tuple[str, str]]
     calibration: Calibration
     heads: int
@@ -67,8 +72,38 @@ class RankDone:
     root: Path
     hashes: Mapping[str, bytes]
     store: FeatureStore
-    by_process: bool
     anchors: Anchors | None = None
+
+    def write(self, out: Path) -> list[Path]:
+        """Write ranking.csv and ranking.json into a folder, and failures.csv where works failed.
+
+        Returns:
+            The two files of the ranking.
+        """
+        known = self.calibration
+        about: dict[str, Any] = {
+            "folder": address(self.source),
+            "checkpoint": str(self.model.checkpoint),
+            "made_with": self.seen,
+            "held_out": {
+                "source": known.source,
+                "images": known.images,
+                "remarks": known.remarks(),
+            },
+            "rank_intervals": {
+                "confidence": CONFIDENCE,
+                "heads": self.heads,
+                "views": len(self.model.info.views),
+                "unknown": self.no_intervals,
+            },
+        }
+        if self.anchors is not None:
+            about["anchors"] = {**self.anchors.to_dict(), "remarks": self.anchors.remarks()}
+        files = write_ranking(out, self.ranking, about)
+        if self.failures:
+            rows = [{"path": address(Path(path)), "reason": why} for path, why in self.failures]
+            write_csv(out / "failures.csv", ("path", "reason"), rows)
+        return files
 
 
 @dataclass(frozen=True)
@@ -95,7 +130,6 @@ def rank_folder(
     model: ScoreModel,
     folder: Path | str,
     config: Config,
-    out: Path,
     *,
     anchors: Anchors | None = None,
     backbone: str | None = None,
@@ -103,13 +137,12 @@ def rank_folder(
     command: str = "",
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> RankDone:
-    """Sort the images of a folder (or CSV file, tars, address) by score; write ranking.csv and ranking.json.
+    """Sort the images of a folder (or CSV file, tars, address) by score.
 
     Args:
-        model: the trained head.
+        model: the trained model.
         folder: what to sort; grades, where there are any, are not looked at.
         config: cache folder, device, column names.
-        out: folder for the files.
         anchors: the model's, to tell each work's win rates against graded works of each tier.
         backbone: another place of the model's backbone, if it moved.
         rehash: read every file again instead of trusting size and time.
@@ -119,63 +152,44 @@ def rank_folder(
     Raises:
         DataError: no image could be read.
     """
+    import pandas as pd
+
     options = dataclasses.replace(DataOptions.from_config(config.data), with_grades=False)
     keep_indexes_in(Path(config.embed.cache_dir))
     manifest = read_manifest(folder, options)
     tell_unlisted(manifest)
     records = manifest.records
     scored = _score(model, [r.path for r in records], config, backbone, rehash, command, progress)
-    names = [os.path.relpath(record.path, manifest.root) for record in records]
-    calibration = load_calibration(model)
-    draws, no_intervals = _draws(model, scored)
-    ranking = rank_scores(
-        names, [record.image_id for record in records], scored.scores.tolist(),
-        view_spread=None if scored.view_spread is None else scored.view_spread.tolist(),
-        calibration=calibration, draws=draws,
-        win_rates=None if anchors is None else _win_rates(anchors, scored),
-    )  # fmt: skip
     failures = [
         (str(record.path), outcome.reason or "")
         for record, outcome in zip(records, scored.outcomes, strict=True)
         if outcome.status == "failed"
     ]
-    if not ranking:
+    if len(failures) == len(records):
         path, reason = address(Path(failures[0][0])), failures[0][1]
         raise DataError(
             f"{folder}: none of {len(records)} images could be read (first: {path}: {reason})"
         )
-    seen = made_with(model, (outcome.sha256 for outcome in scored.outcomes))
-    heads = 0 if draws is None else len(draws)
-    about = {
-        "folder": address(manifest.source),
-        "checkpoint": str(model.checkpoint),
-        "made_with": seen,
-        "held_out": {
-            "source": calibration.source,
-            "images": calibration.images,
-            "remarks": calibration.remarks(),
-        },
-        "rank_intervals": {
-            "confidence": CONFIDENCE,
-            "heads": heads,
-            "views": len(model.info.views),
-            "unknown": no_intervals,
-        },
-    }
-    if anchors is not None:
-        about["anchors"] = {**anchors.to_dict(), "remarks": anchors.remarks()}
-    files = write_ranking(out, ranking, about)
-    if failures:
-        rows = [{"path": address(Path(path)), "reason": reason} for path, reason in failures]
-        write_csv(out / "failures.csv", ("path", "reason"), rows)
+    names = [os.path.relpath(record.path, manifest.root) for record in records]
+    works = pd.DataFrame({"file": names, "image_id": [record.image_id for record in records]})
+    for column in dict.fromkeys(name for record in records for name in record.extra):
+        works[column] = [record.extra.get(column) for record in records]
+    calibration = load_calibration(model)
+    draws, no_intervals = _draws(model, scored)
+    ranking = rank_scores(
+        works, scored.scores, view_spread=scored.view_spread, calibration=calibration, draws=draws,
+        win_rates=None if anchors is None else _win_rates(anchors, scored),
+    )  # fmt: skip
     hashes = {
         name: outcome.sha256
         for name, outcome in zip(names, scored.outcomes, strict=True)
         if outcome.sha256 is not None
     }
     return RankDone(
-        ranking, files, failures, calibration, heads, no_intervals, seen,
-        manifest.root, hashes, scored.store, model.process is not None, anchors,
+        manifest.source, model, ranking, failures, calibration,
+        0 if draws is None else len(draws), no_intervals,
+        made_with(model, (outcome.sha256 for outcome in scored.outcomes)),
+        manifest.root, hashes, scored.store, anchors,
     )  # fmt: skip
 
 

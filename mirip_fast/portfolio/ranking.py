@@ -3,181 +3,153 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from mirip_fast.evaluation.calibration import Calibration
 from mirip_fast.evaluation.text_table import format_table, printable, shorten
 from mirip_fast.files import spreadsheet_safe, write_csv, write_json
 from mirip_fast.portfolio.rank_intervals import rank_intervals, ranks_of
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 UNKNOWN = "unknown"
 
+#: Columns that ranking.csv has whatever is known.
+_ALWAYS = (
+    "rank", "rank_low", "rank_high", "settled", "score", "view_spread", "score_100", "tier",
+)  # fmt: skip
 _TABLE_WIDTH = 100  # terminal cells
 _SHOWN_TIERS = 5  # more tiers than this have their probabilities in the files only
 
 
-@dataclass(frozen=True)
-class Ranked:
-    """One work and its place; equal scores share a rank. What is None is unknown.
-
-    Attributes:
-        rank: 1 = best.
-        score: higher is better.
-        file, image_id: the work.
-        view_spread: standard deviation of the score over the stored views.
-        score_100: percentile among held-out works (0–100).
-        tier: the most probable tier.
-        tier_probabilities: tier → probability, the best tier first; they sum to 1.
-        rank_low, rank_high: 95 % interval of the rank.
-        settled: whether its order against both neighbours is settled.
-        win_rates: tier → share (0–1) of its anchors that the work beats, the best tier first; None where
-            a tier has no anchor to compare with.
-    """
-
-    rank: int
-    score: float
-    file: str
-    image_id: str
-    view_spread: float | None = None
-    score_100: float | None = None
-    tier: str | None = None
-    tier_probabilities: Mapping[str, float] | None = None
-    rank_low: int | None = None
-    rank_high: int | None = None
-    settled: bool | None = None
-    win_rates: Mapping[str, float | None] | None = None
-
-
 def rank_scores(
-    files: Sequence[str],
-    image_ids: Sequence[str],
-    scores: Sequence[float],
+    works: pd.DataFrame,
+    scores: ArrayLike,
     *,
-    view_spread: Sequence[float] | None = None,
+    view_spread: ArrayLike | None = None,
     calibration: Calibration | None = None,
     draws: NDArray[np.float64] | None = None,
     win_rates: Mapping[str, NDArray[np.float64]] | None = None,
-) -> list[Ranked]:
-    """Sort by score, best first. Equal scores share the better rank, as in sports: 1, 2, 2, 4.
+) -> pd.DataFrame:
+    """Sort works by score, best first. Equal scores share the better rank, as in sports: 1, 2, 2, 4.
 
     Args:
-        files: [n] names to show.
-        image_ids: [n] ids.
+        works: [n rows] with ``file``, ``image_id`` and any further columns, which stand last in the result.
         scores: [n], higher is better; works without a score (NaN) are left out.
         view_spread: [n] standard deviations over the views, where there are several.
         calibration: what the scores mean.
-        draws: [H, n] scores of the same works by H bootstrap heads, of
-            :func:`mirip_fast.portfolio.rank_intervals.draw_scores`.
+        draws: [H, n] scores of the same works in H draws, of
+            :func:`mirip_fast.portfolio.rank_intervals.draw_scores` or of a Gaussian process.
         win_rates: tier → [n] shares of its anchors that the works beat, NaN for unknown.
+
+    Returns:
+        A row per scored work. What is unknown of all of them has no column.
+
+        - ``rank`` (1 = best), ``rank_low``, ``rank_high`` (95 % interval), ``settled`` (whether its order
+          against both neighbours is);
+        - ``score`` (higher is better), ``view_spread``, ``score_100`` (percentile among held-out works);
+        - ``tier`` (the most probable one), ``p_<tier>`` (probabilities, which sum to 1), ``wins_<tier>``
+          (shares of the anchors of a tier that it beats, NaN where the tier has none);
+        - ``file``, ``image_id``, and the further columns of ``works``. One that is called as one of the
+          others gets ``given_`` before its name.
     """
-    scored = [i for i, score in enumerate(scores) if not math.isnan(score)]
-    order = sorted(scored, key=lambda i: (-scores[i], files[i]))
-    if not order:
-        return []
-    values = np.array([scores[i] for i in order], dtype=np.float64)
-    ranks = ranks_of(values)
-    known: dict[str, list[Any]] = {}
+    import pandas as pd
+
+    values = np.asarray(scores, dtype=np.float64)
+    files = works["file"].tolist()
+    scored = np.flatnonzero(~np.isnan(values)).tolist()
+    order = np.array(sorted(scored, key=lambda i: (-values[i], files[i])), dtype=np.int64)
+    values = values[order]
+    ranks = ranks_of(values) if len(order) else order
+    known: dict[str, Any] = {"rank": ranks}
+    if draws is not None and len(order):
+        interval = rank_intervals(draws[:, order], ranks)
+        known["rank_low"], known["rank_high"] = interval.low, interval.high
+        known["settled"] = interval.settled
+    known["score"] = values
     if view_spread is not None:
-        known["view_spread"] = [float(view_spread[i]) for i in order]
-    if calibration is not None:
-        known.update(_meaning(calibration, values))
-    if draws is not None:
-        spread = rank_intervals(draws[:, order], ranks)
-        known["rank_low"], known["rank_high"] = spread.low.tolist(), spread.high.tolist()
-        known["settled"] = spread.settled.tolist()
-    if win_rates is not None:
-        known["win_rates"] = [
-            {
-                tier: None if math.isnan(rates[i]) else float(rates[i])
-                for tier, rates in win_rates.items()
-            }
-            for i in order
-        ]
-    return [
-        Ranked(
-            int(ranks[place]), float(scores[i]), files[i], image_ids[i],
-            **{name: column[place] for name, column in known.items()},
-        )
-        for place, i in enumerate(order)
-    ]  # fmt: skip
+        known["view_spread"] = np.asarray(view_spread, dtype=np.float64)[order]
+    chances = None if calibration is None else calibration.tier_probabilities(values)
+    if calibration is not None and chances is not None:
+        names = calibration.tier_names
+        known["score_100"] = calibration.score_100(values)
+        known["tier"] = [names[k] for k in chances.argmax(axis=1)]
+        known.update((f"p_{tier}", chances[:, k]) for k, tier in enumerate(names))
+    for tier, rates in (win_rates or {}).items():
+        known[f"wins_{tier}"] = rates[order]
+    for column in ("file", "image_id"):
+        known[column] = works[column].to_numpy()[order]
+    for column in works.columns:
+        if column not in ("file", "image_id"):
+            name = str(column)
+            while name in known or name in _ALWAYS:
+                name = f"given_{name}"
+            known[name] = works[column].to_numpy()[order]
+    return pd.DataFrame(known)
 
 
-def _meaning(calibration: Calibration, values: NDArray[np.float64]) -> dict[str, list[Any]]:
-    """Columns of what the scores mean; none if it is unknown."""
-    percentiles = calibration.score_100(values)
-    chances = calibration.tier_probabilities(values)
-    if percentiles is None or chances is None:
-        return {}
-    names = calibration.tier_names
+def of_tiers(ranking: pd.DataFrame, before: str) -> dict[str, str]:
+    """Tier → the column ``<before>_<tier>`` of a ranking, best tier first; empty where it has none."""
+    own = list(ranking.columns[: ranking.columns.get_loc("file")])
     return {
-        "score_100": percentiles.tolist(),
-        "tier": [names[k] for k in chances.argmax(axis=1)],
-        "tier_probabilities": [dict(zip(names, row, strict=True)) for row in chances.tolist()],
+        str(c).removeprefix(f"{before}_"): str(c) for c in own if str(c).startswith(f"{before}_")
     }
 
 
-def ranking_table(ranking: Sequence[Ranked]) -> str:
+def given_columns(ranking: pd.DataFrame) -> list[str]:
+    """The columns of a ranking that came with the works."""
+    columns = [str(column) for column in ranking.columns]
+    return columns[columns.index("image_id") + 1 :]
+
+
+def ranking_table(ranking: pd.DataFrame) -> str:
     """The ranking as text for a terminal of 100 columns; long file names are shortened.
 
     Unknown columns are left out. ``~`` marks ranks whose order against a neighbour is not settled.
     """
-    if not ranking:
+    if ranking.empty:
         return format_table(("rank", "score", "file"), [], align="rrl")
-    headers, columns = ["rank"], [[str(work.rank) for work in ranking]]
-    if ranking[0].rank_low is not None:
-        headers.append("95 %")
-        columns.append([f"{w.rank_low}–{w.rank_high}{' ' if w.settled else '~'}" for w in ranking])
-    headers.append("score")
-    columns.append([f"{work.score:.4f}" for work in ranking])
-    if ranking[0].score_100 is not None:
-        headers.append("0–100")
-        columns.append([f"{work.score_100:.0f}" for work in ranking])
-    if ranking[0].tier is not None:
-        headers.append("tier")
-        columns.append([printable(str(work.tier)) for work in ranking])
-    if ranking[0].win_rates is not None:
-        for header, column in _compared_columns(ranking):
-            headers.append(header)
-            columns.append(column)
-    elif ranking[0].tier is not None:
-        names = list(ranking[0].tier_probabilities or ())
-        if len(names) <= _SHOWN_TIERS:
-            headers += [f"{printable(name)} %" for name in names]
-            for name in names:
-                columns.append([f"{100 * (w.tier_probabilities or {})[name]:.0f}" for w in ranking])
-    numbers = list(zip(*columns, strict=True))
+    columns = {"rank": [str(rank) for rank in ranking["rank"]]}
+    if "rank_low" in ranking:
+        ends = zip(ranking["rank_low"], ranking["rank_high"], ranking["settled"], strict=True)
+        columns["95 %"] = [f"{low}–{high}{' ' if sure else '~'}" for low, high, sure in ends]
+    columns["score"] = [f"{score:.4f}" for score in ranking["score"]]
+    if "score_100" in ranking:
+        columns["0–100"] = [f"{percent:.0f}" for percent in ranking["score_100"]]
+        columns["tier"] = [printable(tier) for tier in ranking["tier"]]
+    chances, wins = of_tiers(ranking, "p"), of_tiers(ranking, "wins")
+    if wins and chances:
+        columns["sure %"] = _percents(ranking[[*chances.values()]].max(axis=1))
+    shown = (
+        {f">{tier} %": c for tier, c in wins.items()}
+        if wins
+        else {f"{t} %": c for t, c in chances.items()}
+    )
+    if len(shown) <= _SHOWN_TIERS:
+        columns.update((printable(header), _percents(ranking[c])) for header, c in shown.items())
+    numbers = list(zip(*columns.values(), strict=True))
     used = (
-        len(format_table(headers, numbers).split("\n")[1]) + 2
+        len(format_table(list(columns), numbers).split("\n")[1]) + 2
     )  # the rule is as wide as the columns
     room = max(20, _TABLE_WIDTH - used)
     rows = [
-        (*cells, shorten(printable(work.file), room))
-        for cells, work in zip(numbers, ranking, strict=True)
+        (*cells, shorten(printable(file), room))
+        for cells, file in zip(numbers, ranking["file"], strict=True)
     ]
-    return format_table((*headers, "file"), rows, align="r" * len(headers) + "l")
+    return format_table((*columns, "file"), rows, align="r" * len(columns) + "l")
 
 
-def _compared_columns(ranking: Sequence[Ranked]) -> list[tuple[str, list[str]]]:
-    """The probability of the tier, and the win rates against few tiers."""
-    columns = []
-    if ranking[0].tier_probabilities is not None:
-        chances = [max((work.tier_probabilities or {}).values()) for work in ranking]
-        columns.append(("sure %", [f"{100 * chance:.0f}" for chance in chances]))
-    names = list(ranking[0].win_rates or ())
-    for name in names if len(names) <= _SHOWN_TIERS else ():
-        rates = [(work.win_rates or {})[name] for work in ranking]
-        cells = ["?" if rate is None else f"{100 * rate:.0f}" for rate in rates]
-        columns.append((f">{printable(name)} %", cells))
-    return columns
+def _percents(shares: pd.Series[float]) -> list[str]:
+    return ["?" if math.isnan(share) else f"{100 * share:.0f}" for share in shares]
 
 
-def write_ranking(folder: Path, ranking: Sequence[Ranked], about: dict[str, Any]) -> list[Path]:
+def write_ranking(folder: Path, ranking: pd.DataFrame, about: dict[str, Any]) -> list[Path]:
     """Write ranking.csv and ranking.json.
 
     Args:
@@ -188,35 +160,41 @@ def write_ranking(folder: Path, ranking: Sequence[Ranked], about: dict[str, Any]
     Returns:
         The files written.
     """
-    tiers = list((ranking[0].tier_probabilities if ranking else None) or ())
-    against = list((ranking[0].win_rates if ranking else None) or ())
-    columns = [
-        "rank", "rank_low", "rank_high", "settled", "score", "view_spread", "score_100", "tier",
-        *(f"p_{tier}" for tier in tiers),
-        *(f"wins_{tier}" for tier in against), "file", "image_id",
-    ]  # fmt: skip
-    rows = [
-        {
-            "rank": work.rank,
-            "rank_low": _cell(work.rank_low, "d"),
-            "rank_high": _cell(work.rank_high, "d"),
-            "settled": {True: "yes", False: "no", None: UNKNOWN}[work.settled],
-            "score": f"{work.score:.6g}",
-            "view_spread": _cell(work.view_spread, ".6g"),
-            "score_100": _cell(work.score_100, ".2f"),
-            "tier": spreadsheet_safe(work.tier or UNKNOWN),
-            **{f"p_{tier}": f"{p:.4f}" for tier, p in (work.tier_probabilities or {}).items()},
-            **{f"wins_{t}": _cell(rate, ".4f") for t, rate in (work.win_rates or {}).items()},
-            "file": spreadsheet_safe(work.file),
-            "image_id": spreadsheet_safe(work.image_id),
-        }
-        for work in ranking
-    ]
+    chances, wins = of_tiers(ranking, "p"), of_tiers(ranking, "wins")
+    given = given_columns(ranking)
+    columns = [*_ALWAYS, *chances.values(), *wins.values(), "file", "image_id", *given]
+    rows, works = [], []
+    for row in ranking.to_dict("records"):
+        work = {name: _plain(value) for name, value in row.items()}
+        rows.append({c: _cell(c, work.get(c), own=c not in given) for c in columns})
+        works.append(
+            {
+                **{name: work.get(name) for name in (*_ALWAYS, "file", "image_id")},
+                "tier_probabilities": {t: work[c] for t, c in chances.items()} or None,
+                "win_rates": {t: work[c] for t, c in wins.items()} or None,
+                "given": {name: work[name] for name in given},
+            }
+        )
     write_csv(folder / "ranking.csv", columns, rows)
-    works = [vars(work) for work in ranking]
     write_json(folder / "ranking.json", {**about, "works": works})
     return [folder / "ranking.csv", folder / "ranking.json"]
 
 
-def _cell(value: float | None, form: str) -> str:
-    return UNKNOWN if value is None else format(value, form)
+def _plain(value: Any) -> Any:
+    """A cell as JSON has it; None for what is not known."""
+    value = value.item() if isinstance(value, np.generic) else value
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _cell(name: str, value: Any, *, own: bool) -> str:
+    """A cell as ranking.csv has it; what is not known says so, but for cells that were given empty."""
+    if value is None:
+        return UNKNOWN if own else ""
+    if isinstance(value, bool) and own:
+        return "yes" if value else "no"
+    if isinstance(value, float) and own:
+        form = (
+            ".6g" if name in ("score", "view_spread") else ".2f" if name == "score_100" else ".4f"
+        )
+        return format(value, form)
+    return spreadsheet_safe(str(value))

@@ -11,7 +11,6 @@ from mirip_fast.features.recipe import series_name
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.models.model_info import ModelInfo
 from mirip_fast.portfolio.duplicates import group_copies
-from mirip_fast.portfolio.ranking import Ranked
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,8 @@ class Stacked:
 
 
 def find_stacks(
-    ranking: Sequence[Ranked],
+    files: Sequence[str],
+    image_ids: Sequence[str],
     root: Path,
     hashes: Mapping[str, bytes],
     store: FeatureStore,
@@ -40,7 +40,8 @@ def find_stacks(
     """Find near duplicates among ranked works by the features that they were ranked with.
 
     Args:
-        ranking: the works.
+        files: [n] names of the works, in the order of the ranking.
+        image_ids: [n] their ids.
         root: the folder that their names start from.
         hashes: name → SHA-256 of the file.
         store: holds their features.
@@ -48,14 +49,14 @@ def find_stacks(
         near_cosine: cosine of the CLS features from which on two works are near duplicates.
 
     Returns:
-        Place in ``ranking`` → its stack; works that are like no other are not in it. Empty where the
+        Place in ``files`` → its stack; works that are like no other are not in it. Empty where the
         store keeps no CLS features.
     """
     series = series_name(info.views[0], "cls")
     if series not in store.series():
         return {}
-    place = {root / work.file: i for i, work in enumerate(ranking)}
-    works = [Work(path, ranking[i].image_id, hashes[ranking[i].file]) for path, i in place.items()]
+    place = {root / file: i for i, file in enumerate(files)}
+    works = [Work(path, image_ids[i], hashes[files[i]]) for path, i in place.items()]
     groups = group_copies(open_gallery(works, [store], series), near_cosine)
     return {
         place[copy.work.path]: Stacked(number, copy.exact, copy.cosine)

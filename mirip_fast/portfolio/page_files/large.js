@@ -93,7 +93,14 @@ function panelOf(work) {
   if (work.original !== null) {
     links.append(make("a", { class: "plain", href: work.original, target: "_blank", rel: "noopener", text: say("original") }));
   }
-  return [head, part(say("tiersTitle"), tierBars(work)), comparedOf(work), score, whyOf(work), alikeOf(work), links];
+  return [head, givenOf(work), part(say("tiersTitle"), tierBars(work)), comparedOf(work), score, whyOf(work), alikeOf(work), links];
+}
+
+// What the user's own table says of it.
+function givenOf(work) {
+  if (work.given.length === 0) return null;
+  return make("dl", { class: "given" }, ...work.given.flatMap(([name, value]) =>
+    [make("dt", { class: "soft" }, make("bdi", { text: name })), make("dd", {}, make("bdi", { text: value }))]));
 }
 
 // How it does against graded works of each tier.
