@@ -29,7 +29,7 @@ def cache_command() -> None:
 @config_options("embed.cache_dir")
 def info_command(resolved: Resolved, as_json: bool) -> None:
     """List stores, series, rows, sizes, data sets, and who is writing."""
-    from mirip_fast.features.cache_info import describe_cache
+    from mirip_fast.features.maintenance import describe_cache
 
     cache = describe_cache(Path(resolved.config.embed.cache_dir))
     if as_json:
@@ -55,7 +55,7 @@ def verify_command(resolved: Resolved, repair: bool) -> int:
 
     Exits with status 1 if anything is damaged or missing (with --repair: if anything is left to do by hand).
     """
-    from mirip_fast.features.cache_verify import repair_store, verify_cache, verify_store
+    from mirip_fast.features.maintenance import repair_store, verify_cache, verify_store
 
     with ShardBar() as bar:
         reports = verify_cache(Path(resolved.config.embed.cache_dir), bar)
@@ -67,7 +67,7 @@ def verify_command(resolved: Resolved, repair: bool) -> int:
         return 1
     left = 0
     for report in todo:
-        for line in repair_store(report, command=command_line()):
+        for line in repair_store(report.path, command=command_line()):
             click.echo(f"Repaired: {printable(line)}")
         now = reports[reports.index(report)] = verify_store(report.path)
         for fault in now.faults:
@@ -108,7 +108,7 @@ def prune_command(
     Rows of images that no data set names (also those that were only ranked), stores without a data set, and
     what killed runs left. Says first what it would free, and asks.
     """
-    from mirip_fast.features.cache_prune import Wanted, carry_out, plan_prune
+    from mirip_fast.features.maintenance import Wanted, carry_out, plan_prune
 
     wanted = Wanted(older_than=older_than, trials=trials, series=unused_series)
     plans = plan_prune(Path(resolved.config.embed.cache_dir), wanted)
@@ -141,7 +141,7 @@ def export_command(resolved: Resolved, file: Path, source: Path | None, overwrit
 
     /features/cls, /features/patch, /features/views/…, /image_id, /path and, where there are grades, /tier.
     """
-    from mirip_fast.features.cache_export import choose_dataset, export_dataset
+    from mirip_fast.features.maintenance import choose_dataset, export_dataset
 
     dataset = choose_dataset(Path(resolved.config.embed.cache_dir), source)
     with ByteBar() as bar:
@@ -162,7 +162,7 @@ def merge_command(resolved: Resolved, others: tuple[Path, ...], force: bool) -> 
 
     Features of the same fingerprint are joined; others come as stores of their own. OTHER stays as it is.
     """
-    from mirip_fast.features.cache_merge import merge_caches
+    from mirip_fast.features.maintenance import merge_caches
 
     with ByteBar() as bar:
         done = merge_caches(

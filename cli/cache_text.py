@@ -10,10 +10,12 @@ from mirip_fast.evaluation.text_table import format_table, printable
 from mirip_fast.files import format_bytes
 
 if TYPE_CHECKING:
-    from mirip_fast.features.cache_info import StoreInfo
-    from mirip_fast.features.cache_merge import MergedStore
-    from mirip_fast.features.cache_prune import StorePlan
-    from mirip_fast.features.cache_verify import StoreReport
+    from mirip_fast.features.maintenance import (
+        MergedStore,
+        StoreInfo,
+        StorePlan,
+        StoreReport,
+    )
 
 _MOST_ROWS = 50  # damaged rows shown of a store
 

@@ -55,8 +55,8 @@ def embed_command(
     Started by torchrun or srun, each process takes its share of the images.
     """
     from mirip_fast.data.source_names import as_one
-    from mirip_fast.features.cache_export import export_dataset
     from mirip_fast.features.command import check_export, embed_data
+    from mirip_fast.features.maintenance import export_dataset
     from mirip_fast.features.outcomes import EmbedInterrupt
     from mirip_fast.runtime import distributed
 

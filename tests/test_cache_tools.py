@@ -25,15 +25,23 @@ from PIL import Image
 
 from mirip_fast.config import Config
 from mirip_fast.errors import DiskFullError, RunNotFoundError, StoreError, StoreLockedError
-from mirip_fast.features import store_prune
-from mirip_fast.features.cache_export import choose_dataset, export_dataset
-from mirip_fast.features.cache_info import describe_cache
-from mirip_fast.features.cache_merge import merge_caches
-from mirip_fast.features.cache_prune import StorePlan, Wanted, carry_out, plan_prune
-from mirip_fast.features.cache_verify import StoreReport, repair_store, verify_cache
+from mirip_fast.features import maintenance
 from mirip_fast.features.canary import write_canary
 from mirip_fast.features.command import EmbedDone, embed_data
 from mirip_fast.features.datasets import Dataset, find_datasets
+from mirip_fast.features.maintenance import (
+    StorePlan,
+    StoreReport,
+    Wanted,
+    carry_out,
+    choose_dataset,
+    describe_cache,
+    export_dataset,
+    merge_caches,
+    plan_prune,
+    repair_store,
+    verify_cache,
+)
 from mirip_fast.features.shards import SeriesSpec, shard_name
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.files import list_files, partial_path
@@ -200,7 +208,7 @@ def test_repair_makes_embed_compute_exactly_what_is_damaged(cache: Path, data: P
     flip(store, "cls.28", 100, "checksum")  # an empty slot
     report = verified(cache)
     assert [row.slot for row in report.damaged] == [1, 4, 7, 100]
-    assert repair_store(report) == ["4 damaged rows are marked as missing"]
+    assert repair_store(report.path) == ["4 damaged rows are marked as missing"]
     report = verified(cache)
     assert not report.damaged and not report.faults
     (lacking,) = report.lacking
@@ -224,7 +232,7 @@ def test_missing_and_unreadable_shards_are_named_and_repaired(cache: Path) -> No
     assert any("cls.28-r00-00000.h5 is missing" in fault for fault in report.faults)
     assert any("mean.28-r00-00000.h5" in fault for fault in report.faults)
     assert report.rows == 2 * N  # the rest was checked
-    assert len(repair_store(report)) == 3  # one was put aside, both series begin anew
+    assert len(repair_store(report.path)) == 3  # one was put aside, both series begin anew
     assert files["mean.28"].with_name("mean.28-r00-00000.h5.damaged").stat().st_size == 5000
     report = verified(cache)
     assert not report.faults and not report.damaged and report.lacking[0].images == N
@@ -235,7 +243,7 @@ def test_a_damaged_list_of_shards_is_written_anew(cache: Path) -> None:
     (store.path / "shards-r00.json").write_text("[")
     report = verified(cache)
     assert report.rows == 4 * N and "shards-r00.json is damaged" in report.faults[0]
-    assert "listed anew" in repair_store(report)[0]
+    assert "listed anew" in repair_store(report.path)[0]
     assert verified(cache).whole
 
 
@@ -275,7 +283,7 @@ def test_repair_is_refused_while_a_run_writes(cache: Path) -> None:
         report = verified(cache)  # looking is never refused
         assert len(report.damaged) == 1 and "embed elsewhere" in report.writing
         with pytest.raises(StoreLockedError, match="embed elsewhere"):
-            repair_store(report)
+            repair_store(report.path)
 
 
 def test_rows_that_are_written_meanwhile_are_not_called_damaged(cache: Path) -> None:
@@ -428,7 +436,7 @@ def test_a_full_disk_while_pruning_loses_nothing(cache: Path, tmp_path: Path) ->
     shutil.rmtree(find_datasets(cache)[0].folder)
     plan = plans(cache)
     with (
-        mock.patch.object(store_prune, "build_shard", side_effect=DiskFullError("full")),
+        mock.patch.object(maintenance, "build_shard", side_effect=DiskFullError("full")),
         pytest.raises(DiskFullError),
     ):
         carry_out(plan)
@@ -485,7 +493,7 @@ def test_exports_that_can_not_be(cache: Path, tmp_path: Path) -> None:
     with pytest.raises(RunNotFoundError, match="mirip-fast embed other"):
         choose_dataset(cache, Path("other"))
     flip(the_store(cache), "cls.28", 3, "features")
-    repair_store(verified(cache))
+    repair_store(verified(cache).path)
     with pytest.raises(StoreError, match="mirip-fast embed"):
         export_dataset(dataset, Path("out.h5"))
     assert not Path("out.h5").exists()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import resource
 import signal
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import h5py
 import numpy as np
 import pytest
 from torture import BATCH, FINGERPRINT, SPECS, in_child, rows_of, sha
@@ -24,16 +22,15 @@ from torture import BATCH, FINGERPRINT, SPECS, in_child, rows_of, sha
 from mirip_fast.errors import DiskFullError, StoreError, StoreLockedError
 from mirip_fast.features import (
     content_numbers,
+    maintenance,
     shard_rows,
     store_files,
     store_lock,
-    store_prune,
-    store_repair,
-    store_tools,
     store_writer,
 )
 from mirip_fast.features.content_numbers import ContentNumbers
 from mirip_fast.features.hash_index import HashIndex
+from mirip_fast.features.maintenance import copy_rows, prune_rows, repair_store
 from mirip_fast.features.shards import SeriesSpec, shard_name
 from mirip_fast.features.stages import StoppedError
 from mirip_fast.features.store import FeatureStore
@@ -751,14 +748,25 @@ def test_readers_see_whole_rows_while_a_run_writes(store: FeatureStore) -> None:
 # ---- tools
 
 
+def prune(store: FeatureStore, keep: set[bytes]) -> None:
+    with store.writer():
+        prune_rows(store, keep)
+
+
 def test_merge_joins_stores_made_apart(store: FeatureStore, tmp_path: Path) -> None:
     other = FeatureStore.create(tmp_path / "other", FINGERPRINT)
     fill(store, range(30), [CLS])
     fill(other, range(20, 60))
-    assert store_tools.merge(store, [other]) == {CLS.name: 30, GRID.name: 40}
+    assert copy_rows(store, FeatureStore.open(other.path, verify=True)) == {
+        CLS.name: 30,
+        GRID.name: 40,
+    }
     assert_served(store, range(60))
     assert_served(store, range(20, 60), GRID)
-    assert store_tools.merge(store, [other]) == {CLS.name: 0, GRID.name: 0}
+    assert copy_rows(store, FeatureStore.open(other.path, verify=True)) == {
+        CLS.name: 0,
+        GRID.name: 0,
+    }
     assert_served(other, range(20, 60))
 
 
@@ -770,16 +778,14 @@ def test_merge_copies_no_damaged_row(store: FeatureStore, tmp_path: Path) -> Non
         stream.seek(shard.features_at + 3 * CLS.row_bytes)
         stream.write(b"\x01\x02")
     damaged = shard.sha256()[3].tobytes()
-    assert store_tools.merge(store, [other]) == {CLS.name: 9}
+    assert copy_rows(store, FeatureStore.open(other.path, verify=True)) == {CLS.name: 9}
     assert store.valid_hashes(CLS.name) == {sha(n) for n in range(10)} - {damaged}
 
 
 def test_merge_refuses_other_features(store: FeatureStore, tmp_path: Path) -> None:
     other = FeatureStore.create(tmp_path / "other", {**FINGERPRINT, "image_size": 28})
     with pytest.raises(StoreError, match=r"image_size: 28 ≠ None"):
-        store_tools.merge(store, [other])
-    with pytest.raises(StoreError, match="itself"):
-        store_tools.merge(store, [FeatureStore.open(store.path)])
+        copy_rows(store, FeatureStore.open(other.path, verify=True))
 
 
 def test_prune_drops_what_nobody_names(store: FeatureStore) -> None:
@@ -789,15 +795,16 @@ def test_prune_drops_what_nobody_names(store: FeatureStore) -> None:
         put(writer, range(40, 80))
     store.refresh()
     keep = [n for n in range(80) if n % 5 == 0]
-    done = store_prune.prune(store, {sha(n) for n in keep} | {sha(999)})
-    assert (done.kept, done.dropped) == (32, 128) and done.freed > 0
+    prune(store, {sha(n) for n in keep} | {sha(999)})
     assert store.valid_hashes(CLS.name) == {sha(n) for n in keep}
     for opened in (store, FeatureStore.open(store.path, verify=True)):
         for spec in SPECS:
             assert_served(opened, keep, spec)
             assert len(opened.shards(spec.name)) == 1
     assert len(list(store.path.glob("*.h5"))) == 2
-    assert store_prune.prune(store, {sha(n) for n in keep}).freed == 0
+    before = [f.stat() for f in store.path.glob("*.h5")]
+    prune(store, {sha(n) for n in keep})
+    assert [f.stat() for f in store.path.glob("*.h5")] == before
     fill(store, range(80, 120))  # goes on after pruning, for both kinds of runs
     with store.writer(run_id="r", rank=1) as writer:
         put(writer, range(120, 130))
@@ -807,7 +814,7 @@ def test_prune_drops_what_nobody_names(store: FeatureStore) -> None:
 
 def test_prune_of_everything(store: FeatureStore) -> None:
     fill(store, range(20))
-    store_prune.prune(store, set())
+    prune(store, set())
     assert FeatureStore.open(store.path).series() == {} and not list(store.path.glob("*.h5"))
     fill(store, range(5))
     assert_served(store, range(5))
@@ -817,10 +824,15 @@ def test_a_full_disk_while_pruning_changes_nothing(store: FeatureStore) -> None:
     fill(store, range(60))
     before = {f.name: f.read_bytes() for f in store.path.glob("*.h5")}
     with (
-        mock.patch.object(store_prune, "_fill", side_effect=[None, DiskFullError("full")]),
+        mock.patch.object(
+            maintenance,
+            "build_shard",
+            wraps=maintenance.build_shard,
+            side_effect=[mock.DEFAULT, DiskFullError("full")],
+        ),
         pytest.raises(DiskFullError),
     ):
-        store_prune.prune(store, {sha(n) for n in range(0, 60, 2)})
+        prune(store, {sha(n) for n in range(0, 60, 2)})
     assert {f.name: f.read_bytes() for f in store.path.glob("*.h5")} == before
     assert_served(FeatureStore.open(store.path), range(60))
 
@@ -843,13 +855,13 @@ def test_prune_killed_at_any_step_keeps_what_was_to_be_kept(tmp_path: Path, call
                 return real(*args, **more)
 
             setattr(os, call, deadly)
-            store_prune.prune(store, wanted)
+            prune(store, wanted)
 
         finished = in_child(die) is None
         opened = FeatureStore.open(store.path)
         assert_served(opened, keep)
         assert_served(opened, keep, GRID)
-        store_prune.prune(opened, {sha(n) for n in keep})
+        prune(opened, {sha(n) for n in keep})
         assert opened.valid_hashes(CLS.name) == {sha(n) for n in keep}
         assert len(list(store.path.glob("*.h5"))) == 2 and not list(store.path.glob(".*.partial"))
         if finished:
@@ -861,7 +873,7 @@ def test_a_reader_survives_pruning(store: FeatureStore) -> None:
     fill(store, range(40))
     reader = FeatureStore.open(store.path)
     rows = reader.rows(CLS.name, [sha(n) for n in range(40)])
-    store_prune.prune(store, {sha(n) for n in range(7)})
+    prune(store, {sha(n) for n in range(7)})
     with pytest.raises(StoreError, match="again"):
         reader.read(CLS.name, rows)
     reader.refresh()
@@ -873,7 +885,7 @@ def test_repair_puts_empty_shards_in_place(store: FeatureStore) -> None:
     (store.path / shard_name(CLS.name, 0, 1)).unlink()
     os.truncate(store.path / shard_name(CLS.name, 0, 2), 500)
     (store.path / shard_name(GRID.name, 0, 0)).write_bytes(b"no")
-    done = store_repair.repair(FeatureStore.open(store.path))
+    done = repair_store(store.path)
     assert len(done) == 5
     assert (store.path / f"{shard_name(GRID.name, 0, 0)}.damaged").read_bytes() == b"no"
     with FeatureStore.open(store.path).writer() as writer:
@@ -882,56 +894,15 @@ def test_repair_puts_empty_shards_in_place(store: FeatureStore) -> None:
         put(writer, range(48))
     for spec in SPECS:
         assert_served(FeatureStore.open(store.path), range(48), spec)
-    assert store_repair.repair(store) == []
+    assert repair_store(store.path) == []
 
 
 def test_repair_where_a_whole_series_is_gone(store: FeatureStore) -> None:
     fill(store, range(20))
     for file in store.path.glob("cls.*.h5"):
         file.unlink()
-    assert store_repair.repair(FeatureStore.open(store.path))
+    assert repair_store(store.path)
     opened = FeatureStore.open(store.path)
     assert set(opened.series()) == {GRID.name}
     fill(opened, range(20))
     assert_served(opened, range(20))
-
-
-def test_export_is_one_plain_file(store: FeatureStore, tmp_path: Path) -> None:
-    fill(store, range(40))
-    numbers = [5, 39, 5, 0]
-    ids = ["한글", "b", "c", "d" * 300]
-    paths = [os.fsdecode(b"old\xff name.jpg"), "b.jpg", "dir\nwith line.jpg", "🎨.png"]
-    file = tmp_path / "out.h5"
-    for _ in range(2):  # an older export is replaced
-        store_tools.export(
-            store,
-            file,
-            hashes=[sha(n) for n in numbers],
-            image_ids=ids,
-            paths=paths,
-            series={"cls": CLS.name, "patch": GRID.name},
-        )
-    with h5py.File(file) as opened:
-        np.testing.assert_array_equal(opened["features/cls"][:], rows_of(CLS, numbers))
-        np.testing.assert_array_equal(opened["features/patch"][:], rows_of(GRID, numbers))
-        assert opened["image_id"].asstr()[:].tolist() == ids
-        assert opened["path"].asstr("utf-8", "surrogateescape")[:].tolist() == paths
-        assert json.loads(opened.attrs["fingerprint"]) == FINGERPRINT
-        assert opened.attrs["fingerprint_id"] == store.fingerprint_id
-    assert not list(tmp_path.glob(".*.partial"))
-
-
-def test_exports_that_can_not_be(store: FeatureStore, tmp_path: Path) -> None:
-    fill(store, range(4))
-    names = {"image_ids": ["a", "b"], "paths": ["a", "b"], "series": {"cls": CLS.name}}
-    with pytest.raises(StoreError, match=r"1 of 2 images have no row in series cls\.14"):
-        store_tools.export(store, tmp_path / "o.h5", hashes=[sha(0), sha(9)], **names)
-    with pytest.raises(StoreError, match="another folder"):
-        store_tools.export(store, store.path / "o.h5", hashes=[sha(0), sha(1)], **names)
-    (tmp_path / "o.h5").write_bytes(b"old")
-    with (
-        mock.patch.object(os, "posix_fallocate", side_effect=OSError(errno.ENOSPC, "full")),
-        pytest.raises(DiskFullError),
-    ):
-        store_tools.export(store, tmp_path / "o.h5", hashes=[sha(0), sha(1)], **names)
-    assert (tmp_path / "o.h5").read_bytes() == b"old"

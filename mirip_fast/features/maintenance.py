@@ -1,0 +1,1074 @@
+"""Looking after caches: what they hold, whether they are whole, repair, prune, merge, export.
+
+Nothing here trusts a file. A crash at any point loses no row that a data set uses: rows that stay are copied
+into new shards, which count from one step on, and only then are the old ones deleted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mirip_fast.errors import MiripError, RunNotFoundError, StoreError
+from mirip_fast.features.canary import CANARY_FILE, TOLERANCE, read_canary, write_canary
+from mirip_fast.features.datasets import (
+    Dataset,
+    copy_dataset,
+    datasets_beside,
+    find_datasets,
+    remove_dataset,
+    unfinished_datasets,
+)
+from mirip_fast.features.pooling import layer_of
+from mirip_fast.features.recipe import series_name
+from mirip_fast.features.shard_rows import Shard, ShardWriter, row_checksums
+from mirip_fast.features.shards import (
+    SeriesSpec,
+    build_shard,
+    create_shard,
+    open_shard,
+    parse_shard_name,
+    shard_name,
+    write_export,
+)
+from mirip_fast.features.store import STORE_FILE, FeatureStore, differing_fields
+from mirip_fast.features.store_files import (
+    Ranges,
+    dirty_files,
+    listed,
+    missing_shards,
+    ranges_files,
+    read_list,
+    read_ranges,
+    shard_files,
+    write_ranges,
+)
+from mirip_fast.features.store_lock import StoreLock, holder_of
+from mirip_fast.files import (
+    damaged_files,
+    format_bytes,
+    fsync_folder,
+    open_regular,
+    partial_path,
+)
+
+log = logging.getLogger(__name__)
+
+#: Rows that no data set names stay this long: the interrupted run that made them may yet go on.
+KEPT_DAYS = 14.0
+#: Cosine similarity from which on two rows of one image count as the same: half precision and another
+#: batch size stay far above, other weights or another preprocessing far below.
+SAME = 0.999
+_MOST_FLIPPED = 64  # bits of a content hash that may be wrong for it to be recognised
+_TOLD_MISSING = 100
+_PIECE_BYTES = 16 << 20  # features in memory at once
+#: The files of a store besides store.json and its locks.
+_OWN_FILES = (
+    "*.h5", "shards-r*.json", "DIRTY*", ".*.partial", "*.damaged", CANARY_FILE, "neighbours-*.faiss",
+)  # fmt: skip
+
+
+def store_folders(cache_dir: Path) -> list[Path]:
+    """The folder of every store below a cache folder.
+
+    Raises:
+        RunNotFoundError: there is none.
+    """
+    found = [folder for folder in listed(cache_dir, "*") if listed(folder, STORE_FILE)]
+    if not found:
+        raise RunNotFoundError(
+            f"No feature store in {cache_dir.resolve()}: run `mirip-fast embed data/` first, or name the "
+            "cache folder with --cache-dir."
+        )
+    return found
+
+
+def _datasets_of(store: Path) -> tuple[list[Dataset], list[StoreError]]:
+    """The data sets beside a store, the newest first, and what is wrong with those that are damaged."""
+    good, bad = [], []
+    for dataset in datasets_beside(store):
+        try:
+            good.append((dataset.embedded_at, dataset))
+        except StoreError as error:
+            bad.append(error)
+    return [d for _, d in sorted(good, key=lambda pair: pair[0], reverse=True)], bad
+
+
+def _used_hashes(datasets: Iterable[Dataset]) -> set[bytes]:
+    return {sha for dataset in datasets for sha in dataset.hashes()}
+
+
+def _folder_bytes(folder: Path) -> int:
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _pieces(
+    store: FeatureStore, spec: SeriesSpec, rows: NDArray[np.int64]
+) -> Iterator[NDArray[Any]]:
+    """Features of the given rows, in order, a few MiB at a time: [m, \\*shape] each."""
+    step = max(1, _PIECE_BYTES // spec.row_bytes)
+    for start in range(0, len(rows), step):
+        yield store.read(spec.name, rows[start : start + step], finite=False)
+
+
+# ---------------------------------------------------------------------------------------------- info
+
+
+@dataclass(frozen=True)
+class SeriesInfo:
+    """One series: rows that exist, slots that are free, bytes on the disk."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    rows: int
+    free: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """One embedded data set: where it came from, how many images, when."""
+
+    source: str
+    backbone: str
+    images: int
+    failed: int
+    graded: bool
+    limit: int | None  # the number of images of a trial
+    embedded_at: datetime
+
+
+@dataclass(frozen=True)
+class StoreInfo:
+    """One store: what its features are, its series, and the data sets embedded into it."""
+
+    path: Path
+    fingerprint: dict[str, Any]
+    series: list[SeriesInfo]
+    datasets: list[DatasetInfo]
+    unused_rows: int  # rows of images that no data set names
+    bytes: int  # on the disk, everything in the folder
+    changed: datetime  # when a shard was last written to
+    writing: str | None  # who writes at this moment
+    problem: str | None  # why there is nothing more to tell
+
+
+@dataclass(frozen=True)
+class CacheInfo:
+    """A cache folder and the disk it lies on."""
+
+    path: Path
+    stores: list[StoreInfo]
+    bytes: int
+    free: int
+
+
+def describe_cache(cache_dir: Path) -> CacheInfo:
+    """What every store below a cache folder holds; a damaged store is told, not raised.
+
+    Raises:
+        RunNotFoundError: there is none.
+    """
+    stores = [_describe_store(path) for path in store_folders(cache_dir)]
+    total = sum(store.bytes for store in stores)
+    return CacheInfo(cache_dir, stores, total, shutil.disk_usage(cache_dir).free)
+
+
+def _describe_store(path: Path) -> StoreInfo:
+    fingerprint: dict[str, Any] = {}
+    series: list[SeriesInfo] = []
+    unused, problem = 0, None
+    datasets, damaged = _datasets_of(path)
+    try:
+        store = FeatureStore.open(path)
+        fingerprint = store.fingerprint
+        used = None if damaged else list(_used_hashes(datasets))
+        for name, spec in store.series().items():
+            shards, rows = store.shards(name), store.count(name)
+            size = sum(shard.path.stat().st_size for shard in shards)
+            free = sum(shard.rows for shard in shards) - rows
+            series.append(SeriesInfo(name, spec.shape, spec.dtype, rows, free, size))
+            if used is not None:
+                unused += rows - int(np.count_nonzero(store.rows(name, used) >= 0))
+    except MiripError as error:
+        problem = str(error)
+    if problem is None and damaged:
+        problem = str(damaged[0])
+    written = [file.stat().st_mtime for file in listed(path, "*.h5")]
+    keys = ("source", "backbone", "images", "failed", "graded", "limit")
+    return StoreInfo(
+        path=path,
+        fingerprint=fingerprint,
+        series=series,
+        datasets=[
+            DatasetInfo(**{key: d.info[key] for key in keys}, embedded_at=d.embedded_at)
+            for d in datasets
+        ],
+        unused_rows=unused,
+        bytes=_folder_bytes(path),
+        changed=datetime.fromtimestamp(max(written, default=path.stat().st_mtime)).astimezone(),
+        writing=holder_of(path),
+        problem=problem,
+    )
+
+
+# ------------------------------------------------------------------------------------ verify, repair
+
+
+@dataclass(frozen=True)
+class DamagedRow:
+    """A row whose bytes do not match its checksum."""
+
+    shard: Path
+    slot: int
+    sha256: bytes  # of the image, where it can be told; else what stands there
+    images: tuple[Path, ...]  # files of that image, in any data set of the store
+
+
+@dataclass(frozen=True)
+class Lacking:
+    """A data set some of whose images have no features (any more)."""
+
+    source: str
+    images: int
+    of: int
+    command: str  # what to type
+
+
+@dataclass
+class StoreReport:
+    """What was found in one store."""
+
+    path: Path
+    rows: int = 0  # rows that were checked, damaged ones included
+    shards: int = 0
+    damaged: list[DamagedRow] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)  # missing and unreadable files, a sentence each
+    lacking: list[Lacking] = field(default_factory=list)
+    killed: bool = False  # a run was killed while it wrote: the next embed looks after these rows
+    writing: str | None = None  # who writes at this moment
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is wrong."""
+        return not (self.damaged or self.faults or self.lacking)
+
+
+def verify_cache(
+    cache_dir: Path, progress: Callable[[Path], None] = lambda _: None
+) -> list[StoreReport]:
+    """Check every store below a cache folder; changes nothing, and never waits for a run.
+
+    Args:
+        cache_dir: the cache folder.
+        progress: called with each shard when it was checked.
+
+    Raises:
+        RunNotFoundError: there is no store.
+    """
+    return [verify_store(path, progress) for path in store_folders(cache_dir)]
+
+
+def verify_store(path: Path, progress: Callable[[Path], None] = lambda _: None) -> StoreReport:
+    """Check one store: every row against its checksum, every shard, every data set's images."""
+    report = StoreReport(path, writing=holder_of(path))
+    report.killed = bool(dirty_files(path)) and report.writing is None
+    datasets, bad_ledgers = _datasets_of(path)
+    report.faults += [str(error) for error in bad_ledgers]
+    report.faults += [
+        f"{folder} is no data set: a run was stopped while it was written. The next one completes it, and "
+        "`mirip-fast cache prune` removes it."
+        for folder in unfinished_datasets(path)
+    ]
+    try:
+        store = FeatureStore.open(path)
+        files = shard_files(path)
+    except StoreError as error:
+        report.faults.append(str(error))
+        return report
+    ranges: Ranges = {}
+    try:
+        ranges = read_ranges(path)
+    except StoreError as error:
+        report.faults.append(str(error))
+    for number, name in enumerate(missing_shards(ranges, files)):
+        if number == _TOLD_MISSING:
+            report.faults.append(f"{path} lacks more shards than these")
+            break
+        report.faults.append(f"{path / name} is missing")
+    names: dict[bytes, list[Path]] = {}
+    for key, numbers in sorted(files.items()):
+        first, _ = ranges.get(key, (0, 0))
+        for file in (numbers[number] for number in sorted(numbers) if number >= first):
+            try:
+                _check_shard(open_shard(file, store.fingerprint_id), datasets, names, report)
+            except (StoreError, FileNotFoundError) as error:
+                report.faults.append(str(error))
+            progress(file)
+    _check_datasets(store, datasets, report)
+    _check_canary(store, report)
+    return report
+
+
+def _check_shard(
+    shard: Shard, datasets: Sequence[Dataset], names: dict[bytes, list[Path]], report: StoreReport
+) -> None:
+    """Find damaged rows. ``names``, content hash → image files, is read when first needed."""
+    with shard.open() as stream:
+        before = shard.read_checksums(stream)
+        sums, hashes = shard.read_keys(stream)
+        good = shard.matching(stream, sums, hashes)
+        # A run may have been at work on a row meanwhile: what changed since is not damaged.
+        unchanged = before == shard.read_checksums(stream)
+    report.shards += 1
+    report.rows += int(np.count_nonzero(before))
+    damaged = np.flatnonzero((before != 0) & ~good & unchanged).tolist()
+    if damaged and not names:
+        for dataset in datasets:
+            with contextlib.suppress(StoreError):  # told with the data sets
+                for entry in dataset.entries():
+                    if entry.outcome.sha256 is not None:
+                        known = names.setdefault(entry.outcome.sha256, [])
+                        if entry.record.path not in known:
+                            known.append(entry.record.path)
+    for slot in damaged:
+        sha = _recognised(shard, slot, hashes[slot], names)
+        report.damaged.append(DamagedRow(shard.path, slot, sha, tuple(names.get(sha, ()))))
+
+
+def _recognised(
+    shard: Shard, slot: int, found: NDArray[np.uint8], known: Collection[bytes]
+) -> bytes:
+    """The content hash of a damaged row: as it stands there, or the known one that fits its checksum."""
+    if not known or found.tobytes() in known:
+        return bytes(found)
+    table = np.frombuffer(b"".join(known), np.uint8).reshape(-1, 32)
+    flipped = np.unpackbits(table ^ found, axis=1).sum(axis=1, dtype=np.int64)
+    nearest = int(flipped.argmin())
+    if flipped[nearest] <= _MOST_FLIPPED:  # two hashes differ in about 128 of 256 bits
+        features = np.empty((1, *shard.spec.shape), shard.spec.dtype)
+        with shard.open() as stream:
+            shard.read_features(stream, slot, features)
+            total = shard.read_checksums(stream)[slot]
+        if row_checksums(shard.spec.name, table[nearest : nearest + 1], features)[0] == total:
+            return bytes(table[nearest])
+    return bytes(found)
+
+
+def _check_canary(store: FeatureStore, report: StoreReport) -> None:
+    """Whether the features of the built-in test picture are there and are this store's."""
+    file = store.path / CANARY_FILE
+    why = (
+        "Put it back; without it `mirip-fast embed` keeps the features that today's libraries give."
+    )
+    try:
+        read_canary(file, store.fingerprint_id)
+    except FileNotFoundError:
+        if report.rows:
+            report.faults.append(f"{file} is missing. {why}")
+    except (OSError, ValueError) as error:
+        report.faults.append(f"{file} can not be read ({error}). {why}")
+
+
+def _check_datasets(store: FeatureStore, datasets: Sequence[Dataset], report: StoreReport) -> None:
+    """Find the images of data sets that have no features, damaged rows counted in."""
+    spoiled = {row.sha256 for row in report.damaged}
+    for dataset in datasets:
+        try:
+            wanted = sorted(dataset.hashes())
+            lacking = np.array([sha in spoiled for sha in wanted], dtype=bool)
+            for name in dataset.series():
+                lacking |= store.rows(name, wanted) < 0
+        except MiripError as error:
+            if str(error) not in report.faults:
+                report.faults.append(str(error))
+            continue
+        _, faults = damaged_files(dataset.folder)
+        report.faults += [fault for fault in faults if fault not in report.faults]
+        if lacking.any():
+            source, count = str(dataset.source), int(lacking.sum())
+            report.lacking.append(Lacking(source, count, len(wanted), dataset.embed_command()))
+
+
+def repair_store(path: Path, *, command: str = "mirip-fast cache verify --repair") -> list[str]:
+    """Mark damaged rows as missing, and put an empty shard in the place of each bad or missing one.
+
+    An unreadable file is kept beside it, with ``.damaged`` after its name. Damaged lists of shards are
+    written anew from the shards that are there. The next embed computes the rows that are gone.
+
+    Returns:
+        A sentence for each thing that was put right.
+
+    Raises:
+        StoreLockedError: a run writes to the store; nothing was changed.
+        StoreError: a file that can not be read just now, or that is no shard at all.
+    """
+    store = FeatureStore.open(path)
+    done: list[str] = []
+    lock = StoreLock(path, command, None, 0)
+    try:
+        ranges = _lists_anew(path, done)
+        files = shard_files(path)
+        shards: dict[str, list[Shard]] = {}
+        for key, numbers in files.items():
+            for number, file in list(numbers.items()):
+                with contextlib.suppress(ValueError):  # no file at all
+                    os.close(open_regular(file))  # one that may not be read is not a damaged one
+                try:
+                    shards.setdefault(key[0], []).append(open_shard(file, store.fingerprint_id))
+                except StoreError as error:
+                    aside = file.with_name(f"{file.name}.damaged")
+                    file.replace(aside)
+                    del numbers[number]
+                    first, end = ranges.get(key, (0, 0))
+                    ranges[key] = (first, max(end, number + 1))
+                    done.append(f"{error}; kept as {aside.name}")
+        for name in list(missing_shards(ranges, files)):
+            series, rank, number = parse_shard_name(name) or ("", 0, 0)
+            if shards.get(series):
+                create_shard(path / name, shards[series][0].spec, store.fingerprint_id)
+                done.append(f"{name} was missing: an empty one is in its place")
+            else:  # nothing is left that tells the shape of a row
+                end = ranges[series, rank][1]
+                ranges[series, rank] = (end, end)
+                done.append(f"{name} was missing, and with it all of series {series}")
+        for rank in sorted({rank for _, rank in ranges}):
+            write_ranges(path, rank, ranges)
+        cleared = sum(_clear_damaged(shard) for there in shards.values() for shard in there)
+        if cleared:
+            done.append(f"{cleared} damaged rows are marked as missing")
+        for marker in dirty_files(path):  # what a killed run left was just looked after
+            marker.unlink(missing_ok=True)
+        fsync_folder(path)
+    finally:
+        lock.release()
+    return done
+
+
+def _lists_anew(path: Path, done: list[str]) -> Ranges:
+    """Which shards there must be; a damaged list is put aside."""
+    ranges: Ranges = {}
+    rebuilt = set()
+    for file in ranges_files(path):
+        try:
+            ranges |= read_list(file)
+        except StoreError:
+            file.replace(file.with_name(f"{file.name}.damaged"))
+            done.append(f"{file.name} was damaged: the shards beside it are listed anew")
+            rebuilt.add(int(file.stem.rpartition("-r")[2]))
+    for key, numbers in shard_files(path).items():
+        first, end = ranges.get(key, (min(numbers) if key[1] in rebuilt else 0, 0))
+        ranges[key] = (first, max([end, *(number + 1 for number in numbers)]))
+    return ranges
+
+
+def _clear_damaged(shard: Shard) -> int:
+    damaged = np.flatnonzero((shard.checksums() != 0) & ~shard.valid())
+    if len(damaged):
+        with contextlib.closing(ShardWriter(shard)) as writer:
+            writer.clear(damaged)
+            writer.sync()
+    return len(damaged)
+
+
+# --------------------------------------------------------------------------------------------- prune
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to give up, beside rows that no data set names."""
+
+    older_than: float = KEPT_DAYS  # days since a shard was written to; younger ones keep their rows
+    trials: bool = False  # forget data sets that were embedded with --limit
+    series: bool = False  # drop views and token kinds that no data set lists
+
+
+@dataclass(frozen=True)
+class StorePlan:
+    """What would become of one store."""
+
+    path: Path
+    whole: bool  # no data set uses it: the folder goes
+    trials: tuple[Dataset, ...]  # data sets that are forgotten
+    kept_trials: int  # trials that stay, because they were not given up
+    young: int  # rows that no data set names, too young to go
+    kept: int  # rows that stay
+    dropped: int  # rows that go
+    series: tuple[str, ...]  # series that go as a whole
+    leftovers: tuple[Path, ...]  # files of killed runs and repairs
+    frees: int  # bytes
+    needs: int  # bytes of room needed while it is done
+    wanted: Wanted = field(repr=False)
+    keep: frozenset[bytes] = field(repr=False)  # content hashes whose rows stay
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to do."""
+        return not (self.whole or self.trials or self.dropped or self.leftovers or self.frees > 0)
+
+
+def plan_prune(cache_dir: Path, wanted: Wanted) -> list[StorePlan]:
+    """What pruning would do in every store of a cache; changes nothing.
+
+    What a data set's ledger names is never touched. Rows that no ledger names may belong to a run that was
+    interrupted before it wrote its ledger, so those written lately stay.
+
+    Raises:
+        RunNotFoundError: there is no store.
+        StoreError: a store or a ledger is damaged: what it needs can not be told, so nothing is pruned.
+    """
+    return [_plan_store(path, wanted) for path in store_folders(cache_dir)]
+
+
+def _plan_store(path: Path, wanted: Wanted) -> StorePlan:
+    store = FeatureStore.open(path)
+    datasets, damaged = _datasets_of(path)
+    if damaged:
+        raise StoreError(f"{damaged[0]} Until then nothing in {path} is pruned.")
+    trials = [d for d in datasets if wanted.trials and d.info["limit"] is not None]
+    kept = [dataset for dataset in datasets if dataset not in trials]
+    used = _used_hashes(kept)
+    keep = used | _young_hashes(store, wanted.older_than)
+    named = {name for dataset in kept for name in dataset.series()}
+    unused = [n for n in store.series() if wanted.series and kept and n not in named]
+    kept_rows = dropped = too_young = frees = needs = 0
+    for name, spec in store.series().items():
+        there = store.valid_hashes(name)
+        stay = set() if name in unused else there & keep
+        kept_rows, dropped = kept_rows + len(stay), dropped + len(there) - len(stay)
+        too_young += len(stay - used)
+        shards = store.shards(name)
+        if len(stay) < len(there) or -(-len(stay) // spec.shard_rows) < len(shards):
+            size = -(-len(stay) // spec.shard_rows) * max(s.path.stat().st_size for s in shards)
+            frees += sum(shard.path.stat().st_size for shard in shards) - size
+            needs = max(needs, size)
+    leftovers = tuple(_leftovers(path))
+    whole = not kept and not keep
+    frees += sum(file.lstat().st_size for file in leftovers)
+    frees += sum(_folder_bytes(dataset.folder) for dataset in trials)
+    return StorePlan(
+        path=path,
+        whole=whole,
+        trials=tuple(trials),
+        kept_trials=sum(dataset.info["limit"] is not None for dataset in kept),
+        young=too_young,
+        kept=kept_rows,
+        dropped=dropped,
+        series=tuple(unused),
+        leftovers=leftovers,
+        frees=_folder_bytes(path) if whole else frees,
+        needs=needs,
+        wanted=wanted,
+        keep=frozenset(keep),
+    )
+
+
+def carry_out(plan: StorePlan, *, command: str = "mirip-fast cache prune") -> int:
+    """Do what a plan says. What came to be used since the plan was made stays.
+
+    Returns:
+        The bytes that were given back.
+
+    Raises:
+        DiskFullError: no room for the rows that stay; nothing was changed in that store.
+        StoreLockedError: a run writes to the store; nothing was changed.
+    """
+    path = plan.path
+    before = _folder_bytes(path)
+    store = FeatureStore.open(path)
+    with store.writer(command=command):
+        now = _plan_store(path, plan.wanted)  # under the lock nobody adds rows
+        for dataset in now.trials:  # before its rows: a ledger must not name rows that are gone
+            remove_dataset(dataset)
+        if now.whole:
+            _remove_store(path)
+            return before - (_folder_bytes(path) if path.exists() else 0)
+        for file in now.leftovers:
+            file.unlink(missing_ok=True)
+        for folder in unfinished_datasets(path):
+            shutil.rmtree(folder, ignore_errors=True)
+        prune_rows(store, now.keep, now.series)
+    return before - _folder_bytes(path)
+
+
+def prune_rows(
+    store: FeatureStore, keep: Collection[bytes], unwanted: Collection[str] = ()
+) -> None:
+    """Drop every row whose content hash is not in ``keep``, second rows of one picture, damaged rows.
+
+    Args:
+        store: the store, whose lock the caller holds.
+        keep: content hashes whose rows stay.
+        unwanted: series that go as a whole.
+
+    Raises:
+        DiskFullError: no room for the rows that are kept; nothing was changed.
+    """
+    checked = FeatureStore.open(store.path, verify=True)
+    for name, spec in checked.series().items():
+        valid = checked.valid_hashes(name)
+        wanted = [] if name in unwanted else sorted(valid.intersection(keep))
+        if len(wanted) < len(valid) or -(-len(wanted) // spec.shard_rows) < len(
+            checked.shards(name)
+        ):
+            _rewrite(checked, spec, wanted)
+    store.refresh()
+
+
+def _rewrite(store: FeatureStore, spec: SeriesSpec, hashes: Sequence[bytes]) -> None:
+    """Replace a series' shards by new ones of rank 0 that hold exactly these rows."""
+    path, ranges = store.path, read_ranges(store.path)
+    old = store.shards(spec.name)
+    ends: Ranges = {key: (end, end) for key, (_, end) in ranges.items() if key[0] == spec.name}
+    for shard in old:
+        key = (spec.name, shard.rank)
+        end = max(shard.number + 1, ends.get(key, (0, 0))[1])
+        ends[key] = (end, end)
+    own = (spec.name, 0)
+    start = ends.get(own, (0, 0))[1]
+    rows = store.rows(spec.name, hashes)
+    order = np.argsort(rows)
+    table = np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 32)
+    made: list[tuple[Path, Path]] = []
+    try:
+        for number, first in enumerate(range(0, len(rows), spec.shard_rows), start):
+            final = path / shard_name(spec.name, 0, number)
+            made.append((partial_path(final), final))
+            part = order[first : first + spec.shard_rows]
+            shard = build_shard(*made[-1], spec, store.fingerprint_id)
+            with contextlib.closing(ShardWriter(shard)) as file:
+                done = 0
+                for piece in _pieces(store, spec, rows[part]):
+                    end = done + len(piece)
+                    file.write(np.arange(done, end), table[part[done:end]], piece)
+                    done = end
+                file.sync()
+        for partial, final in made:
+            partial.rename(final)
+    except BaseException:
+        for partial, final in made:
+            partial.unlink(missing_ok=True)
+            final.unlink(missing_ok=True)
+        raise
+    fsync_folder(path)
+    ends[own] = (start, start + len(made))
+    # Rank 0 first: until the others' lists say so, their rows are only there twice.
+    for rank in sorted({0, *(rank for _, rank in ends)}):
+        write_ranges(path, rank, {**ranges, **ends})
+    for shard in old:
+        shard.path.unlink()
+    fsync_folder(path)
+
+
+def _young_hashes(store: FeatureStore, days: float) -> set[bytes]:
+    """The content hashes of every row in a shard that was written to lately."""
+    oldest = time.time() - days * 86_400
+    young: set[bytes] = set()
+    for name in store.series():
+        for shard in store.shards(name):
+            if days > 0 and shard.path.stat().st_mtime > oldest:
+                with shard.open() as stream:
+                    sums, hashes = shard.read_keys(stream)
+                young.update(row.tobytes() for row in hashes[sums != 0])
+    return young
+
+
+def _leftovers(path: Path) -> list[Path]:
+    """Files that killed runs and repairs left; opening the store for writing deletes the rest."""
+    found = [*listed(path, ".*.partial"), *listed(path, "*.damaged")]
+    for folder in unfinished_datasets(path):
+        found += [file for file in folder.rglob("*") if not file.is_dir() or file.is_symlink()]
+    ranges = read_ranges(path)
+    for key, numbers in shard_files(path).items():
+        first, _ = ranges.get(key, (0, 0))
+        found += [file for number, file in numbers.items() if number < first]
+    return sorted(found)
+
+
+def _remove_store(path: Path) -> None:
+    """Delete a store's own files; a stranger's file in the folder stays."""
+    (path / STORE_FILE).unlink(missing_ok=True)  # from here on it is no store
+    for pattern in (*_OWN_FILES, "LOCK*"):
+        for file in listed(path, pattern):
+            file.unlink(missing_ok=True)
+    for folder in (path / "datasets", path):
+        with contextlib.suppress(OSError):  # something else is in it, or it was never there
+            folder.rmdir()
+
+
+# --------------------------------------------------------------------------------------------- merge
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """How far two stores agree on the images that a series of both has."""
+
+    series: str
+    shared: int
+    differing: int  # images whose features have a cosine similarity below SAME
+    worst: float  # the smallest cosine similarity
+
+
+@dataclass(frozen=True)
+class MergedStore:
+    """What became of one store of another cache."""
+
+    source: Path
+    target: Path
+    added: dict[str, int]  # series → rows copied
+    overlaps: list[Overlap]
+    spoiled: int  # damaged rows, which were left out
+    datasets: list[str]  # sources of the data sets that came along
+    twice: list[str]  # of these, sources that the store has another data set of
+    problems: list[str]  # ledgers that could not be read
+
+
+def merge_caches(
+    cache_dir: Path,
+    others: Sequence[Path],
+    *,
+    force: bool = False,
+    command: str = "mirip-fast cache merge",
+    progress: Callable[[int], None] = lambda _: None,
+) -> list[MergedStore]:
+    """Copy what other caches have and this one lacks. A merge that is broken off can be run again.
+
+    The other caches may be a stranger's: shards are read as data, ledgers are parsed and written anew.
+
+    Args:
+        cache_dir: the cache that receives; made if there is none.
+        others: cache folders, or single stores.
+        force: join stores that do not agree on the images they share; the rows of ``cache_dir`` stay.
+        command: what is running, for whoever finds the store locked.
+        progress: called with the bytes copied, piece by piece.
+
+    Raises:
+        StoreError: a cache is damaged, or does not agree with this one.
+        StoreLockedError: a run writes to ``cache_dir``.
+        DiskFullError: no room; what was copied stays.
+    """
+    sources = [  # all, before any is read
+        path
+        for other in others
+        for path in ([other] if (other / STORE_FILE).exists() else store_folders(other))
+    ]
+    return [_merge_store(cache_dir, path, force, command, progress) for path in sources]
+
+
+def _merge_store(
+    cache_dir: Path, path: Path, force: bool, command: str, progress: Callable[[int], None]
+) -> MergedStore:
+    source = FeatureStore.open(path, verify=True)
+    folder = cache_dir / source.fingerprint_id
+    if folder.resolve() == path.resolve():
+        raise StoreError(f"{path} is the cache itself; name another one")
+    spoiled = sum(source.spoiled(name) for name in source.series())
+    target = FeatureStore.create(folder, source.fingerprint)
+    _join_canaries(target, source, force=force)
+    overlaps = [_compare(target, source, spec) for spec in source.series().values()]
+    apart = [o for o in overlaps if o.differing * 100 > o.shared]  # one in a hundred may differ
+    if apart and not force:
+        raise StoreError(
+            f"{path} and {folder} do not agree: {apart[0].differing} of the {apart[0].shared} images "
+            f"that both have in series {apart[0].series} have other features (cosine similarity down "
+            f"to {apart[0].worst:.4f}), as if another library or graphics card had computed them. "
+            "Nothing was copied. Embed one of them anew, or add --force to join them nevertheless "
+            f"(the rows of {folder} stay)."
+        )
+    added = copy_rows(target, source, command=command, progress=progress)
+    datasets, damaged = _datasets_of(path)
+    problems = [str(error) for error in damaged]
+    here = {str(dataset.source) for dataset in _datasets_of(folder)[0]}
+    came, twice = [], []
+    for dataset in datasets:
+        try:
+            _, new = copy_dataset(dataset, folder)
+        except StoreError as error:
+            problems.append(str(error))
+            continue
+        if new:
+            came.append(str(dataset.source))
+            twice += [str(dataset.source)] if str(dataset.source) in here else []
+    return MergedStore(path, folder, added, overlaps, spoiled, came, twice, problems)
+
+
+def copy_rows(
+    target: FeatureStore,
+    source: FeatureStore,
+    *,
+    command: str = "mirip-fast cache merge",
+    progress: Callable[[int], None] = lambda _: None,
+) -> dict[str, int]:
+    """Copy into ``target`` every row that it lacks, if its checksum matches and it is finite.
+
+    Args:
+        target: the store that receives.
+        source: a store of the same fingerprint, opened with ``verify``.
+        command: what is running, for whoever finds the store locked.
+        progress: called with the bytes copied, piece by piece.
+
+    Returns:
+        Series → rows added.
+
+    Raises:
+        StoreError: other features; names the differing fields.
+        StoreLockedError: a run writes to ``target``.
+    """
+    if source.fingerprint_id != target.fingerprint_id:
+        raise StoreError(
+            f"{source.path} and {target.path} hold different features "
+            f"({differing_fields(source.fingerprint, target.fingerprint)})"
+        )
+    added: dict[str, int] = {}
+    with target.writer(command=command) as writer:
+        todo = {}
+        for name, spec in source.series().items():
+            hashes = sorted(source.valid_hashes(name))
+            lacking = np.flatnonzero(writer.missing(name, hashes)).tolist()
+            rows = source.rows(name, [hashes[i] for i in lacking])
+            todo[spec] = sorted(zip(rows.tolist(), [hashes[i] for i in lacking], strict=True))
+        log.info(
+            "%d rows (%s) to copy from %s to %s; %s are free",
+            sum(map(len, todo.values())),
+            format_bytes(sum(len(wanted) * spec.row_bytes for spec, wanted in todo.items())),
+            source.path,
+            target.path,
+            format_bytes(shutil.disk_usage(target.path).free),
+        )
+        for spec, wanted in todo.items():
+            done = added[spec.name] = 0
+            for piece in _pieces(source, spec, np.array([row for row, _ in wanted], np.int64)):
+                names = [sha for _, sha in wanted[done : done + len(piece)]]
+                finite = np.isfinite(piece.reshape(len(piece), -1)).all(axis=1)
+                kept = [sha for sha, ok in zip(names, finite, strict=True) if ok]
+                writer.append(kept, {spec: piece[finite]})
+                added[spec.name] += len(kept)
+                done += len(piece)
+                progress(piece.nbytes)
+    target.refresh()
+    return added
+
+
+def _compare(ours: FeatureStore, theirs: FeatureStore, spec: SeriesSpec) -> Overlap:
+    """Compare the features of every image that both stores have in a series."""
+    own = ours.series().get(spec.name, spec)
+    if own != spec:
+        raise StoreError(
+            f"series {spec.name} has other rows in {theirs.path} ({spec.shape} {spec.dtype}) than in "
+            f"{ours.path} ({own.shape} {own.dtype})"
+        )
+    shared = sorted(ours.valid_hashes(spec.name) & theirs.valid_hashes(spec.name))
+    pairs = zip(
+        _pieces(ours, spec, ours.rows(spec.name, shared)),
+        _pieces(theirs, spec, theirs.rows(spec.name, shared)),
+        strict=True,
+    )
+    alike = np.concatenate([np.empty(0), *(_cosines(a, b) for a, b in pairs)])
+    differing = int(np.count_nonzero(~(alike >= SAME)))
+    return Overlap(spec.name, len(shared), differing, float(min([1.0, *alike])))
+
+
+def _cosines(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
+    """[n] cosine similarity of the rows of two arrays [n, \\*shape]."""
+    x, y = (array.reshape(len(array), -1).astype(np.float64) for array in (a, b))
+    lengths = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
+    equal = (x == y).all(axis=1)
+    return np.where(equal, 1.0, (x * y).sum(axis=1) / np.where(lengths > 0, lengths, np.inf))
+
+
+def _join_canaries(target: FeatureStore, source: FeatureStore, *, force: bool) -> None:
+    """Compare the features of the built-in test picture, which tell what computed each store."""
+    ours, theirs = _canary(target, force=force), _canary(source, force=force)
+    if theirs is None:
+        return
+    features, made_with = theirs
+    if ours is None:
+        if not target.series():
+            kept = {name: [float(f"{x:.7g}") for x in row] for name, row in features.items()}
+            write_canary(target.path / CANARY_FILE, target.fingerprint_id, kept, made_with)
+        return
+    worst = 0.0
+    for name in ours[0].keys() & features.keys():
+        a, b = ours[0][name].astype(np.float64), features[name].astype(np.float64)
+        apart = float(np.linalg.norm(a - b) / np.linalg.norm(a)) if a.shape == b.shape else np.inf
+        worst = max(worst, apart)
+    usual = TOLERANCE.get(str(target.fingerprint.get("precision")), min(TOLERANCE.values()))
+    if worst > usual and not force:
+        changed = [
+            f"{name} {ours[1].get(name, 'none')} and {made_with.get(name, 'none')}"
+            for name in dict.fromkeys([*ours[1], *made_with])
+            if ours[1].get(name) != made_with.get(name)
+        ]
+        raise StoreError(
+            f"{source.path} and {target.path} do not agree: their features of the built-in test picture "
+            f"differ by {worst:.2%} (up to {usual:.1%} would be arithmetic). They were made with "
+            f"{'; '.join(changed) or 'the same libraries'}. Nothing was copied. Embed one of them anew, or "
+            "add --force to join them nevertheless."
+        )
+
+
+def _canary(
+    store: FeatureStore, *, force: bool
+) -> tuple[dict[str, NDArray[np.float32]], dict[str, str]] | None:
+    """Features of a store's test picture and what made them; None where nothing can be gone by."""
+    file = store.path / CANARY_FILE
+    try:
+        return read_canary(file, store.fingerprint_id)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        if force:
+            return None
+        raise StoreError(
+            f"{file} can not be read ({error}): whether both caches were computed alike can not be told. "
+            "Nothing was copied. Put it back, or add --force to join them nevertheless."
+        ) from error
+
+
+# -------------------------------------------------------------------------------------------- export
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written."""
+
+    file: Path
+    datasets: dict[str, tuple[tuple[int, ...], str]]  # name in the file → shape, number format
+    images: int
+    left_out: int  # images without features, because they failed
+    bytes: int
+
+
+def choose_dataset(cache_dir: Path, source: Path | None) -> Dataset:
+    """The data set of ``source``, else the one embedded last.
+
+    Raises:
+        RunNotFoundError: there is none; says which ones there are.
+    """
+    datasets = find_datasets(cache_dir)
+    if not datasets:
+        raise RunNotFoundError(
+            f"Nothing is embedded in {cache_dir.resolve()} yet: run `mirip-fast embed data/` first."
+        )
+    for dataset in datasets:
+        if source is None or dataset.is_called(source):
+            return dataset
+    names = ", ".join(dict.fromkeys(str(dataset.source) for dataset in datasets[:5]))
+    raise RunNotFoundError(
+        f"--data {source}: not embedded in {cache_dir.resolve()} (there is: {names}); run "
+        f"`mirip-fast embed {source}` first."
+    )
+
+
+def export_dataset(
+    dataset: Dataset,
+    file: Path,
+    *,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Exported:
+    """Write a data set's features to one plain HDF5 file; it appears whole or not at all.
+
+    ``/features/cls`` and ``/features/patch`` are those of the base view; further views lie in
+    ``/features/views/<view>/``. Line i of every dataset is the same image: ``/image_id``, ``/path``, and
+    ``/tier`` where there are grades. Images that could not be embedded are left out. The file's attributes
+    are ``fingerprint`` (JSON), ``fingerprint_id``, ``source`` and ``series``. Names are stored as UTF-8;
+    bytes that are none (old file names) come back with ``surrogateescape``.
+
+    Args:
+        dataset: what to export.
+        file: the file to write, on any disk.
+        overwrite: replace a file that is there.
+        progress: called with the bytes of features written and those to write.
+
+    Raises:
+        StoreError: the file is there, its folder is not, or an image's features are missing.
+        DiskFullError: no room; says how much is needed. A file that was there stays.
+    """
+    if file.is_dir():
+        raise StoreError(f"{file} is a folder; name a file in it, such as {file / 'features.h5'}")
+    if file.exists() and not overwrite:
+        raise StoreError(f"{file} is there already; add --overwrite to replace it")
+    if not file.parent.is_dir():
+        raise StoreError(f"{file}: there is no folder {file.parent}")
+    if (file.parent / STORE_FILE).exists():
+        raise StoreError(f"{file} would lie among a store's shards; choose another folder")
+    store = FeatureStore.open(dataset.store_path)
+    entries, specs = dataset.entries(), store.series()
+    there = [entry for entry in entries if entry.outcome.status != "failed"]
+    if not there:
+        raise StoreError(f"{dataset.source}: no image has features; see {dataset.failures_csv}")
+    hashes = [entry.outcome.sha256 or b"" for entry in there]
+    series = {}
+    for view in dataset.views():
+        folder = "" if view == dataset.views()[0] else f"views/{view.name}/"
+        for kind in dataset.info["kinds"]:
+            name = kind if kind == "cls" or layer_of(kind) else "patch"
+            series[f"{folder}{name}"] = series_name(view, kind)
+    wanted = {}
+    for name, source in series.items():
+        rows = store.rows(source, hashes)
+        if source not in specs or (rows < 0).any():
+            raise StoreError(
+                f"{store.path}: {int((rows < 0).sum())} of {len(rows)} images have no row in series "
+                f"{source} (there is: {', '.join(specs) or 'none'}); run `mirip-fast embed` on them first"
+            )
+        wanted[f"features/{name}"] = (specs[source], rows)
+    total = len(there) * sum(spec.row_bytes for spec, _ in wanted.values())
+    log.info(
+        "%d images of %s: %s to write to %s; %s are free",
+        len(there),
+        dataset.source,
+        format_bytes(total),
+        file,
+        format_bytes(shutil.disk_usage(file.parent).free),
+    )
+    written = 0
+
+    def told(spec: SeriesSpec, rows: NDArray[np.int64]) -> Iterator[NDArray[Any]]:
+        nonlocal written
+        for piece in _pieces(store, spec, rows):
+            yield piece
+            written += piece.nbytes
+            progress(written, total)
+
+    tiers = dataset.info["tiers"]
+    columns = {
+        "image_id": [entry.record.image_id for entry in there],
+        "path": [str(entry.record.path) for entry in there],
+        "tier": ["" if e.record.tier is None else tiers[e.record.tier] for e in there],
+    }
+    if not any(columns["tier"]):
+        del columns["tier"]
+    texts = {
+        name: [text.encode("utf-8", "surrogateescape") for text in values]
+        for name, values in columns.items()
+    }
+    for text in (text for values in texts.values() for text in values if b"\0" in text):
+        raise StoreError(f"{text!r} holds a zero byte, which texts in HDF5 can not")
+    write_export(
+        file,
+        {name: (spec, told(spec, rows)) for name, (spec, rows) in wanted.items()},
+        texts,
+        {
+            "source": str(dataset.source),
+            "series": json.dumps(series),
+            "fingerprint": json.dumps(store.fingerprint, sort_keys=True),
+            "fingerprint_id": store.fingerprint_id,
+        },
+    )
+    shapes = {f"/{n}": ((len(there), *spec.shape), spec.dtype) for n, (spec, _) in wanted.items()}
+    return Exported(file, shapes, len(there), len(entries) - len(there), file.stat().st_size)
