@@ -23,9 +23,8 @@ from mirip_fast_cli.main import run
 from mirip_fast.finetune.fit import FullFit
 from mirip_fast.training.run_folder import Run, find_runs
 
-#: Name → options. None augments: kept tokens allow none, and all are to see the same pixels.
+#: Name → options. None augments: all are to see the same pixels.
 STRATEGIES = {
-    "last2-kept": ["--strategy", "last:2", "--cache-prefix"],
     "last2": ["--strategy", "last:2"],
     "llrd": ["--strategy", "llrd"],
     "full": ["--strategy", "full"],
@@ -50,14 +49,14 @@ class Clock:
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
-        whole = FullFit._train_epoch
+        whole = FullFit.train_epoch
 
         def timed(fit: FullFit, *arguments: Any) -> None:
             started = time.process_time()
             whole(fit, *arguments)
             self.seconds.append(time.process_time() - started)
 
-        FullFit._train_epoch = timed  # type: ignore[method-assign]
+        FullFit.train_epoch = timed  # type: ignore[method-assign]
 
 
 def train(options: argparse.Namespace, split: list[str]) -> list[Run]:

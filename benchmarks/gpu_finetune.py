@@ -31,10 +31,8 @@ from mirip_fast.config import Config, FinetuneConfig
 from mirip_fast.evaluation.benchmark import Requirements, peak_memory_gb
 from mirip_fast.evaluation.text_table import format_table
 from mirip_fast.features.backbone_files import BackboneSpec
-from mirip_fast.finetune.anatomy import checkpoint_blocks
-from mirip_fast.finetune.fit import FullFit
-from mirip_fast.finetune.fit_parts import Graded, Plan
-from mirip_fast.finetune.model import ScoringModel
+from mirip_fast.finetune.fit import FullFit, Graded, Plan
+from mirip_fast.finetune.model import ScoringModel, add_patch_dropout, checkpoint_blocks
 from mirip_fast.finetune.strategy import parse_strategy, prepare_model, unfreeze
 from mirip_fast.models.head import RankingHead
 
@@ -123,10 +121,7 @@ def our_step(
     model = ScoringModel(bench.spec, copy.deepcopy(bench.backbone), head, FEATURES)
     strategy = parse_strategy(config.finetune, bench.spec.num_layers)
     prepare_model(model, strategy, config.finetune)
-    if config.finetune.patch_dropout:
-        from mirip_fast.finetune.noise import add_patch_dropout
-
-        add_patch_dropout(model, model.anatomy, config.finetune.patch_dropout, model.skipped)
+    add_patch_dropout(model, config.finetune.patch_dropout)
     if config.finetune.gradient_checkpointing:
         checkpoint_blocks(model.anatomy)
     model.to(bench.device)

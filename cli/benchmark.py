@@ -27,7 +27,7 @@ def benchmark_command(resolved: Resolved, pairs_per_step: int | None, images: in
     from mirip_fast.evaluation.benchmark import REQUIRED_BATCH, PerformanceBenchmarks
     from mirip_fast.evaluation.text_table import format_table
     from mirip_fast.finetune.benchmark import finetune_benchmark
-    from mirip_fast.finetune.setup import EPOCHS
+    from mirip_fast.finetune.train import EPOCHS
     from mirip_fast.models.ranking_model import PairwiseRankingModel
     from mirip_fast.ranking.benchmark import cached_benchmark, looks_through, measured_accuracy
     from mirip_fast.runtime import resolve_device

@@ -24,7 +24,7 @@ def run_full(
     debug: bool,
 ) -> int:
     """Train, or go on with a run, and tell how it ended; returns the exit status."""
-    from mirip_fast.finetune.peers import told_elsewhere
+    from mirip_fast.finetune.distributed import told_elsewhere
     from mirip_fast.finetune.train import FullRequest, resume_full, train_full
     from mirip_fast.runtime import rank
 

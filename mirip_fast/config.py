@@ -375,10 +375,6 @@ class FinetuneConfig:
     )
     compile: bool = option(False, "Compile the model (torch.compile): slow start, faster steps.")
     cache_images: bool = option(False, "Keep the decoded images in memory.")
-    cache_prefix: bool = option(
-        False,
-        "last:N without augmentation: run the frozen blocks once and keep their tokens on disk.",
-    )
     loader_workers: int = option(
         4, "Processes that decode and augment training images; 0 does it in the main one.", low=0
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import hashlib
 import os
 import random
@@ -11,15 +12,17 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mirip_fast.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
+
+T = TypeVar("T")
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
@@ -105,6 +108,54 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and (
         "out of memory" in text or "can't allocate memory" in text
     )
+
+
+def free_memory() -> None:
+    """Give back what is not used any more, and what the allocator of a GPU keeps for later."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def in_passes(
+    work: Callable[[Any], T],
+    items: Any,
+    at_once: int,
+    told: Callable[[int], None] = lambda _: None,
+) -> tuple[list[T], int]:
+    """``work`` on slices of ``items``, which get smaller when memory runs out.
+
+    Args:
+        work: takes a slice.
+        items: a sequence, array or tensor.
+        at_once: longest slice to begin with.
+        told: called with the new number whenever it was halved.
+
+    Returns:
+        The results in order, and how many items went at once.
+
+    Raises:
+        torch.OutOfMemoryError, MemoryError, RuntimeError: one item alone does not fit.
+    """
+    results: list[T] = []
+    start = 0
+    while start < len(items):
+        part = items[start : start + at_once]
+        try:
+            results.append(work(part))
+        except Exception as error:
+            if not is_out_of_memory(error) or len(part) == 1:
+                raise
+        else:
+            start += len(part)
+            continue
+        # Out of the handler, whose traceback holds on to activations.
+        at_once = -(-len(part) // 2)
+        free_memory()
+        told(at_once)
+    return results, at_once
 
 
 #: What Python, the C library and torch say where a limit on memory or on processes and threads is reached.

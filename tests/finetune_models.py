@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +12,9 @@ from mirip_fast.config import Config, HeadConfig
 from mirip_fast.data.hashes import HashMemory
 from mirip_fast.features.backbone import load_model
 from mirip_fast.features.backbone_files import find_backbone
-from mirip_fast.finetune.fit_parts import Graded
+from mirip_fast.finetune.data import Sample
+from mirip_fast.finetune.fit import Graded
 from mirip_fast.finetune.model import ScoringModel
-from mirip_fast.finetune.plan import Sample
 from mirip_fast.finetune.strategy import Strategy, parse_strategy, prepare_model
 from mirip_fast.models.head import RankingHead
 
@@ -58,6 +58,3 @@ def graded(images: torch.Tensor, tiers: np.ndarray, within: np.ndarray | None = 
             yield images[[sample.image for sample in samples]]
 
     return Graded(tiers, -tiers.astype(np.float64), [None] * len(tiers), within, load)
-
-
-Load = Callable[[Sequence[Sequence[Sample]]], Iterator[torch.Tensor]]

@@ -8,7 +8,7 @@ import torch
 from finetune_models import pictures, prepared
 
 from mirip_fast.config import Config
-from mirip_fast.finetune.peers import peers_of_torchrun
+from mirip_fast.finetune.distributed import join_processes
 from mirip_fast.finetune.step import take_gradients
 from mirip_fast.finetune.strategy import unfreeze
 from mirip_fast.models.losses import PairLoss
@@ -24,20 +24,20 @@ def main(folder: Path, out: Path) -> None:
     model.train()
     loss_of = PairLoss(kind="logistic")
     found = []
-    with peers_of_torchrun("cpu") as (peers, _):
+    with join_processes("cpu") as (group, _):
         for n in BATCHES:
             images, tiers = pictures(n)
             labels = torch.from_numpy(tiers)
-            mine = images[peers.share(n)]
+            mine = images[group.share(n)]
             parts = [lambda chunk=chunk: model(chunk) for chunk in mine.split(2) if len(chunk)]
-            result = take_gradients(
+            loss, scores = take_gradients(
                 parts, n, lambda s, labels=labels: loss_of(s, labels),
-                [p for _, p in model.trainable()], peers=peers,
+                [p for _, p in model.trainable()], group=group,
             )  # fmt: skip
             gradients = {}
             for name, parameter in model.trainable():
                 if parameter.grad is not None:
                     gradients[name] = parameter.grad
                 parameter.grad = None
-            found.append({"loss": result.loss, "scores": result.scores, "gradients": gradients})
-        torch.save(found, out / f"{peers.world}-{peers.rank}.pt")
+            found.append({"loss": loss, "scores": scores, "gradients": gradients})
+        torch.save(found, out / f"{group.world}-{group.rank}.pt")

@@ -59,7 +59,7 @@ def test_from_a_head_to_a_ranking(
     headed: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[int] = []
-    monkeypatch.setattr("mirip_fast.finetune.setup.keep_freed_memory", lambda: kept.append(1))
+    monkeypatch.setattr("mirip_fast.finetune.train.keep_freed_memory", lambda: kept.append(1))
     assert run([*FULL, "data", "--learning-rate", "1e-3"]) == 0
     assert kept
     out, err = capfd.readouterr()
@@ -172,7 +172,6 @@ def test_another_backbone_or_preprocessing_is_refused(
         (["--strategy", "last:9"], "has 4 blocks"),
         (["--init-from", "nowhere"], "--init-from nowhere"),
         (["--init-from", "none", "elsewhere"], "elsewhere"),
-        (["--cache-prefix"], "it needs --strategy last:N (not full), --augment none (not light)"),
         (["--metadata", "x.csv"], "--metadata goes with --head-only"),
         (["--precision", "bf16"], "--precision bf16"),
         (["--gradient-accumulation-steps", "4"], "--accumulation-steps 4"),
@@ -211,11 +210,10 @@ def test_a_best_checkpoint_can_not_be_resumed(
     assert "give last_model.pt" in error
 
 
-def test_kept_images_and_kept_prefixes_give_the_same_run(headed: Path) -> None:
+def test_kept_images_and_workers_give_the_same_run(headed: Path) -> None:
     ways = {
         "plain": [],
         "images": ["--cache-images"],
-        "prefix": ["--cache-prefix"],
         "workers": ["--loader-workers", "2"],
     }
     losses = {}
@@ -228,35 +226,19 @@ def test_kept_images_and_kept_prefixes_give_the_same_run(headed: Path) -> None:
         at = [rows[0].index(column) for column in ("train/loss", "val/loss", "val/accuracy")]
         losses[name] = [[float(row[i]) for i in at] for row in rows[1:]]
     assert losses["plain"] == losses["images"] == losses["workers"]
-    for first, second in zip(losses["plain"], losses["prefix"], strict=True):
-        assert first == pytest.approx(second, rel=1e-5)
 
 
 def test_images_that_do_not_fit_into_memory_are_decoded_in_every_epoch(
     headed: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from mirip_fast.finetune import setup
+    from mirip_fast.finetune import train
 
-    monkeypatch.setattr(setup, "room_in_memory", lambda: 50_000)
+    monkeypatch.setattr(train, "room_in_memory", lambda: 50_000)
     assert run([*FULL, "--cache-images", "--augment", "none", "--debug"]) == 0
     err = capfd.readouterr().err
     # 32 training images of 28 × 28 pixels do not fit, 4 to validate on do.
     assert "--cache-images: 32 decoded images take" in err and "decoded in every epoch" in err
     assert "Keeping 4 decoded images in memory" in err
-
-
-def test_tokens_that_do_not_fit_on_the_disk_are_refused(
-    headed: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    import shutil
-    from collections import namedtuple
-
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1 << 40, 1 << 40, 60 << 20))
-    error = refused([*FULL, "--strategy", "last:2", "--augment", "none", "--cache-prefix"], capfd)
-    # 36 images of 5 tokens of 64 numbers; a file holds 4096.
-    assert "36 of 36 images to compute, 1.2 KiB each; files of 5.0 MiB are made" in error
-    assert "No room" in error and "60.0 MiB are free" in error
 
 
 def test_a_fine_tuned_checkpoint_loads_as_the_document_does(headed: Path) -> None:

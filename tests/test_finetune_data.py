@@ -22,10 +22,19 @@ from test_decode_pool import wait_until_gone
 
 from mirip_fast.data.images import decode_squares, to_array
 from mirip_fast.errors import ConfigError, DataError, TrainingError
-from mirip_fast.finetune.augment import PRESETS, decode_size, make_augmentation
-from mirip_fast.finetune.loader import Batches, Pictures, decode_all
-from mirip_fast.finetune.memory import Passes
-from mirip_fast.finetune.plan import Mixing, Sample, balanced_batches, plan_epoch
+from mirip_fast.finetune.data import (
+    PRESETS,
+    Batches,
+    Mixing,
+    Pictures,
+    Sample,
+    balanced_batches,
+    decode_all,
+    decode_size,
+    make_augmentation,
+    plan_epoch,
+)
+from mirip_fast.runtime import in_passes
 from mirip_fast.training.remote import RemoteSync
 
 SIZE = 24
@@ -237,8 +246,7 @@ def test_a_worker_killed_in_the_midst_of_a_batch_is_told(paths: list[Path]) -> N
 HOLDER = """
 import sys, threading, time
 from pathlib import Path
-from mirip_fast.finetune.loader import Batches, Pictures
-from mirip_fast.finetune.plan import Sample
+from mirip_fast.finetune.data import Batches, Pictures, Sample
 
 batches = Batches(Pictures([Path(sys.argv[1])], 24), workers=2, prefetch=1, pinned=False)
 
@@ -294,8 +302,8 @@ def unshared(*arguments: str) -> list[str]:
 def test_a_small_dev_shm_is_no_hindrance(paths: list[Path]) -> None:
     """Containers have 64 MiB of it. Here are 1, and 6 batches of 1.4 MiB in flight, and kept pictures."""
     code = (
-        "import sys; from pathlib import Path; from mirip_fast.finetune.plan import Sample\n"
-        "from mirip_fast.finetune.loader import Batches, Pictures, decode_all\n"
+        "import sys; from pathlib import Path\n"
+        "from mirip_fast.finetune.data import Batches, Pictures, Sample, decode_all\n"
         "pictures = Pictures([Path(p) for p in sys.argv[1:]], 400)\n"
         "for kept in (False, True):\n"
         "    pictures.kept = decode_all(pictures, 1) if kept else None\n"
@@ -334,7 +342,6 @@ def test_kept_pictures_are_the_decoded_ones(paths: list[Path]) -> None:
 
 def test_a_pass_that_does_not_fit_is_halved() -> None:
     told: list[int] = []
-    passes = Passes(8, told.append)
 
     def work(inputs: torch.Tensor) -> torch.Tensor:
         if len(inputs) > 3:
@@ -342,12 +349,13 @@ def test_a_pass_that_does_not_fit_is_halved() -> None:
         return 2 * inputs
 
     inputs = torch.arange(11.0)
-    assert torch.equal(passes.run(work, inputs), 2 * inputs)
-    assert told == [4, 2] and passes.images == 2
-    with pytest.raises(torch.OutOfMemoryError):
-        passes.run(lambda _: work(torch.empty(9)), inputs)
+    parts, at_once = in_passes(work, inputs, 8, told.append)
+    assert torch.equal(torch.cat(parts), 2 * inputs)
+    assert told == [4, 2] and at_once == 2
+    with pytest.raises(MemoryError):
+        in_passes(lambda _: work(torch.empty(9)), inputs, 8)
     with pytest.raises(RuntimeError, match="something else"):
-        passes.run(lambda _: (_ for _ in ()).throw(RuntimeError("something else")), inputs)
+        in_passes(lambda _: (_ for _ in ()).throw(RuntimeError("something else")), inputs, 8)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -13,10 +13,8 @@ from finetune_models import SIZE, graded, pictures, prepared
 
 from mirip_fast.config import Config, FinetuneConfig, TrainConfig
 from mirip_fast.errors import CheckpointError, PreemptedError, TrainingError
-from mirip_fast.finetune.anatomy import checkpoint_blocks
-from mirip_fast.finetune.fit import FullFit
-from mirip_fast.finetune.fit_parts import Hooks, Plan
-from mirip_fast.finetune.noise import add_patch_dropout, add_stochastic_depth
+from mirip_fast.finetune.fit import FullFit, Plan
+from mirip_fast.finetune.model import add_patch_dropout, add_stochastic_depth, checkpoint_blocks
 from mirip_fast.models.checkpoint import load_checkpoint
 from mirip_fast.training.run_folder import Run
 
@@ -34,17 +32,15 @@ def make_config(train: dict[str, Any] | None = None, **finetune: Any) -> Config:
     return Config(train=TrainConfig(**settings), finetune=FinetuneConfig(**finetune))
 
 
-def make_fit(
-    folder: Path, config: Config, plan: Plan = PLAN, hooks: Hooks | None = None
-) -> FullFit:
+def make_fit(folder: Path, config: Config, plan: Plan = PLAN) -> FullFit:
     noisy = config.finetune.stochastic_depth > 0
     model, strategy = prepared(folder, config, dropout=0.2 if noisy else 0.0)
     add_stochastic_depth(model.anatomy, config.finetune.stochastic_depth)
-    add_patch_dropout(model, model.anatomy, config.finetune.patch_dropout, model.skipped)
+    add_patch_dropout(model, config.finetune.patch_dropout)
     if config.finetune.gradient_checkpointing:
         checkpoint_blocks(model.anatomy)
     train, val = graded(IMAGES[:24], TIERS[:24]), graded(IMAGES[24:], TIERS[24:])
-    return FullFit(model, strategy, train, val, config, plan, {}, hooks=hooks)
+    return FullFit(model, strategy, train, val, config, plan, {})
 
 
 def make_run(path: Path) -> Run:
@@ -114,8 +110,7 @@ def test_stopped_anywhere_and_resumed_equals_uninterrupted(
     make_fit(folder, config, plan).run(whole)
 
     stopped = make_run(tmp_path / "stopped")
-    hooks = Hooks()
-    fit = make_fit(folder, config, plan, hooks)
+    fit = make_fit(folder, config, plan)
     step = fit._step
     done = 0
 
@@ -124,7 +119,7 @@ def test_stopped_anywhere_and_resumed_equals_uninterrupted(
         step(*args)
         done += 1
         if done == steps:
-            hooks.stop.signal = "SIGTERM"
+            fit.stop = "SIGTERM"
 
     fit._step = counted  # type: ignore[method-assign]
     with pytest.raises(PreemptedError, match="SIGTERM"):
@@ -232,14 +227,14 @@ def test_out_of_memory_while_judging_makes_smaller_passes(
         "5 images are scored at once",
         "3 images are scored at once",
     ]
-    assert fit.parts_per_step == 1 and fit.judged_at_once == 3
+    assert fit.parts_per_step == 1 and fit.evaluated_at_once == 3
     assert sum(sizes) == 4 * 12  # every image in every epoch, once
     for first, second in zip(whole.history(), small.history(), strict=True):
         for column in ("train/loss", "val/loss", "val/accuracy"):
             assert float(first[column]) == pytest.approx(float(second[column]), rel=1e-5), column
     again = make_fit(model_dir("dinov2"), make_config())
     again.resume(load_checkpoint(small.last))
-    assert again.judged_at_once == 3
+    assert again.evaluated_at_once == 3
 
     def full(images: torch.Tensor) -> torch.Tensor:
         if not again.model.training:
@@ -283,25 +278,6 @@ def test_averages_are_what_is_judged_and_kept(
         assert torch.allclose(kept[name], torch.stack(ends).mean(0), atol=1e-7)
         rates = [float(row["learning_rate"]) for row in run.history()]
         assert rates[1] == rates[2] == rates[3]
-
-
-def test_kept_prefixes_train_as_the_whole_model_does(model_dir: ModelDir, tmp_path: Path) -> None:
-    config = make_config(strategy="last:1", augment="none")
-    whole, kept = make_run(tmp_path / "whole"), make_run(tmp_path / "kept")
-    make_fit(model_dir("registers"), config).run(whole)
-    fit = make_fit(model_dir("registers"), config, replace(PLAN, cut=1))
-    fit.model.eval()
-    tokens = fit.model.prefix(IMAGES, 1)
-    fit.train = graded(tokens[:24], TIERS[:24])
-    fit.val = graded(tokens[24:], TIERS[24:])
-    fit.run(kept)
-    for first, second in zip(whole.history(), kept.history(), strict=True):
-        for column in ("train/loss", "val/loss", "val/accuracy", "gradient_norm"):
-            assert float(first[column]) == pytest.approx(float(second[column]), rel=1e-5), column
-    first, second = (load_checkpoint(run.last)["model_state_dict"] for run in (whole, kept))
-    for name, value in first.items():
-        if name != FREE:
-            assert torch.allclose(value, second[name], atol=1e-6), name
 
 
 def test_the_warm_up_and_the_cosine(model_dir: ModelDir, tmp_path: Path) -> None:
@@ -349,7 +325,7 @@ def test_a_compiled_model_draws_the_same_noise_in_both_passes(
         compile=True, stochastic_depth=0.5, patch_dropout=0.3, accumulation_steps=3
     )
     fit = make_fit(model_dir("dinov2"), config)
-    from mirip_fast.finetune.step import take_gradients
+    from mirip_fast.finetune.step import batch_loss, take_gradients
     from mirip_fast.finetune.strategy import ALL, unfreeze
 
     unfreeze(fit.model, fit.strategy, ALL)
@@ -358,7 +334,7 @@ def test_a_compiled_model_draws_the_same_noise_in_both_passes(
     labels = torch.from_numpy(-TIERS[:9].astype(float))
 
     def loss_of(scores: torch.Tensor) -> torch.Tensor:
-        return fit.objective.loss(scores, labels, None, mixed=False)
+        return batch_loss(fit.objective, scores, labels, None, mixed=False)
 
     loss_of(torch.cat([part() for part in parts])).backward()
     parameters = dict(fit.model.trainable())

@@ -1,4 +1,4 @@
-"""A step of end-to-end training: gradients of micro-batches, kept prefixes, noise, the objective."""
+"""A step of end-to-end training: gradients of micro-batches, noise, the objective."""
 
 from __future__ import annotations
 
@@ -8,15 +8,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from finetune_models import SIZE, pictures, prepared, small_model
+from finetune_models import pictures, prepared, small_model
 
 from mirip_fast.config import Config, TrainConfig
 from mirip_fast.errors import ConfigError
-from mirip_fast.finetune.anatomy import checkpoint_blocks
-from mirip_fast.finetune.model import ScoringModel
-from mirip_fast.finetune.noise import add_patch_dropout, add_stochastic_depth
-from mirip_fast.finetune.objective import Objective, count_right
-from mirip_fast.finetune.step import Part, take_gradients
+from mirip_fast.finetune.model import (
+    ScoringModel,
+    add_patch_dropout,
+    add_stochastic_depth,
+    checkpoint_blocks,
+)
+from mirip_fast.finetune.step import (
+    Part,
+    batch_loss,
+    count_right,
+    make_objective,
+    take_gradients,
+)
 from mirip_fast.finetune.strategy import unfreeze
 from mirip_fast.models.losses import PairLoss
 
@@ -31,7 +39,7 @@ def double_model(folder: Path, *, noise: bool) -> ScoringModel:
     if noise:
         add_stochastic_depth(model.anatomy, 0.5)
         if not model.anatomy.rotary:
-            add_patch_dropout(model, model.anatomy, 0.5, model.skipped)
+            add_patch_dropout(model, 0.5)
     unfreeze(model, strategy, -1)
     model.train()
     return model
@@ -75,10 +83,10 @@ def test_micro_batches_without_noise_give_the_gradient_of_the_whole_batch(
     expected = gradients(model)
     for sizes in ([11], [6, 5], [4, 4, 3], [1] * 11):
         parts = [part(model, chunk, i) for i, chunk in enumerate(images.split(sizes))]
-        result = take_gradients(
+        found, _ = take_gradients(
             parts, 11, lambda s: loss_of(s, labels), [p for _, p in model.trainable()]
         )
-        assert result.loss == pytest.approx(whole.item(), rel=1e-12)
+        assert found == pytest.approx(whole.item(), rel=1e-12)
         assert_close(gradients(model), expected)
 
 
@@ -112,18 +120,6 @@ def test_the_loss_scale_scales_the_gradient(model_dir: ModelDir) -> None:
         take_gradients(parts, 8, lambda s: loss_of(s, labels), parameters, scale=scale)
         found.append({name: value / scale for name, value in gradients(model).items()})
     assert_close(found[1], found[0])
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_prefix_and_suffix_make_the_whole(model_dir: ModelDir, kind: str) -> None:
-    model = small_model(model_dir(kind)).eval()
-    images, _ = pictures(5)
-    with torch.no_grad():
-        whole = model(images)
-        for cut in (0, 1):
-            tokens = model.prefix(images, cut)
-            assert tokens.shape == (5, model.skipped + (SIZE // 8) ** 2, 32)
-            assert torch.equal(model.suffix(tokens, cut), whole)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -168,7 +164,7 @@ def test_stochastic_depth_leaves_out_trained_blocks_only(model_dir: ModelDir) ->
 
 def test_patch_dropout_shows_fewer_patches_in_training_only(model_dir: ModelDir) -> None:
     model = small_model(model_dir("registers"))
-    add_patch_dropout(model, model.anatomy, 0.75, model.skipped)
+    add_patch_dropout(model, 0.75)
     images, _ = pictures(2)
     lengths: list[int] = []
     model.anatomy.blocks[0].register_forward_pre_hook(
@@ -183,7 +179,7 @@ def test_patch_dropout_shows_fewer_patches_in_training_only(model_dir: ModelDir)
 def test_patch_dropout_is_refused_with_rotary_positions(model_dir: ModelDir) -> None:
     model = small_model(model_dir("dinov3"))
     with pytest.raises(ConfigError, match="--patch-dropout.*rotary"):
-        add_patch_dropout(model, model.anatomy, 0.5, model.skipped)
+        add_patch_dropout(model, 0.5)
 
 
 @pytest.mark.parametrize("kind", ["margin", "logistic"])
@@ -203,17 +199,18 @@ def test_pairs_of_mixtures_weigh_as_much_as_their_grades_differ(
                 loss = max(0.0, 1 - gap) if kind == "margin" else np.log1p(np.exp(-gap))
                 total, weights = total + weight * loss, weights + weight
                 right += weight * (gap > 0)
-    objective = Objective.of(TrainConfig(loss=kind), "SABC", within=with_groups, mixing=True)
+    objective = make_objective(TrainConfig(loss=kind), "SABC", within=with_groups, mixing=True)
     codes = None if within is None else torch.from_numpy(within)
     tensors = torch.from_numpy(scores), torch.from_numpy(grades), codes
-    assert float(objective.loss(*tensors, mixed=True)) == pytest.approx(total / weights, rel=1e-9)
+    assert float(batch_loss(objective, *tensors, mixed=True)) == pytest.approx(
+        total / weights, rel=1e-9
+    )
     assert count_right(*tensors, mixed=True) == pytest.approx((right, weights))
 
 
 def test_plain_batches_have_the_loss_over_tiers() -> None:
     scores, tiers = torch.randn(12), torch.arange(12) % 3
-    objective = Objective.of(
-        TrainConfig(loss="logistic", label_smoothing=0.2), "SABC", within=False
-    )
+    settings = TrainConfig(loss="logistic", label_smoothing=0.2)
+    objective = make_objective(settings, "SABC", within=False, mixing=False)
     expected = PairLoss(kind="logistic", label_smoothing=0.2)(scores, tiers)
-    assert torch.equal(objective.loss(scores, -tiers.double(), None, mixed=False), expected)
+    assert torch.equal(batch_loss(objective, scores, -tiers.double(), None, mixed=False), expected)

@@ -11,8 +11,7 @@ from finetune_models import pictures, prepared, small_model
 
 from mirip_fast.config import Config, FinetuneConfig
 from mirip_fast.errors import ConfigError
-from mirip_fast.finetune.averages import WeightAverage
-from mirip_fast.finetune.lora import merged_state
+from mirip_fast.finetune.model import merged_state
 from mirip_fast.finetune.strategy import ALL, parameter_groups, parse_strategy, unfreeze
 
 KINDS = ["dinov2", "registers", "dinov3", "vit"]
@@ -184,30 +183,10 @@ def test_lora_targets_are_chosen_by_name(model_dir: ModelDir) -> None:
         prepared(model_dir("dinov2"), config_of("lora", lora_targets="q_proj,nope"))
 
 
-def test_averages_of_weights() -> None:
-    weight = torch.nn.Parameter(torch.tensor([0.0], dtype=torch.float64))
-    moving, mean = WeightAverage({"w": weight}), WeightAverage({"w": weight})
-    expected, seen = 0.0, []
-    for t in range(1, 6):
-        with torch.no_grad():
-            weight.fill_(t)
-        decay = 0.4 if t > 1 else 0.0
-        expected = decay * expected + (1 - decay) * t
-        seen.append(float(t))
-        moving.update_moving(0.4)
-        mean.update_mean()
-    assert float(moving.values["w"]) == pytest.approx(expected)
-    assert float(mean.values["w"]) == pytest.approx(sum(seen) / 5)
-    with moving.in_place():
-        assert float(weight) == pytest.approx(expected)
-    assert float(weight) == 5.0 and float(moving.values["w"]) == pytest.approx(expected)
-
-
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
 def test_every_strategy_has_a_file_of_settings() -> None:
-    from mirip_fast.finetune.prefix import check_prefix
     from mirip_fast.finetune.strategy import KINDS as STRATEGIES
     from mirip_fast.settings import resolve
 
@@ -216,7 +195,5 @@ def test_every_strategy_has_a_file_of_settings() -> None:
         config = resolve((path,)).config
         strategy = parse_strategy(config.finetune, 12)
         found.add(strategy.kind)
-        if config.finetune.cache_prefix:
-            check_prefix(config.finetune, strategy)
         assert f"--config configs/{path.name}" in path.read_text()
     assert found == set(STRATEGIES)

@@ -23,12 +23,11 @@ from mirip_fast.features.backbone import load_model
 from mirip_fast.features.backbone_files import BackboneSpec
 from mirip_fast.features.pooling import head_kinds
 from mirip_fast.features.views import effective_size
-from mirip_fast.finetune.fit import FullFit
-from mirip_fast.finetune.fit_parts import Graded, Plan
+from mirip_fast.finetune.data import Sample
+from mirip_fast.finetune.fit import FullFit, Graded, Plan
 from mirip_fast.finetune.model import ScoringModel
-from mirip_fast.finetune.plan import Sample
-from mirip_fast.finetune.setup import EPOCHS
 from mirip_fast.finetune.strategy import parse_strategy, prepare_model
+from mirip_fast.finetune.train import EPOCHS
 from mirip_fast.models.head import RankingHead
 from mirip_fast.runtime import resolve_precision
 from mirip_fast.training.run_folder import Run

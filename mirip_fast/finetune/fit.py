@@ -1,39 +1,104 @@
-"""The end-to-end training loop."""
+"""The end-to-end training loop: take an epoch's steps, evaluate, report, save; again until done."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import math
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import nn
 
 from mirip_fast.config import Config
-from mirip_fast.errors import PreemptedError, TrainingError
-from mirip_fast.finetune.averages import WeightAverage
-from mirip_fast.finetune.fit_judge import ADVICE, judge
-from mirip_fast.finetune.fit_parts import Graded, Hooks, Plan, Progress
-from mirip_fast.finetune.fit_report import epoch_values, rates_of, tell_epoch
-from mirip_fast.finetune.fit_state import checkpoint_of, resume_fit
-from mirip_fast.finetune.memory import free_memory
-from mirip_fast.finetune.model import ScoringModel
-from mirip_fast.finetune.objective import Objective, count_right
-from mirip_fast.finetune.peers import ALONE, Peers
-from mirip_fast.finetune.plan import Mixing, Step, plan_epoch
-from mirip_fast.finetune.step import Part, StepResult, take_gradients
+from mirip_fast.errors import CheckpointError, PreemptedError, TrainingError
+from mirip_fast.evaluation.metrics import pairwise_accuracy
+from mirip_fast.finetune.data import Mixing, Sample, Step, plan_epoch
+from mirip_fast.finetune.distributed import ALONE, ProcessGroup
+from mirip_fast.finetune.model import ScoringModel, merged_state
+from mirip_fast.finetune.step import Part, batch_loss, count_right, make_objective, take_gradients
 from mirip_fast.finetune.strategy import Strategy, learning_rates, parameter_groups, unfreeze
 from mirip_fast.models.checkpoint import save_checkpoint
 from mirip_fast.ranking.fit import FitResult
-from mirip_fast.runtime import set_seed, torch_dtype
+from mirip_fast.runtime import free_memory, in_passes, is_out_of_memory, set_seed, torch_dtype
+from mirip_fast.training.averaging import Averaging
 from mirip_fast.training.early_stopping import EarlyStopping
 from mirip_fast.training.optim import clip_gradients, make_scheduler
 from mirip_fast.training.run_folder import Run
+from mirip_fast.training.trackers import Trackers
 
 log = logging.getLogger(__name__)
+
+#: What a user can do where not even one image fits.
+_ADVICE = (
+    "Out of memory with one image at a time. Ways on: --gradient-checkpointing, a smaller --image-size (and "
+    "its own head-only run), --strategy last:2 or lora, or a smaller backbone. The checkpoints saved before "
+    "are good."
+)
+
+
+@dataclass(frozen=True)
+class Graded:
+    """Graded images of one split.
+
+    Attributes:
+        tiers: [n] int64, 0 is the best tier.
+        grades: [n] float64 what pairs are made by, higher is better: minus the tier, or the tier_score.
+        groups: [n], None for an image that is its own group.
+        within: [n] int64 codes inside which pairs count, or None for all pairs.
+        load: gives the pixels [b, S, S, 3] uint8 of each list of samples, in order.
+        waited: seconds that loading was waited for, ever.
+    """
+
+    tiers: NDArray[np.int64]
+    grades: NDArray[np.float64]
+    groups: Sequence[str | None]
+    within: NDArray[np.int64] | None
+    load: Callable[[Sequence[Sequence[Sample]]], Iterator[torch.Tensor]]
+    waited: Callable[[], float] = lambda: 0.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a run goes, decided before it starts.
+
+    Attributes:
+        epochs: at most.
+        batch_size: images per step.
+        head_epochs: first epochs in which only the head learns.
+        patience: epochs without a better one; 0 never stops.
+        precision: of the model's arithmetic: fp32, bf16 or fp16.
+        size: side of the images in pixels.
+    """
+
+    epochs: int
+    batch_size: int
+    head_epochs: int
+    patience: int
+    precision: str
+    size: int
+
+
+@dataclass
+class Progress:
+    """What an epoch has seen so far."""
+
+    steps: int = 0
+    loss: float = 0.0  # summed over steps
+    right: float = 0.0
+    pairs: float = 0.0
+    images: int = 0
+    norm: float = 0.0  # summed gradient norms
+    seconds: float = 0.0
+    waited: float = 0.0  # of them for data
 
 
 class FullFit:
@@ -47,8 +112,12 @@ class FullFit:
         config: every setting; written into the checkpoints.
         plan: how the run goes.
         model_info: what the checkpoints say of the model.
-        peers: the processes that share the work.
-        hooks: trackers, copies, stopping.
+        group: the processes that share the work.
+
+    Attributes:
+        trackers: where values are reported.
+        saved: called with every checkpoint that is complete.
+        stop: name of the signal that asks the run to save and end after the step under way, if one does.
     """
 
     def __init__(
@@ -61,73 +130,67 @@ class FullFit:
         plan: Plan,
         model_info: dict[str, Any],
         *,
-        peers: Peers = ALONE,
-        hooks: Hooks | None = None,
+        group: ProcessGroup = ALONE,
     ):
         set_seed(config.train.seed)
         self.model, self.strategy, self.train, self.val = model, strategy, train, val
-        self.config, self.plan, self.model_info = config, plan, model_info
-        self.peers, self.hooks = peers, hooks or Hooks()
+        self.config, self.plan, self.model_info, self.group = config, plan, model_info, group
+        self.trackers = Trackers({})
+        self.saved: Callable[[Path], None] = lambda _: None
+        self.stop: str | None = None
         self.device = model.device
         # MPS has no float64, which grades are in.
-        self.loss_device = torch.device("cpu") if self.device.type == "mps" else self.device
+        self._loss_device = torch.device("cpu") if self.device.type == "mps" else self.device
         self.steps_per_epoch = len(self._steps(1))
-        self.optimizer = self._optimizer()
-        self.names = [str(group["name"]) for group in self.optimizer.param_groups]
-        self.scheduler = self._scheduler()
+        settings, tuning = config.train, config.finetune
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(model, strategy, config),
+            betas=(settings.beta1, settings.beta2),
+            eps=settings.eps,
+            fused=True,
+        )
+        total = plan.epochs * self.steps_per_epoch
+        start = settings.swa_start
+        self.scheduler = make_scheduler(
+            self.optimizer,
+            total_steps=total,
+            warmup_steps=settings.warmup_steps or round(tuning.warmup_share * total),
+            learning_rate=max(learning_rates(config, strategy)),
+            eta_min=settings.scheduler_eta_min,
+            hold_from=(start - 1) * self.steps_per_epoch if start else None,
+        )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=plan.precision == "fp16")
         self.scaler.scale(torch.ones((), device=self.device))  # it sets itself up on first use
-        names = config.data.tier_names()
-        mixing = config.finetune.mixup > 0 or config.finetune.cutmix > 0
-        within = train.within is not None
-        self.objective = Objective.of(config.train, names, within=within, mixing=mixing)
-        self.stopping = EarlyStopping(plan.patience, config.train.early_stopping_min_delta)
-        learning = self.learning = self._learning()
-        self.ema = WeightAverage(learning) if config.train.ema_decay > 0 else None
-        self.swa = WeightAverage(learning) if config.train.swa_start > 0 else None
-        self.parts_per_step = config.finetune.accumulation_steps or 1
-        self.judged_at_once = plan.batch_size  # images scored in one pass, as memory allows
+        self.objective = make_objective(
+            settings,
+            config.data.tier_names(),
+            within=train.within is not None,
+            mixing=self._mixing is not None,
+        )
+        self.stopping = EarlyStopping(plan.patience, settings.early_stopping_min_delta)
+        chosen = {id(p) for group_ in self.optimizer.param_groups for p in group_["params"]}
+        #: Everything that the optimizer may change in the run, by name.
+        self.learning = {name: p for name, p in model.named_parameters() if id(p) in chosen}
+        # Only what learns is averaged: a frozen backbone would double the memory for nothing.
+        self.averaging = Averaging(
+            nn.ParameterList(self.learning.values()), ema_decay=settings.ema_decay, swa_start=start
+        )
+        self.parts_per_step = tuning.accumulation_steps or 1
+        self.evaluated_at_once = plan.batch_size  # images scored in one pass, as memory allows
         self.score: Callable[[torch.Tensor], torch.Tensor] = model
-        if plan.cut is not None:
-            cut = plan.cut
-            self.score = lambda tokens: model.suffix(tokens.to(model.device), cut)
-        if config.finetune.compile:
-            self.score = torch.compile(self.score)
+        if tuning.compile:
+            self.score = torch.compile(model)
         self.epoch = 0  # finished epochs
         self.now = Progress()
 
-    def _optimizer(self) -> torch.optim.Optimizer:
-        train = self.config.train
-        return torch.optim.AdamW(
-            parameter_groups(self.model, self.strategy, self.config),
-            betas=(train.beta1, train.beta2),
-            eps=train.eps,
-            fused=True,
-        )
-
-    def _scheduler(self) -> torch.optim.lr_scheduler.LambdaLR:
-        train, steps = self.config.train, self.steps_per_epoch
-        total = self.plan.epochs * steps
-        base, head = learning_rates(self.config, self.strategy)
-        return make_scheduler(
-            self.optimizer,
-            total_steps=total,
-            warmup_steps=train.warmup_steps or round(self.config.finetune.warmup_share * total),
-            learning_rate=max(base, head),
-            eta_min=train.scheduler_eta_min,
-            hold_from=(train.swa_start - 1) * steps if train.swa_start else None,
-        )
-
-    def _learning(self) -> dict[str, torch.nn.Parameter]:
-        """Everything that the optimizer may change in the run, by name."""
-        chosen = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
-        return {name: p for name, p in self.model.named_parameters() if id(p) in chosen}
+    @property
+    def _mixing(self) -> Mixing | None:
+        settings = self.config.finetune
+        if settings.mixup == settings.cutmix == 0:
+            return None
+        return Mixing(settings.mixup, settings.cutmix, self.plan.size)
 
     def _steps(self, epoch: int) -> list[Step]:
-        settings = self.config.finetune
-        mixing = None
-        if settings.mixup > 0 or settings.cutmix > 0:
-            mixing = Mixing(settings.mixup, settings.cutmix, self.plan.size)
         return plan_epoch(
             self.train.tiers,
             self.train.grades,
@@ -135,7 +198,7 @@ class FullFit:
             self.plan.batch_size,
             self.config.train.seed,
             epoch,
-            mixing=mixing,
+            mixing=self._mixing,
             within=self.train.within,
         )
 
@@ -150,9 +213,7 @@ class FullFit:
         started = time.monotonic()
         while not self._done:
             self.train_epoch(run)
-            progress, self.now = self.now, Progress()
-            self.epoch += 1
-            self._finish_epoch(run, progress)
+            self._finish_epoch(run)
         return FitResult(
             epochs=self.epoch,
             best_epoch=self.stopping.best_epoch,
@@ -173,26 +234,36 @@ class FullFit:
         unfreeze(self.model, self.strategy, self.strategy.blocks_at(epoch, self.plan.head_epochs))
         self.model.train()
         steps = self._steps(epoch)[self.now.steps :]
-        lists = [list(step.samples[self.peers.share(len(step.samples))]) for step in steps]
+        lists = [list(step.samples[self.group.share(len(step.samples))]) for step in steps]
         started = time.monotonic() - self.now.seconds
-        waited = self.hooks.waited() - self.now.waited
+        waited = self.train.waited() - self.now.waited
         for step, inputs in zip(steps, self.train.load(lists), strict=True):
             self._step(step, inputs)
             self.now.seconds = time.monotonic() - started
-            self.now.waited = self.hooks.waited() - waited
-            stop = self.hooks.stop.signal
-            if self.peers.any(stop is not None, self.device):
-                if self.peers.is_first:
+            self.now.waited = self.train.waited() - waited
+            stop = self.stop
+            if self.group.any(stop is not None, self.device):
+                if self.group.is_first:
                     self._save(run.last)
-                self.peers.wait()  # launchers kill the others when one ends
+                self.group.wait()  # launchers kill the others when one ends
                 raise PreemptedError(
                     f"Stopped by {stop or 'a signal to another process'} after step "
                     f"{self.now.steps} of epoch {epoch}; all is saved."
                 )
 
     def _step(self, step: Step, inputs: torch.Tensor) -> None:
-        result = self._gradients(step, inputs)
-        self.require_finite(result.loss)
+        grades = torch.from_numpy(step.grades).to(self._loss_device)
+        within = None
+        if self.train.within is not None:
+            within = torch.from_numpy(self.train.within[step.index()]).to(self._loss_device)
+        loss, scores = self._gradients(
+            inputs,
+            len(step.samples),
+            lambda scores: batch_loss(
+                self.objective, scores.to(grades.device), grades, within, mixed=step.mixed
+            ),
+        )
+        self._require_finite(loss)
         self.scaler.unscale_(self.optimizer)
         norm = clip_gradients(
             (p for _, p in self.model.trainable()), self.config.train.gradient_clip_norm
@@ -201,44 +272,47 @@ class FullFit:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.scheduler.step()
-        if self.ema is not None:
-            self.ema.update_moving(self.config.train.ema_decay)
-        grades, within = self._labels(self.train, step)
-        right, pairs = count_right(
-            result.scores.to(grades.device), grades, within, mixed=step.mixed
-        )
+        self.averaging.after_step()
+        right, pairs = count_right(scores.to(grades.device), grades, within, mixed=step.mixed)
         now = self.now
         now.steps += 1
-        now.loss += result.loss
+        now.loss += loss
         now.right += right
         now.pairs += pairs
         now.images += len(step.samples)
         now.norm += norm if math.isfinite(norm) else 0.0  # fp16 skips such a step
 
-    def _labels(self, of: Graded, step: Step) -> tuple[torch.Tensor, torch.Tensor | None]:
-        grades = torch.from_numpy(step.grades).to(self.loss_device)
-        if of.within is None:
-            return grades, None
-        return grades, torch.from_numpy(of.within[step.index()]).to(self.loss_device)
-
-    def _gradients(self, step: Step, inputs: torch.Tensor) -> StepResult:
+    def _gradients(
+        self, inputs: torch.Tensor, n: int, loss_of: Callable[[torch.Tensor], torch.Tensor]
+    ) -> tuple[float, torch.Tensor]:
         """The step's gradients; out of memory makes smaller micro-batches for the rest of the run."""
-        grades, within = self._labels(self.train, step)
         while True:
             try:
                 return take_gradients(
                     self._parts(inputs),
-                    len(step.samples),
-                    lambda scores: self.objective.loss(
-                        scores.to(grades.device), grades, within, mixed=step.mixed
-                    ),
+                    n,
+                    loss_of,
                     [p for _, p in self.model.trainable()],
-                    peers=self.peers,
+                    group=self.group,
                     scale=self.scaler.get_scale(),
                     compiled=self.config.finetune.compile,
                 )
             except torch.OutOfMemoryError:
-                self._halve(len(inputs))
+                self.optimizer.zero_grad(set_to_none=True)
+            biggest = -(-self.plan.batch_size // self.group.world)
+            if self.parts_per_step >= biggest:
+                raise TrainingError(_ADVICE)
+            k = self.parts_per_step = min(biggest, self.parts_per_step * 2)
+            free_memory()
+            log.warning(
+                "Out of memory: the step is done again in %d micro-batches of at most %d images. The batch "
+                "stays at %d images, and so does its gradient, for %d/%d of a forward pass extra",
+                k,
+                -(-biggest // k),
+                self.plan.batch_size,
+                k - 1,
+                k,
+            )
 
     def _parts(self, inputs: torch.Tensor) -> list[Part]:
         """One function per micro-batch, that scores it with noise of its own."""
@@ -246,90 +320,166 @@ class FullFit:
             return []
         chunks = torch.tensor_split(inputs, min(self.parts_per_step, len(inputs)))
         number = self.epoch * self.steps_per_epoch + self.now.steps
-        seeds = np.random.SeedSequence([self.config.train.seed, number, self.peers.rank])
+        seeds = np.random.SeedSequence([self.config.train.seed, number, self.group.rank])
         states = seeds.generate_state(len(chunks), np.uint64)
-        return [self._part(chunk, int(state)) for chunk, state in zip(chunks, states, strict=True)]
 
-    def _part(self, chunk: torch.Tensor, seed: int) -> Part:
-        def score() -> torch.Tensor:
-            torch.manual_seed(seed)  # the noise is a function of run, step and micro-batch
-            with self.autocast():
-                return self.score(chunk)
+        def part(chunk: torch.Tensor, seed: int) -> Part:
+            def score() -> torch.Tensor:
+                torch.manual_seed(seed)  # the noise is a function of run, step and micro-batch
+                with self._autocast():
+                    return self.score(chunk)
 
-        return score
+            return score
 
-    def _halve(self, images: int) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        biggest = -(-self.plan.batch_size // self.peers.world)
-        if self.parts_per_step >= biggest:
-            raise TrainingError(ADVICE)
-        self.parts_per_step = min(biggest, self.parts_per_step * 2)
-        free_memory()
-        log.warning(
-            "Out of memory: the step is done again in %d micro-batches of at most %d images. The batch "
-            "stays at %d images, and so does its gradient, for %d/%d of a forward pass extra",
-            self.parts_per_step,
-            -(-biggest // self.parts_per_step),
-            self.plan.batch_size,
-            self.parts_per_step - 1,
-            self.parts_per_step,
-        )
+        return [part(chunk, int(state)) for chunk, state in zip(chunks, states, strict=True)]
 
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Inside, the model computes in the precision of the plan."""
         if self.plan.precision == "fp32":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, torch_dtype(self.plan.precision))
 
-    def require_finite(self, loss: float) -> None:
-        """End the run where the loss is no number."""
+    def _require_finite(self, loss: float) -> None:
         if not math.isfinite(loss):
-            rates = ", ".join(f"{name} {rate:.2g}" for name, rate in rates_of(self).items())
+            rates = ", ".join(f"{name} {rate:.2g}" for name, rate in self._rates().items())
             raise TrainingError(
                 f"The loss became {loss} in epoch {self.epoch + 1}. Likely causes: a learning rate that "
                 f"is too high (now {rates}) or no gradient clipping (--gradient-clip-norm 1). The "
                 "checkpoints saved before are good."
             )
 
-    def _finish_epoch(self, run: Run, progress: Progress) -> None:
-        """Judge, report and save."""
-        if self.swa is not None and self.epoch >= self.config.train.swa_start:
-            self.swa.update_mean()
-        train = self.config.train
-        rates = {f"learning_rate/{name}": rate for name, rate in rates_of(self).items()}
-        with self.shown():
-            loss, accuracy = judge(self, self.val)
-        values = epoch_values(self, progress, loss, accuracy)
+    def _rates(self) -> dict[str, float]:
+        """Learning rate of every group of parameters, by name."""
+        return {str(group["name"]): float(group["lr"]) for group in self.optimizer.param_groups}
+
+    def _finish_epoch(self, run: Run) -> None:
+        """Evaluate, report and save."""
+        now, self.now = self.now, Progress()
+        self.epoch += 1
+        settings = self.config.train
+        self.averaging.after_epoch(self.epoch)
+        with self.averaging.in_place():
+            loss, accuracy = self._evaluate(self.val)
+        rates = self._rates()
+        values = {
+            "train/loss": now.loss / max(1, now.steps),
+            "train/accuracy": now.right / now.pairs if now.pairs else math.nan,
+            "val/loss": loss,
+            "val/accuracy": accuracy,
+            "learning_rate": max(rates.values()),
+            "epoch_seconds": now.seconds,
+            "gradient_norm": now.norm / max(1, now.steps),
+            "images_per_second": now.images / max(now.seconds, 1e-9),
+            "data_seconds": now.waited,
+            "memory_gib": _peak_memory(self.device),
+        }
         is_best = self.stopping.update(accuracy, self.epoch)
-        if self.epoch == train.swa_start:
+        if self.epoch == settings.swa_start:
             self.stopping.waited = 0  # the average is a new start
-        if not self.peers.is_first:
+        if not self.group.is_first:
             return
         run.append_history({"epoch": self.epoch, **values})
-        self.hooks.trackers.log({**values, **rates}, self.epoch)
-        tell_epoch(self, values, is_best=is_best)
+        by_group = {f"learning_rate/{name}": rate for name, rate in rates.items()}
+        self.trackers.log({**values, **by_group}, self.epoch)
+        log.info(
+            "epoch %3d/%d  loss %.4f  accuracy %.4f  val loss %.4f  val accuracy %.4f  "
+            "%.1f s, %.1f images/s%s",
+            self.epoch,
+            self.plan.epochs,
+            values["train/loss"],
+            values["train/accuracy"],
+            loss,
+            accuracy,
+            values["epoch_seconds"],
+            values["images_per_second"],
+            "  best" if is_best else "",
+        )
         if is_best:
             self._save(run.best, resumable=False)
-        every = train.save_every_n_epochs
+        every = settings.save_every_n_epochs
         if every and self.epoch % every == 0:
             self._save(run.path / f"checkpoint_epoch_{self.epoch}.pt")
-            run.prune_checkpoints(train.save_total_limit)
+            run.prune_checkpoints(settings.save_total_limit)
         self._save(run.last)
 
-    def average(self) -> WeightAverage | None:
-        """The average that stands for the model now, if any."""
-        if self.swa is not None and self.swa.count:
-            return self.swa
-        return self.ema
+    @torch.no_grad()
+    def _evaluate(self, images: Graded) -> tuple[float, float]:
+        """Loss and pairwise accuracy over all pairs of a split, with the weights as they are.
 
-    def shown(self) -> contextlib.AbstractContextManager[None]:
-        """Inside, the model has the weights that are judged and kept."""
-        average = self.average()
-        return contextlib.nullcontext() if average is None else average.in_place()
+        When memory runs out the passes become smaller, for the rest of the run too; scores do not depend on
+        which images go through together.
+        """
+        self.model.eval()
+        n, world = len(images.tiers), self.group.world
+        mine = [Sample(i, 0) for i in range(n)[self.group.share(n)]]
+        most = -(-self.plan.batch_size // (self.parts_per_step * world))
+        size = at_once = min(self.evaluated_at_once, most)
 
-    def _save(self, path: Any, *, resumable: bool = True) -> None:
-        save_checkpoint(path, checkpoint_of(self, resumable=resumable))
-        self.hooks.saved(path)
+        def score(inputs: torch.Tensor) -> torch.Tensor:
+            with self._autocast():
+                return self.score(inputs).float()
+
+        parts = [torch.empty(0, device=self.device)]
+        try:
+            for inputs in images.load([mine[i : i + size] for i in range(0, len(mine), size)]):
+                scored, at_once = in_passes(score, inputs, at_once, _tell_smaller)
+                parts += scored
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise TrainingError(_ADVICE) from None
+        if at_once < size:
+            self.evaluated_at_once = at_once
+        scores = self.group.gather(torch.cat(parts), n).to(self._loss_device)
+        grades = torch.from_numpy(images.grades).to(scores.device)
+        within = None if images.within is None else torch.from_numpy(images.within)
+        if within is not None:
+            within = within.to(scores.device)
+        loss = float(batch_loss(self.objective, scores, grades, within, mixed=False))
+        self._require_finite(loss)
+        return loss, pairwise_accuracy(scores.cpu().numpy(), images.tiers, images.within)
+
+    def _save(self, path: Path, *, resumable: bool = True) -> None:
+        """Write the documented checkpoint: weights as evaluated (adapters merged), and what resuming needs.
+
+        Args:
+            path: the file.
+            resumable: leave out the optimizer and what else only resuming needs, if False.
+        """
+        with self.averaging.in_place():
+            weights = dict(self.model.head.state_dict())
+            backbone = merged_state(self.model.backbone)
+            weights.update({f"backbone.{name}": value for name, value in backbone.items()})
+            if self.averaging.has_average:
+                weights = {name: value.clone() for name, value in weights.items()}
+        state = {
+            "epoch": self.epoch,
+            "model_state_dict": weights,
+            "optimizer_state_dict": self.optimizer.state_dict() if resumable else {},
+            "scheduler_state_dict": self.scheduler.state_dict() if resumable else {},
+            "best_accuracy": self.stopping.best,
+            "config": self.config.to_dict(),
+            "model": self.model_info,
+        }
+        if resumable:
+            average = self.averaging.average
+            kept = average and {
+                "values": dict(zip(self.learning, average.module.parameters(), strict=True)),
+                "count": int(average.n_averaged),
+            }
+            state["training_state"] = {
+                "early_stopping": self.stopping.state_dict(),
+                "plan": vars(self.plan),
+                "learning": {name: p.detach() for name, p in self.learning.items()},
+                "scaler": self.scaler.state_dict(),
+                "ema": kept if self.config.train.ema_decay else None,
+                "swa": kept if self.config.train.swa_start else None,
+                "parts_per_step": self.parts_per_step,
+                "evaluated_at_once": self.evaluated_at_once,
+                "progress": vars(self.now),
+            }
+        save_checkpoint(path, state)
+        self.saved(path)
 
     def resume(self, checkpoint: dict[str, Any]) -> None:
         """Go on where ``checkpoint`` was made, in the midst of an epoch too.
@@ -337,4 +487,63 @@ class FullFit:
         Raises:
             CheckpointError: it is of another model, or not for resuming.
         """
-        resume_fit(self, checkpoint)
+        try:
+            state = checkpoint["training_state"]
+            kept, average = state["ema"] or state["swa"], self.averaging.average
+            with torch.no_grad():
+                for name, parameter in self.learning.items():
+                    parameter.copy_(state["learning"][name])
+                if average is not None:
+                    for name, value in zip(self.learning, average.module.parameters(), strict=True):
+                        value.copy_(kept["values"][name])
+                    average.n_averaged.fill_(kept["count"])
+            self.optimizer.load_state_dict(checkpoint["optimizer_state_dict"])
+            self.scheduler.load_state_dict(checkpoint["scheduler_state_dict"])
+            self.stopping.load_state_dict(state["early_stopping"])
+            self.scaler.load_state_dict(state["scaler"])
+            self.parts_per_step = int(state["parts_per_step"])
+            # Older ones call it judged_at_once, or do not say.
+            at_once = state.get("evaluated_at_once", state.get("judged_at_once"))
+            self.evaluated_at_once = int(at_once or self.evaluated_at_once)
+            self.now = Progress(**state["progress"])
+        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+            raise CheckpointError(f"the checkpoint does not fit this run: {error}") from error
+        self.epoch = int(checkpoint["epoch"])
+
+    @contextlib.contextmanager
+    def stop_signals(self) -> Iterator[None]:
+        """Inside, SIGTERM and SIGUSR1, which schedulers send beforehand, ask the run to save and end."""
+
+        def ask(number: int, frame: FrameType | None) -> None:
+            self.stop = signal.Signals(number).name
+            log.warning("%s: saving and stopping after this step", self.stop)
+
+        kept = {}
+        for name in ("SIGTERM", "SIGUSR1"):
+            if hasattr(signal, name):
+                with contextlib.suppress(ValueError):  # not in the main thread
+                    kept[name] = signal.signal(getattr(signal, name), ask)
+        try:
+            yield
+        finally:
+            for name, handler in kept.items():
+                signal.signal(getattr(signal, name), handler)
+
+
+def _tell_smaller(images: int) -> None:
+    log.warning(
+        "Out of memory while evaluating: from here on at most %d images are scored at once", images
+    )
+
+
+def _peak_memory(device: torch.device) -> float:
+    """Peak memory of this process, in GiB: of the GPU where there is one."""
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return peak / 2**30
+    try:
+        import resource
+    except ImportError:  # Windows
+        return math.nan
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,19 +1,104 @@
-"""Backbone and head as one module, which scores images: what end-to-end training trains."""
+"""Backbone and head as one module that scores images, and what is built into it for training.
+
+A backbone's parts are found by what they are (embeddings, blocks, final norm): ``transformers`` gives its
+models other inner names from class to class and version to version. Noise is added by forward hooks that
+draw from torch's global generators, so that seeding these replays it.
+"""
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from mirip_fast.errors import BackboneError
+from mirip_fast.config import FinetuneConfig
+from mirip_fast.errors import BackboneError, ConfigError
+from mirip_fast.features.backbone import UNUSED
 from mirip_fast.features.backbone_files import BackboneSpec
 from mirip_fast.features.pooling import head_kinds, pool_tokens
-from mirip_fast.finetune.anatomy import Anatomy, find_anatomy, layer_of, run_from, tokens_before
 from mirip_fast.models.head import RankingHead
+
+#: Layer numbers of what is no block, see :func:`layer_of`.
+EMBEDDINGS = -1
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """A backbone's parts.
+
+    Attributes:
+        embeddings: patches, CLS and register tokens, positions.
+        blocks: the transformer blocks, first to last.
+        norm: the final norm.
+        rotary: whether positions enter every block instead of the embeddings.
+    """
+
+    embeddings: nn.Module
+    blocks: tuple[nn.Module, ...]
+    norm: nn.Module
+    rotary: bool
+
+
+def find_anatomy(model: nn.Module, num_layers: int) -> Anatomy:
+    """The parts of a ``transformers`` vision model.
+
+    Args:
+        model: the bare model.
+        num_layers: how many blocks it has.
+
+    Raises:
+        BackboneError: it is built in another way.
+    """
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == num_layers]
+    children = dict(model.named_children())
+    norms = [child for child in children.values() if isinstance(child, nn.LayerNorm)]
+    embeddings = children.get("embeddings")
+    if not lists or not norms or embeddings is None:
+        raise BackboneError(
+            f"{type(model).__name__} is no plain stack of embeddings, {num_layers} blocks and a final "
+            "norm: only its head can be trained (`mirip-fast train --head-only`)"
+        )
+    rotary = any("rope" in name or "rotary" in name for name in children)
+    return Anatomy(embeddings, tuple(lists[0]), norms[-1], rotary)
+
+
+def layer_of(model: nn.Module, anatomy: Anatomy) -> dict[str, int]:
+    """Every usable parameter's layer: −1 embeddings, 0 … L−1 blocks, L the final norm.
+
+    Parameters that take no part in features (mask token, pooler) are left out.
+    """
+    layers: dict[int, int] = {}
+    for i, part in enumerate((*anatomy.blocks, anatomy.norm)):
+        layers.update((id(parameter), i) for parameter in part.parameters())
+    return {
+        name: layers.get(id(parameter), EMBEDDINGS)
+        for name, parameter in model.named_parameters()
+        if not any(unused in name for unused in UNUSED)
+    }
+
+
+def checkpoint_blocks(anatomy: Anatomy) -> None:
+    """Keep no activations inside blocks that learn; backward computes them again (Chen et al. 2016).
+
+    Noise inside a block is replayed by torch's own checkpointing.
+    """
+    for block in anatomy.blocks:
+        block.forward = _checkpointed(block, block.forward)
+
+
+def _checkpointed(block: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def checkpointed(*args: Any, **kwargs: Any) -> Any:
+        if block.training and torch.is_grad_enabled():
+            return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+        return forward(*args, **kwargs)
+
+    return checkpointed
 
 
 class ScoringModel(nn.Module):
@@ -40,7 +125,6 @@ class ScoringModel(nn.Module):
         self._arguments = {}
         if "interpolate_pos_encoding" in inspect.signature(backbone.forward).parameters:
             self._arguments["interpolate_pos_encoding"] = True
-        self._rest: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         for name, values in (("mean", spec.mean), ("std", spec.std)):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
 
@@ -89,18 +173,117 @@ class ScoringModel(nn.Module):
             scores: torch.Tensor = self.head(torch.cat(parts, dim=-1))
         return scores
 
-    @torch.no_grad()
-    def prefix(self, images: torch.Tensor, cut: int) -> torch.Tensor:
-        """[B, S, S, 3] uint8 → the tokens [B, T, D] that block ``cut`` is given."""
-        pixels = self.normalise(images)
-        tokens, args, kwargs = tokens_before(
-            self.anatomy, cut, lambda: self.backbone(pixels, **self._arguments)
-        )
-        self._rest = args, kwargs  # the same for all images of one size
-        return tokens
 
-    def suffix(self, tokens: torch.Tensor, cut: int) -> torch.Tensor:
-        """Scores [B] from what :meth:`prefix` gave; that has to have run once before."""
-        if self._rest is None:
-            raise RuntimeError("prefix() has to run once before suffix()")
-        return self.score_tokens(run_from(self.anatomy, cut, tokens, *self._rest))
+def add_stochastic_depth(anatomy: Anatomy, rate: float) -> None:
+    """Leave blocks out at random, image by image (Huang et al. 2016, arXiv 1603.09382).
+
+    The probability rises from 0 at the first block to ``rate`` at the last (Touvron et al. 2021). What a
+    kept block adds is scaled by 1 / (1 − probability), so that its mean stays. Blocks in eval mode, that
+    is frozen ones, are never left out.
+    """
+    last = max(1, len(anatomy.blocks) - 1)
+    for i, block in enumerate(anatomy.blocks):
+        if rate > 0 and i > 0:
+            hook = functools.partial(_drop_block, rate * i / last)
+            block.register_forward_hook(hook, with_kwargs=True)
+
+
+def _drop_block(
+    probability: float, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+) -> Any:
+    """Forward hook of one block."""
+    if not block.training:
+        return None
+    before = args[0] if args else kwargs["hidden_states"]
+    after = output[0] if isinstance(output, tuple) else output
+    keep = 1 - probability
+    mask = (torch.rand(len(before), 1, 1, device=before.device) < keep).to(after.dtype) / keep
+    mixed = before + (after - before) * mask
+    return (mixed, *output[1:]) if isinstance(output, tuple) else mixed
+
+
+def add_patch_dropout(model: ScoringModel, share: float) -> None:
+    """Leave out a random share of each image's patch tokens before the first block, while training.
+
+    Fewer tokens are less work, and a regulariser (Liu et al. 2023, arXiv 2208.07220). At least one stays.
+
+    Raises:
+        ConfigError: positions enter every block of this backbone; they would no longer fit.
+    """
+    if share <= 0:
+        return
+    if model.anatomy.rotary:
+        raise ConfigError(
+            "--patch-dropout: this backbone has rotary positions, which need all patches; leave it out"
+        )
+
+    skipped = model.skipped  # CLS and register tokens
+
+    def drop(_: nn.Module, __: tuple[Any, ...], tokens: torch.Tensor) -> torch.Tensor | None:
+        if not model.training:
+            return None
+        patches = tokens[:, skipped:]
+        kept = max(1, round(patches.shape[1] * (1 - share)))
+        order = torch.rand(patches.shape[:2], device=tokens.device).argsort(dim=1)
+        chosen = order[:, :kept].sort(dim=1).values.unsqueeze(-1).expand(-1, -1, patches.shape[2])
+        return torch.cat([tokens[:, :skipped], patches.gather(1, chosen)], dim=1)
+
+    model.anatomy.embeddings.register_forward_hook(drop)
+
+
+def add_lora(model: ScoringModel, settings: FinetuneConfig) -> None:
+    """Put adapters beside linear layers of the backbone's blocks; its outputs are as before.
+
+    Raises:
+        ConfigError: peft is not installed, or no layer has such a name.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError:
+        raise ConfigError(
+            "--strategy lora needs the peft library: pip install 'mirip-fast[lora]'"
+        ) from None
+    targets = _targets(model, settings.lora_targets)
+    config = LoraConfig(
+        r=settings.lora_rank, lora_alpha=settings.lora_alpha, target_modules=sorted(targets)
+    )
+    inject_adapter_in_model(config, model.backbone)
+
+
+def _targets(model: ScoringModel, wanted: str | None) -> set[str]:
+    """Full names of the linear layers to adapt."""
+    inside = {id(module) for block in model.anatomy.blocks for module in block.modules()}
+    linear = [
+        name
+        for name, module in model.backbone.named_modules()
+        if isinstance(module, nn.Linear) and id(module) in inside
+    ]
+    if wanted is None:
+        return {name for name in linear if "attention" in name}
+    ends = tuple(end.strip() for end in wanted.split(","))
+    chosen = {name for name in linear if name.endswith(ends)}
+    missing = [end for end in ends if not any(name.endswith(end) for name in linear)]
+    if missing or not chosen:
+        there = sorted({".".join(name.split(".")[-2:]) for name in linear})
+        raise ConfigError(
+            f"--lora-targets {', '.join(missing)}: no linear layer is called so; there are "
+            f"{', '.join(there)}"
+        )
+    return chosen
+
+
+def merged_state(backbone: nn.Module) -> dict[str, torch.Tensor]:
+    """The backbone's weights under their plain names, adapters added in.
+
+    Without adapters that is its ``state_dict()``. Nothing is changed in the model.
+    """
+    state = {
+        name.replace(".base_layer.", "."): tensor.detach()
+        for name, tensor in backbone.state_dict().items()
+        if ".lora_" not in name
+    }
+    for name, module in backbone.named_modules():
+        if hasattr(module, "get_delta_weight") and hasattr(module, "base_layer"):
+            weight = f"{name}.weight"
+            state[weight] = state[weight] + module.get_delta_weight("default").detach()
+    return state

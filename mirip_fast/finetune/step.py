@@ -11,36 +11,31 @@ once only, so that K of them cost (K − 1)/K of a forward pass extra, and one c
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from mirip_fast.finetune.peers import ALONE, Peers
+from mirip_fast.config import TrainConfig
+from mirip_fast.errors import ConfigError
+from mirip_fast.finetune.distributed import ALONE, ProcessGroup
+from mirip_fast.models.losses import PairLoss, pair_loss
+from mirip_fast.ranking.objective import ALL, make_loss
 from mirip_fast.runtime import is_out_of_memory
 
 #: Scores a micro-batch, [b]; called twice, it must draw the same noise (seed the generators itself).
-Part = Callable[[], torch.Tensor]
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What a step saw: the loss of the whole batch, and all its scores [B], detached."""
-
-    loss: float
-    scores: torch.Tensor
+Part = Callable[[], Tensor]
 
 
 def take_gradients(
     parts: Sequence[Part],
     n: int,
-    loss_of: Callable[[torch.Tensor], torch.Tensor],
+    loss_of: Callable[[Tensor], Tensor],
     parameters: Iterable[nn.Parameter],
     *,
-    peers: Peers = ALONE,
+    group: ProcessGroup = ALONE,
     scale: float = 1.0,
     compiled: bool = False,
-) -> StepResult:
+) -> tuple[float, Tensor]:
     """Add the gradient of ``loss_of(all scores)`` to the parameters.
 
     Args:
@@ -48,10 +43,13 @@ def take_gradients(
         n: images of the whole batch, all processes together.
         loss_of: [n] scores → scalar loss, the same in every process.
         parameters: what learns; their gradients must be unset before.
-        peers: the processes that share the batch.
+        group: the processes that share the batch.
         scale: factor on the gradient (fp16's loss scale).
         compiled: keep gradients on in the first pass too, so that a compiled model runs the very same
             graph (and draws the same noise) in both.
+
+    Returns:
+        The loss of the whole batch, and all its scores [n], detached.
 
     Raises:
         torch.OutOfMemoryError: in this process or in another one; gradients are then undefined.
@@ -59,22 +57,22 @@ def take_gradients(
     parameters = list(parameters)
     device = parameters[0].device
     none = parameters[0].detach().new_empty(0)
-    last: list[torch.Tensor] = []  # the scores that have a graph
+    last: list[Tensor] = []  # the scores that have a graph
 
-    def forward() -> torch.Tensor:
+    def forward() -> Tensor:
         scores = []
         with torch.set_grad_enabled(compiled):
             scores += [part().detach() for part in parts[:-1]]
         last.extend(part() for part in parts[-1:])
         return torch.cat([*scores, *(score.detach() for score in last)]) if parts else none
 
-    mine = _unless_out_of_memory(forward, peers, device)
-    scores = peers.gather(mine, n).requires_grad_()
+    mine = _unless_out_of_memory(forward, group, device)
+    scores = group.gather(mine, n).requires_grad_()
     loss = loss_of(scores)
     (by_score,) = torch.autograd.grad(loss, scores)
-    own = by_score[peers.share(n)] * scale
+    own = by_score[group.share(n)] * scale
 
-    def backward() -> torch.Tensor:
+    def backward() -> Tensor:
         done = len(mine) - sum(len(score) for score in last)
         for score in last:
             score.backward(own[done:].to(score.dtype))  # type: ignore[no-untyped-call]
@@ -87,22 +85,105 @@ def take_gradients(
             start = end
         return own
 
-    _unless_out_of_memory(backward, peers, device)
-    peers.add_gradients(parameters)
-    return StepResult(float(loss.detach()), scores.detach())
+    _unless_out_of_memory(backward, group, device)
+    group.add_gradients(parameters)
+    return float(loss.detach()), scores.detach()
 
 
 def _unless_out_of_memory(
-    work: Callable[[], torch.Tensor], peers: Peers, device: torch.device
-) -> torch.Tensor:
+    work: Callable[[], Tensor], group: ProcessGroup, device: torch.device
+) -> Tensor:
     """Do the work; when memory ran out in any process, all of them raise."""
-    result: torch.Tensor | None = None
+    result: Tensor | None = None
     try:
         result = work()
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-    if peers.any(result is None, device) or result is None:
+    if group.any(result is None, device) or result is None:
         # Raised here and not from within, where the traceback would hold on to the activations.
         raise torch.OutOfMemoryError("a step does not fit into memory")
     return result
+
+
+def make_objective(
+    config: TrainConfig, tiers: Sequence[str], *, within: bool, mixing: bool
+) -> PairLoss:
+    """The loss over all pairs of a batch that the settings ask for.
+
+    Args:
+        config: the settings.
+        tiers: names of the tiers, best first.
+        within: whether there is a column inside which pairs count.
+        mixing: whether images are mixed.
+
+    Raises:
+        ConfigError: settings that do not go together.
+    """
+    if config.pairs != ALL:
+        raise ConfigError(
+            f"--pairs {config.pairs}: --full takes all pairs among the images of each batch; leave it out"
+        )
+    loss = make_loss(config, tiers, within=within)
+    own = loss.tier_weights is not None or loss.min_gap or loss.within_share not in (None, 1)
+    if mixing and own:
+        raise ConfigError(
+            "--mixup and --cutmix weigh pairs by their grades alone: leave out --tier-weights, "
+            "--min-gap and --within-share, or the mixing"
+        )
+    return loss
+
+
+def batch_loss(
+    loss: PairLoss, scores: Tensor, grades: Tensor, within: Tensor | None, *, mixed: bool
+) -> Tensor:
+    """The mean loss over all pairs of a batch.
+
+    Of a mixed image the grade is the mixture of its two grades, by the same shares as the pixels. A pair of a
+    mixed batch weighs as much as its grades differ (in tiers): two mixtures of nearly the same grade say
+    nearly nothing, where a plain pair would call one of them the better.
+
+    Args:
+        loss: of :func:`make_objective`.
+        scores: [n] floats.
+        grades: [n] float64, higher is better; minus the tier, the tier_score, or a mixture of two such.
+        within: [n] integers, pairs count inside one value; or None.
+        mixed: whether images of this batch are mixtures.
+    """
+    if not mixed:
+        labels = (-grades).round().long() if loss.label == "tier" else grades
+        return loss(scores, labels, within)
+    first, second = _pairs(grades, within)
+    difference = grades[first] - grades[second]
+    return pair_loss(
+        scores[first],
+        scores[second],
+        difference.sign(),
+        kind=loss.kind,
+        margin=loss.margin,
+        label_smoothing=loss.label_smoothing,
+        weight=difference.abs(),
+    )
+
+
+def count_right(
+    scores: Tensor, grades: Tensor, within: Tensor | None, *, mixed: bool
+) -> tuple[float, float]:
+    """How many pairs of different grades are in the right order (ties count half), and of how many.
+
+    Both are weighted by the difference of grades in a batch of mixtures: see :func:`batch_loss`.
+    """
+    first, second = _pairs(grades, within)
+    difference = grades[first] - grades[second]
+    weight = difference.abs() if mixed else (difference != 0).double()
+    order = (scores[first] - scores[second]).sign() * difference.sign()
+    return float((weight * (order + 1) / 2).sum()), float(weight.sum())
+
+
+def _pairs(grades: Tensor, within: Tensor | None) -> tuple[Tensor, Tensor]:
+    """[p], [p]: all pairs of a batch (some tens of images), with equal ``within`` where given."""
+    first, second = torch.triu_indices(len(grades), len(grades), 1, device=grades.device)
+    if within is not None:
+        inside = within[first] == within[second]
+        first, second = first[inside], second[inside]
+    return first, second

@@ -10,9 +10,7 @@ from torch import nn
 
 from mirip_fast.config import Config, FinetuneConfig
 from mirip_fast.errors import ConfigError
-from mirip_fast.finetune.anatomy import EMBEDDINGS
-from mirip_fast.finetune.lora import add_lora
-from mirip_fast.finetune.model import ScoringModel
+from mirip_fast.finetune.model import EMBEDDINGS, ScoringModel, add_lora
 from mirip_fast.training.optim import decaying
 
 KINDS = ("full", "last", "llrd", "gradual", "lora")

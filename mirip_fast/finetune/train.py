@@ -1,36 +1,66 @@
-"""`train --full` as a whole: find the data, join the peers, fit the model, leave a finished run."""
+"""`train --full` as a whole: find the data, join the processes, fit the model, leave a finished run."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from mirip_fast.config import Config
 from mirip_fast.data.csv_reader import shown
-from mirip_fast.errors import CheckpointError, ConfigError
-from mirip_fast.files import write_text
-from mirip_fast.finetune.folds import FullFolds
-from mirip_fast.finetune.head_runs import HeadRun, check_same_features, find_head_run
-from mirip_fast.finetune.peers import Peers, peers_of_torchrun
-from mirip_fast.finetune.setup import Setup, require_pairs
-from mirip_fast.finetune.sources import Source, check_unchanged, source_of_data, source_of_run
+from mirip_fast.data.images import UTMOST_PIXELS
+from mirip_fast.errors import CheckpointError, ConfigError, DataError, PreemptedError
+from mirip_fast.evaluation.metrics import codes_of
+from mirip_fast.features.backbone import load_model
+from mirip_fast.features.backbone_files import find_backbone
+from mirip_fast.features.command import default_workers, settings_of
+from mirip_fast.features.embed import Settings
+from mirip_fast.features.phase_one import open_hashes
+from mirip_fast.features.pooling import head_kinds
+from mirip_fast.features.recipe import make_recipe
+from mirip_fast.files import format_bytes, write_text
+from mirip_fast.finetune.data import Batches, Pictures, decode_all, room_in_memory
+from mirip_fast.finetune.distributed import ProcessGroup, join_processes
+from mirip_fast.finetune.fit import FullFit, Graded, Plan
+from mirip_fast.finetune.model import (
+    ScoringModel,
+    add_patch_dropout,
+    add_stochastic_depth,
+    checkpoint_blocks,
+)
+from mirip_fast.finetune.sources import (
+    HeadRun,
+    Source,
+    check_same_features,
+    check_unchanged,
+    find_source,
+)
+from mirip_fast.finetune.strategy import learning_rates, parse_strategy, prepare_model
 from mirip_fast.models.checkpoint import load_checkpoint
-from mirip_fast.models.finetuned import FINETUNED
+from mirip_fast.models.finetuned import FINETUNED, deploy, describe_backbone, head_state
+from mirip_fast.models.head import RankingHead
 from mirip_fast.models.model_info import ModelInfo
 from mirip_fast.ranking.dataset_settings import choose_features
+from mirip_fast.ranking.finished import finish_run
 from mirip_fast.ranking.fit import FitResult
 from mirip_fast.ranking.fold_plan import FoldsPlan, load_plan, plan_folds
-from mirip_fast.ranking.fold_runs import FoldsResult, run_of_fold, train_folds
-from mirip_fast.ranking.graded import GradedImages, load_split, save_split, trial
-from mirip_fast.runtime import resolve_device
+from mirip_fast.ranking.fold_runs import FoldRun, FoldsResult, run_of_fold, train_folds
+from mirip_fast.ranking.graded import GradedImages, load_split, pairable, save_split, trial
+from mirip_fast.ranking.head_files import save_head
+from mirip_fast.ranking.references import write_references_of_scores
+from mirip_fast.ranking.scorer import ScoreModel, load_score_model, score_files
+from mirip_fast.runtime import keep_freed_memory, resolve_device, resolve_precision, set_seed
 from mirip_fast.settings import config_from_dict, to_yaml
-from mirip_fast.training.remote import check_remote
+from mirip_fast.training.averaging import check_averaging
+from mirip_fast.training.remote import RemoteSync, check_remote
 from mirip_fast.training.run_folder import (
     SPLIT_FILE,
     Run,
@@ -38,10 +68,15 @@ from mirip_fast.training.run_folder import (
     remove_runs_without_checkpoint,
     resumable_run,
 )
-from mirip_fast.training.trackers import parse_report_to
+from mirip_fast.training.trackers import parse_report_to, start_trackers
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
+#: Epochs of a run that says nothing else.
+EPOCHS = 10
+_BATCH, _PATIENCE = 32, 10
 _TRIAL_IMAGES, _TRIAL_EPOCHS = 100, 2
 _MODE = "full"
 
@@ -68,7 +103,7 @@ def train_full(config: Config, request: FullRequest) -> tuple[Run, FitResult | F
 
     Raises:
         ConfigError: settings that do not go together, or folds that do not exist.
-        MiripError: see :mod:`mirip_fast.finetune.sources` for data and head-only run,
+        MiripError: see :func:`mirip_fast.finetune.sources.find_source` for data and head-only run,
             :class:`mirip_fast.finetune.fit.FullFit` for training.
     """
     parse_report_to(config.tracking.report_to)
@@ -88,53 +123,26 @@ def train_full(config: Config, request: FullRequest) -> tuple[Run, FitResult | F
             "heads on the features of one fine-tuned backbone, which has seen every work, would agree with "
             "each other more than they should. --folds K works with --full"
         )
-    with peers_of_torchrun(config.runtime.device) as (peers, device), _quiet(peers):
-        source = peers.first_does(lambda: _source(config, request))
+    with join_processes(config.runtime.device) as (group, device), _quiet(group):
+        source = group.first_does(lambda: find_source(request.source, config))
         config = _resolved(config, request, source)
         images = trial(source.images, _TRIAL_IMAGES) if request.debug else source.images
         require_pairs(images)
         # What can be wrong with the settings is told before a run's folder is made.
-        setup = Setup(config, images, peers, resolve_device(device))
-        if source.head_run is not None:
-            check_same_features(source.head_run, setup.recipe)
-        run = Run(Path(peers.first_does(lambda: _new_run(config, request, source, images))))
+        setup = Setup(config, images, group, resolve_device(device))
         head_run = source.head_run
-        if config.train.folds:
-            divided = None if head_run is None or request.debug else head_run.plan
-            fold_of = None if divided is None else divided.fold_of
-            plan = peers.first_does(lambda: plan_folds(run, config, setup.info, images, fold_of))
-            heads = () if head_run is None or request.debug else head_run.heads
-            work = _work(plan, peers, setup.device, heads)
-            return run, train_folds(run, plan, work, request.only_folds)
-        head = None if head_run is None else head_run.checkpoint
-        return run, setup.train(run, head=head, resumed=None)
-
-
-def _work(
-    plan: FoldsPlan, peers: Peers, device: torch.device, heads: tuple[Path, ...]
-) -> FullFolds:
-    embed = plan.config.embed
-    return FullFolds(peers, device, heads, Path(embed.cache_dir), embed.workers)
-
-
-def _resume_folds(
-    run: Run, peers: Peers, device: torch.device, only: tuple[int, ...]
-) -> tuple[Run, FoldsResult]:
-    log.info("Resuming %s, with its own settings", run.path)
-    if run.info.get("mode") != _MODE:
-        raise CheckpointError(
-            f"{run.path} can not be resumed by `train --full`: `mirip-fast train --head-only --resume "
-            f"{run.path}` goes on with it"
-        )
-    plan = load_plan(run)
-    check_unchanged(plan.images, Path(plan.config.embed.cache_dir))
-    started = run.info.get("init_from")
-    heads = (
-        ()
-        if started is None
-        else tuple(run_of_fold(Run(Path(started)), fold).best for fold in range(plan.folds))
-    )
-    return run, train_folds(run, plan, _work(plan, peers, device, heads), only)
+        if head_run is not None:
+            check_same_features(head_run, setup.recipe)
+        run = Run(Path(group.first_does(lambda: _new_run(config, request, source, images))))
+        if not config.train.folds:
+            head = None if head_run is None else head_run.checkpoint
+            return run, setup.train(run, head=head)
+        if request.debug:
+            head_run = None
+        fold_of = None if head_run is None or head_run.plan is None else head_run.plan.fold_of
+        plan = group.first_does(lambda: plan_folds(run, config, setup.info, images, fold_of))
+        work = FullFolds(plan, group, setup.device, () if head_run is None else head_run.heads)
+        return run, train_folds(run, plan, work, request.only_folds)
 
 
 def resume_full(
@@ -152,10 +160,10 @@ def resume_full(
         RunNotFoundError: nothing to resume.
         CheckpointError: it can not be resumed from this file.
     """
-    with peers_of_torchrun(device) as (peers, device_name), _quiet(peers):
+    with join_processes(device) as (group, device_name), _quiet(group):
         run, path = resumable_run(output_dir, which, full=True)
         if run.has_folds:
-            return _resume_folds(run, peers, resolve_device(device_name), only_folds)
+            return _resume_folds(run, group, resolve_device(device_name), only_folds)
         if only_folds:
             raise ConfigError(f"--only-folds: {run.path} has no folds")
         checkpoint = load_checkpoint(path)
@@ -175,21 +183,349 @@ def resume_full(
         )
         images = load_split(run.path / SPLIT_FILE, info.tiers, config.data)
         check_unchanged(images, Path(config.embed.cache_dir))
-        setup = Setup(config, images, peers, resolve_device(device_name))
+        setup = Setup(config, images, group, resolve_device(device_name))
         if setup.recipe.fingerprint != info.fingerprint:
             raise CheckpointError(
                 f"{path} is of another backbone or preprocessing than {setup.recipe.backbone.name}"
             )
-        if peers.is_first:
+        if group.is_first:
             run.truncate_history(int(checkpoint["epoch"]))
-        return run, setup.train(run, head=None, resumed=checkpoint)
+        return run, setup.train(run, resumed=checkpoint)
 
 
-def _source(config: Config, request: FullRequest) -> Source:
-    head_run = find_head_run(config, request.source)
-    if head_run is not None:
-        return source_of_run(head_run, config)
-    return source_of_data(request.source, config)
+def _resume_folds(
+    run: Run, group: ProcessGroup, device: torch.device, only: tuple[int, ...]
+) -> tuple[Run, FoldsResult]:
+    log.info("Resuming %s, with its own settings", run.path)
+    if run.info.get("mode") != _MODE:
+        raise CheckpointError(
+            f"{run.path} can not be resumed by `train --full`: `mirip-fast train --head-only --resume "
+            f"{run.path}` goes on with it"
+        )
+    plan = load_plan(run)
+    check_unchanged(plan.images, Path(plan.config.embed.cache_dir))
+    heads: tuple[Path, ...] = ()
+    if run.info.get("init_from") is not None:
+        head_run = Run(Path(run.info["init_from"]))
+        heads = tuple(run_of_fold(head_run, fold).best for fold in range(plan.folds))
+    return run, train_folds(run, plan, FullFolds(plan, group, device, heads), only)
+
+
+class Setup:
+    """Everything that is decided before a run's folder is made.
+
+    Args:
+        config: resolved: nothing in it is left to choose.
+        images: with their split.
+        group: the processes that take part.
+        device: of this process.
+    """
+
+    def __init__(
+        self, config: Config, images: GradedImages, group: ProcessGroup, device: torch.device
+    ):
+        self.config, self.images, self.group, self.device = config, images, group, device
+        with open_hashes(Path(config.embed.cache_dir)) as hashes:
+            spec = find_backbone(config.embed.backbone, hashes.sha256)
+        self.recipe = make_recipe(
+            config.embed, spec, resolve_precision(config.embed.precision, device)
+        )
+        self.strategy = parse_strategy(config.finetune, spec.num_layers)
+        check_averaging(config.train, config.train.epochs or EPOCHS)
+
+    @property
+    def info(self) -> ModelInfo:
+        """What the head looks at before the backbone has learnt anything."""
+        features = self.config.head.features
+        return ModelInfo(
+            fingerprint=self.recipe.fingerprint,
+            embed=self.config.embed,
+            views=self.recipe.views,
+            features=features,
+            tiers=self.images.manifest.tiers,
+            input_dim=self.recipe.backbone.hidden_size * len(head_kinds(features)),
+        )
+
+    def train(
+        self,
+        run: Run,
+        *,
+        head: dict[str, Any] | None = None,
+        resumed: dict[str, Any] | None = None,
+    ) -> FitResult:
+        """Fit into the run's folder, and leave it finished, failed or interrupted.
+
+        Args:
+            run: its folder.
+            head: checkpoint of a head-only run to start from; None: a random head.
+            resumed: checkpoint of this run to go on from; None: from the start.
+        """
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        first, fit = self.group.is_first, None
+        with contextlib.ExitStack() as ending:
+            saved: Callable[[Path], None] = lambda _: None  # noqa: E731
+            if first:
+                run.update(status="running")
+                ending.enter_context(run.log_to_file())
+                if url := self.config.finetune.remote_sync:
+                    remote = RemoteSync(url, run.place, along=run.small_files)
+                    ending.callback(remote.finish)  # with the run's final status
+                    saved = remote.add
+            try:
+                with contextlib.ExitStack() as loading:
+                    fit = self._prepared(run, head, resumed, loading)
+                    fit.saved = saved
+                    loading.enter_context(fit.stop_signals())
+                    result = fit.run(run)
+                if first:
+                    self._finish(run, result)
+                    fit.trackers.finish(run.best)
+                self.group.wait()
+            except BaseException as error:
+                if first:
+                    ended = isinstance(error, KeyboardInterrupt | PreemptedError)
+                    run.update(status="interrupted" if ended else "failed", reason=str(error))
+                    if fit is not None:
+                        fit.trackers.finish(None)
+                raise
+        return result
+
+    def _prepared(
+        self,
+        run: Run,
+        head: dict[str, Any] | None,
+        resumed: dict[str, Any] | None,
+        ending: contextlib.ExitStack,
+    ) -> FullFit:
+        """The model, its optimizer and its data, whose loading ``ending`` stops."""
+        config, spec, settings = self.config, self.recipe.backbone, self.config.finetune
+        set_seed(config.train.seed)
+        ranking_head = RankingHead(self.info.input_dim, config.head)
+        if head is not None:
+            ranking_head.load_state_dict(head["model_state_dict"])
+        model = ScoringModel(spec, load_model(spec), ranking_head, config.head.features)
+        prepare_model(model, self.strategy, settings)
+        add_stochastic_depth(model.anatomy, settings.stochastic_depth)
+        add_patch_dropout(model, settings.patch_dropout)
+        if settings.gradient_checkpointing:
+            checkpoint_blocks(model.anatomy)
+        model.to(self.device)
+        train = self._graded("train", settings.augment, ending)
+        val = self._graded("val", "none", ending)
+        described = describe_backbone(spec, model.backbone)
+        fit = FullFit(
+            model,
+            self.strategy,
+            train,
+            val,
+            config,
+            self._plan(head is not None, resumed),
+            {**self.info.to_dict(), FINETUNED: described},
+            group=self.group,
+        )
+        if resumed is not None:
+            fit.resume(resumed)
+        self._tell(run, fit)
+        if self.group.is_first:
+            fit.trackers = start_trackers(config.tracking, run.path, config.to_dict())
+        return fit
+
+    def _graded(self, split: str, preset: str, ending: contextlib.ExitStack) -> Graded:
+        """The images of a split, with a loader that ``ending`` closes."""
+        part, settings, recipe = self.images.part(split), self.config.finetune, self.recipe
+        pictures = Pictures(
+            [record.path for record in part.manifest.records],
+            recipe.size,
+            resize=recipe.resize,
+            draft=recipe.decode == "fast",
+            preset=preset,
+        )
+        if settings.cache_images and _fits_in_memory(pictures):
+            pictures.kept = decode_all(pictures, default_workers(self.config.embed.workers))
+        batches = ending.enter_context(
+            Batches(
+                pictures,
+                workers=settings.loader_workers,
+                prefetch=settings.prefetch,
+                pinned=self.device.type == "cuda",
+            )
+        )
+        within = self.config.evaluate.within
+        by_tier = self.config.train.label == "tier"
+        return Graded(
+            tiers=part.tiers,
+            grades=-part.tiers.astype(np.float64) if by_tier else part.tier_scores,
+            groups=[record.group for record in part.manifest.records],
+            within=None if within is None else pairable(codes_of(part.column(within))),
+            load=batches.load,
+            waited=lambda: batches.waited,
+        )
+
+    def _plan(self, has_head: bool, resumed: dict[str, Any] | None) -> Plan:
+        if resumed is not None:
+            kept = dict(resumed["training_state"]["plan"])
+            kept.pop("cut", None)  # of older runs
+            return Plan(**kept)
+        train, head_epochs = self.config.train, self.config.finetune.head_epochs
+        patience = train.early_stopping_patience
+        return Plan(
+            epochs=train.epochs or EPOCHS,
+            batch_size=train.batch_size or _BATCH,
+            head_epochs=(0 if has_head else 1) if head_epochs is None else head_epochs,
+            patience=_PATIENCE if patience is None else patience,
+            precision=self.recipe.precision,
+            size=self.recipe.size,
+        )
+
+    def _tell(self, run: Run, fit: FullFit) -> None:
+        base, head = learning_rates(self.config, self.strategy)
+        plan, k = fit.plan, fit.parts_per_step
+        log.info(
+            "Run %s: %s, %d training and %d validation images, batch %d, learning rate %g (head %g), at "
+            "most %d epochs%s, %s on %s",
+            run.path,
+            self.config.finetune.strategy,
+            len(fit.train.tiers),
+            len(fit.val.tiers),
+            plan.batch_size,
+            base,
+            head,
+            plan.epochs,
+            f" (first {plan.head_epochs}: head only)" if plan.head_epochs else "",
+            plan.precision,
+            f"{self.device} × {self.group.world}" if self.group.world > 1 else self.device,
+        )
+        if k > 1:
+            log.info(
+                "Each batch in %d micro-batches: exact gradient, %d/%d of a forward pass extra",
+                k,
+                k - 1,
+                k,
+            )
+
+    def _finish(self, run: Run, result: FitResult) -> None:
+        """Make of the best checkpoint what evaluating and ranking use, and learn what its scores mean."""
+        content = load_checkpoint(run.best)
+        info = deploy(run.best, content)
+        head = {name: value.numpy() for name, value in head_state(content).items()}
+        save_head(run.path, run.best, head, info)
+        within = self.config.evaluate.within
+        if run.info.get("mode") != "fold":  # folds are calibrated together, on what each left out
+            model = load_score_model(run.best)
+            paths = [record.path for record in self.images.part("val").manifest.records]
+            scored = score_files(
+                model, paths,
+                cache_dir=Path(self.config.embed.cache_dir), device=self.device.type,
+                settings=settings_of(self.config.embed, len(paths)),
+            )  # fmt: skip
+            write_references_of_scores(model, self.images, scored.scores, within)
+        finish_run(run, result, self.images, within)
+
+
+def _fits_in_memory(pictures: Pictures) -> bool:
+    """Whether decoded images can be kept; tells how much they take, and what if not."""
+    n = len(pictures.paths)
+    needed, room = n * pictures.side**2 * 3, room_in_memory()
+    if room is None or needed <= room:
+        log.info("Keeping %d decoded images in memory: %s", n, format_bytes(needed))
+        return True
+    log.warning(
+        "--cache-images: %d decoded images take %s, and %s of memory are free: they are decoded in "
+        "every epoch",
+        n,
+        format_bytes(needed),
+        format_bytes(room),
+    )
+    return False
+
+
+def require_pairs(images: GradedImages) -> None:
+    """Refuse splits that nothing can be learnt from or evaluated by.
+
+    Raises:
+        DataError: train or val has no pair of different tiers.
+    """
+    if not images.manifest.has_grades:
+        raise DataError(
+            "--full learns from tiers, and these images have none; judged pairs teach a head "
+            "(`mirip-fast train --head-only --pairs FILE`)"
+        )
+    for split in ("train", "val"):
+        part = images.part(split)
+        if len(set(part.tiers.tolist())) < 2:
+            raise DataError(
+                f"The {split} split has {len(part)} images of fewer than two tiers: there is no pair to "
+                "compare. More graded images are needed, or another --val-ratio."
+            )
+
+
+@dataclass(frozen=True)
+class FullFolds:
+    """Backbone and head per fold (a :class:`mirip_fast.ranking.fold_runs.FoldWork`).
+
+    Attributes:
+        plan: of the run.
+        group: the processes that train together.
+        device: of this process.
+        heads: per fold the checkpoint of a head that had not seen the fold either; none: random heads.
+    """
+
+    plan: FoldsPlan
+    group: ProcessGroup
+    device: torch.device
+    heads: tuple[Path, ...]
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes files."""
+        return self.group.is_first
+
+    def first_does(self, work: Callable[[], T]) -> T:
+        """The result of ``work`` in every process, done by the first."""
+        return self.group.first_does(work)
+
+    def fit(self, fold: FoldRun) -> None:
+        """Fine-tune a fold's model.
+
+        Raises:
+            DataError: train or val has no pair.
+            TrainingError: see :class:`mirip_fast.finetune.fit.FullFit`.
+        """
+        require_pairs(fold.images)
+        setup = Setup(fold.config, fold.images, self.group, self.device)
+        resumed = None if fold.checkpoint is None else load_checkpoint(fold.checkpoint)
+        head = None
+        if resumed is None and self.heads:
+            head = load_checkpoint(self.heads[fold.number])
+        setup.train(fold.run, head=head, resumed=resumed)
+
+    def score(self, model: ScoreModel, images: GradedImages) -> NDArray[np.floating]:
+        """[n] scores of images, through the backbone of the fold's model.
+
+        Raises:
+            DataError: an image can not be read any more.
+        """
+        embed = self.plan.config.embed
+        paths = [record.path for record in images.manifest.records]
+        workers = min(len(paths), default_workers(embed.workers))
+        settings = Settings(workers=workers, max_pixels=UTMOST_PIXELS)  # they were admitted before
+        scored = score_files(
+            model,
+            paths,
+            cache_dir=Path(embed.cache_dir),
+            device=self.device.type,
+            settings=settings,
+        )
+        for path, outcome in zip(paths, scored.outcomes, strict=True):
+            if outcome.status == "failed":
+                raise DataError(f"{path}: {outcome.reason}")
+        return scored.scores
+
+    def complete(self, run: Run, plan: FoldsPlan) -> None:
+        """Copy the ensemble and what was learned for it to where the checkpoints were copied."""
+        if url := plan.config.finetune.remote_sync:
+            RemoteSync(url, run.place, along=run.small_files).finish()
 
 
 def _resolved(config: Config, request: FullRequest, source: Source) -> Config:
@@ -243,6 +579,11 @@ def _with_split(config: Config, request: FullRequest, head_run: HeadRun) -> Conf
 
 
 def _new_run(config: Config, request: FullRequest, source: Source, images: GradedImages) -> str:
+    head_run = source.head_run
+    # Of folds it is the heads that are taken; absolute, for resuming from any folder.
+    taken = head_run is not None and (
+        not config.train.folds or (bool(head_run.heads) and not request.debug)
+    )
     remove_runs_without_checkpoint(Path(config.train.output_dir))
     run = create_run(
         Path(config.train.output_dir),
@@ -252,7 +593,7 @@ def _new_run(config: Config, request: FullRequest, source: Source, images: Grade
         dataset=source.name,
         data=dataclasses.asdict(source.data),
         within=config.evaluate.within,
-        init_from=_init_from(config, request, source),
+        init_from=str(head_run.run.path.resolve()) if head_run is not None and taken else None,
     )
     write_text(run.path / "config.yaml", to_yaml(config))
     save_split(run.path / SPLIT_FILE, images)
@@ -260,21 +601,12 @@ def _new_run(config: Config, request: FullRequest, source: Source, images: Grade
     return str(run.path)
 
 
-def _init_from(config: Config, request: FullRequest, source: Source) -> str | None:
-    """The run whose head, or heads, are taken; absolute, for resuming from any folder."""
-    head_run = source.head_run
-    taken = head_run is not None and (
-        not config.train.folds or (bool(head_run.heads) and not request.debug)
-    )
-    return str(head_run.run.path.resolve()) if head_run is not None and taken else None
-
-
 @contextlib.contextmanager
-def _quiet(peers: Peers) -> Iterator[None]:
+def _quiet(group: ProcessGroup) -> Iterator[None]:
     """Inside, only the first process tells what is going on; warnings are everyone's."""
     package = logging.getLogger("mirip_fast")
     level = package.level
-    if not peers.is_first:
+    if not group.is_first:
         package.setLevel(logging.ERROR)
     try:
         yield

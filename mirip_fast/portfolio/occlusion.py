@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from PIL import Image, ImageFilter
 from mirip_fast.features.backbone import Backbone
 from mirip_fast.features.pooling import head_kinds
 from mirip_fast.ranking.torch_score import MeanHead
-from mirip_fast.runtime import is_out_of_memory, keep_freed_memory
+from mirip_fast.runtime import in_passes, keep_freed_memory
 
 #: Radius of the blur as a share of the picture's side: shapes are gone, colours and light stay.
 BLUR = 0.09
@@ -115,8 +115,8 @@ def occlusion_map(
     if backbone.device.type == "cpu":
         keep_freed_memory()
     while batch := list(islice(pictures, batch_size)):
-        found, batch_size = _fitting(score, batch, batch_size)
-        scores += found
+        found, batch_size = in_passes(score, batch, batch_size)
+        scores += chain.from_iterable(found)
     changes = scores[0] - np.array(scores[1:])
     return ScoreMap(_mean_over(covered, changes, side), scores[0], first_tokens[0])
 
@@ -134,25 +134,6 @@ def _covered(
         picture = square.copy()
         picture[where] = blurred[where]
         yield picture
-
-
-def _fitting(
-    score: Callable[[list[NDArray[np.uint8]]], list[float]],
-    batch: list[NDArray[np.uint8]],
-    batch_size: int,
-) -> tuple[list[float], int]:
-    """The scores of a batch, in smaller ones where memory is short; and the size that goes."""
-    found: list[float] = []
-    while len(found) < len(batch):
-        try:
-            found += score(batch[len(found) : len(found) + batch_size])
-        except Exception as error:
-            if not is_out_of_memory(error) or batch_size == 1:
-                raise
-            batch_size = max(1, batch_size // 2)
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-    return found, batch_size
 
 
 def _mean_over(

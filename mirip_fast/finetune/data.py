@@ -1,4 +1,8 @@
-"""Training and validation images as batches of pixels, decoded and augmented in other processes."""
+"""Training and validation images: which ones a step sees, what is done to them, and loading their pixels.
+
+A step's images, augmentation and mixtures are a function of seed and epoch alone. Pixels are decoded and
+augmented by worker processes.
+"""
 
 from __future__ import annotations
 
@@ -6,35 +10,243 @@ import atexit
 import contextlib
 import multiprocessing
 import os
-import pickle
 import signal
-import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch.utils.data import Dataset
+from numpy.typing import NDArray
 
 from mirip_fast.closing import Closing
 from mirip_fast.data.decode_pool import DecodeJob, DecodePool
 from mirip_fast.data.image_files import read_image_bytes
 from mirip_fast.data.images import UTMOST_PIXELS, decode_squares, to_array
 from mirip_fast.errors import DataError, ImageError, TrainingError
-from mirip_fast.finetune.augment import decode_size, make_augmentation
-from mirip_fast.finetune.plan import Sample
 from mirip_fast.runtime import end_with_parent
+
+Ints = NDArray[np.int64]
+
+PRESETS = ("none", "light", "strong")
+
+#: Smallest share of an image's area that a crop shows.
+_SMALLEST_CROP = 0.8
 
 # A forked process has the decoded pictures and the imported packages of this one at once, and for nothing.
 _PROCESSES: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
-_LENGTH_BYTES = 8
+_SPARE = 1 << 30  # bytes of memory that other things need besides kept pictures
 
 
-class Pictures(Dataset[Any]):
+class Sample(NamedTuple):
+    """One image of a step.
+
+    Attributes:
+        image: its index.
+        seed: of its augmentation.
+        partner: index of the image that is mixed in, −1 for none.
+        share: how much of the mixture is ``image``, 0 … 1.
+        box: (left, top, right, bottom) in pixels, what CutMix takes from the partner; None with Mixup.
+    """
+
+    image: int
+    seed: int
+    partner: int = -1
+    share: float = 1.0
+    box: tuple[int, int, int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """Mixup and CutMix: alpha of each one's Beta distribution (0: off), and the image's side in pixels."""
+
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    size: int = 1
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step's images in order, and their grades.
+
+    Attributes:
+        samples: [B].
+        grades: [B] float64, higher is better; of a mixture the mixture of the two grades.
+        mixed: whether images were mixed.
+    """
+
+    samples: tuple[Sample, ...]
+    grades: NDArray[np.float64]
+    mixed: bool
+
+    def index(self) -> Ints:
+        """[B] indices of the images."""
+        return np.array([sample.image for sample in self.samples], dtype=np.int64)
+
+
+def balanced_batches(
+    tiers: Ints, groups: Sequence[str | None], batch_size: int, rng: np.random.Generator
+) -> list[Ints]:
+    """One epoch in batches: every image once, every tier in every batch, groups spread over the batches.
+
+    Tier by tier, and inside a tier group by group, images are dealt out like cards. So the counts of a
+    tier in two batches differ by at most one, and so do those of a group inside a tier. A tier with fewer
+    images than there are batches is dealt again until every batch has one: only its images come more
+    than once.
+
+    Args:
+        tiers: [n] tier of each image.
+        groups: [n] group of each, or None.
+        batch_size: images per batch, at most; above the number of tiers.
+        rng: source of the draw.
+
+    Returns:
+        Index arrays of sizes that differ by at most one, each in random order.
+    """
+    hands = [_dealt(np.flatnonzero(tiers == tier), groups, rng) for tier in np.unique(tiers)]
+    batches = max(1, -(-len(tiers) // batch_size))
+    # Repeated images take room, which may take another batch, which may take more of them.
+    while sum(max(len(hand), batches) for hand in hands) > batches * batch_size:
+        batches += 1
+    cards = []
+    for hand in hands:
+        again = [rng.permutation(hand) for _ in range(-(-batches // len(hand)) - 1)]
+        cards.append(np.concatenate([hand, *again])[: max(len(hand), batches)])
+    deck = np.concatenate(cards)
+    dealt = [rng.permutation(deck[i::batches]) for i in range(batches)]
+    return [dealt[int(i)] for i in rng.permutation(batches)]
+
+
+def _dealt(images: Ints, groups: Sequence[str | None], rng: np.random.Generator) -> Ints:
+    """Images in random order, those of one group one after the other, groups in random order."""
+    order = rng.permutation(images)
+    place: dict[str | int, int] = {}
+    keys = []
+    for i in order.tolist():
+        group = groups[i]
+        keys.append(place.setdefault(i if group is None else group, len(place)))
+    return order[np.argsort(keys, kind="stable")].astype(np.int64)
+
+
+def plan_epoch(
+    tiers: Ints,
+    grades: NDArray[np.float64],
+    groups: Sequence[str | None],
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    *,
+    mixing: Mixing | None = None,
+    within: Ints | None = None,
+) -> list[Step]:
+    """All steps of an epoch.
+
+    Args:
+        tiers: [n] tier of each training image.
+        grades: [n] what pairs are made by, higher is better.
+        groups: [n] group of each, or None.
+        batch_size: images per step.
+        seed: of the run.
+        epoch: counted from 1.
+        mixing: Mixup and CutMix; where both are on, a coin decides for each batch.
+        within: [n] codes; images are mixed with those of the same code only.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    steps = []
+    for batch in balanced_batches(tiers, groups, batch_size, rng):
+        seeds = rng.integers(2**62, size=len(batch))
+        samples = [Sample(int(i), int(s)) for i, s in zip(batch, seeds, strict=True)]
+        kind = _kind(mixing, rng)
+        if mixing is not None and kind:
+            samples = _mix(samples, mixing, kind, within, rng)
+        steps.append(Step(tuple(samples), _grades(samples, grades), bool(kind)))
+    return steps
+
+
+def _kind(mixing: Mixing | None, rng: np.random.Generator) -> str:
+    kinds = [] if mixing is None else [k for k in ("mixup", "cutmix") if getattr(mixing, k) > 0]
+    return str(rng.choice(kinds)) if kinds else ""
+
+
+def _mix(
+    samples: list[Sample], mixing: Mixing, kind: str, within: Ints | None, rng: np.random.Generator
+) -> list[Sample]:
+    alpha = getattr(mixing, kind)
+    index = np.array([sample.image for sample in samples])
+    codes = np.zeros(len(index)) if within is None else within[index]
+    partners = np.empty_like(index)
+    for code in np.unique(codes):
+        members = np.flatnonzero(codes == code)
+        partners[members] = index[rng.permutation(members)]
+    mixed = []
+    for sample, partner in zip(samples, partners.tolist(), strict=True):
+        share = float(rng.beta(alpha, alpha))
+        box = None
+        if kind == "cutmix":
+            box = _box(share, mixing.size, rng)
+            area = (box[2] - box[0]) * (box[3] - box[1])
+            share = 1 - area / mixing.size**2
+        mixed.append(sample._replace(partner=partner, share=share, box=box))
+    return mixed
+
+
+def _box(share: float, size: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """A box of about 1 − share of the image, cut at its edges (Yun et al. 2019, arXiv 1905.04899)."""
+    half = size * (1 - share) ** 0.5 / 2
+    x, y = rng.uniform(0, size, 2)
+    ends = np.clip(np.round([x - half, y - half, x + half, y + half]), 0, size).astype(int)
+    left, top, right, bottom = ends.tolist()
+    return left, top, right, bottom
+
+
+def _grades(samples: list[Sample], grades: NDArray[np.float64]) -> NDArray[np.float64]:
+    index = np.array([sample.image for sample in samples])
+    partner = np.array([s.image if s.partner < 0 else s.partner for s in samples])
+    share = np.array([sample.share for sample in samples])
+    mixed: NDArray[np.float64] = share * grades[index] + (1 - share) * grades[partner]
+    return mixed
+
+
+def decode_size(preset: str, size: int) -> int:
+    """Side in pixels at which images are decoded, so that the smallest crop is not blown up."""
+    return size if preset == "none" else round(size / _SMALLEST_CROP**0.5)
+
+
+def make_augmentation(preset: str, size: int) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """The transforms of a preset: [3, H, W] uint8 → [3, size, size] uint8; None for ``none``.
+
+    ``light``: a crop of 80–100 % of the area, mirrored or not. ``strong``: besides, turned by up to 10°,
+    brightness, contrast, saturation and hue changed by up to 0.1, and two operations of RandAugment at
+    magnitude 9 (Cubuk et al. 2020, arXiv 1909.13719).
+    """
+    if preset == "none":
+        return None
+    from torchvision.transforms import InterpolationMode, v2
+
+    bicubic = InterpolationMode.BICUBIC
+    light = [
+        v2.RandomResizedCrop(
+            size, scale=(_SMALLEST_CROP, 1.0), interpolation=bicubic, antialias=True
+        ),
+        v2.RandomHorizontalFlip(),
+    ]
+    if preset == "light":
+        return v2.Compose(light)  # type: ignore[no-any-return]
+    white = 255  # as transparency and padding are
+    strong = [
+        v2.RandomRotation(10, interpolation=InterpolationMode.BILINEAR, fill=white),
+        v2.ColorJitter(0.1, 0.1, 0.1, 0.1),
+        v2.RandAugment(num_ops=2, magnitude=9, fill=white),
+    ]
+    return v2.Compose([*light, *strong])  # type: ignore[no-any-return]
+
+
+class Pictures:
     """Samples → pixels.
 
     Args:
@@ -120,10 +332,24 @@ def decode_all(pictures: Pictures, workers: int) -> torch.Tensor:
     return kept
 
 
+def room_in_memory() -> int | None:
+    """Bytes that pictures may be kept in, the limit of a container counted in (Linux); None if unknown."""
+    found = []
+    with contextlib.suppress(OSError, ValueError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found += [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable")]
+    with contextlib.suppress(OSError, ValueError):
+        group = Path("/sys/fs/cgroup")
+        limit, used = ((group / f"memory.{name}").read_text() for name in ("max", "current"))
+        if limit.strip() != "max":
+            found.append(int(limit) - int(used))
+    return max(0, min(found) - _SPARE) if found else None
+
+
 class Batches(Closing):
     """Hands out batches, prepared ahead by worker processes that stay until it is closed.
 
-    Pixels come over a socket of each worker's own. So nothing lies in /dev/shm, which is small in containers,
+    Pixels come over a pipe of each worker's own. So nothing lies in /dev/shm, which is small in containers,
     and no lock is shared that a killed worker could hold for ever, as with torch's ``DataLoader``.
 
     Args:
@@ -205,7 +431,7 @@ class _Worker:
         self._pinned = pinned
         # The process is started in this thread, as Linux ends it when the thread that started it ends.
         self._thread = ThreadPoolExecutor(1, "mirip-load")
-        self._channel, theirs = socket.socketpair()
+        self._channel, theirs = _PROCESSES.Pipe()
         with theirs:
             self._process = _PROCESSES.Process(
                 target=_serve, args=(pictures, theirs, os.getpid()), daemon=True
@@ -216,11 +442,7 @@ class _Worker:
                 self._channel.close()
                 self._thread.shutdown(wait=False)
                 raise
-
-    @property
-    def pid(self) -> int:
-        """Of the process."""
-        return int(self._process.pid)
+        self.pid = int(self._process.pid)
 
     def ask(self, samples: Sequence[Sample]) -> Future[torch.Tensor | str]:
         """Have a batch made, after those that were asked for before."""
@@ -239,16 +461,16 @@ class _Worker:
 
     def _fetch(self, samples: list[Sample]) -> torch.Tensor | str:
         try:
-            _send(self._channel, pickle.dumps(samples))
-            answer = pickle.loads(_receive(self._channel))
+            self._channel.send(samples)
+            answer = self._channel.recv()
             if isinstance(answer, Exception):
                 raise answer
             if isinstance(answer, str):
                 return answer
             pixels = torch.empty(answer, dtype=torch.uint8, pin_memory=self._pinned)
-            _fill(self._channel, pixels.numpy().data.cast("B"))
+            self._channel.recv_bytes_into(pixels.numpy().data.cast("B"))
             return pixels
-        except (EOFError, ConnectionError) as error:
+        except (EOFError, OSError) as error:
             self._process.join(1.0)
             raise TrainingError(
                 f"A process that decodes training images is gone ({_how_ended(self._process.exitcode)}). "
@@ -257,7 +479,7 @@ class _Worker:
             ) from error
 
 
-def _serve(pictures: Pictures, channel: socket.socket, parent: int) -> None:
+def _serve(pictures: Pictures, channel: Any, parent: int) -> None:
     """Answer with batches until the parent ends: the main function of a worker process."""
     end_with_parent(parent)
     # Schedulers signal every process of a job, and the parent decides when to stop.
@@ -268,16 +490,16 @@ def _serve(pictures: Pictures, channel: socket.socket, parent: int) -> None:
     torch.set_num_threads(1)
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
-            samples = pickle.loads(_receive(channel))
+            samples = channel.recv()
             try:
                 batch: torch.Tensor | str | Exception = _stacked(pictures, samples)
             except Exception as error:
                 batch = RuntimeError(f"{type(error).__name__}: {error}")
             if isinstance(batch, torch.Tensor):
-                _send(channel, pickle.dumps(tuple(batch.shape)))
-                channel.sendall(batch.numpy().data.cast("B"))
+                channel.send(tuple(batch.shape))
+                channel.send_bytes(batch.numpy().data.cast("B"))
             else:
-                _send(channel, pickle.dumps(batch))
+                channel.send(batch)
 
 
 def _stacked(pictures: Pictures, samples: Sequence[Sample]) -> torch.Tensor | str:
@@ -291,32 +513,9 @@ def _stacked(pictures: Pictures, samples: Sequence[Sample]) -> torch.Tensor | st
     return torch.stack(items)
 
 
-def _send(channel: socket.socket, data: bytes) -> None:
-    channel.sendall(len(data).to_bytes(_LENGTH_BYTES, "big") + data)
-
-
-def _receive(channel: socket.socket) -> bytearray:
-    length = bytearray(_LENGTH_BYTES)
-    _fill(channel, memoryview(length))
-    data = bytearray(int.from_bytes(length, "big"))
-    _fill(channel, memoryview(data))
-    return data
-
-
-def _fill(channel: socket.socket, buffer: memoryview) -> None:
-    while buffer:
-        count = channel.recv_into(buffer, flags=socket.MSG_WAITALL)
-        if count == 0:
-            raise EOFError
-        buffer = buffer[count:]
-
-
 def _how_ended(status: int | None) -> str:
-    if status is None:
-        return "it does not answer"
-    if status >= 0:
-        return f"exit status {status}"
-    try:
+    if status is None or status >= 0:
+        return "it does not answer" if status is None else f"exit status {status}"
+    with contextlib.suppress(ValueError):
         return f"killed by {signal.Signals(-status).name}"
-    except ValueError:
-        return f"killed by signal {-status}"
+    return f"killed by signal {-status}"

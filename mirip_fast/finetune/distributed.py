@@ -1,4 +1,4 @@
-"""The processes that train one model together, or the one that trains alone.
+"""The group of processes that train one model together, or the one that trains alone.
 
 Each process scores its share of a step's images. Scores, a few numbers, are exchanged; every process
 then knows the loss of the whole batch and its derivative by each score, and takes the part of the
@@ -14,9 +14,8 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import distributed, nn
 
@@ -29,11 +28,9 @@ T = TypeVar("T")
 #: is gone is noticed at once.
 _PATIENCE = timedelta(hours=6)
 
-_BUCKET = 32 << 20  # bytes of gradients that are summed in one call
 
-
-class Peers:
-    """This process among its peers.
+class ProcessGroup:
+    """This process among those that train one model together.
 
     Attributes:
         rank: its number, 0 is the one that writes.
@@ -50,8 +47,9 @@ class Peers:
 
     def share(self, n: int) -> slice:
         """Which of n items are this process's: stretches whose lengths differ by at most one."""
-        ends = np.cumsum(self._sizes(n))
-        return slice(int(ends[self.rank] - self._sizes(n)[self.rank]), int(ends[self.rank]))
+        sizes = self._sizes(n)
+        start = sum(sizes[: self.rank])
+        return slice(start, start + sizes[self.rank])
 
     def _sizes(self, n: int) -> list[int]:
         return [n // self.world + (rank < n % self.world) for rank in range(self.world)]
@@ -64,7 +62,7 @@ class Peers:
         padded = mine.new_zeros(max(sizes))
         padded[: len(mine)] = mine
         parts = [torch.empty_like(padded) for _ in sizes]
-        with _peers_needed():
+        with _others_needed():
             distributed.all_gather(parts, padded)
         return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
@@ -73,7 +71,7 @@ class Peers:
         if self.world == 1:
             return flag
         value = torch.tensor([float(flag)], device=device)
-        with _peers_needed():
+        with _others_needed():
             distributed.all_reduce(value, distributed.ReduceOp.MAX)
         return bool(value.item())
 
@@ -81,18 +79,14 @@ class Peers:
         """Sum everyone's gradients; a process without images of its own adds zeros."""
         if self.world == 1:
             return
-        grads = []
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            grads.append(parameter.grad)
-        for bucket in _buckets(grads):
-            flat = torch.cat([grad.flatten() for grad in bucket])
-            with _peers_needed():
-                distributed.all_reduce(flat)
-            parts = torch.split(flat, [grad.numel() for grad in bucket])
-            for grad, part in zip(bucket, parts, strict=True):
-                grad.copy_(part.view_as(grad))
+        with _others_needed():
+            sums = []
+            for parameter in parameters:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                sums.append(distributed.all_reduce(parameter.grad, async_op=True))
+            for each in sums:
+                each.wait()
 
     def first_does(self, work: Callable[[], T]) -> T:
         """The result of ``work``, done by the first process and handed to the others.
@@ -102,43 +96,30 @@ class Peers:
         """
         if self.world == 1:
             return work()
-        box: list[tuple[T | None, Exception | None] | None] = [None]
+        box: list[Any] = [None, None]  # the result, what was raised
         if self.is_first:
             try:
-                box = [(work(), None)]
+                box[0] = work()
             except Exception as error:
-                box = [(None, error)]
-        with _peers_needed():
+                box[1] = error
+        with _others_needed():
             distributed.broadcast_object_list(box, src=0)
-        result, failure = box[0] or (None, None)
-        if failure is not None:
-            raise failure
-        return result  # type: ignore[return-value]
+        if box[1] is not None:
+            raise box[1]
+        result: T = box[0]
+        return result
 
     def wait(self) -> None:
         """Until every process is here."""
         if self.world > 1:
-            with _peers_needed():
+            with _others_needed():
                 distributed.barrier()
 
 
-ALONE = Peers()
+ALONE = ProcessGroup()
 
 
-def _buckets(grads: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
-    bucket: list[torch.Tensor] = []
-    size = 0
-    for grad in grads:
-        if bucket and (size >= _BUCKET or grad.dtype != bucket[0].dtype):
-            yield bucket
-            bucket, size = [], 0
-        bucket.append(grad)
-        size += grad.numel() * grad.element_size()
-    if bucket:
-        yield bucket
-
-
-class PeerLostError(TrainingError):
+class ProcessLostError(TrainingError):
     """Another process of a distributed run is gone.
 
     Attributes:
@@ -152,17 +133,17 @@ class PeerLostError(TrainingError):
 
 def told_elsewhere(error: Exception) -> bool:
     """Whether another process of this run tells this error to the user."""
-    return not error.first if isinstance(error, PeerLostError) else rank() != 0
+    return not error.first if isinstance(error, ProcessLostError) else rank() != 0
 
 
 @contextlib.contextmanager
-def _peers_needed() -> Iterator[None]:
+def _others_needed() -> Iterator[None]:
     """Turn what a backend says when a process is gone into plain words."""
     try:
         yield
     except RuntimeError as error:  # DistBackendError is one
         seen = (str(error).strip().splitlines() or [""])[0]
-        raise PeerLostError(
+        raise ProcessLostError(
             "Another process of this distributed run is gone, so all stop. The last checkpoint is "
             "good: start the same torchrun command with --resume latest added. "
             f"(Seen here: {seen[:200]})",
@@ -183,19 +164,19 @@ def _first_to_tell() -> bool:
     except FileExistsError:
         return False
     except OSError:
-        return True  # rather twice than never
+        pass  # rather twice than never
     return True
 
 
 @contextlib.contextmanager
-def peers_of_torchrun(device_name: str) -> Iterator[tuple[Peers, str]]:
+def join_processes(device_name: str) -> Iterator[tuple[ProcessGroup, str]]:
     """Join the processes that torchrun (or srun with its variables) started; alone without it.
 
     Args:
         device_name: ``--device``; with ``auto`` or ``cuda`` each process takes the GPU of its local rank.
 
     Yields:
-        The peers, and the device's name for this process.
+        The group, and the device's name for this process.
 
     Raises:
         TrainingError: the processes do not find each other.
@@ -219,6 +200,6 @@ def peers_of_torchrun(device_name: str) -> Iterator[tuple[Peers, str]]:
             "docs/finetune.md"
         ) from error
     try:
-        yield Peers(distributed.get_rank(), world), device_name
+        yield ProcessGroup(distributed.get_rank(), world), device_name
     finally:
         distributed.destroy_process_group()
