@@ -5,16 +5,27 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from mirip_fast.evaluation.text_table import printable
+from mirip_fast.data.csv_reader import counted
+from mirip_fast.evaluation.text_table import format_table, printable
 from mirip_fast.files import format_bytes
 from mirip_fast.settings import Resolved
 
-from .cache_text import counted, say_merged, say_plan, say_report, say_store
 from .options import command_line, config_options
-from .progress import ByteBar, ShardBar
+from .progress import Bar
+
+if TYPE_CHECKING:
+    from mirip_fast.features.maintenance import (
+        MergedStore,
+        StoreInfo,
+        StorePlan,
+        StoreReport,
+    )
+
+_MOST_ROWS = 50  # damaged rows shown of a store
 
 _PATH = click.Path(path_type=Path)
 
@@ -36,7 +47,7 @@ def info_command(resolved: Resolved, as_json: bool) -> None:
         click.echo(json.dumps(dataclasses.asdict(cache), default=str, indent=2, ensure_ascii=False))
         return
     for store in cache.stores:
-        say_store(store)
+        _say_store(store)
     click.echo(
         f"{counted(len(cache.stores), 'store')}, {format_bytes(cache.bytes)} on disk; "
         f"{format_bytes(cache.free)} are free"
@@ -57,10 +68,10 @@ def verify_command(resolved: Resolved, repair: bool) -> int:
     """
     from mirip_fast.features.maintenance import repair_store, verify_cache, verify_store
 
-    with ShardBar() as bar:
-        reports = verify_cache(Path(resolved.config.embed.cache_dir), bar)
+    with Bar(" shards") as bar:
+        reports = verify_cache(Path(resolved.config.embed.cache_dir), lambda _: bar.add())
     for report in reports:
-        say_report(report)
+        _say_report(report)
     todo = [report for report in reports if report.damaged or report.faults]
     if todo and not repair:
         click.echo("Put it right with: mirip-fast cache verify --repair")
@@ -113,7 +124,7 @@ def prune_command(
     wanted = Wanted(older_than=older_than, trials=trials, series=unused_series)
     plans = plan_prune(Path(resolved.config.embed.cache_dir), wanted)
     for plan in plans:
-        say_plan(plan)
+        _say_plan(plan)
     todo = [plan for plan in plans if not plan.empty]
     if not todo:
         click.echo("Nothing to free.")
@@ -144,7 +155,7 @@ def export_command(resolved: Resolved, file: Path, source: Path | None, overwrit
     from mirip_fast.features.maintenance import choose_dataset, export_dataset
 
     dataset = choose_dataset(Path(resolved.config.embed.cache_dir), source)
-    with ByteBar() as bar:
+    with Bar("B") as bar:
         done = export_dataset(dataset, file, overwrite=overwrite, progress=bar)
     for name, (shape, dtype) in done.datasets.items():
         click.echo(f"{name}  {' × '.join(map(str, shape))}  {dtype}")
@@ -164,7 +175,7 @@ def merge_command(resolved: Resolved, others: tuple[Path, ...], force: bool) -> 
     """
     from mirip_fast.features.maintenance import merge_caches
 
-    with ByteBar() as bar:
+    with Bar("B") as bar:
         done = merge_caches(
             Path(resolved.config.embed.cache_dir),
             others,
@@ -173,5 +184,113 @@ def merge_command(resolved: Resolved, others: tuple[Path, ...], force: bool) -> 
             progress=bar.add,
         )
     for store in done:
-        say_merged(store)
+        _say_merged(store)
     return 1 if any(store.problems or store.spoiled for store in done) else 0
+
+
+def _say_store(store: StoreInfo) -> None:
+    """What one store holds."""
+    made = store.fingerprint
+    what = ", ".join(
+        f"{made[key]}{unit}"
+        for key, unit in (
+            ("model_type", ""),
+            ("image_size", " px"),
+            ("resize", ""),
+            ("precision", ""),
+        )
+        if key in made
+    )
+    click.echo(f"{printable(str(store.path))}  {format_bytes(store.bytes)}  {printable(what)}")
+    click.echo(f"  last written {store.changed:%Y-%m-%d %H:%M}")
+    if store.writing:
+        click.echo(f"  being written to by {printable(store.writing)}")
+    if store.problem:
+        click.echo(f"  PROBLEM: {printable(store.problem)}")
+    for d in store.datasets:
+        grades = "graded" if d.graded else "no grades"
+        trial = ", a trial (--limit)" if d.limit is not None else ""
+        click.echo(
+            f"  {printable(d.source)}: {d.images} images, {d.failed} failed, {grades}{trial}, "
+            f"{printable(d.backbone)}, {d.embedded_at:%Y-%m-%d %H:%M}"
+        )
+    if store.unused_rows:
+        click.echo(f"  {store.unused_rows} rows that no data set names (`mirip-fast cache prune`)")
+    rows = [
+        (s.name, " × ".join(map(str, s.shape)), s.dtype, s.rows, s.free, format_bytes(s.bytes))
+        for s in store.series
+    ]
+    header = ("series", "row", "format", "rows", "free slots", "on disk")
+    click.echo(format_table(header, rows, align="lllrrr") + "\n")
+
+
+def _say_report(report: StoreReport) -> None:
+    """What was found wrong with one store, and how much was looked at."""
+    for row in report.damaged[:_MOST_ROWS]:
+        unknown = "an image that no data set names" if any(row.sha256) else "an empty slot"
+        images = ", ".join(map(str, row.images)) or unknown
+        click.echo(f"Damaged: {row.shard} row {row.slot}: {printable(images)}")
+    if len(report.damaged) > _MOST_ROWS:
+        click.echo(f"Damaged: … and {len(report.damaged) - _MOST_ROWS} more rows")
+    for fault in report.faults:
+        click.echo(f"Damaged: {printable(fault)}")
+    for item in report.lacking:
+        click.echo(
+            f"Missing: {item.images} of {item.of} images of {printable(item.source)} have no features"
+        )
+    if report.killed:
+        click.echo(
+            f"{report.path}: a run was killed while it wrote; the next embed looks after that"
+        )
+    if report.writing:
+        click.echo(f"{report.path}: being written to by {printable(report.writing)}")
+    state = "whole" if report.whole else f"{len(report.damaged)} damaged"
+    shards = counted(report.shards, "shard")
+    click.echo(f"{report.path}: {counted(report.rows, 'row')} in {shards} checked, {state}")
+
+
+def _say_plan(plan: StorePlan) -> None:
+    """What pruning would do in one store."""
+    click.echo(f"{plan.path}: {format_bytes(plan.frees)} to free")
+    if plan.whole:
+        click.echo("  no data set uses it: the whole store would go")
+    for dataset in plan.trials:
+        click.echo(f"  forget the trial of {printable(str(dataset.source))}")
+    if plan.dropped:
+        click.echo(f"  drop {plan.dropped} rows that no data set names, keep {plan.kept}")
+    if plan.series:
+        click.echo(f"  drop the series {', '.join(plan.series)}")
+    if plan.leftovers:
+        click.echo(f"  delete {len(plan.leftovers)} files that killed runs and repairs left")
+    if plan.needs:
+        click.echo(f"  needs {format_bytes(plan.needs)} of room while it works")
+    if plan.young:
+        click.echo(
+            f"  kept: {plan.young} rows that no data set names, written lately (--older-than 0 drops them)"
+        )
+    if plan.kept_trials:
+        click.echo(f"  kept: {plan.kept_trials} trial data sets (--trials forgets them)")
+
+
+def _say_merged(store: MergedStore) -> None:
+    """What became of one store of another cache."""
+    click.echo(f"{printable(str(store.source))} → {store.target}")
+    shared = {overlap.series: overlap for overlap in store.overlaps}
+    for name, added in store.added.items():
+        overlap = shared[name]
+        click.echo(f"  {name}: {added} rows added, {overlap.shared} were there")
+        if overlap.differing:
+            click.echo(
+                f"    {overlap.differing} of these differ (cosine similarity down to "
+                f"{overlap.worst:.4f}): the rows that were there stay"
+            )
+    for source in store.datasets:
+        click.echo(f"  data set {printable(source)} came along")
+    for source in store.twice:
+        click.echo(
+            f"    there is another data set of {printable(source)}: both are kept, the newer one is taken"
+        )
+    if store.spoiled:
+        click.echo(f"  {store.spoiled} damaged rows were left out; embed computes them again")
+    for problem in store.problems:
+        click.echo(f"  left out: {printable(problem)}")

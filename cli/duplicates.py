@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
+from mirip_fast.data.csv_reader import counted
 from mirip_fast.settings import Resolved
 
-from .cache_text import counted
 from .options import command_line, config_options
-from .progress import EmbedBar
+from .progress import Bar
 
 _PATH = click.Path(path_type=Path)
 
@@ -52,11 +52,11 @@ def duplicates_command(
     from mirip_fast.evaluation.text_table import format_table
     from mirip_fast.portfolio.duplicates import find_duplicates, write_duplicates
 
-    with EmbedBar() as bar:
+    with Bar(" images") as bar:
         done = find_duplicates(
             folders, resolved.config,
             caches=caches, backbone_given="embed.backbone" in resolved.given, rehash=rehash,
-            command=command_line(), progress=bar,
+            command=command_line(), progress=bar.embedding,
         )  # fmt: skip
     rows = [
         (

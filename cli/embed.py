@@ -12,7 +12,7 @@ from mirip_fast.settings import Resolved
 
 from .interrupted import Interrupted, only_results_are_left
 from .options import command_line, config_options
-from .progress import EmbedBar
+from .progress import Bar
 
 if TYPE_CHECKING:
     from mirip_fast.features.command import EmbedDone
@@ -67,14 +67,14 @@ def embed_command(
         package = logging.getLogger("mirip_fast")
         package.setLevel(max(package.level, logging.WARNING))
     try:
-        with EmbedBar() as bar:
+        with Bar(" images") as bar:
             done = embed_data(
                 as_one(data),
                 resolved.config,
                 limit=limit,
                 rehash=rehash,
                 command=command_line(),
-                progress=bar,
+                progress=bar.embedding,
             )
     except EmbedInterrupt as stopped:
         share = "" if ranks is None else f"Rank {ranks.rank} of {ranks.size}: "

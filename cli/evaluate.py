@@ -7,12 +7,12 @@ from pathlib import Path
 
 import click
 
+from mirip_fast.config import Config
 from mirip_fast.errors import ConfigError
 from mirip_fast.settings import Resolved
 
 from .options import config_options, given_flags, moved_backbone
-from .progress import EmbedBar
-from .side_by_side import evaluate_runs
+from .progress import Bar
 
 _PATH = click.Path(path_type=Path)
 
@@ -83,7 +83,7 @@ def evaluate_command(
                 "Several runs are compared on their own split and told as a table: leave out --checkpoint, "
                 "--test-data and --html (which make sense for one run)"
             )
-        return evaluate_runs(runs, split, config, out)
+        return _evaluate_runs(runs, split, config, out)
     if html is not None:
         from mirip_fast.portfolio.page import check_page_path
 
@@ -110,9 +110,9 @@ def evaluate_command(
         if test_data is None:
             evaluation = evaluate_split(model, split, config, baselines=True)
         else:
-            with EmbedBar() as bar:
+            with Bar(" images") as bar:
                 evaluation = evaluate_files(
-                    model, test_data, image_dir, config, backbone, bar, baselines=True
+                    model, test_data, image_dir, config, backbone, bar.embedding, baselines=True
                 )
         click.echo(evaluation.report.to_table())
         click.echo("\n" + click.wrap_text(baselines_text(evaluation.baselines), width=100))
@@ -132,3 +132,17 @@ def _written(files: Sequence[Path]) -> str:
         several = f"Written to {folder}: {', '.join(names)}"
         lines.append(several if len(names) > 1 else f"Written: {folder / names[0]}")
     return "\n".join(lines)
+
+
+def _evaluate_runs(runs: tuple[Path, ...], split: str, config: Config, out: Path | None) -> None:
+    """Evaluate runs side by side, print the table, and write it where asked."""
+    from mirip_fast.files import write_json
+    from mirip_fast.ranking.evaluate import pick_model
+    from mirip_fast.ranking.side_by_side import evaluate_side_by_side
+
+    models = [pick_model(run, Path(config.train.output_dir)) for run in runs]
+    result = evaluate_side_by_side(models, split, config)
+    click.echo(result.to_table())
+    if out is not None:
+        write_json(out, result.to_dict())
+        click.echo(f"Written: {out}")

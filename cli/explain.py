@@ -10,7 +10,7 @@ import click
 from mirip_fast.settings import Resolved
 
 from .options import command_line, config_options, moved_backbone
-from .progress import PassBar
+from .progress import Bar
 
 if TYPE_CHECKING:
     from mirip_fast.portfolio.explain import Explained
@@ -57,9 +57,9 @@ def explain_command(
     model = pick_model(checkpoint, Path(resolved.config.train.output_dir))
     explainer = Explainer(model, resolved.config, backbone=backbone, command=command_line())
     failures: list[tuple[Path, str]] = []
-    with PassBar(explainer.passes(len(paths))) as bar:
+    with Bar(" passes", explainer.passes(len(paths))) as bar:
         for explained, target in explain_to_files(
-            explainer, paths, out, progress=bar, failures=failures
+            explainer, paths, out, progress=bar.add, failures=failures
         ):
             bar.write(_told(explained, target))
     for path, reason in failures:

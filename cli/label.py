@@ -10,7 +10,7 @@ import click
 from mirip_fast.settings import Resolved
 
 from .options import command_line, config_options
-from .progress import EmbedBar
+from .progress import Bar
 
 if TYPE_CHECKING:
     from mirip_fast.label.command import Ended
@@ -56,10 +56,10 @@ def label_command(
     require_packages()
     from mirip_fast.label.command import open_label
 
-    with EmbedBar() as bar:
+    with Bar(" images") as bar:
         opened = open_label(
             folder, out, resolved,
-            checkpoint=checkpoint, port=port, command=command_line(), progress=bar,
+            checkpoint=checkpoint, port=port, command=command_line(), progress=bar.embedding,
         )  # fmt: skip
     with opened as label:
         click.echo(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,92 +15,42 @@ if TYPE_CHECKING:
     from mirip_fast.ranking.sweep import Progress as SweepProgress
 
 
-class _Bar(Closing):
-    """A bar that appears with the first update and goes when the block ends."""
+class Bar(Closing):
+    """A bar that appears with the first update and goes when the block ends; call it with each update.
 
-    def __init__(self) -> None:
+    Args:
+        unit: what is counted; ``B`` is shown as KiB, MiB and so on.
+        total: how many there will be, if that is known before.
+    """
+
+    def __init__(self, unit: str, total: int | None = None) -> None:
+        self._unit, self._total = unit, total
         self._bar: Any = None
 
-    def close(self) -> None:
-        """Take the bar away."""
-        if self._bar is not None:
-            self._bar.close()
+    def __call__(self, done: int, total: int, **shown: object) -> None:
+        """So many of a total; ``shown`` stands beside it."""
+        self._total = total
+        self.add(0)
+        self._bar.total = total
+        if shown:
+            self._bar.set_postfix(shown)
+        self._bar.update(done - self._bar.n)
 
-    def _shown(self, **options: Any) -> Any:
+    def add(self, count: int = 1) -> None:
+        """So many more."""
         if self._bar is None:
             from tqdm import tqdm
 
-            off = not sys.stderr.isatty() or logging.getLogger("mirip_fast").level > logging.INFO
-            self._bar = tqdm(disable=off, leave=False, **options)
-        return self._bar
-
-
-class ShardBar(_Bar):
-    """Counts the shards that were checked; call it with each."""
-
-    def __call__(self, shard: Path) -> None:
-        """One more is done."""
-        self._shown(unit=" shards").update(1)
-
-
-class ByteBar(_Bar):
-    """Shows how many bytes were written."""
-
-    def __call__(self, done: int, total: int) -> None:
-        """So many of a known total."""
-        bar = self._shown(total=total, unit="B", unit_scale=True, unit_divisor=1024)
-        bar.update(done - bar.n)
-
-    def add(self, size: int) -> None:
-        """So many more."""
-        self._shown(unit="B", unit_scale=True, unit_divisor=1024).update(size)
-
-
-class EmbedBar(_Bar):
-    """Shows the progress of embedding; call it with every update."""
-
-    def __call__(self, progress: Progress) -> None:
-        """Show how far it is."""
-        bar = self._shown(total=progress.total, unit=" images")
-        self._bar.total = progress.total
-        if progress.failed:
-            bar.set_postfix(failed=progress.failed)
-        bar.update(progress.done - bar.n)
-
-
-class PictureBar(_Bar):
-    """Counts the pictures of a page, or what they take."""
-
-    def __init__(self, unit: str = " pictures") -> None:
-        super().__init__()
-        self._unit = unit
-
-    def __call__(self, done: int, total: int) -> None:
-        """So many of a known total."""
-        bar = self._shown(total=total, unit=self._unit)
-        bar.update(done - bar.n)
-
-
-class SweepBar(_Bar):
-    """Shows the progress of a sweep; call it with every update."""
-
-    def __call__(self, progress: SweepProgress) -> None:
-        """Show how far it is."""
-        bar = self._shown(total=progress.cells, unit=" cells")
-        bar.set_postfix(heads=progress.heads, epoch=progress.epoch)
-        bar.update(progress.done - bar.n)
-
-
-class PassBar(_Bar):
-    """Shows how many of a known number of passes are done; call it with each new number of passes."""
-
-    def __init__(self, total: int) -> None:
-        super().__init__()
-        self._total = total
-
-    def __call__(self, count: int) -> None:
-        """So many more are done."""
-        self._shown(unit=" passes", total=self._total).update(count)
+            self._bar = tqdm(
+                total=self._total,
+                unit=self._unit,
+                unit_scale=self._unit == "B",
+                unit_divisor=1024,
+                leave=False,
+                disable=not sys.stderr.isatty()
+                or logging.getLogger("mirip_fast").level > logging.INFO,
+            )
+        self._bar.update(count)
 
     def write(self, text: str) -> None:
         """Print a result, above the bar."""
@@ -110,3 +59,17 @@ class PassBar(_Bar):
         click.echo(text)
         if self._bar is not None:
             self._bar.refresh()
+
+    def embedding(self, progress: Progress) -> None:
+        """How far embedding is."""
+        failed = {"failed": progress.failed} if progress.failed else {}
+        self(progress.done, progress.total, **failed)
+
+    def sweeping(self, progress: SweepProgress) -> None:
+        """How far a sweep is."""
+        self(progress.done, progress.cells, heads=progress.heads, epoch=progress.epoch)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.close()

@@ -10,7 +10,7 @@ import click
 from mirip_fast.settings import Resolved
 
 from .options import command_line, config_options, moved_backbone
-from .progress import EmbedBar, PictureBar
+from .progress import Bar
 
 _PATH = click.Path(path_type=Path)
 _WIDTH = 100
@@ -115,10 +115,10 @@ def rank_command(
     source = as_one(folder)
     model = pick_model(checkpoint, Path(resolved.config.train.output_dir))
     found = find_anchors(model, Path(resolved.config.embed.cache_dir), anchors) if tiers else None
-    with EmbedBar() as bar:
+    with Bar(" images") as bar:
         done = rank_folder(
             model, source, resolved.config, anchors=found,
-            backbone=backbone, rehash=rehash, command=command_line(), progress=bar,
+            backbone=backbone, rehash=rehash, command=command_line(), progress=bar.embedding,
         )  # fmt: skip
     files = done.write(out)
     click.echo(ranking_table(done.ranking[:top]))
@@ -151,11 +151,11 @@ def _write_page(
     maps = {}
     if explain:
         first = [done.root / file for file in done.ranking["file"][:explain]]
-        with PictureBar(" passes") as bar:
+        with Bar(" passes") as bar:
             maps = make_maps(
                 done.model, first, config, backbone=backbone, command=command_line(), progress=bar
             )
-    with PictureBar() as bar:
+    with Bar(" pictures") as bar:
         page = write_page(html, done, config, maps=maps, progress=bar)
     return [page.path] if page.folder is None else [page.path, page.folder]
 

@@ -9,7 +9,7 @@ import click
 from mirip_fast.settings import Resolved
 
 from .options import command_line, config_options, moved_backbone
-from .progress import EmbedBar
+from .progress import Bar
 
 _PATH = click.Path(path_type=Path)
 
@@ -53,10 +53,10 @@ def similar_command(
     from mirip_fast.evaluation.text_table import format_table
     from mirip_fast.portfolio.similar import find_similar, write_matches
 
-    with EmbedBar() as bar:
+    with Bar(" images") as bar:
         matches = find_similar(
             image, resolved.config, top,
-            data=data, caches=caches, backbone=backbone, command=command_line(), progress=bar,
+            data=data, caches=caches, backbone=backbone, command=command_line(), progress=bar.embedding,
         )  # fmt: skip
     if not matches:
         click.echo("There is no other work in the cache.")

@@ -10,7 +10,7 @@ from mirip_fast.settings import Resolved
 
 from .interrupted import Interrupted
 from .options import config_options
-from .progress import SweepBar
+from .progress import Bar
 
 
 @click.command("sweep")
@@ -66,8 +66,8 @@ def sweep_command(
         request = SweepRequest(grid, random, seeds, data, resolved.given)
         sweep = start_sweep(config, request)
     try:
-        with SweepBar() as line:
-            table = run_sweep(sweep, line)
+        with Bar(" cells") as bar:
+            table = run_sweep(sweep, bar.sweeping)
     except KeyboardInterrupt:
         raise Interrupted("`mirip-fast sweep --resume latest` goes on from there.") from None
     click.echo(table.to_text())

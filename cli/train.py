@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from mirip_fast.errors import ConfigError
+from mirip_fast.errors import ConfigError, MiripError, PreemptedError
 from mirip_fast.settings import Resolved
 
 from .interrupted import Interrupted
 from .options import config_options, given_flags
-from .train_result import how_to_go_on, say_result
 
 if TYPE_CHECKING:
     from mirip_fast.evaluation.report import Report
     from mirip_fast.ranking.fit import FitResult
     from mirip_fast.ranking.fold_runs import FoldsResult
+    from mirip_fast.training.run_folder import Run
 
 _PATH = click.Path(path_type=Path)
+#: Exit status of a run that a signal stopped and that is to be resumed (EX_TEMPFAIL of sysexits.h).
+_PREEMPTED = 75
 #: What grades are called can be said anew when training: they are read again from the data set's own file.
 _GRADES = {
     "--tiers": "tiers",
@@ -97,9 +100,7 @@ def train_command(
                 "--metadata goes with --head-only: --full takes the split of the head-only run that it "
                 "starts from"
             )
-        from .train_full import run_full
-
-        return run_full(resolved, data, resume, only, debug)
+        return _run_full(resolved, data, resume, only, debug)
     typed = given_flags("finetune_", "embed_", "data_")
     grades = {} if resume else {flag: name for flag, name in _GRADES.items() if flag in typed}
     wrong = [flag for flag in typed if flag != "--cache-dir" and flag not in grades]
@@ -126,9 +127,44 @@ def train_command(
     except KeyboardInterrupt:
         output_dir = Path(config.train.output_dir)
         raise Interrupted(
-            how_to_go_on(output_dir, "--head-only", resumed=resume is not None)
+            _how_to_go_on(output_dir, "--head-only", resumed=resume is not None)
         ) from None
     say_result(run, result, "--head-only", debug)
+    return 0
+
+
+def _run_full(
+    resolved: Resolved,
+    data: Path | None,
+    resume: str | None,
+    only_folds: tuple[int, ...],
+    debug: bool,
+) -> int:
+    """Train, or go on with a run, and tell how it ended; returns the exit status."""
+    from mirip_fast.finetune.distributed import told_elsewhere
+    from mirip_fast.finetune.train import FullRequest, resume_full, train_full
+    from mirip_fast.runtime import rank
+
+    config = resolved.config
+    output_dir = Path(config.train.output_dir)
+    try:
+        if resume:
+            run, result = resume_full(resume, output_dir, config.runtime.device, only_folds)
+        else:
+            request = FullRequest(data, debug, resolved.given, only_folds)
+            run, result = train_full(config, request)
+    except KeyboardInterrupt:
+        raise Interrupted(_how_to_go_on(output_dir, "--full", resumed=resume is not None)) from None
+    except PreemptedError as error:
+        if rank() == 0:
+            click.echo(f"{error} {_how_to_go_on(output_dir, '--full', resumed=True)}", err=True)
+        return _PREEMPTED
+    except MiripError as error:
+        if told_elsewhere(error):
+            return 1
+        raise
+    if rank() == 0:
+        say_result(run, result, "--full", debug)
     return 0
 
 
@@ -158,3 +194,82 @@ def _numbers(text: str | None) -> tuple[int, ...]:
         return tuple(sorted({int(part) for part in text.split(",")})) if text else ()
     except ValueError:
         raise ConfigError(f"--only-folds {text}: give numbers like 0,1") from None
+
+
+def _how_to_go_on(output_dir: Path, mode: str, *, resumed: bool) -> str:
+    """What to type after Ctrl-C: a run that this process began may have no checkpoint yet, or never have any.
+
+    Args:
+        output_dir: folder of the runs.
+        mode: ``--head-only`` or ``--full``.
+        resumed: whether the run went on from a checkpoint.
+    """
+    from mirip_fast.training.run_folder import resumable_run
+
+    try:
+        run, _ = resumable_run(output_dir, "latest", full=mode == "--full")
+        resumed = resumed or run.info.get("pid") == os.getpid()
+    except MiripError:
+        pass
+    if resumed:
+        return f"`mirip-fast train {mode} --resume latest` goes on from there."
+    return "Nothing of this run was saved yet: the same command begins it again."
+
+
+def say_result(run: Run, result: FitResult | FoldsResult | Report, mode: str, debug: bool) -> None:
+    """Say what came of a run and what to type next.
+
+    Args:
+        run: the run.
+        result: what its training gave.
+        mode: ``--head-only`` or ``--full``.
+        debug: whether it was a trial.
+    """
+    from mirip_fast.evaluation.report import Report
+    from mirip_fast.ranking.fold_runs import FoldsResult
+
+    missing = False
+    if isinstance(result, Report):
+        click.echo(
+            f"Each work by a model without its group: pairwise accuracy {result.pairwise_accuracy:.4f} "
+            f"({_span(result)})"
+        )
+        _warn_of_the_order(result)
+    elif not isinstance(result, FoldsResult):
+        why = "no better epoch for a while" if result.stopped_early else "all epochs done"
+        click.echo(
+            f"Finished after {result.epochs} epochs in {result.seconds:.1f} s ({why}). "
+            f"Best: epoch {result.best_epoch}, validation pairwise accuracy {result.best_accuracy:.4f}"
+        )
+    elif result.missing:
+        missing = True
+        click.echo(f"Folds still missing: {', '.join(map(str, result.missing))} of {result.folds}.")
+        click.echo(f"`mirip-fast train {mode} --resume {run.path}` trains them and joins all.")
+    elif result.report is not None:
+        folds = ", ".join(f"{accuracy:.4f}" for accuracy in result.by_fold)
+        what = "heads" if mode == "--head-only" else "fine-tuned models"
+        click.echo(f"{result.folds} {what}, each judged on the fold it left out: {folds}")
+        click.echo(
+            f"Out-of-fold pairwise accuracy {result.report.pairwise_accuracy:.4f} "
+            f"({_span(result.report)})"
+        )
+        _warn_of_the_order(result.report)
+    click.echo(f"Run: {run.path}")
+    if not missing and not debug:
+        click.echo("Next: mirip-fast evaluate, or mirip-fast rank FOLDER")
+
+
+def _warn_of_the_order(report: Report) -> None:
+    interval = report.pairwise_accuracy_interval
+    if interval is not None and interval.high < 0.5:
+        click.echo(
+            f"Warning: --tiers {','.join(report.tier_names)} may be the wrong way round, or these features "
+            "say nothing of the grades: works that were left out are ordered worse than by chance",
+            err=True,
+        )
+
+
+def _span(report: Report) -> str:
+    interval = report.pairwise_accuracy_interval
+    span = "unknown" if interval is None else f"{interval.low:.4f} to {interval.high:.4f}"
+    return f"95 % interval over {report.n_groups} groups: {span}"

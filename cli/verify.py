@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
+from mirip_fast.data.csv_reader import counted
 from mirip_fast.evaluation.text_table import printable
 from mirip_fast.settings import Resolved
 
-from .cache_text import counted
 from .options import config_options
 
 

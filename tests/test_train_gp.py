@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from mirip_fast_cli.main import run
-from mirip_fast_cli.train_result import say_result
+from mirip_fast_cli.train import say_result
 from test_cli import TINY, draw, make_data
 
 from mirip_fast.config import Config
