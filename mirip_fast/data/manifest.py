@@ -130,12 +130,32 @@ def write_manifest_csv(path: Path, manifest: Manifest) -> None:
 
 
 def only_graded(manifest: Manifest) -> Manifest:
-    """The images that have a tier; all of them where none has one.
+    """The images that have a tier; where none has one, or all the same, those with a finer grade; else all.
 
-    Reading the manifest told how many have none.
+    Reading the manifest told how many have no tier; how many have no finer grade is told here.
     """
-    graded = [i for i, record in enumerate(manifest.records) if record.tier is not None]
-    return manifest.subset(graded) if 0 < len(graded) < len(manifest) else manifest
+    records, options = manifest.records, manifest.options
+    graded = [i for i, record in enumerate(records) if record.tier is not None]
+    finer = [i for i, record in enumerate(records) if record.tier_score is not None]
+    if (
+        len({r.tier for r in records} - {None}) > 1
+        or len({r.tier_score for r in records} - {None}) < 2
+    ):
+        return manifest.subset(graded) if 0 < len(graded) < len(manifest) else manifest
+    if graded:
+        logger.warning(
+            "%s: all tiers are %r: they are left aside, and the column %r counts",
+            *(shown(manifest.source), manifest.tiers[records[graded[0]].tier or 0]),
+            options.score_column,
+        )
+    if len(finer) < len(records):
+        empty = next(record for record in records if record.tier_score is None)
+        logger.warning(
+            "%s: %s of %s have a number in the column %r; the others (first: %r) are left out",
+            *(shown(manifest.source), f"{len(finer):,}", counted(len(records), "work")),
+            *(options.score_column, empty.image_id),
+        )
+    return replace(manifest, records=tuple(replace(records[i], tier=None) for i in finer))
 
 
 def check_trainable(manifest: Manifest) -> None:
@@ -145,20 +165,22 @@ def check_trainable(manifest: Manifest) -> None:
         manifest: images that all have a tier, or none (:func:`only_graded`).
 
     Raises:
-        DataError: no tiers, fewer than two, or a tier with a single image; names the file, the rows and the
-            column.
+        DataError: no tiers and no finer grades, fewer than two, or a tier with a single image; names the
+            file, the rows and the column.
     """
+    if manifest.has_scores:
+        return
     column = manifest.options.tier_column
     problems = Problems(manifest.source)
     if all(record.tier is None for record in manifest.records):
         problems.add(
             f"the images have no grades. A column {column!r} with {'/'.join(manifest.tiers)} is "
-            "needed (another name: --tier-column), or one folder per tier"
+            "needed (another name: --tier-column), one of numbers "
+            f"{manifest.options.score_column!r} (--score-column), or one folder per tier"
         )
         if any(record.tier_score is not None for record in manifest.records):
             problems.hint(
-                f"The column {manifest.options.score_column!r} alone is not learned from: write a tier "
-                "beside it, such as that of its best tenth, next third, …"
+                f"The column {manifest.options.score_column!r} has the same number everywhere."
             )
         problems.raise_if_any()
     counts = {name: count for name, count in manifest.tier_counts().items() if count}

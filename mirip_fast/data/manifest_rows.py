@@ -147,8 +147,13 @@ def _find_columns(table: Table, options: DataOptions) -> Columns:
     if columns.tier is None:
         close = misspelled(options.tier_column, free) or closest(options.tier_column, free)
         log.warning(
-            "%s: no column %r, so its images have no grades; it has: %s%s",
-            *(shown(table.path), options.tier_column, exists),
+            "%s: no column %r, so its images have no %s; it has: %s%s",
+            *(
+                shown(table.path),
+                options.tier_column,
+                "tiers" if columns.score else "grades",
+                exists,
+            ),
             f" (did you mean --tier-column {spelled(close)}?)" if close else "",
         )
     return columns

@@ -129,6 +129,12 @@ class Manifest:
         tiers = {record.tier for record in self.records}
         return None not in tiers and len(tiers) >= 2
 
+    @property
+    def has_scores(self) -> bool:
+        """Whether no image has a tier, but every one a finer grade, of which at least two differ."""
+        scores = {record.tier_score for record in self.records if record.tier is None}
+        return None not in scores and len(scores) >= 2 and not any(self.tier_counts().values())
+
     def tier_counts(self) -> dict[str, int]:
         """How many images each tier has, best tier first; tiers without images are in it."""
         counts = Counter(record.tier for record in self.records)

@@ -36,13 +36,13 @@ class Calibration:
     """What held-out scores say about the meaning of a score.
 
     Attributes:
-        source: where the held-out scores come from: ``out-of-fold`` or ``validation``.
-        tier_names: K names, best first.
+        source: where the held-out scores come from, one of ``ranking.held_out.SOURCES``, or ``none``.
+        tier_names: K names, best first; none where the works have no tiers.
         tier_counts: held-out works of each tier.
         within: the column inside whose values pairs were compared, or None.
         unknown: why there is no calibration, or None where there is one.
         temperature: of the pair probability; None if unknown.
-        ordinal: of the tier probabilities; None if unknown.
+        ordinal: of the tier probabilities; None if unknown, or without tiers.
         reference: held-out scores, rising; empty if unknown.
     """
 
@@ -58,7 +58,7 @@ class Calibration:
     @property
     def images(self) -> int:
         """Held-out works that it rests on."""
-        return sum(self.tier_counts)
+        return sum(self.tier_counts) or len(self.reference)
 
     def pair_probability(self, difference: ArrayLike) -> FloatArray | None:
         """P(first beats second) for score differences of any shape; None if unknown."""
@@ -80,6 +80,10 @@ class Calibration:
             return [self.unknown]
         named = list(zip(self.tier_names, self.tier_counts, strict=True))
         said = []
+        if not named:
+            said.append(
+                "No tiers, their probabilities or win rates: the works that were learned from have none."
+            )
         absent = [name for name, count in named if not count]
         if absent:
             said.append(
@@ -177,6 +181,7 @@ def fit_calibration(
     tier_names: Sequence[str],
     *,
     source: str,
+    pairs: Temperature | None = None,
     within: ArrayLike | None = None,
     within_name: str | None = None,
 ) -> Calibration:
@@ -187,9 +192,11 @@ def fit_calibration(
 
     Args:
         scores: [n] finite held-out scores, higher is better.
-        tiers: [n] integers, 0 = best, below K.
-        tier_names: K names, best first.
-        source: ``out-of-fold`` or ``validation``.
+        tiers: [n] integers, 0 = best, below K; without tiers the ranks of finer grades.
+        tier_names: K names, best first; none where the works have no tiers.
+        source: where the scores come from, see :attr:`Calibration.source`.
+        pairs: of the pair probability, where it was learned from judged pairs; then tiers are not looked at
+            without names.
         within: [n] integer codes; the temperature looks at pairs with equal codes only (negative: in no
             pair). Percentile and tier probabilities are over all works.
         within_name: the column's name.
@@ -199,7 +206,7 @@ def fit_calibration(
     """
     values = check_scores(scores)
     tier = check_codes(tiers, len(values), "tiers")
-    counts = np.bincount(tier, minlength=len(tier_names))
+    counts = np.bincount(tier, minlength=len(tier_names)) if tier_names else tier[:0]
     unknown = _too_few(values, counts, source)
     if unknown is None and within is not None:
         codes = np.asarray(within)
@@ -215,8 +222,8 @@ def fit_calibration(
         tier_counts=tuple(int(count) for count in counts),
         within=within_name,
         unknown=unknown,
-        temperature=fit_temperature(values, tier, within) if known else None,
-        ordinal=fit_ordinal(values, tier, len(tier_names)) if known else None,
+        temperature=(pairs or fit_temperature(values, tier, within)) if known else None,
+        ordinal=fit_ordinal(values, tier, len(tier_names)) if known and tier_names else None,
         reference=tuple(np.sort(values).tolist()) if known else (),
     )
 
@@ -231,6 +238,6 @@ def _too_few(scores: FloatArray, counts: np.ndarray, source: str) -> str | None:
     )
     if n < MIN_IMAGES:
         return f"unknown: {n} held-out works ({source}), at least {MIN_IMAGES} are needed{more}"
-    if int((counts >= MIN_PER_TIER).sum()) < 2:
+    if len(counts) and int((counts >= MIN_PER_TIER).sum()) < 2:
         return f"unknown: fewer than two tiers have {MIN_PER_TIER} held-out works ({source}){more}"
     return None

@@ -105,6 +105,7 @@ def bootstrap_over_groups(
     groups: Sequence[str | None] | None = None,
     *,
     within: ArrayLike | None = None,
+    finer: bool = False,
     rounds: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
@@ -120,6 +121,7 @@ def bootstrap_over_groups(
         tiers: [n] integers, 0 = best.
         groups: [n] names; see :func:`group_codes`.
         within: [n] integer codes; only pairs with equal codes count (negative: in no pair).
+        finer: ``tiers`` are ranks of finer grades: all pairs are one tier pair.
         rounds: resamples R; time is O(R · n · K), extra memory does not grow with R.
         confidence: share of resamples inside the interval, between 0 and 1.
         seed: of ``numpy.random.PCG64``; the same seed and groups give the same resamples.
@@ -129,10 +131,10 @@ def bootstrap_over_groups(
         DataError: a score is not finite, or lengths differ.
     """
     _check_settings(rounds, confidence)
-    counter = PairCounter(scores, tiers, within=within)
+    counter = PairCounter(scores, tiers, within=within, finer=finer)
     codes = group_codes(groups, counter.n_images)
     _, pairs = counter.count()
-    known = known_tier_pairs(counter, np.asarray(tiers), codes) & (pairs[..., 0] > 0)
+    known = known_tier_pairs(counter, codes) & (pairs[..., 0] > 0)
     n_groups = _number_of_groups(codes)
     occurring = [(int(a), int(b)) for a, b in np.argwhere(pairs[..., 0] > 0)]
     if rounds == 0 or not known.any():
@@ -168,6 +170,7 @@ def paired_bootstrap(
     groups: Sequence[str | None] | None = None,
     *,
     within: ArrayLike | None = None,
+    finer: bool = False,
     rounds: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
@@ -183,11 +186,13 @@ def paired_bootstrap(
         DataError: no cross-tier pair, a score is not finite, or lengths differ.
     """
     _check_settings(rounds, confidence)
-    point = [pairwise_accuracy(scores, tiers, within) for scores in (first, second)]
-    counters = [PairCounter(scores, tiers, within=within) for scores in (first, second)]
+    point = [pairwise_accuracy(scores, tiers, within, finer=finer) for scores in (first, second)]
+    counters = [
+        PairCounter(scores, tiers, within=within, finer=finer) for scores in (first, second)
+    ]
     codes = group_codes(groups, counters[0].n_images)
     _, pairs = counters[0].count()
-    known = known_tier_pairs(counters[0], np.asarray(tiers), codes) & (pairs[..., 0] > 0)
+    known = known_tier_pairs(counters[0], codes) & (pairs[..., 0] > 0)
     interval = None
     if rounds and known.any():
         differences = []
@@ -241,9 +246,9 @@ def resamples(codes: IntArray, rounds: int, seed: int) -> Iterator[IntArray]:
         yield times_drawn[codes]
 
 
-def known_tier_pairs(counter: PairCounter, tiers: IntArray, codes: IntArray) -> np.ndarray:
+def known_tier_pairs(counter: PairCounter, codes: IntArray) -> np.ndarray:
     """[K, K] bool: both tiers have images of at least 2 groups, so that resampling varies each."""
-    members = counter.order
+    members, tiers = counter.order, counter.tiers
     groups_in = np.array(
         [len(np.unique(codes[members[tiers[members] == t]])) for t in range(counter.n_tiers)]
     )

@@ -39,7 +39,7 @@ def tier_figures(
 
 def judged_probabilities(
     calibration: Calibration,
-    most_probable: TierFigures,
+    most_probable: TierFigures | None,
     scores: FloatArray,
     tiers: IntArray,
     groups: Sequence[str | None] | None,
@@ -53,7 +53,7 @@ def judged_probabilities(
 
     Args:
         calibration: a known one.
-        most_probable: the figures of its most probable tiers.
+        most_probable: the figures of its most probable tiers; None where it knows no tiers.
         scores, tiers: [n].
         groups: [n] names; None for an image that is its own group.
         within: [n] codes; only pairs with equal codes count.

@@ -23,7 +23,7 @@ from mirip_fast.evaluation.pair_counts import (
 
 
 def pairwise_accuracy(
-    scores: ArrayLike, tiers: ArrayLike, within: ArrayLike | None = None
+    scores: ArrayLike, tiers: ArrayLike, within: ArrayLike | None = None, *, finer: bool = False
 ) -> float:
     """Share (0–1) of all cross-tier pairs in which the better tier has the higher score.
 
@@ -34,11 +34,12 @@ def pairwise_accuracy(
         tiers: [n] integers, 0 = best.
         within: [n] integer codes; only pairs with equal codes count, an image with a negative code
             is in none.
+        finer: ``tiers`` are ranks of finer grades, perhaps as many as images.
 
     Raises:
         DataError: there is no such pair, a score is not finite, or lengths differ.
     """
-    twice_right, pairs = PairCounter(scores, tiers, within=within).count()
+    twice_right, pairs = PairCounter(scores, tiers, within=within, finer=finer).count()
     _require_pairs(pairs, tiers, within)
     return float(twice_right.sum() / (2 * pairs.sum()))
 

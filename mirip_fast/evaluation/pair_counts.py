@@ -6,6 +6,9 @@ b score below this image" into a look-up in running sums, so n images need O(K n
 n) memory (K tiers) instead of O(n²). Images may carry integer weights (how often a bootstrap
 resample holds them); a pair then counts with the product of its two weights, which is what
 repeating the rows would give.
+
+Finer grades than tiers are codes of the same kind, perhaps as many as there are images: their pairs are
+counted all together by comparing images with images, in O(n²) time.
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ from mirip_fast.errors import DataError
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+
+_ROWS = 256  # images compared with all others at a time, where grades are finer than tiers
 
 
 def check_scores(
@@ -79,6 +84,11 @@ class PairCounter:
         n_tiers: K; ``max(tiers) + 1`` when not given.
         within: [n] integer codes; only pairs with equal codes count. An image with a negative code
             (unknown) is in no pair. All pairs count when not given.
+        finer: the tiers are ranks of finer grades, which are not told apart: K is 1.
+
+    Attributes:
+        tiers: [n] int64, the tiers that are told apart.
+        order: [m] the images that can be in a pair, by tier, then cell, then score.
 
     Raises:
         DataError: lengths differ, a score is not finite, a tier is negative or not below
@@ -91,6 +101,8 @@ class PairCounter:
         tiers: ArrayLike,
         n_tiers: int | None = None,
         within: ArrayLike | None = None,
+        *,
+        finer: bool = False,
     ):
         values = check_scores(scores)
         n = len(values)
@@ -102,6 +114,12 @@ class PairCounter:
                 f"tiers: {int(tier.max())} is not below the number of tiers {self.n_tiers}"
             )
 
+        self._grades = tier if finer else None  # that are not told apart
+        if self._grades is not None:
+            self._scores = values
+            self._cells = np.zeros_like(tier) if within is None else np.asarray(within)
+            self.n_tiers, tier = 1, np.zeros_like(tier)
+        self.tiers = tier
         rank = np.unique(values, return_inverse=True)[1].astype(
             np.int64
         )  # equal scores, equal rank
@@ -115,7 +133,6 @@ class PairCounter:
         self._n_cells = int(cell.max(initial=-1)) + 1
         # One key orders an image by cell first, then by score; both fit an int64 as each is below n.
         key = cell * (n + 1) + rank
-        #: [m] the images that can be in a pair, by tier, then cell, then score.
         self.order: IntArray = keep[np.lexsort((key[keep], tier[keep]))]
         self._bounds = np.searchsorted(tier[self.order], np.arange(self.n_tiers + 1))
         keys = key[self.order]
@@ -143,10 +160,13 @@ class PairCounter:
             ``twice_right`` and ``pairs``, both int64 [K, K, R], filled where the row's tier is
             better than the column's (row < column) and 0 elsewhere. Over all pairs (i, j) of the
             two tiers ``pairs`` is Σ w_i w_j and ``twice_right`` is Σ w_i w_j (2·[s_i > s_j] + [s_i
-            = s_j]): doubled, so that it stays a whole number.
+            = s_j]): doubled, so that it stays a whole number. Of finer grades
+            the sums over all pairs, [1, 1, R].
         """
         if weights is None:
             weights = np.ones((self.n_images, 1), dtype=np.int64)
+        if self._grades is not None:
+            return self._count_together(self._grades, weights)
         sorted_weights = weights[self.order]
         n_columns = weights.shape[1]
         twice_right = np.zeros((self.n_tiers, self.n_tiers, n_columns), dtype=np.int64)
@@ -164,6 +184,20 @@ class PairCounter:
             # The running sums start at the tier's first row; what lies in earlier cells is taken off.
             earlier = 2 * (cell_total[a] * cell_before[b][:-1]).sum(axis=0)
             twice_right[a, b] = below.sum(axis=0) - earlier
+        return twice_right, pairs
+
+    def _count_together(self, grades: IntArray, weights: IntArray) -> tuple[IntArray, IntArray]:
+        sums = np.zeros((2, weights.shape[1]))
+        rows = self.order
+        scores, grade, cell = self._scores[rows], grades[rows], self._cells[rows]
+        weight = weights[rows].astype(np.float64)  # whole numbers to 2^53
+        for start in range(0, len(rows), _ROWS):
+            own = slice(start, start + _ROWS)
+            pair = (grade[own, None] < grade) & (cell[own, None] == cell)
+            right = np.where(pair, np.sign(scores[own, None] - scores) + 1, 0.0)
+            for i, table in enumerate((right, pair.astype(np.float64))):
+                sums[i] += (weight[own] * (table @ weight)).sum(axis=0)
+        twice_right, pairs = sums.round().astype(np.int64)[:, None, None]
         return twice_right, pairs
 
     def _rows(self, tier: int) -> slice:

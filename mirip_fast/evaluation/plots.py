@@ -43,11 +43,13 @@ def draw_report(report: Report, folder: Path, stem: str, about: str) -> list[Pat
     Returns:
         The files written.
     """
-    files = [
-        plot_scores_by_tier(folder / f"{stem}_scores_by_tier.png", report, about),
-        plot_confusion(folder / f"{stem}_confusion.png", report, about),
-        plot_tier_pairs(folder / f"{stem}_tier_pairs.png", report, about),
-    ]
+    files = []
+    if report.tier_names:
+        files = [
+            plot_scores_by_tier(folder / f"{stem}_scores_by_tier.png", report, about),
+            plot_confusion(folder / f"{stem}_confusion.png", report, about),
+            plot_tier_pairs(folder / f"{stem}_tier_pairs.png", report, about),
+        ]
     known = report.probabilities
     if known is not None and known.pairs is not None:
         files.append(folder / f"{stem}_reliability.png")
@@ -110,8 +112,10 @@ def plot_confusion(path: Path, report: Report, about: str) -> Path:
     Predicted is the most probable tier where probabilities are known, else the tier by quota.
     """
     known = report.probabilities
-    figures = report.by_quota if known is None else known.tiers
-    by = "by quota (as many of each as there are)" if known is None else "most probable"
+    figures, by = report.by_quota, "by quota (as many of each as there are)"
+    if known is not None and known.tiers is not None:
+        figures, by = known.tiers, "most probable"
+    assert figures is not None  # there are tiers
     counts = np.array(figures.confusion)
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     figure, axes = _matrix(shares, report.tier_names, label="share of the true tier")

@@ -158,7 +158,7 @@ def _varies(values: FloatArray, tiers: IntArray, within: ArrayLike | None, codes
     """Whether resampling can show how much the figures vary, as for the pairwise accuracy."""
     counter = PairCounter(values, tiers, within=within)
     _, pairs = counter.count()
-    return bool((known_tier_pairs(counter, tiers, codes) & (pairs[..., 0] > 0)).any())
+    return bool((known_tier_pairs(counter, codes) & (pairs[..., 0] > 0)).any())
 
 
 class _Steps:

@@ -25,6 +25,7 @@ from mirip_fast.evaluation.more_intervals import figure_intervals
 from mirip_fast.evaluation.pair_counts import (
     FloatArray,
     IntArray,
+    PairCounter,
     check_codes,
     check_scores,
 )
@@ -39,18 +40,24 @@ from mirip_fast.evaluation.report_parts import (
 )
 from mirip_fast.evaluation.within_values import WithinFigures, accuracy_within
 
+#: Of finer grades, where they have to be told apart.
+STEPS = 64
+
 
 @dataclass(frozen=True, slots=True)
 class Report:
     """How well scores order graded images, and how sure that is. An interval of None means unknown.
 
+    Where images have no tiers but finer grades, pairs are those of different grades, and all that is said of
+    tiers is empty or None; groups, mistakes and probabilities look at the grades in 64 steps at most.
+
     Attributes:
-        tier_names: best first; K tiers.
+        tier_names: best first; K tiers; none where finer grades are judged by.
         tier_counts: images of each tier.
         n_images, n_groups, n_pairs: images, groups (an image without one counts as one), cross-tier
             pairs.
         pairwise_accuracy: share of cross-tier pairs in the right order (0–1, score ties ½).
-        macro_accuracy: mean over the tier pairs that occur.
+        macro_accuracy: mean over the tier pairs that occur; None without tiers.
         within_accuracy: over the ``within_pairs`` pairs with equal within value; None without the
             column or without such a pair.
         within_macro_accuracy: mean over the within values that have a pair, each counted alike.
@@ -61,7 +68,7 @@ class Report:
         kendall_tau_b: −1 … 1, positive = good; None where all scores are equal.
         spearman: with the ``spearman_images`` finer grades that are there; None where not defined.
         ndcg: k → NDCG@k; None where not defined.
-        by_quota: with predicted tiers by quota (:func:`metrics.tiers_by_quota`).
+        by_quota: with predicted tiers by quota (:func:`metrics.tiers_by_quota`); None without tiers.
         probabilities: of pairs and tiers, judged here; None if unknown.
         probabilities_unknown: why; None where they are known or nobody asked.
         seen: images that the model or its calibration was made with.
@@ -76,7 +83,7 @@ class Report:
     n_pairs: int
     pairwise_accuracy: float
     pairwise_accuracy_interval: Interval | None
-    macro_accuracy: float
+    macro_accuracy: float | None
     macro_accuracy_interval: Interval | None
     within_pairs: int
     within_accuracy: float | None
@@ -93,7 +100,7 @@ class Report:
     spearman_images: int
     ndcg: dict[int, float | None]
     ndcg_intervals: dict[int, Interval | None]
-    by_quota: TierFigures
+    by_quota: TierFigures | None
     probabilities: Probabilities | None
     probabilities_unknown: str | None
     seen: int
@@ -103,19 +110,19 @@ class Report:
     judged: Judged = field(repr=False, compare=False)
 
     @property
-    def tier_accuracy(self) -> float:
-        """Share of images whose tier by quota is the true one (0–1)."""
-        return self.by_quota.accuracy
+    def tier_accuracy(self) -> float | None:
+        """Share of images whose tier by quota is the true one (0–1); None without tiers."""
+        return None if self.by_quota is None else self.by_quota.accuracy
 
     @property
-    def macro_f1(self) -> float:
-        """Mean F1 of the tiers by quota (0–1)."""
-        return self.by_quota.macro_f1
+    def macro_f1(self) -> float | None:
+        """Mean F1 of the tiers by quota (0–1); None without tiers."""
+        return None if self.by_quota is None else self.by_quota.macro_f1
 
     @property
     def confusion(self) -> tuple[tuple[int, ...], ...]:
-        """Images by [true tier][tier by quota]."""
-        return self.by_quota.confusion
+        """Images by [true tier][tier by quota]; empty without tiers."""
+        return () if self.by_quota is None else self.by_quota.confusion
 
     def worst_mistakes(self, k: int = 10, *, max_per_image: int = 2) -> list[Mistake]:
         """At most ``k`` wrongly ordered pairs, largest gap first, an image at most twice by default.
@@ -127,16 +134,21 @@ class Report:
             ConfigError: ``k`` is negative or ``max_per_image`` below 1.
         """
         ids, scores, tiers = self.judged.image_ids, self.judged.scores, self.judged.tiers
+        steps, grades = (tiers if self.tier_names else _steps(tiers)), self.judged.grades
         pairs = worst_pairs(
-            scores, tiers, k, within=self.judged.within, max_per_image=max_per_image
+            scores, steps, k, within=self.judged.within, max_per_image=max_per_image
         )
+
+        def grade(row: int) -> str:
+            return self.tier_names[tiers[row]] if self.tier_names else f"{grades[row]:g}"
+
         return [
             Mistake(
                 better_id=ids[pair.better],
-                better_tier=self.tier_names[tiers[pair.better]],
+                better_tier=grade(pair.better),
                 better_score=float(scores[pair.better]),
                 worse_id=ids[pair.worse],
-                worse_tier=self.tier_names[tiers[pair.worse]],
+                worse_tier=grade(pair.worse),
                 worse_score=float(scores[pair.worse]),
                 gap=pair.gap,
             )
@@ -154,7 +166,8 @@ class Report:
         plain["tier_pairs"] = [asdict(row) for row in self.tier_pairs]
         plain["within_values"] = [asdict(row) for row in self.within_values]
         plain["groups"] = [asdict(row) for row in self.groups]
-        for name, value in self.by_quota.to_dict().items():  # tier_accuracy and so on
+        quota = {} if self.by_quota is None else self.by_quota.to_dict()
+        for name, value in quota.items():  # tier_accuracy and so on
             plain[name if name.startswith(("macro", "confusion")) else f"tier_{name}"] = value
         plain["probabilities"] = self.probabilities and self.probabilities.to_dict()
         plain["worst_mistakes"] = [asdict(mistake) for mistake in self.worst_mistakes(mistakes)]
@@ -167,7 +180,7 @@ class Report:
 
 def evaluate(
     scores: ArrayLike,
-    tiers: ArrayLike,
+    tiers: ArrayLike | None,
     *,
     tier_names: Sequence[str],
     image_ids: Sequence[str],
@@ -185,8 +198,8 @@ def evaluate(
 
     Args:
         scores: [n] finite floats, higher is better.
-        tiers: [n] integers, 0 = best, each below ``len(tier_names)``.
-        tier_names: K names, best first.
+        tiers: [n] integers, 0 = best, each below ``len(tier_names)``; None to judge by ``tier_scores``.
+        tier_names: K names, best first; not looked at without tiers.
         image_ids: [n] names for the messages and the worst mistakes.
         groups: [n] group names; None or "" for an image that is its own group. Resampled as wholes.
         tier_scores: [n] finer grades, higher is better; missing ones (None, NaN) are left out.
@@ -201,25 +214,31 @@ def evaluate(
 
     Raises:
         ConfigError: ``ks``, ``rounds`` or ``confidence`` is out of range.
-        DataError: a score is not finite, a tier is unknown, lengths differ, or no two tiers occur.
+        DataError: a score is not finite, a tier is unknown, lengths differ, or no two tiers occur;
+            without tiers: a finer grade is missing, or all are equal.
     """
-    ids, names = tuple(image_ids), tuple(tier_names)
-    values, tier = _checked(scores, tiers, ids, names)
+    ids, finer = tuple(image_ids), tiers is None
+    names = () if finer else tuple(tier_names)
+    values, tier, grades = _checked(scores, tiers, tier_scores, ids, names)
     counts = np.bincount(tier, minlength=len(names))
-    grades = _grades(tier_scores, len(ids))
+    steps = _steps(tier) if finer else tier
     graded = ~np.isnan(grades)
     drawing: dict[str, Any] = {"rounds": rounds, "confidence": confidence, "seed": seed}
 
-    accuracy, pairs = metrics.tier_pair_accuracy(values, tier, len(names))
-    spread = bootstrap_over_groups(values, tier, groups, **drawing)
+    accuracy, pairs = np.empty((0, 0)), PairCounter(values, tier, finer=True).count()[1]
+    if not finer:
+        accuracy, pairs = metrics.tier_pair_accuracy(values, tier, len(names))
+    spread = bootstrap_over_groups(values, tier, groups, finer=finer, **drawing)
     inside = (
         WithinFigures()
         if within is None
-        else accuracy_within(values, tier, within, groups, **drawing)
+        else accuracy_within(values, tier, within, groups, finer=finer, **drawing)
     )
-    quota = metrics.tiers_by_quota(values, tier)
-    ordinal = None if calibration is None else calibration.ordinal
-    guesses = [quota] if ordinal is None else [quota, ordinal.most_probable(values)]
+    guesses = [] if finer else [metrics.tiers_by_quota(values, tier)]
+    ordinal = None if calibration is None or finer else calibration.ordinal
+    if ordinal is not None:
+        guesses.append(ordinal.most_probable(values))
+    ks = () if finer else ks
     varied = spread.pairwise_accuracy is not None  # else resampling can not show how much they vary
     figures = figure_intervals(
         values, tier, len(names), groups, grades=grades, predicted=guesses, ks=ks,
@@ -232,19 +251,19 @@ def evaluate(
     probabilities = None
     if calibration is not None and calibration.unknown is None:
         probabilities = judged_probabilities(
-            calibration, judged_tiers[-1],
-            values, tier, groups, within_codes, **drawing,
+            calibration, None if ordinal is None else judged_tiers[-1],
+            values, steps, groups, within_codes, **drawing,
         )  # fmt: skip
     return Report(
         tier_names=names,
-        tier_counts=tuple(int(count) for count in counts),
+        tier_counts=() if finer else tuple(int(count) for count in counts),
         n_images=len(ids),
         n_groups=spread.n_groups,
         n_pairs=int(pairs.sum()),
-        pairwise_accuracy=metrics.pairwise_accuracy(values, tier),
+        pairwise_accuracy=metrics.pairwise_accuracy(values, tier, finer=finer),
         pairwise_accuracy_interval=spread.pairwise_accuracy,
-        macro_accuracy=metrics.macro_pairwise_accuracy(values, tier),
-        macro_accuracy_interval=spread.macro_accuracy,
+        macro_accuracy=None if finer else metrics.macro_pairwise_accuracy(values, tier),
+        macro_accuracy_interval=None if finer else spread.macro_accuracy,
         within_pairs=inside.pairs,
         within_accuracy=inside.accuracy,
         within_accuracy_interval=inside.interval,
@@ -253,9 +272,9 @@ def evaluate(
         within_values=inside.values,
         tier_pairs=tuple(
             TierPairRow(names[a], names[b], int(pairs[a, b]), float(accuracy[a, b]), interval)
-            for (a, b), interval in spread.tier_pairs.items()
+            for (a, b), interval in ({} if finer else spread.tier_pairs).items()
         ),
-        groups=accuracy_by_group(values, tier, groups, **drawing),
+        groups=accuracy_by_group(values, steps, groups, **drawing),
         kendall_tau_b=metrics.kendall_tau_b(values, tier),
         kendall_tau_b_interval=spread.kendall_tau_b,
         spearman=metrics.spearman(values[graded], grades[graded]),
@@ -263,22 +282,50 @@ def evaluate(
         spearman_images=int(graded.sum()),
         ndcg={int(k): metrics.ndcg_at_k(values, tier, int(k), len(names)) for k in ks},
         ndcg_intervals=figures.ndcg,
-        by_quota=judged_tiers[0],
+        by_quota=None if finer else judged_tiers[0],
         probabilities=probabilities,
         probabilities_unknown=None if calibration is None else calibration.unknown,
         seen=seen,
         **drawing,
-        judged=Judged(ids, values, tier, within_codes),
+        judged=Judged(ids, values, tier, within_codes, grades),
     )
 
 
+def ranks(grades: ArrayLike) -> IntArray:
+    """[n] finer grades, higher is better → [n] codes, 0 for the best, equal ones for equal grades.
+
+    Raises:
+        DataError: a grade is missing or not finite.
+    """
+    values = check_scores(grades, what="tier_scores")
+    return np.unique(-values, return_inverse=True)[1].astype(np.int64)
+
+
+def _steps(tier: IntArray) -> IntArray:
+    """[n] ranks of finer grades → [n] in at most :data:`STEPS` steps of four images and more."""
+    middle = (
+        np.searchsorted(np.sort(tier), tier) + np.searchsorted(np.sort(tier), tier, "right")
+    ) // 2
+    steps: IntArray = middle * max(2, min(STEPS, len(tier) // 4)) // max(1, len(tier))
+    return steps
+
+
 def _checked(
-    scores: ArrayLike, tiers: ArrayLike, ids: tuple[str, ...], names: tuple[str, ...]
-) -> tuple[FloatArray, IntArray]:
-    """Scores and tiers as arrays, after all that can be wrong with them is told."""
+    scores: ArrayLike,
+    tiers: ArrayLike | None,
+    tier_scores: Sequence[float | None] | None,
+    ids: tuple[str, ...],
+    names: tuple[str, ...],
+) -> tuple[FloatArray, IntArray, FloatArray]:
+    """Scores, tiers (or ranks of grades) and grades as arrays, after all that is wrong with them is told."""
     if len(np.asarray(scores)) != len(ids):
         raise DataError(f"{len(np.asarray(scores))} scores for {len(ids)} image ids")
-    values = check_scores(scores, ids)
+    values, grades = check_scores(scores, ids), _grades(tier_scores, len(ids))
+    if tiers is None:
+        tier = ranks(grades)
+        if not tier.any():
+            raise DataError(f"no pair of different tier_score among {len(ids)} images")
+        return values, tier, grades
     tier = check_codes(tiers, len(ids), "tiers")
     counts = np.bincount(tier, minlength=len(names))
     if len(counts) > len(names):
@@ -287,7 +334,7 @@ def _checked(
         )
     if np.count_nonzero(counts) < 2:
         raise DataError(_one_tier_message(names, counts))
-    return values, tier
+    return values, tier, grades
 
 
 def _grades(tier_scores: Sequence[float | None] | None, n: int) -> FloatArray:

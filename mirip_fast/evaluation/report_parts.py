@@ -82,12 +82,16 @@ class Mistake:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What was judged, each [n]: names, scores, tiers (0 = best) and within codes, where given."""
+    """What was judged, each [n]: names, scores, tiers (0 = best) and within codes, where given.
+
+    Without tiers these are the ranks of the finer grades; ``grades`` are NaN where there are none.
+    """
 
     image_ids: tuple[str, ...]
     scores: FloatArray
     tiers: IntArray
     within: IntArray | None
+    grades: FloatArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +124,7 @@ class Probabilities:
         source, images: where the held-out scores that they were learned from come from, and how many.
         temperature: T of P(a beats b) = σ((s_a − s_b) / T); None where it is infinite.
         pairs: whether pair probabilities come true; None where no pair counts.
-        tiers: with the most probable tier as the predicted one.
+        tiers: with the most probable tier as the predicted one; None where none is known.
         remarks: what a reader has to know.
     """
 
@@ -128,12 +132,16 @@ class Probabilities:
     images: int
     temperature: float | None
     pairs: Reliability | None
-    tiers: TierFigures
+    tiers: TierFigures | None
     remarks: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        plain = {**asdict(self), "tiers": self.tiers.to_dict(), "remarks": list(self.remarks)}
+        plain = {
+            **asdict(self),
+            "tiers": self.tiers and self.tiers.to_dict(),
+            "remarks": list(self.remarks),
+        }
         if self.pairs is not None:
             plain["pairs"] = {
                 **asdict(self.pairs),

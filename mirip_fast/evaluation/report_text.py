@@ -18,25 +18,31 @@ _SHOWN_VALUES = 12  # more within values than this are in the JSON file only
 def report_text(report: Report, mistakes: int) -> str:
     """Figures, tier pairs, confusion matrix, the ``mistakes`` worst mistakes and remarks."""
     counts = zip(report.tier_names, report.tier_counts, strict=True)
+    listed = ", ".join(f"{name} {count}" for name, count in counts) or "no tiers"
     head = (
-        f"{report.n_images} images ({', '.join(f'{name} {count}' for name, count in counts)}) "
-        f"in {report.n_groups} groups, {report.n_pairs} pairs of different tiers"
+        f"{report.n_images} images ({listed}) in {report.n_groups} groups, {report.n_pairs} pairs of "
+        f"different {'tiers' if report.tier_names else 'tier_score'}"
     )
-    parts = [head, _figures(report), _tier_pairs(report)]
+    parts = [head, _figures(report)]
+    if report.tier_names:
+        parts.append(_tier_pairs(report))
     if 1 < len(report.within_values) <= _SHOWN_VALUES:
         parts.append(_within_values(report))
-    parts.append(_confusion(report))
+    if report.tier_names:
+        parts.append(_confusion(report))
     if report.probabilities is not None:
         parts.append(_probabilities(report, report.probabilities))
     worst = report.worst_mistakes(mistakes)
     if worst:
-        parts.append("Worst mistakes\n" + mistake_table(worst))
+        parts.append(
+            "Worst mistakes\n" + mistake_table(worst, "tier" if report.tier_names else "tier_score")
+        )
     return "\n\n".join([*parts, *_remarks(report)])
 
 
-def mistake_table(mistakes: Sequence[Mistake]) -> str:
+def mistake_table(mistakes: Sequence[Mistake], grade: str = "tier") -> str:
     """One line per wrongly ordered pair: the image of the better tier, that of the worse, the gap."""
-    headers = ["should be higher", "tier", "score", "scores higher", "tier", "score", "gap"]
+    headers = ["should be higher", grade, "score", "scores higher", grade, "score", "gap"]
     rows = [
         [
             *(m.better_id, m.better_tier, f"{m.better_score:.4g}"),
@@ -50,8 +56,11 @@ def mistake_table(mistakes: Sequence[Mistake]) -> str:
 def _figures(report: Report) -> str:
     rows = [
         _row("pairwise accuracy", report.pairwise_accuracy, report.pairwise_accuracy_interval),
-        _row("  mean over tier pairs", report.macro_accuracy, report.macro_accuracy_interval),
     ]
+    if report.tier_names:
+        rows.append(
+            _row("  mean over tier pairs", report.macro_accuracy, report.macro_accuracy_interval)
+        )
     if report.judged.within is not None:
         name = f"  inside the same within value ({report.within_pairs} pairs)"
         rows.append(_row(name, report.within_accuracy, report.within_accuracy_interval))
@@ -70,8 +79,9 @@ def _figures(report: Report) -> str:
         if pairs is not None:
             rows.append(_row("calibration error of pair probabilities", pairs.ece, pairs.interval))
     for name, tiers in judged:
-        rows.append(_row(f"tier accuracy ({name})", tiers.accuracy, tiers.accuracy_interval))
-        rows.append(_row(f"macro F1 ({name})", tiers.macro_f1, tiers.macro_f1_interval))
+        if tiers is not None:
+            rows.append(_row(f"tier accuracy ({name})", tiers.accuracy, tiers.accuracy_interval))
+            rows.append(_row(f"macro F1 ({name})", tiers.macro_f1, tiers.macro_f1_interval))
     return format_table(["measure", "value", _interval_header(report)], rows, "lrl")
 
 
@@ -93,9 +103,8 @@ def _within_values(report: Report) -> str:
 
 
 def _confusion(report: Report) -> str:
-    if report.probabilities is None:
-        corner, confusion = "true \\ by quota", report.confusion
-    else:
+    corner, confusion = "true \\ by quota", report.confusion
+    if report.probabilities is not None and report.probabilities.tiers is not None:
         corner, confusion = "true \\ most probable", report.probabilities.tiers.confusion
     rows = [[name, *counts] for name, counts in zip(report.tier_names, confusion, strict=True)]
     return format_table([corner, *report.tier_names], rows, "l" + "r" * len(report.tier_names))

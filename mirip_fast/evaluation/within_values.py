@@ -47,6 +47,7 @@ def accuracy_within(
     within: Sequence[str | None],
     groups: Sequence[str | None] | None,
     *,
+    finer: bool = False,
     rounds: int,
     confidence: float,
     seed: int,
@@ -58,6 +59,7 @@ def accuracy_within(
         tiers: [n], 0 = best.
         within: [n] values; None or "" is in no pair.
         groups: [n] names; None for an image that is its own group.
+        finer: the tiers are ranks of finer grades.
         rounds, confidence, seed: of the bootstrap over groups; 0 rounds for no intervals.
 
     Raises:
@@ -68,13 +70,13 @@ def accuracy_within(
     names, counters, known, counts = [], [], [], []
     for number, value in enumerate(dict.fromkeys(value for value in within if value)):
         members = np.flatnonzero(numbers == number)
-        counter = PairCounter(scores[members], tiers[members])
+        counter = PairCounter(scores[members], tiers[members], finer=finer)
         twice_right, pairs = counter.count()
         if pairs.any():
             names.append(value)
             counters.append((members, counter))
             counts.append((int(twice_right.sum()), int(pairs.sum())))
-            varied = known_tier_pairs(counter, tiers[members], codes[members])
+            varied = known_tier_pairs(counter, codes[members])
             known.append(bool((varied & (pairs[..., 0] > 0)).any()))
     if not counters:
         return WithinFigures()

@@ -198,7 +198,9 @@ def save_dataset(
         "root": address(manifest.root),
         "tiers": list(manifest.tiers),
         # Faulty grades count: training tells what is wrong with them.
-        "graded": any(record.tier is not None for record in manifest.records),
+        "graded": any(
+            record.tier is not None or record.tier_score is not None for record in manifest.records
+        ),
         "images": len(manifest),
         "failed": sum(outcome.status == "failed" for outcome in outcomes),
         "limit": limit,
@@ -319,7 +321,7 @@ def newest_graded(cache_dir: Path, source: Path | None = None) -> Dataset:
         names = ", ".join(dataset.info["source"] for dataset in datasets[:5])
         raise RunNotFoundError(
             f"No data set with grades in {cache_dir.resolve()}; embedded without grades: {names}. "
-            "Training needs a metadata.csv with a tier column, or a folder per tier."
+            "Training needs a metadata.csv with a tier column (or tier_score), or a folder per tier."
         )
     raise RunNotFoundError(
         f"Nothing is embedded in {cache_dir.resolve()} yet: run `mirip-fast embed data/` first."

@@ -59,7 +59,9 @@ def write_evaluation_page(
         "made": datetime.now().astimezone().isoformat(timespec="minutes"),
         "about": printable(evaluation.about) if evaluation else None,
         "pictures": None,  # inside the page
-        "tiers": [printable(name) for name in model.info.tiers],
+        "tiers": []
+        if evaluation is None
+        else [printable(name) for name in evaluation.report.tier_names],
         "learning": _learning(run),
         "judgedPairs": None if pairs is None else _pairs(pairs),
         "report": None,
@@ -87,14 +89,17 @@ def write_evaluation_page(
 
 def _figures(report: Report) -> dict[str, Any]:
     known = report.probabilities
-    judged = report.by_quota if known is None else known.tiers
+    most_probable = None if known is None else known.tiers
+    judged = report.by_quota if most_probable is None else most_probable
     pairs = None if known is None else known.pairs
     measures = {
         "accuracy": (report.pairwise_accuracy, report.pairwise_accuracy_interval),
         "macro": (report.macro_accuracy, report.macro_accuracy_interval),
         "within": (report.within_accuracy, report.within_accuracy_interval),
-        "tierAccuracy": (judged.accuracy, judged.accuracy_interval),
-        "macroF1": (judged.macro_f1, judged.macro_f1_interval),
+        "tierAccuracy": (None, None)
+        if judged is None
+        else (judged.accuracy, judged.accuracy_interval),
+        "macroF1": (None, None) if judged is None else (judged.macro_f1, judged.macro_f1_interval),
         "tau": (report.kendall_tau_b, report.kendall_tau_b_interval),
         "spearman": (report.spearman, report.spearman_interval),
         "ndcg10": (report.ndcg.get(10), report.ndcg_intervals.get(10)),
@@ -116,8 +121,8 @@ def _figures(report: Report) -> dict[str, Any]:
             report.judged.tiers,
             [printable(name) for name in report.tier_names],
         ),
-        "confusion": [list(row) for row in judged.confusion],
-        "byQuota": known is None,
+        "confusion": [] if judged is None else [list(row) for row in judged.confusion],
+        "byQuota": most_probable is None,
         "tierPairs": [
             _share(None, row, better=printable(row.better), worse=printable(row.worse))
             for row in report.tier_pairs
@@ -220,7 +225,8 @@ def _mistake(
     def side(image_id: str, tier: str, score: float) -> dict[str, Any]:
         return {
             "name": printable(files[image_id].name),
-            "tier": report.tier_names.index(tier),
+            "tier": report.tier_names.index(tier) if report.tier_names else None,
+            "grade": tier,
             "score": float(f"{score:.6g}"),
             "picture": names[image_id],
         }

@@ -76,6 +76,8 @@ class GradedWorks:
         self._store = FeatureStore.open(cache_dir / model.info.fingerprint_id)
         self._series = series_name(model.info.views[0], "cls")
         images = _graded_images(model)
+        if not images.has_tiers:
+            raise DataError("the works that the model learned from have no tiers")
         if (self._store.rows(self._series, images.hashes) < 0).all():
             raise StoreError(f"{self._store.path} has no features of the run's graded images")
         self._works: dict[str, list[Work]] = {tier: [] for tier in self._tiers}

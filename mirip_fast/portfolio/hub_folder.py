@@ -120,7 +120,8 @@ def write_model(model: ScoreModel, folder: Path, cache_dir: Path) -> list[str]:
     known = []
     calibration = load_calibration(model)
     if calibration.unknown is None:
-        known.append(f"percentiles and tiers learned from {calibration.images} held-out works")
+        what = "percentiles and tiers" if calibration.ordinal else "percentiles"
+        known.append(f"{what} learned from {calibration.images} held-out works")
     if calibration.source != "none":
         save_calibration(path, calibration)
     else:

@@ -47,7 +47,7 @@ def model_card(model: ScoreModel, backbone: str, known: Sequence[str] = ()) -> s
         f"- it looks at: {' and '.join(_tokens_text(kind) for kind in info.kinds)}\n"
         f"- views of each picture: {views}; made square by `{info.embed.resize}`\n"
         f"- {_readout(model)}\n"
-        f"- tiers, best first: {', '.join(info.tiers)}\n"
+        f"- tiers, best first: {', '.join(info.tiers) or 'none'}\n"
         f"- what it tells besides scores: {'; '.join(known) or 'nothing'}",
         "## Use",
         "```bash\npip install mirip-fast\n"
@@ -127,8 +127,11 @@ def _data(model: ScoreModel) -> str:
     data = config_from_dict({"data": Run(folder).info.get("data", {})}).data
     images = load_split(path, model.info.tiers, data)
     splits = sorted(set(images.splits), key=lambda name: (name != "train", name != "val", name))
+    about = f"{len(images)} graded pictures" + _groups(images)
+    if not images.has_tiers:
+        return about + "; they have no tiers."
     lines = [
-        f"{len(images)} graded pictures" + _groups(images) + ".",
+        about + ".",
         "",
         "| tier | " + " | ".join(splits) + " | all |",
         "|---|" + "---|" * (len(splits) + 1),
@@ -172,8 +175,10 @@ def _accuracy(model: ScoreModel) -> str:
             "by resampling whole groups)"
         )
         lines = [
-            f"Pairwise accuracy **{accuracy:.3f}**{span}: the share of {pairs:,} pairs of different tiers "
+            f"Pairwise accuracy **{accuracy:.3f}**{span}: the share of {pairs:,} pairs of different grades "
             f"that it puts in the right order, on {images:,} pictures {where}. Chance is 0.5.",
+        ]
+        lines += values["tier_pairs"] and [
             "",
             "| better | worse | pairs | accuracy |",
             "|---|---|---|---|",

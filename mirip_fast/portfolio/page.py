@@ -205,7 +205,7 @@ def _about(done: RankDone) -> dict[str, Any]:
         "title": printable(done.root.absolute().name) or "portfolio",
         "made": datetime.now().astimezone().isoformat(timespec="minutes"),
         "model": printable(run.name),
-        "tiers": [printable(name) for name in model.info.tiers],
+        "tiers": [printable(name) for name in known.tier_names],
         "source": None if known.source == "none" else known.source,
         "heldOut": known.images,
         "remarks": [printable(text) for text in known.remarks()],
@@ -225,7 +225,7 @@ def _about(done: RankDone) -> dict[str, Any]:
         },
         "curves": None
         if held_out is None or not len(held_out)
-        else score_curves(held_out, [printable(name) for name in model.info.tiers], scores),
+        else score_curves(held_out, [printable(name) for name in known.tier_names], scores),
     }
 
 
@@ -242,7 +242,7 @@ def _works(done: RankDone, page: Path, stacked: Mapping[int, Stacked]) -> Iterat
             "high": work.get("rank_high"),
             "settled": work.get("settled"),
             "score": float(f"{work['score']:.6g}"),
-            "percent": round(work["score_100"], 1) if known else None,
+            "percent": round(work["score_100"], 1) if "score_100" in work else None,
             "chances": [round(work[c], 4) for c in chances.values()] if known else None,
             "tier": done.calibration.tier_names.index(work["tier"]) if known else None,
             "wins": [None if math.isnan(work[c]) else round(work[c], 4) for c in wins.values()]

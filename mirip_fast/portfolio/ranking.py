@@ -75,10 +75,11 @@ def rank_scores(
     known["score"] = values
     if view_spread is not None:
         known["view_spread"] = np.asarray(view_spread, dtype=np.float64)[order]
+    if calibration is not None and calibration.reference:
+        known["score_100"] = calibration.score_100(values)
     chances = None if calibration is None else calibration.tier_probabilities(values)
     if calibration is not None and chances is not None:
         names = calibration.tier_names
-        known["score_100"] = calibration.score_100(values)
         known["tier"] = [names[k] for k in chances.argmax(axis=1)]
         known.update((f"p_{tier}", chances[:, k]) for k, tier in enumerate(names))
     for tier, rates in (win_rates or {}).items():
@@ -122,6 +123,7 @@ def ranking_table(ranking: pd.DataFrame) -> str:
     columns["score"] = [f"{score:.4f}" for score in ranking["score"]]
     if "score_100" in ranking:
         columns["0–100"] = [f"{percent:.0f}" for percent in ranking["score_100"]]
+    if "tier" in ranking:
         columns["tier"] = [printable(tier) for tier in ranking["tier"]]
     chances, wins = of_tiers(ranking, "p"), of_tiers(ranking, "wins")
     if wins and chances:

@@ -18,8 +18,12 @@ _MARGIN = 0.05  # of the range, left free at both ends
 
 
 def score_curves(held_out: HeldOut, tier_names: Sequence[str], scores: ArrayLike) -> dict[str, Any]:
-    """:func:`tier_curves` of held-out scores, on an axis for the ``scores`` [n] of ranked works too."""
-    return tier_curves(held_out.scores, held_out.tiers, tier_names, scores)
+    """:func:`tier_curves` of held-out scores, on an axis for the ``scores`` [n] of ranked works too.
+
+    Without tiers it is one curve without a name.
+    """
+    tiers = held_out.tiers if tier_names else np.zeros(len(held_out), dtype=np.int64)
+    return tier_curves(held_out.scores, tiers, tier_names or ("",), scores)
 
 
 def tier_curves(

@@ -309,7 +309,7 @@ def find_anchors(model: ScoreModel, cache_dir: Path, asked: int | None = None) -
 def keep_anchors(model: ScoreModel, images: GradedImages, store: FeatureStore) -> None:
     """:func:`write_anchors` at the end of a training, which goes on without them where there can be none."""
     held_out = load_held_out(model.checkpoint.parent, model.info.tiers)
-    if held_out is None:
+    if held_out is None or not held_out.has_tiers:
         return
     try:
         write_anchors(model, held_out, images, store)
@@ -330,8 +330,8 @@ def _graded(model: ScoreModel) -> tuple[GradedImages, HeldOut]:
     images = load_split(folder / SPLIT_FILE, model.info.tiers, data)
     if not images.manifest.has_grades:
         raise DataError(
-            f"--tiers: {folder} learned from judged pairs of works without grades, so there are no tiers to "
-            "put works in. Train on graded works, or rank without --tiers."
+            f"--tiers: {folder} learned from works without tiers, so there are none to put works in. Train "
+            "on works with tiers, or rank without --tiers."
         )
     held_out = load_held_out(folder, model.info.tiers)
     if held_out is None or not len(held_out):

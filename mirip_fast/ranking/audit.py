@@ -137,7 +137,7 @@ def _near_rows(
 
 
 def _about_images(images: Sequence[AuditImage]) -> str:
-    graded = sum(image.tier is not None for image in images)
+    graded = sum(image.tier is not None or image.record.tier_score is not None for image in images)
     grades = (
         "all graded" if graded == len(images) else f"{graded} graded" if graded else "no grades"
     )

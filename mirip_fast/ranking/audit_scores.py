@@ -54,18 +54,24 @@ def disagreements(
         share: 0 to 1.
     """
     known = {image.record.image_id: image for image in images}
-    wrong = contradictions(held_out.scores, held_out.tiers)
-    guessed = tiers_by_quota(held_out.scores, held_out.tiers)
+    wrong = contradictions(held_out.scores, held_out.order)
+    guessed = tiers_by_quota(held_out.scores, held_out.order)
     findings = []
     for i, image_id in enumerate(held_out.ids):
         image = known.get(image_id)
-        tier = tier_names[int(held_out.tiers[i])]
-        if image is None or image.tier != tier or not wrong[i] >= share:
-            continue  # taken out of the data, or graded anew since
-        value = (
-            f"contradicts {wrong[i]:.0%} of the comparisons with other tiers; by its {held_out.source} "
-            f"score ({held_out.scores[i]:.4g}) it would be {tier_names[int(guessed[i])]}"
-        )
+        if image is None or not wrong[i] >= share:
+            continue  # taken out of the data
+        own, would = f"score ({held_out.scores[i]:.4g})", ""
+        if held_out.has_tiers:
+            same = image.tier == tier_names[int(held_out.tiers[i])]
+            would = f"; by its {held_out.source} {own} it would be {tier_names[int(guessed[i])]}"
+        else:
+            same = image.record.tier_score == held_out.tier_scores[i]
+            would = f" (tier_score {held_out.tier_scores[i]:g}, {held_out.source} {own})"
+        if not same:
+            continue  # graded anew since
+        what = "tiers" if held_out.has_tiers else "grades"
+        value = f"contradicts {wrong[i]:.0%} of the comparisons with other {what}{would}"
         advice = "look at it: is the grade right, and is it the right file?"
         findings.append(finding_about("disagreement", [image], advice, value, float(wrong[i])))
     return findings

@@ -111,7 +111,8 @@ def compare_with_baselines(
             done = paired_bootstrap(
                 report.judged.scores, score(), report.judged.tiers,
                 [record.group for record in works.manifest.records],
-                within=report.judged.within, rounds=config.evaluate.bootstrap_rounds,
+                within=report.judged.within, finer=not report.tier_names,
+                rounds=config.evaluate.bootstrap_rounds,
             )  # fmt: skip
         except MiripError as error:
             return dataclasses.replace(baseline, unknown=f"as {error}".rstrip("."))
@@ -185,7 +186,8 @@ def _ridge_scores(model: ScoreModel, works: GradedImages, cache_dir: Path) -> ND
         read_features(store, part.hashes, model.info.features, model.info.views).mean(axis=1)
         for part in (learned, works)
     )
-    return ridge_scores(rows, normal_scores(learned.tiers), new)
+    y = normal_scores(learned.tiers) if learned.has_tiers else learned.tier_scores
+    return ridge_scores(rows, y, new)
 
 
 def _cached_scores(run: Run, works: GradedImages, cache_dir: Path) -> NDArray[np.floating]:
@@ -198,7 +200,7 @@ def _cached_scores(run: Run, works: GradedImages, cache_dir: Path) -> NDArray[np
 
 def _run_before(run: Run, model: ScoreModel, works: GradedImages) -> Run | None:
     """The newest finished run begun before ``run`` that was to be evaluated on the same test works."""
-    ours = dict(zip(works.hashes, works.tiers.tolist(), strict=True))
+    ours = dict(zip(works.hashes, works.order.tolist(), strict=True))
     runs = find_runs(run.path.parent)
     names = [other.path.name for other in runs]
     for other in runs[names.index(run.path.name) + 1 :] if run.path.name in names else []:
@@ -209,7 +211,7 @@ def _run_before(run: Run, model: ScoreModel, works: GradedImages) -> Run | None:
             if info.get("dataset") != run.info.get("dataset") or not other.has(SPLIT_FILE):
                 continue
             test = _split(other, model.info.tiers).part("test")
-            if dict(zip(test.hashes, test.tiers.tolist(), strict=True)) == ours:
+            if dict(zip(test.hashes, test.order.tolist(), strict=True)) == ours:
                 return other
         except (MiripError, OSError):  # damaged, or of other tiers: `verify` tells
             continue

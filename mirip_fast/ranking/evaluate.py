@@ -149,7 +149,7 @@ def evaluate_split(
     images = load_split(folder / SPLIT_FILE, model.info.tiers, data).part(split)
     if not len(images):
         raise DataError(f"{folder / SPLIT_FILE} has no images in the {split} split")
-    if not images.manifest.has_grades:
+    if not (images.manifest.has_grades or images.manifest.has_scores):
         raise DataError(
             f"{folder} was trained on judged pairs of images without grades: give graded images with "
             "--test-data"
@@ -210,14 +210,17 @@ def evaluate_files(
     Raises:
         DataError: faulty grades, other tiers than the model's, or images that can not be read.
     """
-    data = dataclasses.replace(config.data, tiers=",".join(model.info.tiers))
+    data = config.data
+    if model.info.tiers:  # one that learned from finer grades alone takes any
+        data = dataclasses.replace(data, tiers=",".join(model.info.tiers))
     if image_dir is not None:
         data = dataclasses.replace(data, image_root=str(image_dir))
     manifest = only_graded(read_manifest(source, DataOptions.from_config(data)))
     manifest.require_files()
-    if not manifest.has_grades:
+    if not (manifest.has_grades or manifest.has_scores):
         raise DataError(
-            f"{source} has no grades to evaluate by: a column {data.tier_column!r} with two tiers is needed"
+            f"{source} has no grades to evaluate by: a column {data.tier_column!r} with two tiers, or a "
+            f"column {data.score_column!r} with two numbers, is needed"
         )
     scored = score_files(
         model,
@@ -262,7 +265,7 @@ def _report(
     within = config.evaluate.within
     return evaluate(
         scores,
-        images.tiers,
+        images.tiers if images.has_tiers else None,
         tier_names=images.manifest.tiers,
         image_ids=[record.image_id for record in records],
         groups=[record.group for record in records],

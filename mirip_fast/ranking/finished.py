@@ -76,7 +76,7 @@ def _held_out_report(
 ) -> tuple[Report | None, str]:
     tiers = images.manifest.tiers
     held_out = load_held_out(Path(run.path), tiers)
-    if held_out is None or len(set(held_out.tiers.tolist())) < 2:
+    if held_out is None or len(set(held_out.order.tolist())) < 2:
         return None, ""
     value_of: dict[str, str | None] = {}
     if within is not None:
@@ -84,7 +84,8 @@ def _held_out_report(
         value_of = dict(zip(ids, images.column(within), strict=True))
     report = evaluate(
         held_out.scores,
-        held_out.tiers,
+        held_out.tiers if held_out.has_tiers else None,
+        tier_scores=held_out.tier_scores,
         tier_names=tiers,
         image_ids=held_out.ids,
         groups=held_out.groups,

@@ -26,6 +26,7 @@ from mirip_fast.data.splits import SPLITS, split_manifest
 from mirip_fast.data.unlisted import tell_unlisted
 from mirip_fast.errors import ConfigError, DataError, ImageError, StoreError
 from mirip_fast.evaluation.metrics import codes_of
+from mirip_fast.evaluation.report import ranks
 from mirip_fast.features.datasets import Dataset
 from mirip_fast.features.ledger_lines import Entry
 from mirip_fast.features.phase_one import open_hashes
@@ -71,13 +72,34 @@ class GradedImages:
         return len(self.hashes)
 
     @property
+    def has_tiers(self) -> bool:
+        """Whether every image has a tier."""
+        return all(record.tier is not None for record in self.manifest.records)
+
+    @property
+    def tier_names(self) -> tuple[str, ...]:
+        """The tiers, the best first; none where images have none."""
+        return self.manifest.tiers if self.has_tiers else ()
+
+    @property
+    def order(self) -> NDArray[np.int64]:
+        """[n] tier of each image, or the rank of its finer grade where there are no tiers; 0 is the best.
+
+        Raises:
+            DataError: images have neither.
+        """
+        if self.has_tiers or any(record.tier_score is None for record in self.manifest.records):
+            return self.tiers
+        return ranks(self.tier_scores)
+
+    @property
     def tiers(self) -> NDArray[np.int64]:
         """[n] tier of each image, 0 is the best.
 
         Raises:
-            DataError: images have none (a run on judged pairs alone).
+            DataError: images have none (a run on judged pairs, or on finer grades alone).
         """
-        if any(record.tier is None for record in self.manifest.records):
+        if not self.has_tiers:
             raise DataError(
                 "The run's images have no tiers; this needs them (--data with a tier column, or "
                 "--test-data FILE.csv with grades)"
@@ -133,7 +155,7 @@ class GradedImages:
         Raises:
             DataError: grades or the column are missing.
         """
-        graded = pairs is None or self.manifest.has_grades
+        graded = self.has_tiers or label == "tier" if pairs is None else self.manifest.has_grades
         return Rows(
             ids=[record.image_id for record in self.manifest.records],
             features=np.empty((len(self), 0, 0), dtype=np.float32),
@@ -193,9 +215,10 @@ def graded_of_dataset(
     if need_tiers:
         graded = only_graded(manifest)
         if len(graded) < len(manifest):
-            kept = zip(hashes, manifest.records, strict=True)
-            hashes = [sha for sha, record in kept if record.tier is not None]
-            manifest = graded
+            kept = {record.image_id for record in graded.records}
+            rows = zip(hashes, manifest.records, strict=True)
+            hashes = [sha for sha, record in rows if record.image_id in kept]
+        manifest = graded
     if need_tiers or manifest.has_grades:
         check_trainable(manifest)
         for remark in grade_remarks(manifest):
@@ -209,11 +232,9 @@ def graded_of_dataset(
     divided = split_manifest(
         manifest, ratios=ratios, seed=split.split_seed, duplicates=hashes, near_groups=near
     )
-    log.info(
-        "Split %s; tier shares within %.1f points of the whole",
-        ", ".join(f"{name} {divided.assignment.count(name)}" for name in SPLITS),
-        divided.deviation(),
-    )
+    sizes = ", ".join(f"{name} {divided.assignment.count(name)}" for name in SPLITS)
+    shares = f"; tier shares within {divided.deviation():.1f} points of the whole"
+    log.info("Split %s%s", sizes, shares if manifest.has_grades else "")
     return GradedImages(
         manifest, tuple(hashes), divided.assignment, None if near is None else tuple(near)
     )

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.errors import DataError
+from mirip_fast.evaluation.report import ranks
 from mirip_fast.files import has_file, read_csv, write_csv
 from mirip_fast.ranking.graded import GradedImages
 
@@ -34,7 +35,7 @@ class HeldOut:
     Attributes:
         ids: image ids, [n].
         paths: image files, [n].
-        tiers: [n] int64, 0 is the best tier.
+        tiers: [n] int64, 0 is the best tier; all −1 where the images have none.
         tier_scores: [n], None where there is none.
         groups: [n], None for an image that is its own group.
         source: one of :data:`SOURCES`, the same for all.
@@ -56,12 +57,24 @@ class HeldOut:
         return cls(
             ids=[record.image_id for record in records],
             paths=[record.path for record in records],
-            tiers=images.tiers,
+            tiers=images.tiers if images.has_tiers else np.full(len(images), -1),
             tier_scores=[record.tier_score for record in records],
             groups=[record.group for record in records],
             source=source,
             scores=scores.astype(np.float64),
         )
+
+    @property
+    def has_tiers(self) -> bool:
+        """Whether the images have tiers."""
+        return bool((self.tiers >= 0).all())
+
+    @property
+    def order(self) -> NDArray[np.int64]:
+        """[n] tier, or rank of the finer grade where there are no tiers; 0: the best; all −1: neither."""
+        if self.has_tiers or None in self.tier_scores:
+            return self.tiers
+        return ranks(np.array(self.tier_scores, dtype=np.float64))
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -73,7 +86,7 @@ def save_held_out(folder: Path, held_out: HeldOut, tier_names: Sequence[str]) ->
         {
             "image_id": held_out.ids[i],
             "path": held_out.paths[i],
-            "tier": tier_names[int(held_out.tiers[i])],
+            "tier": tier_names[int(held_out.tiers[i])] if held_out.has_tiers else None,
             "tier_score": held_out.tier_scores[i],
             "group": held_out.groups[i],
             "source": held_out.source,
@@ -99,7 +112,9 @@ def load_held_out(folder: Path, tier_names: Sequence[str]) -> HeldOut | None:
         return HeldOut(
             ids=[row["image_id"] for row in rows],
             paths=[Path(row["path"]) for row in rows],
-            tiers=np.array([names.index(row["tier"]) for row in rows], dtype=np.int64),
+            tiers=np.array(
+                [names.index(row["tier"]) if row["tier"] else -1 for row in rows], dtype=np.int64
+            ),
             tier_scores=[float(row["tier_score"]) if row["tier_score"] else None for row in rows],
             groups=[row["group"] or None for row in rows],
             source=rows[0]["source"] if rows else SOURCES[1],

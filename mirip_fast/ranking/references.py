@@ -87,8 +87,9 @@ def write_calibration(
         ids = (record.image_id for record in images.manifest.records)
         value_of = dict(zip(ids, images.column(within), strict=True))
         codes = codes_of([value_of[image_id] for image_id in held_out.ids])
+    names = model.info.tiers if held_out.has_tiers else ()
     calibration = fit_calibration(
-        held_out.scores, held_out.tiers, model.info.tiers,
+        held_out.scores, held_out.order, names,
         source=held_out.source, within=codes, within_name=within,
     )  # fmt: skip
     save_calibration(model.checkpoint, calibration)

@@ -91,7 +91,7 @@ def evaluate_side_by_side(models: Sequence[ScoreModel], split: str, config: Conf
     for model, part in zip(models[1:], parts[1:], strict=True):
         _require_same(models[0], first, model, part, split)
     rows: list[Row] = []
-    tiers, groups = first.tiers, [record.group for record in first.manifest.records]
+    tiers, groups = first.order, [record.group for record in first.manifest.records]
     within = config.evaluate.within
     codes = None if within is None else codes_of(first.column(within))
     base = np.empty(0)
@@ -102,8 +102,9 @@ def evaluate_side_by_side(models: Sequence[ScoreModel], split: str, config: Conf
         difference = None
         if rows:
             difference = paired_bootstrap(
-                scores, base, tiers, groups, within=codes, rounds=config.evaluate.bootstrap_rounds
-            )
+                scores, base, tiers, groups, within=codes, finer=not first.has_tiers,
+                rounds=config.evaluate.bootstrap_rounds,
+            )  # fmt: skip
         else:
             base = scores
         run = Run(model.checkpoint.parent)
@@ -125,7 +126,7 @@ def _require_same(
     model: ScoreModel, part: GradedImages, other: ScoreModel, its: GradedImages, split: str
 ) -> None:
     ours, theirs = (
-        dict(zip(images.hashes, images.tiers.tolist(), strict=True)) for images in (part, its)
+        dict(zip(images.hashes, images.order.tolist(), strict=True)) for images in (part, its)
     )
     if ours == theirs and model.info.tiers == other.info.tiers:
         return

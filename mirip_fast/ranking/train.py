@@ -124,6 +124,8 @@ def train_head(config: Config, request: Request) -> tuple[Run, FitResult | Folds
     backbone = shown(Path(dataset.info["backbone"]))
     log.info("Data set %s (embedded with %s)", shown(dataset.source), backbone)
     images = _images(config, request, dataset, cache_dir)
+    if not (judged_files or images.has_tiers):
+        config = _by_finer_grades(config, request.data_of(dataset).score_column)
     if request.debug:
         config = _as_trial(config)
         images = images if judged_files else trial(images, _TRIAL_IMAGES)
@@ -301,7 +303,7 @@ def _info(store: FeatureStore, config: Config, images: GradedImages, views: Any)
         embed=config.embed,
         views=tuple(views),
         features=config.head.features,
-        tiers=images.manifest.tiers,
+        tiers=images.tier_names,
         input_dim=first.shape[2],
     )
 
@@ -333,7 +335,7 @@ def _fit(
             embed=config.embed,
             views=tuple(views),
             features=config.head.features,
-            tiers=images.manifest.tiers,
+            tiers=images.tier_names,
             input_dim=train.input_dim,
         )
         device = resolve_device(config.runtime.device)
@@ -386,7 +388,8 @@ def _finish(
     arrays = {name: value.numpy() for name, value in best["model_state_dict"].items()}
     save_head(run.path, run.best, arrays, info)
     # Folds are calibrated together, on what each left out; judged pairs alone give no tiers to learn from.
-    if images.manifest.has_grades and run.info.get("mode") != "fold":
+    known = images.manifest.has_grades or images.manifest.has_scores
+    if known and run.info.get("mode") != "fold":
         write_validation_references(run.best, images, store, config.evaluate.within)
     if config.train.bootstrap:
         write_bootstrap(run, images, ("train",), config, info, store)
@@ -415,6 +418,20 @@ def _with_pace(train: TrainConfig, pace: Pace) -> TrainConfig:
     return dataclasses.replace(
         train, batch_size=pace.batch_size, learning_rate=pace.learning_rate, epochs=pace.epochs
     )
+
+
+def _by_finer_grades(config: Config, column: str) -> Config:
+    """The settings for works without tiers."""
+    for flag in ("folds", "bootstrap"):
+        if getattr(config.train, flag):
+            raise ConfigError(
+                f"--{flag} divides works by their tiers, and these have none: leave it out"
+            )
+    log.info(
+        "The works have no tiers: the column %s is learned from",
+        column,
+    )
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, label="tier_score"))
 
 
 def _as_trial(config: Config) -> Config:

@@ -150,8 +150,9 @@ def _fit(
     calibration = write_calibration(model, held_out, images, None)
     keep_anchors(model, images, store)
     report = evaluate(
-        held_out.scores, held_out.tiers, tier_names=info.tiers, image_ids=held_out.ids,
-        groups=held_out.groups, calibration=calibration, rounds=_ROUNDS,
+        held_out.scores, held_out.tiers if held_out.has_tiers else None, tier_names=info.tiers,
+        image_ids=held_out.ids, groups=held_out.groups, tier_scores=held_out.tier_scores,
+        calibration=calibration, rounds=_ROUNDS,
     )  # fmt: skip
     run.update(
         status="finished",

@@ -45,7 +45,7 @@ function notes() {
   if (!report) line(say("noteNoTiers"));
   else {
     if (report.seen > 0) line(say("noteSeenHere", { n: report.seen.toLocaleString(language), all: report.images.toLocaleString(language) }), "warning");
-    line(say("noteCounts", {
+    line(say(data.tiers.length ? "noteCounts" : "noteCountsFiner", {
       images: report.images.toLocaleString(language), pairs: report.pairs.toLocaleString(language), groups: report.groupCount.toLocaleString(language),
       tiers: data.tiers.map((name, i) => `${name} ${report.counts[i].toLocaleString(language)}`).join(", "),
     }));
@@ -64,9 +64,11 @@ function* sections() {
   yield lead();
   if (report) {
     yield part("measures", measureTable(report));
-    yield part("violins", violins(report.violins));
-    yield part("confusion", confusionMatrix(report));
-    yield part("tierPairs", tierPairRows(report));
+    if (data.tiers.length) {
+      yield part("violins", violins(report.violins));
+      yield part("confusion", confusionMatrix(report));
+      yield part("tierPairs", tierPairRows(report));
+    }
     if (report.groups.length > 1) yield part("groups", groupRows(report));
     if (report.within.length > 1) yield part("within", withinRows(report), { column: report.withinColumn });
     const known = report.probabilities;

@@ -127,7 +127,7 @@ function withinRows(report) {
 function mistakeCard({ better, worse, chance }, number) {
   const side = (work, text) => make("figure", {}, pictureOf(work),
     make("figcaption", {}, make("div", { class: "soft", text: say(text) }),
-      make("div", {}, tierDot(work.tier), make("bdi", { text: data.tiers[work.tier] }), ` · ${say("rawScore", { score: work.score.toPrecision(3) })}`),
+      make("div", {}, work.tier === null ? null : tierDot(work.tier), make("bdi", { text: work.grade }), ` · ${say("rawScore", { score: work.score.toPrecision(3) })}`),
       nameOf(work)));
   const verdict = chance === null ? say("mistakeNoChance") : say("mistakeChance", { chance: percent(chance) });
   return make("li", { class: "mistake" }, make("h3", { text: `${number + 1}. ${verdict}` }),

@@ -111,6 +111,7 @@ function percentOf(work) {
 }
 
 function tierOf(work) {
+  if (data.tiers.length === 0) return null;
   if (work.tier === null) return make("span", { class: "tier soft", text: say("tierUnknown") });
   return make("span", { class: "tier" }, tierDot(work.tier),
     make("bdi", { text: data.tiers[work.tier] }),

@@ -93,7 +93,8 @@ function panelOf(work) {
   if (work.original !== null) {
     links.append(make("a", { class: "plain", href: work.original, target: "_blank", rel: "noopener", text: say("original") }));
   }
-  return [head, givenOf(work), part(say("tiersTitle"), tierBars(work)), comparedOf(work), score, whyOf(work), alikeOf(work), links];
+  const tiers = data.tiers.length ? part(say("tiersTitle"), tierBars(work)) : null;
+  return [head, givenOf(work), tiers, comparedOf(work), score, whyOf(work), alikeOf(work), links];
 }
 
 // What the user's own table says of it.
