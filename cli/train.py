@@ -262,7 +262,11 @@ def say_result(run: Run, result: FitResult | FoldsResult | Report, mode: str, de
 def _warn_of_the_order(report: Report) -> None:
     interval = report.pairwise_accuracy_interval
     if interval is not None and interval.high < 0.5:
-        grades = f"--tiers {','.join(report.tier_names)}" if report.tier_names else "The column of grades"
+        grades = (
+            f"--tiers {','.join(report.tier_names)}"
+            if report.tier_names
+            else "The column of grades"
+        )
         click.echo(
             f"Warning: {grades} may be the wrong way round, or these features "
             "say nothing of the grades: works that were left out are ordered worse than by chance",
