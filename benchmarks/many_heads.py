@@ -14,12 +14,12 @@ import torch
 
 from mirip_fast.config import Config
 from mirip_fast.evaluation.text_table import format_table
-from mirip_fast.ranking.bootstrap import bootstrap_config, bootstrap_pace
+from mirip_fast.ranking.bootstrap import bootstrap_config, bootstrap_preset
 from mirip_fast.ranking.head_tasks import HeadTask
 from mirip_fast.ranking.many_heads import ManyHeads, heads_per_stack, train_heads
 from mirip_fast.ranking.rows import Rows
 from mirip_fast.runtime import resolve_device
-from mirip_fast.training.presets import Pace
+from mirip_fast.training.presets import Preset
 
 _NO_VALIDATION = np.empty(0, np.int64)
 
@@ -32,14 +32,14 @@ def made_up(n: int, width: int) -> Rows:
     return Rows([str(i) for i in range(n)], features, tiers, [None] * n)
 
 
-def tasks_of(rows: Rows, config: Config, pace: Pace, heads: int) -> list[HeadTask]:
+def tasks_of(rows: Rows, config: Config, preset: Preset, heads: int) -> list[HeadTask]:
     """Heads on resamples of the rows, each with a seed of its own."""
     tasks = []
     for seed in range(heads):
         index = np.random.default_rng(seed).integers(len(rows), size=len(rows))
         train = dataclasses.replace(config.train, seed=seed)
         own = dataclasses.replace(config, train=train)
-        tasks.append(HeadTask(index, _NO_VALIDATION, own, pace))
+        tasks.append(HeadTask(index, _NO_VALIDATION, own, preset))
     return tasks
 
 
@@ -62,12 +62,12 @@ def main() -> None:
     plain = Config()
     rows = made_up(500, 192)
     lines = []
-    for name, config, pace in (
-        ("full width, batch 32", plain, Pace(32, 1e-4, 3)),
-        ("bootstrap heads, batch 64", bootstrap_config(plain), Pace(64, 3e-3, 3)),
+    for name, config, preset in (
+        ("full width, batch 32", plain, Preset(32, 1e-4, 3)),
+        ("bootstrap heads, batch 64", bootstrap_config(plain), Preset(64, 3e-3, 3)),
     ):
         count = min(heads_per_stack(192, config.head, device), 20)
-        tasks = tasks_of(rows, config, pace, count)
+        tasks = tasks_of(rows, config, preset, count)
         alone = seconds(rows, [[task] for task in tasks], device)
         stacked = seconds(rows, [tasks], device)
         ratios = [f"{a / s:.1f}" for a, s in zip(alone, stacked, strict=True)]
@@ -75,8 +75,8 @@ def main() -> None:
     print(format_table(["ratio", "wall clock", "processor"], lines, "lrr"))
 
     rows = made_up(asked.images, asked.width)
-    config, pace = bootstrap_config(plain), bootstrap_pace(asked.images)
-    tasks = tasks_of(rows, config, pace, asked.bootstrap)
+    config, preset = bootstrap_config(plain), bootstrap_preset(asked.images)
+    tasks = tasks_of(rows, config, preset, asked.bootstrap)
     started, processor = time.perf_counter(), time.process_time()
     train_heads(rows, tasks, device)
     print(

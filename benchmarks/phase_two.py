@@ -30,7 +30,7 @@ from mirip_fast.models.losses import count_pairs, pair_loss
 from mirip_fast.ranking.batches import PartnerDraw
 from mirip_fast.ranking.fit import HeadFit
 from mirip_fast.ranking.rows import Rows
-from mirip_fast.training.presets import Pace, choose_pace
+from mirip_fast.training.presets import Preset, choose_preset
 
 WIDTH = 1024
 TURNS = 5
@@ -71,7 +71,7 @@ def rows_of(n: int) -> Rows:
 def fit_of(rows: Rows, batch_size: int) -> HeadFit:
     """The product's fit over these rows."""
     return HeadFit(
-        rows, rows, Config(), Pace(batch_size, 1e-4, EPOCHS), {}, torch.device("cpu")
+        rows, rows, Config(), Preset(batch_size, 1e-4, EPOCHS), {}, torch.device("cpu")
     )  # fmt: skip
 
 
@@ -130,7 +130,7 @@ def engine(n: int, large: int) -> list[Line]:
     """The all-pairs engine against a bare pass and against the classic loader."""
     rows = rows_of(n)
     pairs = count_pairs(torch.from_numpy(rows.tiers))
-    usual = choose_pace(Config().train, n).batch_size
+    usual = choose_preset(Config().train, n).batch_size
     cost = in_turns(
         TURNS,
         pick=min,

@@ -24,7 +24,7 @@ from mirip_fast.models.gp import GaussianProcess, normal_scores
 from mirip_fast.models.head import RankingHead
 from mirip_fast.ranking.fit import HeadFit
 from mirip_fast.ranking.rows import Rows
-from mirip_fast.training.presets import choose_pace
+from mirip_fast.training.presets import choose_preset
 from mirip_fast.training.run_folder import Run
 from mirip_fast.training.trackers import Trackers
 
@@ -95,11 +95,11 @@ def head(**settings: Any) -> Ranker:
             if not hasattr(getattr(config, section), name):
                 raise ValueError(f"no setting {section}.{name}")
             setattr(getattr(config, section), name, value)
-        pace = choose_pace(config.train, len(train.tiers))
-        config.train = dataclasses.replace(config.train, **vars(pace))
+        preset = choose_preset(config.train, len(train.tiers))
+        config.train = dataclasses.replace(config.train, **vars(preset))
         with tempfile.TemporaryDirectory() as folder:
             run = Run(Path(folder))
-            fitted = HeadFit(_rows(train), _rows(inner), config, pace, {}, torch.device("cpu"))
+            fitted = HeadFit(_rows(train), _rows(inner), config, preset, {}, torch.device("cpu"))
             fitted.run(run, Trackers({}))
             state = load_checkpoint(run.best)["model_state_dict"]
         model = RankingHead(train.features.shape[1], config.head)

@@ -14,12 +14,12 @@ from mirip_fast.errors import ConfigError
 from mirip_fast.models.checkpoint import load_checkpoint
 from mirip_fast.ranking import fit as fit_module
 from mirip_fast.ranking.fit import HeadFit
-from mirip_fast.training.averaging import Averaging, check_averaging
-from mirip_fast.training.presets import Pace
+from mirip_fast.training.optim import Averaging, check_averaging
+from mirip_fast.training.presets import Preset
 from mirip_fast.training.trackers import Trackers
 
 CPU = torch.device("cpu")
-PACE = Pace(batch_size=16, learning_rate=3e-3, epochs=6)
+PRESET = Preset(batch_size=16, learning_rate=3e-3, epochs=6)
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,7 @@ def _save_every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def make(**options: object) -> HeadFit:
     config = settings(save_every_n_epochs=1, **options)
-    return HeadFit(rows(noise=2), rows(24, seed=1, noise=2), config, PACE, {}, CPU)
+    return HeadFit(rows(noise=2), rows(24, seed=1, noise=2), config, PRESET, {}, CPU)
 
 
 def state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -122,8 +122,8 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, options: dict[str
 
 def test_patience_begins_where_the_mean_does(tmp_path: Path) -> None:
     config = settings(early_stopping_patience=2, swa_start=12, save_every_n_epochs=0)
-    pace = Pace(60, 1e-9, 30)  # nothing is learned, so nothing gets better
-    fit = HeadFit(rows(), rows(24, seed=1), config, pace, {}, CPU)
+    preset = Preset(60, 1e-9, 30)  # nothing is learned, so nothing gets better
+    fit = HeadFit(rows(), rows(24, seed=1), config, preset, {}, CPU)
     result = fit.run(run_in(tmp_path), Trackers({}))
     assert result.stopped_early and result.epochs == 14
 
@@ -144,4 +144,4 @@ def test_without_averages_there_is_nothing_to_keep() -> None:
     averaging = Averaging(model)
     averaging.after_step()
     averaging.after_epoch(1)
-    assert averaging.judged is model and averaging.state_dict() is None
+    assert averaging.kept is model and averaging.state_dict() is None

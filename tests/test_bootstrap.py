@@ -14,7 +14,7 @@ from mirip_fast.errors import DataError, TrainingError
 from mirip_fast.features.datasets import newest_graded
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.ranking import bootstrap
-from mirip_fast.ranking.bootstrap import bootstrap_pace, draw_resample, write_bootstrap
+from mirip_fast.ranking.bootstrap import bootstrap_preset, draw_resample, write_bootstrap
 from mirip_fast.ranking.evaluate import pick_model
 from mirip_fast.ranking.fold_plan import load_plan
 from mirip_fast.ranking.graded import load_split
@@ -51,10 +51,10 @@ def test_a_resample_without_a_pair_is_drawn_again() -> None:
 
 @pytest.mark.parametrize("n", [20, 467, 2000, 8000, 100_000])
 def test_the_pace_is_some_hundred_steps_in_whole_passes(n: int) -> None:
-    pace = bootstrap_pace(n)
-    steps = pace.epochs * -(-n // pace.batch_size)
-    assert pace.epochs == 1 or steps <= 2 * bootstrap.STEPS
-    assert pace.epochs == bootstrap.EPOCHS or steps >= bootstrap.STEPS
+    preset = bootstrap_preset(n)
+    steps = preset.epochs * -(-n // preset.batch_size)
+    assert preset.epochs == 1 or steps <= 2 * bootstrap.STEPS
+    assert preset.epochs == bootstrap.EPOCHS or steps >= bootstrap.STEPS
 
 
 @pytest.fixture(scope="module")

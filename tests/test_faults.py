@@ -10,7 +10,7 @@ import pytest
 import torch
 from mirip_fast_cli.main import run
 from test_cli import TINY, make_data
-from test_fit import PACE, history, rows, run_in, settings, spoil, weights
+from test_fit import PRESET, history, rows, run_in, settings, spoil, weights
 
 from mirip_fast.errors import DiskFullError, TrainingError
 from mirip_fast.features.store import fingerprint_id
@@ -34,7 +34,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def make() -> HeadFit:
     config = settings(save_every_n_epochs=0)
-    return HeadFit(rows(), rows(24, seed=1), config, PACE, {}, CPU)
+    return HeadFit(rows(), rows(24, seed=1), config, PRESET, {}, CPU)
 
 
 class PulledOutError(BaseException):

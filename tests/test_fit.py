@@ -20,7 +20,7 @@ from mirip_fast.ranking import fit as fit_module
 from mirip_fast.ranking.batches import PartnerDraw, epoch_generator, image_batches
 from mirip_fast.ranking.fit import FitResult, HeadFit
 from mirip_fast.ranking.rows import Rows
-from mirip_fast.training.presets import Pace
+from mirip_fast.training.presets import Preset
 from mirip_fast.training.run_folder import Run
 from mirip_fast.training.trackers import Trackers
 
@@ -56,19 +56,19 @@ def _save_every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit_module, "_SAVE_SECONDS", 0.0)
 
 
-PACE = Pace(batch_size=16, learning_rate=3e-3, epochs=6)
+PRESET = Preset(batch_size=16, learning_rate=3e-3, epochs=6)
 
 
 def make(
     config: Config | None = None,
     *,
-    pace: Pace = PACE,
+    preset: Preset = PRESET,
     train: Rows | None = None,
     val: Rows | None = None,
 ) -> HeadFit:
     train = rows() if train is None else train
     val = rows(24, seed=1) if val is None else val
-    return HeadFit(train, val, config or settings(), pace, {"some": "info"}, CPU)
+    return HeadFit(train, val, config or settings(), preset, {"some": "info"}, CPU)
 
 
 def run_in(folder: Path) -> Run:
@@ -120,7 +120,7 @@ def accuracy_and_loss(head: RankingHead, data: Rows) -> tuple[float, float]:
 def test_it_learns_what_can_be_learned(tmp_path: Path, pairs: str, loss: str) -> None:
     fit = make(
         settings(pairs=pairs, loss=loss),
-        pace=Pace(16, 1e-2, 15),
+        preset=Preset(16, 1e-2, 15),
         train=rows(noise=0.1),
         val=rows(24, seed=1, noise=0.1),
     )
@@ -162,7 +162,7 @@ def test_the_training_loss_is_that_of_the_batches(tmp_path: Path) -> None:
     config = settings()
     config.head.projector_dropout = 0.0
     # One batch of everything and no step that changes anything: the loss over all pairs.
-    fit = make(config, pace=Pace(1000, 0.0, 1))
+    fit = make(config, preset=Preset(1000, 0.0, 1))
     expected = accuracy_and_loss(fit.head.eval(), rows())[1]
     fit.run(run_in(tmp_path), Trackers({}))
     assert float(history(tmp_path)[0]["train/loss"]) == pytest.approx(expected, abs=1e-5)
@@ -193,11 +193,11 @@ def stopping_at(number: int) -> Callable[[Path, dict[str, object]], None]:
     return save
 
 
-def go_on(run: Run, config: Config, pace: Pace, data: tuple[Rows, Rows]) -> FitResult:
+def go_on(run: Run, config: Config, preset: Preset, data: tuple[Rows, Rows]) -> FitResult:
     """What resuming does."""
     checkpoint = load_checkpoint(run.last)
     run.truncate_history(int(checkpoint["epoch"]))
-    fit = HeadFit(*data, config, pace, {}, CPU)
+    fit = HeadFit(*data, config, preset, {}, CPU)
     fit.resume(checkpoint)
     return fit.run(run, Trackers({}))
 
@@ -218,19 +218,19 @@ def test_an_interruption_at_any_save_changes_nothing(
         save_checkpoint(path, checkpoint)
 
     monkeypatch.setattr(fit_module, "save_checkpoint", counted)
-    expected = HeadFit(*data, config, PACE, {}, CPU).run(whole, Trackers({}))
+    expected = HeadFit(*data, config, PRESET, {}, CPU).run(whole, Trackers({}))
     total = next(saves)
     resumed = 0
     for stop_at in range(total):
         run = run_in(tmp_path / str(stop_at))
         monkeypatch.setattr(fit_module, "save_checkpoint", stopping_at(stop_at))
         with pytest.raises(StopError):
-            HeadFit(*data, config, PACE, {}, CPU).run(run, Trackers({}))
+            HeadFit(*data, config, PRESET, {}, CPU).run(run, Trackers({}))
         if not run.last.exists():
             continue  # in the first epoch: there is nothing to go on from
         resumed += 1
         monkeypatch.setattr(fit_module, "save_checkpoint", save_checkpoint)
-        result = go_on(run, config, PACE, data)
+        result = go_on(run, config, PRESET, data)
         assert result.best_epoch == expected.best_epoch
         assert (result.epochs, result.stopped_early) == (expected.epochs, expected.stopped_early)
         assert history(run.path) == history(whole.path)
@@ -243,10 +243,10 @@ def test_an_old_checkpoint_can_be_gone_on_from(tmp_path: Path) -> None:
     config = settings(save_every_n_epochs=1)
     data = rows(), rows(24, seed=1)
     run = run_in(tmp_path)
-    HeadFit(*data, config, PACE, {}, CPU).run(run, Trackers({}))
+    HeadFit(*data, config, PRESET, {}, CPU).run(run, Trackers({}))
     expected, lines = weights(run.last), history(run.path)
     (run.path / "checkpoint_epoch_2.pt").replace(run.last)
-    go_on(run, config, PACE, data)
+    go_on(run, config, PRESET, data)
     assert equal(weights(run.last), expected) and history(run.path) == lines
 
 
@@ -265,7 +265,7 @@ def test_a_checkpoint_of_another_head_is_refused(tmp_path: Path) -> None:
 def test_early_stopping_ends_with_the_best_epoch(tmp_path: Path) -> None:
     config = settings(early_stopping_patience=3, save_every_n_epochs=1)
     data = rows(noise=3), rows(24, seed=1, noise=3)
-    fit = HeadFit(*data, config, Pace(16, 3e-3, 60), {}, CPU)
+    fit = HeadFit(*data, config, Preset(16, 3e-3, 60), {}, CPU)
     result = fit.run(run_in(tmp_path), Trackers({}))
     accuracies = [float(line["val/accuracy"]) for line in history(tmp_path)]
     assert result.stopped_early and result.epochs == len(accuracies) == result.best_epoch + 3 < 60
@@ -276,7 +276,7 @@ def test_early_stopping_ends_with_the_best_epoch(tmp_path: Path) -> None:
 
 def test_numbered_checkpoints_are_kept_as_asked(tmp_path: Path) -> None:
     config = settings(save_every_n_epochs=3, save_total_limit=2)
-    make(config, pace=Pace(60, 1e-3, 13)).run(run_in(tmp_path), Trackers({}))
+    make(config, preset=Preset(60, 1e-3, 13)).run(run_in(tmp_path), Trackers({}))
     names = {path.name for path in tmp_path.glob("*.pt")}
     assert names == {
         "checkpoint_epoch_9.pt", "checkpoint_epoch_12.pt", "best_model.pt", "last_model.pt",
@@ -304,7 +304,7 @@ def assert_sound(folder: Path) -> None:
 @pytest.mark.parametrize("loss", ["margin", "logistic"])
 def test_a_loss_that_is_not_finite_stops(tmp_path: Path, pairs: str, loss: str) -> None:
     data = rows(), rows(24, seed=1)
-    fit = HeadFit(*data, settings(pairs=pairs, loss=loss), PACE, {}, CPU)
+    fit = HeadFit(*data, settings(pairs=pairs, loss=loss), PRESET, {}, CPU)
     train_epoch = fit._train_epoch
 
     def spoiled(epoch: int) -> float:
@@ -343,7 +343,7 @@ def test_the_learning_rate_ends_where_it_should(
     tmp_path: Path, pairs: str, batch_size: int, accumulate: int
 ) -> None:
     config = settings(pairs=pairs, gradient_accumulation_steps=accumulate, scheduler_eta_min=1e-5)
-    fit = make(config, pace=Pace(batch_size, 1e-3, 3))
+    fit = make(config, preset=Preset(batch_size, 1e-3, 3))
     fit.run(run_in(tmp_path), Trackers({}))
     rates = [float(line["learning_rate"]) for line in history(tmp_path)]
     assert rates == sorted(rates, reverse=True) and rates[-1] == pytest.approx(1e-5)
@@ -362,7 +362,7 @@ def test_accumulated_batches_equal_one_large_batch(
     for name, batch_size, steps in (("large", 8 * accumulate, 1), ("small", 8, accumulate)):
         config = settings(pairs="sampled", gradient_accumulation_steps=steps)
         config.head.projector_dropout = 0.0
-        fit = HeadFit(*data, config, Pace(batch_size, 1e-3, 2), {}, CPU)
+        fit = HeadFit(*data, config, Preset(batch_size, 1e-3, 2), {}, CPU)
         if name == "large":  # the same division: all full but the last
             cuts = range(8 * accumulate, 80, 8 * accumulate)
             whole = np.split(fixed, list(cuts))
@@ -396,7 +396,7 @@ def test_pairs_across_what_can_not_be_compared_teach_nothing() -> None:
 def test_a_batch_of_one_tier_does_no_harm(tmp_path: Path) -> None:
     data = rows()
     order = np.argsort(data.tiers, kind="stable")
-    fit = make(pace=Pace(15, 1e-3, 1), train=data)
+    fit = make(preset=Preset(15, 1e-3, 1), train=data)
     fit.objective.batches = lambda size, rng: np.split(order, 4)  # type: ignore[method-assign]
     fit.run(run_in(tmp_path), Trackers({}))
     assert float(history(tmp_path)[0]["train/loss"]) == 0.0

@@ -25,7 +25,7 @@ from mirip_fast.ranking.head_tasks import HeadTask, TrainedHead
 from mirip_fast.ranking.many_heads import ManyHeads, stackable, train_heads
 from mirip_fast.ranking.rows import Rows
 from mirip_fast.runtime import set_seed
-from mirip_fast.training.presets import Pace
+from mirip_fast.training.presets import Preset
 from mirip_fast.training.trackers import Trackers
 
 CPU = torch.device("cpu")
@@ -47,11 +47,11 @@ def heads(count: int) -> list[RankingHead]:
 
 
 def task(
-    train: np.ndarray, val: np.ndarray = NOTHING, *, pace: Pace | None = None, **train_options: object
+    train: np.ndarray, val: np.ndarray = NOTHING, *, preset: Preset | None = None, **train_options: object
 ) -> HeadTask:  # fmt: skip
     config = settings(**train_options)
     config.head.projector_dropout = 0.0
-    return HeadTask(train, val, config, pace or Pace(16, 3e-3, 5))
+    return HeadTask(train, val, config, preset or Preset(16, 3e-3, 5))
 
 
 def subset(data: Rows, index: np.ndarray) -> Rows:
@@ -143,30 +143,30 @@ def test_an_image_that_is_there_twice_counts_twice() -> None:
 
 def train_alone(data: Rows, of: HeadTask) -> dict[str, Tensor]:
     """The same training written out for one head, in double precision."""
-    options, pace = of.config.train, of.pace
+    options, preset = of.config.train, of.preset
     set_seed(options.seed)
     head = RankingHead(data.input_dim, of.config.head).double()
     matrices = [p for p in head.parameters() if p.dim() == 2]
     vectors = [p for p in head.parameters() if p.dim() == 1]
     optimizer = torch.optim.AdamW(
         [{"params": matrices, "weight_decay": options.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
-        lr=pace.learning_rate, betas=(options.beta1, options.beta2), eps=options.eps,
+        lr=preset.learning_rate, betas=(options.beta1, options.beta2), eps=options.eps,
     )  # fmt: skip
     features, tiers = torch.from_numpy(data.features[:, 0]).double(), torch.from_numpy(data.tiers)
     loss = PairLoss(options.loss, options.margin)
-    total = pace.epochs * max(1, math.ceil(len(of.train) / pace.batch_size))
+    total = preset.epochs * max(1, math.ceil(len(of.train) / preset.batch_size))
     step = 0
-    floor = options.scheduler_eta_min / pace.learning_rate
-    for epoch in range(1, pace.epochs + 1):
+    floor = options.scheduler_eta_min / preset.learning_rate
+    for epoch in range(1, preset.epochs + 1):
         rng = epoch_generator(options.seed, epoch)
-        for batch in image_batches(len(of.train), pace.batch_size, rng):
+        for batch in image_batches(len(of.train), preset.batch_size, rng):
             index = torch.from_numpy(of.train[batch])
             optimizer.zero_grad()
             loss(head(features[index]), tiers[index]).backward()
             nn.utils.clip_grad_norm_(head.parameters(), options.gradient_clip_norm)
             rate = floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * step / total))
             for group in optimizer.param_groups:
-                group["lr"] = pace.learning_rate * rate
+                group["lr"] = preset.learning_rate * rate
             optimizer.step()
             step += 1
     return head.state_dict()
@@ -180,12 +180,16 @@ def test_a_stack_trains_what_plain_loops_train_in_double_precision() -> None:
         task(np.arange(50), seed=2),  # the same recipe: one optimizer steps both
         task(rng.integers(60, size=50), seed=3, loss="logistic"),
         task(rng.integers(60, size=33), seed=4, weight_decay=0.5),  # fewer steps in an epoch
-        task(np.arange(20), seed=5, pace=Pace(16, 1e-2, 3)),  # ends earlier
+        task(np.arange(20), seed=5, preset=Preset(16, 1e-2, 3)),  # ends earlier
         task(np.arange(60), seed=6, gradient_clip_norm=0.05, margin=0.2, beta1=0.8),
     ]
     trained = ManyHeads(data, tasks, CPU, torch.float64).run()
     for of, head in zip(tasks, trained, strict=True):
-        assert (head.epochs, head.best_epoch, head.finite) == (of.pace.epochs, of.pace.epochs, True)
+        assert (head.epochs, head.best_epoch, head.finite) == (
+            of.preset.epochs,
+            of.preset.epochs,
+            True,
+        )
         expected = train_alone(data, of)
         del expected[SHIFT]
         for name, value in expected.items():
@@ -205,12 +209,17 @@ def test_a_stack_trains_what_head_fit_trains(tmp_path: Path, within: bool, views
         # A large eps keeps AdamW from blowing rounding up.
         config = settings(seed=seed, early_stopping_patience=patience, eps=1e-3)
         config.head.projector_dropout = dropout
-        tasks.append(HeadTask(order[: 40 + 4 * seed], order[60:], config, Pace(16, rate, 9)))
+        tasks.append(HeadTask(order[: 40 + 4 * seed], order[60:], config, Preset(16, rate, 9)))
     stopped = []
     for place, (of, head) in enumerate(zip(tasks, ManyHeads(data, tasks, CPU).run(), strict=True)):
         run = run_in(tmp_path / str(place))
         alone = HeadFit(
-            subset(data, of.train), subset(data, of.val), copy.deepcopy(of.config), of.pace, {}, CPU
+            subset(data, of.train),
+            subset(data, of.val),
+            copy.deepcopy(of.config),
+            of.preset,
+            {},
+            CPU,
         ).run(run, Trackers({}))
         found = (head.epochs, head.best_epoch, head.accuracy)
         assert found == (alone.epochs, alone.best_epoch, alone.best_accuracy)
@@ -233,9 +242,9 @@ def equal(first: TrainedHead, second: TrainedHead) -> bool:
 def test_a_head_does_not_depend_on_its_stack(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     data = rows(60, noise=2)
     options = {"early_stopping_patience": 2, "eps": 1e-3}
-    pace = Pace(16, 3e-3, 12)
+    preset = Preset(16, 3e-3, 12)
     order = [np.random.default_rng(seed).permutation(60) for seed in range(6)]
-    tasks = [task(o[:40], o[40:], pace=pace, seed=i, **options) for i, o in enumerate(order)]
+    tasks = [task(o[:40], o[40:], preset=preset, seed=i, **options) for i, o in enumerate(order)]
     together = train_heads(data, tasks, CPU)
     # One recipe, one optimizer for all: those that go on have to keep their own place in it.
     assert len({head.epochs for head in together}) > 2
@@ -246,8 +255,8 @@ def test_a_head_does_not_depend_on_its_stack(size: int, monkeypatch: pytest.Monk
 
 def test_a_loss_that_is_not_finite_is_one_heads_own() -> None:
     data = rows(60, noise=2)
-    wild = Pace(16, 1e30, 5)
-    tasks = [task(np.arange(50)), task(np.arange(50), pace=wild), task(np.arange(50), seed=7)]
+    wild = Preset(16, 1e30, 5)
+    tasks = [task(np.arange(50)), task(np.arange(50), preset=wild), task(np.arange(50), seed=7)]
     good, bad, other = ManyHeads(data, tasks, CPU).run()
     assert (good.finite, bad.finite, other.finite) == (True, False, True)
     assert equal(good, ManyHeads(data, tasks[:1], CPU).run()[0])

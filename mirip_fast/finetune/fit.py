@@ -29,9 +29,7 @@ from mirip_fast.finetune.strategy import Strategy, learning_rates, parameter_gro
 from mirip_fast.models.checkpoint import save_checkpoint
 from mirip_fast.ranking.fit import FitResult
 from mirip_fast.runtime import free_memory, in_passes, is_out_of_memory, set_seed, torch_dtype
-from mirip_fast.training.averaging import Averaging
-from mirip_fast.training.early_stopping import EarlyStopping
-from mirip_fast.training.optim import clip_gradients, make_scheduler
+from mirip_fast.training.optim import Averaging, EarlyStopping, clip_gradients, make_scheduler
 from mirip_fast.training.run_folder import Run
 from mirip_fast.training.trackers import Trackers
 

@@ -59,7 +59,7 @@ from mirip_fast.ranking.references import write_references_of_scores
 from mirip_fast.ranking.scorer import ScoreModel, load_score_model, score_files
 from mirip_fast.runtime import keep_freed_memory, resolve_device, resolve_precision, set_seed
 from mirip_fast.settings import config_from_dict, to_yaml
-from mirip_fast.training.averaging import check_averaging
+from mirip_fast.training.optim import check_averaging
 from mirip_fast.training.remote import RemoteSync, check_remote
 from mirip_fast.training.run_folder import (
     SPLIT_FILE,

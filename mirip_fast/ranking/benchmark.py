@@ -17,7 +17,7 @@ from mirip_fast.models.head import RankingHead
 from mirip_fast.ranking.fit import HeadFit
 from mirip_fast.ranking.rows import Rows
 from mirip_fast.ranking.scorer import load_score_model
-from mirip_fast.training.presets import choose_pace
+from mirip_fast.training.presets import choose_preset
 from mirip_fast.training.run_folder import Run, newest_model
 from mirip_fast.training.trackers import Trackers
 
@@ -41,9 +41,9 @@ def cached_benchmark(
 
     milliseconds = 1000 * time_call(score, device, repeats=50)
     config = Config()
-    pace = choose_pace(config.train, images)
+    preset = choose_preset(config.train, images)
     seconds = _seconds_per_epoch(config, images, input_dim, device)
-    hours = seconds * pace.epochs * (10_000 / images) / 3600
+    hours = seconds * preset.epochs * (10_000 / images) / 3600
     need = Requirements()
     if device.type == "cuda":
         memory, kind = (
@@ -74,8 +74,8 @@ def _seconds_per_epoch(config: Config, images: int, input_dim: int, device: torc
         tiers = rng.integers(4, size=n).astype(np.int64)
         return Rows([str(i) for i in range(n)], features, tiers, [None] * n)
 
-    pace = choose_pace(config.train, images)
-    measured = type(pace)(pace.batch_size, pace.learning_rate, _EPOCHS)
+    preset = choose_preset(config.train, images)
+    measured = type(preset)(preset.batch_size, preset.learning_rate, _EPOCHS)
     fit = HeadFit(rows(images), rows(max(10, images // 8)), config, measured, {}, device)
     quiet = logging.getLogger("mirip_fast.ranking.fit")
     with temporary_folder() as folder:

@@ -5,8 +5,8 @@ group that is drawn twice counts twice. Each head has a resample and a seed of i
 their scores holds the choice of training works and the randomness of training, and not the disagreement
 of graders. All heads are trained together, as one stacked computation.
 
-The heads are narrower than the run's own head and are trained at a pace of their own. Measured on drawings
-(features of a ViT-Tiny), they are more accurate than bootstrap heads of the full width at the usual pace
+The heads are narrower than the run's own head and are trained with a preset of their own. Measured on
+drawings (features of a ViT-Tiny), they are more accurate than bootstrap heads of the full width with the usual one
 (0.673 against 0.662), their ranks spread more like those of heads trained on works of their own, and they
 take a sixth of the time. Each trails the run's own head, since a resample holds 63 % of the works; see
 docs/many_heads.md.
@@ -36,7 +36,7 @@ from mirip_fast.ranking.held_out import HeldOut, load_held_out
 from mirip_fast.ranking.many_heads import train_heads
 from mirip_fast.ranking.rows import Rows
 from mirip_fast.runtime import resolve_device
-from mirip_fast.training.presets import Pace
+from mirip_fast.training.presets import Preset
 from mirip_fast.training.run_folder import Run
 
 log = logging.getLogger(__name__)
@@ -86,10 +86,10 @@ def draw_resample(units: Index, tiers: Index, rng: np.random.Generator) -> Index
             return index
 
 
-def bootstrap_pace(n_train: int) -> Pace:
-    """The pace for resamples of about ``n_train`` images."""
+def bootstrap_preset(n_train: int) -> Preset:
+    """The preset for resamples of about ``n_train`` images."""
     steps_per_epoch = max(1, -(-n_train // BATCH))
-    return Pace(BATCH, LEARNING_RATE, min(EPOCHS, -(-STEPS // steps_per_epoch)))
+    return Preset(BATCH, LEARNING_RATE, min(EPOCHS, -(-STEPS // steps_per_epoch)))
 
 
 def write_bootstrap(
@@ -151,14 +151,14 @@ def write_bootstrap(
 
 def _tasks(images: GradedImages, rows: Rows, learned: Index, config: Config) -> list[HeadTask]:
     units = np.unique(units_of(images)[learned], return_inverse=True)[1].astype(np.int64)
-    narrow, pace = bootstrap_config(config), bootstrap_pace(len(learned))
+    narrow, preset = bootstrap_config(config), bootstrap_preset(len(learned))
     tasks = []
     for number in range(config.train.bootstrap):
         rng = np.random.default_rng([config.train.seed, number])
         resample = learned[draw_resample(units, rows.tiers[learned], rng)]
         train = dataclasses.replace(narrow.train, seed=config.train.seed + 1 + number)
         own = dataclasses.replace(narrow, train=train)
-        tasks.append(HeadTask(resample, np.empty(0, np.int64), own, pace))
+        tasks.append(HeadTask(resample, np.empty(0, np.int64), own, preset))
     return tasks
 
 

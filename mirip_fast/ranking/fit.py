@@ -22,10 +22,14 @@ from mirip_fast.ranking.device_rows import DeviceRows
 from mirip_fast.ranking.objective import Judged, Objective
 from mirip_fast.ranking.rows import Rows
 from mirip_fast.runtime import cpu_threads, set_seed
-from mirip_fast.training.averaging import Averaging
-from mirip_fast.training.early_stopping import EarlyStopping
-from mirip_fast.training.optim import clip_gradients, make_optimizer, make_scheduler
-from mirip_fast.training.presets import Pace, choose_patience
+from mirip_fast.training.optim import (
+    Averaging,
+    EarlyStopping,
+    clip_gradients,
+    make_optimizer,
+    make_scheduler,
+)
+from mirip_fast.training.presets import Preset, choose_patience
 from mirip_fast.training.run_folder import Run
 from mirip_fast.training.trackers import Trackers
 
@@ -58,7 +62,7 @@ class HeadFit:
         train: rows to learn from.
         val: rows that choose the best epoch.
         config: every setting; written into the checkpoints.
-        pace: batch size, learning rate and epochs.
+        preset: batch size, learning rate and epochs.
         model_info: what the head expects of its input; written into the checkpoints.
         device: where to train.
 
@@ -71,13 +75,13 @@ class HeadFit:
         train: Rows,
         val: Rows,
         config: Config,
-        pace: Pace,
+        preset: Preset,
         model_info: dict[str, Any],
         device: torch.device,
     ):
         set_seed(config.train.seed)
         settings = config.train
-        self.config, self.pace, self.model_info, self.device = config, pace, model_info, device
+        self.config, self.preset, self.model_info, self.device = config, preset, model_info, device
         tiers = config.data.tier_names()
         self.objective = Objective(settings, tiers, train)
         self.train, self.val = DeviceRows.of(train, device), DeviceRows.of(val, device)
@@ -87,14 +91,14 @@ class HeadFit:
             self.head, ema_decay=settings.ema_decay, swa_start=settings.swa_start
         )
         self._parameters = list(self.head.parameters())
-        self.optimizer = make_optimizer(self.head, settings, pace.learning_rate)
-        batches = max(1, -(-self.objective.units // pace.batch_size))
+        self.optimizer = make_optimizer(self.head, settings, preset.learning_rate)
+        batches = max(1, -(-self.objective.units // preset.batch_size))
         self.steps_per_epoch = -(-batches // settings.gradient_accumulation_steps)
         self.scheduler = make_scheduler(
             self.optimizer,
-            total_steps=pace.epochs * self.steps_per_epoch,
+            total_steps=preset.epochs * self.steps_per_epoch,
             warmup_steps=settings.warmup_steps,
-            learning_rate=pace.learning_rate,
+            learning_rate=preset.learning_rate,
             eta_min=settings.scheduler_eta_min,
             hold_from=(settings.swa_start - 1) * self.steps_per_epoch
             if settings.swa_start
@@ -116,7 +120,7 @@ class HeadFit:
             TrainingError: the loss is not finite; the last good checkpoint stays.
             DiskFullError: no room for a checkpoint; the previous ones stay whole.
         """
-        small = self.device.type == "cpu" and self.pace.batch_size <= _ONE_THREAD_BATCH
+        small = self.device.type == "cpu" and self.preset.batch_size <= _ONE_THREAD_BATCH
         with cpu_threads(1 if small else None):
             try:
                 return self._run(run, trackers)
@@ -132,7 +136,7 @@ class HeadFit:
             train_loss = self._train_epoch(self.epoch + 1)
             self.epoch += 1
             self.averaging.after_epoch(self.epoch)
-            judged = cast(RankingHead, self.averaging.judged)
+            judged = cast(RankingHead, self.averaging.kept)
             val = self._judge(judged, self.val)
             train = self._judge(judged, self._train_sample)
             values = {
@@ -154,13 +158,13 @@ class HeadFit:
             epochs=self.epoch,
             best_epoch=self.stopping.best_epoch,
             best_accuracy=self.stopping.best,
-            stopped_early=self.epoch < self.pace.epochs,
+            stopped_early=self.epoch < self.preset.epochs,
             seconds=time.monotonic() - started,
         )
 
     @property
     def _done(self) -> bool:
-        if self.epoch >= self.pace.epochs:
+        if self.epoch >= self.preset.epochs:
             return True
         return self.stopping.should_stop and self.epoch >= self.config.train.swa_start
 
@@ -168,7 +172,7 @@ class HeadFit:
         log.info(
             "epoch %3d/%d  loss %.4f  accuracy %.4f  val loss %.4f  val accuracy %.4f%s%s",
             self.epoch,
-            self.pace.epochs,
+            self.preset.epochs,
             train_loss,
             train.accuracy,
             val.loss,
@@ -208,7 +212,7 @@ class HeadFit:
         accumulate = self.config.train.gradient_accumulation_steps
         self.head.train()
         losses = []
-        batches = self.objective.batches(self.pace.batch_size, rng)
+        batches = self.objective.batches(self.preset.batch_size, rng)
         for i, batch in enumerate(batches):
             loss = self.objective.batch_loss(self.head, self.train, batch, rng)
             losses.append(float(loss.detach()))
@@ -232,7 +236,7 @@ class HeadFit:
         if not math.isfinite(loss):
             raise TrainingError(
                 f"The loss became {loss} in epoch {epoch}. Likely causes: a learning rate that is too "
-                f"high (--learning-rate, now {self.pace.learning_rate:g}), no gradient clipping "
+                f"high (--learning-rate, now {self.preset.learning_rate:g}), no gradient clipping "
                 "(--gradient-clip-norm 1), or features that are not finite (`mirip-fast cache "
                 "verify`). The checkpoints saved before are good."
             )
@@ -241,7 +245,7 @@ class HeadFit:
         """The documented checkpoint, with what resuming needs; its weights are those that were judged."""
         return {
             "epoch": self.epoch,
-            "model_state_dict": self.averaging.judged.state_dict(),
+            "model_state_dict": self.averaging.kept.state_dict(),
             "optimizer_state_dict": self.optimizer.state_dict(),
             "scheduler_state_dict": self.scheduler.state_dict(),
             "best_accuracy": self.stopping.best,
@@ -250,7 +254,7 @@ class HeadFit:
             "training_state": {
                 "early_stopping": self.stopping.state_dict(),
                 "rng_state": torch.get_rng_state(),
-                "pace": vars(self.pace),
+                "pace": vars(self.preset),
                 "averaging": self.averaging.state_dict(),
             },
         }

@@ -13,8 +13,8 @@ from mirip_fast.models.allpairs import label_accuracy
 from mirip_fast.ranking.batches import epoch_generator, image_batches
 from mirip_fast.ranking.objective import higher_is_better, make_loss
 from mirip_fast.ranking.rows import Rows
-from mirip_fast.training.early_stopping import EarlyStopping
-from mirip_fast.training.presets import Pace, choose_patience
+from mirip_fast.training.optim import EarlyStopping
+from mirip_fast.training.presets import Preset, choose_patience
 
 Index = NDArray[np.int64]
 
@@ -27,18 +27,18 @@ class HeadTask:
         train: rows to learn from, [n] indices; may repeat.
         val: rows that choose the best epoch and when to stop, [m] indices; empty: the last epoch counts.
         config: its settings; the widths are those of the whole stack.
-        pace: batch size (that of the whole stack), learning rate and epochs.
+        preset: batch size (that of the whole stack), learning rate and epochs.
     """
 
     train: Index
     val: Index
     config: Config
-    pace: Pace
+    preset: Preset
 
     @property
     def steps_per_epoch(self) -> int:
         """Batches of one epoch."""
-        return max(1, -(-len(self.train) // self.pace.batch_size))
+        return max(1, -(-len(self.train) // self.preset.batch_size))
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Runner:
         if self.finished:
             return Batches([], rng)
         train = self.task.train
-        batches = image_batches(len(train), self.task.pace.batch_size, rng)
+        batches = image_batches(len(train), self.task.preset.batch_size, rng)
         return Batches([train[batch] for batch in batches], rng)
 
     def update(self, scores: NDArray[np.floating], epoch: int, finite: bool) -> bool:
@@ -92,7 +92,7 @@ class Runner:
             self.finite, self.finished = False, True
             return not self.arrays
         self.epoch = epoch
-        last = epoch == self.task.pace.epochs
+        last = epoch == self.task.preset.epochs
         if not len(self.task.val):
             self.finished = last
             self.stopping.best_epoch = epoch

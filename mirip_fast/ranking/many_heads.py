@@ -238,7 +238,7 @@ def train_heads(
 
 
 def _recipe(task: HeadTask) -> Recipe:
-    return Recipe.of(task.config.train, task.pace, task.steps_per_epoch)
+    return Recipe.of(task.config.train, task.preset, task.steps_per_epoch)
 
 
 def _padded(parts: Sequence[Index], width: int) -> Index:

@@ -12,7 +12,7 @@ from torch import Tensor
 from mirip_fast.config import TrainConfig
 from mirip_fast.models.stacked_head import StackedHeads
 from mirip_fast.training.optim import make_scheduler
-from mirip_fast.training.presets import Pace
+from mirip_fast.training.presets import Preset
 
 
 @dataclass(frozen=True)
@@ -30,17 +30,17 @@ class Recipe:
     steps_per_epoch: int
 
     @classmethod
-    def of(cls, settings: TrainConfig, pace: Pace, steps_per_epoch: int) -> Recipe:
+    def of(cls, settings: TrainConfig, preset: Preset, steps_per_epoch: int) -> Recipe:
         """The recipe of a head."""
         return cls(
-            pace.learning_rate,
+            preset.learning_rate,
             settings.weight_decay,
             (settings.beta1, settings.beta2),
             settings.eps,
             settings.warmup_steps,
             settings.scheduler_eta_min,
             settings.gradient_clip_norm,
-            pace.epochs,
+            preset.epochs,
             steps_per_epoch,
         )
 

@@ -42,7 +42,7 @@ from mirip_fast.ranking.sweep_fits import CellFits, Fold, batches_of_cells, fit_
 from mirip_fast.ranking.sweep_table import Graded, SweepTable, compare_cells, mean_accuracy
 from mirip_fast.runtime import resolve_device
 from mirip_fast.settings import config_from_dict, to_yaml
-from mirip_fast.training.presets import choose_pace
+from mirip_fast.training.presets import choose_preset
 from mirip_fast.training.run_folder import SPLIT_FILE, create_folder
 
 log = logging.getLogger(__name__)
@@ -332,7 +332,7 @@ def _possible(
                 raise
             log.warning("Left out: %s (%s)", cell_text(cell), error)
             continue
-        train = dataclasses.replace(own.train, **vars(choose_pace(own.train, n_train)))
+        train = dataclasses.replace(own.train, **vars(choose_preset(own.train, n_train)))
         same = kept.setdefault(repr((own.head, train)), cell)
         if same is not cell:
             log.info("Left out: %s (the same as %s)", cell_text(cell), cell_text(same))

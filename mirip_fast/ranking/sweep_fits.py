@@ -21,7 +21,7 @@ from mirip_fast.ranking.fit import HeadFit
 from mirip_fast.ranking.head_tasks import HeadTask
 from mirip_fast.ranking.many_heads import heads_per_stack, stackable, train_heads
 from mirip_fast.ranking.rows import Rows
-from mirip_fast.training.presets import choose_pace
+from mirip_fast.training.presets import choose_preset
 from mirip_fast.training.run_folder import Run
 from mirip_fast.training.trackers import Trackers
 
@@ -78,9 +78,9 @@ def batches_of_cells(
     alike: dict[Any, list[int]] = {}
     for number, config in configs.items():
         head = dataclasses.replace(config.head, projector_dropout=0.0)
-        pace = choose_pace(config.train, len(folds[0].train))
+        preset = choose_preset(config.train, len(folds[0].train))
         alone = number if not stackable(config) else None
-        alike.setdefault((repr(head), pace.batch_size, alone), []).append(number)
+        alike.setdefault((repr(head), preset.batch_size, alone), []).append(number)
     batches = []
     for numbers in alike.values():
         heads = heads_per_stack(input_dim, configs[numbers[0]].head, device)
@@ -128,9 +128,9 @@ def _tasks(config: Config, folds: Sequence[Fold], seeds: int) -> list[HeadTask]:
         for number, fold in enumerate(folds):
             own = config.train.seed + seed * len(folds) + number
             train = dataclasses.replace(config.train, seed=own)
-            pace = choose_pace(train, len(fold.train))
+            preset = choose_preset(train, len(fold.train))
             own_config = dataclasses.replace(config, train=train)
-            tasks.append(HeadTask(fold.train, fold.val, own_config, pace))
+            tasks.append(HeadTask(fold.train, fold.val, own_config, preset))
     return tasks
 
 
@@ -158,7 +158,7 @@ def _fit_alone(
 ) -> tuple[dict[str, NDArray[np.float32]] | None, int]:
     """A head that no stack can train: its arrays, or None where the loss was not finite; and its epoch."""
     fit = HeadFit(
-        _subset(rows, task.train), _subset(rows, task.val), task.config, task.pace, {}, device
+        _subset(rows, task.train), _subset(rows, task.val), task.config, task.preset, {}, device
     )
     epochs_log = logging.getLogger("mirip_fast.ranking.fit")
     with temporary_folder() as folder:

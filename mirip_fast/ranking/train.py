@@ -54,8 +54,8 @@ from mirip_fast.ranking.scorer import ScoreModel, load_score_model
 from mirip_fast.ranking.train_gp import choose_readout, fit_process
 from mirip_fast.runtime import resolve_device
 from mirip_fast.settings import config_from_dict, to_yaml
-from mirip_fast.training.averaging import check_averaging
-from mirip_fast.training.presets import Pace, choose_pace
+from mirip_fast.training.optim import check_averaging
+from mirip_fast.training.presets import Preset, choose_preset
 from mirip_fast.training.run_folder import (
     FOLDS_FILE,
     SPLIT_FILE,
@@ -144,10 +144,12 @@ def train_head(config: Config, request: Request) -> tuple[Run, FitResult | Folds
     for split, of_split in rows.items():
         require_pairs(of_split, loss, split)
     pairs = rows["train"].pairs
-    pace = choose_pace(config.train, images.splits.count("train") if pairs is None else len(pairs))
-    check_averaging(config.train, pace.epochs)
+    preset = choose_preset(
+        config.train, images.splits.count("train") if pairs is None else len(pairs)
+    )
+    check_averaging(config.train, preset.epochs)
     if not config.train.folds:  # each fold has its own
-        config = dataclasses.replace(config, train=_with_pace(config.train, pace))
+        config = dataclasses.replace(config, train=_with_preset(config.train, preset))
     store, run = _new_run(config, request, dataset, "folds" if config.train.folds else "head-only")
     views = dataset.views()
     if config.train.folds:
@@ -156,7 +158,7 @@ def train_head(config: Config, request: Request) -> tuple[Run, FitResult | Folds
     save_split(run.path / SPLIT_FILE, images)
     if judged is not None:
         save_judged_pairs(run.path, judged)
-    return run, _fit(run, config, pace, images, judged, store, views, None)
+    return run, _fit(run, config, preset, images, judged, store, views, None)
 
 
 def _new_run(
@@ -220,11 +222,11 @@ def resume_head(
     log.info("Resuming %s after epoch %d, with its own settings", run.path, checkpoint["epoch"])
     store = _store_of(info, Path(config.embed.cache_dir), path)
     images = load_split(run.path / SPLIT_FILE, info.tiers, config.data)
-    pace = Pace(**checkpoint["training_state"]["pace"])
+    preset = Preset(**checkpoint["training_state"]["pace"])
     judged = load_judged_pairs(run.path, images)
     run.remove_partial_files()
     run.truncate_history(int(checkpoint["epoch"]))
-    return run, _fit(run, config, pace, images, judged, store, info.views, checkpoint)
+    return run, _fit(run, config, preset, images, judged, store, info.views, checkpoint)
 
 
 def _store_of(info: ModelInfo, cache_dir: Path, checkpoint: Path) -> FeatureStore:
@@ -279,10 +281,10 @@ class HeadFolds:
         loss = make_loss(config.train, images.manifest.tiers, within=within)
         for split in ("train", "val"):
             require_pairs(_labels(images, None, split, config)[1], loss, split)
-        pace = choose_pace(config.train, images.splits.count("train"))
-        config = dataclasses.replace(config, train=_with_pace(config.train, pace))
+        preset = choose_preset(config.train, images.splits.count("train"))
+        config = dataclasses.replace(config, train=_with_preset(config.train, preset))
         checkpoint = None if fold.checkpoint is None else load_checkpoint(fold.checkpoint)
-        _fit(fold.run, config, pace, images, None, self._store, self._views, checkpoint)
+        _fit(fold.run, config, preset, images, None, self._store, self._views, checkpoint)
 
     def score(self, model: ScoreModel, images: GradedImages) -> NDArray[np.floating]:
         """[n] scores of images from their cached features."""
@@ -311,7 +313,7 @@ def _info(store: FeatureStore, config: Config, images: GradedImages, views: Any)
 def _fit(
     run: Run,
     config: Config,
-    pace: Pace,
+    preset: Preset,
     images: GradedImages,
     judged: JudgedPairs | None,
     store: FeatureStore,
@@ -346,9 +348,9 @@ def _fit(
             len(train),
             len(val),
             describe_pairs(config.train, train),
-            pace.batch_size,
-            pace.learning_rate,
-            pace.epochs,
+            preset.batch_size,
+            preset.learning_rate,
+            preset.epochs,
             device,
         )
         if train.pairs is not None or config.train.label != "tier":
@@ -358,7 +360,7 @@ def _fit(
                 if train.pairs is None or val.pairs is not None
                 else "val accuracy is that of the tiers: too few judged pairs lie in the val split"
             )
-        fit = HeadFit(train, val, config, pace, info.to_dict(), device)
+        fit = HeadFit(train, val, config, preset, info.to_dict(), device)
         if checkpoint is not None:
             fit.resume(checkpoint)
         trackers = start_trackers(config.tracking, run.path, config.to_dict())
@@ -413,10 +415,13 @@ def _with_bootstrap(config: Config, heads: int | None) -> Config:
     return dataclasses.replace(config, train=dataclasses.replace(config.train, bootstrap=heads))
 
 
-def _with_pace(train: TrainConfig, pace: Pace) -> TrainConfig:
+def _with_preset(train: TrainConfig, preset: Preset) -> TrainConfig:
     """The settings with the preset's values filled in."""
     return dataclasses.replace(
-        train, batch_size=pace.batch_size, learning_rate=pace.learning_rate, epochs=pace.epochs
+        train,
+        batch_size=preset.batch_size,
+        learning_rate=preset.learning_rate,
+        epochs=preset.epochs,
     )
 
 

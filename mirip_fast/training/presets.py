@@ -8,7 +8,7 @@ from mirip_fast.config import TrainConfig
 
 
 @dataclass(frozen=True)
-class Pace:
+class Preset:
     """How fast a head learns: the three numbers that belong together."""
 
     batch_size: int  # images with all pairs, else pairs
@@ -16,25 +16,25 @@ class Pace:
     epochs: int
 
 
-#: The classic recipe, in drawn pairs per batch: (training images below, pace).
+#: The classic recipe, in drawn pairs per batch: (training images below, values).
 SAMPLED = (
-    (1_000, Pace(16, 5e-5, 200)),
-    (10_000, Pace(32, 1e-4, 100)),
-    (100_000, Pace(64, 2e-4, 50)),
-    (None, Pace(128, 3e-4, 30)),
+    (1_000, Preset(16, 5e-5, 200)),
+    (10_000, Preset(32, 1e-4, 100)),
+    (100_000, Preset(64, 2e-4, 50)),
+    (None, Preset(128, 3e-4, 30)),
 )
 
 #: The same for all pairs, in images per batch; measured below 10,000 images, see docs/benchmarks.md.
 ALL_PAIRS = (
-    (1_000, Pace(32, 1e-4, 200)),
-    (4_000, Pace(64, 2e-4, 100)),
-    (10_000, Pace(512, 1e-3, 100)),
-    (100_000, Pace(128, 3e-4, 50)),
-    (None, Pace(256, 3e-4, 30)),
+    (1_000, Preset(32, 1e-4, 200)),
+    (4_000, Preset(64, 2e-4, 100)),
+    (10_000, Preset(512, 1e-3, 100)),
+    (100_000, Preset(128, 3e-4, 50)),
+    (None, Preset(256, 3e-4, 30)),
 )
 
 #: Without a preset.
-PLAIN = Pace(32, 1e-4, 100)
+PLAIN = Preset(32, 1e-4, 100)
 
 #: Patience in epochs, and the steps that it should be worth at least: ten epochs of a hundred images are
 #: some thirty steps, in which validation accuracy is still mostly chance.
@@ -48,13 +48,13 @@ def choose_patience(config: TrainConfig, steps_per_epoch: int) -> int:
     return max(PATIENCE, -(-PATIENCE_STEPS // steps_per_epoch))
 
 
-def choose_pace(config: TrainConfig, n_train: int) -> Pace:
+def choose_preset(config: TrainConfig, n_train: int) -> Preset:
     """The given values, completed by the preset for ``n_train`` training images or judged pairs."""
     table = ALL_PAIRS if config.pairs == "all" else SAMPLED
-    preset = next(pace for below, pace in table if below is None or n_train < below)
+    preset = next(row for below, row in table if below is None or n_train < below)
     if config.preset == "none":
         preset = PLAIN
-    return Pace(
+    return Preset(
         batch_size=config.batch_size or preset.batch_size,
         learning_rate=preset.learning_rate
         if config.learning_rate is None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from mirip_fast.config import TrackingConfig
 from mirip_fast.errors import ConfigError
@@ -16,20 +16,14 @@ log = logging.getLogger(__name__)
 TRACKERS = ("wandb", "tensorboard")
 
 
-class Tracker(Protocol):
-    """What a run reports to."""
-
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        """Report the values of one epoch."""
-
-    def finish(self, best_model: Path | None) -> None:
-        """End the report; ``best_model`` is the checkpoint the run ends with."""
-
-
 class Trackers:
-    """All trackers of a run behind one face; each one's failures are its own."""
+    """All trackers of a run behind one face; each one's failures are its own.
 
-    def __init__(self, trackers: Mapping[str, Tracker]):
+    Args:
+        trackers: name → an object with the methods of this class.
+    """
+
+    def __init__(self, trackers: Mapping[str, Any]):
         self._trackers = dict(trackers)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
@@ -40,7 +34,7 @@ class Trackers:
         """End every report."""
         self._each(lambda tracker: tracker.finish(best_model))
 
-    def _each(self, call: Callable[[Tracker], None]) -> None:
+    def _each(self, call: Callable[[Any], None]) -> None:
         for name, tracker in list(self._trackers.items()):
             try:
                 call(tracker)
@@ -70,11 +64,11 @@ def start_trackers(config: TrackingConfig, run_dir: Path, settings: Mapping[str,
         run_dir: the run's folder; its name is the default run name.
         settings: the whole resolved configuration, reported with the run.
     """
-    makers: dict[str, Callable[[], Tracker]] = {
+    makers: dict[str, Callable[[], Any]] = {
         "wandb": lambda: WandbTracker(config, run_dir, settings),
         "tensorboard": lambda: TensorBoardTracker(run_dir, settings),
     }
-    started: dict[str, Tracker] = {}
+    started: dict[str, Any] = {}
     for name in parse_report_to(config.report_to):
         try:
             started[name] = makers[name]()

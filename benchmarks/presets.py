@@ -1,11 +1,11 @@
 """Which batch size and learning rate suit which number of training images.
 
-    python benchmarks/paces.py [--images 1500,4000,8000] [--seeds 3] [--paces 64:2e-4,256:4e-4]
+    python benchmarks/presets.py [--images 1500,4000,8000] [--seeds 3] [--presets 64:2e-4,256:4e-4]
 
-Every pace trains the default head on the same made-up rows, stops early on the same validation rows (an
+Every preset trains the default head on the same made-up rows, stops early on the same validation rows (an
 eighth of the training images), and is judged by the pairwise accuracy on 4,000 rows that it has not seen.
 Three kinds of grades, each with noise: a linear one, one that is bent as well, and one that goes by clusters.
-Differences are paired over kinds × seeds with the first pace; processor seconds are those of the whole fit.
+Differences are paired over kinds × seeds with the first preset; processor seconds are those of the whole fit.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from mirip_fast.ranking.device_rows import score_rows
 from mirip_fast.ranking.fit import HeadFit
 from mirip_fast.ranking.rows import Rows
 from mirip_fast.runtime import cpu_threads
-from mirip_fast.training.presets import Pace, choose_pace
+from mirip_fast.training.presets import Preset, choose_preset
 from mirip_fast.training.run_folder import Run
 from mirip_fast.training.trackers import Trackers
 
@@ -40,16 +40,16 @@ Maker = Callable[[int, int, int], tuple[Array, Array]]
 
 KINDS: dict[str, Maker] = {"linear": made_up_rows, "bent": bent_rows, "clusters": clustered_rows}
 WIDTH, UNSEEN = 384, 4_000
-PACES = "64:2e-4,64:4e-4,128:3e-4,128:6e-4,256:3e-4,256:6e-4,256:1e-3,512:1e-3"
+PRESETS = "64:2e-4,64:4e-4,128:3e-4,128:6e-4,256:3e-4,256:6e-4,256:1e-3,512:1e-3"
 
 
-def fit(rows: list[Rows], pace: Pace, seed: int) -> tuple[float, int, float]:
+def fit(rows: list[Rows], preset: Preset, seed: int) -> tuple[float, int, float]:
     """Accuracy (0–1) on unseen rows, the best epoch, and processor seconds."""
     config = Config()
     config.train.seed = seed
     train, val, unseen = rows
     with tempfile.TemporaryDirectory() as name, measured() as cost:
-        fitted = HeadFit(train, val, config, pace, {}, torch.device("cpu"))
+        fitted = HeadFit(train, val, config, preset, {}, torch.device("cpu"))
         run = Run(Path(name))
         result = fitted.run(run, Trackers({}))
         fitted.head.load_state_dict(load_checkpoint(run.best)["model_state_dict"])
@@ -65,19 +65,19 @@ def rows_of(maker: Maker, n: int, seed: int) -> list[Rows]:
     return [Rows([str(i) for i in p], features[p, None], tiers[p], [None] * len(p)) for p in parts]
 
 
-def compare(n: int, paces: list[Pace], seeds: int) -> None:
+def compare(n: int, presets: list[Preset], seeds: int) -> None:
     """Print the table of one number of training images."""
-    found: dict[Pace, list[tuple[float, int, float]]] = {pace: [] for pace in paces}
+    found: dict[Preset, list[tuple[float, int, float]]] = {preset: [] for preset in presets}
     kinds = []
     for seed in range(seeds):
         for kind, maker in KINDS.items():
             rows = rows_of(maker, n, seed)
             kinds.append(kind)
-            for pace in paces:
-                found[pace].append(fit(rows, pace, seed))
+            for preset in presets:
+                found[preset].append(fit(rows, preset, seed))
     lines = []
-    first = np.array([accuracy for accuracy, _, _ in found[paces[0]]])
-    for pace, fits in found.items():
+    first = np.array([accuracy for accuracy, _, _ in found[presets[0]]])
+    for preset, fits in found.items():
         accuracy, best, seconds = (np.array(column) for column in zip(*fits, strict=True))
         by_kind = [
             f"{np.mean([a for a, k in zip(accuracy, kinds, strict=True) if k == kind]):.4f}"
@@ -86,8 +86,10 @@ def compare(n: int, paces: list[Pace], seeds: int) -> None:
         difference = accuracy - first
         error = difference.std(ddof=1) / len(difference) ** 0.5 if len(difference) > 1 else 0.0
         compared = f"{100 * difference.mean():+.2f} ± {100 * error:.2f}"
-        of_pace = (str(pace.batch_size), f"{pace.learning_rate:g}")
-        lines.append((*of_pace, *by_kind, compared, f"{best.mean():.0f}", f"{seconds.mean():.1f}"))
+        of_preset = (str(preset.batch_size), f"{preset.learning_rate:g}")
+        lines.append(
+            (*of_preset, *by_kind, compared, f"{best.mean():.0f}", f"{seconds.mean():.1f}")
+        )
     head = ("batch", "rate", *KINDS, "points (± s.e.)", "best epoch", "cpu s")
     print(f"\n{n:,} training images, {seeds} seeds")
     print(format_table(head, lines, align="r" * len(head)), flush=True)
@@ -98,14 +100,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--images", default="1500,4000,8000")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--paces", default=PACES, help="batch:learning rate, separated by commas")
+    parser.add_argument(
+        "--presets", default=PRESETS, help="batch:learning rate, separated by commas"
+    )
     options = parser.parse_args()
     logging.getLogger("mirip_fast").setLevel(logging.WARNING)
     with cpu_threads(1):
         for n in map(int, options.images.split(",")):
-            epochs = choose_pace(Config().train, n).epochs
-            parts = [entry.split(":") for entry in options.paces.split(",")]
-            compare(n, [Pace(int(b), float(rate), epochs) for b, rate in parts], options.seeds)
+            epochs = choose_preset(Config().train, n).epochs
+            parts = [entry.split(":") for entry in options.presets.split(",")]
+            compare(n, [Preset(int(b), float(rate), epochs) for b, rate in parts], options.seeds)
 
 
 if __name__ == "__main__":
