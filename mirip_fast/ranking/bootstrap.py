@@ -6,10 +6,10 @@ their scores holds the choice of training works and the randomness of training, 
 of graders. All heads are trained together, as one stacked computation.
 
 The heads are narrower than the run's own head and are trained with a preset of their own. Measured on
-drawings (features of a ViT-Tiny), they are more accurate than bootstrap heads of the full width with the usual one
-(0.673 against 0.662), their ranks spread more like those of heads trained on works of their own, and they
-take a sixth of the time. Each trails the run's own head, since a resample holds 63 % of the works; see
-docs/many_heads.md.
+drawings (features of a ViT-Tiny), they are more accurate than bootstrap heads of the full width with the
+usual one (0.673 against 0.662), their ranks spread more like those of heads trained on works of their
+own, and they take a sixth of the time. Each trails the run's own head, since a resample holds 63 % of
+the works; see docs/many_heads.md.
 """
 
 from __future__ import annotations
