@@ -30,7 +30,7 @@ from embedding import (
 )
 from pictures import picture_files, small_pictures, twelve_megapixels
 
-from mirip_fast.features import shard_rows
+from mirip_fast.features import shards
 from mirip_fast.features.backbone import Backbone
 from mirip_fast.features.forward import default_batch_size
 from mirip_fast.features.shards import SeriesSpec
@@ -237,8 +237,8 @@ def durability(arguments: argparse.Namespace, folder: Path) -> None:
             return np.ones(len(hashes), "<u8")
 
         with (
-            mock.patch.object(shard_rows, "sync_data", lambda handle: None),
-            mock.patch.object(shard_rows, "row_checksums", no_sums),
+            mock.patch.object(shards, "sync_data", lambda handle: None),
+            mock.patch.object(shards, "row_checksums", no_sums),
         ):
             yield
 

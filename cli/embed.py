@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mirip_fast.errors import ConfigError
 from mirip_fast.settings import Resolved
 
 from .interrupted import Interrupted, only_results_are_left
@@ -52,7 +53,8 @@ def embed_command(
     tars: data.tar, 'data/{000..127}.tar', 'data/*.tar'. All of these may lie at an address, such as
     s3://bucket/folder.
 
-    Started by torchrun or srun, each process takes its share of the images.
+    Started by torchrun or srun, each process takes its share of the images; the same command alone, after
+    them, finds all features there and writes the list of the images.
     """
     from mirip_fast.data.source_names import as_one
     from mirip_fast.features.command import check_export, embed_data
@@ -60,9 +62,13 @@ def embed_command(
     from mirip_fast.features.outcomes import EmbedInterrupt
     from mirip_fast.runtime import distributed
 
+    ranks = distributed()
     if export is not None:
         check_export(export)
-    ranks = distributed()
+        if ranks is not None:
+            raise ConfigError(
+                "--export writes the whole data set: leave it to the run alone, after torchrun or srun."
+            )
     if ranks is not None and ranks.rank > 0:  # one of them tells how it goes
         package = logging.getLogger("mirip_fast")
         package.setLevel(max(package.level, logging.WARNING))
@@ -81,10 +87,9 @@ def embed_command(
         raise Interrupted(
             f"{share}{_identity(stopped.summary)}. The same command goes on from there."
         ) from None
-    if export is None or done.dataset is None:
+    if export is None:
         only_results_are_left()
-    if done.dataset is not None or (ranks is not None and ranks.rank == 0):
-        _say(done)
+    _say(done)
     if explain_speed and done.speed is not None and (ranks is None or ranks.rank == 0):
         _explain(done.speed)
     if export is not None and done.dataset is not None:
@@ -98,12 +103,15 @@ def embed_command(
 
 def _say(done: EmbedDone) -> None:
     s, ranks = done.summary, done.ranks
-    share = f"Rank {ranks.rank} of {ranks.size}: " if ranks and done.dataset is None else ""
-    click.echo(f"{share}{_identity(s)}")
+    click.echo((f"Rank {ranks.rank} of {ranks.size}: " if ranks else "") + _identity(s))
     if done.dataset is None:
-        click.echo("The other ranks go on; the last one to end writes the ledger.")
+        if ranks is not None and ranks.rank == 0:
+            click.echo(
+                "When all ranks have ended, type the same without torchrun or srun: it finds their features "
+                "and writes the list of the images that training reads."
+            )
         return
-    if s.embedded and ranks is None:
+    if s.embedded:
         click.echo(f"{s.embedded / done.compute_seconds:.1f} images/s")
     click.echo(f"Features: {done.store_path}")
     if s.failed:

@@ -290,7 +290,7 @@ def test_rows_that_are_written_meanwhile_are_not_called_damaged(cache: Path) -> 
     """A run that writes the row between two looks at it: the second look decides."""
     store = the_store(cache)
     flip(store, "cls.28", 3, "features")
-    from mirip_fast.features.shard_rows import Shard
+    from mirip_fast.features.shards import Shard
 
     matching = Shard.matching
 
@@ -572,8 +572,7 @@ def put_rows(store: FeatureStore, change: Callable[[np.ndarray], np.ndarray]) ->
         for file in [shard.path for shard in store.shards(name)]:
             file.unlink()
         (store.path / "shards-r00.json").unlink(missing_ok=True)
-        from mirip_fast.features.shard_rows import ShardWriter
-        from mirip_fast.features.shards import create_shard
+        from mirip_fast.features.shards import ShardWriter, create_shard
 
         shard = create_shard(store.path / shard_name(name, 0, 0), spec, store.fingerprint_id)
         writer = ShardWriter(shard)

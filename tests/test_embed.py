@@ -23,18 +23,17 @@ from mirip_fast.data.decode_worker import Choose, Decoded, DecodeJob, decode_job
 from mirip_fast.data.hashes import HashMemory
 from mirip_fast.data.images import load_rgb, resize_square, to_array
 from mirip_fast.errors import StoreLockedError
-from mirip_fast.features import shard_rows
+from mirip_fast.features import shards
 from mirip_fast.features.backbone import Backbone, load_backbone
 from mirip_fast.features.backbone_files import BackboneSpec
 from mirip_fast.features.embed import Progress, Settings, embed
 from mirip_fast.features.outcomes import STATUSES, EmbedInterrupt, Outcome, summarise
 from mirip_fast.features.phase_one import PhaseOne, prepare
 from mirip_fast.features.recipe import Recipe, make_recipe
-from mirip_fast.features.shard_rows import Shard
+from mirip_fast.features.shards import Shard
 from mirip_fast.features.speed import SpeedReport
 from mirip_fast.features.stages import StoppedError
-from mirip_fast.features.store import FeatureStore
-from mirip_fast.features.store_files import DIRTY_FILE
+from mirip_fast.features.store import DIRTY_FILE, FeatureStore
 
 
 def draw(path: Path, seed: int) -> Path:
@@ -473,7 +472,7 @@ def test_ctrl_c_does_not_wait_until_a_large_cache_is_verified(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after_a_crash: bool
 ) -> None:
     """A decoding thread verifies the cache, all of it, when it comes upon the first new picture."""
-    monkeypatch.setattr(shard_rows, "_MAX_ROWS", 1)
+    monkeypatch.setattr(shards, "_MAX_ROWS", 1)
     paths = [draw(tmp_path / f"{i}.png", i) for i in range(30)]
     phase = Phase(tmp_path)
     phase.run(paths[:-1])
@@ -540,7 +539,7 @@ def test_the_fingerprint_is_of_what_shapes_the_numbers(tmp_path: Path) -> None:
 def test_damage_found_meanwhile_is_mended_in_the_same_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shard_rows, "_MAX_ROWS", 4)  # the first shard is full
+    monkeypatch.setattr(shards, "_MAX_ROWS", 4)  # the first shard is full
     paths = [draw(tmp_path / f"{i}.png", i) for i in range(6)]
     phase = Phase(tmp_path)
     first = phase.run(paths[:5])

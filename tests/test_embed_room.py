@@ -10,7 +10,7 @@ from unittest import mock
 import pytest
 from test_embed import Phase, draw
 
-from mirip_fast.features import phase_one, shard_rows
+from mirip_fast.features import phase_one, shards
 from mirip_fast.features.phase_one import _most_shards
 from mirip_fast.files import format_bytes
 
@@ -40,7 +40,8 @@ def test_what_is_announced_is_what_is_taken(
     assert f"The features of 3 images take at most {format_bytes(size)} more in" in text
     assert text.count("\n") == 1 and "1.0 TiB are free" in text
     phase.run(paths)
-    assert shards_size(phase) == size
+    n_shards = len(list(phase.store.path.glob("*.h5")))
+    assert size - n_shards * (16 << 10) <= shards_size(phase) <= size
     # They are there now, and there is room for others in the same files.
     assert "The features of 4000 images take no further space in" in said(phase, 4000, caplog)
 
@@ -48,14 +49,14 @@ def test_what_is_announced_is_what_is_taken(
 def test_free_slots_are_not_counted_and_further_shards_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shard_rows, "_MAX_ROWS", 4)
+    monkeypatch.setattr(shards, "_MAX_ROWS", 4)
     paths = [draw(tmp_path / f"{i}.png", i) for i in range(20)]
     phase, done = Phase(tmp_path), 0
     for count in (3, 1, 6, 2, 8):
         before, size = shards_size(phase), phase.phase.most_bytes(count)
         phase.run(paths[done : done + count])
         done += count
-        assert shards_size(phase) - before == size, (done, count)
+        assert size * 0.05 <= shards_size(phase) - before <= size, (done, count)
     assert Phase(tmp_path).phase.most_bytes(0) == 0
 
 
@@ -75,7 +76,7 @@ def test_too_little_room_is_said_beforehand(
     assert "too little" not in said(phase, 6, caplog, free=0)
 
 
-def test_every_rank_makes_shards_of_its_own(
+def test_every_process_makes_shards_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     phase = Phase(tmp_path)
@@ -84,9 +85,8 @@ def test_every_rank_makes_shards_of_its_own(
     assert phase.store.free_slots("cls.28") == {0: 4095}
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "3")
-    assert phase.phase.most_bytes(100) == 2 * one  # those of ranks 1 and 2
-    assert phase.phase.most_bytes(1) == one
-    assert phase.phase.most_bytes(5000) == 3 * one
+    assert phase.phase.most_bytes(1) == one  # each makes a part of its own
+    assert phase.phase.most_bytes(100) == 3 * one
 
 
 def test_the_most_shards_is_the_most_that_any_division_asks_for() -> None:

@@ -230,7 +230,6 @@ def test_ctrl_c_at_the_tail_of_a_run_leaves_no_thread_behind(
         embed(paths, phase.recipe, phase.store, lambda: Last(phase), phase.hashes, settings)
     assert interrupted.is_set()
     assert not [t.name for t in threading.enumerate() if t.name.startswith("mirip")]
-    phase.store.forget()
     rows = phase.store.rows(
         "cls.28", [hashlib.sha256(path.read_bytes()).digest() for path in paths]
     )
@@ -247,7 +246,7 @@ def test_where_the_time_went_is_told(tmp_path: Path) -> None:
             on_speed=told.append,
         )  # fmt: skip
     (report,) = told  # the second run had nothing to do
-    assert isinstance(report, SpeedReport) and report.images == 12 and report.lanes == 2
+    assert isinstance(report, SpeedReport) and report.images == 12 and report.threads == 2
     for stage in ("read + decode", "backbone", "write"):
         assert report.busy[stage] > 0 and 0 < report.share[stage] <= 1.01, stage
     assert report.cpu["read + decode"] > 0 and report.bottleneck()

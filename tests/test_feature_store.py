@@ -82,7 +82,7 @@ def test_series_are_filled_independently(tmp_path: Path) -> None:
 
 
 def test_many_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mirip_fast.features.shard_rows._MAX_ROWS", 4)
+    monkeypatch.setattr("mirip_fast.features.shards._MAX_ROWS", 4)
     store = new_store(tmp_path)
     append(store, list(range(6)))
     append(store, list(range(6, 11)))

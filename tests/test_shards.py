@@ -17,9 +17,16 @@ import numpy as np
 import pytest
 
 from mirip_fast.errors import DiskFullError, StoreError
-from mirip_fast.features import shard_rows, shards
-from mirip_fast.features.shard_rows import ShardWriter, row_checksums, runs
-from mirip_fast.features.shards import SeriesSpec, create_shard, open_shard, parse_shard_name
+from mirip_fast.features import shards
+from mirip_fast.features.shards import (
+    SeriesSpec,
+    ShardWriter,
+    create_shard,
+    open_shard,
+    parse_shard_name,
+    row_checksums,
+    runs,
+)
 
 SPEC = SeriesSpec("cls.14", (5,), "float16")
 NAME = "cls.14-r00-00000.h5"
@@ -117,7 +124,7 @@ def test_a_live_shard_is_never_overwritten(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("call", ["posix_fallocate", "pwrite", "fsync"])
+@pytest.mark.parametrize("call", ["posix_fallocate", "fsync"])
 def test_a_full_disk_leaves_nothing(tmp_path: Path, call: str) -> None:
     with (
         mock.patch.object(os, call, side_effect=OSError(errno.ENOSPC, "full")),
@@ -173,7 +180,7 @@ def test_after_a_failed_sync_the_memory_of_the_file_is_dropped(tmp_path: Path) -
     """Linux shows what it could not write until the pages are dropped: the next run would trust it."""
     writer = ShardWriter(open_shard(make(tmp_path), "print"))
     with (
-        mock.patch.object(shard_rows, "sync_data", side_effect=OSError(errno.EIO, "broken")),
+        mock.patch.object(shards, "sync_data", side_effect=OSError(errno.EIO, "broken")),
         mock.patch.object(os, "posix_fadvise") as drop,
         pytest.raises(OSError, match="broken"),
     ):

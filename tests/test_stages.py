@@ -121,7 +121,7 @@ def report(device: str, busy: dict[str, float], cpu: dict[str, float], waiting: 
         speed.add(stage, busy.get(stage, 0.0), cpu.get(stage, 0.0))
     speed.wait(waiting)
     made = speed.report(
-        workers=2, lanes=2 if device == "cpu" else 1, cores=4, device=device, images=9
+        workers=2, threads=2 if device == "cpu" else 1, cores=4, device=device, images=9
     )
     assert [row[0] for row in made.rows()] == [*STAGES, "waiting for pictures"]
     return made.bottleneck()

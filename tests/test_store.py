@@ -20,20 +20,12 @@ import pytest
 from torture import BATCH, FINGERPRINT, SPECS, in_child, rows_of, sha
 
 from mirip_fast.errors import DiskFullError, StoreError, StoreLockedError
-from mirip_fast.features import (
-    content_numbers,
-    maintenance,
-    shard_rows,
-    store_files,
-    store_lock,
-    store_writer,
-)
-from mirip_fast.features.content_numbers import ContentNumbers
-from mirip_fast.features.hash_index import HashIndex
+from mirip_fast.features import maintenance, shards, store_writer
+from mirip_fast.features import store as store_files
 from mirip_fast.features.maintenance import copy_rows, prune_rows, repair_store
-from mirip_fast.features.shards import SeriesSpec, shard_name
+from mirip_fast.features.shards import SeriesSpec, Shard, shard_name
 from mirip_fast.features.stages import StoppedError
-from mirip_fast.features.store import FeatureStore
+from mirip_fast.features.store import FeatureStore, Series
 from mirip_fast.features.store_writer import StoreWriter
 from mirip_fast.files import partial_path
 
@@ -42,7 +34,7 @@ CLS, GRID = SPECS
 
 @pytest.fixture(autouse=True)
 def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard_rows, "_MAX_ROWS", 16)
+    monkeypatch.setattr(shards, "_MAX_ROWS", 16)
 
 
 @pytest.fixture
@@ -79,79 +71,33 @@ def awkward_hashes(rng: np.random.Generator) -> list[bytes]:
 def test_the_index_equals_a_dict() -> None:
     rng = np.random.default_rng(0)
     hashes = awkward_hashes(rng)
-    table = np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 32)
-    index = HashIndex(np.concatenate([table, table[:10]]), np.arange(len(hashes) + 10))
-    known = {h: i for i, h in enumerate(hashes)}
-    asked = [*known, *(rng.bytes(32) for _ in range(50))]
-    assert index.find(asked).tolist() == [known.get(h, -1) for h in asked]
-    assert index.hashes() == set(known) and len(index) == len(known)
-    assert HashIndex(table[:0], np.arange(0)).find(asked[:3]).tolist() == [-1] * 3
+    index, known = Series(SeriesSpec("a", (1,), "float16")), {}
+    for start in range(0, len(hashes), 100):  # the second half beside the sorted ones
+        part = hashes[start : start + 100]
+        shard = Shard(Path(f"a-r00-{start:05d}.h5"), index.spec, 100, 0, 0, 0)
+        index.live.append(index.add_shard(shard))
+        index.add(index.live[-1], np.arange(len(part)), np.ones(len(part), np.uint64), part)
+        known |= {sha: start + i for i, sha in enumerate(part)}
+        if start < 100:
+            index.sort()
+        asked = [*hashes, *(rng.bytes(32) for _ in range(50))]
+        assert index.find(asked).tolist() == [known.get(h, -1) for h in asked]
+        assert index.hashes() == set(known) and len(index) == len(known)
     with pytest.raises(ValueError, match="32 bytes"):
         index.find([b"short"])
 
 
-def test_numbers_of_contents_equal_a_dict(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(content_numbers, "_FEWEST_SLOTS", 2)
-    monkeypatch.setattr(content_numbers, "_BLOCK", 7)
-    rng = np.random.default_rng(0)
-    hashes, contents, known = awkward_hashes(rng), ContentNumbers(), {}
-    for start in range(0, len(hashes), 9):  # part of them for a second time
-        part = hashes[max(0, start - 5) : start + 9]
-        wanted = [known.setdefault(sha, len(known)) for sha in part]
-        assert contents.add([*part, *part]) == [*wanted, *wanted]
-        assert contents.find(hashes) == [known.get(sha, -1) for sha in hashes]
-    assert [contents[i] for i in range(len(contents))] == hashes
-    assert contents.find([rng.bytes(32) for _ in range(50)]) == [-1] * 50
-    for ask in (contents.find, contents.add):
-        with pytest.raises(ValueError, match="32 bytes"):
-            ask([b"short"])
-
-
-class Growing(ContentNumbers):
-    """Another thread gives numbers to contents just before and just after a slot was looked up."""
-
-    before: Sequence[bytes] = ()
-    after: Sequence[bytes] = ()
-
-    def _look(self, slots: Any, sha256: bytes) -> tuple[int, int]:
-        self._come("before")
-        found = super()._look(slots, sha256)
-        self._come("after")
-        return found
-
-    def _come(self, when: str) -> None:
-        coming = getattr(self, when)
-        if coming:
-            setattr(self, when, ())
-            self.add(coming)
-
-
-def test_contents_are_looked_up_while_others_come(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(content_numbers, "_FEWEST_SLOTS", 4)
-    contents = Growing()
-    first, second, third = (bytes(31) + bytes([n]) for n in range(3))  # all want the same slot
-    many = [bytes([n]) * 32 for n in range(1, 50)]
-    contents.add([first])
-    contents.after = [second]  # takes the slot that was free for the third
-    assert contents.find([third]) == [-1] and contents.find([second]) == [1]
-    contents.before = many  # other slots are made; those in hand stay right
-    assert contents.find([second, third]) == [1, -1]
-    assert contents.find([first, *many]) == [0, *range(2, 51)]
-
-
-def test_a_writer_knows_its_own_rows(store: FeatureStore) -> None:
-    old, new, other = b"a" * 32, b"n" * 32, b"o" * 32
-    spec = SeriesSpec("cls.14", (2,), "float32")
+def test_a_store_knows_what_its_writer_writes(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mirip_fast.features.store._SORT_ROWS", 30)
     with store.writer() as writer:
-        writer.append([old], {spec: np.ones((1, 2), np.float32)})
-        assert writer.added("cls.14", [old, new]).tolist() == [True, False]
-    with store.writer() as writer:
-        writer.append([new, old], {spec: np.ones((2, 2), np.float32)})
-        assert writer.added("cls.14", [old, new, other]).tolist() == [False, True, False]
-        assert writer.missing("cls.14", [old, new, other]).tolist() == [False, False, True]
-        assert writer.added("cls.28", [old]).tolist() == [False]
-    store.forget()
-    assert (store.rows("cls.14", [old, new]) >= 0).all()
+        for start in range(0, 100, 5):
+            put(writer, range(start, start + 10))
+            assert store.count(CLS.name) == start + 10
+            assert_served(store, range(start + 10))
+            assert writer.missing(CLS.name, [sha(start), sha(start + 10)]).tolist() == [False, True]
+    assert_served(FeatureStore.open(store.path), range(105))
 
 
 def test_any_selection_of_rows_is_read_right(
@@ -186,11 +132,11 @@ def test_what_can_not_be_read(store: FeatureStore) -> None:
 
 
 def test_rows_keep_their_numbers_while_shards_are_added(store: FeatureStore) -> None:
-    with store.writer(run_id="r", rank=1) as writer:
+    with store.writer(part=2) as writer:
         put(writer, range(10))
     store.refresh()
     before = store.rows(CLS.name, [sha(n) for n in range(10)])
-    with store.writer(run_id="r", rank=0) as writer:
+    with store.writer(part=1) as writer:
         put(writer, range(10, 50))  # its shards sort before those of rank 1
     store.refresh()
     np.testing.assert_array_equal(store.read(CLS.name, before), rows_of(CLS, range(10)))
@@ -396,60 +342,40 @@ def test_leftovers_of_killed_runs_are_deleted(store: FeatureStore) -> None:
 # ---- locks and ranks
 
 
-def test_the_processes_of_a_run_share_the_lock(store: FeatureStore) -> None:
-    first = store.writer(run_id="run", rank=0, command="embed")
-    second = FeatureStore.open(store.path).writer(run_id="run", rank=1)
+def test_several_processes_write_side_by_side(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_writer, "_SIGNING_SECONDS", 0.05)
+    first = store.writer(part=1, command="embed")
+    second = FeatureStore.open(store.path).writer(part=2)
     put(first, range(20))
     put(second, range(20, 40))
     assert_served(FeatureStore.open(store.path), range(40))  # readers are never blocked
     with pytest.raises(StoreLockedError, match=rf"process {os.getpid()} .*embed"):
         FeatureStore.open(store.path).writer()
-    with pytest.raises(StoreLockedError, match="rank 1"):
-        FeatureStore.open(store.path).writer(run_id="run", rank=1)
+    with pytest.raises(StoreLockedError, match="RANK of its own"):
+        FeatureStore.open(store.path).writer(part=2)
     first.close()
     put(second, range(40, 60))
-    with pytest.raises(StoreLockedError):
+    with pytest.raises(StoreLockedError, match="Nothing was changed"):
         FeatureStore.open(store.path).writer()
     second.close()
-    FeatureStore.open(store.path).writer().close()
-    assert (store.path / store_lock.LOCK_FILE).read_bytes() == b""
-    assert_served(FeatureStore.open(store.path), range(60))
-    assert {s.rank for s in FeatureStore.open(store.path).shards(CLS.name)} == {0, 1}
-
-
-def test_another_run_is_kept_out(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_lock, "_SIGNING_SECONDS", 0.05)
-    with (
-        store.writer(run_id="run", rank=0),
-        pytest.raises(StoreLockedError, match="Nothing was changed"),
-    ):
-        FeatureStore.open(store.path).writer(run_id="other", rank=1)
-    with store.writer(command="alone"), pytest.raises(StoreLockedError, match="alone"):
-        FeatureStore.open(store.path).writer(run_id="run", rank=1)
-
-
-def test_waiting_for_the_process_that_verifies_can_be_ended(store: FeatureStore) -> None:
-    first = store_lock.StoreLock(store.path, "verifying", "run", 0)  # until it shares
-    stop = threading.Event()
-    timer = threading.Timer(0.1, stop.set)
-    timer.start()
-    try:
-        with pytest.raises(StoppedError):
-            FeatureStore.open(store.path).writer(run_id="run", rank=1, stop=stop)
-    finally:
-        timer.cancel()
-        first.release()
-    with FeatureStore.open(store.path).writer(run_id="run", rank=1):  # nothing was kept
-        pass
+    with FeatureStore.open(store.path).writer(command="alone") as alone:
+        with pytest.raises(StoreLockedError, match="alone"):
+            FeatureStore.open(store.path).writer(part=1)
+        put(alone, range(60, 64))  # into the free slots of any part
+    assert all(file.read_bytes() == b"" for file in store.path.glob("LOCK*"))
+    assert_served(FeatureStore.open(store.path), range(64))
+    assert {s.part for s in FeatureStore.open(store.path).shards(CLS.name)} == {1, 2}
 
 
 def test_verifying_can_be_ended_within_a_shard(
     store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(store, range(16), [CLS])
-    monkeypatch.setattr(shard_rows, "_VERIFY_BYTES", CLS.row_bytes)
+    monkeypatch.setattr(shards, "_VERIFY_BYTES", CLS.row_bytes)
     stop, pieces = threading.Event(), []
-    sums = shard_rows.row_checksums
+    sums = shards.row_checksums
 
     def counted(*arguments: Any) -> Any:
         pieces.append(1)
@@ -457,7 +383,7 @@ def test_verifying_can_be_ended_within_a_shard(
             stop.set()
         return sums(*arguments)
 
-    monkeypatch.setattr(shard_rows, "row_checksums", counted)
+    monkeypatch.setattr(shards, "row_checksums", counted)
     with (
         FeatureStore.open(store.path).writer(stop=stop) as writer,
         pytest.raises(StoppedError),
@@ -493,7 +419,7 @@ def test_a_file_system_without_locks_is_told(store: FeatureStore, number: int) -
     with mock.patch("fcntl.flock", side_effect=OSError(number, os.strerror(number))):
         with pytest.raises(StoreError, match="can not lock files.*--cache-dir"):
             store.writer()
-        assert store_lock.holder_of(store.path) is None
+        assert store_writer.holder_of(store.path) is None
         assert_served(FeatureStore.open(store.path), range(3))
     store.writer().close()
 
@@ -517,13 +443,13 @@ def test_a_disk_without_room_for_a_name_is_told(store: FeatureStore) -> None:
 
 
 def test_who_holds_a_store(store: FeatureStore) -> None:
-    assert store_lock.holder_of(store.path) is None
+    assert store_writer.holder_of(store.path) is None
     with store.writer(command="embed data"):
-        assert f"process {os.getpid()} on" in (store_lock.holder_of(store.path) or "")
-        assert "(embed data)" in (store_lock.holder_of(store.path) or "")
-    with store.writer(run_id="run", rank=0, command="torchrun"):
-        assert "(torchrun)" in (store_lock.holder_of(store.path) or "")
-    assert store_lock.holder_of(store.path) is None
+        assert f"process {os.getpid()} on" in (store_writer.holder_of(store.path) or "")
+        assert "(embed data)" in (store_writer.holder_of(store.path) or "")
+    with store.writer(part=4, command="torchrun"):
+        assert "(torchrun)" in (store_writer.holder_of(store.path) or "")
+    assert store_writer.holder_of(store.path) is None
 
     def die() -> None:
         store.writer()
@@ -531,12 +457,12 @@ def test_who_holds_a_store(store: FeatureStore) -> None:
 
     assert in_child(die) == "died by signal 9"
     assert (store.path / "LOCK").read_bytes()  # its name is still there, its lock is not
-    assert store_lock.holder_of(store.path) is None
+    assert store_writer.holder_of(store.path) is None
 
 
 def test_a_lock_that_was_deleted_meanwhile_is_taken_anew(store: FeatureStore) -> None:
     """Whoever waits for the lock of a store that is pruned away must not hold a deleted file."""
-    real = store_lock._try_lock
+    real = store_writer._try_lock
     deleted: list[int] = []
 
     def deleting(handle: int, *, shared: bool) -> bool:
@@ -545,7 +471,7 @@ def test_a_lock_that_was_deleted_meanwhile_is_taken_anew(store: FeatureStore) ->
             (store.path / "LOCK").unlink()
         return real(handle, shared=shared)
 
-    with mock.patch.object(store_lock, "_try_lock", deleting):
+    with mock.patch.object(store_writer, "_try_lock", deleting):
         writer = store.writer(command="first")
     with pytest.raises(StoreLockedError, match="first"):
         FeatureStore.open(store.path).writer()
@@ -618,8 +544,8 @@ def test_the_second_writer_changes_nothing(store: FeatureStore) -> None:
 
 
 def test_a_picture_that_two_ranks_stored_is_answered_once(store: FeatureStore) -> None:
-    first = store.writer(run_id="run", rank=0)
-    second = FeatureStore.open(store.path).writer(run_id="run", rank=1)
+    first = store.writer(part=1)
+    second = FeatureStore.open(store.path).writer(part=2)
     # What rank 1 computed differs a little, as in another batch; either is right, but always the same.
     second.append([sha(7)], {CLS: rows_of(CLS, [7]) + np.float16(0.25)})
     put(first, [5, 7], [CLS])
@@ -642,7 +568,7 @@ def test_three_processes_and_one_is_killed(tmp_path: Path) -> None:
         pid = os.fork()
         if pid == 0:
             try:
-                writer = FeatureStore.open(path).writer(run_id="torch", rank=rank)
+                writer = FeatureStore.open(path).writer(part=rank + 1)
                 mine = numbers[rank::3]
                 for start in range(0, len(mine), 8):
                     if rank == 1 and start == 16:
@@ -665,7 +591,7 @@ def test_three_processes_and_one_is_killed(tmp_path: Path) -> None:
     done = sorted([*numbers[0::3], *numbers[1::3][:16], *numbers[2::3]])
     assert store.valid_hashes(CLS.name) == {sha(n) for n in done}
     assert_served(store, done)
-    with store.writer(run_id="again", rank=0) as writer:
+    with store.writer(part=1) as writer:
         lacking = writer.missing(CLS.name, [sha(n) for n in numbers])
         todo = np.flatnonzero(lacking).tolist()
         assert sorted(todo) == sorted(numbers[1::3][16:])
@@ -677,14 +603,15 @@ def test_three_processes_and_one_is_killed(tmp_path: Path) -> None:
         hashes = [sha(n) for n in numbers]
         one, three = (s.read(spec.name, s.rows(spec.name, hashes)) for s in (alone, store))
         assert one.tobytes() == three.tobytes()
+    store.writer().close()  # a run alone looks after every part
     assert not store_files.dirty_files(path)
 
 
 def test_a_restarted_rank_looks_after_its_own_rows(store: FeatureStore) -> None:
-    other = store.writer(run_id="run", rank=0)
+    other = store.writer(part=1)
 
     def die_while_writing() -> None:
-        put(FeatureStore.open(store.path).writer(run_id="run", rank=1), range(4))
+        put(FeatureStore.open(store.path).writer(part=2), range(4))
         os.kill(os.getpid(), signal.SIGKILL)
 
     assert in_child(die_while_writing) == "died by signal 9"
@@ -693,7 +620,7 @@ def test_a_restarted_rank_looks_after_its_own_rows(store: FeatureStore) -> None:
     with shard.open("r+b") as stream:  # as a power loss of that machine would leave it
         stream.seek(position)
         stream.write(b"\x7f\x11")
-    with FeatureStore.open(store.path).writer(run_id="run", rank=1) as again:
+    with FeatureStore.open(store.path).writer(part=2) as again:
         assert again.missing(CLS.name, [sha(n) for n in range(4)]).tolist() == [True] + [False] * 3
     other.close()
 
@@ -789,9 +716,9 @@ def test_merge_refuses_other_features(store: FeatureStore, tmp_path: Path) -> No
 
 
 def test_prune_drops_what_nobody_names(store: FeatureStore) -> None:
-    with store.writer(run_id="r", rank=0) as writer:
+    with store.writer(part=1) as writer:
         put(writer, range(40))
-    with store.writer(run_id="r", rank=1) as writer:
+    with store.writer(part=2) as writer:
         put(writer, range(40, 80))
     store.refresh()
     keep = [n for n in range(80) if n % 5 == 0]
@@ -806,7 +733,7 @@ def test_prune_drops_what_nobody_names(store: FeatureStore) -> None:
     prune(store, {sha(n) for n in keep})
     assert [f.stat() for f in store.path.glob("*.h5")] == before
     fill(store, range(80, 120))  # goes on after pruning, for both kinds of runs
-    with store.writer(run_id="r", rank=1) as writer:
+    with store.writer(part=2) as writer:
         put(writer, range(120, 130))
     store.refresh()
     assert_served(store, [*keep, *range(80, 130)])

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torture
 
-from mirip_fast.features import shard_rows
+from mirip_fast.features import shards
 
 pytestmark = pytest.mark.skipif(
     not hasattr(os, "fork") or not Path("/proc/self/fd").exists(), reason="needs Linux"
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def shard_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """The harness makes shards small; afterwards they have their usual size again."""
-    monkeypatch.setattr(shard_rows, "_MAX_ROWS", shard_rows._MAX_ROWS)
+    monkeypatch.setattr(shards, "_MAX_ROWS", shards._MAX_ROWS)
 
 
 @pytest.fixture
@@ -53,25 +53,26 @@ def test_the_replay_finds_faults_of_the_store(
 ) -> None:
     """Each safeguard taken away in turn must be noticed."""
     if fault == "no sync":
-        monkeypatch.setattr(shard_rows, "sync_data", lambda handle: None)
+        monkeypatch.setattr(shards, "sync_data", lambda handle: None)
     elif fault == "no folder sync":
         monkeypatch.setattr("mirip_fast.features.shards.fsync_folder", lambda folder: None)
         monkeypatch.setattr("mirip_fast.features.store_writer.fsync_folder", lambda folder: None)
         monkeypatch.setattr("mirip_fast.files.fsync_folder", lambda folder: None)
     elif fault == "checksum first":
 
-        def backwards(self, slots, hashes, features) -> None:  # type: ignore[no-untyped-def]
+        def backwards(self, slots, hashes, features):  # type: ignore[no-untyped-def]
             shard = self.shard
-            sums = shard_rows.row_checksums(shard.spec.name, hashes, features)
+            sums = shards.row_checksums(shard.spec.name, hashes, features)
             self._write_runs(slots, sums, shard.checksum_at)
             self._write_runs(slots, hashes, shard.sha256_at)
             self._write_runs(slots, features, shard.features_at)
+            return sums
 
-        monkeypatch.setattr(shard_rows.ShardWriter, "write", backwards)
+        monkeypatch.setattr(shards.ShardWriter, "write", backwards)
         # Without the reader's checksums (a live system) the order alone protects.
         monkeypatch.setattr("mirip_fast.features.store.dirty_files", lambda path: [])
     else:
-        monkeypatch.setattr(shard_rows.Shard, "matching", lambda self, s, sums, *_: sums != 0)
+        monkeypatch.setattr(shards.Shard, "matching", lambda self, s, sums, *_: sums != 0)
     kills, power = torture.replays(torture.Shards(16), folder, batches=3, losses=4, enough=1)
     assert kills.failures if fault == "checksum first" else power.failures
 

@@ -96,7 +96,7 @@ def test_copies_and_passes_wait_for_each_other(tmp_path: Path, gpu: None) -> Non
         "out waits for mark 3", "out: mark 4", "out: mark 5", "waited for mark 5",
     ]  # fmt: skip
     assert LOG.count("pinned") == 1 + 4  # the pictures; cls and mean of two views
-    report = speed.report(workers=1, lanes=1, cores=1, device="cuda", images=3)
+    report = speed.report(workers=1, threads=1, cores=1, device="cuda", images=3)
     assert report.busy["backbone"] == pytest.approx(0.002)
     assert report.busy["copy back"] == pytest.approx(0.002)
     for i, (square,) in enumerate(images):

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from mirip_fast.errors import StoreError
 from mirip_fast.features.recipe import Recipe
-from mirip_fast.features.store_files import find_shards
+from mirip_fast.features.store import find_shards
 from mirip_fast.files import read_json, write_json
 
 if TYPE_CHECKING:

@@ -18,11 +18,10 @@ from mirip_fast.data.places import keep_indexes_in
 from mirip_fast.data.records import DataOptions
 from mirip_fast.data.unlisted import tell_unlisted
 from mirip_fast.errors import StoreError
-from mirip_fast.features.datasets import Dataset, dataset_folder, save_dataset
+from mirip_fast.features.datasets import Dataset, save_dataset
 from mirip_fast.features.embed import Progress, Settings
-from mirip_fast.features.outcomes import Outcome, Summary, summarise
+from mirip_fast.features.outcomes import Summary, summarise
 from mirip_fast.features.phase_one import open_hashes, prepare
-from mirip_fast.features.rank_parts import RankParts
 from mirip_fast.features.speed import SpeedReport
 from mirip_fast.files import open_file
 from mirip_fast.runtime import Ranks, distributed, our_cores
@@ -34,8 +33,8 @@ log = logging.getLogger(__name__)
 class EmbedDone:
     """What `embed` leaves behind.
 
-    In a distributed run only the rank that ends last has the data set and the summary of the whole; the
-    others have the summary of their share.
+    One of several processes (see :class:`mirip_fast.runtime.Ranks`) has the summary of its share, and no data
+    set: a run alone writes that, once all have ended.
     """
 
     dataset: Dataset | None
@@ -76,7 +75,8 @@ def embed_data(
 ) -> EmbedDone:
     """Embed a data set and write its ledger.
 
-    Started by torchrun or srun, each process takes its share; see :mod:`mirip_fast.features.rank_parts`.
+    Started by torchrun or srun, each process takes its share and writes a part of the store of its own; no
+    process waits for another, or knows of it. The ledger is written by a run alone after them.
 
     Args:
         source: folder, CSV file, tar, pattern of tars, or address of one.
@@ -109,7 +109,7 @@ def embed_data(
     paths = PathsOf(manifest.records)
     settings = settings_of(options, len(manifest), rehash=rehash, command=command)
     if ranks is not None:
-        settings = dataclasses.replace(settings, run_id=ranks.run_id, rank=ranks.rank)
+        settings = dataclasses.replace(settings, part=ranks.rank + 1)
     clock = _Clock(progress)
     speed: list[SpeedReport] = []
     with open_hashes(Path(options.cache_dir)) as hashes:
@@ -123,33 +123,24 @@ def embed_data(
             phase.device,
         )
         phase.say_size(len(manifest))
-        parts = None
         if ranks is not None:
-            parts = RankParts(dataset_folder(phase.store.path, manifest), ranks, paths)
-            parts.begin()
-            log.info(
-                "Rank %d of %d: its share is %d images", ranks.rank, ranks.size, len(parts.mine)
-            )
-        mine = paths if parts is None else PathsOf(manifest.records, parts.mine)
+            paths = PathsOf(manifest.records, [i for i, p in enumerate(paths) if ranks.takes(p)])
+            log.info("Rank %d of %d: its share is %d images", ranks.rank, ranks.size, len(paths))
         clock.start()
-        outcomes = phase.embed(mine, hashes, settings, clock, speed.append)
-    whole: Sequence[Outcome] | None = outcomes
-    if parts is not None:
-        parts.write(outcomes)
-        whole = parts.whole()
+        outcomes = phase.embed(paths, hashes, settings, clock, speed.append)
     dataset = None
-    if whole is not None:
+    if ranks is None:
         dataset = save_dataset(
-            phase.store.path, manifest, whole, phase.recipe, data, options, limit=limit
+            phase.store.path, manifest, outcomes, phase.recipe, data, options, limit=limit
         )
     failures = [
         (shown(paths[i]), outcome.reason or "")
-        for i, outcome in enumerate(() if whole is None else whole)
+        for i, outcome in enumerate(outcomes)
         if outcome.status == "failed"
     ]
     return EmbedDone(
         dataset=dataset,
-        summary=summarise(outcomes if whole is None else whole, started),
+        summary=summarise(outcomes, started),
         compute_seconds=clock.seconds,
         store_path=phase.store.path,
         speed=speed[-1] if speed else None,

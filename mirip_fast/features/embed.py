@@ -26,10 +26,9 @@ from mirip_fast.data.decode_pool import Decoded, DecodeJob, DecodePool
 from mirip_fast.data.hashes import HashMemory
 from mirip_fast.data.images import MAX_PIXELS
 from mirip_fast.errors import MiripError
-from mirip_fast.features.content_numbers import ContentNumbers
 from mirip_fast.features.engine import Engine
 from mirip_fast.features.forward import Batch
-from mirip_fast.features.needs import Need, Needs, sizes_of, wanted_series
+from mirip_fast.features.needs import Need, Needs, sizes_of
 from mirip_fast.features.outcomes import (
     EmbedInterrupt,
     InputHashes,
@@ -65,8 +64,7 @@ class Settings:
     rehash: bool = False
     command: str = ""  # told to whoever finds the store locked
     cores: int | None = None  # processor cores to use; None: all that this process may
-    run_id: str | None = None  # names the distributed run that this process is one rank of
-    rank: int | None = None  # its number there
+    part: int = 0  # of the store: 0 for a run alone, n + 1 for process n of several
 
 
 @dataclass
@@ -155,8 +153,7 @@ class _Run:
         self._computed = 0  # images that passed the backbone, or failed in it
         self._backbone: Backbone | None = None
         self._speed = Speed()  # of all passes together
-        self._contents = ContentNumbers()
-        self.known = InputHashes(len(paths), self._contents)
+        self.known = InputHashes(len(paths))
         self.needs = Needs(store, recipe, self._open_writer)
         self.report: SpeedReport | None = None
         self.flat: list[Path] = []  # pictures of a single colour
@@ -169,15 +166,13 @@ class _Run:
             self._counts.total += len(left)
             self._pass(sorted(left.values()))
             again = self._left()
-            self.needs.settle([], dict.fromkeys(again, _CHANGED))
+            self.needs.complete([], dict.fromkeys(again, _CHANGED))
 
     def embedded(self) -> NDArray[np.bool_]:
         """[paths]: whether the content got rows in this run."""
         result = np.zeros(len(self._paths), bool)
-        if self._writer is not None:
-            for inputs, hashes in self.known.parts():
-                for _, _, spec in wanted_series(self._recipe):
-                    result[inputs] |= self._writer.added(spec.name, hashes)
+        for inputs, hashes in self.known.parts():
+            result[inputs] = [sha in self.needs.completed for sha in hashes]
         return result
 
     def so_far(self) -> Summary:
@@ -186,10 +181,7 @@ class _Run:
         there = np.zeros(len(self._paths), bool)
         for inputs, hashes in self.known.parts():
             there[inputs] = self.needs.there(hashes)
-        try:
-            embedded = self.embedded()
-        except StoppedError:  # the writer had not even looked what there is
-            embedded = np.zeros(len(self._paths), bool)
+        embedded = self.embedded()
         return summarise_stopped(self.known, embedded, there, self.needs.failures, self._started)
 
     def close(self) -> None:
@@ -199,16 +191,15 @@ class _Run:
             if self._writer is not None:
                 self._writer.close()
                 self._writer = None
-                self._store.forget()
 
     def _left(self) -> dict[bytes, int]:
-        """Contents that should have rows by now and have not, with their inputs; to be claimed again."""
+        """Contents that should have rows by now and have not, with their inputs; to be reserved again."""
         left: dict[bytes, int] = {}
         if self._writer is not None:
             for inputs, hashes in self.known.parts():
                 for i in self.needs.left(hashes):
                     left.setdefault(hashes[i], int(inputs[i]))
-            self.needs.settle(list(left), {})
+            self.needs.release(list(left))
         return left
 
     def _pass(self, indices: Sequence[int]) -> None:
@@ -249,7 +240,7 @@ class _Run:
             if not self._settings.rehash:
                 remembered = list(self._hashes.recall_many(paths))
             known = [sha for sha in remembered if sha is not None]
-            needs = iter(self.needs.claim(known))
+            needs = iter(self.needs.reserve(known))
             for index, path, sha in zip(part, paths, remembered, strict=True):
                 need = next(needs) if sha is not None else ()
                 if sha is not None:
@@ -276,13 +267,13 @@ class _Run:
         if item.stamp is not None:
             self._hashes.remember(path, sha, item.stamp)
         if before is not None and sha != before:
-            self.needs.claim([sha])
+            self.needs.reserve([sha])
         # A copy whose pixels nobody asked for must not take the need that another's are for.
         need = self.needs.take(sha, item.sizes)
         if item.flat and need:
             self.flat.append(path)
         if item.reason is not None:
-            self.needs.settle([sha], {sha: item.reason})
+            self.needs.complete([sha], {sha: item.reason})
             self._settled += 1
         elif need:
             images = tuple(item.images[item.sizes.index(size)] for size in sizes_of(need))
@@ -306,9 +297,9 @@ class _Run:
         for need in list(self._filling):
             waiting = self._filling[need]
             while waiting:
-                # Towards the end batches become smaller, so that all lanes end together.
-                fair = -(-(ahead + len(waiting)) // (2 * engine.lanes))
-                size = min(engine.batch_size, fair) if engine.lanes > 1 else engine.batch_size
+                # Towards the end batches become smaller, so that all workers end together.
+                fair = -(-(ahead + len(waiting)) // (2 * engine.workers))
+                size = min(engine.batch_size, fair) if engine.workers > 1 else engine.batch_size
                 if len(waiting) < size and not all_of_it:
                     break
                 part, self._filling[need] = waiting[:size], waiting[size:]
@@ -327,7 +318,7 @@ class _Run:
             self._open_writer(),
             self._cores,
             self._settings.batch_size,
-            self.needs.settle,
+            self.needs.complete,
             self._speed,
         )
 
@@ -338,10 +329,8 @@ class _Run:
                     raise StoppedError
                 self._writer = self._store.writer(
                     command=self._settings.command,
-                    run_id=self._settings.run_id,
-                    rank=self._settings.rank,
+                    part=self._settings.part,
                     stop=self._stop,
-                    contents=self._contents,
                 )
             return self._writer
 

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from mirip_fast.features.canary import Canary
 from mirip_fast.features.forward import Batch, Computed, Forward
 from mirip_fast.features.recipe import Recipe
+from mirip_fast.features.shards import SeriesSpec
 from mirip_fast.features.speed import Speed, SpeedReport
 from mirip_fast.features.stages import Stage, StoppedError
-from mirip_fast.features.store import SeriesSpec
 from mirip_fast.features.store_writer import StoreWriter
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Engine:
         writer: where the rows go.
         cores: processor cores to use.
         batch_size: images per pass; None: by the device and the number of tokens.
-        settle: told which contents have their rows by now, or why not; called from a thread.
+        complete: told which contents have their rows by now, or why not; called from a thread.
         speed: told how long everything took.
     """
 
@@ -45,25 +45,25 @@ class Engine:
         writer: StoreWriter,
         cores: int,
         batch_size: int | None,
-        settle: Callable[[Sequence[bytes], Mapping[bytes, str]], None],
+        complete: Callable[[Sequence[bytes], Mapping[bytes, str]], None],
         speed: Speed,
     ):
         self.speed = speed
         self.done = 0  # images committed, or failed in the backbone
-        self._cores, self._recipe, self._writer, self._settle = cores, recipe, writer, settle
+        self._cores, self._recipe, self._writer, self._complete = cores, recipe, writer, complete
         self._forward = Forward(backbone, recipe, cores, batch_size, self.speed)
         self._canary = Canary(writer.store.path, recipe)
         self._stop = threading.Event()
         self._release = self._forward.prepare(self._stop)
-        self.lanes = self._forward.lanes
+        self.workers = self._forward.workers
         self._write = Stage(
-            "mirip-write", self._commit, room=2 * self.lanes, at_once=_COMMITTED_AT_ONCE
+            "mirip-write", self._commit, room=2 * self.workers, at_once=_COMMITTED_AT_ONCE
         )
         self._compute: Stage[Batch | None] = Stage(
             "mirip-compute",
             self._run,
-            threads=self.lanes,
-            room=self.lanes + 1,
+            threads=self.workers,
+            room=self.workers + 1,
             idle=self.speed.wait,
         )
         self.put(None)  # the canary
@@ -95,7 +95,7 @@ class Engine:
         """Where the time went until now, in which so many images were computed."""
         return self.speed.report(
             workers=workers,
-            lanes=self.lanes,
+            threads=self.workers,
             cores=self._cores,
             device=self._forward.backbone.device.type,
             images=images,
@@ -137,5 +137,5 @@ class Engine:
         elif finite.any():
             kept = [sha for sha, fits in zip(hashes, finite, strict=True) if fits]
             self._writer.append(kept, {spec: values[finite] for spec, values in rows.items()})
-        self._settle(hashes, failures)
+        self._complete(hashes, failures)
         self.done += len(hashes)

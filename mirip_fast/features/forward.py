@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 #: Threads that run the backbone side by side on a CPU, at most; further cores help within each.
-MOST_LANES = 8
+MOST_WORKERS = 8
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,9 @@ class Computed:
 
 
 class Forward:
-    """Runs batches through a backbone; several threads may use it where there are several lanes.
+    """Runs batches through a backbone; several threads may use it side by side.
 
-    On a CPU each lane computes one small batch with its share of the cores: lanes never wait for each
+    On a CPU each worker computes one small batch with its share of the cores: workers never wait for each
     other, which the threads inside one operation would do, above all while decoders use the same cores.
 
     Args:
@@ -70,7 +70,7 @@ class Forward:
         speed: told how long everything took.
 
     Attributes:
-        lanes: how many threads should call :meth:`run`.
+        workers: how many threads should call :meth:`run`.
         threads: processor threads for the operations of each.
         batch_size: pictures per pass; halved for the rest of the run when memory runs out.
     """
@@ -82,8 +82,8 @@ class Forward:
         self._dtype = recipe.store_dtype
         self._speed = speed
         cpu = backbone.device.type == "cpu"
-        self.lanes = min(cores, MOST_LANES) if cpu and not backbone.compiled else 1
-        self.threads = max(1, cores // self.lanes) if cpu else None
+        self.workers = min(cores, MOST_WORKERS) if cpu and not backbone.compiled else 1
+        self.threads = max(1, cores // self.workers) if cpu else None
         self.batch_size = batch_size or default_batch_size(recipe, backbone.device)
         self._full = self.batch_size  # compiled code is made for one shape
         self._lock = threading.Lock()
@@ -163,7 +163,7 @@ class Forward:
         return self._full if self.backbone.compiled else 1
 
     def prepare(self, stop: threading.Event) -> Callable[[], None]:
-        """Divide the processor among the lanes, and let passes end soon once ``stop`` is set.
+        """Divide the processor among the workers, and let passes end soon once ``stop`` is set.
 
         One pass of a large backbone may take many seconds on a CPU: it is broken off between two
         operations, by StoppedError. Compiled code has no places to stop at, and a GPU needs none.

@@ -33,19 +33,23 @@ from mirip_fast.features.datasets import (
 )
 from mirip_fast.features.pooling import layer_of
 from mirip_fast.features.recipe import series_name
-from mirip_fast.features.shard_rows import Shard, ShardWriter, row_checksums
 from mirip_fast.features.shards import (
     SeriesSpec,
+    Shard,
+    ShardWriter,
     build_shard,
     create_shard,
     open_shard,
     parse_shard_name,
+    row_checksums,
     shard_name,
     write_export,
 )
-from mirip_fast.features.store import STORE_FILE, FeatureStore, differing_fields
-from mirip_fast.features.store_files import (
+from mirip_fast.features.store import (
+    STORE_FILE,
+    FeatureStore,
     Ranges,
+    differing_fields,
     dirty_files,
     listed,
     missing_shards,
@@ -55,7 +59,7 @@ from mirip_fast.features.store_files import (
     shard_files,
     write_ranges,
 )
-from mirip_fast.features.store_lock import StoreLock, holder_of
+from mirip_fast.features.store_writer import StoreLock, holder_of
 from mirip_fast.files import (
     damaged_files,
     format_bytes,
@@ -418,7 +422,7 @@ def repair_store(path: Path, *, command: str = "mirip-fast cache verify --repair
     """
     store = FeatureStore.open(path)
     done: list[str] = []
-    lock = StoreLock(path, command, None, 0)
+    lock = StoreLock(path, command)
     try:
         ranges = _lists_anew(path, done)
         files = shard_files(path)
@@ -437,16 +441,16 @@ def repair_store(path: Path, *, command: str = "mirip-fast cache verify --repair
                     ranges[key] = (first, max(end, number + 1))
                     done.append(f"{error}; kept as {aside.name}")
         for name in list(missing_shards(ranges, files)):
-            series, rank, number = parse_shard_name(name) or ("", 0, 0)
+            series, part, number = parse_shard_name(name) or ("", 0, 0)
             if shards.get(series):
                 create_shard(path / name, shards[series][0].spec, store.fingerprint_id)
                 done.append(f"{name} was missing: an empty one is in its place")
             else:  # nothing is left that tells the shape of a row
-                end = ranges[series, rank][1]
-                ranges[series, rank] = (end, end)
+                end = ranges[series, part][1]
+                ranges[series, part] = (end, end)
                 done.append(f"{name} was missing, and with it all of series {series}")
-        for rank in sorted({rank for _, rank in ranges}):
-            write_ranges(path, rank, ranges)
+        for part in sorted({part for _, part in ranges}):
+            write_ranges(path, part, ranges)
         cleared = sum(_clear_damaged(shard) for there in shards.values() for shard in there)
         if cleared:
             done.append(f"{cleared} damaged rows are marked as missing")
@@ -629,12 +633,12 @@ def prune_rows(
 
 
 def _rewrite(store: FeatureStore, spec: SeriesSpec, hashes: Sequence[bytes]) -> None:
-    """Replace a series' shards by new ones of rank 0 that hold exactly these rows."""
+    """Replace a series' shards by new ones of part 0 that hold exactly these rows."""
     path, ranges = store.path, read_ranges(store.path)
     old = store.shards(spec.name)
     ends: Ranges = {key: (end, end) for key, (_, end) in ranges.items() if key[0] == spec.name}
     for shard in old:
-        key = (spec.name, shard.rank)
+        key = (spec.name, shard.part)
         end = max(shard.number + 1, ends.get(key, (0, 0))[1])
         ends[key] = (end, end)
     own = (spec.name, 0)
@@ -647,13 +651,13 @@ def _rewrite(store: FeatureStore, spec: SeriesSpec, hashes: Sequence[bytes]) -> 
         for number, first in enumerate(range(0, len(rows), spec.shard_rows), start):
             final = path / shard_name(spec.name, 0, number)
             made.append((partial_path(final), final))
-            part = order[first : first + spec.shard_rows]
+            chosen = order[first : first + spec.shard_rows]
             shard = build_shard(*made[-1], spec, store.fingerprint_id)
             with contextlib.closing(ShardWriter(shard)) as file:
                 done = 0
-                for piece in _pieces(store, spec, rows[part]):
+                for piece in _pieces(store, spec, rows[chosen]):
                     end = done + len(piece)
-                    file.write(np.arange(done, end), table[part[done:end]], piece)
+                    file.write(np.arange(done, end), table[chosen[done:end]], piece)
                     done = end
                 file.sync()
         for partial, final in made:
@@ -665,9 +669,9 @@ def _rewrite(store: FeatureStore, spec: SeriesSpec, hashes: Sequence[bytes]) -> 
         raise
     fsync_folder(path)
     ends[own] = (start, start + len(made))
-    # Rank 0 first: until the others' lists say so, their rows are only there twice.
-    for rank in sorted({0, *(rank for _, rank in ends)}):
-        write_ranges(path, rank, {**ranges, **ends})
+    # Part 0 first: until the others' lists say so, their rows are only there twice.
+    for part in sorted({0, *(part for _, part in ends)}):
+        write_ranges(path, part, {**ranges, **ends})
     for shard in old:
         shard.path.unlink()
     fsync_folder(path)

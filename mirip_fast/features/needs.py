@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.features.recipe import Recipe
-from mirip_fast.features.stages import StoppedError
-from mirip_fast.features.store import FeatureStore, SeriesSpec
+from mirip_fast.features.shards import SeriesSpec
+from mirip_fast.features.store import FeatureStore
 from mirip_fast.features.store_writer import StoreWriter
 from mirip_fast.features.views import View
 
@@ -45,6 +45,7 @@ class Needs:
 
     Attributes:
         failures: content hash → why it could not be embedded.
+        completed: contents that got rows in this run.
     """
 
     def __init__(self, store: FeatureStore, recipe: Recipe, writer: Callable[[], StoreWriter]):
@@ -53,17 +54,17 @@ class Needs:
         self._lock = threading.Lock()
         self._given: set[bytes] = set()
         self._open: dict[bytes, Need] = {}
-        self._ask_of_all = False
         self.failures: dict[bytes, str] = {}
+        self.completed: set[bytes] = set()
 
-    def claim(self, hashes: Sequence[bytes]) -> list[Need]:
+    def reserve(self, hashes: Sequence[bytes]) -> list[Need]:
         """What is to be computed of each content; empty where nothing is, or where it was given out."""
         needs: list[Need] = [()] * len(hashes)
-        maybe = np.flatnonzero(self._lacking_before(hashes)).tolist()
+        maybe = np.flatnonzero(~self.there(hashes)).tolist()
         with self._lock:
-            # In this order: what was settled is no longer given out, and the writer has it.
+            # In this order: what was completed is no longer given out, and the store has it.
             free = [i for i in maybe if not self._closed(hashes[i])]
-            lacking = self._lacking_now([hashes[i] for i in free])
+            lacking = self._lacking([hashes[i] for i in free])
             for i, row in zip(free, lacking, strict=True):
                 need = tuple(itertools.compress(self._wanted, row))
                 if need and not self._closed(hashes[i]):
@@ -72,11 +73,11 @@ class Needs:
         return needs
 
     def sizes(self, sha256: bytes) -> tuple[int, ...]:
-        """Claim one content; the sizes that have to be decoded for it."""
-        return sizes_of(self.claim([sha256])[0])
+        """Reserve one content; the sizes that have to be decoded for it."""
+        return sizes_of(self.reserve([sha256])[0])
 
     def take(self, sha256: bytes, sizes: Sequence[int]) -> Need:
-        """The claimed need of a content, to be fulfilled now from squares of these sizes.
+        """The reserved need of a content, to be fulfilled now from squares of these sizes.
 
         Empty if there is none (any more), or if it needs other sizes: then it stays for whoever has them.
         """
@@ -87,45 +88,34 @@ class Needs:
             self._open.pop(sha256, None)
             return need
 
-    def settle(self, hashes: Sequence[bytes], failures: Mapping[bytes, str]) -> None:
+    def complete(self, hashes: Sequence[bytes], failures: Mapping[bytes, str]) -> None:
         """Note what came of contents: rows that are written, or a failure."""
         with self._lock:
             self.failures.update(failures)
+            self.completed.update(sha for sha in hashes if sha not in failures)
             self._given.difference_update(hashes, failures)
             for sha in failures:
                 self._open.pop(sha, None)
 
-    def left(self, hashes: Sequence[bytes]) -> list[int]:
-        """Positions of the contents that still lack something by now, without a failure to explain it.
+    def release(self, hashes: Sequence[bytes]) -> None:
+        """Let contents be reserved again: the file that was to be computed vanished or changed."""
+        with self._lock:
+            self._given.difference_update(hashes)
 
-        Asks the writer of all, which may have found damage where nothing was lacking before.
-        """
-        self._ask_of_all = True
-        rows = enumerate(self._lacking_now(hashes))
+    def left(self, hashes: Sequence[bytes]) -> list[int]:
+        """Positions of the contents that still lack something by now, without a failure to explain it."""
+        rows = enumerate(self._lacking(hashes))
         return [i for i, row in rows if any(row) and hashes[i] not in self.failures]
 
     def there(self, hashes: Sequence[bytes]) -> NDArray[np.bool_]:
-        """[n]: whether a content has everything by now, as far as is known in a run that was stopped."""
-        try:
-            return np.array([not any(row) for row in self._lacking_now(hashes)], bool)
-        except StoppedError:  # stopped before the writer had looked: it has written nothing
-            return ~self._lacking_at_first(hashes)
-
-    def _lacking_before(self, hashes: Sequence[bytes]) -> NDArray[np.bool_]:
-        """[n]: whether a content lacked something before this run, or may lack it since."""
-        if self._ask_of_all:
-            return np.ones(len(hashes), bool)
-        return self._lacking_at_first(hashes)
-
-    def _lacking_at_first(self, hashes: Sequence[bytes]) -> NDArray[np.bool_]:
-        """[n]: whether a content lacked something when the store was opened."""
-        result = np.zeros(len(hashes), bool)
+        """[n]: whether a content has everything by now, as far as the store's index knows."""
+        result = np.ones(len(hashes), bool)
         for _, _, spec in self._wanted:
-            result |= self._store.rows(spec.name, hashes) < 0
+            result &= self._store.rows(spec.name, hashes) >= 0
         return result
 
-    def _lacking_now(self, hashes: Sequence[bytes]) -> list[tuple[bool, ...]]:
-        """[n][wanted series]: whether a content lacks it, as the writer knows, which has checked the rows."""
+    def _lacking(self, hashes: Sequence[bytes]) -> list[tuple[bool, ...]]:
+        """[n][wanted series]: whether a content lacks it, once the writer has verified what there is."""
         if not hashes:
             return []
         writer = self._writer()

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from mirip_fast.data.csv_reader import shown
 from mirip_fast.errors import ImageError
-from mirip_fast.features.content_numbers import ContentNumbers
 
 log = logging.getLogger(__name__)
 
@@ -38,11 +37,7 @@ class Outcome:
 
 
 class InputHashes:
-    """The content hash of each of ``n`` inputs, or why it could not be read; a number of 4 bytes each.
-
-    Args:
-        n: how many.
-        contents: the numbers of the hashes, which others may use, too.
+    """The content hash of each of ``n`` inputs, or why it could not be read.
 
     Attributes:
         reasons: input → why it could not be read.
@@ -50,9 +45,8 @@ class InputHashes:
 
     _AT_ONCE = 4096
 
-    def __init__(self, n: int, contents: ContentNumbers | None = None):
-        self._contents = ContentNumbers() if contents is None else contents
-        self._numbers = np.full(n, -1, np.int32)
+    def __init__(self, n: int):
+        self._hashes: list[bytes | None] = [None] * n
         self.reasons: dict[int, str] = {}
 
     @classmethod
@@ -67,44 +61,40 @@ class InputHashes:
         return inputs
 
     def __len__(self) -> int:
-        return len(self._numbers)
+        return len(self._hashes)
 
     def __getitem__(self, i: int) -> bytes | None:
-        number = int(self._numbers[i])
-        return None if number < 0 else self._contents[number]
+        return self._hashes[i]
 
     def __setitem__(self, i: int, sha256: bytes) -> None:
-        (self._numbers[i],) = self._contents.add([sha256])
+        if len(sha256) != 32:
+            raise ValueError("a content hash has 32 bytes")
+        self._hashes[i] = sha256
         self.reasons.pop(i, None)
 
     def fail(self, i: int, reason: str) -> None:
         """Note that an input could not be read."""
-        self._numbers[i] = -1
+        self._hashes[i] = None
         self.reasons[i] = reason
 
     def unknown(self) -> list[int]:
         """The inputs without a hash."""
-        unknown: list[int] = np.flatnonzero(self._numbers < 0).tolist()
-        return unknown
+        return [i for i, sha in enumerate(self._hashes) if sha is None]
 
     def parts(self) -> Iterator[tuple[NDArray[np.int64], list[bytes]]]:
         """Some thousands at a time: the inputs [m] whose hash is known, and the hashes."""
         for start in range(0, len(self), self._AT_ONCE):
-            numbers = self._numbers[start : start + self._AT_ONCE]
-            known = np.flatnonzero(numbers >= 0)
-            yield known + start, [self._contents[number] for number in numbers[known].tolist()]
+            part = self._hashes[start : start + self._AT_ONCE]
+            known = [(i, sha) for i, sha in enumerate(part, start) if sha is not None]
+            yield np.array([i for i, _ in known], np.int64), [sha for _, sha in known]
 
     def repeated(self) -> NDArray[np.bool_]:
         """[n]: whether an earlier input has the same content."""
-        result = np.zeros(len(self), bool)
-        seen = np.zeros(len(self._contents) + 1, bool)  # the last for what has no number, −1
-        for start in range(0, len(self), self._AT_ONCE):
-            part = self._numbers[start : start + self._AT_ONCE]
-            numbers, first = np.unique(part, return_index=True)
-            again = np.ones(len(part), bool)
-            again[first] = seen[numbers]
-            result[start : start + self._AT_ONCE] = again & (part >= 0)
-            seen[numbers] = True
+        result, seen = np.zeros(len(self), bool), set[bytes]()
+        for i, sha in enumerate(self._hashes):
+            if sha is not None:
+                result[i] = sha in seen
+                seen.add(sha)
         return result
 
 

@@ -74,11 +74,11 @@ class PhaseOne:
         for _, _, spec in wanted_series(self.recipe):
             there = self.store.free_slots(spec.name)
             if ranks is None:
-                free = [sum(there.values())]  # a run alone fills the shards of every rank
+                free = [sum(there.values())]  # a run alone fills the shards of every part
             else:
-                free = [there.get(rank, 0) for rank in range(ranks.size)]
+                free = [there.get(part, 0) for part in range(1, ranks.size + 1)]
             shards = _most_shards(n_images, free, spec.shard_rows)
-            total += shards * shard_bytes(spec, self.store.fingerprint_id)
+            total += shards * shard_bytes(spec)
         return total
 
     def say_size(self, n_images: int) -> None:
@@ -103,15 +103,15 @@ class PhaseOne:
 
 
 def _most_shards(n_rows: int, free: Sequence[int], shard_rows: int) -> int:
-    """The most shards that ``n_rows`` new rows can ask for, however they fall on the ranks.
+    """The most shards that ``n_rows`` new rows can ask for, however they fall on the parts.
 
     Args:
         n_rows: rows to come.
-        free: per rank, the slots that are free in its shards.
+        free: per part, the slots that are free in its shards.
         shard_rows: rows of a new shard.
     """
     shards, left = 0, n_rows
-    # A rank makes a shard for the first row that does not fit: most are made if the fullest come first.
+    # A part gets a shard for the first row that does not fit: most are made if the fullest come first.
     for slots in sorted(free):
         if left <= slots or (shards and slots >= shard_rows):
             break

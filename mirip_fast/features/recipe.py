@@ -9,7 +9,8 @@ from mirip_fast.config import EmbedConfig
 from mirip_fast.errors import ConfigError
 from mirip_fast.features.backbone_files import BackboneSpec
 from mirip_fast.features.pooling import kind_shape, middle_layers, stored_kinds
-from mirip_fast.features.store import SeriesSpec, fingerprint_id
+from mirip_fast.features.shards import SeriesSpec
+from mirip_fast.features.store import fingerprint_id
 from mirip_fast.features.views import View, effective_size, make_views
 
 #: Raise it when decoding, resizing or pooling changes the numbers; old caches are then left alone.

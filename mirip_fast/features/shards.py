@@ -1,47 +1,326 @@
-"""Shards as HDF5 files: making them, opening them with distrust, and plain exports for other programs.
+"""Shards: plain HDF5 files of a fixed number of rows, which are written in place.
 
-This is the only module that imports h5py. HDF5 lays a new file out in memory; only plain writes to blocks
-that are already reserved touch the disk, so that a full disk is an error here and not half a file inside
-HDF5. After that HDF5 only tells where the datasets lie; any HDF5 program reads them.
-
-Datasets of a shard: ``features`` (rows, \\*shape), ``sha256`` (rows, 32) uint8 of the image's bytes,
-``checksum`` (rows,) uint64.
+A shard's HDF5 bookkeeping never changes after it was made, so its rows are plain bytes at known offsets:
+``features`` (rows, \\*shape), ``sha256`` (rows, 32) uint8 of the image's bytes, ``checksum`` (rows,) uint64.
+All blocks are reserved when the file is made, so that a full disk is an error then and not half a row
+later. A crash can tear rows that were being written, never anything else. A row exists only if its checksum
+is not 0, and is right only if the checksum matches. This is the only module that imports h5py.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import io
+import hashlib
+import math
 import os
+import re
 import shutil
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import h5py
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from mirip_fast.errors import StoreError
-from mirip_fast.features.shard_rows import (
-    SeriesSpec,
-    Shard,
-    parse_shard_name,
-    raw_bytes,
-    shard_name,
-    unreadable,
-    write_at,
-)
+from mirip_fast.features.stages import StoppedError
 from mirip_fast.files import disk_full, fsync_folder, is_disk_full, open_regular, partial_path
 
-__all__ = ["SCHEMA", "SeriesSpec", "Shard", "parse_shard_name", "shard_name"]
-
 SCHEMA = 1
-_FRONT_BYTES = 1 << 20  # HDF5's bookkeeping fits into these, at the start of the file
 _SHA_BYTES = 32
 _DATASETS = ("features", "sha256", "checksum")
 _MOST_ROWS = 4096  # of any shard that a version with this schema wrote
+_HEADER_BYTES = 16 << 10  # HDF5's bookkeeping and the gaps between datasets are less
+_MAX_SHARD_BYTES = 256 << 20
+_MAX_ROWS = 4096
+_DTYPES = ("float16", "float32")
+_SERIES = re.compile(r"[a-z0-9][a-z0-9.+_-]*")
+_NAME = re.compile(rf"(?P<series>{_SERIES.pattern})-r(?P<part>\d{{2,}})-(?P<number>\d{{5,7}})\.h5")
+_VERIFY_BYTES = 16 << 20  # verified at once
+
+
+@dataclass(frozen=True)
+class SeriesSpec:
+    """One kind of feature of one view: its name, the shape of a row, and the stored number format.
+
+    Raises:
+        ValueError: a name, shape or number format that can not be stored.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str  # float16 or float32
+
+    def __post_init__(self) -> None:
+        if not _SERIES.fullmatch(self.name) or len(self.name) > 200:
+            raise ValueError(f"series name {self.name!r}: a-z 0-9 . + _ - only, 200 at most")
+        if not self.shape or not all(n > 0 for n in self.shape):
+            raise ValueError(f"series {self.name}: a row of shape {self.shape} can not be stored")
+        if self.dtype not in _DTYPES:
+            raise ValueError(f"series {self.name}: {self.dtype} is none of {', '.join(_DTYPES)}")
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row of features."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+    @property
+    def shard_rows(self) -> int:
+        """Rows of one shard: at most 4096, and at most 256 MiB of features."""
+        return min(_MAX_ROWS, max(1, _MAX_SHARD_BYTES // self.row_bytes))
+
+
+def shard_name(series: str, part: int, number: int) -> str:
+    """``cls.756-r00-00000.h5``: the series, the part, and a running number."""
+    return f"{series}-r{part:02d}-{number:05d}.h5"
+
+
+def parse_shard_name(name: str) -> tuple[str, int, int] | None:
+    """(series, part, number) of a shard's file name, or None for another file."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return None
+    parts = (match["series"], int(match["part"]), int(match["number"]))
+    return parts if shard_name(*parts) == name else None
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A checked shard file and where its datasets begin, in bytes. Holds no open file."""
+
+    path: Path
+    spec: SeriesSpec
+    rows: int
+    features_at: int
+    sha256_at: int
+    checksum_at: int
+
+    @property
+    def part(self) -> int:
+        """Which part of the store it belongs to: 0 for a run alone, n + 1 for process n of several."""
+        return int(self.path.name.rsplit("-", 2)[1][1:])
+
+    @property
+    def number(self) -> int:
+        """Its number among the shards of that part."""
+        return int(self.path.name.rsplit("-", 1)[1][:-3])
+
+    def open(self) -> IO[bytes]:
+        """The file, for the ``read_…`` methods.
+
+        Raises:
+            StoreError: it is gone.
+        """
+        try:
+            return os.fdopen(open_regular(self.path), "rb", buffering=0)
+        except OSError as error:
+            raise unreadable(self.path, error) from error
+        except ValueError as error:
+            raise StoreError(f"{self.path} can not be read: {error}") from error
+
+    def read_features(self, stream: IO[bytes], start: int, out: NDArray[Any]) -> None:
+        """Fill ``out`` [n, \\*shape], C-contiguous, with the rows from ``start`` on."""
+        self._fill(stream, self.features_at + start * self.spec.row_bytes, out)
+
+    def read_checksums(self, stream: IO[bytes]) -> NDArray[np.uint64]:
+        """[rows]; 0 for an empty slot."""
+        sums = np.empty(self.rows, "<u8")
+        self._fill(stream, self.checksum_at, sums)
+        return sums
+
+    def read_keys(self, stream: IO[bytes]) -> tuple[NDArray[np.uint64], NDArray[np.uint8]]:
+        """Checksums [rows], 0 where there is no row, and the content hashes [rows, 32].
+
+        While a writer is at work, a checksum that is there before and after the hash was read belongs
+        to that hash. A checksum beside a hash of zeros is a flipped bit in an empty slot.
+        """
+        sums = self.read_checksums(stream)
+        hashes = np.empty((self.rows, 32), np.uint8)
+        self._fill(stream, self.sha256_at, hashes)
+        sums[(sums != self.read_checksums(stream)) | ~hashes.any(axis=1)] = 0
+        return sums, hashes
+
+    def checksums(self) -> NDArray[np.uint64]:
+        """[rows]; 0 for an empty slot."""
+        with self.open() as stream:
+            return self.read_checksums(stream)
+
+    def sha256(self) -> NDArray[np.uint8]:
+        """[rows, 32]: the content hashes, zeros for a slot that was never used."""
+        hashes = np.empty((self.rows, 32), np.uint8)
+        with self.open() as stream:
+            self._fill(stream, self.sha256_at, hashes)
+        return hashes
+
+    def valid(self) -> NDArray[np.bool_]:
+        """[rows]: whether each slot holds a row whose checksum matches its bytes."""
+        with self.open() as stream:
+            sums, hashes = self.read_keys(stream)
+            return self.matching(stream, sums, hashes)
+
+    def matching(
+        self,
+        stream: IO[bytes],
+        sums: NDArray[np.uint64],
+        hashes: NDArray[np.uint8],
+        stop: threading.Event | None = None,
+    ) -> NDArray[np.bool_]:
+        """[rows]: whether each checksum is not 0 and matches the features in the file.
+
+        Raises:
+            StoppedError: ``stop`` was set meanwhile.
+        """
+        result = np.zeros(self.rows, dtype=bool)
+        step = max(1, _VERIFY_BYTES // self.spec.row_bytes)
+        for start, end in runs(np.flatnonzero(sums), step):
+            if stop is not None and stop.is_set():
+                raise StoppedError
+            features = np.empty((end - start, *self.spec.shape), self.spec.dtype)
+            self.read_features(stream, start, features)
+            found = row_checksums(self.spec.name, hashes[start:end], features)
+            result[start:end] = found == sums[start:end]
+        return result
+
+    def _fill(self, stream: IO[bytes], offset: int, out: NDArray[Any]) -> None:
+        view = raw_bytes(out)
+        stream.seek(offset)
+        while view:
+            count: int = stream.readinto(view)  # type: ignore[attr-defined]
+            if not count:
+                raise StoreError(f"{self.path} is cut short: put back a good copy of the file")
+            view = view[count:]
+
+
+def unreadable(path: Path, error: OSError) -> StoreError:
+    """The error for a shard that can not be opened just now; it may well be whole."""
+    hint = "look after the disk and run the same command again"
+    if isinstance(error, FileNotFoundError):
+        hint = "if the cache was pruned meanwhile, run the same command again"
+    elif isinstance(error, PermissionError):
+        hint = "let this user read it (`ls -l` shows whose it is)"
+    elif error.errno in (errno.EMFILE, errno.ENFILE):
+        hint = "allow more of them (`ulimit -n 4096`) and run the same command again"
+    return StoreError(f"{path} can not be read ({error.strerror}): {hint}.")
+
+
+class ShardWriter:
+    """Writes rows of one shard in place. Nothing is durable before :meth:`sync` returns."""
+
+    def __init__(self, shard: Shard):
+        self.shard = shard
+        self._handle = os.open(shard.path, os.O_RDWR | getattr(os, "O_BINARY", 0))
+
+    def write(
+        self, slots: NDArray[np.int64], hashes: NDArray[np.uint8], features: NDArray[Any]
+    ) -> NDArray[np.uint64]:
+        """Write features [n, \\*shape] and content hashes [n, 32] into ascending slots [n]; their checksums.
+
+        The checksums come last: a reader that sees a checksum sees the whole row.
+        """
+        shard = self.shard
+        sums = row_checksums(shard.spec.name, hashes, features)
+        self._write_runs(slots, features, shard.features_at)
+        self._write_runs(slots, hashes, shard.sha256_at)
+        self._write_runs(slots, sums, shard.checksum_at)
+        return sums
+
+    def clear(self, slots: NDArray[np.int64]) -> None:
+        """Mark ascending slots as empty."""
+        self._write_runs(slots, np.zeros(len(slots), "<u8"), self.shard.checksum_at)
+
+    def sync(self) -> None:
+        """Make what was written survive a power loss.
+
+        Raises:
+            OSError: it may not. The system's memory of the file is dropped then: after a failed write
+                it may show rows that the disk does not have.
+        """
+        try:
+            sync_data(self._handle)
+        except OSError:
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(self._handle, 0, 0, os.POSIX_FADV_DONTNEED)
+            raise
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._handle)
+
+    def _write_runs(self, slots: NDArray[np.int64], array: NDArray[Any], offset: int) -> None:
+        """Write ``array[i]`` at slot ``slots[i]``, neighbouring slots in one system call."""
+        data = raw_bytes(np.ascontiguousarray(array))
+        step, done = len(data) // max(1, len(slots)), 0
+        for start, stop in runs(slots):
+            size = (stop - start) * step
+            write_at(self._handle, data[done : done + size], offset + start * step)
+            done += size
+
+
+def runs(slots: NDArray[np.int64], longest: int = _MAX_ROWS) -> Iterator[tuple[int, int]]:
+    """The stretches (start, stop) of neighbours among ascending slots, none over ``longest``."""
+    if not len(slots):
+        return
+    for part in np.split(slots, np.flatnonzero(np.diff(slots) != 1) + 1):
+        first, end = int(part[0]), int(part[-1]) + 1
+        for start in range(first, end, longest):
+            yield start, min(start + longest, end)
+
+
+def row_checksums(
+    series: str, hashes: NDArray[np.uint8], features: NDArray[Any]
+) -> NDArray[np.uint64]:
+    """[n]: 64 bits of BLAKE2b over content hash, series name and feature bytes; never 0.
+
+    Args:
+        series: name of the series (so that a row can not pass for one of another series).
+        hashes: [n, 32].
+        features: [n, \\*shape] in the stored number format.
+    """
+    name = series.encode()
+    empty = hashlib.blake2b(digest_size=8, person=name[:16])
+    keys = raw_bytes(np.ascontiguousarray(hashes))
+    data = raw_bytes(np.ascontiguousarray(features))
+    step = len(data) // max(1, len(hashes))
+    sums = np.empty(len(hashes), "<u8")
+    for i in range(len(hashes)):
+        digest = empty.copy()
+        digest.update(bytes(keys[32 * i : 32 * i + 32]) + name)
+        digest.update(data[step * i : step * i + step])
+        sums[i] = int.from_bytes(digest.digest(), "little") or 1
+    return sums
+
+
+def raw_bytes(array: NDArray[Any]) -> memoryview:
+    """The bytes of a C-contiguous array, not copied."""
+    assert array.flags.c_contiguous
+    return array.reshape(-1).view(np.uint8).data
+
+
+def write_at(handle: int, data: bytes | memoryview, offset: int) -> None:
+    """Write all of ``data`` at ``offset`` of an open file."""
+    view = memoryview(data)
+    while view:
+        if hasattr(os, "pwrite"):
+            count = os.pwrite(handle, view, offset)
+        else:  # Windows; each handle is used by one thread at a time
+            os.lseek(handle, offset, os.SEEK_SET)
+            count = os.write(handle, view)
+        view, offset = view[count:], offset + count
+
+
+def sync_data(handle: int) -> None:
+    """Wait until an open file's bytes are on the disk."""
+    with contextlib.suppress(ImportError):
+        import fcntl
+
+        if hasattr(fcntl, "F_FULLFSYNC"):  # macOS: fsync leaves the bytes in the drive's memory
+            fcntl.fcntl(handle, fcntl.F_FULLFSYNC)
+            return
+    getattr(os, "fdatasync", os.fsync)(handle)
 
 
 def create_shard(path: Path, spec: SeriesSpec, fingerprint_id: str) -> Shard:
@@ -62,66 +341,69 @@ def create_shard(path: Path, spec: SeriesSpec, fingerprint_id: str) -> Shard:
 
 def build_shard(partial: Path, path: Path, spec: SeriesSpec, fingerprint_id: str) -> Shard:
     """Make the empty shard that will be called ``path``, for now as ``partial``."""
-    with build_file(partial, path, *_content(spec, fingerprint_id)) as (_, at):
-        pass
-    return Shard(partial, spec, spec.shard_rows, at["features"], at["sha256"], at["checksum"])
-
-
-def shard_bytes(spec: SeriesSpec, fingerprint_id: str) -> int:
-    """The size of a new shard's file: that of all its rows, from the beginning."""
-    return _lay_out(*_content(spec, fingerprint_id))[2]
-
-
-def _content(
-    spec: SeriesSpec, fingerprint_id: str
-) -> tuple[dict[str, tuple[tuple[int, ...], Any]], dict[str, object]]:
-    """The datasets and the attributes of a new shard, as :func:`build_file` takes them."""
     rows = spec.shard_rows
     datasets = {
         "features": ((rows, *spec.shape), np.dtype(spec.dtype).newbyteorder("<")),
         "sha256": ((rows, _SHA_BYTES), np.dtype("u1")),
         "checksum": ((rows,), np.dtype("<u8")),
     }
-    attributes: dict[str, object] = {
+    attributes = {
         "schema": SCHEMA,
         "series": spec.name,
         "fingerprint": fingerprint_id,
         "rows": rows,
     }
-    return datasets, attributes
+    with _new_file(partial, path, shard_bytes(spec)) as file:
+        file.attrs.update(attributes)
+        at = {name: _reserve(file, name, *what) for name, what in datasets.items()}
+    return Shard(partial, spec, rows, at["features"], at["sha256"], at["checksum"])
+
+
+def shard_bytes(spec: SeriesSpec) -> int:
+    """The size that a new shard's file has at most: that of all its rows, from the beginning."""
+    return _HEADER_BYTES + spec.shard_rows * (spec.row_bytes + _SHA_BYTES + 8)
+
+
+def _reserve(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    """Make a contiguous dataset whose place in the file is fixed at once; gives its offset."""
+    settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    settings.set_layout(h5py.h5d.CONTIGUOUS)
+    settings.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    settings.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    settings.set_obj_track_times(False)  # the same shard is the same bytes, whenever it is made
+    parents = h5py.h5p.create(h5py.h5p.LINK_CREATE)
+    parents.set_create_intermediate_group(True)
+    stored, space = h5py.h5t.py_create(dtype, logical=True), h5py.h5s.create_simple(shape)
+    dataset = h5py.h5d.create(file.id, name.encode(), stored, space, settings, parents)
+    return int(dataset.get_offset() or 0)
 
 
 @contextlib.contextmanager
-def build_file(
-    partial: Path,
-    path: Path,
-    datasets: Mapping[str, tuple[tuple[int, ...], Any]],
-    attributes: Mapping[str, object],
-) -> Iterator[tuple[int, dict[str, int]]]:
-    """Make an HDF5 file of contiguous datasets, all zeros, every block reserved; a failure removes it.
+def _new_file(partial: Path, path: Path, size: int) -> Iterator[h5py.File]:
+    """Make an HDF5 file; when the block ends every block is reserved and on the disk. A failure removes it.
 
     Args:
         partial: the file to make.
         path: its later name, for messages.
-        datasets: name (``/`` for groups) → shape, number format.
-        attributes: of the file.
-
-    Yields:
-        A handle for writing and each dataset's offset. The file is on the disk when the block ends.
+        size: bytes that it will have at most.
 
     Raises:
         DiskFullError: there is no room for it.
     """
-    front, offsets, size = _lay_out(datasets, attributes)
     if shutil.disk_usage(path.parent).free < size:
         raise disk_full(path, size)
     flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
     try:
         handle = os.open(partial, flags, 0o666)
         try:
-            _allocate(handle, size)
-            write_at(handle, front, 0)
-            yield handle, offsets
+            _allocate(handle, size)  # HDF5 should not be the one to meet a full disk
+            # "earliest" is the form that every HDF5 program knows; arrays begin at pages.
+            with h5py.File(
+                partial, "w", libver="earliest", alignment_threshold=2048,
+                alignment_interval=4096, locking=False,
+            ) as file:  # fmt: skip
+                yield file
+            _allocate(handle, os.fstat(handle).st_size)
             os.fsync(handle)
         finally:
             os.close(handle)
@@ -134,7 +416,7 @@ def build_file(
 
 
 def _allocate(handle: int, size: int) -> None:
-    """Reserve ``size`` bytes on the disk for an empty file; they read as zeros."""
+    """Reserve ``size`` bytes on the disk for a file; what is in it stays, holes read as zeros."""
     if hasattr(os, "posix_fallocate"):
         try:
             os.posix_fallocate(handle, 0, size)
@@ -143,76 +425,9 @@ def _allocate(handle: int, size: int) -> None:
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
                 raise
     for start in range(0, size, 1 << 20):  # macOS, Windows, some network file systems
-        write_at(handle, bytes(min(1 << 20, size - start)), start)
-
-
-class _Front(io.RawIOBase):
-    """A file in memory that keeps its first bytes, where the bookkeeping goes, and its length."""
-
-    def __init__(self) -> None:
-        self.kept = bytearray()
-        self.size = 0
-        self._at = 0
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        self._at = offset + (0, self._at, self.size)[whence]
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def write(self, data: Any) -> int:
-        part = bytes(data)
-        if self._at < _FRONT_BYTES:
-            end = self._at + len(part)
-            self.kept.extend(bytes(max(0, end - len(self.kept))))
-            self.kept[self._at : end] = part
-        elif any(part):
-            raise OSError("HDF5 keeps bookkeeping behind the data")
-        self._at += len(part)
-        self.size = max(self.size, self._at)
-        return len(part)
-
-    def readinto(self, out: Any) -> int:
-        part = bytes(self.kept[self._at : self._at + len(out)])
-        out[:] = part.ljust(len(out), b"\0")
-        return len(out)
-
-    def truncate(self, size: int | None = None) -> int:
-        self.size = self._at if size is None else size
-        return self.size
-
-
-def _lay_out(
-    datasets: Mapping[str, tuple[tuple[int, ...], DTypeLike]], attributes: Mapping[str, object]
-) -> tuple[bytes, dict[str, int], int]:
-    """HDF5's bookkeeping for such a file, the offset of each dataset, the size of the file."""
-    front = _Front()
-    settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    settings.set_layout(h5py.h5d.CONTIGUOUS)
-    settings.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    settings.set_obj_track_times(False)  # the same shard is the same bytes, whenever it is made
-    parents = h5py.h5p.create(h5py.h5p.LINK_CREATE)
-    parents.set_create_intermediate_group(True)
-    made, offsets = {}, {}
-    # "earliest" is the form that every HDF5 program knows; arrays begin at pages.
-    with h5py.File(
-        front, "w", libver="earliest", alignment_threshold=2048, alignment_interval=4096
-    ) as file:
-        file.attrs.update(attributes)
-        for name, (shape, dtype) in datasets.items():
-            stored = h5py.h5t.py_create(np.dtype(dtype), logical=True)
-            space = h5py.h5s.create_simple(shape)
-            made[name] = h5py.h5d.create(file.id, name.encode(), stored, space, settings, parents)
-        # HDF5 places a dataset when its first element comes: after all bookkeeping, so at the end.
-        for name, dataset in made.items():
-            if all(dataset.shape):
-                there = dataset.get_space()
-                there.select_hyperslab((0,) * dataset.rank, (1,) * dataset.rank)
-                zero = np.zeros(1, np.dtype(datasets[name][1]))
-                dataset.write(h5py.h5s.create_simple((1,)), there, zero, dataset.get_type())
-            offsets[name] = int(dataset.get_offset() or 0)
-    return bytes(front.kept[: front.size]), offsets, front.size
+        count = min(1 << 20, size - start)
+        os.lseek(handle, start, os.SEEK_SET)
+        write_at(handle, os.read(handle, count).ljust(count, b"\0"), start)
 
 
 def open_shard(path: Path, fingerprint_id: str) -> Shard:
@@ -340,22 +555,23 @@ def write_export(
         DiskFullError: there is no room for it.
     """
     rows = len(next(iter(texts.values())))
-    datasets: dict[str, tuple[tuple[int, ...], Any]] = {
-        name: ((rows, *spec.shape), np.dtype(spec.dtype).newbyteorder("<"))
-        for name, (spec, _) in features.items()
+    kinds = {
+        name: h5py.string_dtype("utf-8", max([1, *map(len, values)]))
+        for name, values in texts.items()
     }
-    for name, values in texts.items():
-        length = max([1, *map(len, values)])
-        datasets[name] = ((rows,), h5py.string_dtype("utf-8", length))
+    size = rows * sum(spec.row_bytes for spec, _ in features.values())
+    size += rows * sum(kind.itemsize for kind in kinds.values())
+    size += _HEADER_BYTES + sum(len(value.encode()) + 4096 for value in attributes.values())
     partial = partial_path(path)
-    with build_file(partial, path, datasets, attributes) as (handle, at):
-        for name, (_, pieces) in features.items():
-            position = at[name]
+    with _new_file(partial, path, size) as file:
+        file.attrs.update(attributes)
+        for name, (spec, pieces) in features.items():
+            _reserve(file, name, (rows, *spec.shape), np.dtype(spec.dtype).newbyteorder("<"))
+            done = 0
             for piece in pieces:
-                data = raw_bytes(np.ascontiguousarray(piece))
-                write_at(handle, data, position)
-                position += len(data)
+                file[name][done : done + len(piece)] = piece
+                done += len(piece)
         for name, values in texts.items():
-            write_at(handle, np.array(values, datasets[name][1]).tobytes(), at[name])
+            file.create_dataset(name, data=np.array(values, kinds[name]), dtype=kinds[name])
     partial.replace(path)
     fsync_folder(path.parent)

@@ -40,28 +40,28 @@ class Speed:
             self._waiting += seconds
 
     def report(
-        self, *, workers: int, lanes: int, cores: int, device: str, images: int
+        self, *, workers: int, threads: int, cores: int, device: str, images: int
     ) -> SpeedReport:
         """What was counted until now.
 
         Args:
             workers: decoding processes (0: the main process decoded).
-            lanes: threads that ran the backbone.
+            threads: threads that ran the backbone.
             cores: processor cores that the run may use.
             device: ``cpu``, ``cuda`` or ``mps``.
             images: how many were computed.
         """
         with self._lock:
             seconds = time.perf_counter() - self.started
-            side_by_side = {"read + decode": max(1, workers), "copy": lanes, "backbone": lanes}
+            side_by_side = {"read + decode": max(1, workers), "copy": threads, "backbone": threads}
             return SpeedReport(
                 seconds=seconds,
                 busy=dict(self._busy),
                 cpu=dict(self._cpu),
                 share={s: b / seconds / side_by_side.get(s, 1) for s, b in self._busy.items()},
-                waiting=self._waiting / seconds / lanes,
+                waiting=self._waiting / seconds / threads,
                 workers=workers,
-                lanes=lanes,
+                threads=threads,
                 cores=cores,
                 device=device,
                 images=images,
@@ -78,7 +78,7 @@ class SpeedReport:
     share: dict[str, float]  # stage → share of the time that its processes or threads were busy
     waiting: float  # share of the time in which the backbone waited for pictures
     workers: int
-    lanes: int
+    threads: int
     cores: int
     device: str
     images: int
@@ -87,7 +87,7 @@ class SpeedReport:
         """Stage, busy share, seconds and what worked on it, as text, for a table."""
         who = {
             "read + decode": _counted(self.workers, "process") if self.workers else "main process",
-            "backbone": _counted(self.lanes, "thread") if self.device == "cpu" else self.device,
+            "backbone": _counted(self.threads, "thread") if self.device == "cpu" else self.device,
             "write": "1 thread",
         }
         return [

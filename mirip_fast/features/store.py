@@ -1,18 +1,23 @@
 """A feature store: a folder of shards, read by the content hash of the images.
 
 ``cache/<fingerprint>/`` holds ``store.json`` (schema and fingerprint), ``LOCK`` (who writes), shards named
-for their series, and per writing process ``shards-r00.json`` (which of its shards there must be) and, while
-it writes, ``DIRTY-r00``. Readers take no lock and are never blocked.
+for their series, and per part ``shards-r00.json`` and, while it is written, ``DIRTY-r00``. Part 0 is that of
+a run alone, part n + 1 that of process n of several. Readers take no lock and are never blocked.
+
+``shards-r00.json`` holds, per series, the numbers [first, end) of the shards that part 0 has. One of them
+that is absent is an error, not a hole. A shard from ``end`` on was finished just before a kill and counts;
+one before ``first`` was replaced (pruned) and only waits to be deleted.
 """
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import json
+import os
 import re
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -20,34 +25,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.errors import StoreError
-from mirip_fast.features.hash_index import HashIndex
-from mirip_fast.features.shard_rows import unreadable
-from mirip_fast.features.shards import SCHEMA, SeriesSpec, Shard
-from mirip_fast.features.store_files import (
-    DIRTY_FILE,
-    MOST_JSON_BYTES,
-    STORE_FILE,
-    dirty_files,
-    find_shards,
+from mirip_fast.features.shards import (
+    SCHEMA,
+    SeriesSpec,
+    Shard,
+    open_shard,
+    parse_shard_name,
+    shard_name,
+    unreadable,
 )
 from mirip_fast.files import read_json, write_json
 
 if TYPE_CHECKING:
-    from mirip_fast.features.content_numbers import ContentNumbers
     from mirip_fast.features.store_writer import StoreWriter
 
-__all__ = [
-    "DIRTY_FILE",
-    "STORE_FILE",
-    "FeatureStore",
-    "SeriesSpec",
-    "differing_fields",
-    "fingerprint_id",
-]
-
+STORE_FILE = "store.json"
+#: With ``-r00`` …: there while a part is written, and after its process was killed: then checksums count.
+DIRTY_FILE = "DIRTY"
 _ID = re.compile("[0-9a-f]{16}")
 _READ_BYTES = 32 << 20  # read at once where rows are asked for out of order
 _GAP_BYTES = 64 << 10  # reading over a gap of this size is quicker than a second read
+_SORT_ROWS = 1 << 16  # new rows that are kept beside the sorted ones
+_RANGES_FILE = re.compile(r"shards-r(\d{2,})\.json")
+_TRIES = 20
+_MOST_JSON_BYTES = 16 << 20  # of the small JSON files of a store
+_MOST_SHARDS = 10_000_000  # of one part and series, by their names
+
+#: (series, part) → numbers [first, end) of its shards
+Ranges = dict[tuple[str, int], tuple[int, int]]
 
 
 def fingerprint_id(fields: Mapping[str, Any]) -> str:
@@ -62,48 +67,109 @@ def differing_fields(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     return "; ".join(f"{key}: {ours.get(key)} ≠ {theirs.get(key)}" for key in keys)
 
 
-@dataclass
-class _Series:
-    """What is known of one series. Global rows stay what they are when shards are added."""
+class Series:
+    """What is known of one series: the one index of a store.
 
-    spec: SeriesSpec
-    shards: list[Shard] = field(default_factory=list)  # in the order they were found
-    starts: list[int] = field(default_factory=list)  # global row of each shard's first slot
-    sums: list[NDArray[np.uint64]] = field(default_factory=list)  # checksums when indexed
-    hashes: list[NDArray[np.uint8]] = field(default_factory=list)
-    live: list[int] = field(default_factory=list)  # positions of the shards that are there, by name
-    index: HashIndex = field(
-        default_factory=lambda: HashIndex(np.empty((0, 32), np.uint8), np.empty(0, np.int64))
-    )
+    Global rows stay what they are when shards are added. One thread may change it while others look.
 
-    def update(self, shards: Sequence[Shard], *, verify: bool, anew: bool) -> None:
-        """Index the rows that came since the last time; ``anew``: rows may have gone, too."""
+    Attributes:
+        shards: in the order they were found.
+        starts: global row of each shard's first slot.
+        sums: checksums of each shard's rows, 0 for a slot without a valid one.
+        live: positions of the shards that are there, by name.
+    """
+
+    def __init__(self, spec: SeriesSpec):
+        self.spec = spec
+        self.shards: list[Shard] = []
+        self.starts: list[int] = []
+        self.sums: list[NDArray[np.uint64]] = []
+        self.live: list[int] = []
+        self._hashes: list[NDArray[np.uint8]] = []
+        self._sorted = np.empty(0, "S32"), np.empty(0, np.int64)  # hashes, and the row of each
+        self._new: dict[bytes, int] = {}  # rows that came since
+
+    def __len__(self) -> int:
+        return len(np.unique(self._sorted[0])) + len(self._new)
+
+    def find(self, hashes: Sequence[bytes]) -> NDArray[np.int64]:
+        """[n]: global row of each content hash, −1 where there is none."""
+        if any(len(sha) != 32 for sha in hashes):
+            raise ValueError("a content hash has 32 bytes")
+        new, (keys, rows) = (
+            self._new,
+            self._sorted,
+        )  # in this order: what leaves the first is in the second
+        result = np.full(len(hashes), -1, np.int64)
+        if len(hashes) and len(keys):
+            # Fixed-length byte strings of NumPy compare like the 32 bytes: zeros at the end only fill up.
+            wanted = np.frombuffer(b"".join(hashes), "S32")
+            at = np.searchsorted(keys, wanted)
+            at[at == len(keys)] = 0
+            result = np.where(keys[at] == wanted, rows[at], -1)
+        for i in np.flatnonzero(result < 0).tolist() if new else ():
+            result[i] = new.get(hashes[i], -1)
+        return result
+
+    def hashes(self) -> set[bytes]:
+        """The content hashes that have a row."""
+        table = self._sorted[0].tobytes()
+        return {table[i : i + 32] for i in range(0, len(table), 32)} | set(self._new)
+
+    def add_shard(self, shard: Shard) -> int:
+        """Make a shard known; its rows are not. Gives its position."""
+        self.starts.append(self.starts[-1] + self.shards[-1].rows if self.shards else 0)
+        self.shards.append(shard)
+        self.sums.append(np.zeros(shard.rows, np.uint64))
+        self._hashes.append(np.zeros((shard.rows, 32), np.uint8))
+        return len(self.shards) - 1
+
+    def update(self, shards: Sequence[Shard], verify: Callable[[Shard], bool]) -> None:
+        """Index the rows that came since the last time, checked where ``verify(shard)``."""
         position = {shard.path: i for i, shard in enumerate(self.shards)}
-        for shard in shards:
-            if shard.path not in position:
-                position[shard.path] = len(self.shards)
-                self.starts.append(self.starts[-1] + self.shards[-1].rows if self.shards else 0)
-                self.shards.append(shard)
-                self.sums.append(np.zeros(shard.rows, np.uint64))
-                self.hashes.append(np.zeros((shard.rows, 32), np.uint8))
-        self.live = [position[shard.path] for shard in shards]
+        self.live = [position.get(s.path, -1) for s in shards]
+        self.live = [
+            self.add_shard(s) if i < 0 else i for i, s in zip(self.live, shards, strict=True)
+        ]
         for i in self.live:
-            if anew or not self.sums[i].all():
-                self._read_keys(i, verify=verify)
+            if not self.sums[i].all():
+                shard = self.shards[i]
+                with shard.open() as stream:
+                    sums, hashes = shard.read_keys(stream)
+                    if verify(shard):
+                        fresh = np.where(sums != self.sums[i], sums, 0)
+                        sums[(fresh != 0) & ~shard.matching(stream, fresh, hashes)] = 0
+                self.set_keys(i, sums, hashes)
+        self.sort()
+
+    def set_keys(self, i: int, sums: NDArray[np.uint64], hashes: NDArray[np.uint8]) -> None:
+        """Replace what is known of a shard's rows; :meth:`sort` makes it found."""
+        self.sums[i], self._hashes[i] = sums, hashes
+
+    def sort(self) -> None:
+        """Build the index from what is known of the shards."""
         slots = [np.flatnonzero(self.sums[i]) for i in self.live]
         # The first row by name wins where two processes stored the same picture.
-        parts = [self.hashes[i][s] for i, s in zip(self.live, slots, strict=True)]
+        parts = [self._hashes[i][s] for i, s in zip(self.live, slots, strict=True)]
         rows = [self.starts[i] + s for i, s in zip(self.live, slots, strict=True)]
-        self.index = HashIndex(np.concatenate(parts), np.concatenate(rows))
+        if not parts:
+            self._sorted, self._new = (np.empty(0, "S32"), np.empty(0, np.int64)), {}
+            return
+        keys = np.ascontiguousarray(np.concatenate(parts)).view("S32").ravel()
+        order = np.argsort(keys, kind="stable")
+        self._sorted = keys[order], np.concatenate(rows)[order]
+        self._new = {}
 
-    def _read_keys(self, i: int, *, verify: bool) -> None:
-        shard = self.shards[i]
-        with shard.open() as stream:
-            sums, hashes = shard.read_keys(stream)
-            if verify:
-                fresh = np.where(sums != self.sums[i], sums, 0)
-                sums[(fresh != 0) & ~shard.matching(stream, fresh, hashes)] = 0
-        self.sums[i], self.hashes[i] = sums, hashes
+    def add(
+        self, i: int, slots: NDArray[np.int64], sums: NDArray[np.uint64], hashes: Sequence[bytes]
+    ) -> None:
+        """Note rows [n] that were written to a shard and are durable."""
+        self._hashes[i][slots] = np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 32)
+        self.sums[i][slots] = sums
+        for sha, row in zip(hashes, (self.starts[i] + slots).tolist(), strict=True):
+            self._new[sha] = row
+        if len(self._new) > max(_SORT_ROWS, len(self._sorted[0]) // 8):
+            self.sort()
 
 
 class FeatureStore:
@@ -118,9 +184,8 @@ class FeatureStore:
         self.path = path
         self.fingerprint = fingerprint
         self.fingerprint_id = fingerprint_id(fingerprint)
-        self._series: dict[str, _Series] | None = None
+        self._series: dict[str, Series] | None = None
         self._verify_always = False
-        self._outdated = False
 
     @classmethod
     def create(cls, path: Path, fingerprint: Mapping[str, Any]) -> FeatureStore:
@@ -159,7 +224,7 @@ class FeatureStore:
             StoreError: there is none, it is damaged, or a newer version wrote it.
         """
         try:
-            content = read_json(path / STORE_FILE, MOST_JSON_BYTES)
+            content = read_json(path / STORE_FILE, _MOST_JSON_BYTES)
         except FileNotFoundError:
             raise StoreError(f"{path} is no feature store: it has no {STORE_FILE}") from None
         except OSError as error:
@@ -180,37 +245,37 @@ class FeatureStore:
 
     def series(self) -> dict[str, SeriesSpec]:
         """The series that have at least one shard."""
-        return {name: series.spec for name, series in self._load().items() if series.live}
+        return {name: series.spec for name, series in self.indexes().items() if series.live}
 
     def shards(self, series: str) -> list[Shard]:
-        """The shards of a series, by rank and number."""
-        known = self._load().get(series)
+        """The shards of a series, by part and number."""
+        known = self.indexes().get(series)
         return [known.shards[i] for i in known.live] if known else []
 
     def rows(self, series: str, hashes: Sequence[bytes]) -> NDArray[np.int64]:
         """[n] global row of each content hash, −1 where the series has none."""
-        known = self._load().get(series)
-        return known.index.find(hashes) if known else np.full(len(hashes), -1, np.int64)
+        known = self.indexes().get(series)
+        return known.find(hashes) if known else np.full(len(hashes), -1, np.int64)
 
     def count(self, series: str) -> int:
         """How many different images have a row."""
-        known = self._load().get(series)
-        return len(known.index) if known else 0
+        known = self.indexes().get(series)
+        return len(known) if known else 0
 
     def free_slots(self, series: str) -> dict[int, int]:
-        """How many rows fit into the shards that are there, by the rank of the process that fills them."""
-        known = self._load().get(series)
+        """How many rows fit into the shards that are there, by the part that fills them."""
+        known = self.indexes().get(series)
         free: dict[int, int] = {}
         if known is None:
             return free
         for i in known.live:
-            rank = known.shards[i].rank
-            free[rank] = free.get(rank, 0) + int(np.count_nonzero(known.sums[i] == 0))
+            part = known.shards[i].part
+            free[part] = free.get(part, 0) + int(np.count_nonzero(known.sums[i] == 0))
         return free
 
     def spoiled(self, series: str) -> int:
         """How many rows were found damaged; 0 where nobody looked (see :meth:`open`)."""
-        known = self._load().get(series)
+        known = self.indexes().get(series)
         if known is None:
             return 0
         marked = sum(np.count_nonzero(known.shards[i].checksums()) for i in known.live)
@@ -218,8 +283,8 @@ class FeatureStore:
 
     def valid_hashes(self, series: str) -> set[bytes]:
         """The content hashes that have a row."""
-        known = self._load().get(series)
-        return known.index.hashes() if known else set()
+        known = self.indexes().get(series)
+        return known.hashes() if known else set()
 
     def read(self, series: str, rows: NDArray[np.int64], *, finite: bool = True) -> NDArray[Any]:
         """Features of the given rows.
@@ -235,7 +300,7 @@ class FeatureStore:
         Raises:
             StoreError: an unknown series, a row that does not exist (any more), or one that is not finite.
         """
-        known = self._load().get(series)
+        known = self.indexes().get(series)
         if known is None or not known.shards:
             there = ", ".join(self.series()) or "none"
             raise StoreError(f"{self.path} has no series {series} (there is: {there})")
@@ -263,50 +328,38 @@ class FeatureStore:
     def refresh(self) -> None:
         """Look again for rows that were written since. Row numbers given before stay right."""
         # A run that was killed may have left rows whose bytes never reached the disk.
-        verify = self._verify_always or bool(dirty_files(self.path))
+        dirty = dirty_parts(self.path)
         before = self._series or {}
         known = {shard.path: shard for s in before.values() for shard in s.shards}
-        found = find_shards(self.path, self.fingerprint_id, known)
         series = {}
-        for name, shards in found.items():
-            series[name] = before.get(name) or _Series(shards[0].spec)
-            series[name].update(shards, verify=verify, anew=self._outdated)
+        for name, shards in find_shards(self.path, self.fingerprint_id, known).items():
+            series[name] = before.get(name) or Series(shards[0].spec)
+            series[name].update(shards, lambda s: self._verify_always or dirty(s))
         self._series = series
-        self._outdated = False
-
-    def forget(self) -> None:
-        """Rows were written, and damaged ones cleared: look at everything again when next asked."""
-        self._outdated = True
 
     def writer(
-        self,
-        *,
-        command: str = "",
-        run_id: str | None = None,
-        rank: int | None = None,
-        stop: threading.Event | None = None,
-        contents: ContentNumbers | None = None,
+        self, *, command: str = "", part: int = 0, stop: threading.Event | None = None
     ) -> StoreWriter:
-        """Take the lock and write; use as a context manager.
+        """Take the lock and write; use as a context manager. What is written this store knows at once.
 
         Args:
             command: what is running, for whoever finds the store locked.
-            run_id: names a distributed run; its processes share the lock.
-            rank: number of this process in that run (default: the one torchrun gave it).
+            part: 0 for a run alone; n + 1 for process n of several, which write side by side.
             stop: once set, what is being verified is given up.
-            contents: numbers that the caller keeps, too, so that no hash is kept twice.
 
         Raises:
             StoreLockedError: another run holds it; nothing was changed.
         """
         from mirip_fast.features.store_writer import StoreWriter
 
-        return StoreWriter(self, command, run_id=run_id, rank=rank, stop=stop, contents=contents)
+        return StoreWriter(self, command, part=part, stop=stop)
 
-    def _load(self) -> dict[str, _Series]:
-        if self._series is None or self._outdated:
+    def indexes(self) -> dict[str, Series]:
+        """What is known of each series, for the writer."""
+        if self._series is None:
             self.refresh()
-        return self._series or {}
+        assert self._series is not None
+        return self._series
 
 
 def _damaged(path: Path, why: object) -> StoreError:
@@ -354,3 +407,187 @@ def _read_scattered(
         piece = np.empty((part[-1] + 1 - part[0], *shard.spec.shape), shard.spec.dtype)
         shard.read_features(stream, int(part[0]), piece)
         out[where] = piece[part - part[0]]
+
+
+# ------------------------------------------------------------------------- the files of a store
+
+
+def listed(folder: Path, pattern: str) -> list[Path]:
+    """What lies in a folder, by name; none where there is no such folder.
+
+    ``Path.glob`` takes a folder that can not be listed (too many open files, no permission) for an empty
+    one, from Python 3.13 on without a word.
+
+    Raises:
+        StoreError: the folder can not be listed.
+    """
+    try:
+        names = os.listdir(folder)  # noqa: PTH208 - Path.iterdir is no shorter
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise unreadable(folder, error) from error
+    return [folder / name for name in sorted(names) if fnmatch.fnmatchcase(name, pattern)]
+
+
+def ranges_file(path: Path, part: int) -> Path:
+    """The list of one part's shards."""
+    return path / f"shards-r{part:02d}.json"
+
+
+def dirty_files(path: Path) -> list[Path]:
+    """The markers of processes that write, or were killed while writing."""
+    return listed(path, f"{DIRTY_FILE}*")
+
+
+def dirty_parts(path: Path) -> Callable[[Shard], bool]:
+    """Whether a shard's rows count by their checksums only; a run alone writes to those of every part."""
+    parts = {file.name.rpartition("-r")[2] for file in dirty_files(path)}
+    own = {int(part) for part in parts if part.isdecimal()}
+    return lambda shard: len(own) < len(parts) or 0 in own or shard.part in own
+
+
+def read_ranges(path: Path) -> Ranges:
+    """Which shards there must be.
+
+    Raises:
+        StoreError: a list is damaged.
+    """
+    result: Ranges = {}
+    for file in ranges_files(path):
+        try:
+            result |= read_list(file)
+        except StoreError:
+            raise
+        except OSError as error:
+            raise unreadable(file, error) from error
+    return result
+
+
+def ranges_files(path: Path) -> list[Path]:
+    """The lists of a store."""
+    return [f for f in listed(path, "shards-r*.json") if _RANGES_FILE.fullmatch(f.name)]
+
+
+def read_list(file: Path) -> Ranges:
+    """The list of one part.
+
+    Raises:
+        StoreError: it is damaged.
+        OSError: it can not be read just now.
+    """
+    match = _RANGES_FILE.fullmatch(file.name)
+    assert match is not None
+    result: Ranges = {}
+    try:
+        content = read_json(file, _MOST_JSON_BYTES)
+        if content["schema"] != SCHEMA:
+            raise ValueError(f"schema {content['schema']!r}")
+        for series, (first, end) in content["shards"].items():
+            whole = type(first) is int and type(end) is int
+            if not (whole and 0 <= first <= end < _MOST_SHARDS):
+                raise ValueError(f"{series}: {first}, {end}")
+            result[series, int(match[1])] = (first, end)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreError(
+            f"{file} is damaged ({error}). It only lists the shards beside it: `mirip-fast cache verify "
+            "--repair` writes it anew."
+        ) from error
+    return result
+
+
+def write_ranges(path: Path, part: int, ranges: Ranges) -> None:
+    """Replace one part's list, in one step."""
+    own = {series: list(numbers) for (series, p), numbers in sorted(ranges.items()) if p == part}
+    write_json(ranges_file(path, part), {"schema": SCHEMA, "shards": own})
+
+
+def shard_files(path: Path) -> dict[tuple[str, int], dict[int, Path]]:
+    """(series, part) → number → file, of every shard in the folder, wanted or not.
+
+    Raises:
+        StoreError: an HDF5 file that is no shard by its name.
+    """
+    found: dict[tuple[str, int], dict[int, Path]] = {}
+    for file in listed(path, "*.h5"):
+        if file.name.startswith("."):
+            continue  # being made
+        parsed = parse_shard_name(file.name)
+        if parsed is None:
+            raise StoreError(f"{file} is no shard of this store; move it elsewhere")
+        series, part, number = parsed
+        found.setdefault((series, part), {})[number] = file
+    return found
+
+
+def find_shards(
+    path: Path, fingerprint: str, known: Mapping[Path, Shard] | None = None
+) -> dict[str, list[Shard]]:
+    """Every shard of a store by series, checked, in the order of part and number.
+
+    Args:
+        path: the store's folder.
+        fingerprint: its fingerprint's name.
+        known: shards that need no second look.
+
+    Raises:
+        StoreError: a shard is missing, or a file is no shard of this store; names it.
+    """
+    for _ in range(_TRIES):
+        ranges = read_ranges(path)  # before looking at the files: a listed shard is there already
+        try:
+            return _find(path, fingerprint, known or {}, ranges)
+        except (StoreError, FileNotFoundError) as error:
+            if read_ranges(path) != ranges:
+                continue  # pruning replaced shards between the two looks
+            if isinstance(error, StoreError):
+                raise
+            raise StoreError(f"{error.filename} vanished while it was read") from error
+    raise StoreError(f"{path} does not stop changing; try again")
+
+
+def missing_shards(ranges: Ranges, files: dict[tuple[str, int], dict[int, Path]]) -> Iterator[str]:
+    """The names of shards that must be there and are not; a damaged list may claim very many."""
+    for series, part in sorted({*ranges, *files}):
+        present = files.get((series, part), {})
+        first, end = ranges.get((series, part), (0, 0))
+        for number in range(first, max([end, *(n + 1 for n in present)])):
+            if number not in present:
+                yield shard_name(series, part, number)
+
+
+def _find(
+    path: Path, fingerprint: str, known: Mapping[Path, Shard], ranges: Ranges
+) -> dict[str, list[Shard]]:
+    files = shard_files(path)
+    for name in missing_shards(ranges, files):
+        series, part, number = parse_shard_name(name) or ("", 0, 0)
+        raise StoreError(
+            f"{path} lacks shard {number} of series {series} (part {part}), {name}: put the file back, "
+            "or let `mirip-fast cache verify --repair` put an empty one in its place and "
+            "`mirip-fast embed` compute its rows again"
+        )
+    result: dict[str, list[Shard]] = {}
+    for series, part in sorted(files):
+        first, _ = ranges.get((series, part), (0, 0))
+        for number, file in sorted(files[series, part].items()):
+            if number >= first:
+                shard = known.get(file) or open_shard(file, fingerprint)
+                result.setdefault(series, []).append(shard)
+    for series, shards in result.items():
+        if len({shard.spec for shard in shards}) > 1:
+            raise StoreError(f"{path}: the shards of series {series} have different shapes")
+    return result
+
+
+def clean_up(path: Path, part: int | None = None) -> None:
+    """Delete what killed runs left: unfinished files, replaced shards (of one part, or of all)."""
+    own = "*" if part is None else f"{part:02d}"
+    for pattern in (f".*-r{own}-*.h5.*.partial", f".shards-r{own}.json.*.partial"):
+        for partial in listed(path, pattern):
+            partial.unlink(missing_ok=True)
+    for (series, p), (first, _) in read_ranges(path).items():
+        if part in (None, p):
+            for number, file in shard_files(path).get((series, p), {}).items():
+                if number < first:
+                    file.unlink(missing_ok=True)

@@ -1,11 +1,22 @@
-"""Writing to a feature store: one run at a time, every batch durable before the next begins."""
+"""Writing to a feature store: who may, and every batch durable before the next begins.
+
+The lock lives in the system, not in the file, so that it is free the moment its holder dies. What is
+written in the file tells others who holds it. A run alone holds ``LOCK`` exclusively. Processes that write
+side by side share it, and each holds the lock of its own part (``LOCK-r01`` …); they need not know of each
+other.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,30 +24,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.closing import Closing
-from mirip_fast.errors import StoreError
-from mirip_fast.features.content_numbers import ContentNumbers
-from mirip_fast.features.shard_rows import ShardWriter
-from mirip_fast.features.shards import SeriesSpec, Shard, create_shard, shard_name
-from mirip_fast.features.store_files import (
+from mirip_fast.errors import StoreError, StoreLockedError
+from mirip_fast.features.shards import SeriesSpec, Shard, ShardWriter, create_shard, shard_name
+from mirip_fast.features.store import (
     DIRTY_FILE,
     STORE_FILE,
+    Series,
     clean_up,
     dirty_files,
-    find_shards,
+    dirty_parts,
+    listed,
     read_ranges,
     write_ranges,
 )
-from mirip_fast.features.store_lock import StoreLock
-from mirip_fast.files import disk_full, fsync_folder, is_disk_full
-from mirip_fast.runtime import rank as process_rank
+from mirip_fast.files import disk_full, fsync_folder, is_disk_full, open_regular, read_json
 
 if TYPE_CHECKING:
     from mirip_fast.features.store import FeatureStore
 
-
+LOCK_FILE = "LOCK"
+#: How long to look again where the file names a holder that is gone: the real one is about to sign.
+_SIGNING_SECONDS = 2.0
+_PAUSE = 0.005
+_MOST_BYTES = 64 << 10  # of what is read of a lock's file
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 #: Written to before they are synced and closed: spoiled rows may lie in thousands of shards.
 _FILES_AT_ONCE = 16
-_NONE, _FOUND, _ADDED = 0, 1, 2  # no row; one that was there before; one of this writer
 
 
 class StoreWriter(Closing):
@@ -44,17 +57,14 @@ class StoreWriter(Closing):
 
     Rows that a kill or a power loss spoiled are found by their checksums and their slots used again, so
     that exactly what is missing gets computed. A run alone verifies a series when it first needs it, and
-    everything after a crash. The processes of a distributed run (``run_id``) share the lock: the first to
-    come verifies everything before the others are let in; each writes only to shards of its own rank.
+    everything after a crash. One of several processes verifies and writes its own part only, and what others
+    left when they were killed it takes for missing.
 
     Args:
-        store: the store to write to.
+        store: the store to write to; its index knows each row once it is durable.
         command: what is running, for whoever finds the store locked.
-        run_id: names the distributed run; None for a run alone.
-        rank: number of this process in it (default: the one torchrun gave it).
-        stop: once set, from any thread, verifying a large cache and waiting for another process that
-            does it end soon, by StoppedError.
-        contents: numbers that the caller keeps, too, so that no hash is kept twice.
+        part: 0 for a run alone; n + 1 for process n of several.
+        stop: once set, from any thread, verifying a large cache ends soon, by StoppedError.
 
     Raises:
         StoreLockedError: another run writes; names it. Nothing was changed.
@@ -65,26 +75,24 @@ class StoreWriter(Closing):
         store: FeatureStore,
         command: str = "",
         *,
-        run_id: str | None = None,
-        rank: int | None = None,
+        part: int = 0,
         stop: threading.Event | None = None,
-        contents: ContentNumbers | None = None,
     ):
-        self.store = store
+        self.store, self.part = store, part
         self._stop = stop or threading.Event()
-        self._contents = ContentNumbers() if contents is None else contents
-        self.rank = process_rank() if rank is None else rank
         self._mutex = threading.RLock()
-        self._marker = store.path / f"{DIRTY_FILE}-r{self.rank:02d}"
+        self._marker = store.path / f"{DIRTY_FILE}-r{part:02d}"
         self._dirty = False
-        self._unsettled = False  # a batch was broken off: what it wrote may not be on the disk
-        self._series: dict[str, _Series] = {}
-        self._lock = StoreLock(store.path, command, run_id, self.rank, self._stop)
+        self._broken = False  # a batch was broken off: what it wrote may not be on the disk
+        self._free: dict[
+            str, list[tuple[int, NDArray[np.int64]]]
+        ] = {}  # by series that were verified
+        self._files: dict[Path, ShardWriter] = {}
+        self._lock = StoreLock(store.path, command, part)
         try:
             if not (store.path / STORE_FILE).exists():
                 raise StoreError(f"{store.path} was pruned meanwhile; run the same command again")
-            self._recover(alone=run_id is None)
-            self._lock.share()
+            self._recover()
         except BaseException:
             self._release()
             raise
@@ -92,22 +100,23 @@ class StoreWriter(Closing):
     def close(self) -> None:
         """Close the shards and give the lock back. Committed rows need no closing."""
         with self._mutex:
-            if self._dirty and not self._unsettled:
+            if self._dirty and not self._broken:
                 self._marker.unlink(missing_ok=True)
                 fsync_folder(self.store.path)
             self._dirty = False
             self._release()
 
     def missing(self, series: str, hashes: Sequence[bytes]) -> NDArray[np.bool_]:
-        """[n]: whether each content hash has no verified row in the series.
+        """[n]: whether each content hash has no row in the series.
 
-        The first call for a series reads and verifies it.
+        The first call for a series verifies it; from then on ``store.rows`` tells the same.
         """
-        return np.array([state == _NONE for state in self._states(series, hashes)], bool)
-
-    def added(self, series: str, hashes: Sequence[bytes]) -> NDArray[np.bool_]:
-        """[n]: whether this writer gave each content hash its row in the series."""
-        return np.array([state == _ADDED for state in self._states(series, hashes)], bool)
+        if not self._lock.held:
+            raise StoreError(f"{self.store.path}: this writer is closed")
+        if series not in self._free and series in self.store.series():
+            with self._mutex:
+                self._verify(series)
+        return self.store.rows(series, hashes) < 0
 
     def append(self, hashes: Sequence[bytes], features: Mapping[SeriesSpec, NDArray[Any]]) -> None:
         """Write one batch to one or more series; durable when this returns.
@@ -125,53 +134,65 @@ class StoreWriter(Closing):
         """
         for spec, rows in features.items():
             _check_rows(spec, rows, hashes)
+        first = {sha: i for i, sha in reversed(list(enumerate(hashes)))}
         with self._mutex:
-            self._check_open()
+            if not self._lock.held:
+                raise StoreError(f"{self.store.path}: this writer is closed")
+            if self._broken:
+                raise StoreError(
+                    f"{self.store.path}: an earlier write failed; open the store again"
+                )
             jobs = []
             for spec, rows in features.items():
-                series = self._of(spec)
-                new = series.new_among(hashes)
-                if len(new):
-                    jobs.append((series, [hashes[i] for i in new], rows[new]))
+                index = self.store.indexes().setdefault(spec.name, Series(spec))
+                if index.spec != spec:
+                    raise StoreError(
+                        f"{self.store.path}: series {spec.name} holds {index.spec.shape} "
+                        f"{index.spec.dtype}, not {spec.shape} {spec.dtype}"
+                    )
+                self._verify(spec.name)
+                lacking = index.find(hashes) < 0
+                new = [i for i, sha in enumerate(hashes) if lacking[i] and first[sha] == i]
+                if new:
+                    jobs.append((index, [hashes[i] for i in new], rows[new]))
             if jobs:
                 with self._plain_errors():  # a full disk is found before anything is written
-                    for series, sha, _ in jobs:
-                        series.make_room(len(sha))
+                    for index, sha, _ in jobs:
+                        self._make_room(index, len(sha))
                     self._mark_dirty()
-                self._unsettled = True
+                self._broken = True
                 with self._plain_errors():
-                    self._write(jobs)
-                self._unsettled = False
-                for series, sha, _ in jobs:
-                    series.note(sha, _ADDED)
+                    written = [row for job in jobs for row in self._write(*job)]
+                    self._sync()
+                self._broken = False
+                for series, i, slots, sums, sha in written:
+                    series.add(i, slots, sums, sha)
 
-    def _states(self, series: str, hashes: Sequence[bytes]) -> list[int]:
-        if not self._lock.held:
-            raise StoreError(f"{self.store.path}: this writer is closed")
-        known = self._series.get(series)
-        if known is None:
-            return [_NONE] * len(hashes)
-        if not known.looked_at:
-            with self._mutex:
-                return known.states(hashes)
-        return known.states(hashes)
+    def _write(
+        self, index: Series, hashes: list[bytes], rows: NDArray[Any]
+    ) -> Iterator[tuple[Series, int, NDArray[np.int64], NDArray[np.uint64], list[bytes]]]:
+        """Put rows into free slots; gives what to note in the index once they are durable."""
+        table = np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 32)
+        free, done = self._free[index.spec.name], 0
+        while done < len(hashes):
+            i, slots = free[0]
+            part, left = slots[: len(hashes) - done], slots[len(hashes) - done :]
+            free[:1] = [(i, left)] if len(left) else []
+            end = done + len(part)
+            sums = self._file(index.shards[i]).write(part, table[done:end], rows[done:end])
+            yield index, i, part, sums, hashes[done:end]
+            done = end
+            if len(self._files) >= _FILES_AT_ONCE:
+                self._sync()
 
-    def _write(self, jobs: Sequence[tuple[_Series, list[bytes], NDArray[Any]]]) -> None:
-        written: list[ShardWriter] = []
-        for series, sha, rows in jobs:
-            for file in series.write(sha, rows):
-                written.append(file)
-                if len(written) == _FILES_AT_ONCE:
-                    self._settle(written, [job[0] for job in jobs])
-        self._settle(written, [job[0] for job in jobs])
-
-    @staticmethod
-    def _settle(written: list[ShardWriter], of: Sequence[_Series]) -> None:
-        for file in written:
+    def _sync(self) -> None:
+        """Make what was written durable, and close what has no free slot."""
+        for file in self._files.values():
             file.sync()
-        written.clear()
-        for series in of:
-            series.close_full()
+        known = self.store.indexes()
+        open_ones = {known[n].shards[free[0][0]].path for n, free in self._free.items() if free}
+        for path in [path for path in self._files if path not in open_ones]:
+            self._files.pop(path).close()
 
     @contextlib.contextmanager
     def _plain_errors(self) -> Iterator[None]:
@@ -187,203 +208,80 @@ class StoreWriter(Closing):
                 "after the disk and run the same command again."
             ) from error
 
-    def _check_open(self) -> None:
-        if not self._lock.held:
-            raise StoreError(f"{self.store.path}: this writer is closed")
-        if self._unsettled:
-            raise StoreError(f"{self.store.path}: an earlier write failed; open the store again")
-
-    def _of(self, spec: SeriesSpec) -> _Series:
-        series = self._series.get(spec.name)
-        if series is None:
-            series = self._new_series(spec, [], alone=True)
-        if series.spec != spec:
-            raise StoreError(
-                f"{self.store.path}: series {spec.name} holds {series.spec.shape} "
-                f"{series.spec.dtype}, not {spec.shape} {spec.dtype}"
-            )
-        return series
-
-    def _new_series(self, spec: SeriesSpec, shards: Sequence[Shard], *, alone: bool) -> _Series:
-        series = _Series(
-            self.store, spec, shards, self.rank, self._contents, alone=alone, stop=self._stop
-        )
-        self._series[spec.name] = series
-        return series
-
-    def _recover(self, *, alone: bool) -> None:
+    def _recover(self) -> None:
         """Bring in order what a crash left, and look what is there."""
-        path, first = self.store.path, self._lock.exclusive
-        clean_up(path, None if first else self.rank)
-        markers = [m for m in dirty_files(path) if first or m == self._marker]
-        for shards in find_shards(path, self.store.fingerprint_id).values():
-            series = self._new_series(shards[0].spec, shards, alone=alone)
-            if not first:  # the process that let us in has verified what was there
-                series.look(lambda shard: bool(markers) and shard.rank == self.rank)
-            elif markers or not alone:
-                series.look(lambda _: True)
-        for marker in markers:
-            marker.unlink(missing_ok=True)
+        path = self.store.path
+        clean_up(path, self.part or None)
+        self.store.refresh()
+        markers = [m for m in dirty_files(path) if not self.part or m == self._marker]
         if markers:
+            for name in self.store.series():
+                self._verify(name)
+            for marker in markers:
+                marker.unlink(missing_ok=True)
             fsync_folder(path)
+
+    def _verify(self, name: str) -> None:
+        """Check a series' rows, once; spoiled ones of our parts become free slots."""
+        if name in self._free:
+            return
+        index = self.store.indexes()[name]
+        dirty, free = dirty_parts(self.store.path), []
+        for i in index.live:
+            shard = index.shards[i]
+            own = self.part in (0, shard.part)
+            with shard.open() as stream:
+                sums, hashes = shard.read_keys(stream)
+                if own or dirty(shard):
+                    sums[~shard.matching(stream, sums, hashes, self._stop)] = 0
+                spoiled = np.flatnonzero((sums == 0) & (shard.read_checksums(stream) != 0))
+            index.set_keys(i, sums, hashes)
+            if own and len(spoiled):
+                with contextlib.closing(ShardWriter(shard)) as file:
+                    file.clear(spoiled)
+                    file.sync()
+            if own and not sums.all():
+                free.append((i, np.flatnonzero(sums == 0)))
+        index.sort()
+        self._free[name] = free
+
+    def _make_room(self, index: Series, count: int) -> None:
+        """Make new shards until ``count`` slots are free."""
+        path, key = self.store.path, (index.spec.name, self.part)
+        free = self._free[index.spec.name]
+        while sum(len(slots) for _, slots in free) < count:
+            ranges = read_ranges(path)
+            first, end = ranges.get(key, (0, 0))
+            number = max([end, *(s.number + 1 for s in index.shards if s.part == self.part)])
+            name = shard_name(index.spec.name, self.part, number)
+            shard = create_shard(path / name, index.spec, self.store.fingerprint_id)
+            try:
+                write_ranges(path, self.part, {**ranges, key: (first, number + 1)})
+            except BaseException:
+                if number >= read_ranges(path).get(key, (0, 0))[1]:  # else listed: a sync failed
+                    shard.path.unlink()
+                raise
+            index.live.append(index.add_shard(shard))
+            free.append((index.live[-1], np.arange(shard.rows)))
 
     def _mark_dirty(self) -> None:
         """Tell readers that come after a crash to verify checksums."""
         if not self._dirty:
-            flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-            handle = os.open(self._marker, flags, 0o666)
+            handle = os.open(self._marker, os.O_WRONLY | os.O_CREAT | _NO_LINK, 0o666)
             os.fsync(handle)
             os.close(handle)
             fsync_folder(self.store.path)
             self._dirty = True
 
-    def _release(self) -> None:
-        for series in self._series.values():
-            series.close()
-        self._series = {}
-        self._lock.release()
-
-
-class _Series:
-    """What one series holds, and the free slots that this process may fill."""
-
-    def __init__(
-        self,
-        store: FeatureStore,
-        spec: SeriesSpec,
-        shards: Sequence[Shard],
-        rank: int,
-        contents: ContentNumbers,
-        *,
-        alone: bool,
-        stop: threading.Event,
-    ):
-        self.spec = spec
-        self._store, self._rank, self._alone, self._stop = store, rank, alone, stop
-        self._shards = list(shards)
-        self._contents = contents
-        self._known: bytearray | None = None  # by a content's number; the latest may not be in it
-        self._free: list[tuple[Shard, NDArray[np.int64]]] = []
-        self._files: dict[Path, ShardWriter] = {}
-
-    @property
-    def looked_at(self) -> bool:
-        """Whether it is known what there is."""
-        return self._known is not None
-
-    def states(self, hashes: Sequence[bytes]) -> list[int]:
-        """Whether each content has a valid row, and whose; the first look verifies them."""
-        if self._known is None:
-            self.look(lambda _: True)
-        known = self._known
-        assert known is not None
-        return [
-            known[number] if 0 <= number < len(known) else _NONE
-            for number in self._contents.find(hashes)
-        ]
-
-    def note(self, hashes: Sequence[bytes], state: int) -> None:
-        """Keep that contents have rows."""
-        assert self._known is not None
-        self._note(self._known, hashes, state)
-
-    def _note(self, known: bytearray, hashes: Sequence[bytes], state: int) -> None:
-        numbers = self._contents.add(hashes)
-        lacking = max(numbers, default=-1) + 1 - len(known)
-        known.extend(bytes(max(0, lacking)))
-        for number in numbers:
-            known[number] = state
-
-    def look(self, verify: Callable[[Shard], bool]) -> None:
-        """Read what the shards hold; where ``verify(shard)``, spoiled rows become free slots."""
-        found: list[NDArray[np.uint8]] = []
-        self._free = []
-        for shard in self._shards:
-            with shard.open() as stream:
-                sums, hashes = shard.read_keys(stream)
-                own = self._alone or shard.rank == self._rank
-                checked = verify(shard)
-                good = shard.matching(stream, sums, hashes, self._stop) if checked else sums != 0
-                spoiled = np.flatnonzero(~good & (shard.read_checksums(stream) != 0))
-            found.append(hashes[good])
-            if (checked or own) and len(spoiled):
-                file = self._file(shard)
-                file.clear(spoiled)
-                file.sync()
-                self._files.pop(shard.path).close()  # there may be thousands
-            if own:
-                self._free.append((shard, np.flatnonzero(~good)))
-        self.close_full()
-        known = bytearray()
-        for part in found:
-            table = part.tobytes()
-            self._note(known, [table[i : i + 32] for i in range(0, len(table), 32)], _FOUND)
-        self._known = known  # others may look without the lock from now on
-
-    def new_among(self, hashes: Sequence[bytes]) -> NDArray[np.int64]:
-        """Positions of the hashes that are not there, each hash once."""
-        first = {sha: i for i, sha in reversed(list(enumerate(hashes)))}
-        states = self.states(hashes)
-        return np.array(
-            [i for i, sha in enumerate(hashes) if first[sha] == i and states[i] == _NONE], np.int64
-        )
-
-    def make_room(self, count: int) -> None:
-        """Make new shards until ``count`` slots are free."""
-        while sum(len(slots) for _, slots in self._free) < count:
-            shard = self._new_shard()
-            self._shards.append(shard)
-            self._free.append((shard, np.arange(shard.rows)))
-
-    def _new_shard(self) -> Shard:
-        path, key = self._store.path, (self.spec.name, self._rank)
-        ranges = read_ranges(path)
-        first, end = ranges.get(key, (0, 0))
-        number = max([end, *(s.number + 1 for s in self._shards if s.rank == self._rank)])
-        name = shard_name(self.spec.name, self._rank, number)
-        shard = create_shard(path / name, self.spec, self._store.fingerprint_id)
-        try:
-            write_ranges(path, self._rank, {**ranges, key: (first, number + 1)})
-        except BaseException:
-            if number >= read_ranges(path).get(key, (0, 0))[1]:  # else it is listed: a sync failed
-                shard.path.unlink()
-            raise
-        return shard
-
-    def write(self, hashes: Sequence[bytes], rows: NDArray[Any]) -> Iterator[ShardWriter]:
-        """Put rows into free slots; gives the files to sync, one after the other."""
-        table = np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 32)
-        done = 0
-        while done < len(hashes):
-            shard, slots = self._free[0]
-            part = slots[: len(hashes) - done]
-            if len(part) == len(slots):
-                self._free.pop(0)
-            else:
-                self._free[0] = (shard, slots[len(part) :])
-            if len(part):
-                end = done + len(part)
-                file = self._file(shard)
-                file.write(part, table[done:end], rows[done:end])
-                done = end
-                yield file
-
-    def close_full(self) -> None:
-        """Close the files in which no slot is free."""
-        self._free = [(shard, slots) for shard, slots in self._free if len(slots)]
-        open_ones = {shard.path for shard, _ in self._free}
-        for path in [p for p in self._files if p not in open_ones]:
-            self._files.pop(path).close()
-
-    def close(self) -> None:
-        """Close all files."""
-        while self._files:
-            self._files.popitem()[1].close()
-
     def _file(self, shard: Shard) -> ShardWriter:
         if shard.path not in self._files:
             self._files[shard.path] = ShardWriter(shard)
         return self._files[shard.path]
+
+    def _release(self) -> None:
+        while self._files:
+            self._files.popitem()[1].close()
+        self._lock.release()
 
 
 def _check_rows(spec: SeriesSpec, rows: NDArray[Any], hashes: Sequence[bytes]) -> None:
@@ -396,3 +294,220 @@ def _check_rows(spec: SeriesSpec, rows: NDArray[Any], hashes: Sequence[bytes]) -
         raise ValueError("a content hash has 32 bytes")
     if not np.isfinite(rows).all():
         raise ValueError(f"{spec.name}: a feature is not finite")
+
+
+class StoreLock:
+    """The lock, held from the construction to :meth:`release`.
+
+    Args:
+        folder: the store's.
+        command: what is running.
+        part: 0 for a run alone, which keeps all others out; else the part that this process writes.
+
+    Raises:
+        StoreLockedError: another run has it; names it.
+        StoreError: the folder can not be written to.
+    """
+
+    def __init__(self, folder: Path, command: str, part: int = 0):
+        self._folder = folder
+        self._handles: list[int] = []
+        self._signed: list[int] = []
+        _held.add(self)
+        try:
+            self._take(LOCK_FILE, command, shared=part > 0)
+            if part:
+                self._take(f"{LOCK_FILE}-r{part:02d}", command)
+        except BaseException:
+            self.release()
+            raise
+
+    @property
+    def held(self) -> bool:
+        """Whether this process has the lock."""
+        return bool(self._handles)
+
+    def release(self) -> None:
+        """Give the lock back."""
+        for handle in self._signed:
+            with contextlib.suppress(OSError):
+                os.ftruncate(handle, 0)  # nobody else holds it: no name is left behind
+        self._close()
+
+    def _close(self) -> None:
+        _held.discard(self)
+        self._signed = []
+        while self._handles:
+            os.close(self._handles.pop())
+
+    def _take(self, name: str, command: str, *, shared: bool = False) -> None:
+        handle = self._open(name)
+        self._handles.append(handle)
+        self._wait(handle, name, shared=shared)
+        if not _is_file(handle, self._folder / name):  # whole stores are pruned with their lock
+            self._handles.remove(handle)
+            os.close(handle)
+            return self._take(name, command, shared=shared)
+        if not shared:
+            self._signed.append(handle)
+            self._sign(handle, name, command)
+
+    def _wait(self, handle: int, name: str, *, shared: bool) -> None:
+        """Take the lock if it is free; who has it is waited for only until it has signed."""
+        until = time.monotonic() + _SIGNING_SECONDS
+        while not _try_lock(handle, shared=shared):
+            holder = _holder(self._folder)
+            if (holder is not None and _seems_alive(holder)) or time.monotonic() > until:
+                own = "" if name == LOCK_FILE else " Each process of a run needs a RANK of its own."
+                raise StoreLockedError(
+                    f"{self._folder} is being written to by {_named(holder or {})}. Nothing was changed; "
+                    "wait for it, or stop it (what it committed stays) and run the same command again."
+                    f"{own}"
+                )
+            time.sleep(_PAUSE)
+
+    def _sign(self, handle: int, name: str, command: str) -> None:
+        holder = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "since": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "command": command,
+        }
+        try:
+            os.ftruncate(handle, 0)
+            os.lseek(handle, 0, os.SEEK_SET)
+            os.write(handle, json.dumps(holder).encode())
+        except OSError as error:
+            if is_disk_full(error):
+                raise disk_full(self._folder / name) from error
+            raise
+
+    def _open(self, name: str) -> int:
+        """Open a lock's file; links are not followed, since what the file holds is replaced."""
+        file = self._folder / name
+        try:
+            handle = open_regular(file, os.O_RDWR | os.O_CREAT | _NO_LINK)
+            if os.fstat(handle).st_nlink > 1 and not _is_ours(os.read(handle, _MOST_BYTES)):
+                os.close(handle)
+                raise ValueError("it is another name of a file that is no lock")
+            return handle
+        except ValueError as error:
+            raise StoreError(
+                f"{file} is no lock of mirip-fast ({error}). Remove it, and it is made anew."
+            ) from error
+        except OSError as error:
+            if file.is_symlink():
+                raise StoreError(
+                    f"{file} is a link, and a lock is never one. Remove it, and it is made anew."
+                ) from error
+            if is_disk_full(error):
+                raise disk_full(self._folder / name) from error
+            raise StoreError(
+                f"{self._folder} can not be written to ({error.strerror}). The features in it can be "
+                "read; to compute more, make it writable or give another --cache-dir."
+            ) from error
+
+
+def holder_of(folder: Path) -> str | None:
+    """Who writes to a store at this moment, for people; None where nobody does."""
+    try:
+        holder = _holder(folder)
+    except StoreError:
+        return None  # without locks nobody writes
+    return None if holder is None else _named(holder)
+
+
+def _holder(folder: Path) -> dict[str, Any] | None:
+    """What the first holder of a lock wrote into it; None where nobody holds one."""
+    for file in listed(folder, f"{LOCK_FILE}*"):
+        try:
+            handle = open_regular(file)
+        except (OSError, ValueError):
+            continue
+        try:
+            if _try_lock(handle, shared=file.name == LOCK_FILE):
+                continue
+        finally:
+            os.close(handle)
+        try:
+            return read_json(file, _MOST_BYTES)
+        except (OSError, ValueError):
+            return {}
+    return None
+
+
+def _is_file(handle: int, file: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), file.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _is_ours(content: bytes) -> bool:
+    """Whether a lock's file holds what is written into one: nothing, or who holds it."""
+    try:
+        return not content or "pid" in json.loads(content)
+    except (ValueError, RecursionError, TypeError):
+        return False
+
+
+def _named(holder: dict[str, Any]) -> str:
+    if not holder:
+        return "another process"
+    what = f" ({holder['command']})" if holder.get("command") else ""
+    return f"process {holder.get('pid')} on {holder.get('host')} since {holder.get('since')}{what}"
+
+
+def _seems_alive(holder: dict[str, Any]) -> bool:
+    """Whether the signed holder may be the real one: it lives, or is on another machine."""
+    if not holder:
+        return False
+    if holder.get("host") != socket.gethostname() or os.name == "nt":
+        return True
+    try:
+        os.kill(int(holder.get("pid", 0)), 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, ValueError, TypeError):
+        return True
+    return True
+
+
+def _try_lock(handle: int, *, shared: bool) -> bool:
+    """Take the lock of an open file; False where somebody else stands against it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows, where none can be shared
+        import msvcrt
+
+        os.lseek(handle, 1 << 30, os.SEEK_SET)  # beyond the text, which others must be able to read
+        try:
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+        except OSError:
+            return False
+        return True
+    try:
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:  # a network file system without a lock service
+        raise StoreError(
+            f"the file system of the cache can not lock files ({error.strerror}): two runs that write "
+            "at once would not see each other. Mount it with locks, or give --cache-dir on a disk of "
+            "this machine and join it later with `mirip-fast cache merge`."
+        ) from error
+    return True
+
+
+#: Locks of this process. A forked child (a decode worker) must not keep them when this process dies.
+_held: weakref.WeakSet[StoreLock] = weakref.WeakSet()
+
+
+def _forget_in_child() -> None:
+    for lock in list(_held):
+        lock._close()
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_in_child)
