@@ -32,6 +32,19 @@ if TYPE_CHECKING:
     "--explain-speed", is_flag=True, help="Print how busy each stage was and what limits the speed."
 )
 @click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Compute in this process, or in Ray actors on the cluster that RAY_ADDRESS names (else here).",
+)
+@click.option(
+    "--actors",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="With --engine ray: processes that compute (default: one per GPU, without GPUs one per machine).",
+)
+@click.option(
     "--export",
     type=click.Path(path_type=Path),
     metavar="FILE",
@@ -45,6 +58,8 @@ def embed_command(
     rehash: bool,
     strict: bool,
     explain_speed: bool,
+    engine: str,
+    actors: int | None,
     export: Path | None,
 ) -> int:
     """Compute the features of every image in DATA once, and keep them.
@@ -63,6 +78,12 @@ def embed_command(
     from mirip_fast.runtime import distributed
 
     ranks = distributed()
+    if engine == "ray" and ranks is not None:
+        raise ConfigError("--engine ray starts its processes itself: leave torchrun or srun away.")
+    if engine == "ray" and explain_speed:
+        raise ConfigError("--explain-speed is only valid with --engine local.")
+    if engine == "local" and actors is not None:
+        raise ConfigError("--actors is only valid with --engine ray.")
     if export is not None:
         check_export(export)
         if ranks is not None:
@@ -81,6 +102,8 @@ def embed_command(
                 rehash=rehash,
                 command=command_line(),
                 progress=bar.embedding,
+                engine=engine,
+                actors=actors,
             )
     except EmbedInterrupt as stopped:
         share = "" if ranks is None else f"Rank {ranks.rank} of {ranks.size}: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -105,6 +106,54 @@ def test_one_of_several_exports_nothing(
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert run([*EMBED, "--export", "all.h5"]) == 1
     assert "run alone" in capfd.readouterr().err
+
+
+def test_ray_actors_of_which_one_is_killed(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """What the lost actor had in hand another does again; the features are those of one process, to the bit."""
+    pytest.importorskip("ray", reason="Ray is not installed")
+    one_by_one = ["--batch-size", "1", "--workers", "0"]
+    assert run([*EMBED, "--cache-dir", "one", *one_by_one]) == 0
+    whole, _ = features("one")
+    capfd.readouterr()
+    ray = subprocess.Popen(
+        [sys.executable, "-m", "mirip_fast_cli", *EMBED, "--cache-dir", "many", *one_by_one,
+         "--engine", "ray", "--actors", str(SIZE)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 300
+    while not list(Path("many").glob("*/cls.28-r02-*.h5")) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    (lock,) = Path("many").glob("*/LOCK-r02")
+    os.kill(json.loads(lock.read_text())["pid"], signal.SIGKILL)
+    out, err = ray.communicate(timeout=300)
+    assert ray.returncode == 0, err
+    assert "An actor was lost" in err and "67 images = " in out
+    many, dataset = features("many")
+    assert many.keys() == whole.keys()
+    for name, row in whole.items():
+        assert many[name].tobytes() == row.tobytes(), name
+    statuses = [entry.outcome.status for entry in dataset.entries()]
+    assert statuses.count("failed") == 1 and statuses.count("duplicate") == 6
+    parts = {s.part for s in FeatureStore.open(dataset.store_path).shards("cls.28")}
+    assert len(parts) > 1 and 0 not in parts
+    assert run([*EMBED, "--cache-dir", "many", "--workers", "0"]) == 0
+    assert "0 embedded + 60 already there + 6 duplicates + 1 failed" in capfd.readouterr().out
+
+
+def test_what_does_not_go_with_ray(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*EMBED, "--actors", "2"]) == 1
+    assert "only valid with --engine ray" in capfd.readouterr().err
+    assert run([*EMBED, "--engine", "ray", "--explain-speed"]) == 1
+    assert "only valid with --engine local" in capfd.readouterr().err
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert run([*EMBED, "--engine", "ray"]) == 1
+    assert "pip install 'mirip-fast[ray]'" in capfd.readouterr().err
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run([*EMBED, "--engine", "ray"]) == 1
+    assert "leave torchrun" in capfd.readouterr().err
 
 
 def ranks(rank: int, size: int = SIZE, run_id: str = "a") -> Ranks:

@@ -20,9 +20,11 @@ from mirip_fast.data.unlisted import tell_unlisted
 from mirip_fast.errors import StoreError
 from mirip_fast.features.datasets import Dataset, save_dataset
 from mirip_fast.features.embed import Progress, Settings
-from mirip_fast.features.outcomes import Summary, summarise
-from mirip_fast.features.phase_one import open_hashes, prepare
+from mirip_fast.features.outcomes import Outcome, Summary, summarise
+from mirip_fast.features.phase_one import PhaseOne, open_hashes, prepare
+from mirip_fast.features.recipe import Recipe
 from mirip_fast.features.speed import SpeedReport
+from mirip_fast.features.store import FeatureStore
 from mirip_fast.files import open_file
 from mirip_fast.runtime import Ranks, distributed, our_cores
 
@@ -72,6 +74,8 @@ def embed_data(
     rehash: bool = False,
     command: str = "",
     progress: Callable[[Progress], None] = lambda _: None,
+    engine: str = "local",
+    actors: int | None = None,
 ) -> EmbedDone:
     """Embed a data set and write its ledger.
 
@@ -85,6 +89,8 @@ def embed_data(
         rehash: read every file again instead of trusting size and time.
         command: what is running, for whoever finds the store locked.
         progress: called from this thread while it goes on.
+        engine: ``local``, or ``ray`` for the actors of a cluster.
+        actors: of Ray: how many; None: one per GPU, without GPUs one per machine.
 
     Raises:
         MiripError: see :func:`mirip_fast.features.phase_one.prepare` and
@@ -112,22 +118,19 @@ def embed_data(
         settings = dataclasses.replace(settings, part=ranks.rank + 1)
     clock = _Clock(progress)
     speed: list[SpeedReport] = []
-    with open_hashes(Path(options.cache_dir)) as hashes:
-        phase = prepare(options, config.runtime.device, hashes)
-        log.info(
-            "Backbone %s at %d × %d pixels, %s on %s",
-            _backbone_text(options.backbone),
-            phase.recipe.size,
-            phase.recipe.size,
-            phase.recipe.precision,
-            phase.device,
-        )
-        phase.say_size(len(manifest))
-        if ranks is not None:
-            paths = PathsOf(manifest.records, [i for i, p in enumerate(paths) if ranks.takes(p)])
-            log.info("Rank %d of %d: its share is %d images", ranks.rank, ranks.size, len(paths))
-        clock.start()
-        outcomes = phase.embed(paths, hashes, settings, clock, speed.append)
+    if engine == "ray":
+        phase, outcomes = _on_ray(paths, options, config.runtime.device, settings, actors, clock)
+    else:
+        with open_hashes(Path(options.cache_dir)) as hashes:
+            phase = prepare(options, config.runtime.device, hashes)
+            _say_backbone(phase)
+            phase.say_size(len(manifest))
+            if ranks is not None:
+                mine = [i for i, path in enumerate(paths) if ranks.takes(path)]
+                paths = PathsOf(manifest.records, mine)
+                log.info("Rank %d of %d: its share is %d images", ranks.rank, ranks.size, len(mine))
+            clock.start()
+            outcomes = phase.embed(paths, hashes, settings, clock, speed.append)
     dataset = None
     if ranks is None:
         dataset = save_dataset(
@@ -149,6 +152,44 @@ def embed_data(
     )
 
 
+def _on_ray(
+    paths: Sequence[Path],
+    options: EmbedConfig,
+    device: str,
+    settings: Settings,
+    actors: int | None,
+    clock: _Clock,
+) -> tuple[PhaseOne, Sequence[Outcome]]:
+    """What became of the images on a cluster, and the phase one that its actors agree on."""
+    import torch
+
+    from mirip_fast.features.ray_engine import embed_on_ray
+
+    phases: list[PhaseOne] = []
+
+    def begin(recipe: Recipe) -> None:
+        store = FeatureStore.create(
+            Path(options.cache_dir) / recipe.fingerprint_id, recipe.fingerprint
+        )
+        phases.append(PhaseOne(recipe, store, torch.device("cpu"), options.compile))
+        _say_backbone(phases[0])
+        phases[0].say_size(len(paths))
+        clock.start()
+
+    outcomes = embed_on_ray(paths, options, device, settings, actors, clock, begin)
+    return phases[0], outcomes
+
+
+def _say_backbone(phase: PhaseOne) -> None:
+    recipe = phase.recipe
+    name = recipe.backbone.name
+    log.info(
+        "Backbone %s at %d × %d pixels, %s on %s",
+        shown(Path(name)) if Path(name).is_dir() else name,
+        *(recipe.size, recipe.size, recipe.precision, phase.device),
+    )
+
+
 def check_export(file: Path) -> None:
     """See before hours of work that an export can be written there.
 
@@ -165,10 +206,6 @@ def check_export(file: Path) -> None:
             start = stream.read(8)
         if start != b"\x89HDF\r\n\x1a\n":
             raise StoreError(f"--export {file} is there and no HDF5 file; choose another name")
-
-
-def _backbone_text(name: str) -> str:
-    return shown(Path(name)) if Path(name).is_dir() else name
 
 
 class _Clock:

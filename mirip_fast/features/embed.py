@@ -85,6 +85,7 @@ def embed(
     settings: Settings,
     progress: Callable[[Progress], None] = lambda _: None,
     on_speed: Callable[[SpeedReport], None] = lambda _: None,
+    writer: Callable[[], StoreWriter] | None = None,
 ) -> Sequence[Outcome]:
     """Make sure that every readable image has a row in every series of the recipe.
 
@@ -97,6 +98,7 @@ def embed(
         settings: batch size, workers and so on.
         progress: called from this thread while it goes on.
         on_speed: told where the time went, if anything was computed.
+        writer: gives the store's writer, which the caller closes; None: opened and closed here.
 
     Returns:
         One outcome per path: embedded (computed now), present (was there), duplicate (the bytes of an
@@ -108,7 +110,7 @@ def embed(
         CanaryError: the backbone gives other features than those in the store.
         EmbedInterrupt: stopped by a KeyboardInterrupt; says how far it was.
     """
-    run = _Run(paths, recipe, store, load, hashes, settings, progress)
+    run = _Run(paths, recipe, store, load, hashes, settings, progress, writer)
     try:
         run.go()
         embedded = run.embedded()
@@ -136,7 +138,9 @@ class _Run:
         hashes: HashMemory,
         settings: Settings,
         progress: Callable[[Progress], None],
+        writer: Callable[[], StoreWriter] | None,
     ):
+        self._given_writer = writer
         self._paths, self._recipe, self._store, self._load = paths, recipe, store, load
         self._hashes, self._settings, self._progress = hashes, settings, progress
         self._cores = settings.cores or our_cores()
@@ -188,9 +192,9 @@ class _Run:
         """Give the store's lock back; every committed row stays."""
         self._stop.set()
         with self._writer_lock:
-            if self._writer is not None:
+            if self._writer is not None and self._given_writer is None:
                 self._writer.close()
-                self._writer = None
+            self._writer = None
 
     def _left(self) -> dict[bytes, int]:
         """Contents that should have rows by now and have not, with their inputs; to be reserved again."""
@@ -327,10 +331,12 @@ class _Run:
             if self._writer is None:
                 if self._stop.is_set():
                     raise StoppedError
-                self._writer = self._store.writer(
-                    command=self._settings.command,
-                    part=self._settings.part,
-                    stop=self._stop,
+                self._writer = (
+                    self._given_writer()
+                    if self._given_writer is not None
+                    else self._store.writer(
+                        command=self._settings.command, part=self._settings.part, stop=self._stop
+                    )
                 )
             return self._writer
 

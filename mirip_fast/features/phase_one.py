@@ -52,10 +52,11 @@ class PhaseOne:
     ) -> Sequence[Outcome]:
         """Compute what is missing; see :func:`mirip_fast.features.embed.embed`."""
         return embed(
-            paths, self.recipe, self.store, self._load, hashes, settings, progress, on_speed
+            paths, self.recipe, self.store, self.load, hashes, settings, progress, on_speed
         )
 
-    def _load(self) -> Backbone:
+    def load(self) -> Backbone:
+        """The backbone with its weights."""
         from mirip_fast.features.backbone import load_backbone
 
         backbone = load_backbone(self.recipe.backbone, self.device, self.recipe.precision)
