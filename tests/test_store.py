@@ -615,7 +615,7 @@ def test_a_restarted_rank_looks_after_its_own_rows(store: FeatureStore) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     assert in_child(die_while_writing) == "died by signal 9"
-    shard = store.path / shard_name(CLS.name, 1, 0)
+    shard = store.path / shard_name(CLS.name, 2, 0)
     position = next(s for s in FeatureStore.open(store.path).shards(CLS.name)).features_at
     with shard.open("r+b") as stream:  # as a power loss of that machine would leave it
         stream.seek(position)
