@@ -83,9 +83,6 @@ def _say(ended: Ended) -> None:
         click.echo(f"Same verdict when asked again: {_share(ended.consistency)}")
     if ended.judged:
         click.echo(f"Next: {ended.next_command}")
-        click.echo(
-            "It trains a head, which needs more judgements than what the page learns by (docs/label.md)."
-        )
 
 
 def _share(share: Share) -> str:

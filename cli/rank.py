@@ -178,10 +178,14 @@ def _tell_what_it_rests_on(done: RankDone) -> None:
         lines.append(f"95 % intervals of the ranks {done.no_intervals}")
     else:
         unsettled = int((~done.ranking["settled"]).sum())
+        process = done.model.process
         rests = (
-            "where the graders may put a work: their scatter around what the model had said of graded "
+            "where more judged pairs of the same kind would put a work: how far those that were learned from "
+            "leave it open (Gaussian process); not another judge"
+            if process is not None and len(process.told)
+            else "where the graders may put a work: their scatter around what the model had said of graded "
             "works without their group"
-            if done.model.process is not None
+            if process is not None
             else f"ranks by {done.heads} heads trained on resampled groups; covers training works and "
             "views, not disagreement of graders"
         )

@@ -16,6 +16,7 @@ from .options import config_options, given_flags
 
 if TYPE_CHECKING:
     from mirip_fast.evaluation.report import Report
+    from mirip_fast.ranking.evaluate_pairs import PairReport
     from mirip_fast.ranking.fit import FitResult
     from mirip_fast.ranking.fold_runs import FoldsResult
     from mirip_fast.training.run_folder import Run
@@ -113,7 +114,7 @@ def train_command(
     from mirip_fast.ranking.train import Request, resume_head, train_head
 
     config = resolved.config
-    result: FitResult | FoldsResult | Report
+    result: FitResult | FoldsResult | Report | PairReport
     try:
         if resume:
             given = "train.bootstrap" in resolved.given
@@ -216,7 +217,9 @@ def _how_to_go_on(output_dir: Path, mode: str, *, resumed: bool) -> str:
     return "Nothing of this run was saved yet: the same command begins it again."
 
 
-def say_result(run: Run, result: FitResult | FoldsResult | Report, mode: str, debug: bool) -> None:
+def say_result(
+    run: Run, result: FitResult | FoldsResult | Report | PairReport, mode: str, debug: bool
+) -> None:
     """Say what came of a run and what to type next.
 
     Args:
@@ -226,10 +229,17 @@ def say_result(run: Run, result: FitResult | FoldsResult | Report, mode: str, de
         debug: whether it was a trial.
     """
     from mirip_fast.evaluation.report import Report
+    from mirip_fast.ranking.evaluate_pairs import PairReport
     from mirip_fast.ranking.fold_runs import FoldsResult
 
     missing = False
-    if isinstance(result, Report):
+    if isinstance(result, PairReport):
+        span = "unknown" if result.interval is None else "{:.4f} to {:.4f}".format(*result.interval)
+        click.echo(
+            f"Each judged pair by a model without its works' groups: {result.accuracy:.4f} in the right "
+            f"order (95 % interval: {span}) of {result.pairs:,}; {result.ties:,} ties left aside"
+        )
+    elif isinstance(result, Report):
         click.echo(
             f"Each work by a model without its group: pairwise accuracy {result.pairwise_accuracy:.4f} "
             f"({_span(result)})"

@@ -174,7 +174,7 @@ class HeadConfig:
         None,
         "What learns from the rows: gp (a Gaussian process: no setting to choose, seconds) or head "
         "(projector and score head with the pairwise loss); auto: gp, or head where a setting is "
-        "given that only a head heeds.",
+        "given that only a head heeds, or a file of 1,000 judged pairs and more.",
         choices=("gp", "head"),
     )
 

@@ -162,3 +162,110 @@ def test_agreement_is_the_plain_loop() -> None:
     assert interval is not None and interval[0] < accuracy < interval[1]
     assert agreement(scores, pairs, np.zeros(20, np.int64), 200) == (accuracy, None)
     assert agreement(scores, pairs, np.arange(20), 0) == (accuracy, None)
+
+
+@pytest.fixture(scope="module")
+def by_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Works without grades, pairs of them, and a run that learned from these without an option."""
+    work = tmp_path_factory.mktemp("preferences")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(work)
+        names = ungraded(work / "photos")
+        brightness_pairs(work / "pairs.csv", names, lambda one, other: one > other)
+        assert run(["-q", "embed", "photos", *TINY]) == 0
+        assert run(["-q", "train", "--head-only", "--pairs", "pairs.csv", *LARGER]) == 0
+    return work
+
+
+def test_few_judged_pairs_are_learned_from_by_a_gaussian_process(by_process: Path) -> None:
+    (folder,) = (by_process / "runs").iterdir()
+    about = json.loads((folder / "run.json").read_text())
+    assert about["readout"] == "gp" and about["left_out_pair_accuracy"] > 0.8
+    held_out = rows_of(folder / "held_out.csv")
+    split = {row["image_id"]: row["split"] for row in rows_of(folder / "split.csv")}
+    assert {row["image_id"] for row in held_out} == {n for n, s in split.items() if s != "test"}
+    # It learns from train and val alike, so a pair of both is not lost; one with a test work is.
+    for row in rows_of(folder / "pairs.csv"):
+        tested = [split[row[name]] == "test" for name in ("image_id_1", "image_id_2")]
+        assert row["split"] == ("test" if all(tested) else "" if any(tested) else row["split"])
+        assert any(tested) or row["split"] in ("train", "val")
+    # Left-out scores come of pairs of other works: on the judged pairs they are worse than the model's own.
+    calibration = json.loads((folder / "calibration.json").read_text())
+    assert calibration["unknown"] is not None and "held-out works" in calibration["unknown"]
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["evaluate"], "Judged pairs of the test split: accuracy"),
+        (["evaluate", "--split", "train", "--html", "e.html"], "Judged pairs of the train split"),
+        (["rank", "photos", "--workers", "0", "--html", "r.html"], "where more judged pairs"),
+        (["compare", "photos/p00.png", "photos/p29.png"], "Winner: photos/p29.png"),
+        (["explain", "photos/p20.png", "--detail", "2"], "Written: p20.explain.png"),
+        (["export", "--hf", "share", "--overwrite"], "README.md"),
+        (["audit", "--fail-on", "none"], "images with features"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_run_of_judged_pairs_is_used_like_any_other(
+    by_process: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    command: list[str],
+    said: str,
+) -> None:
+    monkeypatch.chdir(by_process)
+    assert run(command) == 0
+    out = " ".join(capfd.readouterr().out.split())
+    assert said in out and "None" not in out
+    if command[0] == "rank":
+        rows = rows_of(by_process / "ranking.csv")
+        assert rows[0]["file"] > rows[-1]["file"] and all(r["rank_low"] != "unknown" for r in rows)
+
+
+def test_what_learns_from_judged_pairs_is_told(
+    by_process: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(by_process)
+    pairs = ["train", "--head-only", "--pairs", "pairs.csv", "--output-dir", "others", *LARGER]
+    monkeypatch.setattr("mirip_fast.ranking.train_gp.FEW_PAIRS", 20)
+    assert run([*pairs, "--debug"]) == 0
+    err = capfd.readouterr().err
+    assert "judged pairs are enough for one" in err and err.count("435 judged pairs; used") == 1
+    monkeypatch.setattr("mirip_fast.ranking.train_gp.MOST_PAIRS", 50)
+    for wrong, said in (
+        (["--readout", "gp"], "learns from at most 50; leave it out"),
+        (["--label", "tier_score"], "--label goes with --pairs all"),
+    ):
+        assert run([*pairs, *wrong]) == 1
+        assert said in capfd.readouterr().err
+    rows = [row | {"label": "0"} for row in rows_of(by_process / "pairs.csv")]
+    with (by_process / "ties.csv").open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows[:9])
+    assert run(["train", "--head-only", "--pairs", "ties.csv", *LARGER]) == 1
+    assert "No judged pair to learn from (ties" in capfd.readouterr().err
+
+
+def test_tiers_beside_judged_pairs_say_what_scores_mean(
+    work: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    make_data(work / "data", 60)
+    rows = rows_of(work / "data" / "metadata.csv")
+    better = {row["filename"]: -"SABC".index(row["tier"]) for row in rows}
+    names = [row["filename"] for row in rows][::3]
+    brightness_pairs(work / "pairs.csv", names, lambda one, other: better[one] > better[other])
+    assert run(["-q", "embed", "data", *TINY]) == 0
+    assert run(["train", "--head-only", "--pairs", "pairs.csv"]) == 0
+    told = capfd.readouterr()
+    assert "the tiers say what scores mean" in told.err and "in the right order" in told.out
+    (folder,) = (work / "runs").iterdir()
+    calibration = json.loads((folder / "calibration.json").read_text())
+    assert calibration["ordinal"] is not None and calibration["unknown"] is None
+    assert calibration["temperature"]["images"] == 2 * calibration["temperature"]["pairs"]
+    assert run(["evaluate"]) == 0
+    out = capfd.readouterr().out
+    assert "Judged pairs of the test split" in out and "true \\ most probable" in out
+    assert run(["rank", "data", "--tiers", "--workers", "0"]) == 0
+    assert all(row["tier"] in "SABC" for row in rows_of(work / "ranking.csv"))

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import integrate, optimize, stats
 
 from mirip_fast.errors import DataError
+from mirip_fast.models.gp import GaussianProcess
 from mirip_fast.models.preference import Preferences, fit_pairs
 
 N, BLOCKS = 30, (5, 4)
@@ -131,3 +132,24 @@ def test_it_needs_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_process_that_is_kept_scores_and_doubts_alike() -> None:
+    process = GaussianProcess.from_arrays(FITTED.process().arrays())
+    new = np.vstack([ROWS, RNG.normal(size=(9, 9))]).astype(np.float32)
+    assert np.allclose(process.score(new), FITTED.score(new), atol=1e-9)
+    # The variance of f(x) less the mean f of the judged works, by the posterior covariance of the works.
+    differ = np.zeros((len(PAIRS), N))
+    differ[np.arange(len(PAIRS)), PAIRS[:, 0]] += 1
+    differ[np.arange(len(PAIRS)), PAIRS[:, 1]] -= 1
+    covariance = np.linalg.inv(
+        np.linalg.inv(FITTED.prior) + differ.T @ np.diag(FITTED.sure) @ differ
+    )
+    judged = np.unique(PAIRS)
+    for i in (0, 7, 29):
+        less = np.eye(N)[i] - np.isin(np.arange(N), judged) / len(judged)
+        assert process.spread(ROWS[[i]])[0] ** 2 == pytest.approx(
+            less @ covariance @ less, rel=1e-4
+        )
+    drawn = process.draw(new, 4_000)
+    assert np.allclose(drawn.std(axis=0), process.spread(new), rtol=0.1)

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 
 from mirip_fast.errors import DataError
 from mirip_fast.evaluation.ordinal import OrdinalModel, fit_ordinal
-from mirip_fast.evaluation.pair_counts import FloatArray, check_codes, check_scores
+from mirip_fast.evaluation.pair_counts import FloatArray, IntArray, check_codes, check_scores
 from mirip_fast.evaluation.percentile import score_100
 from mirip_fast.evaluation.temperature import Temperature, fit_temperature, pair_probability
 
@@ -181,7 +181,7 @@ def fit_calibration(
     tier_names: Sequence[str],
     *,
     source: str,
-    pairs: Temperature | None = None,
+    judged: IntArray | None = None,
     within: ArrayLike | None = None,
     within_name: str | None = None,
 ) -> Calibration:
@@ -195,8 +195,8 @@ def fit_calibration(
         tiers: [n] integers, 0 = best, below K; without tiers the ranks of finer grades.
         tier_names: K names, best first; none where the works have no tiers.
         source: where the scores come from, see :attr:`Calibration.source`.
-        pairs: of the pair probability, where it was learned from judged pairs; then tiers are not looked at
-            without names.
+        judged: [p, 2] rows of judged pairs, the better work first, that the temperature is fitted on; without
+            names tiers are then not looked at.
         within: [n] integer codes; the temperature looks at pairs with equal codes only (negative: in no
             pair). Percentile and tier probabilities are over all works.
         within_name: the column's name.
@@ -205,9 +205,14 @@ def fit_calibration(
         DataError: a score is not finite, a tier is unknown, or lengths differ.
     """
     values = check_scores(scores)
-    tier = check_codes(tiers, len(values), "tiers")
-    counts = np.bincount(tier, minlength=len(tier_names)) if tier_names else tier[:0]
+    none = np.empty(0, dtype=np.int64)
+    tier = (
+        none if judged is not None and not tier_names else check_codes(tiers, len(values), "tiers")
+    )
+    counts = np.bincount(tier, minlength=len(tier_names)) if tier_names else none
     unknown = _too_few(values, counts, source)
+    if unknown is None and judged is not None and len(judged) < MIN_IMAGES:
+        unknown = f"unknown: {len(judged)} judged pairs, at least {MIN_IMAGES} are needed"
     if unknown is None and within is not None:
         codes = np.asarray(within)
         pairable = [
@@ -222,10 +227,20 @@ def fit_calibration(
         tier_counts=tuple(int(count) for count in counts),
         within=within_name,
         unknown=unknown,
-        temperature=(pairs or fit_temperature(values, tier, within)) if known else None,
+        temperature=_temperature(values, tier, within, judged) if known else None,
         ordinal=fit_ordinal(values, tier, len(tier_names)) if known and tier_names else None,
         reference=tuple(np.sort(values).tolist()) if known else (),
     )
+
+
+def _temperature(
+    scores: FloatArray, tiers: IntArray, within: ArrayLike | None, judged: IntArray | None
+) -> Temperature:
+    if judged is None:
+        return fit_temperature(scores, tiers, within)
+    # Each pair is a cell of its own, with a better and a worse work in it.
+    better, cells = np.tile([0, 1], len(judged)), np.repeat(np.arange(len(judged)), 2)
+    return fit_temperature(scores[judged].ravel(), better, cells)
 
 
 def _too_few(scores: FloatArray, counts: np.ndarray, source: str) -> str | None:

@@ -22,7 +22,6 @@ from mirip_fast.errors import MiripError
 from mirip_fast.features.datasets import newest_dataset
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.files import temporary_folder
-from mirip_fast.label.choice import WORKS
 from mirip_fast.label.works import preference_rows
 from mirip_fast.models.preference import fit_pairs
 from mirip_fast.ranking.graded import graded_of_dataset, left_out
@@ -30,10 +29,8 @@ from mirip_fast.ranking.judged_pairs import read_judged_pairs
 from mirip_fast.ranking.objective import pairs_files
 from mirip_fast.ranking.scorer import load_score_model
 from mirip_fast.ranking.train import Request, train_head
+from mirip_fast.ranking.train_gp import FEW_PAIRS, MOST_WORKS
 from mirip_fast.settings import config_from_dict
-
-#: Judgements of train works below which a Gaussian process learns from them, and no head.
-FEW = 1_000
 
 
 def training_config(config: Config, pairs: Path) -> Config:
@@ -46,8 +43,9 @@ def training_config(config: Config, pairs: Path) -> Config:
 def train_once(config: Config, source: Path, hashes: list[bytes]) -> dict[str, Any]:
     """Learn from the judgements and score works; nothing is kept.
 
-    Fewer than :data:`FEW` judgements of train works are learned by a Gaussian process of preferences, which
-    needs a fraction of those that a head does; from then on a head is trained as ``train --pairs`` does.
+    A few judgements (:data:`mirip_fast.ranking.train_gp.FEW_PAIRS`) are learned by a Gaussian process of
+    preferences, more by a head, as ``train --pairs`` does; but here from the works of the train split alone,
+    so that those of val and test measure.
 
     Args:
         config: settings, see :func:`training_config`.
@@ -82,13 +80,13 @@ def _by_preferences(
     files, zero = pairs_files(config.train), config.train.pairs_zero
     judged = read_judged_pairs(files, images, left_out(dataset), zero)
     here = np.array([split == "train" for split in judged.splits], dtype=bool)
-    if here.sum() >= FEW or config.head.readout == "head":
+    if here.sum() >= FEW_PAIRS or config.head.readout == "head":
         return None
     store = FeatureStore.open(dataset.store_path)
     pairs = judged.images[here]
     # The others only say what is usual, and would take the square of their number.
     used = np.flatnonzero(np.array(images.splits) == "train")
-    used = used if len(used) <= WORKS else np.unique(pairs)
+    used = used if len(used) <= MOST_WORKS else np.unique(pairs)
     rows, blocks = preference_rows(dataset, store, [images.hashes[i] for i in used], config)
     verdicts = judged.label[here], judged.weight[here]
     posterior = fit_pairs(rows, np.searchsorted(used, pairs), *verdicts, blocks=blocks)

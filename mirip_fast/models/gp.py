@@ -15,7 +15,7 @@ What rows would score had their group been left out comes in closed form; nothin
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -67,6 +67,8 @@ class GaussianProcess:
         noise: its variance, in variances of y.
         mean, sd: of y.
         evidence: log marginal likelihood per row of standardised y, of the rows learned from.
+        told: [p, m] float64, of a process that learned from p judged pairs (:mod:`.preference`): its product
+            with the kernel of a row is what they take from the variance of f; [0, 0] where y was learned.
     """
 
     blocks: NDArray[np.int64]
@@ -83,6 +85,7 @@ class GaussianProcess:
     mean: float
     sd: float
     evidence: float
+    told: FloatArray = field(default_factory=lambda: np.empty((0, 0)))
 
     @classmethod
     def fit(
@@ -183,12 +186,21 @@ class GaussianProcess:
     def spread(self, rows: ArrayLike) -> FloatArray:
         """[k, D] features → [k] standard deviation of y around :meth:`score`, noise included.
 
+        Of judged pairs: that of f(x) less the mean f of the basis rows, as pairs tell differences only.
+
         Raises:
             CheckpointError: the features have another width than those it was trained on.
         """
         from scipy.linalg import solve_triangular
 
         parts = [np.empty(0)]
+        if len(self.told):
+            own = self._kernel.square(self.basis, 0.0).mean(axis=0)
+            for kernel in self._kernels(rows):
+                before = self._kernel.self - 2 * kernel.mean(axis=1) + own.mean()
+                after = before - ((self.told @ (kernel - own).T) ** 2).sum(axis=0)
+                parts.append(np.maximum(after, 0.0))
+            return self.sd * np.sqrt(np.concatenate(parts))
         for kernel in self._kernels(rows):
             half = solve_triangular(self._basis_factor, kernel.T, lower=True)
             if len(self.factor):
@@ -223,12 +235,13 @@ class GaussianProcess:
         Raises:
             CheckpointError: an array is missing.
         """
-        absent = [f.name for f in fields(cls) if f.name not in arrays]
+        needed = [f.name for f in fields(cls) if f.default_factory is MISSING]
+        absent = [name for name in needed if name not in arrays]
         if absent:
             raise CheckpointError(
                 f"no Gaussian process in these arrays: {', '.join(absent)} missing"
             )
-        values: dict[str, Any] = {f.name: arrays[f.name] for f in fields(cls)}
+        values: dict[str, Any] = {f.name: arrays[f.name] for f in fields(cls) if f.name in arrays}
         return cls(**{k: v.item() if k in _NUMBERS else v for k, v in values.items()})
 
     def _kernels(self, rows: ArrayLike) -> Iterator[FloatArray]:

@@ -19,7 +19,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mirip_fast.errors import DataError
-from mirip_fast.models.gp import _LENGTH, _cholesky, _distances, _Kernel, _prepare
+from mirip_fast.models.gp import (
+    _LENGTH,
+    GaussianProcess,
+    _cholesky,
+    _distances,
+    _Kernel,
+    _prepare,
+)
 
 FloatArray = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -30,6 +37,7 @@ SEARCH = 300  # pairs that amplitudes are learned from at most
 _TOTAL, _LOG_SD, _FAR = 2.0, 1.5, 6.0
 _STEPS, _CLOSE = 50, 1e-9  # of Newton's method, in nats
 _PIECE = 1_024  # rows scored at a time
+_QUANTILES = 999  # of the bell curve, from which the errors of a score are drawn
 
 
 @dataclass(frozen=True)
@@ -116,6 +124,26 @@ class Preferences:
         return replace(
             self, pairs=index, mode=mode, slope=slope, sure=sure, factor=factor, evidence=evidence
         )
+
+    def process(self) -> GaussianProcess:
+        """The same scores, and how sure they are, as a process that is kept and asked like any other."""
+        from scipy.linalg import solve_triangular
+        from scipy.special import ndtri
+
+        judged = np.unique(self.pairs)
+        sign = np.zeros((len(self.pairs), len(judged)))
+        rows = np.arange(len(self.pairs))
+        for column, value in zip(np.searchsorted(judged, self.pairs).T, (1.0, -1.0), strict=True):
+            sign[rows, column] += value
+        told = solve_triangular(self.factor, np.sqrt(self.sure)[:, None] * sign, lower=True)
+        none = np.empty(0)
+        return GaussianProcess(
+            blocks=self.kernel.blocks, amplitudes=self.kernel.amplitudes, lengths=self.kernel.lengths,
+            centre=self.centre, basis=self.works[judged], weights=self.weights[judged],
+            factor=np.empty((0, 0)), left_out=none, left_out_sd=none,
+            errors=ndtri((np.arange(_QUANTILES) + 0.5) / _QUANTILES),
+            noise=0.0, mean=0.0, sd=1.0, evidence=self.evidence, told=told,
+        )  # fmt: skip
 
     @cached_property
     def _told(self) -> FloatArray:

@@ -164,6 +164,13 @@ def _accuracy(model: ScoreModel) -> str:
         )
     values, where = found
     try:
+        if "pairwise_accuracy" not in values:
+            judged = values["judged_pairs"]
+            told = judged["accuracy"] and f"{judged['accuracy']:.3f}"
+            return (
+                f"It puts {told or 'none'} of {judged['pairs']:,} pairs {where} that people had judged "
+                "in the right order. Chance is 0.5."
+            )
         interval = values["pairwise_accuracy_interval"]
         accuracy, images, pairs = (
             float(values["pairwise_accuracy"]), int(values["n_images"]), int(values["n_pairs"]),

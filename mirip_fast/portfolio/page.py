@@ -214,6 +214,7 @@ def _about(done: RankDone) -> dict[str, Any]:
         "sharpness": None if heat is None else 0 if math.isinf(heat) else 1 / heat,
         "heads": done.heads,
         "byProcess": model.process is not None,
+        "byPairs": model.process is not None and len(model.process.told) > 0,
         "confidence": CONFIDENCE,
         "noIntervals": done.no_intervals and printable(done.no_intervals),
         "seen": done.seen,

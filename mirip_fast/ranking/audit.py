@@ -165,6 +165,11 @@ def _scores(
             f"Scores against tiers: not looked at, as {missing}. `mirip-fast train --head-only "
             "--folds 5` gives every image a held-out score"
         )
+    if (held_out.order < 0).any():
+        return (
+            [],
+            "Scores against tiers: not looked at, as the run learned from works without grades",
+        )
     found = disagreements(held_out, tiers, images, share)
     return found, (
         f"Scores against tiers: {held_out.source} scores of {counted(len(held_out), 'image')} "

@@ -61,9 +61,8 @@ class JudgedPairs:
         """The images of one split; with ``only_judged`` those of them that are in a pair."""
         keep = np.array(images.splits) == split
         if only_judged:
-            judged = np.zeros(len(images), dtype=bool)
-            judged[self.images[np.array(self.splits) == split]] = True
-            keep &= judged
+            keep = np.zeros(len(images), dtype=bool)
+            keep[self.images[np.array(self.splits) == split]] = True
         return images.subset(np.flatnonzero(keep))
 
     def listed(self, split: str, images: GradedImages, part: GradedImages) -> ListedPairs:
@@ -78,7 +77,12 @@ class JudgedPairs:
 
 
 def read_judged_pairs(
-    paths: Sequence[Path], images: GradedImages, left_out: Sequence[Record], zero: str | None = None
+    paths: Sequence[Path],
+    images: GradedImages,
+    left_out: Sequence[Record],
+    zero: str | None = None,
+    *,
+    across: bool = False,
 ) -> JudgedPairs:
     """Read the pairs files of a run.
 
@@ -90,6 +94,7 @@ def read_judged_pairs(
         images: the run's images.
         left_out: images of the data set that could not be embedded.
         zero: what the label 0 means, see :func:`mirip_fast.data.pair_files.read_pairs`.
+        across: keep pairs of a train and a val image, as pairs of train: for a readout that learns from both.
 
     Raises:
         DataError: faulty rows.
@@ -98,7 +103,7 @@ def read_judged_pairs(
     whole = [*manifest.records, *left_out]
     places = [*manifest.places, manifest.root]
     judged = read_pairs(paths, whole, places, zero=zero, encoding=manifest.options.encoding)
-    fates = [_fate(images, int(one), int(other)) for one, other in judged.images]
+    fates = [_fate(images, int(one), int(other), across) for one, other in judged.images]
     table = [
         {
             **judged.extra[i],
@@ -121,8 +126,6 @@ def read_judged_pairs(
         judged.weight[used],
         table,
     )
-    _tell(paths, Counter(fates))
-    _warn_of_few(pairs, graded=manifest.has_grades)
     return pairs
 
 
@@ -157,19 +160,22 @@ def load_judged_pairs(folder: Path, images: GradedImages) -> JudgedPairs | None:
         raise DataError(f"{path} can not be read: {error}") from error
 
 
-def _fate(images: GradedImages, one: int, other: int) -> str:
+def _fate(images: GradedImages, one: int, other: int, across: bool) -> str:
     """The split of a pair, or why it is dropped."""
     n = len(images)
     if one >= n or other >= n:
         return "an image could not be embedded"
     if images.hashes[one] == images.hashes[other]:
         return "the same picture under two names"
-    if images.splits[one] != images.splits[other]:
-        return "images in different splits"
-    return images.splits[one]
+    splits = {images.splits[one], images.splits[other]}
+    if across and splits == {"train", "val"}:
+        return "train"
+    return "images in different splits" if len(splits) > 1 else splits.pop()
 
 
-def _tell(paths: Sequence[Path], fates: Counter[str]) -> None:
+def tell_pairs(paths: Sequence[Path], pairs: JudgedPairs) -> None:
+    """Tell how many pairs of these files are used in which split, and how many are dropped, and why."""
+    fates = Counter(str(row["split"] or row["dropped"]) for row in pairs.table)
     used = ", ".join(f"{split} {fates[split]:,}" for split in SPLITS)
     total = counted(sum(fates.values()), "judged pair")
     log.info("%s: %s; used: %s", ", ".join(map(shown, paths)), total, used)
@@ -179,7 +185,8 @@ def _tell(paths: Sequence[Path], fates: Counter[str]) -> None:
         log.warning("%s dropped: %s", counted(sum(dropped.values()), "pair"), reasons)
 
 
-def _warn_of_few(pairs: JudgedPairs, *, graded: bool) -> None:
+def warn_of_few(pairs: JudgedPairs, *, graded: bool) -> None:
+    """Tell where the val split has hardly a pair to choose the best epoch by."""
     if not pairs.can_choose:
         log.warning(
             "Only %s in the val split, where both images of a pair have to be%s. A larger one "

@@ -21,6 +21,7 @@ from mirip_fast.files import has_file, read_csv, read_json, sha256_of, write_jso
 from mirip_fast.ranking.anchors import keep_anchors
 from mirip_fast.ranking.graded import GradedImages
 from mirip_fast.ranking.held_out import HeldOut, save_held_out
+from mirip_fast.ranking.rows import ListedPairs
 from mirip_fast.ranking.scorer import ScoreModel, load_score_model
 from mirip_fast.training.run_folder import SPLIT_FILE
 
@@ -72,7 +73,11 @@ def write_references_of_scores(
 
 
 def write_calibration(
-    model: ScoreModel, held_out: HeldOut, images: GradedImages, within: str | None
+    model: ScoreModel,
+    held_out: HeldOut,
+    images: GradedImages,
+    within: str | None,
+    judged: ListedPairs | None = None,
 ) -> Calibration:
     """Learn from held-out scores and write calibration.json beside the model.
 
@@ -81,6 +86,8 @@ def write_calibration(
         held_out: scores in the model's unit, of works that were not trained on.
         images: the run's graded images, those of ``held_out`` among them.
         within: the column inside whose values works are compared, or None.
+        judged: pairs of the works of ``held_out`` that the probability of a pair is learned from; None: all
+            pairs of different grades.
     """
     codes = None
     if within is not None:
@@ -91,6 +98,7 @@ def write_calibration(
     calibration = fit_calibration(
         held_out.scores, held_out.order, names,
         source=held_out.source, within=codes, within_name=within,
+        judged=None if judged is None else judged.better_first,
     )  # fmt: skip
     save_calibration(model.checkpoint, calibration)
     for remark in calibration.remarks():

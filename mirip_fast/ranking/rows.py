@@ -39,6 +39,14 @@ class ListedPairs:
         """How many are no tie and weigh something: those that can be in the right order."""
         return int(((self.label != 0) & (self.weight > 0)).sum())
 
+    @property
+    def better_first(self) -> NDArray[np.int64]:
+        """[:attr:`decided`, 2] the pairs that can be in the right order, the better image first."""
+        decided = (self.label != 0) & (self.weight > 0)
+        pairs = self.images[decided]
+        result: NDArray[np.int64] = np.where(self.label[decided, None] > 0, pairs, pairs[:, ::-1])
+        return result
+
 
 @dataclass(frozen=True)
 class Rows:

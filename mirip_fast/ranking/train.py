@@ -27,6 +27,7 @@ from mirip_fast.models.model_info import ModelInfo
 from mirip_fast.ranking.anchors import keep_anchors
 from mirip_fast.ranking.bootstrap import write_bootstrap
 from mirip_fast.ranking.dataset_settings import with_dataset
+from mirip_fast.ranking.evaluate_pairs import PairReport
 from mirip_fast.ranking.finished import finish_run
 from mirip_fast.ranking.fit import FitResult, HeadFit
 from mirip_fast.ranking.fold_plan import FoldsPlan, load_plan, plan_folds
@@ -46,12 +47,14 @@ from mirip_fast.ranking.judged_pairs import (
     load_judged_pairs,
     read_judged_pairs,
     save_judged_pairs,
+    tell_pairs,
+    warn_of_few,
 )
 from mirip_fast.ranking.objective import describe_pairs, make_loss, pairs_files, require_pairs
 from mirip_fast.ranking.references import write_validation_references
 from mirip_fast.ranking.rows import ListedPairs, Rows, read_features
 from mirip_fast.ranking.scorer import ScoreModel, load_score_model
-from mirip_fast.ranking.train_gp import choose_readout, fit_process
+from mirip_fast.ranking.train_gp import choose_readout, fit_process, learns_pairs
 from mirip_fast.runtime import resolve_device
 from mirip_fast.settings import config_from_dict, to_yaml
 from mirip_fast.training.optim import check_averaging
@@ -98,7 +101,9 @@ class Request:
         return dataclasses.replace(DataConfig(**dataset.info["data"]), **self.grades)
 
 
-def train_head(config: Config, request: Request) -> tuple[Run, FitResult | FoldsResult | Report]:
+def train_head(
+    config: Config, request: Request
+) -> tuple[Run, FitResult | FoldsResult | Report | PairReport]:
     """Train on cached features: a Gaussian process, a head, or a head per fold.
 
     Raises:
@@ -111,8 +116,8 @@ def train_head(config: Config, request: Request) -> tuple[Run, FitResult | Folds
     if request.only_folds and not config.train.folds:
         raise ConfigError("--only-folds goes with --folds: say how many there are")
     cache_dir = Path(config.embed.cache_dir)
-    readout = choose_readout(config)
     judged_files = pairs_files(config.train)
+    readout = choose_readout(config, listed=bool(judged_files))
     for flag in ("folds", "bootstrap"):
         if judged_files and getattr(config.train, flag):
             raise ConfigError(
@@ -131,14 +136,15 @@ def train_head(config: Config, request: Request) -> tuple[Run, FitResult | Folds
         images = images if judged_files else trial(images, _TRIAL_IMAGES)
     judged = None
     if judged_files:
-        zero = config.train.pairs_zero
-        judged = read_judged_pairs(judged_files, images, left_out(dataset), zero)
+        judged, readout = _judged(config, judged_files, images, dataset, readout)
     config = with_dataset(config, dataset, readout, request.data_of(dataset))
     if readout == "gp":
         store, run = _new_run(config, request, dataset, "head-only", "gp")
         save_split(run.path / SPLIT_FILE, images)
+        if judged is not None:
+            save_judged_pairs(run.path, judged)
         info = _info(store, config, images, dataset.views())
-        return run, fit_process(run, config, images, store, info)
+        return run, fit_process(run, config, images, store, info, judged)
     rows = {split: _labels(images, judged, split, config)[1] for split in ("train", "val")}
     loss = make_loss(config.train, images.manifest.tiers, within=rows["train"].within is not None)
     for split, of_split in rows.items():
@@ -159,6 +165,24 @@ def train_head(config: Config, request: Request) -> tuple[Run, FitResult | Folds
     if judged is not None:
         save_judged_pairs(run.path, judged)
     return run, _fit(run, config, preset, images, judged, store, views, None)
+
+
+def _judged(
+    config: Config, files: Sequence[Path], images: GradedImages, dataset: Dataset, readout: str
+) -> tuple[JudgedPairs, str]:
+    """The judged pairs, and what learns from them."""
+    make_loss(
+        config.train, images.manifest.tiers, within=False
+    )  # refuses what does not go with pairs
+    zero, failed = config.train.pairs_zero, left_out(dataset)
+    judged = read_judged_pairs(files, images, failed, zero)
+    if readout == "gp" and learns_pairs(judged, config.head.readout):
+        judged = read_judged_pairs(files, images, failed, zero, across=True)
+        tell_pairs(files, judged)
+        return judged, "gp"
+    tell_pairs(files, judged)
+    warn_of_few(judged, graded=images.manifest.has_grades)
+    return judged, "head"
 
 
 def _new_run(
