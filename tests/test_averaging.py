@@ -137,11 +137,3 @@ def test_what_can_not_work_is_refused() -> None:
         check_averaging(train, 5)
     with pytest.raises(ConfigError, match="choose one"):
         Averaging(torch.nn.Identity(), ema_decay=0.9, swa_start=1)
-
-
-def test_without_averages_there_is_nothing_to_keep() -> None:
-    model = torch.nn.Linear(2, 1)
-    averaging = Averaging(model)
-    averaging.after_step()
-    averaging.after_epoch(1)
-    assert averaging.kept is model and averaging.state_dict() is None

@@ -88,7 +88,6 @@ NOISE = {
 }
 RESUMED = [
     (1, "full", {}, {}),
-    (3, "full", {}, {}),
     (6, "full", {"ema_decay": 0.9}, NOISE),
     (4, "full", {"ema_decay": 0.9}, NOISE),
     (5, "llrd", {"swa_start": 2}, {}),
@@ -141,16 +140,6 @@ def test_stopped_anywhere_and_resumed_equals_uninterrupted(
         for run in (whole, stopped)
     ]
     assert rows[0] == rows[1]
-
-
-def test_resuming_after_an_epoch_equals_uninterrupted(model_dir: ModelDir, tmp_path: Path) -> None:
-    config = make_config({"ema_decay": 0.9}, **NOISE)
-    whole, resumed = make_run(tmp_path / "whole"), make_run(tmp_path / "resumed")
-    make_fit(model_dir("dinov2"), config).run(whole)
-    fit = make_fit(model_dir("dinov2"), config)
-    fit.resume(load_checkpoint(whole.path / "checkpoint_epoch_2.pt"))
-    fit.run(resumed)
-    same(whole.last, resumed.last)
 
 
 def test_a_checkpoint_of_another_model_is_refused(model_dir: ModelDir, tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ import pytest
 import torch
 from forked import finish, start
 from mirip_fast_cli.main import run
-from test_cli import TINY, draw, make_data
-from test_finetune_cli import FULL, info, loaded, newest, refused, work
+from test_cli import TINY, draw
+from test_finetune_cli import FULL, Restored, info, loaded, newest, refused, work
 
 from mirip_fast.ranking.evaluate import pick_model
 from mirip_fast.ranking.folds import LEFT_OUT
@@ -27,14 +27,15 @@ __all__ = ["work"]
 FOLDED = [*FULL, "--folds", "3", "--augment", "none", "--learning-rate", "1e-3"]
 
 
+@pytest.fixture(scope="session")
+def three_heads(tmp_path_factory: pytest.TempPathFactory) -> Restored:
+    return Restored(tmp_path_factory.mktemp("folds"), 60, "--folds", "3", "--batch-size", "8")
+
+
 @pytest.fixture
-def headed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def headed(three_heads: Restored, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder in which a head-only run with three folds has finished."""
-    monkeypatch.chdir(tmp_path)
-    make_data(tmp_path / "data", 60)
-    assert run(["embed", "data", *TINY]) == 0
-    assert run(["train", "--head-only", "--epochs", "4", "--folds", "3", "--batch-size", "8"]) == 0
-    return tmp_path
+    return three_heads(monkeypatch)
 
 
 def rows(path: Path) -> list[dict[str, str]]:

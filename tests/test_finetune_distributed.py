@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from distributed_worker import BATCHES, main
 from forked import finish, start
 from mirip_fast_cli.main import run
-from peer_worker import BATCHES, main
-from test_cli import TINY, make_data
+from test_finetune_cli import headed, one_head
 
 from mirip_fast.models.checkpoint import load_checkpoint, save_checkpoint
+
+__all__ = ["headed", "one_head"]
 
 ModelDir = Callable[[str], Path]
 
@@ -50,15 +52,6 @@ FULL = [
 ]  # fmt: skip
 
 
-@pytest.fixture
-def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    make_data(tmp_path / "data")
-    assert run(["embed", "data", *TINY]) == 0
-    assert run(["train", "--head-only", "--epochs", "3"]) == 0
-    return tmp_path
-
-
 def weights(folder: Path, name: str = "last_model.pt") -> dict[str, torch.Tensor]:
     (run_folder,) = folder.iterdir()
     state: dict[str, Any] = torch.load(run_folder / name, weights_only=True)
@@ -70,15 +63,15 @@ def head(work: Path) -> list[str]:
     return ["--init-from", str(folder), "--epochs", "3"]
 
 
-def test_a_distributed_run_equals_one_alone(work: Path) -> None:
-    assert run([*FULL, *head(work), "--output-dir", "alone"]) == 0
+def test_a_distributed_run_equals_one_alone(headed: Path) -> None:
+    assert run([*FULL, *head(headed), "--output-dir", "alone"]) == 0
     ended = finish(
-        start(lambda: run([*FULL, *head(work), "--output-dir", "many"]), 3, work / "ranks")
+        start(lambda: run([*FULL, *head(headed), "--output-dir", "many"]), 3, headed / "ranks")
     )
     assert [code for code, _, _ in ended] == [0, 0, 0], ended
     assert "Finished after 3 epochs" in ended[0][1] and "cpu × 3" in ended[0][2]
     assert all(out == "" and err == "" for _, out, err in ended[1:])
-    first, second = weights(work / "alone"), weights(work / "many")
+    first, second = weights(headed / "alone"), weights(headed / "many")
     for name, value in first.items():
         if name != "score_head.layers.3.bias":  # no pair depends on it: rounding alone moves it
             assert torch.allclose(value, second[name], atol=2e-4), name
@@ -86,10 +79,10 @@ def test_a_distributed_run_equals_one_alone(work: Path) -> None:
 
 @pytest.mark.parametrize("killed", [0, 1])
 def test_one_killed_process_stops_all_and_the_last_checkpoint_is_good(
-    work: Path, killed: int
+    headed: Path, killed: int
 ) -> None:
-    command = [*FULL, *head(work)[:2], "--epochs", "400", "--output-dir", "many"]
-    processes = start(lambda: run(command), 3, work / "ranks")
+    command = [*FULL, *head(headed)[:2], "--epochs", "400", "--output-dir", "many"]
+    processes = start(lambda: run(command), 3, headed / "ranks")
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not list(Path("many").glob("*/checkpoint_epoch_2.pt")):
         time.sleep(0.01)
@@ -110,19 +103,19 @@ def test_one_killed_process_stops_all_and_the_last_checkpoint_is_good(
     assert load_checkpoint(folder / "last_model.pt")["epoch"] == checkpoint["epoch"] + 1
 
 
-def test_what_is_wrong_is_told_once(work: Path) -> None:
+def test_what_is_wrong_is_told_once(headed: Path) -> None:
     ended = finish(
-        start(lambda: run([*FULL, *head(work), "--strategy", "last:77"]), 2, work / "ranks")
+        start(lambda: run([*FULL, *head(headed), "--strategy", "last:77"]), 2, headed / "ranks")
     )
     assert [code for code, _, _ in ended] == [1, 1]
     assert "has 4 blocks" in ended[0][2] and ended[1][2] == ""
 
 
-def test_a_signal_to_one_process_saves_and_stops_all(work: Path) -> None:
+def test_a_signal_to_one_process_saves_and_stops_all(headed: Path) -> None:
     processes = start(
-        lambda: run([*FULL, *head(work)[:2], "--epochs", "400", "--output-dir", "many"]),
+        lambda: run([*FULL, *head(headed)[:2], "--epochs", "400", "--output-dir", "many"]),
         2,
-        work / "ranks",
+        headed / "ranks",
     )
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not list(Path("many").glob("*/checkpoint_epoch_1.pt")):

@@ -1,4 +1,4 @@
-"""What one process of a distributed step does; see test_finetune_peers."""
+"""What one process of a distributed step does; see test_finetune_distributed."""
 
 from __future__ import annotations
 
