@@ -25,7 +25,6 @@ from mirip_fast.errors import ConfigError, DataError, TrainingError
 from mirip_fast.finetune.data import (
     PRESETS,
     Batches,
-    Mixing,
     Pictures,
     Sample,
     balanced_batches,
@@ -81,7 +80,7 @@ def test_mixtures_have_the_grades_of_their_shares() -> None:
     tiers = tiers_of(16, 16, 16)
     within = np.arange(48) % 2
     steps = plan_epoch(
-        tiers, -1.0 * tiers, [None] * 48, 12, 3, 1, mixing=Mixing(0.5, 1.0, SIZE), within=within
+        tiers, -1.0 * tiers, [None] * 48, 12, 3, 1, mixing={"mixup": 0.5, "cutmix": 1.0}, size=SIZE, within=within
     )  # fmt: skip
     kinds = set()
     for step in steps:

@@ -62,15 +62,6 @@ class Sample(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Mixing:
-    """Mixup and CutMix: alpha of each one's Beta distribution (0: off), and the image's side in pixels."""
-
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    size: int = 1
-
-
-@dataclass(frozen=True)
 class Step:
     """A step's images in order, and their grades.
 
@@ -141,7 +132,8 @@ def plan_epoch(
     seed: int,
     epoch: int,
     *,
-    mixing: Mixing | None = None,
+    mixing: dict[str, float] | None = None,
+    size: int = 1,
     within: Ints | None = None,
 ) -> list[Step]:
     """All steps of an epoch.
@@ -153,7 +145,9 @@ def plan_epoch(
         batch_size: images per step.
         seed: of the run.
         epoch: counted from 1.
-        mixing: Mixup and CutMix; where both are on, a coin decides for each batch.
+        mixing: ``mixup`` or ``cutmix`` or both → alpha of its Beta distribution; of both a coin chooses one
+            for each batch.
+        size: side of the images in pixels, which CutMix cuts from.
         within: [n] codes; images are mixed with those of the same code only.
     """
     rng = np.random.default_rng([seed, epoch])
@@ -161,22 +155,24 @@ def plan_epoch(
     for batch in balanced_batches(tiers, groups, batch_size, rng):
         seeds = rng.integers(2**62, size=len(batch))
         samples = [Sample(int(i), int(s)) for i, s in zip(batch, seeds, strict=True)]
-        kind = _kind(mixing, rng)
-        if mixing is not None and kind:
-            samples = _mix(samples, mixing, kind, within, rng)
-        steps.append(Step(tuple(samples), _grades(samples, grades), bool(kind)))
+        kind = str(rng.choice(list(mixing))) if mixing else ""
+        if mixing and kind:
+            samples = _mix(samples, kind, mixing[kind], size, within, rng)
+        partner = np.array([s.image if s.partner < 0 else s.partner for s in samples])
+        share = np.array([sample.share for sample in samples])
+        mixed = share * grades[batch] + (1 - share) * grades[partner]
+        steps.append(Step(tuple(samples), mixed, bool(kind)))
     return steps
 
 
-def _kind(mixing: Mixing | None, rng: np.random.Generator) -> str:
-    kinds = [] if mixing is None else [k for k in ("mixup", "cutmix") if getattr(mixing, k) > 0]
-    return str(rng.choice(kinds)) if kinds else ""
-
-
 def _mix(
-    samples: list[Sample], mixing: Mixing, kind: str, within: Ints | None, rng: np.random.Generator
+    samples: list[Sample],
+    kind: str,
+    alpha: float,
+    size: int,
+    within: Ints | None,
+    rng: np.random.Generator,
 ) -> list[Sample]:
-    alpha = getattr(mixing, kind)
     index = np.array([sample.image for sample in samples])
     codes = np.zeros(len(index)) if within is None else within[index]
     partners = np.empty_like(index)
@@ -188,9 +184,9 @@ def _mix(
         share = float(rng.beta(alpha, alpha))
         box = None
         if kind == "cutmix":
-            box = _box(share, mixing.size, rng)
+            box = _box(share, size, rng)
             area = (box[2] - box[0]) * (box[3] - box[1])
-            share = 1 - area / mixing.size**2
+            share = 1 - area / size**2
         mixed.append(sample._replace(partner=partner, share=share, box=box))
     return mixed
 
@@ -202,14 +198,6 @@ def _box(share: float, size: int, rng: np.random.Generator) -> tuple[int, int, i
     ends = np.clip(np.round([x - half, y - half, x + half, y + half]), 0, size).astype(int)
     left, top, right, bottom = ends.tolist()
     return left, top, right, bottom
-
-
-def _grades(samples: list[Sample], grades: NDArray[np.float64]) -> NDArray[np.float64]:
-    index = np.array([sample.image for sample in samples])
-    partner = np.array([s.image if s.partner < 0 else s.partner for s in samples])
-    share = np.array([sample.share for sample in samples])
-    mixed: NDArray[np.float64] = share * grades[index] + (1 - share) * grades[partner]
-    return mixed
 
 
 def decode_size(preset: str, size: int) -> int:

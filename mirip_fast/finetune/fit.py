@@ -21,7 +21,7 @@ from torch import nn
 from mirip_fast.config import Config
 from mirip_fast.errors import CheckpointError, PreemptedError, TrainingError
 from mirip_fast.evaluation.metrics import pairwise_accuracy
-from mirip_fast.finetune.data import Mixing, Sample, Step, plan_epoch
+from mirip_fast.finetune.data import Sample, Step, plan_epoch
 from mirip_fast.finetune.distributed import ALONE, ProcessGroup
 from mirip_fast.finetune.model import ScoringModel, merged_state
 from mirip_fast.finetune.step import Part, batch_loss, count_right, make_objective, take_gradients
@@ -139,8 +139,10 @@ class FullFit:
         self.device = model.device
         # MPS has no float64, which grades are in.
         self._loss_device = torch.device("cpu") if self.device.type == "mps" else self.device
-        self.steps_per_epoch = len(self._steps(1))
         settings, tuning = config.train, config.finetune
+        alphas = {"mixup": tuning.mixup, "cutmix": tuning.cutmix}
+        self._mixing = {kind: alpha for kind, alpha in alphas.items() if alpha > 0}
+        self.steps_per_epoch = len(self._steps(1))
         self.optimizer = torch.optim.AdamW(
             parameter_groups(model, strategy, config),
             betas=(settings.beta1, settings.beta2),
@@ -163,7 +165,7 @@ class FullFit:
             settings,
             config.data.tier_names(),
             within=train.within is not None,
-            mixing=self._mixing is not None,
+            mixing=bool(self._mixing),
         )
         self.stopping = EarlyStopping(plan.patience, settings.early_stopping_min_delta)
         chosen = {id(p) for group_ in self.optimizer.param_groups for p in group_["params"]}
@@ -181,13 +183,6 @@ class FullFit:
         self.epoch = 0  # finished epochs
         self.now = Progress()
 
-    @property
-    def _mixing(self) -> Mixing | None:
-        settings = self.config.finetune
-        if settings.mixup == settings.cutmix == 0:
-            return None
-        return Mixing(settings.mixup, settings.cutmix, self.plan.size)
-
     def _steps(self, epoch: int) -> list[Step]:
         return plan_epoch(
             self.train.tiers,
@@ -197,6 +192,7 @@ class FullFit:
             self.config.train.seed,
             epoch,
             mixing=self._mixing,
+            size=self.plan.size,
             within=self.train.within,
         )
 

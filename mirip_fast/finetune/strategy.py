@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,53 +154,35 @@ def parameter_groups(
         Dicts with params, lr, weight_decay, and ``name`` (such as ``block 3``).
     """
     base, head = learning_rates(config, strategy)
-    count = len(model.anatomy.blocks)
     matrices = decaying(model)
     groups: dict[tuple[str, bool], dict[str, Any]] = {}
-
-    def add(label: str, rate: float, parameter: nn.Parameter) -> None:
+    learning = [*_backbone_rates(model, strategy, base, config.finetune.layer_decay)]
+    learning += [("head", head, parameter) for parameter in model.head.parameters()]
+    for label, rate, parameter in learning:
         decays = id(parameter) in matrices
-        name = label if decays else f"{label}, no decay"
         group = {
             "params": [],
             "lr": rate,
             "weight_decay": config.train.weight_decay if decays else 0.0,
-            "name": name,
+            "name": label if decays else f"{label}, no decay",
         }
         groups.setdefault((label, decays), group)["params"].append(parameter)
-
-    for label, rate, parameter in _rates(model, strategy, base, config.finetune.layer_decay, count):
-        add(label, rate, parameter)
-    for parameter in model.head.parameters():
-        add("head", head, parameter)
     return list(groups.values())
 
 
-def _rates(
-    model: ScoringModel, strategy: Strategy, base: float, decay: float, count: int
-) -> list[tuple[str, float, nn.Parameter]]:
+def _backbone_rates(
+    model: ScoringModel, strategy: Strategy, base: float, decay: float
+) -> Iterator[tuple[str, float, nn.Parameter]]:
     """(group, learning rate, parameter) of every backbone parameter that may learn."""
-    parameters = dict(model.backbone.named_parameters())
+    parameters, count = dict(model.backbone.named_parameters()), len(model.anatomy.blocks)
     if strategy.kind == "lora":
-        return [("lora", base, p) for name, p in parameters.items() if ".lora_" in name]
-    if strategy.kind == "llrd":
-        return [
-            (_label(layer, count), base * _share(layer, count, decay), parameters[name])
-            for name, layer in model.layers.items()
-        ]
+        yield from (("lora", base, p) for name, p in parameters.items() if ".lora_" in name)
+        return
     first = count - strategy.blocks if strategy.kind == "last" else EMBEDDINGS
-    return [
-        ("backbone", base, parameters[name])
-        for name, layer in model.layers.items()
-        if layer >= first
-    ]
-
-
-def _share(layer: int, count: int, decay: float) -> float:
-    return 1.0 if layer == count else float(decay ** (count - layer))
-
-
-def _label(layer: int, count: int) -> str:
-    if layer == EMBEDDINGS:
-        return "embeddings"
-    return "norm" if layer == count else f"block {layer}"
+    other = {EMBEDDINGS: "embeddings", count: "norm"}
+    for name, layer in model.layers.items():
+        if strategy.kind == "llrd":
+            rate = base if layer == count else base * decay ** (count - layer)
+            yield other.get(layer, f"block {layer}"), rate, parameters[name]
+        elif layer >= first:
+            yield "backbone", base, parameters[name]

@@ -182,13 +182,13 @@ class Trainer:
         self.model.train()
         accumulate = self.config.gradient_accumulation_steps
         batches = len(cast(Sized, loader))
-        totals = _Totals()
+        seen: list[tuple[float, torch.Tensor]] = []
         for i, (first, second, labels) in enumerate(loader):
             loss, margins = self._forward(first, second, labels)
-            totals.add(loss, margins)
-            if not math.isfinite(totals.last_loss):
+            seen.append((float(loss.detach()), margins))
+            if not math.isfinite(seen[-1][0]):
                 raise TrainingError(
-                    f"The loss became {totals.last_loss} in epoch {self.epoch + 1}: try a smaller "
+                    f"The loss became {seen[-1][0]} in epoch {self.epoch + 1}: try a smaller "
                     "learning_rate or gradient_clip_norm=1.0. The checkpoints saved before are good."
                 )
             (loss / accumulate).backward()  # type: ignore[no-untyped-call]
@@ -198,16 +198,17 @@ class Trainer:
                 self.optimizer.step()
                 self.optimizer.zero_grad(set_to_none=True)
                 scheduler.step()
-        return totals.means()
+        return _means(seen)
 
     @torch.inference_mode()
     def _pass(self, loader: PairLoader) -> tuple[float, float]:
         """Mean loss and accuracy over a loader, nothing learnt."""
         self.model.eval()
-        totals = _Totals()
+        seen = []
         for first, second, labels in loader:
-            totals.add(*self._forward(first, second, labels))
-        return totals.means()
+            loss, margins = self._forward(first, second, labels)
+            seen.append((float(loss), margins))
+        return _means(seen)
 
     def _forward(
         self, first: torch.Tensor, second: torch.Tensor, labels: torch.Tensor
@@ -255,19 +256,8 @@ class Trainer:
         save_checkpoint(self.folder / LAST, checkpoint)
 
 
-class _Totals:
-    """Running means of loss and accuracy over pairs."""
-
-    def __init__(self) -> None:
-        self.loss_sum, self.batches, self.correct, self.pairs = 0.0, 0, 0.0, 0
-        self.last_loss = 0.0
-
-    def add(self, loss: torch.Tensor, margins: torch.Tensor) -> None:
-        self.last_loss = float(loss.detach())
-        self.loss_sum += self.last_loss
-        self.batches += 1
-        self.correct += float((margins > 0).sum() + 0.5 * (margins == 0).sum())
-        self.pairs += margins.numel()
-
-    def means(self) -> tuple[float, float]:
-        return self.loss_sum / max(1, self.batches), self.correct / max(1, self.pairs)
+def _means(seen: list[tuple[float, torch.Tensor]]) -> tuple[float, float]:
+    """Mean loss over batches, and accuracy over their pairs, of whose margins zero counts half."""
+    right = sum(float((m > 0).sum() + 0.5 * (m == 0).sum()) for _, m in seen)
+    pairs = sum(m.numel() for _, m in seen)
+    return sum(loss for loss, _ in seen) / max(1, len(seen)), right / max(1, pairs)
