@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from mirip_fast.evaluation.text_table import format_table
-from mirip_fast.features import saved_index
+from mirip_fast.features import neighbours
 from mirip_fast.features.neighbours import ExactIndex, Vectors, groups_of, unit
 
 COPIES = 1000
@@ -52,9 +52,9 @@ def measure(kind: str, n: int, width: int) -> list[str]:
     ask = np.r_[np.arange(QUERIES // 3), np.arange(n // 2, n // 2 + QUERIES - QUERIES // 3)]
     queries = vectors.read(ask)
     with tempfile.TemporaryDirectory() as folder:
-        build, index = timed(lambda: saved_index.open_index(vectors, Path(folder), "cls"))
+        build, index = timed(lambda: neighbours.open_index(vectors, Path(folder), "cls"))
         size = next(Path(folder).iterdir()).stat().st_size
-        read, _ = timed(lambda: saved_index.open_index(vectors, Path(folder), "cls"))
+        read, _ = timed(lambda: neighbours.open_index(vectors, Path(folder), "cls"))
     search, (found, _) = timed(lambda: index.nearest(queries, 2))
     links, groups = timed(lambda: groups_of(n, index.links(0.95)))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=1024)
     options = parser.parse_args()
     n, width = options.rows, options.width
-    saved_index.FLAT_ROWS = min(saved_index.FLAT_ROWS, n)
+    neighbours.FLAT_ROWS = min(neighbours.FLAT_ROWS, n)
     print(
         f"{n:,} rows of {width} numbers, {QUERIES} questions, {COPIES} planted copies at cosine 0.98"
     )

@@ -185,7 +185,7 @@ def merge_command(resolved: Resolved, others: tuple[Path, ...], force: bool) -> 
         )
     for store in done:
         _say_merged(store)
-    return 1 if any(store.problems or store.spoiled for store in done) else 0
+    return 1 if any(store.problems or store.corrupt for store in done) else 0
 
 
 def _say_store(store: StoreInfo) -> None:
@@ -290,7 +290,7 @@ def _say_merged(store: MergedStore) -> None:
         click.echo(
             f"    there is another data set of {printable(source)}: both are kept, the newer one is taken"
         )
-    if store.spoiled:
-        click.echo(f"  {store.spoiled} damaged rows were left out; embed computes them again")
+    if store.corrupt:
+        click.echo(f"  {store.corrupt} damaged rows were left out; embed computes them again")
     for problem in store.problems:
         click.echo(f"  left out: {printable(problem)}")

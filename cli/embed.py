@@ -17,8 +17,8 @@ from .progress import Bar
 
 if TYPE_CHECKING:
     from mirip_fast.features.command import EmbedDone
+    from mirip_fast.features.engine import SpeedReport
     from mirip_fast.features.outcomes import Summary
-    from mirip_fast.features.speed import SpeedReport
 
 
 @click.command("embed")

@@ -53,3 +53,7 @@ class PreemptedError(TrainingError):
 
 class RunNotFoundError(MiripError, FileNotFoundError):
     """No run, data set or cache fits what was asked for."""
+
+
+class StoppedError(Exception):
+    """Work was given up because the run stops; never shown to users."""

@@ -14,7 +14,7 @@ from made_cache import folder_of, picture, put, settings
 from mirip_fast_cli.main import run
 
 from mirip_fast.errors import DataError, StoreError
-from mirip_fast.features import on_demand, saved_index
+from mirip_fast.features import neighbours, on_demand
 from mirip_fast.features.gallery import Work, open_gallery, stores_of
 from mirip_fast.portfolio.duplicates import find_duplicates
 from mirip_fast.portfolio.similar import find_similar
@@ -224,7 +224,7 @@ def test_a_large_gallery_uses_an_index_beside_its_store(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("faiss")
-    monkeypatch.setattr(saved_index, "FLAT_ROWS", 60)
+    monkeypatch.setattr(neighbours, "FLAT_ROWS", 60)
     degrees = {f"{i}.png": 4.0 * i for i in range(80)}
     config = settings(work / "cache")
     dataset = put(config, folder_of(work / "art", degrees), degrees)

@@ -21,7 +21,7 @@ from small_models import MODEL_KINDS
 from mirip_fast.config import EmbedConfig
 from mirip_fast.data.hashes import HashMemory
 from mirip_fast.errors import BackboneError, ConfigError
-from mirip_fast.features import backbone_files, tiny_random
+from mirip_fast.features import backbone_files
 from mirip_fast.features.backbone import Backbone, load_backbone
 from mirip_fast.features.backbone_files import BackboneSpec, find_backbone
 from mirip_fast.features.pooling import (
@@ -32,8 +32,7 @@ from mirip_fast.features.pooling import (
     pool_tokens,
     stored_kinds,
 )
-from mirip_fast.features.recipe import make_recipe
-from mirip_fast.features.views import View, effective_size, make_views
+from mirip_fast.features.recipe import View, effective_size, make_recipe, make_views
 
 Models = Callable[[str], Path]
 
@@ -391,15 +390,15 @@ TINY_RANDOM_CHECKSUM = "75b81a0ba570eb007b6a058166dbe5e75a34ffc60cd48516967baf81
 
 def test_the_built_in_backbone_is_the_same_everywhere() -> None:
     code = (
-        "import hashlib, mirip_fast.features.tiny_random as t;"
+        "import hashlib, mirip_fast.features.backbone_files as t;"
         "h = hashlib.sha256();"
-        "[h.update(v.numpy().tobytes()) for _, v in sorted(t.build().state_dict().items())];"
+        "[h.update(v.numpy().tobytes()) for _, v in sorted(t.build_tiny_random().state_dict().items())];"
         "print(h.hexdigest())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == TINY_RANDOM_CHECKSUM
     checksum = hashlib.sha256()
-    for _, value in sorted(tiny_random.build().state_dict().items()):
+    for _, value in sorted(backbone_files.build_tiny_random().state_dict().items()):
         checksum.update(value.numpy().tobytes())
     assert checksum.hexdigest() == TINY_RANDOM_CHECKSUM
 

@@ -16,7 +16,7 @@ import torch
 
 from mirip_fast.config import Config, EmbedConfig
 from mirip_fast.errors import CheckpointError, DiskFullError
-from mirip_fast.features.views import View
+from mirip_fast.features.recipe import View
 from mirip_fast.models.checkpoint import KEYS, load_checkpoint, save_checkpoint
 from mirip_fast.models.head import RankingHead
 from mirip_fast.models.model_info import ModelInfo

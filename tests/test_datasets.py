@@ -20,7 +20,7 @@ from mirip_fast.errors import RunNotFoundError, StoreError
 from mirip_fast.features.command import EmbedDone, embed_data
 from mirip_fast.features.datasets import Dataset, find_datasets, newest_graded
 from mirip_fast.features.maintenance import describe_cache
-from mirip_fast.features.views import View
+from mirip_fast.features.recipe import View
 from mirip_fast.files import list_files
 
 

@@ -22,17 +22,16 @@ from mirip_fast.config import EmbedConfig
 from mirip_fast.data.decode_worker import Choose, Decoded, DecodeJob, decode_job
 from mirip_fast.data.hashes import HashMemory
 from mirip_fast.data.images import load_rgb, resize_square, to_array
-from mirip_fast.errors import StoreLockedError
+from mirip_fast.errors import StoppedError, StoreLockedError
 from mirip_fast.features import shards
 from mirip_fast.features.backbone import Backbone, load_backbone
 from mirip_fast.features.backbone_files import BackboneSpec
 from mirip_fast.features.embed import Progress, Settings, embed
+from mirip_fast.features.engine import SpeedReport
 from mirip_fast.features.outcomes import STATUSES, EmbedInterrupt, Outcome, summarise
 from mirip_fast.features.phase_one import PhaseOne, prepare
 from mirip_fast.features.recipe import Recipe, make_recipe
 from mirip_fast.features.shards import Shard
-from mirip_fast.features.speed import SpeedReport
-from mirip_fast.features.stages import StoppedError
 from mirip_fast.features.store import DIRTY_FILE, FeatureStore
 
 

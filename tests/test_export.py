@@ -18,7 +18,7 @@ from small_models import backbone_of, member
 
 from mirip_fast.config import Config, EmbedConfig
 from mirip_fast.errors import ConfigError, DataError, MiripError
-from mirip_fast.features.views import View
+from mirip_fast.features.recipe import View
 from mirip_fast.files import remove_files, write_json
 from mirip_fast.models.model_info import ModelInfo
 from mirip_fast.models.onnx_graph import Graph, write_graph

@@ -10,7 +10,7 @@ import torch
 
 from mirip_fast.config import EmbedConfig, HeadConfig
 from mirip_fast.errors import CheckpointError
-from mirip_fast.features.views import View
+from mirip_fast.features.recipe import View
 from mirip_fast.models.head import RankingHead
 from mirip_fast.models.model_info import ModelInfo
 from mirip_fast.models.numpy_head import HEAD_FILE, NumpyHead

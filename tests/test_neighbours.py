@@ -12,9 +12,15 @@ import numpy as np
 import pytest
 
 from mirip_fast.errors import StoreError
-from mirip_fast.features import neighbours, saved_index
-from mirip_fast.features.neighbours import ExactIndex, Vectors, groups_of, unit
-from mirip_fast.features.saved_index import ListIndex, open_index
+from mirip_fast.features import neighbours
+from mirip_fast.features.neighbours import (
+    ExactIndex,
+    ListIndex,
+    Vectors,
+    groups_of,
+    open_index,
+    unit,
+)
 
 
 def vectors_of(rows: np.ndarray, key: str = "0123456789abcdef0") -> Vectors:
@@ -81,7 +87,7 @@ def test_rows_of_zeros_stay_zero() -> None:
 @pytest.fixture
 def small_limit(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     pytest.importorskip("faiss")
-    monkeypatch.setattr(saved_index, "FLAT_ROWS", 500)
+    monkeypatch.setattr(neighbours, "FLAT_ROWS", 500)
     yield
 
 
@@ -116,9 +122,9 @@ def test_an_index_is_kept_until_the_vectors_change(
 ) -> None:
     rows = clusters(700)
     built: list[int] = []
-    build = saved_index._build
+    build = neighbours._build
     monkeypatch.setattr(
-        saved_index, "_build", lambda faiss, v: built.append(v.count) or build(faiss, v)
+        neighbours, "_build", lambda faiss, v: built.append(v.count) or build(faiss, v)
     )
     for _ in range(2):
         open_index(vectors_of(rows), tmp_path, "cls.28")
@@ -141,7 +147,7 @@ def test_a_cache_that_can_not_be_written_to_keeps_the_index_in_memory(
     def refuse(*_: Any) -> None:
         raise PermissionError(30, "Read-only file system")
 
-    monkeypatch.setattr(saved_index, "write_atomically", refuse)
+    monkeypatch.setattr(neighbours, "write_atomically", refuse)
     rows = clusters(600)
     index = open_index(vectors_of(rows), tmp_path, "cls.28")
     assert index.nearest(rows[:1], 1)[0].tolist() == [[0]]
@@ -159,7 +165,7 @@ def test_without_faiss_small_sets_work_and_large_ones_say_what_to_install(
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", no_faiss)
-    monkeypatch.setattr(saved_index, "FLAT_ROWS", 500)
+    monkeypatch.setattr(neighbours, "FLAT_ROWS", 500)
     rows = clusters(500)
     assert isinstance(open_index(vectors_of(rows[:499]), None, "cls.28"), ExactIndex)
     with pytest.raises(StoreError, match="pip install faiss-cpu"):

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from mirip_fast.errors import StoreError
+from mirip_fast.features.recipe import View
 from mirip_fast.features.shards import SeriesSpec
 from mirip_fast.features.store import FeatureStore
-from mirip_fast.features.views import View
 from mirip_fast.ranking import rows as rows_module
 from mirip_fast.ranking.rows import read_features
 

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from mirip_fast.features.speed import STAGES, Speed
-from mirip_fast.features.stages import Stage, StoppedError
+from mirip_fast.errors import StoppedError
+from mirip_fast.features.engine import STAGES, Speed, Stage
 
 
 def test_everything_is_done_in_order() -> None:

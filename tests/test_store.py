@@ -19,12 +19,11 @@ import numpy as np
 import pytest
 from torture import BATCH, FINGERPRINT, SPECS, in_child, rows_of, sha
 
-from mirip_fast.errors import DiskFullError, StoreError, StoreLockedError
+from mirip_fast.errors import DiskFullError, StoppedError, StoreError, StoreLockedError
 from mirip_fast.features import maintenance, shards, store_writer
 from mirip_fast.features import store as store_files
 from mirip_fast.features.maintenance import copy_rows, prune_rows, repair_store
 from mirip_fast.features.shards import SeriesSpec, Shard, shard_name
-from mirip_fast.features.stages import StoppedError
 from mirip_fast.features.store import FeatureStore, Series
 from mirip_fast.features.store_writer import StoreWriter
 from mirip_fast.files import partial_path

@@ -12,11 +12,12 @@ import pytest
 import torch
 from test_embed import Phase, draw
 
-from mirip_fast.features import forward, tiny_random
+from mirip_fast.features import forward
 from mirip_fast.features.backbone import load_backbone
+from mirip_fast.features.backbone_files import build_tiny_random
 from mirip_fast.features.embed import Settings, embed
+from mirip_fast.features.engine import Speed, SpeedReport
 from mirip_fast.features.needs import wanted_series
-from mirip_fast.features.speed import Speed, SpeedReport
 
 LOG: list[str] = []
 
@@ -51,7 +52,7 @@ class FakeEvent:
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU that says it is a GPU: the same calls, done at once."""
-    tiny_random.build()  # imports what looks at the real ones
+    build_tiny_random()  # imports what looks at the real ones
     names = iter(["in", "out"])
     empty = torch.empty
 

@@ -13,8 +13,7 @@ import torch
 from torch import nn
 
 from mirip_fast.errors import BackboneError
-from mirip_fast.features import tiny_random
-from mirip_fast.features.backbone_files import BackboneSpec
+from mirip_fast.features.backbone_files import BackboneSpec, build_tiny_random
 from mirip_fast.features.hub import weight_files
 from mirip_fast.features.pooling import layer_of, pool_tokens
 from mirip_fast.runtime import is_out_of_memory, torch_dtype
@@ -103,7 +102,7 @@ def load_model(spec: BackboneSpec) -> nn.Module:
             "Backbone tiny-random is UNTRAINED: it shows that everything works, "
             "its scores mean nothing."
         )
-        return tiny_random.build()
+        return build_tiny_random()
     from transformers import AutoConfig, AutoModel
     from transformers.utils import logging as transformers_logging
 

@@ -11,7 +11,9 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from mirip_fast.errors import BackboneError
 from mirip_fast.features.hub import (
@@ -23,10 +25,24 @@ from mirip_fast.features.hub import (
     weight_files,
 )
 
+if TYPE_CHECKING:
+    from torch import nn
+
 log = logging.getLogger(__name__)
 
-#: The built-in, seeded, untrained backbone; its weights are drawn by ``features/tiny_random.py``.
+#: The built-in, seeded, untrained backbone; its weights are drawn by :func:`build_tiny_random`.
 TINY_RANDOM = "tiny-random"
+
+_TINY_VERSION = 1  # part of the fingerprint: raise it when the weights change in any way
+_TINY_CONFIG: dict[str, Any] = {
+    "hidden_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "mlp_ratio": 2,
+    "patch_size": 14,
+    "image_size": 224,
+    "layerscale_value": 1.0,
+}
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -105,15 +121,11 @@ def find_backbone(name: str, hash_file: Callable[[Path], bytes]) -> BackboneSpec
 
 def tiny_random_spec() -> BackboneSpec:
     """Spec of the built-in untrained backbone."""
-    from mirip_fast.features import tiny_random
-
-    config = tiny_random.CONFIG
+    config = _TINY_CONFIG
     return BackboneSpec(
         name=TINY_RANDOM,
         folder=None,
-        weights_id=hashlib.sha256(
-            _canonical({"version": tiny_random.VERSION, **config})
-        ).hexdigest(),
+        weights_id=hashlib.sha256(_canonical({"version": _TINY_VERSION, **config})).hexdigest(),
         model_type="dinov2",
         hidden_size=int(config["hidden_size"]),
         patch_size=int(config["patch_size"]),
@@ -122,6 +134,30 @@ def tiny_random_spec() -> BackboneSpec:
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
     )
+
+
+def build_tiny_random() -> nn.Module:
+    """The built-in backbone: a small ``Dinov2Model`` of seeded weights, the same on every machine.
+
+    NumPy's legacy generator draws them, because its stream is guaranteed never to change. Matrices are
+    N(0, 1/fan-in), which keeps the scale of activations from layer to layer. Its features carry colour and
+    texture but no taste: what it ranks is a demonstration.
+    """
+    import torch
+    from transformers import Dinov2Config, Dinov2Model
+
+    model: nn.Module = Dinov2Model(Dinov2Config(**_TINY_CONFIG))
+    draw = np.random.RandomState(20_230_414)
+    with torch.no_grad():
+        for name, parameter in sorted(model.named_parameters()):
+            if "norm" in name or "layer_scale" in name or name.endswith("bias"):
+                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+                continue
+            fan_in = int(np.prod(parameter.shape[1:])) if parameter.dim() > 1 else 1
+            scale = 0.02 if "embeddings" in name and "projection" not in name else fan_in**-0.5
+            values = draw.standard_normal(tuple(parameter.shape)) * scale
+            parameter.copy_(torch.from_numpy(values))
+    return model
 
 
 def _image_config(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:

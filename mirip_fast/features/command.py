@@ -20,10 +20,10 @@ from mirip_fast.data.unlisted import tell_unlisted
 from mirip_fast.errors import StoreError
 from mirip_fast.features.datasets import Dataset, save_dataset
 from mirip_fast.features.embed import Progress, Settings
+from mirip_fast.features.engine import SpeedReport
 from mirip_fast.features.outcomes import Outcome, Summary, summarise
 from mirip_fast.features.phase_one import PhaseOne, open_hashes, prepare
 from mirip_fast.features.recipe import Recipe
-from mirip_fast.features.speed import SpeedReport
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.files import open_file
 from mirip_fast.runtime import Ranks, distributed, our_cores

@@ -25,10 +25,9 @@ from mirip_fast.data.remote import address, located, path_of
 from mirip_fast.errors import RunNotFoundError, StoreError
 from mirip_fast.features.ledger_lines import COLUMNS, Entry, lasting, line, parse_line
 from mirip_fast.features.outcomes import Outcome
-from mirip_fast.features.recipe import Recipe, series_name
+from mirip_fast.features.recipe import Recipe, View, series_name
 from mirip_fast.features.shards import unreadable
 from mirip_fast.features.store import listed
-from mirip_fast.features.views import View
 from mirip_fast.files import (
     LIST_FILE,
     fsync_folder,

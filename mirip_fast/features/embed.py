@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from mirip_fast.data.decode_pool import Decoded, DecodeJob, DecodePool
 from mirip_fast.data.hashes import HashMemory
 from mirip_fast.data.images import MAX_PIXELS
-from mirip_fast.errors import MiripError
-from mirip_fast.features.engine import Engine
+from mirip_fast.errors import MiripError, StoppedError
+from mirip_fast.features.engine import Engine, Speed, SpeedReport
 from mirip_fast.features.forward import Batch
 from mirip_fast.features.needs import Need, Needs, sizes_of
 from mirip_fast.features.outcomes import (
@@ -39,8 +39,6 @@ from mirip_fast.features.outcomes import (
     warn_of_flat,
 )
 from mirip_fast.features.recipe import Recipe
-from mirip_fast.features.speed import Speed, SpeedReport
-from mirip_fast.features.stages import StoppedError
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.features.store_writer import StoreWriter
 from mirip_fast.runtime import our_cores

@@ -13,18 +13,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mirip_fast.errors import BackboneError
+from mirip_fast.errors import BackboneError, StoppedError
 from mirip_fast.features.needs import Need, sizes_of
 from mirip_fast.features.recipe import Recipe
 from mirip_fast.features.shards import SeriesSpec
-from mirip_fast.features.speed import Speed
-from mirip_fast.features.stages import StoppedError
 from mirip_fast.runtime import is_out_of_memory, keep_freed_memory
 
 if TYPE_CHECKING:
     import torch
 
     from mirip_fast.features.backbone import Backbone
+    from mirip_fast.features.engine import Speed
 
 log = logging.getLogger(__name__)
 

@@ -389,11 +389,11 @@ def _check_canary(store: FeatureStore, report: StoreReport) -> None:
 
 def _check_datasets(store: FeatureStore, datasets: Sequence[Dataset], report: StoreReport) -> None:
     """Find the images of data sets that have no features, damaged rows counted in."""
-    spoiled = {row.sha256 for row in report.damaged}
+    corrupt = {row.sha256 for row in report.damaged}
     for dataset in datasets:
         try:
             wanted = sorted(dataset.hashes())
-            lacking = np.array([sha in spoiled for sha in wanted], dtype=bool)
+            lacking = np.array([sha in corrupt for sha in wanted], dtype=bool)
             for name in dataset.series():
                 lacking |= store.rows(name, wanted) < 0
         except MiripError as error:
@@ -734,7 +734,7 @@ class MergedStore:
     target: Path
     added: dict[str, int]  # series → rows copied
     overlaps: list[Overlap]
-    spoiled: int  # damaged rows, which were left out
+    corrupt: int  # damaged rows, which were left out
     datasets: list[str]  # sources of the data sets that came along
     twice: list[str]  # of these, sources that the store has another data set of
     problems: list[str]  # ledgers that could not be read
@@ -779,7 +779,7 @@ def _merge_store(
     folder = cache_dir / source.fingerprint_id
     if folder.resolve() == path.resolve():
         raise StoreError(f"{path} is the cache itself; name another one")
-    spoiled = sum(source.spoiled(name) for name in source.series())
+    corrupt = sum(source.corrupt(name) for name in source.series())
     target = FeatureStore.create(folder, source.fingerprint)
     _join_canaries(target, source, force=force)
     overlaps = [_compare(target, source, spec) for spec in source.series().values()]
@@ -806,7 +806,7 @@ def _merge_store(
         if new:
             came.append(str(dataset.source))
             twice += [str(dataset.source)] if str(dataset.source) in here else []
-    return MergedStore(path, folder, added, overlaps, spoiled, came, twice, problems)
+    return MergedStore(path, folder, added, overlaps, corrupt, came, twice, problems)
 
 
 def copy_rows(

@@ -9,11 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from mirip_fast.features.recipe import Recipe
+from mirip_fast.features.recipe import Recipe, View
 from mirip_fast.features.shards import SeriesSpec
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.features.store_writer import StoreWriter
-from mirip_fast.features.views import View
 
 #: A wanted series: which view it is of, which kind of token it holds, and its row's shape.
 Wanted = tuple[View, str, SeriesSpec]

@@ -14,11 +14,11 @@ from mirip_fast.config import EmbedConfig
 from mirip_fast.data.hashes import HashMemory
 from mirip_fast.features.backbone_files import find_backbone
 from mirip_fast.features.embed import Progress, Settings, embed
+from mirip_fast.features.engine import SpeedReport
 from mirip_fast.features.needs import wanted_series
 from mirip_fast.features.outcomes import Outcome
 from mirip_fast.features.recipe import Recipe, make_recipe
 from mirip_fast.features.shards import shard_bytes
-from mirip_fast.features.speed import SpeedReport
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.files import format_bytes
 from mirip_fast.runtime import distributed, resolve_device, resolve_precision

@@ -26,8 +26,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from mirip_fast.errors import StoreError
-from mirip_fast.features.stages import StoppedError
+from mirip_fast.errors import StoppedError, StoreError
 from mirip_fast.files import disk_full, fsync_folder, is_disk_full, open_regular, partial_path
 
 SCHEMA = 1

@@ -273,7 +273,7 @@ class FeatureStore:
             free[part] = free.get(part, 0) + int(np.count_nonzero(known.sums[i] == 0))
         return free
 
-    def spoiled(self, series: str) -> int:
+    def corrupt(self, series: str) -> int:
         """How many rows were found damaged; 0 where nobody looked (see :meth:`open`)."""
         known = self.indexes().get(series)
         if known is None:

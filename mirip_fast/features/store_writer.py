@@ -48,14 +48,14 @@ _SIGNING_SECONDS = 2.0
 _PAUSE = 0.005
 _MOST_BYTES = 64 << 10  # of what is read of a lock's file
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
-#: Written to before they are synced and closed: spoiled rows may lie in thousands of shards.
+#: Written to before they are synced and closed: corrupt rows may lie in thousands of shards.
 _FILES_AT_ONCE = 16
 
 
 class StoreWriter(Closing):
     """Appends rows; holds the store's lock until it is closed. Several threads may use it.
 
-    Rows that a kill or a power loss spoiled are found by their checksums and their slots used again, so
+    Rows that a kill or a power loss corrupt are found by their checksums and their slots used again, so
     that exactly what is missing gets computed. A run alone verifies a series when it first needs it, and
     everything after a crash. One of several processes verifies and writes its own part only, and what others
     left when they were killed it takes for missing.
@@ -222,7 +222,7 @@ class StoreWriter(Closing):
             fsync_folder(path)
 
     def _verify(self, name: str) -> None:
-        """Check a series' rows, once; spoiled ones of our parts become free slots."""
+        """Check a series' rows, once; corrupt ones of our parts become free slots."""
         if name in self._free:
             return
         index = self.store.indexes()[name]
@@ -234,11 +234,11 @@ class StoreWriter(Closing):
                 sums, hashes = shard.read_keys(stream)
                 if own or dirty(shard):
                     sums[~shard.matching(stream, sums, hashes, self._stop)] = 0
-                spoiled = np.flatnonzero((sums == 0) & (shard.read_checksums(stream) != 0))
+                corrupt = np.flatnonzero((sums == 0) & (shard.read_checksums(stream) != 0))
             index.set_keys(i, sums, hashes)
-            if own and len(spoiled):
+            if own and len(corrupt):
                 with contextlib.closing(ShardWriter(shard)) as file:
-                    file.clear(spoiled)
+                    file.clear(corrupt)
                     file.sync()
             if own and not sums.all():
                 free.append((i, np.flatnonzero(sums == 0)))

@@ -27,10 +27,9 @@ from mirip_fast.features.gallery import (
     stores_of,
     works_of_datasets,
 )
-from mirip_fast.features.neighbours import groups_of
+from mirip_fast.features.neighbours import groups_of, open_index
 from mirip_fast.features.on_demand import embed_options, features_of_files
 from mirip_fast.features.outcomes import Outcome
-from mirip_fast.features.saved_index import open_index
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.files import spreadsheet_safe, write_csv
 

@@ -13,9 +13,8 @@ from mirip_fast.data.csv_reader import shown
 from mirip_fast.data.image_files import is_unchanged
 from mirip_fast.errors import DataError, MiripError, StoreError
 from mirip_fast.features.gallery import Work, open_gallery
-from mirip_fast.features.neighbours import FloatArray, unit
+from mirip_fast.features.neighbours import FloatArray, open_index, unit
 from mirip_fast.features.recipe import series_name
-from mirip_fast.features.saved_index import open_index
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.ranking.graded import GradedImages, load_split
 from mirip_fast.ranking.held_out import load_held_out

@@ -20,7 +20,7 @@ from mirip_fast.features.gallery import (
     reference_dataset,
     stores_of,
 )
-from mirip_fast.features.saved_index import open_index
+from mirip_fast.features.neighbours import open_index
 from mirip_fast.ranking.audit_copies import copies, near_duplicates, near_groups, straddling_groups
 from mirip_fast.ranking.audit_images import AuditImage, look_at, run_of, with_splits
 from mirip_fast.ranking.audit_scores import disagreements

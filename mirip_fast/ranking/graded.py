@@ -30,8 +30,8 @@ from mirip_fast.evaluation.report import ranks
 from mirip_fast.features.datasets import Dataset
 from mirip_fast.features.ledger_lines import Entry
 from mirip_fast.features.phase_one import open_hashes
+from mirip_fast.features.recipe import View
 from mirip_fast.features.store import FeatureStore
-from mirip_fast.features.views import View
 from mirip_fast.files import read_csv, write_csv
 from mirip_fast.ranking.rows import ListedPairs, Rows, read_features
 from mirip_fast.text import nfc

@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 
 from mirip_fast.errors import StoreError
 from mirip_fast.features.pooling import head_input, head_kinds
-from mirip_fast.features.recipe import series_name
+from mirip_fast.features.recipe import View, series_name
 from mirip_fast.features.store import FeatureStore
-from mirip_fast.features.views import View
 
 _PIECE = 4096  # rows read at a time
 

@@ -23,8 +23,8 @@ from mirip_fast.config import Config
 from mirip_fast.data.csv_reader import counted, shown
 from mirip_fast.errors import CheckpointError, ConfigError, DataError, RunNotFoundError
 from mirip_fast.features.datasets import newest_graded
+from mirip_fast.features.recipe import View
 from mirip_fast.features.store import FeatureStore, differing_fields, fingerprint_id
-from mirip_fast.features.views import View
 from mirip_fast.files import read_json, write_atomically, write_csv, write_json, write_text
 from mirip_fast.ranking.dataset_settings import with_dataset
 from mirip_fast.ranking.folds import assign_folds, leave_out, units_of

@@ -10,7 +10,7 @@ from torch import nn
 from mirip_fast.config import HeadConfig
 from mirip_fast.features.backbone import features_of
 from mirip_fast.features.backbone_files import BackboneSpec
-from mirip_fast.features.views import View
+from mirip_fast.features.recipe import View
 from mirip_fast.models.gp import GaussianProcess
 from mirip_fast.models.head import RankingHead
 from mirip_fast.models.model_info import ModelInfo

@@ -19,8 +19,8 @@ from mirip_fast.data.remote import path_of
 from mirip_fast.errors import CheckpointError, ConfigError
 from mirip_fast.evaluation.report import Report
 from mirip_fast.features.datasets import Dataset, newest_dataset, newest_graded
+from mirip_fast.features.recipe import View
 from mirip_fast.features.store import STORE_FILE, FeatureStore, differing_fields
-from mirip_fast.features.views import View
 from mirip_fast.files import write_text
 from mirip_fast.models.checkpoint import load_checkpoint
 from mirip_fast.models.model_info import ModelInfo
