@@ -72,11 +72,12 @@ def embed_command(
     them, finds all features there and writes the list of the images.
     """
     from mirip_fast.data.source_names import as_one
-    from mirip_fast.features.command import check_export, embed_data
+    from mirip_fast.features.command import check_export, each_backbone, embed_data
     from mirip_fast.features.maintenance import export_dataset
     from mirip_fast.features.outcomes import EmbedInterrupt
     from mirip_fast.runtime import distributed
 
+    passes = each_backbone(resolved.config)
     ranks = distributed()
     if engine == "ray" and ranks is not None:
         raise ConfigError("--engine ray starts its processes itself: leave torchrun or srun away.")
@@ -86,6 +87,10 @@ def embed_command(
         raise ConfigError("--actors is only valid with --engine ray.")
     if export is not None:
         check_export(export)
+        if len(passes) > 1:
+            raise ConfigError(
+                f"--export {export}: a file holds the features of one backbone: give one --backbone"
+            )
         if ranks is not None:
             raise ConfigError(
                 "--export writes the whole data set: leave it to the run alone, after torchrun or srun."
@@ -93,35 +98,39 @@ def embed_command(
     if ranks is not None and ranks.rank > 0:  # one of them tells how it goes
         package = logging.getLogger("mirip_fast")
         package.setLevel(max(package.level, logging.WARNING))
-    try:
-        with Bar(" images") as bar:
-            done = embed_data(
-                as_one(data),
-                resolved.config,
-                limit=limit,
-                rehash=rehash,
-                command=command_line(),
-                progress=bar.embedding,
-                engine=engine,
-                actors=actors,
-            )
-    except EmbedInterrupt as stopped:
-        share = "" if ranks is None else f"Rank {ranks.rank} of {ranks.size}: "
-        raise Interrupted(
-            f"{share}{_identity(stopped.summary)}. The same command goes on from there."
-        ) from None
-    if export is None:
-        only_results_are_left()
-    _say(done)
-    if explain_speed and done.speed is not None and (ranks is None or ranks.rank == 0):
-        _explain(done.speed)
+    names, failed = [config.embed.backbone for config in passes], False
+    for number, config in enumerate(passes, 1):
+        try:
+            with Bar(" images") as bar:
+                done = embed_data(
+                    as_one(data),
+                    config,
+                    limit=limit,
+                    rehash=rehash and number == 1,
+                    command=command_line(),
+                    progress=bar.embedding,
+                    engine=engine,
+                    actors=actors,
+                    backbones=names,
+                )
+        except EmbedInterrupt as stopped:
+            share = "" if ranks is None else f"Rank {ranks.rank} of {ranks.size}: "
+            raise Interrupted(
+                f"{share}{_identity(stopped.summary)}. The same command goes on from there."
+            ) from None
+        if number == len(passes) and export is None:
+            only_results_are_left()
+        _say(done)
+        if explain_speed and done.speed is not None and (ranks is None or ranks.rank == 0):
+            _explain(done.speed)
+        none_read = done.summary.failed == done.summary.inputs
+        failed |= bool(done.summary.failed) and (strict or none_read)
     if export is not None and done.dataset is not None:
         # Last of all: where it fails, what is embedded has been told.
         exported = export_dataset(done.dataset, export, overwrite=True)
         only_results_are_left()
         click.echo(f"Exported: {exported.file} ({exported.images} images)")
-    none_read = done.summary.failed == done.summary.inputs
-    return 1 if done.summary.failed and (strict or none_read) else 0
+    return 1 if failed else 0
 
 
 def _say(done: EmbedDone) -> None:

@@ -87,5 +87,6 @@ def command_line() -> str:
 
 #: For commands that use a trained model, which knows its backbone.
 moved_backbone = click.option(
-    "--backbone", help="Where the model's backbone is now, if it moved (default: where it was)."
-)
+    "--backbone", multiple=True, callback=lambda *given: ",".join(given[2]) or None,
+    help="Where the model's backbone is now, if it moved (default: where it was).",
+)  # fmt: skip

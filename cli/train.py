@@ -104,13 +104,15 @@ def train_command(
         return _run_full(resolved, data, resume, only, debug)
     typed = given_flags("finetune_", "embed_", "data_")
     grades = {} if resume else {flag: name for flag, name in _GRADES.items() if flag in typed}
-    wrong = [flag for flag in typed if flag != "--cache-dir" and flag not in grades]
+    heeded = {"--cache-dir", *grades, *(() if resume else ("--backbone",))}
+    wrong = [flag for flag in typed if flag not in heeded]
     if wrong and resume:
         raise ConfigError(
             f"{', '.join(wrong)}: of no use with --resume, which keeps its own settings"
         )
     if wrong:
         raise ConfigError(f"{', '.join(wrong)}: of no use with --head-only, only with --full")
+    from mirip_fast.features.backbone_files import names_of_backbones
     from mirip_fast.ranking.train import Request, resume_head, train_head
 
     config = resolved.config
@@ -124,7 +126,10 @@ def train_command(
             files = {"train": metadata, "val": val_metadata, "test": test_metadata}
             split_files = {name: path for name, path in files.items() if path is not None}
             reread = {name: getattr(config.data, name) for name in grades.values()}
-            run, result = train_head(config, Request(data, split_files, debug, only, reread))
+            chosen = "--backbone" in typed
+            through = names_of_backbones(config.embed.backbone) if chosen else ()
+            request = Request(data, split_files, debug, only, reread, through)
+            run, result = train_head(config, request)
     except KeyboardInterrupt:
         output_dir = Path(config.train.output_dir)
         raise Interrupted(

@@ -94,7 +94,9 @@ class EmbedConfig:
     backbone: str = option(
         "facebook/dinov2-large",
         "Hugging Face name or local directory of the backbone; tiny-random is a built-in untrained "
-        "one for trying the tool out.",
+        "one for trying the tool out. embed and train --head-only take several, whose features are "
+        "learned from side by side.",
+        several=True,
     )
     image_size: int = option(
         768, "Side of the square image, in pixels; rounded down to whole patches.", low=1

@@ -84,6 +84,24 @@ class BackboneSpec:
         return self.folder is not None
 
 
+def names_of_backbones(text: str) -> list[str]:
+    """The backbones that a setting names, by commas; local folders with their whole path.
+
+    Raises:
+        BackboneError: none, or one twice.
+    """
+    whole = Path(text).expanduser().is_dir()  # its name may have a comma in it
+    names = [text] if whole else [name.strip() for name in text.split(",")]
+    folders = [Path(name).expanduser() for name in names]
+    found = [str(f.resolve()) if f.is_dir() else n for n, f in zip(names, folders, strict=True)]
+    if not all(names):
+        raise BackboneError(f"--backbone {text!r}: a name is empty")
+    for name in found:
+        if found.count(name) > 1:
+            raise BackboneError(f"--backbone {name} is given twice")
+    return found
+
+
 def find_backbone(name: str, hash_file: Callable[[Path], bytes]) -> BackboneSpec:
     """Locate a backbone by local directory, built-in name or Hugging Face name, and read its spec.
 
@@ -96,6 +114,10 @@ def find_backbone(name: str, hash_file: Callable[[Path], bytes]) -> BackboneSpec
     """
     if name == TINY_RANDOM:
         return tiny_random_spec()
+    if "," in name and not Path(name).expanduser().is_dir():
+        raise BackboneError(
+            f"--backbone {name}: several are taken by embed and train --head-only alone; give one"
+        )
     folder = locate(name)
     config, tower = _image_config(folder, name)
     weights = weight_files(folder)

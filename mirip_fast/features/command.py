@@ -18,6 +18,7 @@ from mirip_fast.data.places import keep_indexes_in
 from mirip_fast.data.records import DataOptions
 from mirip_fast.data.unlisted import tell_unlisted
 from mirip_fast.errors import StoreError
+from mirip_fast.features.backbone_files import find_backbone, names_of_backbones
 from mirip_fast.features.datasets import Dataset, save_dataset
 from mirip_fast.features.embed import Progress, Settings
 from mirip_fast.features.engine import SpeedReport
@@ -76,6 +77,7 @@ def embed_data(
     progress: Callable[[Progress], None] = lambda _: None,
     engine: str = "local",
     actors: int | None = None,
+    backbones: Sequence[str] = (),
 ) -> EmbedDone:
     """Embed a data set and write its ledger.
 
@@ -91,6 +93,7 @@ def embed_data(
         progress: called from this thread while it goes on.
         engine: ``local``, or ``ray`` for the actors of a cluster.
         actors: of Ray: how many; None: one per GPU, without GPUs one per machine.
+        backbones: all that the data set is embedded with, if there are more; see :func:`each_backbone`.
 
     Raises:
         MiripError: see :func:`mirip_fast.features.phase_one.prepare` and
@@ -98,9 +101,11 @@ def embed_data(
     """
     started = time.monotonic()
     options = config.embed
-    if Path(options.backbone).expanduser().is_dir():  # found again from any working folder
-        folder = str(Path(options.backbone).expanduser().resolve())
-        options = dataclasses.replace(options, backbone=folder)
+    names = names_of_backbones(options.backbone)  # found again from any working folder
+    options = dataclasses.replace(options, backbone=",".join(names))
+    if len(backbones) > 1:
+        number = backbones.index(options.backbone) + 1
+        log.info("Pass %d of %d, with %s", number, len(backbones), options.backbone)
     data = config.data
     if data.image_root is not None:
         data = dataclasses.replace(data, image_root=str(Path(data.image_root).absolute()))
@@ -134,8 +139,9 @@ def embed_data(
     dataset = None
     if ranks is None:
         dataset = save_dataset(
-            phase.store.path, manifest, outcomes, phase.recipe, data, options, limit=limit
-        )
+            phase.store.path, manifest, outcomes, phase.recipe, data, options,
+            limit=limit, backbones=backbones,
+        )  # fmt: skip
     failures = [
         (shown(paths[i]), outcome.reason or "")
         for i, outcome in enumerate(outcomes)
@@ -188,6 +194,23 @@ def _say_backbone(phase: PhaseOne) -> None:
         shown(Path(name)) if Path(name).is_dir() else name,
         *(recipe.size, recipe.size, recipe.precision, phase.device),
     )
+
+
+def each_backbone(config: Config) -> list[Config]:
+    """The settings of each pass of `embed`: one for every backbone that ``config`` names, by commas.
+
+    All are looked for before the first pass begins.
+
+    Raises:
+        BackboneError: one can not be found, or is named twice.
+    """
+    names = names_of_backbones(config.embed.backbone)
+    if len(names) > 1:
+        with open_hashes(Path(config.embed.cache_dir)) as hashes:
+            for name in names:
+                find_backbone(name, hashes.sha256)
+    embeds = [dataclasses.replace(config.embed, backbone=name) for name in names]
+    return [dataclasses.replace(config, embed=embed) for embed in embeds]
 
 
 def check_export(file: Path) -> None:

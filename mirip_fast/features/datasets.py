@@ -114,9 +114,11 @@ class Dataset:
         """The series that its features are in: every view of every kind of token."""
         return [series_name(view, kind) for view in self.views() for kind in self.info["kinds"]]
 
-    def embed_command(self) -> str:
-        """What to type to embed it again as it was embedded."""
+    def embed_command(self, backbone: str | None = None, *, whole: bool = False) -> str:
+        """What to type to embed it again as it was embedded, or with another backbone, or not as a trial."""
         info = self.info
+        if backbone is not None:
+            info["embed"]["backbone"] = backbone
         words = ["mirip-fast", "embed", info["source"]]
         for setting in settings("embed", "data"):
             value = info[setting.section].get(setting.name, setting.default)
@@ -128,7 +130,7 @@ class Dataset:
                 words.append(setting.flag if value else f"--no-{setting.flag[2:]}")
             else:
                 words += [setting.flag, value if isinstance(value, str) else yaml_text(value)]
-        if info["limit"] is not None:
+        if info["limit"] is not None and not whole:
             words += ["--limit", str(info["limit"])]
         return shlex.join(words)
 
@@ -171,6 +173,7 @@ def save_dataset(
     embed: EmbedConfig,
     *,
     limit: int | None = None,
+    backbones: Sequence[str] = (),
 ) -> Dataset:
     """Write a data set's ledger and description beside the store.
 
@@ -185,6 +188,7 @@ def save_dataset(
         data: how the data was read, so that training reads it the same way.
         embed: how it was embedded.
         limit: the trial's number of images, where it was one.
+        backbones: all that the same command embeds it with.
 
     Raises:
         DiskFullError: there is no room for it.
@@ -210,6 +214,8 @@ def save_dataset(
         "embed": asdict(embed),
         "embedded_at": datetime.now().astimezone().isoformat(timespec="microseconds"),
     }
+    if len(backbones) > 1:
+        info["backbones"] = list(backbones)
     try:
         _write(dataset, manifest.records, outcomes, info)
     except StoreError:
@@ -325,6 +331,35 @@ def newest_graded(cache_dir: Path, source: Path | None = None) -> Dataset:
     raise RunNotFoundError(
         f"Nothing is embedded in {cache_dir.resolve()} yet: run `mirip-fast embed data/` first."
     )
+
+
+def datasets_through(cache_dir: Path, dataset: Dataset, backbones: Sequence[str]) -> list[Dataset]:
+    """The newest data set of the same source with each of some backbones.
+
+    Args:
+        cache_dir: the cache folder.
+        dataset: one that was embedded.
+        backbones: as ``embed`` was given them, local folders with their whole path; none: all that the
+            command named that embedded it.
+
+    Raises:
+        RunNotFoundError: it is not embedded with one of them; says what to type.
+    """
+    info = dataset.info
+    backbones = backbones or info.get("backbones", ())
+    if not backbones:
+        return [dataset]
+    there: dict[str, Dataset] = {}
+    for other in find_datasets(cache_dir):
+        if other.info["source"] == info["source"]:
+            there.setdefault(other.info["embed"]["backbone"], other)
+    for name in backbones:
+        if name not in there:
+            raise RunNotFoundError(
+                f"{address(dataset.source)} is not embedded with {name} yet, only with {', '.join(there)}: "
+                f"run `{dataset.embed_command(name)}` first"
+            )
+    return [there[name] for name in backbones]
 
 
 def newest_dataset(cache_dir: Path, source: Path | None = None) -> Dataset:

@@ -73,7 +73,7 @@ def middle_layers(layers: str, depth: int) -> tuple[int, ...]:
 
 def layer_of(kind: str) -> int | None:
     """The block after which a kind's tokens are taken, counted from 1; None for the last one."""
-    layer = kind.partition("_")[2]
+    layer = kind.partition("@")[0].partition("_")[2]
     return int(layer) if layer else None
 
 

@@ -55,6 +55,13 @@ class HeadRun:
     info: ModelInfo
     plan: FoldsPlan | None = None
 
+    def __post_init__(self) -> None:
+        if self.info.more:
+            raise ConfigError(
+                f"{self.run.path} looks through several backbones, and --full trains one: start from a run "
+                "of one of them (--init-from RUN), or with a random head (--init-from none)"
+            )
+
     @property
     def heads(self) -> tuple[Path, ...]:
         """Checkpoints of the folds' heads; none without folds."""

@@ -216,6 +216,7 @@ def _model(works: Works, checkpoint: Path | None, output_dir: Path) -> ScoreMode
     """The model to begin with; one that was not asked for need not be there, nor fit."""
     try:
         model = pick_model(checkpoint, output_dir)
+        model.require_one_backbone("label")
         if model.info.fingerprint != works.store.fingerprint:
             raise CheckpointError(
                 f"{model.checkpoint} looks at other features than those of {shown(works.store.path)}"

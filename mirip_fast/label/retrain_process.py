@@ -27,6 +27,7 @@ from mirip_fast.models.preference import fit_pairs
 from mirip_fast.ranking.graded import graded_of_dataset, left_out
 from mirip_fast.ranking.judged_pairs import read_judged_pairs
 from mirip_fast.ranking.objective import pairs_files
+from mirip_fast.ranking.rows import open_store
 from mirip_fast.ranking.scorer import load_score_model
 from mirip_fast.ranking.train import Request, train_head
 from mirip_fast.ranking.train_gp import FEW_PAIRS, MOST_WORKS
@@ -66,7 +67,7 @@ def train_once(config: Config, source: Path, hashes: list[bytes]) -> dict[str, A
         config = dataclasses.replace(config, train=train)
         run, _ = train_head(config, Request(data=source))
         model = load_score_model(run.model)
-        store = FeatureStore.open(Path(config.embed.cache_dir) / model.info.fingerprint_id)
+        store = open_store(Path(config.embed.cache_dir), model.info)
         scores: np.ndarray = model.score(store, hashes)
         return {"scores": scores.astype(float).tolist()}
 

@@ -238,6 +238,12 @@ class PairwiseRankingModel(nn.Module):
         self, info: ModelInfo, about: Mapping[str, Any], state: Mapping[str, torch.Tensor]
     ) -> None:
         """Take the backbone that weights were trained with, unless it is there."""
+        if info.more:
+            names = ", ".join(each.embed.backbone for each in info.backbones)
+            raise CheckpointError(
+                f"these weights look through several backbones ({names}), and this model has one: score with "
+                "`mirip-fast rank --checkpoint` instead"
+            )
         own = any(name.startswith(_BACKBONE) for name in state)
         there = None if self._missing else self.spec
         if FINETUNED in about and own:

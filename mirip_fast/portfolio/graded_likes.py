@@ -19,6 +19,7 @@ from mirip_fast.features.store import FeatureStore
 from mirip_fast.ranking.graded import GradedImages, load_split
 from mirip_fast.ranking.held_out import load_held_out
 from mirip_fast.ranking.references import load_calibration
+from mirip_fast.ranking.rows import open_store
 from mirip_fast.ranking.scorer import ScoreModel
 from mirip_fast.settings import config_from_dict
 from mirip_fast.training.run_folder import SPLIT_FILE, Run
@@ -72,7 +73,7 @@ class GradedWorks:
 
     def __init__(self, model: ScoreModel, cache_dir: Path):
         self._tiers = model.info.tiers
-        self._store = FeatureStore.open(cache_dir / model.info.fingerprint_id)
+        self._store = open_store(cache_dir, model.info)
         self._series = series_name(model.info.views[0], "cls")
         images = _graded_images(model)
         if not images.has_tiers:

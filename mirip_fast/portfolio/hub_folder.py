@@ -83,8 +83,9 @@ def write_hub_folder(
     info = shareable(model.info)
     with scratch_folder(out, "export") as folder:
         known = write_model(model, folder, cache_dir)
+        backbones = ", ".join(each.embed.backbone for each in info.backbones)
         write_json(folder / _SETTINGS, _settings(model, info))
-        write_text(folder / _CARD, model_card(model, info.embed.backbone, known))
+        write_text(folder / _CARD, model_card(model, backbones, known))
         list_files(folder)
         return put_in_place(folder, out, own)
 
@@ -189,7 +190,7 @@ def shareable(info: ModelInfo) -> ModelInfo:
     embed = dataclasses.replace(
         info.embed, backbone=backbone, cache_dir=EmbedConfig.cache_dir, workers=None
     )
-    return dataclasses.replace(info, embed=embed)
+    return dataclasses.replace(info, embed=embed, more=tuple(map(shareable, info.more)))
 
 
 def _own_backbones(model: ScoreModel) -> dict[Path, Path]:

@@ -108,8 +108,10 @@ _TOKENS = {"cls": "the CLS token", "mean": "the mean of the patch tokens"}
 
 
 def _tokens_text(kind: str) -> str:
+    kind, _, number = kind.partition("@")
     token, layer = kind.partition("_")[0], layer_of(kind)
-    return _TOKENS[token] + (f" after block {layer}" if layer else "")
+    text = _TOKENS[token] + (f" after block {layer}" if layer else "")
+    return text + (f" of backbone {number}" if number else "")
 
 
 def _metadata(backbone: str) -> str:

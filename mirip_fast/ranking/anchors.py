@@ -22,7 +22,7 @@ from mirip_fast.files import has_file, read_json, sha256_of, write_json
 from mirip_fast.ranking.graded import GradedImages, load_split
 from mirip_fast.ranking.held_out import HELD_OUT_FILE, HeldOut, load_held_out
 from mirip_fast.ranking.medoids import find_medoids
-from mirip_fast.ranking.rows import read_features
+from mirip_fast.ranking.rows import open_store, read_features
 from mirip_fast.ranking.scorer import ScoreModel
 from mirip_fast.settings import config_from_dict
 from mirip_fast.training.run_folder import SPLIT_FILE, Run
@@ -290,7 +290,7 @@ def find_anchors(model: ScoreModel, cache_dir: Path, asked: int | None = None) -
         )
     images, held_out = _graded(model)
     try:
-        store = FeatureStore.open(cache_dir / model.info.fingerprint_id)
+        store = open_store(cache_dir, model.info)
         return write_anchors(model, held_out, images, store, asked or PER_TIER)
     except StoreError as error:
         raise StoreError(

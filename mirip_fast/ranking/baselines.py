@@ -14,10 +14,9 @@ from mirip_fast.config import Config
 from mirip_fast.errors import MiripError
 from mirip_fast.evaluation.intervals import Interval, paired_bootstrap
 from mirip_fast.evaluation.report import Report
-from mirip_fast.features.store import FeatureStore
 from mirip_fast.models.gp import normal_scores
 from mirip_fast.ranking.graded import GradedImages, load_split
-from mirip_fast.ranking.rows import read_features
+from mirip_fast.ranking.rows import open_store, read_features
 from mirip_fast.ranking.scorer import ScoreModel, load_score_model
 from mirip_fast.settings import config_from_dict
 from mirip_fast.training.run_folder import SPLIT_FILE, Run, find_runs
@@ -177,11 +176,11 @@ def _told(baseline: Baseline, config: Config) -> Baseline:
 
 
 def _ridge_scores(model: ScoreModel, works: GradedImages, cache_dir: Path) -> NDArray[np.float64]:
-    model.require_one_backbone("A ridge regression")
+    model.require_one_store("A ridge regression")
     learned = _split(Run(model.checkpoint.parent), model.info.tiers).part("train", "val")
     if len(learned) > MOST:
         learned = learned.subset(np.sort(np.random.default_rng(0).permutation(len(learned))[:MOST]))
-    store = FeatureStore.open(cache_dir / model.info.fingerprint_id)
+    store = open_store(cache_dir, model.info)
     rows, new = (
         read_features(store, part.hashes, model.info.features, model.info.views).mean(axis=1)
         for part in (learned, works)
@@ -192,7 +191,7 @@ def _ridge_scores(model: ScoreModel, works: GradedImages, cache_dir: Path) -> ND
 
 def _cached_scores(run: Run, works: GradedImages, cache_dir: Path) -> NDArray[np.floating]:
     parts = load_score_model(run.model).parts()
-    stores = [FeatureStore.open(cache_dir / part.info.fingerprint_id) for part in parts]
+    stores = [open_store(cache_dir, part.info) for part in parts]
     scores = [part.score(store, works.hashes) for part, store in zip(parts, stores, strict=True)]
     mean: NDArray[np.floating] = np.mean(scores, axis=0)
     return mean

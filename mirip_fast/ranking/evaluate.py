@@ -24,11 +24,11 @@ from mirip_fast.evaluation.report import Report, evaluate
 from mirip_fast.evaluation.report_parts import Mistake
 from mirip_fast.features.command import settings_of
 from mirip_fast.features.embed import Progress
-from mirip_fast.features.store import FeatureStore
 from mirip_fast.files import write_json
 from mirip_fast.ranking.baselines import Baseline, compare_with_baselines
 from mirip_fast.ranking.graded import GradedImages, load_split
 from mirip_fast.ranking.references import load_calibration, made_with
+from mirip_fast.ranking.rows import open_store
 from mirip_fast.ranking.scorer import ScoreModel, load_score_model, score_files
 from mirip_fast.settings import config_from_dict
 from mirip_fast.training.run_folder import SPLIT_FILE, Run, newest_model, run_of_checkpoint
@@ -172,7 +172,7 @@ def evaluate_split(
 
 def _split_scores(model: ScoreModel, images: GradedImages, config: Config) -> NDArray[np.float32]:
     try:
-        store = FeatureStore.open(Path(config.embed.cache_dir) / model.info.fingerprint_id)
+        store = open_store(Path(config.embed.cache_dir), model.info)
         return model.score(store, images.hashes)
     except StoreError as error:
         log.info("Not all features of these images are in the cache: they are computed")

@@ -10,10 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.config import Config
-from mirip_fast.features.store import FeatureStore
 from mirip_fast.ranking.graded import load_split
 from mirip_fast.ranking.judged_pairs import load_judged_pairs
-from mirip_fast.ranking.rows import ListedPairs
+from mirip_fast.ranking.rows import ListedPairs, open_store
 from mirip_fast.ranking.scorer import ScoreModel
 from mirip_fast.settings import config_from_dict
 from mirip_fast.training.run_folder import SPLIT_FILE, Run
@@ -81,7 +80,7 @@ def evaluate_pairs(model: ScoreModel, split: str, config: Config) -> PairReport 
     ties = int((pairs.label == 0).sum())
     if not pairs.decided:
         return PairReport(0, ties, None, None, split, graded)
-    store = FeatureStore.open(Path(config.embed.cache_dir) / model.info.fingerprint_id)
+    store = open_store(Path(config.embed.cache_dir), model.info)
     scores = model.score(store, part.hashes)
     groups = [record.group or record.image_id for record in part.manifest.records]
     codes = np.unique(np.array(groups), return_inverse=True)[1]

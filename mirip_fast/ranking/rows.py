@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +13,9 @@ from numpy.typing import NDArray
 from mirip_fast.errors import StoreError
 from mirip_fast.features.pooling import head_input, head_kinds
 from mirip_fast.features.recipe import View, series_name
+from mirip_fast.features.shards import SeriesSpec
 from mirip_fast.features.store import FeatureStore
+from mirip_fast.models.model_info import ModelInfo
 
 _PIECE = 4096  # rows read at a time
 
@@ -83,6 +87,59 @@ class Rows:
         return int(self.features.shape[2])
 
 
+class JoinedStore(FeatureStore):
+    """The store of a model's first backbone, in which those of its others stand as kinds of their own.
+
+    ``mean@2.224`` is the series ``mean`` of the second store, of the view that stands where ``224`` stands
+    in the first: features are joined here, and nothing that reads them knows of it.
+
+    Args:
+        stores: one per backbone.
+        info: what looks through them.
+    """
+
+    def __init__(self, stores: Sequence[FeatureStore], info: ModelInfo):
+        super().__init__(stores[0].path, stores[0].fingerprint)
+        self._others: dict[str, tuple[FeatureStore, str]] = {}
+        for number, (store, own) in enumerate(zip(stores[1:], info.more, strict=True), 2):
+            for view, theirs in zip(info.views, own.views, strict=True):
+                for kind in own.kinds:
+                    name = series_name(view, f"{kind}@{number}")
+                    self._others[name] = store, series_name(theirs, kind)
+
+    def series(self) -> dict[str, SeriesSpec]:
+        """The series of all backbones."""
+        found = super().series()
+        for name, (store, theirs) in self._others.items():
+            if theirs in (there := store.series()):
+                found[name] = there[theirs]
+        return found
+
+    def rows(self, series: str, hashes: Sequence[bytes]) -> NDArray[np.int64]:
+        """[n] row of each content hash in the store that has the series, −1 where it has none."""
+        if series not in self._others:
+            return super().rows(series, hashes)
+        store, theirs = self._others[series]
+        return store.rows(theirs, hashes)
+
+    def read(self, series: str, rows: NDArray[np.int64], *, finite: bool = True) -> NDArray[Any]:
+        """[n, *shape] rows of a series."""
+        if series not in self._others:
+            return super().read(series, rows, finite=finite)
+        store, theirs = self._others[series]
+        return store.read(theirs, rows, finite=finite)
+
+
+def open_store(cache_dir: Path, info: ModelInfo) -> FeatureStore:
+    """What a model looks at in a cache folder, through all its backbones.
+
+    Raises:
+        StoreError: a backbone has no store there.
+    """
+    stores = [FeatureStore.open(cache_dir / each.fingerprint_id) for each in info.backbones]
+    return JoinedStore(stores, info) if info.more else stores[0]
+
+
 def read_features(
     store: FeatureStore, hashes: Sequence[bytes], features: str, views: Sequence[View]
 ) -> NDArray[np.float32]:
@@ -112,6 +169,14 @@ def read_features(
             ]
             result[piece, v] = head_input(parts)
     return result
+
+
+def missing_rows(
+    store: FeatureStore, hashes: Sequence[bytes], features: str, views: Sequence[View]
+) -> int:
+    """How many of n images lack something that :func:`read_features` would read."""
+    names = [series_name(view, kind) for view in views for kind in head_kinds(features)]
+    return int(np.any([store.rows(name, hashes) < 0 for name in names], axis=0).sum())
 
 
 def _rows_of(store: FeatureStore, name: str, hashes: Sequence[bytes]) -> NDArray[np.int64]:

@@ -17,6 +17,7 @@ from mirip_fast.data.hashes import HashMemory
 from mirip_fast.data.records import DataOptions
 from mirip_fast.data.remote import is_remote
 from mirip_fast.errors import BackboneError, CheckpointError, ImageError, StoreError
+from mirip_fast.features.backbone_files import find_backbone, names_of_backbones
 from mirip_fast.features.embed import Progress, Settings
 from mirip_fast.features.outcomes import InputHashes, Outcome, ledger
 from mirip_fast.features.phase_one import PhaseOne, open_hashes, prepare, with_kinds
@@ -26,7 +27,7 @@ from mirip_fast.models.gp import GaussianProcess
 from mirip_fast.models.model_info import ModelInfo, beside
 from mirip_fast.models.numpy_head import NumpyHead
 from mirip_fast.ranking.head_files import Member, load_bootstrap, load_head, load_members
-from mirip_fast.ranking.rows import read_features
+from mirip_fast.ranking.rows import JoinedStore, open_store, read_features
 from mirip_fast.training.run_folder import fold_name
 
 log = logging.getLogger(__name__)
@@ -60,10 +61,25 @@ class ScoreModel:
         )
 
     def require_one_backbone(self, what: str) -> None:
-        """Refuse an ensemble of fine-tuned backbones.
+        """Refuse an ensemble of fine-tuned backbones, and a model that looks through several at once.
 
         Args:
             what: needs a single one.
+
+        Raises:
+            CheckpointError: says how to name or train another.
+        """
+        self.require_one_store(what)
+        if self.info.more:
+            names = [info.embed.backbone for info in self.info.backbones]
+            raise CheckpointError(
+                f"{what} looks through one backbone, and {self.checkpoint} looks through {len(names)} "
+                f"({', '.join(names)}): train a run with one of them (`mirip-fast train --head-only "
+                f"--backbone {names[0]}`), or name another run with --checkpoint"
+            )
+
+    def require_one_store(self, what: str) -> None:
+        """Refuse an ensemble of fine-tuned backbones, whose members each have features of their own.
 
         Raises:
             CheckpointError: says how to name one of them.
@@ -93,7 +109,7 @@ class ScoreModel:
             CheckpointError: the members have backbones of their own, and no store holds what all of
                 them look at: see :meth:`parts`.
         """
-        self.require_one_backbone("Scoring from one feature store")
+        self.require_one_store("Scoring from one feature store")
         scores: NDArray[np.float32] = self._by_head(self.members, store, hashes).mean(0)
         return scores
 
@@ -255,11 +271,32 @@ def score_files(
     first = found[0]
     if len(parts) == 1:
         return first
-    outcomes = [
-        next((outcome for outcome in each if outcome.status == "failed"), each[0])
-        for each in zip(*(scored.outcomes for scored in found), strict=True)
-    ]
+    outcomes = _all_of([scored.outcomes for scored in found])
     return Scored(outcomes, np.mean([scored.by_view for scored in found], axis=0), first.store)
+
+
+def _all_of(passes: Sequence[Sequence[Outcome]]) -> Sequence[Outcome]:
+    """Of each file what became of it in several passes: failed if it failed in one."""
+    if len(passes) == 1:
+        return passes[0]
+    return [
+        next((outcome for outcome in each if outcome.status == "failed"), each[0])
+        for each in zip(*passes, strict=True)
+    ]
+
+
+def _places(info: ModelInfo, moved: str | None, hashes: HashMemory) -> list[str | None]:
+    """Per backbone of a model, where it is now if it moved: known by its weights."""
+    if moved is None or not info.more:
+        return [moved] * len(info.backbones)
+    known = {find_backbone(n, hashes.sha256).weights_id: n for n in names_of_backbones(moved)}
+    places = [known.pop(str(each.fingerprint["backbone"]), None) for each in info.backbones]
+    if known:
+        names = ", ".join(each.embed.backbone for each in info.backbones)
+        raise CheckpointError(
+            f"--backbone {', '.join(known.values())} is none of those that the model looks through ({names})"
+        )
+    return places
 
 
 def _score_part(
@@ -279,9 +316,15 @@ def _score_part(
             # Nothing to compute: neither torch nor the backbone is needed.
             outcomes: Sequence[Outcome] = ledger(InputHashes.of(known))
         else:
-            phase = phase_of_model(model.info, cache_dir, device, backbone, hashes)
-            outcomes = phase.embed(paths, hashes, settings, progress)
-            store = phase.store
+            places = _places(model.info, backbone, hashes)
+            passes, stores = [], []
+            for info, place in zip(model.info.backbones, places, strict=True):
+                phase = phase_of_model(info, cache_dir, device, place, hashes)
+                passes.append(phase.embed(paths, hashes, settings, progress))
+                stores.append(phase.store)
+                settings = dataclasses.replace(settings, rehash=False)  # once is enough
+            outcomes = _all_of(passes)
+            store = JoinedStore(stores, model.info) if model.info.more else stores[0]
     good = [i for i, outcome in enumerate(outcomes) if outcome.status != "failed"]
     scores = np.full((len(paths), len(model.info.views)), np.nan, np.float32)
     if good:
@@ -309,7 +352,7 @@ def _complete_store(
 ) -> FeatureStore | None:
     """The model's store, if it has everything the head needs of every readable image."""
     try:
-        store = FeatureStore.open(cache_dir / info.fingerprint_id)
+        store = open_store(cache_dir, info)
     except StoreError:
         return None
     wanted = [sha for sha in known if isinstance(sha, bytes)]

@@ -130,6 +130,8 @@ def start_sweep(config: Config, request: SweepRequest) -> Sweep:
     cache_dir = Path(config.embed.cache_dir)
     dataset = newest_graded(cache_dir, request.data)
     log.info("Data set %s", shown(dataset.source))
+    if "backbones" in dataset.info:
+        log.warning("A sweep looks through one backbone: %s", dataset.info["backbone"])
     config = with_dataset(config, dataset)
     images = graded_of_dataset(dataset, config.split).part("train", "val")
     folds = config.train.folds or _FOLDS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,15 @@ from numpy.typing import NDArray
 from mirip_fast.config import Config, DataConfig, TrainConfig
 from mirip_fast.data.csv_reader import shown
 from mirip_fast.data.remote import path_of
-from mirip_fast.errors import CheckpointError, ConfigError
+from mirip_fast.errors import CheckpointError, ConfigError, StoreError
 from mirip_fast.evaluation.report import Report
-from mirip_fast.features.datasets import Dataset, newest_dataset, newest_graded
-from mirip_fast.features.recipe import View
+from mirip_fast.features.datasets import (
+    Dataset,
+    datasets_through,
+    find_datasets,
+    newest_dataset,
+    newest_graded,
+)
 from mirip_fast.features.store import STORE_FILE, FeatureStore, differing_fields
 from mirip_fast.files import write_text
 from mirip_fast.models.checkpoint import load_checkpoint
@@ -52,7 +58,7 @@ from mirip_fast.ranking.judged_pairs import (
 )
 from mirip_fast.ranking.objective import describe_pairs, make_loss, pairs_files, require_pairs
 from mirip_fast.ranking.references import write_validation_references
-from mirip_fast.ranking.rows import ListedPairs, Rows, read_features
+from mirip_fast.ranking.rows import JoinedStore, ListedPairs, Rows, missing_rows, read_features
 from mirip_fast.ranking.scorer import ScoreModel, load_score_model
 from mirip_fast.ranking.train_gp import choose_readout, fit_process, learns_pairs
 from mirip_fast.runtime import resolve_device
@@ -88,6 +94,8 @@ class Request:
         only_folds: with folds: those to train now; none: all.
         grades: settings of the section data that are other than when the data set was embedded: what its
             tiers and grade columns are called.
+        backbones: learn from the features of these side by side, local folders named with their whole path;
+            none: of all that the command named that embedded the data set last.
     """
 
     data: Path | None = None
@@ -95,6 +103,7 @@ class Request:
     debug: bool = False
     only_folds: tuple[int, ...] = ()
     grades: dict[str, str] = dataclasses.field(default_factory=dict)
+    backbones: Sequence[str] = ()
 
     def data_of(self, dataset: Dataset) -> DataConfig:
         """How the data set's grades are to be read."""
@@ -125,9 +134,11 @@ def train_head(
                 "images, and of judged pairs hardly any would keep both theirs"
             )
     find = newest_dataset if judged_files or request.grades else newest_graded
-    dataset = find(cache_dir, request.data)
-    backbone = shown(Path(dataset.info["backbone"]))
-    log.info("Data set %s (embedded with %s)", shown(dataset.source), backbone)
+    datasets = datasets_through(cache_dir, find(cache_dir, request.data), request.backbones)
+    dataset = datasets[0]
+    names = [shown(Path(each.info["backbone"])) for each in datasets]
+    log.info("Data set %s (embedded with %s)", shown(dataset.source), " and ".join(names))
+    _tell_of_others(cache_dir, datasets, request)
     images = _images(config, request, dataset, cache_dir)
     if not (judged_files or images.has_tiers):
         config = _by_finer_grades(config, request.data_of(dataset).score_column)
@@ -137,13 +148,12 @@ def train_head(
     judged = None
     if judged_files:
         judged, readout = _judged(config, judged_files, images, dataset, readout)
-    config = with_dataset(config, dataset, readout, request.data_of(dataset))
+    config, store, info = _looked_at(config, request, datasets, images, readout)
     if readout == "gp":
-        store, run = _new_run(config, request, dataset, "head-only", "gp")
+        run = _new_run(config, request, dataset, info, "head-only", "gp")
         save_split(run.path / SPLIT_FILE, images)
         if judged is not None:
             save_judged_pairs(run.path, judged)
-        info = _info(store, config, images, dataset.views())
         return run, fit_process(run, config, images, store, info, judged)
     rows = {split: _labels(images, judged, split, config)[1] for split in ("train", "val")}
     loss = make_loss(config.train, images.manifest.tiers, within=rows["train"].within is not None)
@@ -156,15 +166,67 @@ def train_head(
     check_averaging(config.train, preset.epochs)
     if not config.train.folds:  # each fold has its own
         config = dataclasses.replace(config, train=_with_preset(config.train, preset))
-    store, run = _new_run(config, request, dataset, "folds" if config.train.folds else "head-only")
-    views = dataset.views()
+    run = _new_run(config, request, dataset, info, "folds" if config.train.folds else "head-only")
     if config.train.folds:
-        plan = plan_folds(run, config, _info(store, config, images, views), images)
-        return run, train_folds(run, plan, HeadFolds(store, views), request.only_folds)
+        plan = plan_folds(run, config, info, images)
+        return run, train_folds(run, plan, HeadFolds(store, info), request.only_folds)
     save_split(run.path / SPLIT_FILE, images)
     if judged is not None:
         save_judged_pairs(run.path, judged)
-    return run, _fit(run, config, preset, images, judged, store, views, None)
+    return run, _fit(run, config, preset, images, judged, store, info, None)
+
+
+def _tell_of_others(cache_dir: Path, datasets: Sequence[Dataset], request: Request) -> None:
+    """Say with which other backbones the same was embedded."""
+    ours = [each.info["embed"]["backbone"] for each in datasets]
+    source = datasets[0].info["source"]
+    others = {
+        known.info["embed"]["backbone"]
+        for known in find_datasets(cache_dir)
+        if known.info["source"] == source
+    } - {*ours}
+    if others and not request.backbones:
+        flags = " ".join(f"--backbone {shlex.quote(name)}" for name in [*ours, *sorted(others)])
+        log.info("It is embedded with others, too; to learn from all of them: %s", flags)
+
+
+def _looked_at(
+    config: Config,
+    request: Request,
+    datasets: Sequence[Dataset],
+    images: GradedImages,
+    readout: str,
+) -> tuple[Config, FeatureStore, ModelInfo]:
+    """The settings of a run, the store to learn from, and what is learned from: through each backbone.
+
+    Raises:
+        ConfigError: the data sets have other numbers of views.
+        StoreError: a backbone lacks features of some images; says what to type.
+    """
+    data = request.data_of(datasets[0])
+    configs = [with_dataset(config, each, readout, data) for each in datasets]
+    stores = [FeatureStore.open(each.store_path) for each in datasets]
+    infos = []
+    for dataset, own, store in zip(datasets, configs, stores, strict=True):
+        if len(dataset.views()) != len(datasets[0].views()):
+            raise ConfigError(
+                f"Embedded with {dataset.info['backbone']} are {len(dataset.views())} views of each image, "
+                f"with {datasets[0].info['backbone']} {len(datasets[0].views())}: embed with the same --tta"
+            )
+        lack = missing_rows(store, images.hashes, own.head.features, dataset.views())
+        if lack and len(datasets) > 1:
+            raise StoreError(
+                f"{lack} of {len(images)} images have no features of {dataset.info['backbone']} yet: run "
+                f"`{dataset.embed_command(whole=True)}` to add them"
+            )
+        infos.append(_info(store, own, images, dataset.views()))
+    if len(infos) == 1:
+        return configs[0], stores[0], infos[0]
+    info = ModelInfo.joined(infos)
+    names = ",".join(each.embed.backbone for each in infos)
+    embed = dataclasses.replace(configs[0].embed, backbone=names)
+    config = dataclasses.replace(configs[0], embed=embed)
+    return config, JoinedStore(stores, info), info
 
 
 def _judged(
@@ -186,10 +248,14 @@ def _judged(
 
 
 def _new_run(
-    config: Config, request: Request, dataset: Dataset, mode: str, name: str = "head"
-) -> tuple[FeatureStore, Run]:
-    """The store to learn from, and a folder that says what is learned."""
-    store = FeatureStore.open(dataset.store_path)
+    config: Config,
+    request: Request,
+    dataset: Dataset,
+    info: ModelInfo,
+    mode: str,
+    name: str = "head",
+) -> Run:
+    """A folder that says what is learned."""
     remove_runs_without_checkpoint(Path(config.train.output_dir))
     run = create_run(
         Path(config.train.output_dir),
@@ -197,12 +263,13 @@ def _new_run(
         mode=mode,
         debug=request.debug,
         dataset=str(dataset.source),
-        store=str(store.path),
+        store=str(dataset.store_path),
+        backbones=[each.embed.backbone for each in info.backbones],
         data=vars(request.data_of(dataset)),
         within=config.evaluate.within,
     )
     write_text(run.path / "config.yaml", to_yaml(config))
-    return store, run
+    return run
 
 
 def resume_head(
@@ -235,7 +302,7 @@ def resume_head(
         plan = load_plan(run)
         plan = dataclasses.replace(plan, config=_with_bootstrap(plan.config, bootstrap))
         store = _store_of(plan.info, Path(plan.config.embed.cache_dir), run.path / FOLDS_FILE)
-        return run, train_folds(run, plan, HeadFolds(store, plan.info.views), only_folds)
+        return run, train_folds(run, plan, HeadFolds(store, plan.info), only_folds)
     if only_folds:
         raise ConfigError(f"--only-folds: {run.path} has no folds")
     checkpoint = load_checkpoint(path)
@@ -250,7 +317,7 @@ def resume_head(
     judged = load_judged_pairs(run.path, images)
     run.remove_partial_files()
     run.truncate_history(int(checkpoint["epoch"]))
-    return run, _fit(run, config, preset, images, judged, store, info.views, checkpoint)
+    return run, _fit(run, config, preset, images, judged, store, info, checkpoint)
 
 
 def _store_of(info: ModelInfo, cache_dir: Path, checkpoint: Path) -> FeatureStore:
@@ -259,6 +326,10 @@ def _store_of(info: ModelInfo, cache_dir: Path, checkpoint: Path) -> FeatureStor
     Raises:
         CheckpointError: it is not there; names what the nearest one has different.
     """
+    if info.more:
+        return JoinedStore(
+            [_store_of(each, cache_dir, checkpoint) for each in info.backbones], info
+        )
     path = cache_dir / info.fingerprint_id
     there = [FeatureStore.open(found.parent) for found in sorted(cache_dir.glob(f"*/{STORE_FILE}"))]
     for store in there:
@@ -282,13 +353,13 @@ class HeadFolds:
 
     Args:
         store: the features of all images.
-        views: those that a head looks at.
+        info: what a head looks at.
     """
 
     is_first = True
 
-    def __init__(self, store: FeatureStore, views: Sequence[View]):
-        self._store, self._views = store, views
+    def __init__(self, store: FeatureStore, info: ModelInfo):
+        self._store, self._info = store, info
 
     def first_does(self, work: Callable[[], T]) -> T:
         """There is no other process."""
@@ -308,7 +379,7 @@ class HeadFolds:
         preset = choose_preset(config.train, images.splits.count("train"))
         config = dataclasses.replace(config, train=_with_preset(config.train, preset))
         checkpoint = None if fold.checkpoint is None else load_checkpoint(fold.checkpoint)
-        _fit(fold.run, config, preset, images, None, self._store, self._views, checkpoint)
+        _fit(fold.run, config, preset, images, None, self._store, self._info, checkpoint)
 
     def score(self, model: ScoreModel, images: GradedImages) -> NDArray[np.floating]:
         """[n] scores of images from their cached features."""
@@ -341,7 +412,7 @@ def _fit(
     images: GradedImages,
     judged: JudgedPairs | None,
     store: FeatureStore,
-    views: Any,
+    info: ModelInfo,
     checkpoint: dict[str, Any] | None,
 ) -> FitResult:
     """Fit into the run's folder, and leave it finished, failed or interrupted."""
@@ -352,17 +423,9 @@ def _fit(
     try:
         train, val = (
             dataclasses.replace(
-                labels, features=read_features(store, part.hashes, config.head.features, views)
+                labels, features=read_features(store, part.hashes, info.features, info.views)
             )
             for part, labels in (_labels(images, judged, s, config) for s in ("train", "val"))
-        )
-        info = ModelInfo(
-            fingerprint=store.fingerprint,
-            embed=config.embed,
-            views=tuple(views),
-            features=config.head.features,
-            tiers=images.tier_names,
-            input_dim=train.input_dim,
         )
         device = resolve_device(config.runtime.device)
         log.info(

@@ -11,7 +11,6 @@ each work's from the pairs that no work of its fold is in.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import time
 from collections import Counter
@@ -25,7 +24,7 @@ from mirip_fast.evaluation.report import Report, evaluate
 from mirip_fast.features.pooling import head_kinds
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.models.gp import GaussianProcess, normal_scores
-from mirip_fast.models.model_info import ModelInfo
+from mirip_fast.models.model_info import ModelInfo, looked_at
 from mirip_fast.models.preference import fit_pairs
 from mirip_fast.ranking.anchors import keep_anchors
 from mirip_fast.ranking.evaluate_pairs import PairReport, agreement
@@ -35,7 +34,7 @@ from mirip_fast.ranking.head_files import save_process
 from mirip_fast.ranking.held_out import HeldOut, save_held_out
 from mirip_fast.ranking.judged_pairs import JudgedPairs
 from mirip_fast.ranking.references import write_calibration
-from mirip_fast.ranking.rows import ListedPairs, read_features
+from mirip_fast.ranking.rows import ListedPairs, open_store, read_features
 from mirip_fast.ranking.scorer import load_score_model
 from mirip_fast.training.run_folder import Run
 
@@ -185,12 +184,13 @@ def _fit(
         rows,
         y,
         left_out_together(labels.groups, config.train.seed),
-        blocks=[rows.shape[1] // len(kinds)] * len(kinds),
+        blocks=info.blocks,
         seed=config.train.seed,
     )
     used = [kind for kind, amplitude in zip(kinds, process.amplitudes, strict=True) if amplitude]
     process = process.of_used()
-    info = dataclasses.replace(info, features="+".join(used), input_dim=process.input_dim)
+    info = info.looking_at(used)
+    store = open_store(store.path.parent, info)
     path = save_process(run.path, process, info)
     held_out = HeldOut.of(learned, process.left_out, "left-out groups")
     save_held_out(run.path, held_out, info.tiers)
@@ -206,10 +206,11 @@ def _fit(
         status="finished",
         readout="gp",
         features=info.features,
+        backbones=[each.embed.backbone for each in info.backbones],
         left_out_pairwise_accuracy=report.pairwise_accuracy,
         seconds=round(time.monotonic() - started, 2),
     )
-    log.info("It looks at %s", info.features)
+    log.info("It looks at %s", looked_at(info))
     draw_run(run, images, None)
     return report
 
@@ -238,9 +239,7 @@ def _fit_judged(
     if images.has_tiers:
         log.info("The judged pairs are learned from; the tiers say what scores mean, and no more")
     rows = read_features(store, learned.hashes, info.features, info.views).mean(axis=1)
-    count = len(head_kinds(info.features))
-    blocks = [rows.shape[1] // count] * count
-    posterior = fit_pairs(rows, pairs, label, weight, blocks=blocks, seed=seed)
+    posterior = fit_pairs(rows, pairs, label, weight, blocks=info.blocks, seed=seed)
     path = save_process(run.path, posterior.process(), info)
     names = left_out_together([r.group for r in learned.manifest.records], seed)
     groups = np.unique([n or f"\n{i}" for i, n in enumerate(names)], return_inverse=True)[1]
