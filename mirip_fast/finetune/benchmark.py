@@ -50,7 +50,7 @@ def finetune_benchmark(
 
     Returns:
         Besides those keys: step_seconds (the median), images_per_step, and images_at_once (those of a
-        micro-batch). Reading and augmenting images, judging and saving are not in the figures.
+        micro-batch). Reading and augmenting images, evaluating and saving are not in the figures.
     """
     config = Config()
     size = effective_size(image_size, spec.patch_size)

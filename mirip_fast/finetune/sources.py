@@ -213,7 +213,7 @@ def _require_folds(run: Run, folds: int, wanted: str) -> None:
     if folds and not run.has_folds:
         raise ConfigError(
             f"--init-from {wanted}: its head has learnt from images that folds leave out, so that no fold "
-            f"would be judged fairly. Train `mirip-fast train --head-only --folds {folds}` and name that "
+            f"would be evaluated fairly. Train `mirip-fast train --head-only --folds {folds}` and name that "
             "run, or start with --init-from none"
         )
     if folds and load_plan(run).folds != folds:
