@@ -43,7 +43,7 @@ def run(folder: Path, paths: list[Path]) -> None:
         assert summarise(outcomes, 0.0).embedded == len(paths)
 
 
-def test_an_image_costs_little_more_than_its_hashes(
+def test_an_image_costs_little_more_than_its_place_in_the_index(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # It keeps a bounded number of images as plain objects; the bound would hide what one costs.
@@ -64,8 +64,8 @@ def test_an_image_costs_little_more_than_its_hashes(
         run(tmp_path / f"out {n}", paths)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert live[2] - live[1] < 1800 * 60
-    assert peaks[2] - peaks[1] < 1800 * 150
+    assert live[2] - live[1] < 1800 * 1500  # 150 MB more for 100,000
+    assert peaks[2] - peaks[1] < 1800 * 1500
 
 
 def test_features_are_not_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
