@@ -349,7 +349,7 @@ def test_a_model_of_judged_pairs_has_no_tiers(
     assert run(["train", "--head-only", "--epochs", "1", *judged]) == 0
     capfd.readouterr()
     assert run(["rank", "data/images", "--tiers"]) == 1
-    assert "learned from judged pairs of works without grades" in flat(capfd.readouterr().err)
+    assert "learned from works without tiers" in flat(capfd.readouterr().err)
 
 
 def test_folds_keep_anchors_with_the_ensemble(work: Path) -> None:
