@@ -9,8 +9,8 @@ import argparse
 
 import numpy as np
 
+from mirip_fast.evaluation.calibration import fit_temperature
 from mirip_fast.evaluation.reliability import reliability
-from mirip_fast.evaluation.temperature import fit_temperature
 from mirip_fast.evaluation.text_table import format_table
 
 

@@ -63,7 +63,7 @@ def compare_command(
     click.echo(f"Probability that it is the better one: {_percent(turn(done.probability))}{span}")
     known = done.calibration
     click.echo(f"Learned from {known.images} held-out works ({known.source}).")
-    for remark in known.remarks():
+    for remark in known.warnings():
         click.echo(remark)
 
 

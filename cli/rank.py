@@ -162,7 +162,7 @@ def _write_page(
 
 def _tell_what_it_rests_on(done: RankDone) -> None:
     known = done.calibration
-    lines = known.remarks()
+    lines = known.warnings()
     if known.unknown is not None:
         lines = [f"0-100 and tiers {known.unknown}"]
     else:

@@ -1,4 +1,4 @@
-"""The meaning of a score: each fit against an independent way to the same maximum."""
+"""The meaning of a score, and whether it comes true: each against an independent way to the same number."""
 
 from __future__ import annotations
 
@@ -9,18 +9,22 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize, minimize_scalar
 from sklearn.linear_model import LogisticRegression
+from test_metrics import row_resamples
 
 from mirip_fast.errors import DataError
-from mirip_fast.evaluation import temperature as temperature_module
-from mirip_fast.evaluation.calibration import MIN_IMAGES, Calibration, fit_calibration
-from mirip_fast.evaluation.ordinal import OrdinalModel, fit_ordinal
-from mirip_fast.evaluation.percentile import score_100
-from mirip_fast.evaluation.temperature import (
+from mirip_fast.evaluation import reliability as module
+from mirip_fast.evaluation.calibration import (
+    MIN_IMAGES,
+    Calibration,
+    OrdinalModel,
     difference_blocks,
+    fit_calibration,
+    fit_ordinal,
     fit_temperature,
     logistic,
     pair_probability,
 )
+from mirip_fast.evaluation.reliability import reliability
 
 NAMES = ("S", "A", "B", "C")
 
@@ -44,17 +48,6 @@ def listed(scores, tiers, within=None) -> np.ndarray:
             if tiers[i] < tiers[j] and within[i] == within[j] >= 0
         ]
     )
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_difference_blocks_are_every_pair_once(seed, monkeypatch):
-    monkeypatch.setattr(temperature_module, "_BLOCK_PAIRS", 1 + 40 * seed)
-    scores, tiers = graded(seed, 3 + 7 * seed)
-    within = np.random.default_rng(seed).integers(-1, 3, len(scores))
-    for cells in (np.zeros_like(tiers), within):
-        blocks = [block.ravel() for block in difference_blocks(scores, tiers, cells)]
-        found = np.sort(np.concatenate(blocks)) if blocks else np.empty(0)
-        np.testing.assert_array_equal(found, np.sort(listed(scores, tiers, cells)))
 
 
 @pytest.mark.parametrize(("seed", "spread"), [(0, 1.0), (1, 0.01), (2, 300.0)])
@@ -87,19 +80,7 @@ def test_temperature_of_many_images_starts_from_a_sample_and_ends_at_the_same():
     d = np.concatenate([b.ravel() for b in difference_blocks(scores, tiers, np.zeros_like(tiers))])
     beta = 1 / fit_temperature(scores, tiers).value
     assert abs((d * (logistic(beta * d) - 1)).mean()) < 1e-9  # the slope at the maximum
-
-
-def test_temperature_recovers_the_one_that_made_the_pairs():
-    """Works in pairs, each pair a cell of its own, the winner drawn with P = σ(difference / 0.4)."""
-    rng = np.random.default_rng(0)
-    scores = rng.normal(size=6000)
-    first, second = scores[::2], scores[1::2]
-    wins = rng.random(3000) < logistic((first - second) / 0.4)
-    tiers = np.empty(6000, int)
-    tiers[::2], tiers[1::2] = np.where(wins, 0, 1), np.where(wins, 1, 0)
-    fitted = fit_temperature(scores, tiers, np.repeat(np.arange(3000), 2))
-    assert fitted.pairs == 3000
-    assert fitted.value == pytest.approx(0.4, rel=0.1)
+    assert logistic([-1e4, 0, 1e4]).tolist() == [0, 0.5, 1]
 
 
 def test_scores_without_order_and_scores_without_mistakes():
@@ -118,11 +99,6 @@ def test_scores_without_order_and_scores_without_mistakes():
     assert fitted.value == pytest.approx(1 / best.x, rel=1e-4)
     with pytest.raises(DataError, match="no pair"):
         fit_temperature([1.0, 2.0], [3, 3])
-
-
-def test_the_logistic_function_at_its_ends():
-    np.testing.assert_array_equal(logistic([-1e4, 0, 1e4]), [0, 0.5, 1])
-    assert pair_probability(-0.3, 0.1) + pair_probability(0.3, 0.1) == pytest.approx(1, abs=1e-15)
 
 
 def direct_likelihood(scores, tiers):
@@ -190,7 +166,7 @@ def test_missing_tiers_have_no_probability_and_are_told():
     assert model.present == (0, 2, 3)
     assert not p[:, [1, 4]].any()
     np.testing.assert_allclose(p.sum(axis=1), 1)
-    said = " ".join(fit_calibration(scores, tiers, "SABCD", source="validation").remarks())
+    said = " ".join(fit_calibration(scores, tiers, "SABCD", source="validation").warnings())
     assert "No held-out work is of tier A, D" in said
     with pytest.raises(DataError, match="at least two"):
         fit_ordinal(scores, np.zeros(300, int), 4)
@@ -218,11 +194,12 @@ def test_percentile_against_a_plain_count():
     rng = np.random.default_rng(0)
     reference = np.sort(rng.integers(0, 12, 57) / 4)
     scores = np.r_[rng.integers(-2, 14, 40) / 4, np.nan]
+    made = fit_calibration(reference, np.arange(57) % 2, "SA", source="validation")
     expected = [100 * ((reference < s).mean() + (reference == s).mean() / 2) for s in scores[:-1]]
-    found = score_100(scores, reference)
+    found = made.score_100(scores)
     np.testing.assert_allclose(found[:-1], expected)
     assert np.isnan(found[-1])
-    assert score_100([-99, 99], reference).tolist() == [0, 100]
+    assert made.score_100([-99, 99]).tolist() == [0, 100]
 
 
 def test_everything_survives_json():
@@ -244,7 +221,7 @@ def test_too_few_works_give_no_numbers_but_a_reason():
     assert fit_calibration(scores, tiers, NAMES, source="validation").unknown is None
     few = fit_calibration(scores[1:], tiers[1:], NAMES, source="validation")
     assert f"{MIN_IMAGES - 1} held-out works" in few.unknown and "--folds" in few.unknown
-    assert few.remarks() == [few.unknown]
+    assert few.warnings() == [few.unknown]
     assert (
         few.pair_probability(1.0) is few.tier_probabilities(scores) is few.score_100(scores) is None
     )
@@ -261,11 +238,11 @@ def test_too_few_works_give_no_numbers_but_a_reason():
 def test_rare_tiers_and_lost_order_are_told():
     scores, tiers = graded(0, 60)
     tiers[:] = np.r_[0, 0, np.arange(58) % 3 + 1]
-    said = " ".join(fit_calibration(scores, tiers, NAMES, source="validation").remarks())
+    said = " ".join(fit_calibration(scores, tiers, NAMES, source="validation").warnings())
     assert "tier S (2)" in said
-    said = " ".join(fit_calibration(np.zeros(60), tiers, NAMES, source="validation").remarks())
+    said = " ".join(fit_calibration(np.zeros(60), tiers, NAMES, source="validation").warnings())
     assert "given as even" in said
-    said = " ".join(fit_calibration(-1.0 * tiers, tiers, NAMES, source="validation").remarks())
+    said = " ".join(fit_calibration(-1.0 * tiers, tiers, NAMES, source="validation").warnings())
     assert "rest on an assumption" in said
 
 
@@ -278,12 +255,105 @@ def test_a_tier_that_is_never_the_most_probable_is_told():
         assert ("S" not in {"SAB"[k] for k in learned.tier_probabilities(scores).argmax(1)}) == told
         for known in (learned, Calibration.from_dict(json.loads(json.dumps(learned.to_dict())))):
             sentence = "No held-out work has S as its most probable tier, though 5 % have it."
-            assert (sentence in known.remarks()) == told
+            assert (sentence in known.warnings()) == told
     # Of 3 % of the works nothing is said, and several tiers take one sentence.
     rare = fit_calibration(noisy, np.repeat([0, 1, 2], [6, 100, 94]), "SAB", source="validation")
-    assert not any("most probable" in text for text in rare.remarks())
-    level = fit_calibration(0 * noisy, tiers, "SAB", source="validation").remarks()
+    assert not any("most probable" in text for text in rare.warnings())
+    level = fit_calibration(0 * noisy, tiers, "SAB", source="validation").warnings()
     assert (
         "No held-out work has S or B as its most probable tier, though 5 % and 45 % have it."
         in level
     )
+
+
+def plain_error(scores, tiers, temperature, rows=None, within=None):
+    """Ten bins of P, every pair in both orientations with half its weight, by a double loop."""
+    rows = range(len(scores)) if rows is None else rows
+    total = np.zeros((3, 10))
+    for i in rows:
+        for j in rows:
+            if tiers[i] == tiers[j] or (within is not None and not within[i] == within[j] >= 0):
+                continue
+            p = 1 / (1 + np.exp(-(scores[i] - scores[j]) / temperature))
+            # (i, j) and (j, i) are both met, each once: half of each pair's weight.
+            k = min(int(p * 10), 9) if p >= 0.5 else 9 - min(int((1 - p) * 10), 9)
+            total[:, k] += 0.5 * np.array([1, p, tiers[i] < tiers[j]])
+    gaps = np.abs(total[1] - total[2])
+    return gaps.sum() / total[0].sum() if total[0].sum() else np.nan
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_calibration_error_and_its_interval_against_a_plain_loop(seed):
+    scores, tiers = graded(seed, 40)
+    rng = np.random.default_rng(seed)
+    temperature = (0.2, 0.7, 1.0, 3.0, 1e9)[seed]
+    groups = [None if g == 0 else f"g{g}" for g in rng.integers(0, 20, 40)]
+    within = None if seed % 2 else rng.integers(-1, 3, 40)
+    found = reliability(scores, tiers, temperature, groups, within=within, rounds=20, seed=4)
+    expected = plain_error(scores, tiers, temperature, within=within)
+    assert found.ece == pytest.approx(expected, abs=1e-12)
+    assert sum(part.pairs for part in found.bins) == found.pairs
+    errors = [
+        plain_error(scores, tiers, temperature, rows, within)
+        for rows in row_resamples(groups, 20, 4)
+    ]
+    high = np.nanquantile(errors, 0.975)
+    assert found.interval.high == pytest.approx(high)
+    assert found.interval.low == pytest.approx(max(0, 2 * found.ece - high))
+
+
+@pytest.mark.parametrize("values", [1, 120])
+def test_many_scores_in_steps_and_many_departments_are_nearly_exact(values, monkeypatch):
+    rng = np.random.default_rng(2)
+    tiers = rng.integers(0, 4, 600)
+    scores = rng.normal(size=600) - 0.6 * tiers
+    case = {"within": rng.integers(0, values, 600), "rounds": 15}
+    steps = reliability(scores, tiers, 0.4, **case)
+    monkeypatch.setattr(module, "_STEPS", 10_000)
+    exact = reliability(scores, tiers, 0.4, **case)
+    assert steps.ece == exact.ece and steps.interval != exact.interval
+    assert steps.interval.high == pytest.approx(exact.interval.high, abs=4e-3)
+    monkeypatch.setattr(module, "_DENSE", 10_000 if values > 1 else 0)  # the other way to multiply
+    other = reliability(scores, tiers, 0.4, **case)
+    assert other.interval.high == pytest.approx(exact.interval.high, abs=1e-12)
+
+
+def ordinal_world(seed: int, n: int):
+    """Scores, and tiers of a noisy latent grade."""
+    rng = np.random.default_rng(seed)
+    scores = rng.normal(size=n)
+    grade = scores + 0.6 * rng.logistic(size=n)
+    return scores, 3 - np.searchsorted([-1.3, 0.3, 1.9], grade)
+
+
+def test_calibrated_probabilities_come_true_and_overconfident_ones_do_not():
+    learned = fit_temperature(*ordinal_world(0, 2000)).value
+    scores, tiers = ordinal_world(1, 1000)
+    good, bold, shy = (
+        reliability(scores, tiers, factor * learned, rounds=200) for factor in (1, 1 / 3, 3)
+    )
+    assert good.ece < 0.02 and good.interval.low < 0.01
+    assert bold.ece > 0.08 and bold.interval.low > 0.06
+    assert bold.overconfidence == pytest.approx(bold.ece) and bold.overconfidence_interval.low > 0
+    assert shy.overconfidence < -0.08 and shy.interval.low > 0.06
+
+
+def test_the_interval_holds_the_true_error():
+    """Of 40 small test sets of one world, where the percentile interval alone would hold it in none."""
+    learned = fit_temperature(*ordinal_world(0, 6000)).value
+    truth = reliability(*ordinal_world(1, 6000), learned, rounds=0).ece
+    held = 0
+    for seed in range(40):
+        found = reliability(*ordinal_world(100 + seed, 80), learned, rounds=60)
+        held += found.interval.low <= truth <= found.interval.high
+    assert held >= 33
+
+
+def test_what_cannot_be_known_of_probabilities_is_none():
+    scores, tiers = graded(0, 40)
+    assert reliability(scores, np.zeros(40, int), 1.0) is None
+    assert reliability(scores, tiers, 1.0, ["one"] * 40).interval is None
+    even = reliability(scores, tiers, np.inf, rounds=0)
+    assert even.interval is None
+    assert [part.pairs > 0 for part in even.bins] == [True, False, False, False, False]
+    assert even.bins[0].predicted == 0.5 and even.bins[1].predicted is None

@@ -50,11 +50,11 @@ def test_every_number_is_the_evaluators(tmp_path: Path) -> None:
     assert measures["ece"]["value"] == report.probabilities.pairs.ece
     assert told["confusion"] == [list(row) for row in report.probabilities.tiers.confusion]
     for row, true in zip(told["tierPairs"], report.tier_pairs, strict=True):
-        assert (row["better"], row["worse"], row["pairs"]) == (true.better, true.worse, true.pairs)
+        assert (row["better"], row["worse"], row["pairs"]) == (true.name, true.worse, true.pairs)
         assert row["value"] == true.accuracy and row["high"] == true.interval.high
     assert [row["value"] for row in told["groups"]] == [row.accuracy for row in report.groups]
     assert len(told["groups"]) == 8
-    by_name = {row.value: row.accuracy for row in report.within_values}
+    by_name = {row.name: row.accuracy for row in report.within_values}
     assert {row["name"]: row["value"] for row in told["within"]} == by_name
     (fit,) = data["learning"]
     assert fit["val_accuracy"] == [0.55, 0.7, 0.65] and fit["best"] == 2
@@ -68,7 +68,7 @@ def test_the_violins_are_of_the_scores_that_were_judged(tmp_path: Path) -> None:
     report = made_report()
     tiers = data_of(made_evaluation_page(tmp_path, report))["report"]["violins"]["tiers"]
     for number, tier in enumerate(tiers):
-        scores = np.sort(report.judged.scores[report.judged.tiers == number])
+        scores = np.sort(report.scores[report.tiers == number])
         assert tier["count"] == len(scores)
         assert tier["ticks"] == pytest.approx(scores.tolist(), rel=1e-5, abs=1e-5)
         assert tier["median"] == pytest.approx(np.median(scores), rel=1e-5)

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from mirip_fast_cli.main import run
 from test_cli import TINY, draw
+from test_metrics import row_resamples
 
 from mirip_fast.errors import DataError
-from mirip_fast.evaluation.intervals import bootstrap_over_groups, resamples
+from mirip_fast.evaluation.bootstrap import accuracy_interval
 from mirip_fast.evaluation.metrics import pairwise_accuracy
 from mirip_fast.evaluation.report import evaluate
-from mirip_fast.evaluation.report_text import report_text
 
 
 def make_scored(folder: Path, n: int = 60, header: str = "filename,tier_score") -> None:
@@ -149,12 +149,18 @@ def test_accuracy_by_finer_grades_counts_every_pair_once() -> None:
     assert pairwise_accuracy(scores, codes, finer=True) == pytest.approx(np.mean(right))
     # A resample is what repeating its rows gives.
     names = [str(i % 30) for i in range(70)]
-    found = bootstrap_over_groups(scores, codes, names, finer=True, rounds=40).pairwise_accuracy
-    weights = np.concatenate(list(resamples(np.arange(70) % 30, 40, 0)), axis=1)
-    drawn = [np.repeat(np.arange(70), column) for column in weights.T]
-    values = [pairwise_accuracy(scores[rows], codes[rows]) for rows in drawn]
-    assert found is not None
-    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(values, [0.025, 0.975])))
+    within = np.arange(70) % 2
+    for codes_in in (None, within):
+        cells = np.zeros(70, int) if codes_in is None else codes_in
+        found = accuracy_interval(scores, codes, names, within=codes_in, finer=True, rounds=40)
+        values = []
+        for rows in row_resamples(names, 40, 0):
+            better = (codes[rows][:, None] < codes[rows]) & (cells[rows][:, None] == cells[rows])
+            gaps = np.sign(scores[rows][:, None] - scores[rows])[better]
+            values.append(((gaps + 1) / 2).mean())
+        assert found is not None
+        expected = tuple(np.quantile(values, [0.025, 0.975]))
+        assert (found.low, found.high) == pytest.approx(expected, abs=1e-12)
 
 
 def test_a_report_by_finer_grades_tells_no_tiers() -> None:
@@ -168,10 +174,10 @@ def test_a_report_by_finer_grades_tells_no_tiers() -> None:
     assert report.n_pairs == 90 * 89 // 2 and report.kendall_tau_b == pytest.approx(
         2 * report.pairwise_accuracy - 1
     )
-    assert report.tier_names == () and report.by_quota is None and report.confusion == ()
+    assert report.tier_names == () and report.by_quota is None
     mistake = report.worst_mistakes(1)[0]
     assert float(mistake.better_tier) > float(mistake.worse_tier)
-    assert "tier_score" in report_text(report, 3) and len(report.groups) == 30
+    assert "tier_score" in report.to_table(3) and len(report.groups) == 30
     with pytest.raises(DataError, match="no pair of different tier_score"):
         evaluate(grades, None, tier_scores=[1.0] * 90, **about)
     with pytest.raises(DataError, match="not finite"):

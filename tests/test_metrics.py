@@ -1,293 +1,355 @@
-"""Point figures against plain double loops, permutations and scipy."""
+"""Each figure against plain loops, SciPy or scikit-learn, on rows that are really repeated."""
+
+from __future__ import annotations
 
 import itertools
 import math
+import tracemalloc
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
+from sklearn import metrics as sklearn_metrics
 
 from mirip_fast.errors import ConfigError, DataError
 from mirip_fast.evaluation import metrics
-from mirip_fast.evaluation.pair_counts import PairCounter
+from mirip_fast.evaluation.bootstrap import (
+    accuracy_interval,
+    bootstrap,
+    group_codes,
+    paired_bootstrap,
+)
+from mirip_fast.evaluation.metrics import PairCounter, pairwise_accuracy
 
 
-def listed_pairs(scores, tiers, within=None, weights=None):
-    """{(better tier, worse tier): [right, pairs]} by looking at every two images."""
-    table = {}
-    for i, j in itertools.permutations(range(len(scores)), 2):
-        if tiers[i] >= tiers[j]:
-            continue
-        if within is not None and (within[i] != within[j] or within[i] < 0):
-            continue
-        weight = 1 if weights is None else int(weights[i]) * int(weights[j])
-        cell = table.setdefault((int(tiers[i]), int(tiers[j])), [0.0, 0])
-        cell[0] += weight * (1.0 if scores[i] > scores[j] else 0.5 if scores[i] == scores[j] else 0)
-        cell[1] += weight
-    return table
-
-
-def random_case(seed):
-    """Scores with ties, tiers with gaps, within codes with unknown ones; n from 2 to 40."""
+def random_case(seed: int) -> tuple[Any, ...]:
+    """Scores with ties, tiers with gaps, within codes with unknown ones, and weights; n from 2 to 40."""
     rng = np.random.default_rng(seed)
     n = int(rng.integers(2, 41))
     n_tiers = int(rng.integers(2, 6))
     kinds = rng.permutation(n_tiers)[: rng.integers(2, n_tiers + 1)]  # some tiers stay empty
     tiers = np.r_[kinds[:2], rng.choice(kinds, n - 2)]
     scores = rng.normal(size=n) if seed % 3 == 0 else rng.integers(0, 4, n) / 3
-    within = rng.integers(-1, 4, n) * 7
-    return scores, tiers, within, n_tiers
+    within = rng.integers(-1, 4, n) * 7 if seed % 2 else np.zeros(n, int)
+    return scores, tiers, within, n_tiers, rng.integers(0, 4, n) if seed % 4 else np.ones(n, int)
 
 
-CASES = range(60)
+def listed_pairs(scores: Any, tiers: Any, within: Any) -> dict[Any, list[float]]:
+    """{(better tier, worse tier, code): [right, pairs]} by looking at every two rows."""
+    table: dict[Any, list[float]] = {}
+    for i, j in itertools.permutations(range(len(scores)), 2):
+        if tiers[i] < tiers[j] and within[i] == within[j] >= 0:
+            cell = table.setdefault((tiers[i], tiers[j], within[i]), [0.0, 0])
+            cell[0] += (1 + np.sign(scores[i] - scores[j])) / 2
+            cell[1] += 1
+    return table
 
 
-@pytest.mark.parametrize("seed", CASES)
-def test_every_pair_is_counted_as_in_the_double_loop(seed):
-    scores, tiers, _, n_tiers = random_case(seed)
-    table = listed_pairs(scores, tiers)
-    right, total = np.sum(list(table.values()), axis=0)
-    assert metrics.pairwise_accuracy(scores, tiers) == pytest.approx(right / total, abs=1e-15)
-    macro = np.mean([r / p for r, p in table.values()])
-    assert metrics.macro_pairwise_accuracy(scores, tiers) == pytest.approx(macro, abs=1e-14)
-
-    accuracy, pairs = metrics.tier_pair_accuracy(scores, tiers, n_tiers)
-    assert accuracy.shape == pairs.shape == (n_tiers, n_tiers)
-    assert pairs.dtype == np.int64
-    for cell in itertools.product(range(n_tiers), repeat=2):
-        expected = table.get(cell)
-        assert pairs[cell] == (expected[1] if expected else 0)
-        if expected:
-            assert accuracy[cell] == pytest.approx(expected[0] / expected[1], abs=1e-15)
-        else:
-            assert math.isnan(accuracy[cell])
+def summed(table: dict[Any, list[float]], place: Any) -> dict[Any, list[float]]:
+    result: dict[Any, list[float]] = {}
+    for key, counts in table.items():
+        own = result.setdefault(place(key), [0.0, 0])
+        own[:] = [a + b for a, b in zip(own, counts, strict=True)]
+    return result
 
 
-@pytest.mark.parametrize("seed", CASES)
-def test_only_pairs_inside_the_same_code_count(seed):
-    scores, tiers, within, n_tiers = random_case(seed)
-    table = listed_pairs(scores, tiers, within)
-    if not table:
+@pytest.mark.parametrize("seed", range(40))
+def test_pairs_are_counted_as_in_the_double_loop(seed: int) -> None:
+    scores, tiers, within, n_tiers, weights = random_case(seed)
+    rows = np.repeat(np.arange(len(scores)), weights)
+    table = listed_pairs(scores[rows], tiers[rows], within[rows])
+    counter = PairCounter(scores, tiers, n_tiers, within)
+    right, pairs = counter.table(weights)
+    by_tiers = summed(table, lambda key: key[:2])
+    for a, b in itertools.product(range(n_tiers), repeat=2):
+        assert [right[a, b], pairs[a, b]] == by_tiers.get((a, b), [0, 0])
+    by_code = summed(table, lambda key: key[2])
+    codes = np.unique(np.maximum(within, 0))
+    for row, counts in zip(codes, np.transpose(counter.by_cell(weights)), strict=True):
+        assert counts.tolist() == by_code.get(row, [0, 0])
+    whole = np.sum(list(table.values()), axis=0) if table else (0, 0)
+    if whole[1]:
+        assert pairwise_accuracy(scores, tiers, within, weights) == whole[0] / whole[1]
+    else:
         with pytest.raises(DataError, match="within"):
-            metrics.pairwise_accuracy(scores, tiers, within)
-        return
-    right, total = np.sum(list(table.values()), axis=0)
-    assert metrics.pairwise_accuracy(scores, tiers, within) == pytest.approx(right / total)
-    macro = np.mean([r / p for r, p in table.values()])
-    assert metrics.macro_pairwise_accuracy(scores, tiers, within) == pytest.approx(macro)
-    _, pairs = metrics.tier_pair_accuracy(scores, tiers, n_tiers, within)
-    assert {tuple(cell): pairs[tuple(cell)] for cell in np.argwhere(pairs)} == {
-        cell: count for cell, (_, count) in table.items()
-    }
+            pairwise_accuracy(scores, tiers, within, weights)
 
 
-@pytest.mark.parametrize("seed", CASES)
-def test_weighted_counts_are_those_of_the_double_loop(seed):
-    scores, tiers, within, n_tiers = random_case(seed)
-    weights = np.random.default_rng(seed + 1000).integers(0, 4, (len(scores), 3))
-    for codes in (None, within, np.zeros(len(scores), int)):
-        twice_right, pairs = PairCounter(scores, tiers, n_tiers, codes).count(weights)
-        for column in range(3):
-            table = listed_pairs(scores, tiers, codes, weights[:, column])
-            for cell in itertools.product(range(n_tiers), repeat=2):
-                right, count = table.get(cell, (0, 0))
-                assert twice_right[(*cell, column)] == 2 * right
-                assert pairs[(*cell, column)] == count
+@pytest.mark.parametrize("seed", range(20))
+def test_figures_are_those_of_scipy_and_scikit_learn(seed: int) -> None:
+    scores, tiers, _, n_tiers, weights = random_case(seed)
+    rng = np.random.default_rng(seed)
+    grades, guess = rng.integers(0, 6, len(scores)) / 2, rng.integers(0, n_tiers, len(scores))
+    weights[:2] = np.maximum(weights[:2], 1)  # two tiers at least
+    rows = np.repeat(np.arange(len(scores)), weights)
+    s, t, g = scores[rows], tiers[rows], grades[rows]
+    near = {"abs": 1e-12}
+    found = pairwise_accuracy(scores, tiers, weights=weights)
+    assert found == pytest.approx((1 + stats.somersd(-t, s).statistic) / 2, **near)
+    if len(set(t)) == 2:
+        area = sklearn_metrics.roc_auc_score(t == t.min(), s)
+        assert found == pytest.approx(area, **near)
+    if len(set(s)) > 1:
+        tau = metrics.kendall_tau_b(scores, tiers, weights)
+        assert tau == pytest.approx(stats.kendalltau(s, -t).statistic, **near)
+    if len(set(s)) > 1 and len(set(g)) > 1:
+        rank = metrics.spearman(scores, grades, weights)
+        assert rank == pytest.approx(stats.spearmanr(s, g).statistic, **near)
+    for k in (1, 3, 1000):
+        ndcg = metrics.ndcg_at_k(scores, tiers, k, n_tiers, weights)
+        expected = sklearn_metrics.ndcg_score([n_tiers - 1 - t], [s], k=k)
+        assert ndcg == pytest.approx(expected, **near)
+    confusion = metrics.confusion_matrix(tiers, guess, n_tiers, weights)
+    expected = sklearn_metrics.confusion_matrix(t, guess[rows], labels=range(n_tiers))
+    assert confusion.tolist() == expected.tolist()
+    assert metrics.tier_accuracy(confusion) == np.mean(t == guess[rows])
+    f1 = sklearn_metrics.f1_score(t, guess[rows], average="macro")
+    assert metrics.macro_f1(confusion) == pytest.approx(f1, **near)
 
 
-def test_two_images():
-    assert metrics.pairwise_accuracy([2.0, 1.0], [0, 1]) == 1.0
-    assert metrics.pairwise_accuracy([1.0, 2.0], [0, 1]) == 0.0
-    assert metrics.pairwise_accuracy([1.0, 1.0], [0, 3]) == 0.5
-
-
-def test_one_within_value_is_as_none():
-    scores, tiers, _, _ = random_case(4)
-    everywhere = np.full(len(scores), 5)
-    assert metrics.pairwise_accuracy(scores, tiers, everywhere) == metrics.pairwise_accuracy(
-        scores, tiers
+def test_accuracy_of_groups_and_of_listed_pairs() -> None:
+    rng = np.random.default_rng(0)
+    scores, tiers = rng.integers(0, 6, 60).astype(float), rng.integers(0, 4, 60)
+    codes = np.r_[0, 1 + rng.integers(0, 5, 59)]
+    accuracy, pairs = metrics.accuracy_by_group(scores, tiers, codes)
+    margins = []
+    for code in range(6):
+        own = [
+            (scores[i] - scores[j]) * np.sign(tiers[j] - tiers[i])
+            for i in np.flatnonzero(codes == code)
+            for j in np.flatnonzero(codes != code)
+            if tiers[i] != tiers[j]
+        ]
+        assert pairs[code] == len(own)
+        assert accuracy[code] == pytest.approx(np.mean((1 + np.sign(own)) / 2), abs=1e-14)
+        assert metrics.listed_accuracy(own) == pytest.approx(accuracy[code], abs=1e-14)
+        margins += own
+    assert metrics.listed_accuracy([2.0, -1.0, 0.0], [1, 3, 2]) == pytest.approx(2 / 6)
+    assert math.isnan(metrics.listed_accuracy([])) and math.isnan(
+        metrics.listed_accuracy([1.0], [0])
     )
 
 
-def test_half_precision_scores_tie_as_they_are():
-    scores = np.array([1.0001, 1.0], dtype=np.float16)
-    assert metrics.pairwise_accuracy(scores, [0, 1]) == 0.5
-
-
-def test_counts_beyond_32_bits():
+def test_counts_beyond_32_bits_without_listing_pairs() -> None:
     n = 200_000  # 10¹⁰ pairs: a list of them would not fit
     tiers = np.repeat([0, 1], n // 2)
     scores = np.arange(n, dtype=float)
     scores[0] = n  # one image of the better tier is above all others
-    _, pairs = metrics.tier_pair_accuracy(scores, tiers, 2)
-    assert pairs[0, 1] == (n // 2) ** 2
-    assert metrics.pairwise_accuracy(scores, tiers) == pytest.approx(2 / n, rel=1e-12)
+    tracemalloc.start()
+    try:
+        assert PairCounter(scores, tiers).table()[1][0, 1] == (n // 2) ** 2
+        assert pairwise_accuracy(scores, tiers) == pytest.approx(2 / n, rel=1e-12)
+        assert tracemalloc.get_traced_memory()[1] < 200e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_half_precision_scores_tie_as_they_are() -> None:
+    assert pairwise_accuracy(np.array([1.0001, 1.0], dtype=np.float16), [0, 1]) == 0.5
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize(
     "figure",
     [
-        metrics.pairwise_accuracy,
-        metrics.macro_pairwise_accuracy,
+        pairwise_accuracy,
         metrics.kendall_tau_b,
         metrics.spearman,
         metrics.tiers_by_quota,
-        lambda s, t: metrics.tier_pair_accuracy(s, t, 3),
         lambda s, t: metrics.ndcg_at_k(s, t, 2, 3),
     ],
 )
-def test_a_score_that_is_not_finite_is_named(figure, bad):
+def test_a_score_that_is_not_finite_is_named(figure: Any, bad: float) -> None:
     with pytest.raises(DataError, match=r"1 of 3 are not finite .*row 1"):
         figure([0.0, bad, 1.0], [0, 1, 2])
 
 
 @pytest.mark.parametrize("scores, tiers", [([1.0, 2.0], [1, 1]), ([1.0], [0]), ([], [])])
-def test_no_pair_is_an_error(scores, tiers):
-    for figure in (metrics.pairwise_accuracy, metrics.macro_pairwise_accuracy):
-        with pytest.raises(DataError, match="at least two tiers"):
-            figure(scores, tiers)
+def test_no_pair_is_an_error(scores: Any, tiers: Any) -> None:
+    with pytest.raises(DataError, match="at least two tiers"):
+        pairwise_accuracy(scores, tiers)
 
 
 @pytest.mark.parametrize(
     "tiers, message",
-    [([0, 1, 2], "there are 2 scores"), ([0, -1], "row 1 is -1"), ([0.0, 1.0], "whole numbers")],
+    [
+        ([0, 1, 2], "there are 2 scores"),
+        ([0, -1], "row 1 is -1"),
+        ([0.0, 1.0], "whole numbers"),
+        ([0, 3], "3 is not below the number of tiers 3"),
+    ],
 )
-def test_unfit_tiers(tiers, message):
+def test_unfit_tiers(tiers: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        metrics.pairwise_accuracy([1.0, 2.0], tiers)
+        PairCounter([1.0, 2.0], tiers, 3)
+    with pytest.raises(DataError, match=message):
+        metrics.ndcg_at_k([1.0, 2.0], tiers, 1, 3)
 
 
-def test_a_tier_beyond_the_number_of_tiers():
-    for figure in (
-        lambda: metrics.tier_pair_accuracy([1.0, 2.0], [0, 3], 3),
-        lambda: metrics.ndcg_at_k([1.0, 2.0], [0, 3], 1, 3),
-        lambda: metrics.confusion_matrix([0, 3], [0, 1], 3),
+def test_what_is_not_defined_is_nan() -> None:
+    for figure, first, second in (
+        (metrics.kendall_tau_b, [1.0, 1.0], [0, 1]),
+        (metrics.kendall_tau_b, [1.0, 2.0], [1, 1]),
+        (metrics.kendall_tau_b, [], []),
+        (metrics.spearman, [1.0, 1.0], [0.0, 1.0]),
+        (metrics.spearman, [1.0, 2.0], [3.0, 3.0]),
+        (lambda s, t: metrics.ndcg_at_k(s, t, 1, 4), [1.0, 2.0], [3, 3]),
     ):
-        with pytest.raises(DataError, match="3 is not below the number of tiers 3"):
-            figure()
-
-
-@pytest.mark.parametrize("seed", CASES)
-def test_kendall_by_its_definition(seed):
-    scores, tiers, _, _ = random_case(seed)
-    right = wrong = tied_score = tied_tier = 0
-    for i, j in itertools.combinations(range(len(scores)), 2):
-        tied_score += scores[i] == scores[j]
-        tied_tier += tiers[i] == tiers[j]
-        sign = np.sign(scores[i] - scores[j]) * np.sign(tiers[j] - tiers[i])
-        right += sign > 0
-        wrong += sign < 0
-    everything = math.comb(len(scores), 2)
-    root = math.sqrt((everything - tied_score) * (everything - tied_tier))
-    if root == 0:
-        assert metrics.kendall_tau_b(scores, tiers) is None
-    else:
-        expected = pytest.approx((right - wrong) / root, abs=1e-12)
-        assert metrics.kendall_tau_b(scores, tiers) == expected
-
-
-def test_correlations_without_spread_are_undefined():
-    assert metrics.kendall_tau_b([1.0, 1.0], [0, 1]) is None
-    assert metrics.kendall_tau_b([1.0, 2.0], [1, 1]) is None
-    assert metrics.kendall_tau_b([], []) is None
-    assert metrics.spearman([1.0, 1.0], [0.0, 1.0]) is None
-    assert metrics.spearman([1.0, 2.0], [3.0, 3.0]) is None
-
-
-@pytest.mark.parametrize("seed", range(10))
-def test_spearman_is_the_correlation_of_mean_ranks(seed):
-    rng = np.random.default_rng(seed)
-    scores, grades = rng.integers(0, 6, 25) / 2, rng.normal(size=25)
-    expected = np.corrcoef(stats.rankdata(scores), stats.rankdata(grades))[0, 1]
-    assert metrics.spearman(scores, grades) == pytest.approx(expected, abs=1e-12)
-    with pytest.raises(DataError, match="24 values"):
-        metrics.spearman(scores, grades[1:])
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_ndcg_is_the_mean_over_all_orders_of_tied_images(seed):
-    rng = np.random.default_rng(seed)
-    n, n_tiers = int(rng.integers(1, 7)), 4
-    tiers = rng.integers(0, n_tiers, n)
-    tiers[0] = 0
-    scores = rng.integers(0, 3, n) / 2
-    orders = [
-        order
-        for order in itertools.permutations(range(n))
-        if all(scores[a] >= scores[b] for a, b in itertools.pairwise(order))
-    ]
-    for k in (1, 2, n, n + 5):
-
-        def dcg(order, k=k):
-            return sum((3 - tiers[i]) / math.log2(1 + r) for r, i in enumerate(order[:k], start=1))
-
-        best = dcg(sorted(range(n), key=lambda i: tiers[i]))
-        expected = np.mean([dcg(order) for order in orders]) / best
-        assert metrics.ndcg_at_k(scores, tiers, k, n_tiers) == pytest.approx(expected, abs=1e-12)
-
-
-def test_ndcg_limits():
-    assert metrics.ndcg_at_k([1.0, 2.0], [3, 3], 1, 4) is None
+        assert math.isnan(figure(first, second))
+    empty = metrics.confusion_matrix([], [], 3)
+    assert math.isnan(metrics.tier_accuracy(empty)) and math.isnan(metrics.macro_f1(empty))
     with pytest.raises(ConfigError, match="at least 1"):
         metrics.ndcg_at_k([1.0, 2.0], [0, 3], 0, 4)
-    with pytest.raises(DataError, match="no image"):
-        metrics.ndcg_at_k([], [], 1, 4)
+    with pytest.raises(DataError, match="24 values"):
+        metrics.spearman(np.arange(25.0), np.arange(24.0))
 
 
-def test_quota_without_ties_keeps_the_tier_shares():
+def test_quota_keeps_the_tier_shares_and_never_profits_from_the_order_of_the_rows() -> None:
     rng = np.random.default_rng(3)
-    tiers = rng.choice([0, 2, 3], 50)
-    scores = rng.normal(size=50)
+    tiers, scores = rng.choice([0, 2, 3], 50), rng.normal(size=50)
     predicted = metrics.tiers_by_quota(scores, tiers)
     assert (np.bincount(predicted) == np.bincount(tiers)).all()
-    best_first = predicted[np.argsort(-scores)]
-    assert (np.diff(best_first) >= 0).all()
+    assert (np.diff(predicted[np.argsort(-scores)]) >= 0).all()
+    for _ in range(10):
+        tiers = np.sort(rng.integers(0, 4, 30))  # as a folder per tier would give them
+        scores = rng.integers(0, 4, 30).astype(float)
+        predicted = metrics.tiers_by_quota(scores, tiers)
+        assert all(len(set(predicted[scores == value])) == 1 for value in set(scores))
+        shuffled = rng.permutation(30)
+        again = metrics.tiers_by_quota(scores[shuffled], tiers[shuffled])
+        assert (again == predicted[shuffled]).all()
+    assert (metrics.tiers_by_quota(np.zeros(9), [0, 0, 0, 1, 1, 2, 2, 2, 2]) == 1).all()
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_quota_never_profits_from_the_order_of_the_rows(seed):
-    rng = np.random.default_rng(seed)
-    tiers = np.sort(rng.integers(0, 4, 30))  # as a folder per tier would give them
-    scores = rng.integers(0, 4, 30).astype(float)
-    predicted = metrics.tiers_by_quota(scores, tiers)
-    for value in np.unique(scores):
-        assert len(np.unique(predicted[scores == value])) == 1
-    shuffled = rng.permutation(30)
-    again = metrics.tiers_by_quota(scores[shuffled], tiers[shuffled])
-    assert (again == predicted[shuffled]).all()
-
-
-def test_quota_of_equal_scores_is_the_middle_tier():
-    predicted = metrics.tiers_by_quota(np.zeros(9), [0, 0, 0, 1, 1, 2, 2, 2, 2])
-    assert (predicted == 1).all()
-    assert len(metrics.tiers_by_quota([], [])) == 0
-
-
-@pytest.mark.parametrize("seed", range(10))
-def test_confusion_accuracy_and_f1_by_counting(seed):
-    rng = np.random.default_rng(seed)
-    tiers, predicted = rng.choice([0, 1, 3], 20), rng.choice([1, 3, 4], 20)
-    confusion = metrics.confusion_matrix(tiers, predicted, 6)
-    for row, column in itertools.product(range(6), repeat=2):
-        assert confusion[row, column] == sum((tiers == row) & (predicted == column))
-    assert metrics.tier_accuracy(confusion) == np.mean(tiers == predicted)
-    scores = []
-    for tier in set(tiers) | set(predicted):
-        hits = sum((tiers == tier) & (predicted == tier))
-        precision = hits / max(1, sum(predicted == tier))
-        recall = hits / max(1, sum(tiers == tier))
-        scores.append(2 * precision * recall / (precision + recall) if hits else 0.0)
-    assert metrics.macro_f1(confusion) == pytest.approx(np.mean(scores))
-
-
-def test_an_empty_confusion_matrix_has_no_share():
-    empty = metrics.confusion_matrix(np.array([], int), np.array([], int), 3)
-    assert empty.shape == (3, 3)
-    for figure in (metrics.tier_accuracy, metrics.macro_f1):
-        with pytest.raises(DataError, match="no image"):
-            figure(empty)
-
-
-def test_codes_of_labels():
+def test_codes() -> None:
     assert metrics.codes_of(["회화", "", "조소", None, "회화"]).tolist() == [0, -1, 1, -1, 0]
+    assert group_codes(["b", None, "a", "", "b", None], 6).tolist() == [0, 1, 2, 3, 0, 4]
+    assert group_codes(None, 3).tolist() == [0, 1, 2]
+    with pytest.raises(DataError, match="2 values, but there are 3"):
+        group_codes(["a", "b"], 3)
+
+
+def make_case(seed: int, n: int = 40) -> tuple[Any, ...]:
+    rng = np.random.default_rng(seed)
+    tiers = rng.choice([0, 1, 3], n, p=[0.1, 0.5, 0.4])
+    tiers[:3] = [0, 1, 3]
+    names = [None if g == 0 else f"지원자{g}" for g in rng.integers(0, 12, n)]
+    return np.round(rng.normal(size=n) - 0.5 * tiers), tiers, names, rng.integers(-1, 3, n)
+
+
+def row_resamples(names: Any, rounds: int, seed: int) -> Any:
+    """Row numbers of each resample, repeated as often as their group was drawn."""
+    rows_of: dict[Any, list[int]] = {}
+    for row, name in enumerate(names):
+        rows_of.setdefault(name if name is not None else (row,), []).append(row)
+    members = list(rows_of.values())
+    rng = np.random.Generator(np.random.PCG64(seed))
+    for _ in range(rounds):
+        drawn = rng.integers(len(members), size=len(members))
+        yield np.array(list(itertools.chain.from_iterable(members[g] for g in drawn)))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_intervals_are_those_of_rows_that_are_repeated(seed: int) -> None:
+    first, tiers, names, within = make_case(seed)
+    second = first * 10 + np.random.default_rng(seed).normal(size=len(first)) * 8
+    alone, differences = [], []
+    for rows in row_resamples(names, 80, seed):
+        both = [
+            np.sum(list(listed_pairs(s[rows], tiers[rows], within[rows]).values()), axis=0)
+            for s in (first, second)
+        ]
+        alone.append(both[0][0] / both[0][1])
+        differences.append((both[0][0] - both[1][0]) / both[0][1])
+    settings: dict[str, Any] = {"within": within, "rounds": 80, "seed": seed}
+    found = accuracy_interval(first, tiers, names, **settings)
+    paired = paired_bootstrap(first, second, tiers, names, **settings)
+    assert paired.difference == paired.first - paired.second
+    assert paired.first == pairwise_accuracy(first, tiers, within)
+    for interval, values in ((found, alone), (paired.interval, differences)):
+        assert interval is not None and (interval.rounds, interval.dropped) == (80, 0)
+        expected = np.percentile(values, [2.5, 97.5])
+        assert [interval.low, interval.high] == pytest.approx(expected.tolist(), abs=1e-12)
+
+
+def test_rounds_without_a_pair_are_dropped_and_counted() -> None:
+    scores, tiers = np.array([3.0, 1.0, 2.0, 0.0]), np.array([0, 0, 1, 1])
+    pairs = [len(set(tiers[rows])) > 1 for rows in row_resamples([None] * 4, 500, 9)]
+    found = accuracy_interval(scores, tiers, rounds=500, seed=9)
+    assert found is not None and found.rounds == sum(pairs) < 500
+    assert found.rounds + found.dropped == 500
+
+
+def test_any_figure_can_be_drawn_and_the_seed_decides() -> None:
+    values, codes = np.random.default_rng(0).normal(size=200), np.arange(200)
+
+    def figures(weights: Any) -> dict[str, float]:
+        return {"mean": float(weights @ values / weights.sum()), "nothing": math.nan}
+
+    one, same, other = (bootstrap(figures, codes, rounds=400, seed=seed) for seed in (1, 1, 2))
+    assert one == same != other and one["nothing"] is None
+    mean, error = values.mean(), values.std() / np.sqrt(200)
+    span = one["mean"]
+    assert span is not None
+    assert (span.low, span.high) == pytest.approx(
+        (mean - 1.96 * error, mean + 1.96 * error), abs=0.03
+    )
+    wide = bootstrap(figures, codes, rounds=400, seed=1, confidence=0.99)["mean"]
+    assert wide is not None and wide.low < span.low < span.high < wide.high
+    for settings in ({"rounds": -1}, {"confidence": 0}, {"confidence": 1}, {"confidence": 95}):
+        with pytest.raises(ConfigError):
+            bootstrap(figures, codes, **settings)  # type: ignore[arg-type]
+        with pytest.raises(ConfigError):
+            paired_bootstrap([1.0, 2.0], [1.0, 2.0], [0, 1], **settings)  # type: ignore[arg-type]
+
+
+def test_a_paired_interval_of_alike_scores_is_narrow() -> None:
+    rng = np.random.default_rng(0)
+    tiers = rng.integers(0, 4, 200)
+    scores = rng.normal(size=200) - tiers
+    same = paired_bootstrap(scores, 3 * scores + 1, tiers, rounds=100)
+    assert same.interval is not None
+    assert (same.difference, same.interval.low, same.interval.high) == (0, 0, 0)
+    alike = paired_bootstrap(
+        scores, scores + rng.normal(size=200) * 0.1, tiers, rounds=200
+    ).interval
+    alone = accuracy_interval(scores, tiers, rounds=200)
+    assert alike is not None and alone is not None
+    assert alike.high - alike.low < 0.5 * (alone.high - alone.low)
+
+
+@pytest.mark.parametrize(
+    "scores, tiers, groups, rounds",
+    [
+        ([3.0, 2.0, 1.0, 0.0], [0, 1, 0, 1], ["a"] * 4, 100),  # one group
+        ([1.0, 0.0], [0, 1], None, 100),  # two images
+        ([3.0, 2.0, 1.0, 0.0], [0, 0, 1, 1], ["a", "a", "b", "b"], 100),  # each tier in one group
+        ([1.0, 2.0, 3.0], [1, 1, 1], None, 100),  # one tier
+        ([3.0, 2.0, 1.0, 0.0], [0, 1, 0, 1], None, 0),  # no rounds
+        ([], [], None, 100),
+    ],
+)
+def test_unknown_rather_than_made_up(scores: Any, tiers: Any, groups: Any, rounds: int) -> None:
+    assert accuracy_interval(scores, tiers, groups, rounds=rounds) is None
+
+
+def coverage(copies: int, use_groups: bool, trials: int = 100) -> float:
+    """Share of intervals that hold the true accuracy; each image stands ``copies`` times in its group."""
+    truth = stats.norm.cdf(1 / np.sqrt(2))  # P(N(1, 1) > N(0, 1))
+    rng = np.random.default_rng(11)
+    hits = 0
+    for trial in range(trials):
+        tiers = np.repeat(rng.permutation(np.repeat([0, 1], 25)), copies)
+        scores = (tiers == 0) + np.repeat(rng.normal(size=50), copies)
+        names = [str(i // copies) for i in range(len(tiers))] if use_groups else None
+        found = accuracy_interval(scores, tiers, names, rounds=100, seed=trial)
+        assert found is not None
+        hits += found.low <= truth <= found.high
+    return hits / trials
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say_and_groups_are_why() -> None:
+    assert 0.88 <= coverage(copies=1, use_groups=False) <= 0.99
+    assert 0.88 <= coverage(copies=4, use_groups=True) <= 0.99
+    assert coverage(copies=4, use_groups=False) < 0.75

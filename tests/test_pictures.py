@@ -10,11 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mirip_fast.evaluation.contact_sheet import write_contact_sheet
-from mirip_fast.evaluation.plot_text import NO_GLYPH, PlotFonts, fonts_for
+from mirip_fast.evaluation.plots import (
+    NO_GLYPH,
+    PlotFonts,
+    fonts_for,
+    plot_reliability,
+    write_contact_sheet,
+)
 from mirip_fast.evaluation.reliability import reliability
-from mirip_fast.evaluation.reliability_plot import plot_reliability
-from mirip_fast.evaluation.report_parts import Mistake
+from mirip_fast.evaluation.report import Mistake
 from mirip_fast.evaluation.text_table import display_width
 
 NAMES = [

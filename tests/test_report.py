@@ -7,11 +7,13 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from scipy import stats
+from test_metrics import listed_pairs, row_resamples, summed
 
 from mirip_fast.errors import ConfigError, DataError
 from mirip_fast.evaluation import metrics
-from mirip_fast.evaluation.intervals import bootstrap_over_groups
-from mirip_fast.evaluation.mistakes import worst_pairs
+from mirip_fast.evaluation.calibration import fit_calibration
+from mirip_fast.evaluation.reliability import reliability
 from mirip_fast.evaluation.report import evaluate
 from mirip_fast.evaluation.text_table import display_width
 
@@ -36,60 +38,92 @@ def judged(case, **changes):
     return evaluate(case.pop("scores"), case.pop("tiers"), **case)
 
 
-def test_figures_are_those_of_the_metrics():
+def test_figures_and_intervals_are_those_of_rows_that_are_repeated():
     case = make_case()
-    scores, tiers = case["scores"], case["tiers"]
-    within = metrics.codes_of(case["within"])
-    report = judged(case, ks=(5, 20), seed=4, confidence=0.9)
-    settings = {"rounds": 60, "seed": 4, "confidence": 0.9}
-    spread = bootstrap_over_groups(scores, tiers, case["groups"], **settings)
-    inside = bootstrap_over_groups(scores, tiers, case["groups"], within=within, **settings)
+    scores, tiers, n = case["scores"], case["tiers"], 80
+    grades = np.array([np.nan if g is None else g for g in case["tier_scores"]])
+    codes = metrics.codes_of(case["within"])
+    report = judged(case, ks=(5, 20), seed=4, confidence=0.9, rounds=40)
+    quota = metrics.tiers_by_quota(scores, tiers)
 
-    assert report.n_images == 80
+    def figures(rows):
+        s, t, g = scores[rows], tiers[rows], grades[rows]
+        kept = ~np.isnan(g)
+        every = listed_pairs(s, t, np.zeros(len(rows), int))
+        shares = {key[:2]: right / pairs for key, (right, pairs) in every.items()}
+        inside = listed_pairs(s, t, codes[rows])
+        values = summed(inside, lambda key: key[2])
+        whole = np.sum(list(inside.values()), axis=0)
+        confusion = metrics.confusion_matrix(t, quota[rows], 4)
+        return {
+            "pairwise_accuracy": metrics.pairwise_accuracy(s, t),
+            "macro_accuracy": np.mean(list(shares.values())),
+            "kendall_tau_b": stats.kendalltau(s, -t).statistic,
+            "spearman": stats.spearmanr(s[kept], g[kept]).statistic,
+            "within_accuracy": whole[0] / whole[1],
+            "within_macro_accuracy": np.mean([right / pairs for right, pairs in values.values()]),
+            "ndcg": metrics.ndcg_at_k(s, t, 5, 4),
+            "tiers": metrics.tier_accuracy(confusion),
+            "f1": metrics.macro_f1(confusion),
+            **{(NAMES[a], NAMES[b]): share for (a, b), share in shares.items()},
+            **{code: right / pairs for code, (right, pairs) in values.items()},
+        }
+
+    point = figures(np.arange(n))
+    drawn = [figures(rows) for rows in row_resamples(case["groups"], 40, 4)]
+    names = ("pairwise_accuracy", "macro_accuracy", "kendall_tau_b", "spearman",
+             "within_accuracy", "within_macro_accuracy")  # fmt: skip
+    found = {name: (getattr(report, name), getattr(report, f"{name}_interval")) for name in names}
+    found["ndcg"] = report.ndcg[5], report.ndcg_intervals[5]
+    found["tiers"] = report.by_quota.accuracy, report.by_quota.accuracy_interval
+    found["f1"] = report.by_quota.macro_f1, report.by_quota.macro_f1_interval
+    found |= {(row.name, row.worse): (row.accuracy, row.interval) for row in report.tier_pairs}
+    known = [value for value in case["within"] if value]
+    for row in report.within_values:
+        found[codes[case["within"].index(row.name)]] = row.accuracy, row.interval
+        assert row.name in known
+    assert found.keys() == point.keys()
+    for name, (value, interval) in found.items():
+        assert value == pytest.approx(point[name], abs=1e-12), name
+        low, high = np.quantile([each[name] for each in drawn if name in each], [0.05, 0.95])
+        assert (interval.low, interval.high) == pytest.approx((low, high), abs=1e-12), name
+
+    assert report.n_images == n and report.ndcg.keys() == {5, 20}
     assert report.tier_counts == tuple(np.bincount(tiers, minlength=4))
     named = {group for group in case["groups"] if group}
     assert report.n_groups == len(named) + case["groups"].count(None)
-    assert report.pairwise_accuracy == metrics.pairwise_accuracy(scores, tiers)
-    assert report.pairwise_accuracy_interval == spread.pairwise_accuracy
-    assert report.macro_accuracy == metrics.macro_pairwise_accuracy(scores, tiers)
-    assert report.macro_accuracy_interval == spread.macro_accuracy
-    assert report.within_accuracy == metrics.pairwise_accuracy(scores, tiers, within)
-    assert report.within_accuracy_interval == inside.pairwise_accuracy
-    assert report.kendall_tau_b == metrics.kendall_tau_b(scores, tiers)
-    assert report.kendall_tau_b_interval == spread.kendall_tau_b
-    assert report.ndcg == {k: metrics.ndcg_at_k(scores, tiers, k, 4) for k in (5, 20)}
-
-    accuracy, pairs = metrics.tier_pair_accuracy(scores, tiers, 4)
-    assert report.n_pairs == pairs.sum()
-    assert [(row.better, row.worse) for row in report.tier_pairs] == [
+    assert [(row.name, row.worse) for row in report.tier_pairs] == [
         ("S", "A"),
         ("S", "C"),
         ("A", "C"),
     ]
-    for row in report.tier_pairs:
-        cell = NAMES.index(row.better), NAMES.index(row.worse)
-        assert (row.pairs, row.accuracy) == (pairs[cell], accuracy[cell])
-        assert row.interval == spread.tier_pairs[cell]
-
-    graded = [i for i, grade in enumerate(case["tier_scores"]) if grade is not None]
-    grades = [case["tier_scores"][i] for i in graded]
-    assert report.spearman == metrics.spearman(scores[graded], grades)
-    assert report.spearman_images == len(graded) < 80
-
-    predicted = metrics.tiers_by_quota(scores, tiers)
-    assert report.tier_accuracy == np.mean(predicted == tiers)
-    assert np.array_equal(report.confusion, metrics.confusion_matrix(tiers, predicted, 4))
-    assert report.macro_f1 == metrics.macro_f1(np.array(report.confusion))
+    assert report.n_pairs == sum(row.pairs for row in report.tier_pairs)
+    assert report.within_pairs == sum(row.pairs for row in report.within_values)
+    assert report.spearman_images == (~np.isnan(grades)).sum() < n
 
 
-def test_pairs_within_are_counted():
+def test_groups_are_told_worst_first_and_without_intervals():
     case = make_case()
-    expected = sum(
-        a == b and a is not None and case["tiers"][i] < case["tiers"][j]
-        for i, a in enumerate(case["within"])
-        for j, b in enumerate(case["within"])
+    report = judged(case, groups=["a", None, "b", "", "a"] * 15 + ["c"] + ["d"] * 4)
+    rows = report.groups
+    assert {row.name for row in rows} == {"a", "b", "d"}  # c has one work only
+    accuracy, pairs = metrics.accuracy_by_group(
+        case["scores"], case["tiers"], np.array([0, 1, 2, 1, 0] * 15 + [1] * 5)
     )
-    assert judged(case).within_pairs == expected
+    (row,) = (row for row in rows if row.name == "a")
+    assert (row.images, row.pairs, row.accuracy) == (30, pairs[0], accuracy[0])
+    assert [row.accuracy for row in rows] == sorted(row.accuracy for row in rows)
+    plain = report.to_dict()["groups"][0]
+    assert plain.keys() == {"group", "images", "pairs", "accuracy"}
+    assert judged(case, groups=None).groups == judged(case, groups=["all"] * 80).groups == ()
+
+
+def test_a_tier_of_one_group_leaves_its_pairs_unknown():
+    tiers = [0, 0] + [1, 3] * 10
+    case = {"scores": np.arange(22.0) % 7, "tiers": tiers, "image_ids": ["x"] * 22}
+    report = judged(case, groups=["one", "one"] + [None] * 20)
+    assert [row.interval is None for row in report.tier_pairs] == [True, True, False]
+    assert report.pairwise_accuracy_interval is not None and report.n_groups == 21
 
 
 def only_plain(value):
@@ -175,7 +209,7 @@ def greedy(scores, tiers, k, within, cap):
         (scores[i] - scores[j], i, j)
         for i in range(len(scores))
         for j in range(len(scores))
-        if tiers[i] < tiers[j] and scores[j] > scores[i] and within[i] == within[j] >= 0
+        if tiers[i] < tiers[j] and scores[j] > scores[i] and within[i] == within[j] is not None
     ]
     shown, taken = Counter(), []
     for gap, i, j in sorted(wrong):
@@ -185,16 +219,19 @@ def greedy(scores, tiers, k, within, cap):
     return taken
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_worst_pairs_are_those_of_the_full_list(seed):
+@pytest.mark.parametrize("seed", range(20))
+def test_worst_mistakes_are_those_of_the_full_list(seed):
     rng = np.random.default_rng(seed)
-    n = int(rng.integers(2, 60))
-    tiers = rng.choice([0, 2, 3], n)
+    n = int(rng.integers(3, 60))
+    tiers = np.r_[0, 3, rng.choice([0, 2, 3], n - 2)]
     scores = rng.integers(0, 12, n) / 4 if seed % 2 else rng.normal(size=n)
-    within = rng.integers(-1, 3, n) if seed % 3 else np.zeros(n, int)
+    within = [(None, "a", "b", "c")[i] for i in rng.integers(0, 4, n)] if seed % 3 else ["a"] * n
+    case = {"scores": scores, "tiers": tiers, "image_ids": [str(i) for i in range(n)]}
+    report = judged(case, within=within, rounds=0)
     for k, cap in ((0, 1), (1, 1), (5, 1), (5, 2), (12, 3), (500, 2)):
-        found = worst_pairs(scores, tiers, k, within=within, max_per_image=cap)
-        assert [(p.better, p.worse, p.gap) for p in found] == greedy(scores, tiers, k, within, cap)
+        found = report.worst_mistakes(k, max_per_image=cap)
+        expected = greedy(scores, tiers, k, within, cap)
+        assert [(int(m.better_id), int(m.worse_id), m.gap) for m in found] == expected
 
 
 def test_mistakes_carry_names_tiers_and_scores():
@@ -212,11 +249,31 @@ def test_mistakes_carry_names_tiers_and_scores():
         report.worst_mistakes(-1)
 
 
-def test_mistakes_stay_within():
-    case = make_case()
-    value = dict(zip(case["image_ids"], case["within"], strict=True))
-    for mistake in judged(case).worst_mistakes(10):
-        assert value[mistake.better_id] == value[mistake.worse_id] is not None
+def test_the_report_holds_a_calibration_against_the_images():
+    rng = np.random.default_rng(0)
+    tiers = rng.integers(0, 4, 300)
+    scores = rng.normal(size=300) - tiers
+    known = fit_calibration(scores[:150], tiers[:150], NAMES, source="out-of-fold")
+    within = ["회화" if i % 3 else "조소" for i in range(150)]
+    case = {"scores": scores[150:], "tiers": tiers[150:], "image_ids": ["x"] * 150}
+    found = judged(case, calibration=known).probabilities
+    own = reliability(scores[150:], tiers[150:], known.temperature.value, rounds=60)
+    assert found.pairs == own
+    guess = known.tier_probabilities(scores[150:]).argmax(1)
+    assert found.tiers.accuracy == (guess == tiers[150:]).mean()
+    inside = judged(case, calibration=known, within=within).probabilities.pairs
+    codes = metrics.codes_of(within)
+    assert inside.pairs == reliability(scores[150:], tiers[150:], 1, within=codes, rounds=0).pairs
+    text = judged(case, calibration=known, seen=3).to_table()
+    assert "learned from 150 held-out works (out-of-fold)" in text and "too good" in text
+    assert "true \\ most probable" in text and "predicted  observed" in text
+    plain = judged(case, calibration=known).to_dict()["probabilities"]
+    assert plain["source"] == "out-of-fold" and plain["pairs"]["bins"][0].keys() == {
+        "low", "high", "pairs", "predicted", "observed", "interval",
+    }  # fmt: skip
+    few = fit_calibration(scores[:20], tiers[:20], NAMES, source="validation")
+    unknown = judged(case, calibration=few)
+    assert unknown.probabilities is None and "20 held-out works (validation)" in unknown.to_table()
 
 
 def test_importing_it_loads_nothing_heavy():

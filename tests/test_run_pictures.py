@@ -16,8 +16,7 @@ from PIL import Image
 from test_cli import TINY, make_data
 
 from mirip_fast.evaluation import plots
-from mirip_fast.evaluation.plot_style import tier_colours
-from mirip_fast.evaluation.plots import draw_report
+from mirip_fast.evaluation.plots import draw_report, tier_colours
 from mirip_fast.ranking.plots import plot_curves, read_curves
 from mirip_fast.training.run_folder import Run
 
@@ -69,7 +68,7 @@ def test_the_violins_are_given_the_scores_of_their_tier(
     plots.plot_scores_by_tier(tmp_path / "v.png", report, "made")
     assert [positions for positions, _ in given] == [[3], [2], [1], [0]]  # the best on top
     for tier, (_, scores) in enumerate(given):
-        np.testing.assert_array_equal(scores, report.judged.scores[report.judged.tiers == tier])
+        np.testing.assert_array_equal(scores, report.scores[report.tiers == tier])
 
 
 def test_tier_colours_grow_lighter() -> None:

@@ -12,7 +12,7 @@ from sklearn.linear_model import RidgeCV
 from sklearn.preprocessing import StandardScaler
 from test_cli import TINY, make_data
 
-from mirip_fast.evaluation.intervals import paired_bootstrap
+from mirip_fast.evaluation.bootstrap import paired_bootstrap
 from mirip_fast.ranking.baselines import ridge_scores
 from mirip_fast.training.run_folder import accept_files
 
@@ -78,8 +78,8 @@ def test_the_difference_is_that_of_the_paired_bootstrap(work: Path) -> None:
     models = [pick_model(Path(folder(work, name)), Path("runs")) for name in ("one", "twenty")]
     reports = [evaluate_split(model, "test", Config()).report for model in models]
     result = evaluate_side_by_side(models, "test", Config())
-    first, second = (np.asarray(report.judged.scores) for report in reports)
-    expected = paired_bootstrap(second, first, reports[0].judged.tiers)
+    first, second = (np.asarray(report.scores) for report in reports)
+    expected = paired_bootstrap(second, first, reports[0].tiers)
     assert result.rows[1].difference == expected
 
 

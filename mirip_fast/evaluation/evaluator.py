@@ -11,6 +11,7 @@ from torch import nn
 
 from mirip_fast.data.decode_pool import load_pictures
 from mirip_fast.errors import DataError, ImageError
+from mirip_fast.evaluation.metrics import listed_accuracy
 from mirip_fast.models.loss_checks import check_pairs, describe, one_column
 from mirip_fast.models.ranking_model import PairwiseRankingModel
 from mirip_fast.runtime import resolve_device
@@ -56,7 +57,7 @@ def score_pairs(
 
 
 class Evaluator:
-    """Judges a model by pairs of images.
+    """Evaluates a model by pairs of images.
 
     Args:
         model: any module whose ``forward(first images, second images)`` gives two scores, each [B] or [B, 1].
@@ -68,7 +69,7 @@ class Evaluator:
         self.model = model.to(self.device)
 
     def evaluate(self, loader: PairLoader) -> float:
-        """Pairwise accuracy in 0–1; a tie of scores counts ½, pairs judged equal do not count."""
+        """Pairwise accuracy in 0–1; a tie of scores counts ½, ties of the labels do not count."""
         accuracy: float = self.evaluate_detailed(loader)["accuracy"]
         return accuracy
 
@@ -88,28 +89,26 @@ class Evaluator:
             ValueError: scores or labels have another shape than [B] or [B, 1].
         """
         self.model.eval()
-        total = tied = 0
-        correct = margin_sum = 0.0
+        margins = [torch.empty(0, dtype=torch.float64)]
         for first, second, labels in loader:
             scores = score_pairs(self.model, first.to(self.device), second.to(self.device))
             score1, score2, signs = check_pairs(*scores, labels.to(scores[0].device))
-            margins = ((score1.double() - score2.double()) * signs)[signs != 0]
-            if not bool(margins.isfinite().all()):
+            margins.append(((score1.double() - score2.double()) * signs)[signs != 0].cpu())
+            if not bool(margins[-1].isfinite().all()):
                 raise DataError(
                     "the model gives scores that are not finite: no order follows from them"
                 )
-            total += margins.numel()
-            tied += int((margins == 0).sum())
-            correct += float((margins > 0).sum() + 0.5 * (margins == 0).sum())
-            margin_sum += float(margins.sum())
+        listed = torch.cat(margins).numpy()
+        total, tied = len(listed), int((listed == 0).sum())
         if total == 0:
             raise DataError("there is no pair of a better and a worse image to evaluate on")
+        correct = int((listed > 0).sum()) + tied / 2
         return {
             "total_pairs": total,
             "correct_predictions": int(correct) if correct == int(correct) else correct,
             "tied_predictions": tied,
-            "accuracy": correct / total,
-            "mean_margin": margin_sum / total,
+            "accuracy": listed_accuracy(listed),
+            "mean_margin": float(listed.mean()),
         }
 
 
@@ -133,7 +132,7 @@ def batch_compare(
         one where the scores are equal) and confidence (absolute difference of the scores).
 
     Raises:
-        ImageError: a file can not be decoded; names it.
+        ImageError: a file cannot be decoded; names it.
         ValueError: the model gives something else than two scores.
     """
     target = resolve_device(device)

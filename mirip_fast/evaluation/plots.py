@@ -1,34 +1,55 @@
-"""The pictures of a report: scores by tier, confusion matrix, accuracy by tier pair, group and within.
+"""The pictures of an evaluation: figures of a report, and the worst mistakes side by side.
 
-Each function draws one PNG file from a report and says in its title whose figures they are and how many
-works they rest on.
+Each function draws one PNG file and says in its title whose figures they are and how many works they rest on.
+Figures are matplotlib objects of their own; nothing touches pyplot's global state or opens a window. Colours
+are such that colour-blind people tell them apart. Names of files are drawn with fonts that have them:
+matplotlib's own font has no Korean, Chinese or Japanese letters and no emoji, so fonts of the machine that do
+are looked for; a letter that none has becomes □.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mirip_fast.evaluation.intervals import Interval
-from mirip_fast.evaluation.plot_style import (
-    GREY,
-    MAIN,
-    SECOND,
-    new_figure,
-    save_figure,
-    tier_colours,
-)
-from mirip_fast.evaluation.plot_text import fonts_for
-from mirip_fast.evaluation.reliability_plot import plot_reliability
-from mirip_fast.evaluation.report import Report
+from mirip_fast.data.decode_pool import load_pictures
+from mirip_fast.errors import ImageError
+from mirip_fast.evaluation.reliability import Reliability
+from mirip_fast.evaluation.report import Mistake, Report, Row
+from mirip_fast.evaluation.text_table import printable, shorten
+from mirip_fast.files import write_atomically
+from mirip_fast.runtime import our_cores
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+#: Blue and orange of the Okabe–Ito palette (Okabe & Ito 2008, Color Universal Design).
+MAIN, SECOND = "#0072b2", "#d55e00"
+GREY = "#767676"
+
+_BEST, _LOWEST = (0x17, 0x73, 0x6B), (0xC3, 0x9A, 0x6B)  # teal to sand, differing in lightness too
+
+#: Stands for a letter that no font of this machine has.
+NO_GLYPH = "□"
+
+_BASE = "DejaVu Sans"  # comes with matplotlib
+_LAST_RESORT = "Last Resort"  # has a frame for every character, and a picture of none
+# Joiners and variation selectors have no picture of their own.
+_INVISIBLE = frozenset("\u200d\ufe0e\ufe0f")
 
 _MANY_TIERS = 7  # more of them make a matrix of the tier pairs, in place of one line each
 _LINES = 40  # of groups or within values in one picture
-_NAME_CELLS = 36  # terminal cells of a name beside its line
+_LABEL_CELLS = 36  # terminal cells of a name beside its line
 _SWARM = 12  # tiers of fewer works show each work as a point in place of a shape
+_THUMBNAIL = 320  # pixels, the longer side
+_NAME_CELLS = 30  # width of a name below its picture
+_PAIRS_PER_LINE = 2
 
 
 def draw_report(report: Report, folder: Path, stem: str, about: str) -> list[Path]:
@@ -38,7 +59,7 @@ def draw_report(report: Report, folder: Path, stem: str, about: str) -> list[Pat
         report: the figures.
         folder: where the files go.
         stem: their names' beginning.
-        about: which images were judged, for the titles.
+        about: which images were evaluated, for the titles.
 
     Returns:
         The files written.
@@ -55,19 +76,14 @@ def draw_report(report: Report, folder: Path, stem: str, about: str) -> list[Pat
         files.append(folder / f"{stem}_reliability.png")
         title = f"{about}\nprobabilities learned from {known.images} works ({known.source})"
         plot_reliability(files[-1], known.pairs, title)
-    rows = [
-        (f"{row.group} ({row.images} works)", row.pairs, row.accuracy, row.interval)
-        for row in report.groups
-    ]
-    if len(rows) > 1:
+    if len(report.groups) > 1:
         title = "Works of a group against all others, right order"
         path = folder / f"{stem}_groups.png"
-        files.append(_plot_shares(path, rows, title, about, report))
+        files.append(_plot_shares(path, report.groups, title, about, report))
     values = sorted(report.within_values, key=lambda row: row.accuracy)
     if len(values) > 1:
-        lines = [(row.value, row.pairs, row.accuracy, row.interval) for row in values]
         title = "Pairs inside the same within value in the right order"
-        files.append(_plot_shares(folder / f"{stem}_within.png", lines, title, about, report))
+        files.append(_plot_shares(folder / f"{stem}_within.png", values, title, about, report))
     return files
 
 
@@ -83,7 +99,7 @@ def plot_scores_by_tier(path: Path, report: Report, about: str) -> Path:
     axes = figure.subplots()
     places = np.arange(len(names))[::-1]
     for tier, colour in enumerate(tier_colours(len(names))):
-        scores = report.judged.scores[report.judged.tiers == tier]
+        scores = report.scores[report.tiers == tier]
         if not len(scores):
             axes.annotate("no work", (0.5, places[tier]), xycoords=axes.get_yaxis_transform(),
                           ha="center", va="center", color=GREY, fontsize=9)  # fmt: skip
@@ -132,46 +148,46 @@ def plot_confusion(path: Path, report: Report, about: str) -> Path:
 def plot_tier_pairs(path: Path, report: Report, about: str) -> Path:
     """Pairwise accuracy of each tier against each worse one: lines with intervals, or a matrix of many."""
     if len(report.tier_names) <= _MANY_TIERS:
-        rows = [
-            (f"{row.better} over {row.worse}", row.pairs, row.accuracy, row.interval)
-            for row in report.tier_pairs
-        ]
-        return _plot_shares(path, rows, "Pairs of two tiers in the right order", about, report)
+        title = "Pairs of two tiers in the right order"
+        return _plot_shares(path, report.tier_pairs, title, about, report)
     place = {name: i for i, name in enumerate(report.tier_names)}
     shares = np.full((len(place), len(place)), np.nan)
     for row in report.tier_pairs:
-        shares[place[row.better], place[row.worse]] = row.accuracy
+        shares[place[row.name], place[str(row.worse)]] = row.accuracy
     figure, axes = _matrix(shares, report.tier_names, label="share of pairs in the right order")
     axes.set(xlabel="worse tier", ylabel="better tier")
     _title(figure, "Pairs of two tiers in the right order (empty: no pair)", about)
     return save_figure(figure, path)
 
 
-def _plot_shares(
-    path: Path,
-    rows: Sequence[tuple[str, int, float, Interval | None]],
-    title: str,
-    about: str,
-    report: Report,
-) -> Path:
-    """One line per (name, pairs, share, interval), with the mark of chance and of all pairs together."""
+def _plot_shares(path: Path, rows: Sequence[Row], title: str, about: str, report: Report) -> Path:
+    """One line per row, with the mark of chance and of all pairs together."""
     shown, left = rows[:_LINES], len(rows) - _LINES
-    fonts = fonts_for([name for name, *_ in shown])
+    names = [
+        row.name
+        + ("" if row.worse is None else f" over {row.worse}")
+        + ("" if row.images is None else f" ({row.images} works)")
+        for row in shown
+    ]
+    fonts = fonts_for(names)
     figure = new_figure(8, 1.9 + 0.3 * len(shown))
     axes = figure.subplots()
     places = np.arange(len(shown))[::-1]
-    for place, (_, _, share, interval) in zip(places, shown, strict=True):
-        if interval is not None:
-            axes.plot([interval.low, interval.high], [place] * 2, color=MAIN, linewidth=2)
-        axes.plot([share], [place], "o", color=MAIN, markersize=6)
+    for place, row in zip(places, shown, strict=True):
+        if row.interval is not None:
+            axes.plot([row.interval.low, row.interval.high], [place] * 2, color=MAIN, linewidth=2)
+        axes.plot([row.accuracy], [place], "o", color=MAIN, markersize=6)
     axes.axvline(0.5, color=GREY, linestyle=":", label="chance")
     overall = report.pairwise_accuracy
     axes.axvline(overall, color=SECOND, linestyle="--", linewidth=1, label=f"all {overall:.1%}")
-    labels = [f"{fonts.text(name, _NAME_CELLS)}  n = {pairs:,}" for name, pairs, *_ in shown]
+    labels = [
+        f"{fonts.text(name, _LABEL_CELLS)}  n = {row.pairs:,}"
+        for name, row in zip(names, shown, strict=True)
+    ]
     axes.set_yticks(places, labels, family=list(fonts.families), parse_math=False, fontsize=9)
     axes.xaxis.set_major_formatter("{x:.0%}")
-    known = any(interval is not None for *_, interval in shown)
-    level = f"; bars: {100 * report.confidence:g} % interval" if known else "; intervals unknown"
+    known = any(row.interval is not None for row in shown)
+    level = f"; bars: {100 * report.confidence:g} % interval" if known else ""
     axes.set(ylim=(-0.7, len(shown) - 0.3), xlabel=f"share of n pairs in the right order{level}")
     axes.margins(x=0.04)
     axes.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
@@ -201,3 +217,198 @@ def _title(figure: Any, title: str, about: str) -> None:
     fonts = fonts_for([about])
     figure.suptitle(f"{title}\n{fonts.text(about, 90)}", fontsize=11, parse_math=False,
                     family=list(fonts.families))  # fmt: skip
+
+
+def plot_reliability(path: Path, pairs: Reliability, title: str) -> None:
+    """Draw a reliability diagram and the number of pairs in each bin into a PNG file.
+
+    Each pair counts half in each orientation, so the right half mirrors the left.
+
+    Args:
+        path: the PNG file.
+        pairs: predicted probabilities against observed frequencies.
+        title: whose they are.
+    """
+    figure = new_figure(6, 7.6)
+    fonts = fonts_for([title])
+    lines = "\n".join(fonts.text(line, 76) for line in title.split("\n"))
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    upper.plot((0, 1), (0, 1), color=GREY, linestyle=":", label="observed as predicted")
+    level = "" if pairs.interval is None else f"{100 * pairs.interval.confidence:g} % interval"
+    label: str | None = f"observed{level and f', {level} over groups'}"
+    for part in pairs.bins:
+        if part.predicted is None or part.observed is None:
+            continue
+        below = above = 0.0
+        if part.interval is not None:
+            # A resampled share may lie to one side of the share itself: a bar has no negative length.
+            below = max(0.0, part.observed - part.interval.low)
+            above = max(0.0, part.interval.high - part.observed)
+        for x, y, span in (
+            (part.predicted, part.observed, ((below,), (above,))),
+            (1 - part.predicted, 1 - part.observed, ((above,), (below,))),
+        ):
+            upper.errorbar(x, y, yerr=span, fmt="o", color=MAIN, capsize=3, label=label)
+            label = None
+        for left in (part.low, 1 - part.high):
+            width = part.high - part.low
+            lower.bar(left, part.pairs / 2, width, align="edge", color=MAIN, edgecolor="white")
+    known = "interval unknown"
+    if pairs.interval is not None:
+        known = f"{level} {pairs.interval.low:.3f} – {pairs.interval.high:.3f}"
+    upper.set_title(
+        f"{lines}\nexpected calibration error {pairs.ece:.3f} ({known})",
+        fontsize=9,
+        parse_math=False,
+        family=list(fonts.families),
+    )
+    upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="share of pairs in which a is better")
+    upper.legend(fontsize=8, loc="lower right")
+    upper.grid(alpha=0.3)
+    lower.set(xlabel="predicted: P(a beats b)", ylabel="pairs")
+    save_figure(figure, path)
+
+
+def write_contact_sheet(
+    path: Path, mistakes: Sequence[Mistake], images: Mapping[str, Path], title: str
+) -> None:
+    """Draw wrongly ordered pairs into a PNG file, the work that should be higher on the left.
+
+    A work that can not be read any more is drawn as an empty frame with the reason.
+
+    Args:
+        path: the PNG file.
+        mistakes: one or more, the worst first.
+        images: image id → file.
+        title: the line above all.
+    """
+    files = {name: images[name] for m in mistakes for name in (m.better_id, m.worse_id)}
+    tiers = {tier for m in mistakes for tier in (m.better_tier, m.worse_tier)}
+    fonts = fonts_for([title, NO_GLYPH, *tiers, *(file.name for file in files.values())])
+    workers = min(len(files), our_cores())
+    shown = dict(
+        zip(files, load_pictures(files.values(), _THUMBNAIL, workers=workers), strict=True)
+    )
+    lines = -(-len(mistakes) // _PAIRS_PER_LINE)
+    figure = new_figure(13, 3.3 * lines + 0.7)
+    figure.suptitle(fonts.text(title, 110), family=list(fonts.families), parse_math=False)
+    note = (
+        ""
+        if _all_drawn(files, fonts)
+        else f"  {NO_GLYPH}: no font of this machine has the letter (the JSON file has the names)."
+    )
+    figure.supxlabel(
+        "Left: the better tier, but the lower score. Right: the worse tier, but the higher score."
+        + note,
+        fontsize=9,
+    )
+    frames = figure.subplots(lines, 2 * _PAIRS_PER_LINE, squeeze=False).ravel()
+    for axes in frames[2 * len(mistakes) :]:
+        axes.set_axis_off()
+    for number, mistake in enumerate(mistakes):
+        left, right = frames[2 * number : 2 * number + 2]
+        left.set_title(f"{number + 1}. gap {mistake.gap:.3g}", fontsize=10, loc="left")
+        sides = (
+            (left, mistake.better_id, mistake.better_tier, mistake.better_score),
+            (right, mistake.worse_id, mistake.worse_tier, mistake.worse_score),
+        )
+        for axes, name, tier, score in sides:
+            caption = f"tier {fonts.text(tier, 12)}, score {score:.3g}"
+            _draw(axes, files[name], shown[name], fonts, caption)
+    save_figure(figure, path, dpi=100)
+
+
+def _draw(
+    axes: Any, file: Path, picture: Image | ImageError, fonts: PlotFonts, caption: str
+) -> None:
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_color("lightgrey")
+    if isinstance(picture, ImageError):
+        axes.set(xlim=(0, 1), ylim=(0, 1))
+        axes.text(0.5, 0.5, fonts.text(f"not readable: {picture}", 40), ha="center", parse_math=False,
+                  family=list(fonts.families), fontsize=8)  # fmt: skip
+    else:
+        axes.imshow(np.asarray(picture))
+    axes.text(
+        0.5, -0.02, f"{fonts.text(file.name, _NAME_CELLS)}\n{caption}", transform=axes.transAxes,
+        ha="center", va="top", fontsize=9, family=list(fonts.families), parse_math=False,
+    )  # fmt: skip
+
+
+def _all_drawn(files: Mapping[str, Path], fonts: PlotFonts) -> bool:
+    return not any(NO_GLYPH in fonts.text(file.name, 10_000) for file in files.values())
+
+
+def tier_colours(count: int) -> list[str]:
+    """One colour per tier, best first: from dark teal to light sand."""
+    steps = [i / max(1, count - 1) for i in range(count)]
+    mixed = (
+        [round(a + (b - a) * step) for a, b in zip(_BEST, _LOWEST, strict=True)] for step in steps
+    )
+    return ["#{:02x}{:02x}{:02x}".format(*rgb) for rgb in mixed]
+
+
+def new_figure(width: float, height: float) -> Any:
+    """An empty figure; width and height in inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save_figure(figure: Any, path: Path, *, dpi: int = 120) -> Path:
+    """Write a figure as a PNG file, whole or not at all; returns ``path``."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=dpi)
+    write_atomically(path, lambda stream: stream.write(picture.getvalue()))
+    return path
+
+
+@dataclass(frozen=True)
+class PlotFonts:
+    """Font families to draw with, in order of preference, and the characters that they have."""
+
+    families: tuple[str, ...]
+    has: frozenset[int]
+
+    def text(self, name: str, width: int) -> str:
+        """``name`` as drawable text of at most ``width`` terminal cells, cut in the middle with «…»."""
+        shown = "".join(
+            ch if ord(ch) in self.has else NO_GLYPH
+            for ch in printable(name)
+            if ch not in _INVISIBLE
+        )
+        return shorten(shown, width)
+
+
+def fonts_for(names: Iterable[str]) -> PlotFonts:
+    """Fonts that together have as many of the characters of ``names`` as this machine offers."""
+    from matplotlib import font_manager
+
+    wanted = {ord(ch) for name in names for ch in printable(name) if ch not in _INVISIBLE}
+    families = [_BASE]
+    has = _characters(font_manager.findfont(_BASE))
+    lacking = wanted - has
+    tried = set()
+    for entry in font_manager.fontManager.ttflist if lacking else ():
+        if entry.name in tried or entry.style != "normal" or entry.name.startswith(_LAST_RESORT):
+            continue
+        tried.add(entry.name)
+        more = _characters(entry.fname)
+        if lacking & more:
+            families.append(entry.name)
+            has |= more
+            lacking -= more
+            if not lacking:
+                break
+    return PlotFonts(tuple(families), frozenset(has))
+
+
+def _characters(path: str) -> set[int]:
+    """Code points of a font file; none where it can not be drawn with (fonts of coloured bitmaps)."""
+    from matplotlib.ft2font import FT2Font
+
+    try:
+        return set(FT2Font(path).get_charmap())
+    except (OSError, RuntimeError) as error:
+        logging.getLogger(__name__).debug("%s: %s", path, error)
+        return set()

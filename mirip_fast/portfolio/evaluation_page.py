@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from mirip_fast.config import Config
-from mirip_fast.evaluation.intervals import FEW_GROUPS, Interval
-from mirip_fast.evaluation.report import Report
-from mirip_fast.evaluation.report_parts import Mistake
-from mirip_fast.evaluation.temperature import pair_probability
+from mirip_fast.evaluation.bootstrap import FEW_GROUPS, Interval
+from mirip_fast.evaluation.calibration import pair_probability
+from mirip_fast.evaluation.report import Mistake, Report, Row
 from mirip_fast.evaluation.text_table import printable
 from mirip_fast.features.command import default_workers
 from mirip_fast.files import write_atomically
@@ -117,19 +116,19 @@ def _figures(report: Report) -> dict[str, Any]:
         "seen": report.seen,
         "measures": {name: _measure(*both) for name, both in measures.items()},
         "violins": tier_curves(
-            report.judged.scores,
-            report.judged.tiers,
+            report.scores,
+            report.tiers,
             [printable(name) for name in report.tier_names],
         ),
         "confusion": [] if judged is None else [list(row) for row in judged.confusion],
         "byQuota": most_probable is None,
         "tierPairs": [
-            _share(None, row, better=printable(row.better), worse=printable(row.worse))
+            _share(None, row, better=printable(row.name), worse=printable(str(row.worse)))
             for row in report.tier_pairs
         ],
-        "groups": [_share(row.group, row, works=row.images) for row in report.groups],
+        "groups": [_share(row.name, row, works=row.images) for row in report.groups],
         "within": [
-            _share(row.value, row)
+            _share(row.name, row)
             for row in sorted(report.within_values, key=lambda row: row.accuracy)
         ],
         "probabilities": None
@@ -137,7 +136,7 @@ def _figures(report: Report) -> dict[str, Any]:
         else {
             "source": known.source,
             "images": known.images,
-            "remarks": [printable(text) for text in known.remarks],
+            "warnings": [printable(text) for text in known.warnings],
             "bins": [] if pairs is None else [asdict(part) for part in pairs.bins],
             "overconfidence": None if pairs is None else pairs.overconfidence,
         },
@@ -150,8 +149,7 @@ def _measure(value: float | None, interval: Interval | None) -> dict[str, float 
     return {"value": value, "low": low, "high": high}
 
 
-def _share(name: str | None, row: Any, **more: Any) -> dict[str, Any]:
-    """A row with ``pairs``, ``accuracy`` and ``interval``."""
+def _share(name: str | None, row: Row, **more: Any) -> dict[str, Any]:
     return {
         "name": None if name is None else printable(name),
         "pairs": row.pairs,
@@ -234,8 +232,8 @@ def _mistake(
     known = report.probabilities
     chance = None
     if known is not None:
-        heat = float("inf") if known.temperature is None else known.temperature
-        chance = round(float(pair_probability(mistake.gap, heat)), 4)
+        temperature = float("inf") if known.temperature is None else known.temperature
+        chance = round(float(pair_probability(mistake.gap, temperature)), 4)
     return {
         "better": side(mistake.better_id, mistake.better_tier, mistake.better_score),
         "worse": side(mistake.worse_id, mistake.worse_tier, mistake.worse_score),

@@ -208,7 +208,7 @@ def _about(done: RankDone) -> dict[str, Any]:
         "tiers": [printable(name) for name in known.tier_names],
         "source": None if known.source == "none" else known.source,
         "heldOut": known.images,
-        "remarks": [printable(text) for text in known.remarks()],
+        "remarks": [printable(text) for text in known.warnings()],
         "within": known.within and printable(known.within),
         # Divides a difference of scores; 0 stands for an infinite one: every pair is even.
         "sharpness": None if heat is None else 0 if math.isinf(heat) else 1 / heat,

@@ -88,7 +88,7 @@ class RankDone:
             "held_out": {
                 "source": known.source,
                 "images": known.images,
-                "remarks": known.remarks(),
+                "remarks": known.warnings(),
             },
             "rank_intervals": {
                 "confidence": CONFIDENCE,

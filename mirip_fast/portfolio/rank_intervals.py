@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mirip_fast.evaluation.pair_counts import FloatArray, IntArray
+from mirip_fast.evaluation.metrics import FloatArray, IntArray
 
 #: Fewer heads than this give no interval: `train --bootstrap` is meant to make at least so many.
 MIN_HEADS = 50

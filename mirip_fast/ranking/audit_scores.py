@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from mirip_fast.evaluation.metrics import tiers_by_quota
+from mirip_fast.evaluation.metrics import PairCounter, ratio, tiers_by_quota
 from mirip_fast.ranking.audit_images import AuditImage, finding_about
 from mirip_fast.ranking.findings import Finding
 from mirip_fast.ranking.held_out import HeldOut
@@ -17,29 +17,14 @@ def contradictions(scores: NDArray[np.float64], tiers: NDArray[np.int64]) -> NDA
     """[n]: the share, 0 to 1, of comparisons with images of other tiers that each image's score gets wrong.
 
     Wrong is a score above that of an image of a better tier, or below that of a worse one; equal scores
-    are half wrong. NaN where all images have one tier. O(n log n) per tier.
+    are half wrong. NaN where all images have one tier.
 
     Args:
         scores: [n], higher is better.
         tiers: [n], 0 is the best.
     """
-    wrong = np.zeros(len(scores))
-    compared = np.zeros(len(scores))
-    for tier in np.unique(tiers).tolist():
-        own = np.sort(scores[tiers == tier])
-        below = np.searchsorted(own, scores, side="left")
-        above = len(own) - np.searchsorted(own, scores, side="right")
-        equal = len(own) - below - above
-        better_tier, worse_tier = (
-            tiers > tier,
-            tiers < tier,
-        )  # of the images compared with this tier
-        wrong += np.where(better_tier, below + equal / 2, 0) + np.where(
-            worse_tier, above + equal / 2, 0
-        )
-        compared += np.where(tiers != tier, len(own), 0)
-    with np.errstate(invalid="ignore"):
-        return wrong / np.where(compared > 0, compared, np.nan)
+    right, compared = PairCounter(scores, tiers).by_image()
+    return 1 - ratio(right, compared)
 
 
 def disagreements(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mirip_fast.config import Config
 from mirip_fast.errors import MiripError
-from mirip_fast.evaluation.intervals import Interval, paired_bootstrap
+from mirip_fast.evaluation.bootstrap import Interval, paired_bootstrap
 from mirip_fast.evaluation.report import Report
 from mirip_fast.models.gp import normal_scores
 from mirip_fast.ranking.graded import GradedImages, load_split
@@ -90,7 +90,7 @@ def compare_with_baselines(
         config: the cache folder, and the rounds of the bootstrap.
         own_test: whether they are the test split of the model's run.
     """
-    inside = report.judged.within is not None and report.within_accuracy is not None
+    inside = report.within is not None and report.within_accuracy is not None
     accuracy = report.within_accuracy if inside else report.pairwise_accuracy
     interval = report.within_accuracy_interval if inside else report.pairwise_accuracy_interval
     assert accuracy is not None
@@ -108,9 +108,9 @@ def compare_with_baselines(
     def against(baseline: Baseline, score: Callable[[], NDArray[np.floating]]) -> Baseline:
         try:
             done = paired_bootstrap(
-                report.judged.scores, score(), report.judged.tiers,
+                report.scores, score(), report.tiers,
                 [record.group for record in works.manifest.records],
-                within=report.judged.within, finer=not report.tier_names,
+                within=report.within, finer=not report.tier_names,
                 rounds=config.evaluate.bootstrap_rounds,
             )  # fmt: skip
         except MiripError as error:

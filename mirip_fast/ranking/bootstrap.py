@@ -25,13 +25,14 @@ from numpy.typing import NDArray
 
 from mirip_fast.config import Config
 from mirip_fast.errors import DataError, TrainingError
+from mirip_fast.evaluation.metrics import PairCounter
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.models.model_info import ModelInfo
 from mirip_fast.models.numpy_head import NumpyHead
 from mirip_fast.ranking.folds import units_of
 from mirip_fast.ranking.graded import GradedImages
 from mirip_fast.ranking.head_files import Member, save_bootstrap
-from mirip_fast.ranking.head_tasks import HeadTask, pair_accuracy
+from mirip_fast.ranking.head_tasks import HeadTask
 from mirip_fast.ranking.held_out import HeldOut, load_held_out
 from mirip_fast.ranking.many_heads import train_heads
 from mirip_fast.ranking.rows import Rows
@@ -199,7 +200,7 @@ class _Reference:
         return member, (self._accuracy(scores, index), self._accuracy(own, index))
 
     def _accuracy(self, scores: NDArray[np.float64], index: Index) -> float:
-        return pair_accuracy(scores, -self.rows.tiers[index])
+        return PairCounter(scores, self.rows.tiers[index]).accuracy()
 
 
 def bootstrap_config(config: Config) -> Config:

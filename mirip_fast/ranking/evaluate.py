@@ -18,10 +18,8 @@ from mirip_fast.data.image_files import is_unchanged
 from mirip_fast.data.manifest import only_graded, read_manifest
 from mirip_fast.data.records import DataOptions
 from mirip_fast.errors import DataError, StoreError
-from mirip_fast.evaluation.contact_sheet import write_contact_sheet
-from mirip_fast.evaluation.plots import draw_report
-from mirip_fast.evaluation.report import Report, evaluate
-from mirip_fast.evaluation.report_parts import Mistake
+from mirip_fast.evaluation.plots import draw_report, write_contact_sheet
+from mirip_fast.evaluation.report import Mistake, Report, evaluate
 from mirip_fast.features.command import settings_of
 from mirip_fast.features.embed import Progress
 from mirip_fast.files import write_json

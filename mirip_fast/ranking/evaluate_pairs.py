@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.config import Config
+from mirip_fast.evaluation.bootstrap import bootstrap
+from mirip_fast.evaluation.metrics import listed_accuracy
 from mirip_fast.ranking.graded import load_split
 from mirip_fast.ranking.judged_pairs import load_judged_pairs
 from mirip_fast.ranking.rows import ListedPairs, open_store
@@ -106,19 +108,13 @@ def agreement(
     """
     one, other = pairs.images.T
     weight = pairs.weight * np.abs(pairs.label)
-    right = (1 + np.sign(scores[one] - scores[other]) * pairs.label) / 2
-    accuracy = float((weight * right).sum() / weight.sum())
-    count = int(groups.max()) + 1
-    if not rounds or count < 2:
-        return accuracy, None
-    rng = np.random.default_rng(seed)
-    values = []
-    for _ in range(rounds):
-        times = np.bincount(rng.integers(count, size=count), minlength=count)
-        drawn = weight * times[groups[one]] * times[groups[other]]
-        if drawn.sum() > 0:
-            values.append((drawn * right).sum() / drawn.sum())
-    if not values:
-        return accuracy, None
-    low, high = np.quantile(values, [0.025, 0.975])
-    return accuracy, (float(low), float(high))
+    margins = (scores[one] - scores[other]) * pairs.label
+    if int(groups.max()) < 1:
+        rounds = 0
+
+    def statistic(times: NDArray[np.int64]) -> dict[str, float]:
+        return {"accuracy": listed_accuracy(margins, weight * times[one] * times[other])}
+
+    interval = bootstrap(statistic, groups, rounds=rounds, seed=seed).get("accuracy")
+    span = None if interval is None else (interval.low, interval.high)
+    return listed_accuracy(margins, weight), span

@@ -98,12 +98,10 @@ class Runner:
             self.stopping.best_epoch = epoch
             return last
         val = self.task.val
-        accuracy = pair_accuracy(
-            scores,
-            higher_is_better(self._rows, self.loss)[val],
-            self.loss.min_gap,
-            self._within[val] if self._within is not None else None,
-        )
+        labels = torch.from_numpy(higher_is_better(self._rows, self.loss)[val])
+        groups = None if self._within is None else torch.from_numpy(self._within[val])
+        found = label_accuracy(torch.from_numpy(scores), labels, self.loss.min_gap, groups)
+        accuracy = float("nan") if found is None else found
         best = self.stopping.update(accuracy, epoch)
         self.finished = last or self.stopping.should_stop
         return best
@@ -120,22 +118,3 @@ class Batches:
 
     index: list[Index]
     rng: np.random.Generator
-
-
-def pair_accuracy(
-    scores: NDArray[np.floating],
-    labels: NDArray[np.generic],
-    min_gap: float = 0.0,
-    within: NDArray[np.int64] | None = None,
-) -> float:
-    """Share (0–1) of the pairs in the right order, by tiers or finer labels; NaN without a pair.
-
-    Args:
-        scores: [n].
-        labels: [n], higher is better.
-        min_gap: smallest difference of labels that makes a pair.
-        within: [n]; only pairs inside one value count. None: all pairs.
-    """
-    groups = None if within is None else torch.from_numpy(within)
-    found = label_accuracy(torch.from_numpy(scores), torch.from_numpy(labels), min_gap, groups)
-    return float("nan") if found is None else found

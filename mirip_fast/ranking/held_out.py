@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.errors import DataError
-from mirip_fast.evaluation.report import ranks
+from mirip_fast.evaluation.metrics import ranks
 from mirip_fast.files import has_file, read_csv, write_csv
 from mirip_fast.ranking.graded import GradedImages
 

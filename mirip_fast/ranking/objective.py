@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from mirip_fast.config import TrainConfig
 from mirip_fast.data.csv_reader import counted
 from mirip_fast.errors import ConfigError, DataError
+from mirip_fast.evaluation.metrics import listed_accuracy
 from mirip_fast.models.allpairs import label_accuracy
 from mirip_fast.models.head import RankingHead
 from mirip_fast.models.losses import PairLoss, count_pairs, pair_loss
@@ -321,10 +322,9 @@ def _listed_accuracy(
 ) -> float | None:
     """Share (0–1), by weight, of pairs [p, 2] in the right order; ties are left aside, equal scores ½."""
     verdict = label.cpu().double()
-    difference = torch.sign(scores[:, 0] - scores[:, 1]).cpu().double() * verdict
-    weights = weight.cpu().double() * verdict.abs()
-    whole = float(weights.sum())
-    return float(((1 + difference) / 2 * weights).sum()) / whole if whole > 0 else None
+    margins = (scores[:, 0] - scores[:, 1]).detach().cpu().double() * verdict
+    found = listed_accuracy(margins.numpy(), (weight.cpu().double() * verdict.abs()).numpy())
+    return None if math.isnan(found) else found
 
 
 def _check(config: TrainConfig, within: bool) -> None:

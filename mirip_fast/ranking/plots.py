@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mirip_fast.evaluation.plot_style import GREY, MAIN, SECOND, new_figure, save_figure
+from mirip_fast.evaluation.plots import GREY, MAIN, SECOND, new_figure, save_figure
 from mirip_fast.files import read_json
 from mirip_fast.training.run_folder import FOLDS_FILE, Run
 

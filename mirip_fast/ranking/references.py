@@ -101,8 +101,8 @@ def write_calibration(
         judged=None if judged is None else judged.better_first,
     )  # fmt: skip
     save_calibration(model.checkpoint, calibration)
-    for remark in calibration.remarks():
-        log.info("Probabilities %s" if calibration.unknown else "Calibration: %s", remark)
+    for warning in calibration.warnings():
+        log.info("Probabilities %s" if calibration.unknown else "Calibration: %s", warning)
     return calibration
 
 

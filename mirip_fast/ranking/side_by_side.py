@@ -11,7 +11,7 @@ import numpy as np
 
 from mirip_fast.config import Config
 from mirip_fast.errors import DataError
-from mirip_fast.evaluation.intervals import Interval, PairedDifference, paired_bootstrap
+from mirip_fast.evaluation.bootstrap import Interval, PairedDifference, paired_bootstrap
 from mirip_fast.evaluation.metrics import codes_of
 from mirip_fast.evaluation.text_table import format_table
 from mirip_fast.ranking.evaluate import evaluate_split
@@ -98,7 +98,7 @@ def evaluate_side_by_side(models: Sequence[ScoreModel], split: str, config: Conf
     for model, part in zip(models, parts, strict=True):
         report = evaluate_split(model, split, config).report
         place = {sha: i for i, sha in enumerate(part.hashes)}
-        scores = np.asarray(report.judged.scores)[[place[sha] for sha in first.hashes]]
+        scores = np.asarray(report.scores)[[place[sha] for sha in first.hashes]]
         difference = None
         if rows:
             difference = paired_bootstrap(

@@ -15,19 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from mirip_fast.errors import TrainingError
-from mirip_fast.evaluation.intervals import (
-    Interval,
-    bootstrap_over_groups,
-    paired_bootstrap,
-)
-from mirip_fast.evaluation.metrics import codes_of
+from mirip_fast.evaluation.bootstrap import Interval, accuracy_interval, paired_bootstrap
+from mirip_fast.evaluation.metrics import PairCounter, codes_of
 from mirip_fast.evaluation.text_table import format_table
-from mirip_fast.models.losses import count_pairs
-from mirip_fast.ranking.head_tasks import pair_accuracy
 from mirip_fast.ranking.search_space import Cell, cell_text
 from mirip_fast.ranking.sweep_fits import CellFits
 
@@ -197,14 +190,13 @@ def compare_cells(
     rows = []
     for i in good:
         scores = fits[i].scores.reshape(-1).astype(np.float64)
-        whole = bootstrap_over_groups(scores, **repeated)
         paired = paired_bootstrap(scores, fits[0].scores.reshape(-1), **repeated)
         rows.append(
             SweepRow(
                 number=i,
                 cell=cells[i],
                 accuracy=paired.first,
-                interval=whole.pairwise_accuracy,
+                interval=accuracy_interval(scores, **repeated),
                 difference=paired.difference,
                 difference_interval=paired.interval,
                 spread=float(np.nanstd(by_fit[i])),
@@ -240,7 +232,8 @@ def accuracies(fit: CellFits, graded: Graded) -> NDArray[np.float64]:
         index = graded.fold_of == fold
         within = None if graded.within is None else graded.within[index]
         for seed, scores in enumerate(fit.scores):
-            result[seed, fold] = pair_accuracy(scores[index], -graded.tiers[index], 0.0, within)
+            counter = PairCounter(scores[index], graded.tiers[index], within=within)
+            result[seed, fold] = counter.accuracy()
     return result
 
 
@@ -272,8 +265,9 @@ def _pairs_by_fold(graded: Graded) -> NDArray[np.int64]:
     counts = np.zeros(folds, dtype=np.int64)
     for fold in range(folds):
         index = graded.fold_of == fold
-        within = None if graded.within is None else torch.from_numpy(graded.within[index])
-        counts[fold] = count_pairs(torch.from_numpy(graded.tiers[index]), within)
+        within = None if graded.within is None else graded.within[index]
+        counter = PairCounter(np.zeros(int(index.sum())), graded.tiers[index], within=within)
+        counts[fold] = counter.table()[1].sum()
     return counts
 
 

@@ -53,7 +53,7 @@ function notes() {
     line(say("noteIntervalsHere"));
     if (report.fewGroups) line(say("noteFewGroups", { n: report.groupCount.toLocaleString(language) }), "warning");
     if (report.unknown) lines.push(make("li", { lang: "en", text: `Probabilities ${report.unknown}` }));
-    for (const remark of report.probabilities?.remarks ?? []) lines.push(make("li", { lang: "en", text: remark }));
+    for (const warning of report.probabilities?.warnings ?? []) lines.push(make("li", { lang: "en", text: warning }));
   }
   line(say("noteUse"));
   return make("ul", { class: "notes" }, ...lines);
@@ -72,7 +72,7 @@ function* sections() {
     if (report.groups.length > 1) yield part("groups", groupRows(report));
     if (report.within.length > 1) yield part("within", withinRows(report), { column: report.withinColumn });
     const known = report.probabilities;
-    if (known && known.bins.some(({ said }) => said !== null)) {
+    if (known && known.bins.some(({ predicted }) => predicted !== null)) {
       yield part("reliability", [key(["", say("cameTrue")], ["chance", say("perfect")]), reliabilityChart(known.bins)],
         { n: known.images.toLocaleString(language), source: say(`source_${known.source}`) });
     }

@@ -64,14 +64,14 @@ function learningChart(what) {
 function reliabilityChart(bins) {
   const lines = [{ points: [[0, 0], [1, 1]], className: "chance" }];
   const dots = [];
-  for (const bin of bins.filter(({ said }) => said !== null)) {
+  for (const bin of bins.filter(({ predicted }) => predicted !== null)) {
     for (const turn of [(value) => value, (value) => 1 - value]) {
-      const x = turn(bin.said);
+      const x = turn(bin.predicted);
       if (bin.interval !== null) {
         lines.push({ points: [[x, turn(bin.interval.low)], [x, turn(bin.interval.high)]], className: "" });
       }
-      dots.push({ x, y: turn(bin.came_true), className: "",
-        title: say("binHint", { said: percent(x), true: percent(turn(bin.came_true)), n: bin.pairs.toLocaleString(language) }) });
+      dots.push({ x, y: turn(bin.observed), className: "",
+        title: say("binHint", { said: percent(x), true: percent(turn(bin.observed)), n: bin.pairs.toLocaleString(language) }) });
     }
   }
   const axis = (name) => ({ low: 0, high: 1, marks: [0, 0.25, 0.5, 0.75, 1], write: percent, name });
