@@ -18,6 +18,7 @@ from mirip_fast.features.backbone_files import BackboneSpec, find_backbone
 from mirip_fast.features.embed import Settings, embed
 from mirip_fast.features.engine import SpeedReport
 from mirip_fast.features.outcomes import Outcome
+from mirip_fast.features.pooling import pool_tokens
 from mirip_fast.features.recipe import Recipe, make_recipe
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.runtime import usable_cores
@@ -101,11 +102,12 @@ class Stub(Backbone):
         """Nothing but the first pixel is looked at."""
         return images.permute(0, 3, 1, 2)
 
-    def tokens(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def features(self, pixels: torch.Tensor, kinds: Sequence[str]) -> dict[str, torch.Tensor]:
         """The same token everywhere, but for the first pixel."""
         n, side = len(pixels), pixels.shape[-1] // self.spec.patch_size
         cls = self._token + pixels[:, 0, 0, :1].float()
-        return cls, cls.view(n, 1, 1, -1).expand(n, side, side, -1)
+        patches = cls.view(n, 1, 1, -1).expand(n, side, side, -1)
+        return {kind: pool_tokens(kind, cls, patches) for kind in kinds}
 
 
 def bare_decode(paths: Sequence[Path], size: int) -> list[np.ndarray]:

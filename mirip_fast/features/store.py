@@ -89,7 +89,8 @@ class Series:
         self._sorted = np.empty(0, "S32"), np.empty(0, np.int64)  # hashes, and the row of each
         self._new: dict[bytes, int] = {}  # rows that came since
 
-    def __len__(self) -> int:
+    def count(self) -> int:
+        """How many different contents have a row."""
         return len(np.unique(self._sorted[0])) + len(self._new)
 
     def find(self, hashes: Sequence[bytes]) -> NDArray[np.int64]:
@@ -250,17 +251,17 @@ class FeatureStore:
     def shards(self, series: str) -> list[Shard]:
         """The shards of a series, by part and number."""
         known = self.indexes().get(series)
-        return [known.shards[i] for i in known.live] if known else []
+        return [] if known is None else [known.shards[i] for i in known.live]
 
     def rows(self, series: str, hashes: Sequence[bytes]) -> NDArray[np.int64]:
         """[n] global row of each content hash, −1 where the series has none."""
         known = self.indexes().get(series)
-        return known.find(hashes) if known else np.full(len(hashes), -1, np.int64)
+        return np.full(len(hashes), -1, np.int64) if known is None else known.find(hashes)
 
     def count(self, series: str) -> int:
         """How many different images have a row."""
         known = self.indexes().get(series)
-        return len(known) if known else 0
+        return 0 if known is None else known.count()
 
     def free_slots(self, series: str) -> dict[int, int]:
         """How many rows fit into the shards that are there, by the part that fills them."""
@@ -284,7 +285,7 @@ class FeatureStore:
     def valid_hashes(self, series: str) -> set[bytes]:
         """The content hashes that have a row."""
         known = self.indexes().get(series)
-        return known.hashes() if known else set()
+        return set() if known is None else known.hashes()
 
     def read(self, series: str, rows: NDArray[np.int64], *, finite: bool = True) -> NDArray[Any]:
         """Features of the given rows.
