@@ -185,7 +185,7 @@ def _tell_what_it_rests_on(done: RankDone) -> None:
             if process is not None and len(process.told)
             else "where the graders may put a work: their scatter around what the model had said of graded "
             "works without their group"
-            if process is not None
+            if done.model.knows_grades
             else f"ranks by {done.heads} heads trained on resampled groups; covers training works and "
             "views, not disagreement of graders"
         )

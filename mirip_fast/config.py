@@ -164,20 +164,22 @@ class HeadConfig:
 
     features: str = option(
         "auto",
-        "What the head sees: the CLS token, the mean of the patch tokens, or both side by side (auto: "
-        "both where both are stored; a Gaussian process chooses among all stored layers).",
-        choices=("auto", "cls", "mean", "cls+mean"),
+        "What the head sees: cls (the CLS token), mean (of the patch tokens), or kinds joined by +, also of "
+        "other blocks, such as cls_9+cls (auto: cls+mean where both are stored; a Gaussian process chooses "
+        "among all stored layers).",
     )
     projector_hidden_dim: int = option(512, "Width of the projector's hidden layer.", low=1)
     projector_output_dim: int = option(256, "Width of the projector's output.", low=1)
     score_hidden_dim: int = option(64, "Width of the score head's hidden layer.", low=1)
     projector_dropout: float = option(0.1, "Dropout in projector and score head.", low=0, high=0.99)
-    readout: str | None = option(
-        None,
-        "What learns from the rows: gp (a Gaussian process: no setting to choose, seconds) or head "
-        "(projector and score head with the pairwise loss); auto: gp, or head where a setting is "
-        "given that only a head heeds, or a file of 1,000 judged pairs and more.",
-        choices=("gp", "head"),
+    readout: str = option(
+        "usual",
+        "What learns from the rows: gp (a Gaussian process: no setting to choose, seconds), head (projector "
+        "and score head with the pairwise loss), attention (such a head over learned queries that look at "
+        "patch tokens, which `embed --patches grid:7` keeps), auto (the best of these by cross-validation), "
+        "ensemble (all of them, averaged); usual: gp, or head where a setting is given that only a head "
+        "heeds, or a file of 1,000 judged pairs and more.",
+        choices=("usual", "gp", "head", "attention", "auto", "ensemble"),
     )
 
 

@@ -13,7 +13,7 @@ from mirip_fast_cli.main import run
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from test_cli import draw, make_data
-from test_train_gp import rows_of
+from test_readouts import rows_of
 
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.models.numpy_head import NumpyHead

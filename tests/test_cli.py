@@ -424,7 +424,7 @@ def mirip(*arguments: str, **options: object) -> subprocess.Popen[str]:
 @pytest.mark.parametrize(
     ("stopped_in", "options", "said"),
     [
-        ("mirip_fast.ranking.train_gp.GaussianProcess.fit", [], "the same command begins it again"),
+        ("mirip_fast.ranking.readouts.GaussianProcess.fit", [], "the same command begins it again"),
         ("mirip_fast.ranking.train.HeadFit.run", ["--readout", "head"], "the same command begins it again"),
         ("mirip_fast.ranking.train.finish_run", ["--readout", "head"], "--resume latest` goes on from there"),
     ],

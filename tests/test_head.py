@@ -9,7 +9,7 @@ from torch import nn
 
 from mirip_fast.config import HeadConfig
 from mirip_fast.errors import CheckpointError
-from mirip_fast.models.head import Projector, RankingHead, ScoreHead
+from mirip_fast.models.head import Projector, RankingHead, ScoreHead, attend
 from mirip_fast.models.numpy_head import NumpyHead
 
 NARROW = HeadConfig(projector_hidden_dim=40, projector_output_dim=16, score_hidden_dim=8)
@@ -87,6 +87,28 @@ def test_numpy_head_equals_torch_on_trained_looking_weights(scale: float) -> Non
     scores = numpy_of(head)(features.numpy().astype(np.float16))
     assert np.ptp(expected) > 0 or scale == 0
     np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-4 if scale > 1 else 1e-5)
+
+
+def test_a_head_attends_by_its_formula() -> None:
+    """Two tokens that stay and five that eight queries look at, with torch and without."""
+    head = RankingHead(0, NARROW, (16, 2)).eval()
+    rows = torch.randn(6, 7 * 16)
+    tokens = rows.reshape(6, 7, 16)
+    with torch.no_grad():
+        untrained = torch.cat([rows[:, :32], tokens[:, 2:].mean(1)], dim=1)
+        torch.testing.assert_close(attend(rows, head.queries, 2), untrained)
+        head.queries.normal_(std=3)
+        parts = [rows[:, :32]]
+        for q, query in enumerate(head.queries):
+            looks = torch.softmax(tokens[:, 2:] @ query / 4, dim=1)
+            parts.append((looks[..., None] * tokens[:, 2:, 2 * q : 2 * q + 2]).sum(1))
+        expected = head.score_head(head.projector(torch.cat(parts, dim=1)))
+        torch.testing.assert_close(head(rows), expected)
+    small = numpy_of(head)
+    np.testing.assert_allclose(small(rows.numpy()), expected.numpy(), rtol=1e-4, atol=1e-5)
+    assert small.attention == (16, 2)
+    with pytest.raises(CheckpointError, match="rows of 48 numbers, and as many more patch tokens"):
+        small(np.zeros((3, 50), np.float32))
 
 
 def test_rows_of_another_width_are_refused() -> None:

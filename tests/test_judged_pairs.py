@@ -228,11 +228,11 @@ def test_what_learns_from_judged_pairs_is_told(
 ) -> None:
     monkeypatch.chdir(by_process)
     pairs = ["train", "--head-only", "--pairs", "pairs.csv", "--output-dir", "others", *LARGER]
-    monkeypatch.setattr("mirip_fast.ranking.train_gp.FEW_PAIRS", 20)
+    monkeypatch.setattr("mirip_fast.ranking.readouts.FEW_PAIRS", 20)
     assert run([*pairs, "--debug"]) == 0
     err = capfd.readouterr().err
     assert "judged pairs are enough for one" in err and err.count("435 judged pairs; used") == 1
-    monkeypatch.setattr("mirip_fast.ranking.train_gp.MOST_PAIRS", 50)
+    monkeypatch.setattr("mirip_fast.ranking.readouts.MOST_PAIRS", 50)
     for wrong, said in (
         (["--readout", "gp"], "learns from at most 50; leave it out"),
         (["--label", "tier_score"], "--label goes with --pairs all"),

@@ -35,11 +35,11 @@ SHIFT = "score_head.layers.3.bias"
 NOTHING = np.empty(0, np.int64)
 
 
-def heads(count: int) -> list[RankingHead]:
+def heads(count: int, attention: tuple[int, int] | None = None) -> list[RankingHead]:
     made = []
     for seed in range(count):
         torch.manual_seed(seed)
-        head = RankingHead(5, NARROW).double()
+        head = RankingHead(5, NARROW, attention).double()
         for parameter in head.parameters():  # norms and biases that are not 1 and 0
             parameter.data += 0.3 * torch.randn_like(parameter)
         made.append(head)
@@ -61,11 +61,17 @@ def subset(data: Rows, index: np.ndarray) -> Rows:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("training", [False, True])
-def test_stacked_layers_are_the_layers_of_each_head(training: bool) -> None:
-    alone = heads(3)
+@pytest.mark.parametrize(
+    ("training", "attention", "width"),
+    [(False, None, 5), (True, None, 5), (True, (4, 1), 24)],
+    ids=["scoring", "training", "attention"],
+)
+def test_stacked_layers_are_the_layers_of_each_head(
+    training: bool, attention: tuple[int, int] | None, width: int
+) -> None:
+    alone = heads(3, attention)
     stack = StackedHeads([head.state_dict() for head in alone], [0.1, 0.5, 0.0])
-    features = torch.randn(3, 7, 5, dtype=torch.float64)
+    features = torch.randn(3, 7, width, dtype=torch.float64)
     counts = [7, 4, 5] if training else [7, 7, 7]
     noise = [torch.Generator().manual_seed(i) for i in range(3)] if training else []
     scores = stack(features, noise, counts)

@@ -8,6 +8,7 @@ they are the last block's. Middle layers hold what the last one has given up: te
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -129,14 +130,20 @@ def head_kinds(features: str) -> tuple[str, ...]:
     return tuple(features.split("+"))
 
 
+def is_patches(kind: str) -> bool:
+    """Whether a kind keeps several patch tokens of an image apart: a grid, or all of them."""
+    return kind.startswith(("grid", "patch"))
+
+
 def head_input(parts: list[NDArray[np.floating]]) -> NDArray[np.float32]:
     """Join the kinds a head looks at into its input: the one place where that is done.
 
     Args:
-        parts: per kind [..., D], in the order of :func:`head_kinds`.
+        parts: per kind [n, *kind_shape], in the order of :func:`head_kinds`.
 
     Returns:
-        [..., len(parts) · D], float32.
+        [n, T · D], float32: the T tokens of all kinds behind each other.
     """
-    joined = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+    flat = [part.reshape(len(part), math.prod(part.shape[1:])) for part in parts]
+    joined = flat[0] if len(flat) == 1 else np.concatenate(flat, axis=-1)
     return np.ascontiguousarray(joined, dtype=np.float32)

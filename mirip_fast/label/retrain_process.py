@@ -27,10 +27,10 @@ from mirip_fast.models.preference import fit_pairs
 from mirip_fast.ranking.graded import graded_of_dataset, left_out
 from mirip_fast.ranking.judged_pairs import read_judged_pairs
 from mirip_fast.ranking.objective import pairs_files
+from mirip_fast.ranking.readouts import FEW_PAIRS, MOST_WORKS
 from mirip_fast.ranking.rows import open_store
 from mirip_fast.ranking.scorer import load_score_model
 from mirip_fast.ranking.train import Request, train_head
-from mirip_fast.ranking.train_gp import FEW_PAIRS, MOST_WORKS
 from mirip_fast.settings import config_from_dict
 
 
@@ -44,7 +44,7 @@ def training_config(config: Config, pairs: Path) -> Config:
 def train_once(config: Config, source: Path, hashes: list[bytes]) -> dict[str, Any]:
     """Learn from the judgements and score works; nothing is kept.
 
-    A few judgements (:data:`mirip_fast.ranking.train_gp.FEW_PAIRS`) are learned by a Gaussian process of
+    A few judgements (:data:`mirip_fast.ranking.readouts.FEW_PAIRS`) are learned by a Gaussian process of
     preferences, more by a head, as ``train --pairs`` does; but here from the works of the train split alone,
     so that those of val and test measure.
 

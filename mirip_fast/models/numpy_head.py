@@ -18,6 +18,7 @@ HEAD_FILE = "head.safetensors"
 
 _LAYER_NORM_EPS = 1e-5  # torch.nn.LayerNorm's default
 _L2_EPS = 1e-12  # torch.nn.functional.normalize's default
+_CHUNK = 1 << 25  # numbers of rows that go through at a time
 
 
 class NumpyHead:
@@ -36,12 +37,21 @@ class NumpyHead:
         absent = [name for name in names if name not in arrays]
         if absent:
             raise CheckpointError(f"no head in these arrays: {', '.join(absent)} missing")
+        names += [name for name in ("queries",) if name in arrays]
         self.arrays = {name: np.asarray(arrays[name], dtype=np.float32) for name in names}
 
     @property
     def input_dim(self) -> int:
-        """D, the numbers per feature row that this head expects."""
+        """Numbers that the projector expects."""
         return int(self.arrays["projector.layers.0.weight"].shape[1])
+
+    @property
+    def attention(self) -> tuple[int, int] | None:
+        """(D numbers per token, tokens that stay) of a head that attends to patch tokens; else None."""
+        if "queries" not in self.arrays:
+            return None
+        width = self.arrays["queries"].shape[1]
+        return width, self.input_dim // width - 1
 
     def __call__(self, features: NDArray[np.floating]) -> NDArray[np.float32]:
         """[n, D] features → [n] scores, higher is better; rows go through in chunks.
@@ -49,15 +59,32 @@ class NumpyHead:
         Raises:
             CheckpointError: the features have another width than the head.
         """
-        if features.ndim != 2 or features.shape[1] != self.input_dim:
+        width = features.shape[1] if features.ndim == 2 else 0
+        token = self.attention[0] if self.attention else self.input_dim
+        fits = width >= self.input_dim and width % token == 0
+        if not (fits if self.attention else width == self.input_dim):
+            more = f", and as many more patch tokens of {token}" if self.attention else ""
             raise CheckpointError(
-                f"the head expects rows of {self.input_dim} numbers, not {features.shape[1:]}"
+                f"the head expects rows of {self.input_dim} numbers{more}, not {features.shape[1:]}"
             )
-        chunks = range(0, len(features), 8192)
-        scores = [self._score(np.asarray(features[i : i + 8192], np.float32)) for i in chunks]
+        step = min(8192, max(1, _CHUNK // width))
+        chunks = range(0, len(features), step)
+        scores = [self._score(np.asarray(features[i : i + step], np.float32)) for i in chunks]
         return np.concatenate(scores) if scores else np.empty(0, np.float32)
 
+    def _attend(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """:func:`mirip_fast.models.head.attend`."""
+        queries, (d, single) = self.arrays["queries"], self.attention or (0, 0)
+        tokens = x[:, single * d :].reshape(len(x), -1, d)
+        maps = np.matmul(queries, tokens.transpose(0, 2, 1)) / np.float32(d**0.5)
+        maps = np.exp(maps - maps.max(axis=-1, keepdims=True))
+        maps /= maps.sum(axis=-1, keepdims=True)
+        parts = tokens.reshape(len(x), -1, len(queries), d // len(queries))
+        taken = np.einsum("nqt,ntqc->nqc", maps, parts).reshape(len(x), d)
+        return np.concatenate([x[:, : single * d], taken], axis=1)
+
     def _score(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        x = self._attend(x) if self.attention else x
         x = self._norm(self._linear(x, "projector.layers.0"), "projector.layers.1")
         x = self._norm(self._linear(_gelu(x), "projector.layers.4"), "projector.layers.5")
         x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), _L2_EPS)

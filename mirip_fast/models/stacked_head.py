@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mirip_fast.models.head import attend
+
 _FIRST, _FIRST_NORM = "projector.layers.0", "projector.layers.1"
 _SECOND, _SECOND_NORM = "projector.layers.4", "projector.layers.5"
 _HIDDEN, _SCORE = "score_head.layers.0", "score_head.layers.3"
@@ -51,6 +53,10 @@ class StackedHeads:
         Returns:
             [H, B].
         """
+        if "queries" in self.weights:
+            queries = self.weights["queries"]
+            kept = self.weights[f"{_FIRST}.weight"].shape[-1] // queries.shape[-1] - 1
+            features = attend(features, queries, kept)
         hidden = functional.gelu(self._norm(self._linear(features, _FIRST), _FIRST_NORM))
         hidden = self._drop(hidden, noise, rows)
         unit = functional.normalize(self._norm(self._linear(hidden, _SECOND), _SECOND_NORM), dim=-1)

@@ -115,7 +115,7 @@ def write_model(model: ScoreModel, folder: Path, cache_dir: Path) -> list[str]:
             dataclasses.replace(m, info=None if m.info is None else shareable(m.info))
             for m in model.members
         ]
-        path = save_ensemble(folder, members, info)
+        path = save_ensemble(folder, members, info, model.errors)
     for source, place in _own_backbones(model).items():
         _copy_backbone(source, folder / place)
     known = []
@@ -131,7 +131,7 @@ def write_model(model: ScoreModel, folder: Path, cache_dir: Path) -> list[str]:
     if heads is not None:
         save_bootstrap(path, heads, info)
         known.append(f"intervals of ranks by {len(heads)} bootstrap heads")
-    elif process is not None:
+    elif model.knows_grades:
         known.append("intervals of ranks")
     try:
         anchors = find_anchors(model, cache_dir)

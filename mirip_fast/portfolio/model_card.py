@@ -14,6 +14,8 @@ from typing import Any
 from mirip_fast.errors import DataError
 from mirip_fast.features.pooling import layer_of
 from mirip_fast.files import read_json
+from mirip_fast.models.gp import GaussianProcess
+from mirip_fast.models.numpy_head import NumpyHead
 from mirip_fast.ranking.graded import GradedImages, load_split
 from mirip_fast.ranking.scorer import ScoreModel
 from mirip_fast.settings import config_from_dict
@@ -78,17 +80,27 @@ def _readout(model: ScoreModel) -> str:
     if model.process is not None:
         return "a Gaussian process"
     members = len(model.members)
+    heads = [member.head for member in model.members if isinstance(member.head, NumpyHead)]
+    what = "head" if heads[0].attention is None else "head that attends to patch tokens"
     if members == 1:
-        return "one head"
-    return f"an ensemble of {members} heads, whose scores are averaged"
+        return f"one {what}"
+    if len(heads) < members:
+        return (
+            f"an ensemble of a Gaussian process and {len(heads)} heads, whose scores are averaged"
+        )
+    return f"an ensemble of {members} {what.replace('head', 'heads', 1)}, whose scores are averaged"
 
 
 def _kind(model: ScoreModel) -> str:
     folder = model.checkpoint.resolve().parent
     if folder in Path(model.info.embed.backbone).resolve().parents:
         return "a head and the backbone that was fine-tuned with it, both in this folder"
-    small = "a small head" if model.process is None else "a Gaussian process"
+    small = "a Gaussian process" if _has_process(model) else "a small head"
     return f"{small} on the features of a frozen backbone, which is not part of this folder"
+
+
+def _has_process(model: ScoreModel) -> bool:
+    return any(isinstance(member.head, GaussianProcess) for member in model.members)
 
 
 def _kept_of_works(model: ScoreModel) -> str:
@@ -110,7 +122,7 @@ _TOKENS = {"cls": "the CLS token", "mean": "the mean of the patch tokens"}
 def _tokens_text(kind: str) -> str:
     kind, _, number = kind.partition("@")
     token, layer = kind.partition("_")[0], layer_of(kind)
-    text = _TOKENS[token] + (f" after block {layer}" if layer else "")
+    text = _TOKENS.get(token, "patch tokens") + (f" after block {layer}" if layer else "")
     return text + (f" of backbone {number}" if number else "")
 
 

@@ -84,7 +84,7 @@ def occlusion_map(
     Args:
         backbone: on its device; the head is moved there.
         head: what scores.
-        features: what the head sees: ``cls``, ``mean`` or ``cls+mean``.
+        features: what the head sees, such as ``cls+mean``.
         square: [S, S, 3] the picture as the backbone sees it, 0–255, S a multiple of the patch size.
         detail: see :func:`regions`.
         batch_size: pictures per forward pass; halved where the memory is too small.
@@ -106,7 +106,7 @@ def occlusion_map(
         rows = backbone.features(pixels, ("cls", *kinds))
         if not first_tokens:  # the first picture is the uncovered one
             first_tokens.append(rows["cls"][0].float().cpu().numpy())
-        joined = torch.cat([rows[kind] for kind in kinds], dim=-1)
+        joined = torch.cat([rows[kind].flatten(1) for kind in kinds], dim=-1)
         found: list[float] = head(joined).double().cpu().tolist()
         progress(len(batch))
         return found

@@ -213,7 +213,7 @@ def _about(done: RankDone) -> dict[str, Any]:
         # Divides a difference of scores; 0 stands for an infinite one: every pair is even.
         "sharpness": None if heat is None else 0 if math.isinf(heat) else 1 / heat,
         "heads": done.heads,
-        "byProcess": model.process is not None,
+        "byProcess": model.knows_grades,
         "byPairs": model.process is not None and len(model.process.told) > 0,
         "confidence": CONFIDENCE,
         "noIntervals": done.no_intervals and printable(done.no_intervals),

@@ -216,7 +216,7 @@ def compare_images(
     calibration = load_calibration(model)
     chance = calibration.pair_probability(scored.scores[0] - scored.scores[1])
     interval, draws, no_interval = None, None, None
-    if model.process is None:  # else the probability has all that is not known in it
+    if not model.knows_grades:  # else the probability has all that is not known in it
         draws, no_interval = _draws(model, scored)
     if chance is not None and draws is not None:
         by_head = calibration.pair_probability(draws[:, 0] - draws[:, 1])

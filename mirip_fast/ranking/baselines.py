@@ -14,6 +14,7 @@ from mirip_fast.config import Config
 from mirip_fast.errors import MiripError
 from mirip_fast.evaluation.bootstrap import Interval, paired_bootstrap
 from mirip_fast.evaluation.report import Report
+from mirip_fast.features.pooling import is_patches
 from mirip_fast.models.gp import normal_scores
 from mirip_fast.ranking.graded import GradedImages, load_split
 from mirip_fast.ranking.rows import open_store, read_features
@@ -181,8 +182,9 @@ def _ridge_scores(model: ScoreModel, works: GradedImages, cache_dir: Path) -> ND
     if len(learned) > MOST:
         learned = learned.subset(np.sort(np.random.default_rng(0).permutation(len(learned))[:MOST]))
     store = open_store(cache_dir, model.info)
+    features = "+".join(kind for kind in model.info.kinds if not is_patches(kind))
     rows, new = (
-        read_features(store, part.hashes, model.info.features, model.info.views).mean(axis=1)
+        read_features(store, part.hashes, features, model.info.views).mean(axis=1)
         for part in (learned, works)
     )
     y = normal_scores(learned.tiers) if learned.has_tiers else learned.tier_scores

@@ -14,6 +14,7 @@ from mirip_fast.ranking.rows import Rows
 # to keep; larger pieces go back to the system after each pass, and every page of theirs is fetched anew
 # (100,000 rows in one piece: 800,000 page faults, a quarter of the time). A GPU likes them large.
 _CPU_ROWS, _GPU_ROWS = 1_024, 65_536
+_NUMBERS = 1 << 28  # numbers at a time, at most: rows of patch tokens are wide
 
 
 @dataclass(frozen=True)
@@ -103,4 +104,5 @@ def score_one_view(
 
 
 def _at_a_time(features: torch.Tensor) -> int:
-    return _CPU_ROWS if features.device.type == "cpu" else _GPU_ROWS
+    most = _CPU_ROWS if features.device.type == "cpu" else _GPU_ROWS
+    return max(16, min(most, _NUMBERS // features.shape[-1]))

@@ -86,7 +86,7 @@ class HeadFit:
         self.objective = Objective(settings, tiers, train)
         self.train, self.val = DeviceRows.of(train, device), DeviceRows.of(val, device)
         self._train_sample = self.train.sample(_TRAIN_SAMPLE, settings.seed)
-        self.head = RankingHead(train.input_dim, config.head).to(device)
+        self.head = RankingHead(train.input_dim, config.head, train.attention).to(device)
         self.averaging = Averaging(
             self.head, ema_decay=settings.ema_decay, swa_start=settings.swa_start
         )

@@ -10,10 +10,12 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mirip_fast.config import SplitConfig
 from mirip_fast.data.csv_reader import counted
 from mirip_fast.data.stratify import join_units, stratify
 from mirip_fast.errors import ConfigError, DataError
@@ -93,6 +95,26 @@ def leave_out(
                 "than two tiers: there is no pair to compare. Ask for fewer --folds or another --val-ratio."
             )
     return dataclasses.replace(images, splits=tuple(splits.tolist()))
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Indices of the images of one fold's training, inner validation and left-out part."""
+
+    train: NDArray[np.int64]
+    val: NDArray[np.int64]
+    left_out: NDArray[np.int64]
+
+
+def folds_of(images: GradedImages, fold_of: NDArray[np.int64], split: SplitConfig) -> list[Fold]:
+    """Every fold of :func:`assign_folds`, its rest divided as :func:`leave_out` does."""
+    share = split.val_ratio / (split.train_ratio + split.val_ratio)
+    folds = []
+    for number in range(int(fold_of.max()) + 1):
+        seen = leave_out(images, fold_of, number, val_share=share, seed=split.split_seed).splits
+        train, val = (np.flatnonzero([name == part for name in seen]) for part in ("train", "val"))
+        folds.append(Fold(train, val, np.flatnonzero(fold_of == number)))
+    return folds
 
 
 def units_of(images: GradedImages) -> NDArray[np.int64]:

@@ -32,7 +32,7 @@ from mirip_fast.features.phase_one import open_hashes
 from mirip_fast.features.recipe import View
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.files import read_csv, write_csv
-from mirip_fast.ranking.rows import ListedPairs, Rows, read_features
+from mirip_fast.ranking.rows import ListedPairs, Rows, with_features
 from mirip_fast.text import nfc
 
 log = logging.getLogger(__name__)
@@ -182,9 +182,7 @@ class GradedImages:
             StoreError: features are missing.
         """
         labels = self.labels(within, label=label, pairs=pairs)
-        return dataclasses.replace(
-            labels, features=read_features(store, self.hashes, features, views)
-        )
+        return with_features(labels, store, self.hashes, features, views)
 
 
 def graded_of_dataset(

@@ -3,7 +3,8 @@
 - ``head.safetensors`` beside a checkpoint: the same head;
 - ``gp.safetensors``: a Gaussian process in place of a head;
 - ``ensemble.safetensors``: the heads of all folds, stacked, each with the mean and spread of its held-out
-  scores, and with the backbone it belongs to where each has one of its own;
+  scores, and with the backbone it belongs to where each has one of its own; or members of several kinds, each
+  with the columns of a row that it looks at;
 - ``bootstrap.safetensors``: heads trained on resampled groups, stacked, each with the line that brings its
   scores to the unit of the run's own.
 
@@ -31,6 +32,8 @@ from mirip_fast.training.run_folder import BEST, ENSEMBLE, PROCESS, Run, fold_na
 #: File in a run's folder.
 BOOTSTRAP_FILE = "bootstrap.safetensors"
 
+_ERRORS = "errors"
+
 Arrays = Mapping[str, NDArray[np.floating]]
 
 
@@ -44,15 +47,19 @@ class Member:
             score as it is.
         info: what it looks at, where it was trained together with a backbone of its own; None: what
             the whole model looks at.
+        columns: (first, end) of the parts of a row that it looks at; None: the whole row.
     """
 
     head: NumpyHead | GaussianProcess
     mean: float = 0.0
     spread: float = 1.0
     info: ModelInfo | None = None
+    columns: tuple[tuple[int, int], ...] | None = None
 
     def __call__(self, features: NDArray[np.floating]) -> NDArray[np.float32]:
         """[n, D] features → [n] scores, higher is better."""
+        if self.columns is not None:
+            features = np.hstack([features[:, first:end] for first, end in self.columns])
         scores: NDArray[np.float32] = (self.head(features) - np.float32(self.mean)) / np.float32(
             self.spread
         )
@@ -86,19 +93,34 @@ def load_head(checkpoint: Path) -> tuple[ModelInfo, Member] | None:
     return _info(about, path), Member(NumpyHead(arrays))
 
 
-def save_ensemble(folder: Path, members: Sequence[Member], info: ModelInfo) -> Path:
-    """Write the heads of an ensemble; returns the file.
+def save_ensemble(
+    folder: Path,
+    members: Sequence[Member],
+    info: ModelInfo,
+    errors: NDArray[np.float64] | None = None,
+) -> Path:
+    """Write the members of an ensemble; returns the file.
 
     Args:
         folder: the run's folder.
         members: the heads with the mean and spread of their held-out scores.
         info: what they expect of their input, but for those that say so themselves.
+        errors: of :class:`mirip_fast.ranking.scorer.ScoreModel`.
     """
-    arrays = _stacked(members)
-    lines = [[member.mean, member.spread] for member in members]
+    about: dict[str, Any] = {"held_out": [[member.mean, member.spread] for member in members]}
+    arrays: dict[str, NDArray[Any]] = {}
+    if all(isinstance(m.head, NumpyHead) and m.columns is None for m in members):
+        arrays.update(_stacked(members))
+    else:
+        about["columns"] = [member.columns or [[0, info.input_dim]] for member in members]
+        for i, member in enumerate(members):
+            head = member.head
+            kept: Arrays = head.arrays() if isinstance(head, GaussianProcess) else head.arrays
+            arrays.update((f"{i}.{name}", array) for name, array in kept.items())
+    if errors is not None:
+        arrays[_ERRORS] = errors
     own = [member.info.to_dict() for member in members if member.info is not None]
-    about = {"own": own} if own else {}
-    _save(folder / ENSEMBLE, arrays, info, held_out=lines, **about)
+    _save(folder / ENSEMBLE, arrays, info, **about, **({"own": own} if own else {}))
     return folder / ENSEMBLE
 
 
@@ -108,9 +130,11 @@ def save_process(folder: Path, process: GaussianProcess, info: ModelInfo) -> Pat
     return folder / PROCESS
 
 
-def load_members(path: Path) -> tuple[ModelInfo, tuple[Member, ...]]:
-    """Read what :func:`save_ensemble` or :func:`save_process` wrote; with backbones of their own, the first
-    one's needs lead.
+def load_members(
+    path: Path,
+) -> tuple[ModelInfo, tuple[Member, ...], NDArray[np.float64] | None]:
+    """Read what :func:`save_ensemble` (with its errors) or :func:`save_process` wrote; with backbones of
+    their own, the first one's needs lead.
 
     Raises:
         CheckpointError: missing, damaged or of another kind.
@@ -118,12 +142,19 @@ def load_members(path: Path) -> tuple[ModelInfo, tuple[Member, ...]]:
     arrays, about = _load(path)
     if about.get("readout") == "gp":
         process = GaussianProcess.from_arrays(arrays)
-        return beside(path, _info(about, path)), (Member(process),)
+        return beside(path, _info(about, path)), (Member(process),), None
     if "held_out" not in about:
         raise CheckpointError(f"{path} holds no ensemble of heads")
-    members = _members(arrays, about["held_out"], path)
+    errors, lines = arrays.pop(_ERRORS, None), about["held_out"]
+    if "columns" in about:
+        members = tuple(
+            Member(_head_of(arrays, f"{i}."), mean, spread, columns=tuple((a, b) for a, b in parts))
+            for i, ((mean, spread), parts) in enumerate(zip(lines, about["columns"], strict=True))
+        )
+    else:
+        members = _members(arrays, lines, path)
     if "own" not in about:
-        return beside(path, _info(about, path)), members
+        return beside(path, _info(about, path)), members, errors
     if len(about["own"]) != len(members):
         raise CheckpointError(f"{path} is damaged: it does not describe every member's backbone")
     infos = [
@@ -131,7 +162,13 @@ def load_members(path: Path) -> tuple[ModelInfo, tuple[Member, ...]]:
         for i, values in enumerate(about["own"])
     ]
     tuned = (replace(member, info=info) for member, info in zip(members, infos, strict=True))
-    return infos[0], tuple(tuned)
+    return infos[0], tuple(tuned), errors
+
+
+def _head_of(arrays: Arrays, prefix: str) -> NumpyHead | GaussianProcess:
+    """The head whose arrays' names begin so."""
+    own = {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
+    return GaussianProcess.from_arrays(own) if "amplitudes" in own else NumpyHead(own)
 
 
 def save_bootstrap(model: Path, members: Sequence[Member], info: ModelInfo) -> Path:

@@ -79,7 +79,8 @@ class ManyHeads:
         states = []
         for runner in self._runners:
             set_seed(runner.task.config.train.seed)
-            states.append(RankingHead(rows.input_dim, runner.task.config.head).state_dict())
+            head = RankingHead(rows.input_dim, runner.task.config.head, rows.attention)
+            states.append(head.state_dict())
         self.heads = StackedHeads(
             [{k: v.to(device=device, dtype=dtype) for k, v in state.items()} for state in states],
             [runner.task.config.head.projector_dropout for runner in self._runners],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.errors import StoreError
-from mirip_fast.features.pooling import head_input, head_kinds
+from mirip_fast.features.pooling import head_input, head_kinds, is_patches
 from mirip_fast.features.recipe import View, series_name
 from mirip_fast.features.shards import SeriesSpec
 from mirip_fast.features.store import FeatureStore
@@ -63,6 +65,8 @@ class Rows:
         within: [n] int64 codes of the column inside which pairs count, or None for all pairs.
         tier_scores: [n] float64, higher is better; None unless the pairs come from them.
         pairs: the judged pairs among the images; None unless the pairs come from a file.
+        attention: (numbers per token, tokens before the patch tokens) where a head attends to patch
+            tokens; None: it takes a row as it is.
     """
 
     ids: Sequence[str]
@@ -72,6 +76,7 @@ class Rows:
     within: NDArray[np.int64] | None = None
     tier_scores: NDArray[np.float64] | None = None
     pairs: ListedPairs | None = None
+    attention: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self.tiers)
@@ -148,7 +153,7 @@ def read_features(
     Args:
         store: where the rows are.
         hashes: SHA-256 of the images' bytes.
-        features: ``cls``, ``mean`` or ``cls+mean``.
+        features: kinds joined by +, such as ``cls+mean``.
         views: the views to read.
 
     Raises:
@@ -157,7 +162,15 @@ def read_features(
     kinds = head_kinds(features)
     found = [[_rows_of(store, series_name(view, kind), hashes) for kind in kinds] for view in views]
     shapes = store.series()
-    width = sum(shapes[series_name(views[0], kind)].shape[-1] for kind in kinds)
+    widths = {
+        sum(math.prod(shapes[series_name(view, kind)].shape) for kind in kinds) for view in views
+    }
+    if len(widths) > 1:
+        raise StoreError(
+            f"{store.path}: views of several sizes have different numbers of patches, and one head looks at "
+            "one number of them. Run `mirip-fast embed` with --patches grid:7, or without --tta."
+        )
+    (width,) = widths
     result = np.empty((len(hashes), len(views), width), np.float32)
     for v, (view, rows) in enumerate(zip(views, found, strict=True)):
         # In the order of the store and piece by piece, so that no feature is ever held twice.
@@ -177,6 +190,25 @@ def missing_rows(
     """How many of n images lack something that :func:`read_features` would read."""
     names = [series_name(view, kind) for view in views for kind in head_kinds(features)]
     return int(np.any([store.rows(name, hashes) < 0 for name in names], axis=0).sum())
+
+
+def with_features(
+    rows: Rows, store: FeatureStore, hashes: Sequence[bytes], features: str, views: Sequence[View]
+) -> Rows:
+    """``rows`` with :func:`read_features`, and where patch tokens begin if the last kind holds several.
+
+    Raises:
+        StoreError: a series or a row is missing, or a feature is not finite; says which.
+    """
+    read, attention, kinds = (
+        read_features(store, hashes, features, views),
+        None,
+        head_kinds(features),
+    )
+    if is_patches(kinds[-1]):
+        width = store.series()[series_name(views[0], kinds[-1])].shape[-1]
+        attention = (int(width), len(kinds) - 1)
+    return dataclasses.replace(rows, features=read, attention=attention)
 
 
 def _rows_of(store: FeatureStore, name: str, hashes: Sequence[bytes]) -> NDArray[np.int64]:

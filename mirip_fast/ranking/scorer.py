@@ -32,6 +32,8 @@ from mirip_fast.training.run_folder import fold_name
 
 log = logging.getLogger(__name__)
 
+_NUMBERS = 1 << 26  # numbers of features read at a time
+
 
 @dataclass(frozen=True)
 class ScoreModel:
@@ -41,11 +43,14 @@ class ScoreModel:
         checkpoint: the file that it was loaded from, in the run's folder.
         info: the features it looks at.
         members: the heads; a score is the mean over them.
+        errors: [m] float64, how far the graded works' own grades lie from their held-out scores, in the
+            unit of the score; None where that is not known, or a Gaussian process knows it of each work.
     """
 
     checkpoint: Path
     info: ModelInfo
     members: tuple[Member, ...]
+    errors: NDArray[np.float64] | None = None
 
     def parts(self) -> tuple[ScoreModel, ...]:
         """Models that each look through one backbone; the mean of their scores is this one's.
@@ -115,21 +120,29 @@ class ScoreModel:
 
     @property
     def process(self) -> GaussianProcess | None:
-        """The Gaussian process that scores; None where heads do."""
+        """The Gaussian process that scores alone; None where heads do."""
         head = self.members[0].head
-        return head if isinstance(head, GaussianProcess) else None
+        return head if isinstance(head, GaussianProcess) and len(self.members) == 1 else None
+
+    @property
+    def knows_grades(self) -> bool:
+        """Whether :meth:`draw` can tell what graders may say."""
+        return self.process is not None or self.errors is not None
 
     def draw(
         self, store: FeatureStore, hashes: Sequence[bytes], draws: int
     ) -> NDArray[np.float64] | None:
-        """[draws, n] grades that n works may get, in the unit of :meth:`score`; None where heads score.
+        """[draws, n] grades that n works may get, in the unit of :meth:`score`; None where it is not known.
 
-        They vary as much as the graded works' own grades do around what the process had said of them
+        They vary as much as the graded works' own grades do around what the model had said of them
         without their group: with other training works, and with the graders' noise.
 
         Raises:
             StoreError: a series or row is missing.
         """
+        if self.errors is not None:
+            drawn = np.random.default_rng(0).choice(self.errors, size=(draws, len(hashes)))
+            return np.asarray(self.score(store, hashes) + drawn, dtype=np.float64)
         if self.process is None:
             return None
         features = read_features(store, hashes, self.info.features, self.info.views)
@@ -153,10 +166,15 @@ class ScoreModel:
     def _by_head(
         self, heads: Sequence[Member], store: FeatureStore, hashes: Sequence[bytes]
     ) -> NDArray[np.float32]:
-        features = read_features(store, hashes, self.info.features, self.info.views)
-        n, views, width = features.shape
-        flat = features.reshape(-1, width)
-        return np.stack([head(flat).reshape(n, views) for head in heads])
+        parts = [np.empty((len(heads), 0, len(self.info.views)), np.float32)]
+        step = max(1, _NUMBERS // (self.info.input_dim * len(self.info.views)))
+        for start in range(0, len(hashes), step):
+            some = hashes[start : start + step]
+            features = read_features(store, some, self.info.features, self.info.views)
+            n, views, width = features.shape
+            flat = features.reshape(-1, width)
+            parts.append(np.stack([head(flat).reshape(n, views) for head in heads]))
+        return np.concatenate(parts, axis=1)
 
 
 @dataclass(frozen=True)
@@ -198,8 +216,7 @@ def load_score_model(path: Path) -> ScoreModel:
         CheckpointError: unreadable, foreign, or of a model that has no head of this kind.
     """
     if path.suffix == ".safetensors":
-        info, members = load_members(path)
-        return ScoreModel(path, info, members)
+        return ScoreModel(path, *load_members(path))
     quick = load_head(path)
     if quick is not None:
         return ScoreModel(path, beside(path, quick[0]), (quick[1],))

@@ -27,7 +27,7 @@ from mirip_fast.features.recipe import View
 from mirip_fast.features.store import FeatureStore, differing_fields, fingerprint_id
 from mirip_fast.files import read_json, write_atomically, write_csv, write_json, write_text
 from mirip_fast.ranking.dataset_settings import with_dataset
-from mirip_fast.ranking.folds import assign_folds, leave_out, units_of
+from mirip_fast.ranking.folds import assign_folds, folds_of, units_of
 from mirip_fast.ranking.graded import GradedImages, graded_of_dataset, load_split, save_split
 from mirip_fast.ranking.objective import make_loss, pairs_files
 from mirip_fast.ranking.search_space import (
@@ -38,7 +38,7 @@ from mirip_fast.ranking.search_space import (
     parse_axes,
     sweepable,
 )
-from mirip_fast.ranking.sweep_fits import CellFits, Fold, batches_of_cells, fit_cells
+from mirip_fast.ranking.sweep_fits import CellFits, batches_of_cells, fit_cells
 from mirip_fast.ranking.sweep_table import Graded, SweepTable, compare_cells, mean_accuracy
 from mirip_fast.runtime import resolve_device
 from mirip_fast.settings import config_from_dict, to_yaml
@@ -247,7 +247,7 @@ def _fit_missing(
 ) -> None:
     device = resolve_device(sweep.config.runtime.device)
     configs = {i: configure(sweep.config, cell) for i, cell in enumerate(sweep.cells)}
-    folds = _folds(sweep)
+    folds = folds_of(sweep.images, sweep.fold_of, sweep.config.split)
     started, before = time.monotonic(), len(fits)
     for (features, label), numbers in _by_input(configs).items():
         missing = {i: configs[i] for i in numbers if i not in fits}
@@ -287,28 +287,6 @@ def _tell(
         else f"; best so far {figures[best]:.4f}: {cell_text(sweep.cells[best])}",
         f"; about {left:.0f} s to go" if left else "",
     )
-
-
-def _folds(sweep: Sweep) -> list[Fold]:
-    split = sweep.config.split
-    folds = []
-    for number in range(int(sweep.fold_of.max()) + 1):
-        parts = leave_out(
-            sweep.images,
-            sweep.fold_of,
-            number,
-            val_share=split.val_ratio / (split.train_ratio + split.val_ratio),
-            seed=split.split_seed,
-        )
-        names = np.array(parts.splits)
-        folds.append(
-            Fold(
-                np.flatnonzero(names == "train"),
-                np.flatnonzero(names == "val"),
-                np.flatnonzero(sweep.fold_of == number),
-            )
-        )
-    return folds
 
 
 def _by_input(configs: Mapping[int, Config]) -> dict[tuple[str, str], list[int]]:

@@ -18,6 +18,7 @@ from mirip_fast.files import temporary_folder
 from mirip_fast.models.checkpoint import load_checkpoint
 from mirip_fast.models.numpy_head import NumpyHead
 from mirip_fast.ranking.fit import HeadFit
+from mirip_fast.ranking.folds import Fold
 from mirip_fast.ranking.head_tasks import HeadTask
 from mirip_fast.ranking.many_heads import heads_per_stack, stackable, train_heads
 from mirip_fast.ranking.rows import Rows
@@ -26,15 +27,6 @@ from mirip_fast.training.run_folder import Run
 from mirip_fast.training.trackers import Trackers
 
 Index = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Fold:
-    """Indices of the images of one fold's training, inner validation and left-out part."""
-
-    train: Index
-    val: Index
-    left_out: Index
 
 
 @dataclass(frozen=True)
@@ -107,21 +99,31 @@ def fit_cells(
         device: where to train.
         on_epoch: called with the epoch and the number of heads still at work.
     """
-    tasks = [task for config in configs for task in _tasks(config, folds, seeds)]
-    if stackable(configs[0]):
-        heads = [
-            (head.arrays if head.finite else None, head.best_epoch)
-            for head in train_heads(rows, tasks, device, on_epoch)
-        ]
-    else:
-        heads = [_fit_alone(rows, task, device) for task in tasks]
+    tasks = [task for config in configs for task in fold_tasks(config, folds, seeds)]
+    heads = fit_tasks(rows, tasks, device, on_epoch)
     each = len(folds) * seeds
     return [
         _judge(rows, heads[i * each : (i + 1) * each], folds, seeds) for i in range(len(configs))
     ]
 
 
-def _tasks(config: Config, folds: Sequence[Fold], seeds: int) -> list[HeadTask]:
+def fit_tasks(
+    rows: Rows,
+    tasks: Sequence[HeadTask],
+    device: torch.device,
+    on_epoch: Callable[[int, int], None] = lambda *_: None,
+) -> list[tuple[dict[str, NDArray[np.float32]] | None, int]]:
+    """Heads of one shape, stacked where their settings allow it: the arrays of each, None where the loss was
+    not finite; and the epoch that they are of."""
+    if not stackable(tasks[0].config):
+        return [_fit_alone(rows, task, device) for task in tasks]
+    return [
+        (head.arrays if head.finite else None, head.best_epoch)
+        for head in train_heads(rows, tasks, device, on_epoch)
+    ]
+
+
+def fold_tasks(config: Config, folds: Sequence[Fold], seeds: int = 1) -> list[HeadTask]:
     """One task per seed and fold, fold by fold inside each seed."""
     tasks = []
     for seed in range(seeds):
@@ -182,4 +184,5 @@ def _subset(rows: Rows, index: Index) -> Rows:
         groups=[rows.groups[i] for i in index],
         within=None if rows.within is None else rows.within[index],
         tier_scores=None if rows.tier_scores is None else rows.tier_scores[index],
+        attention=rows.attention,
     )

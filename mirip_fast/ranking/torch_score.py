@@ -31,13 +31,20 @@ class MeanHead(nn.Module):
     def __init__(self, members: Sequence[Member]):
         super().__init__()
         self.heads = nn.ModuleList(_module(member.head) for member in members)
+        self._columns = [member.columns for member in members]
         self.register_buffer("means", torch.tensor([member.mean for member in members]))
         self.register_buffer("spreads", torch.tensor([member.spread for member in members]))
         self.eval().requires_grad_(False)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """[B, D] features → [B] scores, higher is better."""
-        scores = torch.stack([head(features) for head in self.heads], dim=-1)
+        seen = (
+            torch.cat([features[:, first:end] for first, end in columns], dim=-1)
+            if columns
+            else features
+            for columns in self._columns
+        )
+        scores = torch.stack([h(x) for h, x in zip(self.heads, seen, strict=True)], dim=-1)
         return ((scores - self.means) / self.spreads).mean(-1)
 
 
@@ -64,7 +71,7 @@ class ImageScorer(nn.Module):
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
         """[B, 3, S, S] normalised pixels of one view → [B, D] float32, as the heads see them."""
         rows = features_of(self.spec, self.backbone, pixels, self.info.kinds)
-        return torch.cat([rows[kind] for kind in self.info.kinds], dim=-1)
+        return torch.cat([rows[kind].flatten(1) for kind in self.info.kinds], dim=-1)
 
     def view_features(self, *pixels: torch.Tensor) -> torch.Tensor:
         """[B, 3, S, S] per size, in the order of :attr:`sizes` → [B, V, D] of the V views."""
@@ -136,6 +143,6 @@ def _module(head: NumpyHead | GaussianProcess) -> nn.Module:
         projector_output_dim=len(arrays["projector.layers.4.bias"]),
         score_hidden_dim=len(arrays["score_head.layers.0.bias"]),
     )
-    module = RankingHead(head.input_dim, config)
+    module = RankingHead(head.input_dim, config, head.attention)
     module.load_state_dict({name: torch.tensor(array) for name, array in arrays.items()})
     return module

@@ -26,6 +26,7 @@ from mirip_fast.features.datasets import (
     newest_dataset,
     newest_graded,
 )
+from mirip_fast.features.pooling import is_patches
 from mirip_fast.features.store import STORE_FILE, FeatureStore, differing_fields
 from mirip_fast.files import write_text
 from mirip_fast.models.checkpoint import load_checkpoint
@@ -57,10 +58,17 @@ from mirip_fast.ranking.judged_pairs import (
     warn_of_few,
 )
 from mirip_fast.ranking.objective import describe_pairs, make_loss, pairs_files, require_pairs
+from mirip_fast.ranking.readouts import choose_readout, fit_readout, learns_pairs
 from mirip_fast.ranking.references import write_validation_references
-from mirip_fast.ranking.rows import JoinedStore, ListedPairs, Rows, missing_rows, read_features
+from mirip_fast.ranking.rows import (
+    JoinedStore,
+    ListedPairs,
+    Rows,
+    missing_rows,
+    read_features,
+    with_features,
+)
 from mirip_fast.ranking.scorer import ScoreModel, load_score_model
-from mirip_fast.ranking.train_gp import choose_readout, fit_process, learns_pairs
 from mirip_fast.runtime import resolve_device
 from mirip_fast.settings import config_from_dict, to_yaml
 from mirip_fast.training.optim import check_averaging
@@ -149,12 +157,14 @@ def train_head(
     if judged_files:
         judged, readout = _judged(config, judged_files, images, dataset, readout)
     config, store, info = _looked_at(config, request, datasets, images, readout)
-    if readout == "gp":
-        run = _new_run(config, request, dataset, info, "head-only", "gp")
+    if readout in ("gp", "auto", "ensemble"):
+        run = _new_run(config, request, dataset, info, "head-only", readout)
         save_split(run.path / SPLIT_FILE, images)
         if judged is not None:
             save_judged_pairs(run.path, judged)
-        return run, fit_process(run, config, images, store, info, judged)
+        kinds = () if info.more else dataset.info["kinds"]  # queries look through one backbone
+        patches = next(filter(is_patches, kinds), None)
+        return run, fit_readout(run, config, readout, images, store, info, patches, judged)
     rows = {split: _labels(images, judged, split, config)[1] for split in ("train", "val")}
     loss = make_loss(config.train, images.manifest.tiers, within=rows["train"].within is not None)
     for split, of_split in rows.items():
@@ -200,9 +210,13 @@ def _looked_at(
     """The settings of a run, the store to learn from, and what is learned from: through each backbone.
 
     Raises:
-        ConfigError: the data sets have other numbers of views.
+        ConfigError: the data sets have other numbers of views, or are several for --readout attention.
         StoreError: a backbone lacks features of some images; says what to type.
     """
+    if readout == "attention" and len(datasets) > 1:
+        raise ConfigError(
+            "--readout attention looks through one backbone: name one with --backbone"
+        )
     data = request.data_of(datasets[0])
     configs = [with_dataset(config, each, readout, data) for each in datasets]
     stores = [FeatureStore.open(each.store_path) for each in datasets]
@@ -244,7 +258,7 @@ def _judged(
         return judged, "gp"
     tell_pairs(files, judged)
     warn_of_few(judged, graded=images.manifest.has_grades)
-    return judged, "head"
+    return judged, "attention" if readout == "attention" else "head"
 
 
 def _new_run(
@@ -422,9 +436,7 @@ def _fit(
     trackers = Trackers({})
     try:
         train, val = (
-            dataclasses.replace(
-                labels, features=read_features(store, part.hashes, info.features, info.views)
-            )
+            with_features(labels, store, part.hashes, info.features, info.views)
             for part, labels in (_labels(images, judged, s, config) for s in ("train", "val"))
         )
         device = resolve_device(config.runtime.device)

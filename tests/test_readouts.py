@@ -1,9 +1,10 @@
-"""Training a Gaussian process on the cache, and everything that a run is used for afterwards."""
+"""Training every readout on the cache, and everything that a run is used for afterwards."""
 
 from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,8 +23,8 @@ from mirip_fast.evaluation.report import evaluate
 from mirip_fast.models.gp import GaussianProcess
 from mirip_fast.ranking.dataset_settings import gp_features
 from mirip_fast.ranking.evaluate import pick_model
+from mirip_fast.ranking.readouts import choose_readout, left_out_together
 from mirip_fast.ranking.torch_score import KernelHead
-from mirip_fast.ranking.train_gp import choose_readout, left_out_together
 from mirip_fast.training.run_folder import Run
 
 
@@ -36,7 +37,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         make_data(work / "data", 60)
         for i in range(5):
             draw(work / "folder" / f"{i}.png", i / 5, 100 + i)
-        assert run(["-q", "embed", "data", *TINY]) == 0
+        assert run(["-q", "embed", "data", *TINY, "--patches", "grid:2"]) == 0
         assert run(["-q", "train", "--head-only"]) == 0
         assert run(["-q", "rank", "folder", "--workers", "0", "--out", "first"]) == 0
     return work
@@ -99,7 +100,13 @@ def test_what_takes_a_model_takes_this_one(
 
 @pytest.mark.parametrize("export", [["--hf"], ["--head-only", "--out"]], ids=["hf", "onnx"])
 @pytest.mark.parametrize(
-    "train", [[], ["--folds", "3", "--bootstrap", "50", "--epochs", "3"]], ids=["gp", "folds"]
+    "train",
+    [
+        [],
+        ["--folds", "3", "--bootstrap", "50", "--epochs", "3", "--readout", "attention"],
+        ["--epochs", "3", "--readout", "ensemble"],
+    ],
+    ids=["gp", "folds", "ensemble"],
 )
 def test_an_exported_folder_gives_the_table_of_the_run(
     work: Path, capfd: pytest.CaptureFixture[str], train: list[str], export: list[str]
@@ -108,8 +115,8 @@ def test_an_exported_folder_gives_the_table_of_the_run(
     if "--out" in export:
         pytest.importorskip("onnx")
         pytest.importorskip("onnxruntime")
-    runs = ["--output-dir", "many" if train else "runs"]
-    if train and not Path("many").exists():
+    runs = ["--output-dir", train[-1] if train else "runs"]
+    if train and not Path(train[-1]).exists():
         assert run(["-q", "train", "--head-only", *runs, *train]) == 0
     (folder,) = Path(runs[1]).iterdir()
     assert run(["-q", "export", *runs, *export, "share", "--overwrite"]) == 0
@@ -134,6 +141,74 @@ def test_an_exported_folder_gives_the_table_of_the_run(
     assert "split.csv can not be read: there is none. A shared model" in capfd.readouterr().err
     assert tables[0] == tables[1] and len(tables[0]) == 60
     assert all(row["rank_low"] != "unknown" and row["wins_S"] for row in tables[0])
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["evaluate"],
+        ["rank", "folder", "--workers", "0", "--tiers", "--html", "r.html"],
+        ["compare", "folder/0.png", "folder/4.png"],
+        ["explain", "folder/4.png", "--detail", "3"],
+        ["audit", "--fail-on", "none"],
+    ],
+    ids=" ".join,
+)
+def test_what_takes_a_model_takes_an_ensemble(
+    work: Path, capfd: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    train = ["-q", "train", "--head-only", "--readout", "ensemble", "--epochs", "3"]
+    if not Path("ensemble").exists():
+        assert run([*train, "--output-dir", "ensemble"]) == 0
+    (folder,) = Path("ensemble").iterdir()
+    assert run([*command, *([] if command[0] == "audit" else ["--checkpoint", str(folder)])]) == 0
+    out = capfd.readouterr().out
+    assert "robabilities unknown" not in out and "None" not in out
+    held_out = rows_of(folder / "held_out.csv")
+    assert len(held_out) == 54 and {row["source"] for row in held_out} == {"out-of-fold"}
+    members = pick_model(None, Path("ensemble")).members
+    assert len(members) == 11  # a process, five heads and five that attend, each kind a third
+
+
+def test_auto_says_by_how_much_and_how_surely(
+    work: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    train = ["train", "--head-only", "--output-dir", "best", "--readout", "auto", "--epochs", "2"]
+    assert run(train) == 0
+    told = capfd.readouterr().err
+    points = r"[+-]\d+\.\d points, [+-]\d+\.\d to [+-]\d+\.\d"
+    first, others = r"(\w+) \d\.\d{3}", rf"\w+ \d\.\d{{3}} \(difference {points}\)"
+    found = re.search(rf"cross-validation: {first}, {others}, {others}: (\w+) is used", told)
+    assert found is not None and found[1] == found[2]
+    (folder,) = Path("best").iterdir()
+    about = json.loads((folder / "run.json").read_text())
+    compared = about["compared"]
+    assert set(compared) == {"gp", "head", "attention"}
+    assert about["readout"] == found[1] == max(compared, key=compared.get)
+    assert run(["rank", "folder", "--checkpoint", str(folder), "--workers", "0"]) == 0
+
+
+def test_what_a_readout_does_not_heed_is_refused() -> None:
+    config = Config()
+    config.head.readout, config.train.bootstrap = "auto", 50
+    with pytest.raises(ConfigError, match="--bootstrap: of no use with --readout auto"):
+        choose_readout(config)
+
+
+def test_attention_without_patch_tokens_says_how_to_get_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_data(tmp_path / "data", 40)
+    assert run(["-q", "embed", "data", *TINY]) == 0
+    train = ["train", "--head-only", "--epochs", "2", "--readout"]
+    assert run([*train, "attention"]) == 1
+    told = capfd.readouterr().err
+    assert "there are only cls, mean" in told
+    again = "mirip-fast embed data/metadata.csv --backbone tiny-random --image-size 28"
+    assert f"{again} --patches grid:7" in told
+    assert run([*train, "head", "--features", "cls+grid2"]) == 1
+    assert "patch tokens go with --readout attention" in capfd.readouterr().err
 
 
 def test_exported_graphs_score_as_the_run(work: Path, capfd: pytest.CaptureFixture[str]) -> None:

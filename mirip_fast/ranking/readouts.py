@@ -1,0 +1,482 @@
+"""`train --readout`: what learns from the cached rows of train and val, and what a run of it leaves.
+
+A Gaussian process holds nothing back for choosing: length, noise and layers come from the marginal
+likelihood, and what every work would score had its group been left out comes in closed form. Heads are
+trained in folds, each of which says so of what it left out. These scores are the run's held-out scores, from
+which percentiles, probabilities and anchors are learned as from any others.
+
+``auto`` keeps what orders left-out works best, everything measured on the same folds; ``ensemble`` averages.
+
+Judged pairs are learned from by a process of preferences. Its held-out scores come from ten folds of groups:
+each work's from the pairs that no work of its fold is in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mirip_fast.config import Config, HeadConfig, TrainConfig
+from mirip_fast.errors import ConfigError, DataError, TrainingError
+from mirip_fast.evaluation.bootstrap import paired_bootstrap
+from mirip_fast.evaluation.metrics import pairwise_accuracy
+from mirip_fast.evaluation.report import Report, evaluate
+from mirip_fast.features.pooling import head_kinds, is_patches, layer_of
+from mirip_fast.features.recipe import series_name
+from mirip_fast.features.store import FeatureStore
+from mirip_fast.models.gp import GaussianProcess, normal_scores
+from mirip_fast.models.model_info import ModelInfo, looked_at
+from mirip_fast.models.numpy_head import NumpyHead
+from mirip_fast.models.preference import fit_pairs
+from mirip_fast.ranking.anchors import keep_anchors
+from mirip_fast.ranking.evaluate_pairs import PairReport, agreement
+from mirip_fast.ranking.finished import draw_run
+from mirip_fast.ranking.folds import assign_folds, folds_of
+from mirip_fast.ranking.graded import GradedImages
+from mirip_fast.ranking.head_files import Member, save_ensemble, save_process
+from mirip_fast.ranking.held_out import HeldOut, save_held_out
+from mirip_fast.ranking.judged_pairs import JudgedPairs
+from mirip_fast.ranking.references import write_calibration
+from mirip_fast.ranking.rows import ListedPairs, Rows, open_store, read_features
+from mirip_fast.ranking.scorer import load_score_model
+from mirip_fast.ranking.sweep_fits import fit_tasks, fold_tasks
+from mirip_fast.runtime import resolve_device
+from mirip_fast.training.run_folder import Run
+
+log = logging.getLogger(__name__)
+
+#: Settings of ``train`` that a Gaussian process heeds, or that say nothing of learning.
+_HEEDED = {"name", "output_dir", "label", "preset", "seed"}
+#: Judged pairs of the train split below which a Gaussian process learns from them, and no head; at most so
+#: many in all where it is asked for: time grows with their cube.
+FEW_PAIRS, MOST_PAIRS = 1_000, 5_000
+#: Works that say what is usual, judged or not, at most: beyond, the judged ones alone.
+MOST_WORKS = 4_000
+_FOLDS = 10  # of judged pairs
+#: A group that holds more than this part of all works is left out in parts.
+_PARTS = 5
+_ROUNDS = 200  # bootstrap resamples behind the interval that training prints
+
+
+def choose_readout(config: Config, *, listed: bool = False) -> str:
+    """``gp``, ``head``, ``attention``, ``auto`` or ``ensemble``: as asked; ``usual`` is gp, unless a setting
+    is asked for that only a head heeds.
+
+    Args:
+        config: the settings.
+        listed: whether pairs come from a file.
+
+    Raises:
+        ConfigError: such a setting is asked for beside a readout that does not heed it.
+    """
+    readout = config.head.readout
+    asked = [
+        name
+        for section, kind, heeded in (
+            (config.train, TrainConfig(), _HEEDED),
+            (config.head, HeadConfig(), {"features", "readout"}),
+        )
+        for name in vars(kind)
+        if name not in heeded and getattr(section, name) != getattr(kind, name)
+    ]
+    if listed:
+        asked = [name for name in asked if name not in ("pairs", "pairs_zero")]
+    if config.evaluate.within is not None:
+        asked.append("within")
+    if readout in ("head", "attention"):
+        return readout
+    if readout in ("auto", "ensemble"):  # their heads heed the others
+        asked = [name for name in asked if name in ("within", "bootstrap")]
+        asked += ["pairs"] if listed else []
+    if not asked:
+        return "gp" if readout == "usual" else readout
+    flags = ", ".join("--" + name.replace("_", "-") for name in asked)
+    if readout != "usual":
+        raise ConfigError(f"{flags}: of no use with --readout {readout}, only with --readout head")
+    log.info("Readout head, as %s is of no use with a Gaussian process", flags)
+    return "head"
+
+
+def learns_pairs(judged: JudgedPairs, readout: str) -> bool:
+    """Whether a Gaussian process learns from judged pairs, and no head; says why not.
+
+    Args:
+        judged: the pairs.
+        readout: what was asked for.
+
+    Raises:
+        ConfigError: gp is asked for, and pairs are too many.
+    """
+    in_train = sum(split == "train" for split in judged.splits)
+    if readout == "gp" and len(judged.splits) > MOST_PAIRS:
+        raise ConfigError(
+            f"--readout gp: {len(judged.splits):,} judged pairs, and a Gaussian process learns from at most "
+            f"{MOST_PAIRS:,}; leave it out, for a head"
+        )
+    if readout == "usual" and in_train >= FEW_PAIRS:
+        log.info("Readout head, as %d judged pairs are enough for one", in_train)
+        return False
+    return True
+
+
+def left_out_together(groups: Sequence[str | None], seed: int) -> list[str | None]:
+    """[n] groups → [n] names of what is left out together: the groups, but for those that hold most works.
+
+    Without a group of three quarters of the works hardly anything is left to learn from, and what is then
+    said of them tells nothing about the model. Such a group is left out in parts of a fifth of all works,
+    drawn at random.
+    """
+    names, n = list(groups), len(groups)
+    for group, count in Counter(name for name in groups if name is not None).items():
+        parts = -(-count // max(1, n // _PARTS))
+        if parts > 1 and count > n // _PARTS:
+            log.warning(
+                "Group %r holds %d of %d works: it is left out in %d parts, which makes the left-out "
+                "accuracy too good if its works resemble each other",
+                group, count, n, parts,
+            )  # fmt: skip
+            rows = [i for i, name in enumerate(groups) if name == group]
+            for place, i in enumerate(np.random.default_rng(seed).permutation(rows)):
+                names[i] = f"{group}\n{place % parts}"  # a name that no CSV cell has
+    return names
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """One readout: what scores, and its held-out scores [n] of the works learned from.
+
+    Attributes:
+        name: as asked for.
+        features: the kinds that it looks at.
+        members: the mean of their scores is the score.
+        held_out: in its unit; by the other groups (a Gaussian process) or the other folds (heads).
+        compared: the same by the folds that all readouts share.
+    """
+
+    name: str
+    features: str
+    members: tuple[Member, ...]
+    held_out: NDArray[np.float64]
+    compared: NDArray[np.float64]
+
+
+def fit_readout(
+    run: Run,
+    config: Config,
+    readout: str,
+    images: GradedImages,
+    store: FeatureStore,
+    info: ModelInfo,
+    patches: str | None,
+    judged: JudgedPairs | None = None,
+) -> Report | PairReport:
+    """Fit into the run's folder, and leave it finished.
+
+    Args:
+        run: a new run with its split.
+        config: label, seed and split are used, and by heads all that is said of them.
+        readout: gp, auto or ensemble.
+        images: graded images; those of train and val are learned from.
+        store: their features.
+        info: the features for a Gaussian process to choose from.
+        patches: a kind of patch tokens for a head to attend to; None: there is none.
+        judged: with gp, pairs to learn from in place of the grades.
+
+    Returns:
+        How the held-out scores order the works, or the judged pairs.
+
+    Raises:
+        DataError: fewer than two tiers, or a finer grade is missing.
+        StoreError: features are missing.
+        TrainingError: a head's loss is not finite.
+    """
+    with run.log_to_file():
+        try:
+            if judged is not None:
+                return _fit_judged(run, config, judged, images, store, info)
+            return _fit(run, config, readout, images, store, info, patches)
+        except BaseException as error:
+            status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            with contextlib.suppress(OSError):  # a full disk: the first error is the one to tell
+                run.update(status=status, reason=str(error))
+            raise
+
+
+def _fit(
+    run: Run,
+    config: Config,
+    readout: str,
+    images: GradedImages,
+    store: FeatureStore,
+    info: ModelInfo,
+    patches: str | None,
+) -> Report:
+    started = time.monotonic()
+    learned = images.part("train", "val")
+    labels = learned.labels(None, label=config.train.label)
+    y = normal_scores(labels.tiers) if labels.tier_scores is None else labels.tier_scores
+    together = left_out_together(labels.groups, config.train.seed)
+    fold_of = None
+    if readout != "gp":
+        try:
+            fold_of = _folds(learned, together, config)
+        except DataError as error:
+            if readout == "ensemble":
+                raise
+            log.warning("Nothing but a Gaussian process can be tried: %s", error)
+    found = [_fit_process(labels, y, together, fold_of, learned, config, store, info)]
+    about: dict[str, Any] = {}
+    if fold_of is not None:
+        last = "+".join(kind for kind in head_kinds(info.features) if layer_of(kind) is None)
+        for name, features in (("head", last), ("attention", patches and f"{last}+{patches}")):
+            if features:
+                found.append(_fit_heads(name, features, learned, fold_of, config, store, info))
+        accuracies = {f.name: pairwise_accuracy(f.compared, labels.tiers) for f in found}
+        about["compared"] = accuracies
+        if readout == "auto":
+            found = _best_first(found, accuracies, labels)[:1]
+    series = store.series()
+    seen = {kind for fitted in found for kind in head_kinds(fitted.features)}
+    widths = {
+        kind: math.prod(series[series_name(info.views[0], kind)].shape)
+        for kind in (*info.kinds, *filter(is_patches, seen))
+        if kind in seen
+    }
+    fitted = found[0] if len(found) == 1 else _mean_of(found, widths)
+    info = info.looking_at([kind for kind in widths if not is_patches(kind)])
+    for kind in filter(is_patches, widths):  # of the one backbone
+        info = dataclasses.replace(
+            info, features=f"{info.features}+{kind}", input_dim=info.input_dim + widths[kind]
+        )
+    store = open_store(store.path.parent, info)
+    process = fitted.members[0].head
+    if fitted.name == "gp" and isinstance(process, GaussianProcess):
+        path, source = save_process(run.path, process, info), "left-out groups"
+    else:
+        errors = _errors(y, fitted.held_out)
+        path, source = save_ensemble(run.path, fitted.members, info, errors), "out-of-fold"
+    held_out = HeldOut.of(learned, fitted.held_out, source)
+    save_held_out(run.path, held_out, info.tiers)
+    model = load_score_model(path)
+    calibration = write_calibration(model, held_out, images, None)
+    keep_anchors(model, images, store)
+    report = evaluate(
+        held_out.scores, held_out.tiers if held_out.has_tiers else None, tier_names=info.tiers,
+        image_ids=held_out.ids, groups=held_out.groups, tier_scores=held_out.tier_scores,
+        calibration=calibration, rounds=_ROUNDS,
+    )  # fmt: skip
+    run.update(
+        status="finished",
+        readout=fitted.name,
+        features=info.features,
+        backbones=[each.embed.backbone for each in info.backbones],
+        left_out_pairwise_accuracy=report.pairwise_accuracy,
+        seconds=round(time.monotonic() - started, 2),
+        **about,
+    )
+    log.info("It looks at %s", looked_at(info))
+    draw_run(run, images, None)
+    return report
+
+
+def _folds(
+    learned: GradedImages, together: Sequence[str | None], config: Config
+) -> NDArray[np.int64]:
+    """[n] the fold of each work; what is left out together is in one."""
+    records = [
+        dataclasses.replace(record, group=name)
+        for record, name in zip(learned.manifest.records, together, strict=True)
+    ]
+    manifest = dataclasses.replace(learned.manifest, records=records)
+    grouped = dataclasses.replace(learned, manifest=manifest)
+    return assign_folds(grouped, config.train.folds or _PARTS, config.split.split_seed)
+
+
+def _fit_process(
+    labels: Rows,
+    y: NDArray[np.float64],
+    together: Sequence[str | None],
+    fold_of: NDArray[np.int64] | None,
+    learned: GradedImages,
+    config: Config,
+    store: FeatureStore,
+    info: ModelInfo,
+) -> _Fitted:
+    # One row per work: the mean over its views. Each view is scored alone later.
+    rows = read_features(store, learned.hashes, info.features, info.views).mean(axis=1)
+    kinds = head_kinds(info.features)
+    fit = functools.partial(
+        GaussianProcess.fit, rows, y,
+        blocks=info.blocks, seed=config.train.seed,
+    )  # fmt: skip
+    process = fit(together)
+    used = [kind for kind, amplitude in zip(kinds, process.amplitudes, strict=True) if amplitude]
+    by_fold = process.left_out if fold_of is None else fit(fold_of.tolist()).left_out
+    member = Member(process.of_used())
+    return _Fitted("gp", "+".join(used), (member,), process.left_out, by_fold)
+
+
+def _fit_heads(
+    name: str,
+    features: str,
+    learned: GradedImages,
+    fold_of: NDArray[np.int64],
+    config: Config,
+    store: FeatureStore,
+    info: ModelInfo,
+) -> _Fitted:
+    started = time.monotonic()
+    rows = learned.rows(store, features, info.views, None, label=config.train.label)
+    config = dataclasses.replace(
+        config, head=dataclasses.replace(config.head, features=features, readout=name)
+    )
+    folds = folds_of(learned, fold_of, config.split)
+    heads = fit_tasks(rows, fold_tasks(config, folds), resolve_device(config.runtime.device))
+    members, held_out = [], np.empty(len(rows))
+    for fold, (arrays, _) in zip(folds, heads, strict=True):
+        if arrays is None:
+            raise TrainingError(
+                f"The loss of a {name} is not finite. Likely causes: a learning rate that is too high "
+                "(--learning-rate), or features that are not finite (`mirip-fast cache verify`). "
+                "--readout gp needs no such settings."
+            )
+        head = NumpyHead(arrays)
+        flat = rows.features.reshape(-1, rows.input_dim)
+        scores = head(flat).reshape(rows.features.shape[:2]).mean(axis=1).astype(np.float64)
+        # Of all works: what a fold holds may be better or worse than the rest.
+        mean, spread = float(scores.mean()), float(scores.std()) or 1.0
+        members.append(Member(head, mean, spread))
+        held_out[fold.left_out] = (scores[fold.left_out] - mean) / spread
+    log.info(
+        "Readout %s: %d heads on %s in %.1f s",
+        *(name, len(members), features, time.monotonic() - started),
+    )
+    return _Fitted(name, features, tuple(members), held_out, held_out)
+
+
+def _best_first(
+    found: Sequence[_Fitted], accuracies: Mapping[str, float], labels: Rows
+) -> list[_Fitted]:
+    """The readouts, that of the highest accuracy first, having said by how much and how surely."""
+    ranked = sorted(found, key=lambda fitted: -accuracies[fitted.name])
+    best, parts = ranked[0], []
+    for other in ranked[1:]:
+        done = paired_bootstrap(best.compared, other.compared, labels.tiers, labels.groups)
+        span = "interval unknown"
+        if done.interval is not None:
+            span = f"{100 * done.interval.low:+.1f} to {100 * done.interval.high:+.1f}"
+        parts.append(
+            f"{other.name} {accuracies[other.name]:.3f} (difference "
+            f"{100 * done.difference:+.1f} points, {span})"
+        )
+    log.info(
+        "Pairwise accuracy by cross-validation: %s: %s is used",
+        *(", ".join([f"{best.name} {accuracies[best.name]:.3f}", *parts]), best.name),
+    )
+    return ranked
+
+
+def _mean_of(found: Sequence[_Fitted], widths: Mapping[str, int]) -> _Fitted:
+    """The mean of the readouts, each standardised by its held-out scores.
+
+    Args:
+        found: the readouts.
+        widths: numbers of a row by kind, in the order of a row.
+    """
+    count = sum(len(fitted.members) for fitted in found)
+    ends = dict(zip(widths, np.cumsum(list(widths.values())).tolist(), strict=True))
+    members: list[Member] = []
+    scores = []
+    for fitted in found:
+        columns = tuple((ends[k] - widths[k], ends[k]) for k in head_kinds(fitted.features))
+        mean, spread = float(fitted.compared.mean()), float(fitted.compared.std()) or 1.0
+        scores.append((fitted.compared - mean) / spread)
+        # A score is the mean over all members, and each readout is to weigh the same.
+        weight = len(found) * len(fitted.members) / count
+        members += [
+            dataclasses.replace(
+                m,
+                mean=m.mean + m.spread * mean,
+                spread=m.spread * spread * weight,
+                columns=columns,
+            )
+            for m in fitted.members
+        ]
+    mean_scores: NDArray[np.float64] = np.mean(scores, axis=0)
+    return _Fitted("ensemble", "+".join(widths), tuple(members), mean_scores, mean_scores)
+
+
+def _errors(y: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """[n] how far grades lie from held-out scores, in their unit; None if they do not rise with them."""
+    slope = np.cov(y, scores)[0, 1] / (scores.var(ddof=1) or 1.0)
+    if slope <= 0:
+        return None
+    errors: NDArray[np.float64] = (y - y.mean()) / slope - (scores - scores.mean())
+    return errors
+
+
+def _fit_judged(
+    run: Run,
+    config: Config,
+    judged: JudgedPairs,
+    images: GradedImages,
+    store: FeatureStore,
+    info: ModelInfo,
+) -> PairReport:
+    started = time.monotonic()
+    seed = config.train.seed
+    here = np.isin(judged.splits, ["train", "val"])
+    label, weight = judged.label[here], judged.weight[here]
+    if not judged.decided("train") + judged.decided("val"):
+        raise DataError(
+            "No judged pair to learn from (ties, weights of 0 and pairs with a test image left aside): judge "
+            "more pairs"
+        )
+    used = np.flatnonzero(np.isin(images.splits, ["train", "val"]))
+    if len(used) > MOST_WORKS:
+        used = np.unique(judged.images[here])
+    learned, pairs = images.subset(used), np.searchsorted(used, judged.images[here])
+    if images.has_tiers:
+        log.info("The judged pairs are learned from; the tiers say what scores mean, and no more")
+    rows = read_features(store, learned.hashes, info.features, info.views).mean(axis=1)
+    posterior = fit_pairs(rows, pairs, label, weight, blocks=info.blocks, seed=seed)
+    path = save_process(run.path, posterior.process(), info)
+    names = left_out_together([r.group for r in learned.manifest.records], seed)
+    groups = np.unique([n or f"\n{i}" for i, n in enumerate(names)], return_inverse=True)[1]
+    folds = np.random.default_rng(seed).permutation(int(groups.max()) + 1)[groups] % _FOLDS
+    scores = np.zeros(len(learned))
+    for fold in range(_FOLDS):
+        rest = (folds[pairs] != fold).all(axis=1)
+        if label[rest].any():
+            without = posterior.given(pairs[rest], label[rest], weight[rest])
+            scores[folds == fold] = without.mean[folds == fold]
+    held_out = HeldOut.of(learned, scores, "left-out groups")
+    save_held_out(run.path, held_out, info.tiers)
+    model = load_score_model(path)
+    listed = ListedPairs(pairs, label, weight)
+    write_calibration(model, held_out, images, None, listed)
+    keep_anchors(model, images, store)
+    accuracy, interval = agreement(scores, listed, groups, _ROUNDS, seed)
+    ties = int((label == 0).sum())
+    report = PairReport(listed.decided, ties, accuracy, interval, "left-out", images.has_tiers)
+    run.update(
+        status="finished",
+        readout="gp",
+        features=info.features,
+        judged_pairs=len(listed),
+        left_out_pair_accuracy=accuracy,
+        seconds=round(time.monotonic() - started, 2),
+    )
+    draw_run(run, images, None)
+    return report
