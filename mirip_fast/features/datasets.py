@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import json
 import logging
 import shlex
 import shutil
@@ -23,8 +24,7 @@ from mirip_fast.config import DataConfig, EmbedConfig
 from mirip_fast.data.manifest import Manifest, Record
 from mirip_fast.data.remote import address, located, path_of
 from mirip_fast.errors import RunNotFoundError, StoreError
-from mirip_fast.features.ledger_lines import COLUMNS, Entry, lasting, line, parse_line
-from mirip_fast.features.outcomes import Outcome
+from mirip_fast.features.outcomes import STATUSES, Outcome
 from mirip_fast.features.recipe import Recipe, View, series_name
 from mirip_fast.features.shards import unreadable
 from mirip_fast.features.store import listed
@@ -44,6 +44,9 @@ from mirip_fast.settings import settings, yaml_text
 log = logging.getLogger(__name__)
 
 _FOLDER = "datasets"
+_COLUMNS = (
+    "image_id", "path", "status", "reason", "tier", "tier_score", "group", "row", "sha256", "extra",
+)  # fmt: skip
 _INFO_FILE = "dataset.json"
 #: What dataset.json holds, as far as anything depends on it.
 _INFO: dict[str, Any] = {
@@ -51,6 +54,14 @@ _INFO: dict[str, Any] = {
     "limit": int | None, "backbone": str, "views": list, "kinds": list, "data": dict, "embed": dict,
     "embedded_at": str,
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the ledger: an input, and what became of it."""
+
+    record: Record
+    outcome: Outcome
 
 
 @dataclass(frozen=True)
@@ -148,10 +159,10 @@ class Dataset:
         path = self.folder / "manifest.csv"
         info = self.info
         try:
-            rows = read_csv(path, COLUMNS)
+            rows = read_csv(path, _COLUMNS)
             if len(rows) != info["images"]:
                 raise ValueError(f"{len(rows)} of {info['images']} images are in it")
-            return [parse_line(row, list(info["tiers"])) for row in rows]
+            return [_parse_line(row, list(info["tiers"])) for row in rows]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(
                 f"{path} can not be read ({error}); run `mirip-fast embed {info['source']}` again"
@@ -385,14 +396,14 @@ def _write(
 
     def rows() -> Iterator[dict[str, object]]:  # one after the other: there may be millions
         for record, outcome in zip(records, outcomes, strict=True):
-            yield line(record, outcome, info["tiers"])
+            yield _line(record, outcome, info["tiers"])
 
     failed = (
         {"path": address(records[i].path), "reason": outcome.reason}
         for i, outcome in enumerate(outcomes)
         if outcome.status == "failed"
     )
-    write_csv(dataset.folder / "manifest.csv", COLUMNS, rows())
+    write_csv(dataset.folder / "manifest.csv", _COLUMNS, rows())
     write_csv(dataset.failures_csv, ("path", "reason"), failed)
     write_json(dataset.folder / _INFO_FILE, info)
     if not (dataset.folder / LIST_FILE).exists():
@@ -411,15 +422,69 @@ def _says_the_same(
     """
     try:
         there = dataset.info
-        rows = read_csv(dataset.folder / "manifest.csv", COLUMNS)
+        rows = read_csv(dataset.folder / "manifest.csv", _COLUMNS)
     except (OSError, ValueError):
         return False
     free = ("embed", "embedded_at")
     if any(there.get(key) != info[key] for key in info if key not in free):
         return False
 
-    ours = (line(r, o, info["tiers"]) for r, o in zip(records, outcomes, strict=True))
-    return [*map(lasting, rows)] == [*map(lasting, ours)]
+    ours = (_line(r, o, info["tiers"]) for r, o in zip(records, outcomes, strict=True))
+    return [*map(_lasting, rows)] == [*map(_lasting, ours)]
+
+
+def _line(record: Record, outcome: Outcome, tiers: Sequence[str]) -> dict[str, object]:
+    """The cells of one line."""
+    return {
+        "image_id": record.image_id,
+        "path": address(record.path),
+        "status": outcome.status,
+        "reason": outcome.reason,
+        "tier": None if record.tier is None else tiers[record.tier],
+        "tier_score": record.tier_score,
+        "group": record.group,
+        "row": record.row,
+        "sha256": outcome.sha256.hex() if outcome.sha256 else None,
+        "extra": json.dumps(record.extra, ensure_ascii=False) if record.extra else None,
+    }
+
+
+def _lasting(cells: Mapping[str, object]) -> list[str]:
+    """What a line says of its image, whichever run computed the features."""
+    texts = {key: "" if cells.get(key) is None else str(cells[key]) for key in _COLUMNS}
+    if texts["status"] == "embedded":
+        texts["status"] = "present"
+    return list(texts.values())
+
+
+def _parse_line(row: dict[str, str], tiers: list[str]) -> Entry:
+    """What one line says; nothing in it is trusted.
+
+    Args:
+        row: the cells as they stand in the file.
+        tiers: names of the tiers, the best first.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is damaged.
+    """
+    if None in row.values() or None in row:
+        raise ValueError(f"{row['image_id']}: the line is cut short")
+    record = Record(
+        image_id=row["image_id"],
+        path=path_of(row["path"]),
+        tier=tiers.index(row["tier"]) if row["tier"] else None,
+        tier_score=float(row["tier_score"]) if row["tier_score"] else None,
+        group=row["group"] or None,
+        extra=json.loads(row["extra"]) if row["extra"] else {},
+        row=int(row["row"]) if row["row"] else None,
+    )
+    sha256 = bytes.fromhex(row["sha256"]) if row["sha256"] else None
+    length = 0 if sha256 is None else len(sha256)
+    if row["status"] not in STATUSES or length not in (
+        (32, 0) if row["status"] == "failed" else (32,)
+    ):
+        raise ValueError(f"{row['image_id']}: status {row['status']!r}, sha256 {row['sha256']!r}")
+    return Entry(record, Outcome(row["status"], sha256, row["reason"] or None))
 
 
 def _check_info(info: Mapping[str, Any]) -> None:

@@ -26,8 +26,7 @@ from mirip_fast.data.splits import SPLITS, split_manifest
 from mirip_fast.data.unlisted import tell_unlisted
 from mirip_fast.errors import ConfigError, DataError, ImageError, StoreError
 from mirip_fast.evaluation.metrics import codes_of, ranks
-from mirip_fast.features.datasets import Dataset
-from mirip_fast.features.ledger_lines import Entry
+from mirip_fast.features.datasets import Dataset, Entry
 from mirip_fast.features.phase_one import open_hashes
 from mirip_fast.features.recipe import View
 from mirip_fast.features.store import FeatureStore
