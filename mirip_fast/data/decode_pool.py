@@ -14,8 +14,9 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future
-from contextlib import suppress
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -24,9 +25,13 @@ from typing import TYPE_CHECKING
 from mirip_fast.closing import Closing
 from mirip_fast.data.decode_process import DecodeProcess, WorkerLostError
 from mirip_fast.data.decode_worker import Choose, Decoded, DecodeJob, failure, find_loader
+from mirip_fast.data.image_files import read_image
 from mirip_fast.data.images import FIT, UTMOST_PIXELS
-from mirip_fast.data.placed_jobs import PlacedJobs
+from mirip_fast.data.pieces import Piece
+from mirip_fast.data.places import local_piece
+from mirip_fast.data.remote import is_remote
 from mirip_fast.errors import ConfigError, ImageError, MiripError
+from mirip_fast.files import temporary_folder
 from mirip_fast.threads import WorkThread
 
 if TYPE_CHECKING:
@@ -39,6 +44,8 @@ MEMORY_LIMIT_BYTES = 3 << 30
 
 _LOADER = "mirip_fast.data.decode_worker:decode_job"
 _JOBS_PER_LANE = 2
+_FETCHING = 16  # threads
+_FETCHED_AHEAD = 48  # images fetched or being fetched before they are asked for
 _CLOSED = "the decoding pool is closed"
 
 #: As the longest side of a picture: its own size.
@@ -106,7 +113,7 @@ class DecodePool(Closing):
             yield from (loader(job, choose) for job in jobs)
             return
         waiting: deque[Future[Decoded]] = deque()
-        with PlacedJobs() as places:
+        with _PlacedJobs() as places:
             try:
                 for job, reason in places.of(jobs):
                     if self._closed.is_set():
@@ -176,7 +183,7 @@ def load_pictures(
                 yield ImageError(done.reason)
 
 
-def _release(places: PlacedJobs, job: DecodeJob, _: Future[Decoded]) -> None:
+def _release(places: _PlacedJobs, job: DecodeJob, _: Future[Decoded]) -> None:
     places.release(job)
 
 
@@ -297,3 +304,72 @@ class _Lane(WorkThread):
         if process is not None:
             process.kill()
             process.close()
+
+
+class _PlacedJobs(Closing):
+    """Finds the place of each job's bytes; a context manager that outlives the decoding.
+
+    A member of a tar on this machine is read by the process itself, by its offset. What lies behind an
+    address is fetched here, many at a time as each answer takes long, into a temporary file that lives
+    until the image is decoded: so the processes need no network, no credentials and no packages for them.
+    """
+
+    def __init__(self) -> None:
+        self._threads: ThreadPoolExecutor | None = None
+        self._folder: Path | None = None
+        self._ending = ExitStack()
+
+    def close(self) -> None:
+        """Give up what is being fetched, and remove what was."""
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+        self._ending.close()
+
+    def of(self, jobs: Iterable[DecodeJob]) -> Iterator[tuple[DecodeJob, str | None]]:
+        """Each job with the place of its bytes, in order; or why there is nothing to decode.
+
+        Args:
+            jobs: taken lazily; remote ones some ahead.
+        """
+        waiting: deque[tuple[DecodeJob, Future[Piece] | None]] = deque()
+        for job in jobs:
+            waiting.append((job, self._start(job)))
+            while waiting and (waiting[0][1] is None or len(waiting) > _FETCHED_AHEAD):
+                yield self._finish(*waiting.popleft())
+        while waiting:
+            yield self._finish(*waiting.popleft())
+
+    def release(self, job: DecodeJob) -> None:
+        """Remove what was fetched for a job."""
+        if job.piece is not None and self._folder in Path(job.piece.file).parents:
+            Path(job.piece.file).unlink(missing_ok=True)
+
+    def _start(self, job: DecodeJob) -> Future[Piece] | None:
+        if not is_remote(job.path):
+            return None
+        if self._threads is None or self._folder is None:
+            self._folder = self._ending.enter_context(temporary_folder())
+            self._threads = ThreadPoolExecutor(_FETCHING, "mirip-fetch")
+        return self._threads.submit(_fetch, job.path, self._folder / str(job.index))
+
+    def _finish(
+        self, job: DecodeJob, fetching: Future[Piece] | None
+    ) -> tuple[DecodeJob, str | None]:
+        try:
+            piece = local_piece(job.path) if fetching is None else fetching.result()
+        except ImageError as error:
+            return job, str(error)
+        return (job if piece is None else replace(job, piece=piece)), None
+
+
+def _fetch(path: Path, file: Path) -> Piece:
+    """Put what lies behind an address into a file."""
+    data, stamp = read_image(path)
+    try:
+        file.write_bytes(data)
+    except OSError as error:
+        raise MiripError(
+            f"{file.parent}: what was fetched can not be put there ({error.strerror}); TMPDIR=… names "
+            "another folder"
+        ) from error
+    return Piece(str(file), 0, len(data), None, stamp)
