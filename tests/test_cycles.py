@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mirip_fast.data.cycles import Judgement, find_tangles, read_judgements
+from mirip_fast.data.cycles import Judgement, find_components, read_judgements
 from mirip_fast.errors import DataError
 
 
@@ -26,20 +26,20 @@ def shortest_by_trying(edges: set[tuple[int, int]], n: int) -> int | None:
 
 
 def test_judgements_that_agree_have_no_tangle() -> None:
-    assert find_tangles(judged("ab", "bc", "ac", "ab", "ad")) == []
-    assert find_tangles([]) == []
+    assert find_components(judged("ab", "bc", "ac", "ab", "ad")) == []
+    assert find_components([]) == []
 
 
 def test_the_shortest_cycle_is_named_with_its_rows() -> None:
-    (tangle,) = find_tangles(judged("ab", "bc", "cd", "da", "ca", "xa"))
-    assert tangle.images == ("a", "b", "c", "d")
-    assert tangle.rows == (2, 3, 4, 5, 6)
-    assert tangle.cycles[0].images == ("a", "b", "c") and tangle.cycles[0].rows == (2, 3, 6)
-    assert tangle.cycles[1].images == ("a", "b", "c", "d")
+    (component,) = find_components(judged("ab", "bc", "cd", "da", "ca", "xa"))
+    assert component.images == ("a", "b", "c", "d")
+    assert component.rows == (2, 3, 4, 5, 6)
+    assert component.cycles[0].images == ("a", "b", "c") and component.cycles[0].rows == (2, 3, 6)
+    assert component.cycles[1].images == ("a", "b", "c", "d")
 
 
 def test_opposite_judgements_and_an_image_against_itself_are_cycles() -> None:
-    two, one = find_tangles(judged("ab", "ba", "ab", "cc"))
+    two, one = find_components(judged("ab", "ba", "ab", "cc"))
     assert two.cycles[0].rows == (2, 3) and two.rows == (2, 3, 4)
     assert one.images == ("c",) and one.cycles[0].rows == (5,)
 
@@ -51,11 +51,11 @@ def test_against_trying_everything() -> None:
         n = int(rng.integers(2, 7))
         drawn = rng.integers(0, n, (int(rng.integers(1, 11)), 2))
         edges = {(int(a), int(b)) for a, b in drawn if a != b or rng.random() < 0.1}
-        tangles = find_tangles([Judgement(str(a), str(b), 7) for a, b in edges])
-        lengths = [len(cycle.images) for tangle in tangles for cycle in tangle.cycles]
+        components = find_components([Judgement(str(a), str(b), 7) for a, b in edges])
+        lengths = [len(cycle.images) for component in components for cycle in component.cycles]
         assert min(lengths, default=None) == shortest_by_trying(edges, n)
-        for tangle in tangles:
-            for cycle in tangle.cycles:
+        for component in components:
+            for cycle in component.cycles:
                 nodes = [int(name) for name in cycle.images]
                 assert set(zip(nodes, [*nodes[1:], nodes[0]], strict=True)) <= edges
                 assert len(set(nodes)) == len(nodes)
@@ -64,8 +64,8 @@ def test_against_trying_everything() -> None:
 
 
 def test_a_long_cycle_is_found_whole() -> None:
-    (tangle,) = find_tangles(judged("ef", "bc", "ab", "de", "cd", "fa"))
-    (cycle,) = tangle.cycles
+    (component,) = find_components(judged("ef", "bc", "ab", "de", "cd", "fa"))
+    (cycle,) = component.cycles
     assert cycle.images == ("a", "b", "c", "d", "e", "f") and cycle.rows == (4, 3, 6, 5, 2, 7)
 
 
@@ -73,8 +73,8 @@ def test_named_cycles_are_limited_and_still_the_shortest() -> None:
     ring = [f"{a:02d}" for a in range(30)]
     pairs = [Judgement(a, b, 2) for a, b in zip(ring, ring[1:] + ring[:1], strict=True)]
     pairs += [Judgement(b, a, 3) for a, b in itertools.pairwise(ring[:10])]
-    (tangle,) = find_tangles(pairs, cycles=4)
-    assert [len(cycle.images) for cycle in tangle.cycles] == [2, 2, 2, 2]
+    (component,) = find_components(pairs, cycles=4)
+    assert [len(cycle.images) for cycle in component.cycles] == [2, 2, 2, 2]
 
 
 def test_reading(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ class Cycle:
 
 
 @dataclass(frozen=True)
-class Tangle:
+class Component:
     """Images that are joined by cycles: a strongly connected component with more than one image.
 
     Attributes:
@@ -102,15 +102,15 @@ def read_judgements(
     return judgements, labels.count(0)
 
 
-def find_tangles(judgements: Sequence[Judgement], *, cycles: int = 5) -> list[Tangle]:
+def find_components(judgements: Sequence[Judgement], *, cycles: int = 5) -> list[Component]:
     """Every set of images that is joined by cycles, the largest first.
 
-    Without a tangle there is an order of the images that agrees with every judgement. An image
+    Where there is none, there is an order of the images that agrees with every judgement. An image
     preferred to itself is a cycle of one.
 
     Args:
         judgements: the preferences; repeated ones count as one, under the first row.
-        cycles: shortest cycles named per tangle, at most.
+        cycles: shortest cycles named per component, at most.
     """
     from scipy.sparse import csr_matrix
     from scipy.sparse.csgraph import connected_components
@@ -137,14 +137,14 @@ def find_tangles(judgements: Sequence[Judgement], *, cycles: int = 5) -> list[Ta
         if code == component[number[j.worse]]:
             lines.setdefault(code, []).append(j.row)
     found = [
-        Tangle(
+        Component(
             tuple(names[i] for i in sorted(beats)),
             tuple(lines[code]),
             tuple(_as_cycle(nodes, names, rows) for nodes in _shortest_cycles(beats, cycles)),
         )
         for code, beats in inside.items()
     ]
-    return sorted(found, key=lambda tangle: (-len(tangle.images), tangle.rows))
+    return sorted(found, key=lambda component: (-len(component.images), component.rows))
 
 
 def _as_cycle(nodes: tuple[int, ...], names: list[str], rows: dict[tuple[int, int], int]) -> Cycle:

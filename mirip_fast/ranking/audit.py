@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mirip_fast.config import Config
 from mirip_fast.data.csv_reader import counted, shown
-from mirip_fast.data.cycles import Tangle, find_tangles, read_judgements
+from mirip_fast.data.cycles import Component, find_components, read_judgements
 from mirip_fast.data.near_groups import NEAR_GROUPS_FILE, write_near_groups
 from mirip_fast.features.datasets import Dataset, find_datasets
 from mirip_fast.features.gallery import (
@@ -188,29 +188,29 @@ def _cycles(pairs: Sequence[Path], config: Config) -> tuple[list[Finding], str]:
         for judgement in found:
             judgements.append(replace(judgement, row=len(where)))
             where.append(judgement.row if len(pairs) == 1 else f"{shown(path)}:{judgement.row}")
-    tangles = find_tangles(judgements)
+    components = find_components(judgements)
     findings = [
         Finding(
             "cycle",
             images=cycle.images,
             advice="judge these pairs again, or take one of the rows out",
             rows=[where[row] for row in cycle.rows],
-            value=_tangle_text(tangle),
+            value=_component_text(component),
             weight=1 / len(cycle.images),
         )
-        for tangle in tangles
-        for cycle in tangle.cycles
+        for component in components
+        for cycle in component.cycles
     ]
-    inside = sum(len(tangle.rows) for tangle in tangles)
+    inside = sum(len(component.rows) for component in components)
     return findings, (
         f"Preferences: {counted(len(judgements), 'judgement')} and {counted(ties, 'tie')} in "
         f"{', '.join(map(shown, pairs))}; {inside} of them lie on cycles, in "
-        f"{counted(len(tangles), 'tangle')}"
+        f"{counted(len(components), 'strongly connected component')}"
     )
 
 
-def _tangle_text(tangle: Tangle) -> str:
+def _component_text(component: Component) -> str:
     return (
-        f"one of the shortest cycles among {counted(len(tangle.images), 'image')} and "
-        f"{counted(len(tangle.rows), 'judgement')} that no order agrees with"
+        f"one of the shortest cycles among {counted(len(component.images), 'image')} and "
+        f"{counted(len(component.rows), 'judgement')} that no order agrees with"
     )
