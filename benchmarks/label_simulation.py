@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import logging
 import tempfile
 import time
@@ -31,11 +32,9 @@ from scipy import stats
 from mirip_fast.config import Config
 from mirip_fast.data.splits import SPLITS
 from mirip_fast.evaluation.text_table import format_table
-from mirip_fast.label.choice import Chooser, Shares
+from mirip_fast.label.choice import Chooser, Judgement, Pair
 from mirip_fast.label.judgement_file import JudgementFile
-from mirip_fast.label.judgements import Judgement, Pair
-from mirip_fast.label.retrain_process import train_once, training_config
-from mirip_fast.label.works import Works, prepare_works
+from mirip_fast.label.works import Works, prepare_works, train_once, training_config
 from mirip_fast.settings import resolve
 
 Array = NDArray[np.float64]
@@ -148,7 +147,7 @@ def simulate(
         {split: works.in_split(split) for split in SPLITS},
         works.features,
         works.blocks,
-        Shares(config.label.measure_share, config.label.repeat_share, way == "informative"),
+        dataclasses.replace(config.label, choose=way),
         seed=seed,
     )
     grade = grader_of(grades, noise, errs, seed)
@@ -166,8 +165,8 @@ def simulate(
             file.append(names)
             if len(judged) in counts:
                 training = training_config(config, file.path)
-                head = train_once(training, works.dataset.source, list(works.images.hashes))
-                results.append((len(judged), accuracies(np.array(head["scores"]), works, grades)))
+                scores = train_once(training, works.dataset.source, works.images.hashes)
+                results.append((len(judged), accuracies(scores.astype(float), works, grades)))
     return results
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,8 +13,7 @@ from .options import command_line, config_options
 from .progress import Bar
 
 if TYPE_CHECKING:
-    from mirip_fast.label.command import Ended
-    from mirip_fast.label.figures import Share
+    from mirip_fast.label.server import LabelRun
 
 _PATH = click.Path(path_type=Path)
 
@@ -51,10 +50,9 @@ def label_command(
 
     The page is for this machine only. Ctrl-C ends it.
     """
-    from mirip_fast.label.server import require_packages
+    from mirip_fast.label.server import open_label, require_packages
 
     require_packages()
-    from mirip_fast.label.command import open_label
 
     with Bar(" images") as bar:
         opened = open_label(
@@ -68,23 +66,31 @@ def label_command(
         if not no_browser:
             click.launch(label.server.address)
         label.server.run()
-        _say(label.ended())
+        _say(label)
 
 
-def _say(ended: Ended) -> None:
+def _say(label: LabelRun) -> None:
     from mirip_fast.data.csv_reader import counted, shown
+    from mirip_fast.label.session import consistency, predicted, share
 
+    session, judged = label.session, label.session.judgements
     click.echo(
-        f"{counted(ended.made, 'judgement')} made now, {ended.judged:,} in all: {shown(ended.file)}"
+        f"{counted(session.made_now, 'judgement')} made now, {len(judged):,} in all: "
+        f"{shown(label.file.path)}"
     )
-    if ended.accuracy.count:
-        click.echo(f"Random pairs predicted before they were judged: {_share(ended.accuracy)}")
-    if ended.consistency.count:
-        click.echo(f"Same verdict when asked again: {_share(ended.consistency)}")
-    if ended.judged:
-        click.echo(f"Next: {ended.next_command}")
+    hits = [hit for _, hit in predicted(judged, measure=True)]
+    if hits:
+        told = _told(share(sum(hits), len(hits)))
+        click.echo(f"Random pairs predicted before they were judged: {told}")
+    again = consistency(judged)
+    if again["count"]:
+        click.echo(f"Same verdict when asked again: {_told(again)}")
+    if judged:
+        click.echo(f"Next: {label.next_command()}")
 
 
-def _share(share: Share) -> str:
-    low, high = share.interval or (0.0, 1.0)
-    return f"{share.value or 0:.0%} ({share.hits} of {share.count}, 95 % interval {low:.0%} – {high:.0%})"
+def _told(of: dict[str, Any]) -> str:
+    return (
+        f"{of['value']:.0%} ({of['hits']} of {of['count']}, 95 % interval {of['low']:.0%} – "
+        f"{of['high']:.0%})"
+    )

@@ -116,6 +116,7 @@ def made_ranking(
         checkpoint=run / "best.pt",
         info=SimpleNamespace(tiers=TIERS, views=(SimpleNamespace(size=28, flip=False),)),
         process=None,
+        knows_grades=False,
     )
     return RankDone(
         root, model, ranking, list(failures), calibration if known else unknown(), 60 if known else 0,

@@ -289,7 +289,7 @@ def test_an_ensembles_card_tells_out_of_fold_figures(work: Path) -> None:
     remove_files(folder, [SPLIT_FILE])
     assert "Not known" in model_card(ScoreModel(path, model.info, members), "x")
     write_hub_folder(ScoreModel(path, model.info, members), Path("hub"), Path("cache"))
-    info, loaded = load_members(Path("hub") / ENSEMBLE)
+    info, loaded, _ = load_members(Path("hub") / ENSEMBLE)
     assert len(loaded) == 2 and info.fingerprint == model.info.fingerprint
 
 

@@ -8,9 +8,18 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mirip_fast.label.choice import REPEAT_AFTER, REST, Chooser, Shares
-from mirip_fast.label.figures import Share, consistency, curve, predicted, wilson
-from mirip_fast.label.judgements import MEASURE, REPEAT, TEACH, Judgement, Pair
+from mirip_fast.config import LabelConfig
+from mirip_fast.label.choice import (
+    MEASURE,
+    REPEAT,
+    REPEAT_AFTER,
+    REST,
+    TEACH,
+    Chooser,
+    Judgement,
+    Pair,
+)
+from mirip_fast.label.session import consistency, curve, predicted, share
 
 Splits = dict[str, np.ndarray]
 
@@ -30,8 +39,21 @@ def some_works(n: int = 80, seed: int = 0) -> tuple[np.ndarray, np.ndarray, Spli
     )
 
 
-def choose(rows: np.ndarray, splits: Splits, shares: Shares, seed: int = 0) -> Chooser:
-    return Chooser(splits, rows, [rows.shape[1]], shares, seed)
+def choose(
+    rows: np.ndarray,
+    splits: Splits,
+    measure: float = 0.0,
+    repeat: float = 0.0,
+    *,
+    informative: bool = False,
+    seed: int = 0,
+) -> Chooser:
+    config = LabelConfig(
+        measure_share=measure,
+        repeat_share=repeat,
+        choose="informative" if informative else "random",
+    )
+    return Chooser(splits, rows, [rows.shape[1]], config, seed)
 
 
 def judge_many(chooser: Chooser, truth: np.ndarray, count: int) -> list[Judgement]:
@@ -45,7 +67,7 @@ def judge_many(chooser: Chooser, truth: np.ndarray, count: int) -> list[Judgemen
 @pytest.mark.parametrize("informative", [True, False])
 def test_properties_of_the_pairs(informative: bool) -> None:
     rows, truth, splits = some_works()
-    chooser = choose(rows, splits, Shares(0.25, 0.05, informative), seed=3)
+    chooser = choose(rows, splits, 0.25, 0.05, informative=informative, seed=3)
     judged = judge_many(chooser, truth, 200)
     home = {int(work): name for name, works in splits.items() for work in works}
     kinds = Counter(j.pair.kind for j in judged)
@@ -75,7 +97,7 @@ def test_properties_of_the_pairs(informative: bool) -> None:
 
 def test_skipped_and_waiting_pairs_do_not_come() -> None:
     rows, _, splits = some_works(24)
-    chooser = choose(rows, splits, Shares(0, 0), seed=0)
+    chooser = choose(rows, splits)
     train = splits["train"]
     every = [(int(a), int(b)) for i, a in enumerate(train) for b in train[i + 1 :]]
     left = every[7]
@@ -85,7 +107,7 @@ def test_skipped_and_waiting_pairs_do_not_come() -> None:
 
 def test_a_small_set_runs_out_without_an_end() -> None:
     splits = {"train": np.array([0, 1, 2]), "val": np.array([3, 4]), "test": np.array([5])}
-    chooser = choose(some_works(6)[0], splits, Shares(informative=True), seed=0)
+    chooser = choose(some_works(6)[0], splits, 0.25, 0.05, informative=True)
     judged = judge_many(chooser, np.arange(6.0), 30)
     assert {j.pair.key for j in judged} == {(0, 1), (0, 2), (1, 2), (3, 4)}
     assert max(Counter(j.pair.key for j in judged if j.pair.kind != REPEAT).values()) == 1
@@ -93,7 +115,7 @@ def test_a_small_set_runs_out_without_an_end() -> None:
 
 def test_chosen_pairs_are_those_in_doubt() -> None:
     rows, truth, splits = some_works(100)
-    chooser = choose(rows, splits, Shares(0, 0, informative=True))
+    chooser = choose(rows, splits, informative=True)
     judged = judge_many(chooser, truth, 60)
     gap = np.array([abs(truth[j.pair.one] - truth[j.pair.other]) for j in judged])
     assert np.median(gap[30:]) < 0.7 * np.median(gap[:10])  # the first ten are random
@@ -108,21 +130,16 @@ def test_the_choice_heeds_the_file_of_another_program_and_does_not_need_decided_
         [Judgement(across, 1)] * 12,
         [Judgement(Pair(one, other), 1)] * 12 + [Judgement(across, -1)],
     ):
-        pair = choose(rows, splits, Shares(0, 0, informative=True)).next(judged)
+        pair = choose(rows, splits, informative=True).next(judged)
         assert pair.kind == TEACH and pair.key not in {j.pair.key for j in judged}
 
 
-def test_wilson_is_scipys() -> None:
+def test_intervals_of_shares_are_scipys() -> None:
     for hits, count in ((0, 3), (5, 9), (40, 50), (7, 7)):
         known = stats.binomtest(hits, count).proportion_ci(method="wilson")
-        assert wilson(hits, count) == pytest.approx((known.low, known.high), abs=1e-6)
-    assert Share(0, 0).to_dict() == {
-        "hits": 0,
-        "count": 0,
-        "value": None,
-        "low": None,
-        "high": None,
-    }
+        found = share(hits, count)
+        assert (found["low"], found["high"]) == pytest.approx((known.low, known.high), abs=1e-6)
+    assert set(share(0, 0).values()) == {0, None}
 
 
 def test_consistency_looks_at_works_and_not_at_sides() -> None:
@@ -135,7 +152,7 @@ def test_consistency_looks_at_works_and_not_at_sides() -> None:
         Judgement(Pair(6, 5, REPEAT), 0),  # the same
         Judgement(Pair(1, 2), 0),  # a tie, this time
     ]
-    assert consistency(judged) == Share(2, 4)
+    assert consistency(judged) == share(2, 4)
 
 
 def test_the_curve_counts_predictions_made_before() -> None:

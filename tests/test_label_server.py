@@ -29,9 +29,9 @@ from test_decode_pool import wait_until_gone
 
 from mirip_fast.errors import ConfigError, DataError
 from mirip_fast.features.store import FeatureStore
-from mirip_fast.label import retrain_process
 from mirip_fast.label import server as server_module
-from mirip_fast.label.command import LabelRun, open_label
+from mirip_fast.label import works as works_module
+from mirip_fast.label.server import LabelRun, open_label
 from mirip_fast.ranking.evaluate import pick_model
 from mirip_fast.settings import Resolved, resolve
 
@@ -294,9 +294,10 @@ def test_a_session(work: Path) -> None:
         assert state["measure"] or state["teach"]
         text = json.dumps(state) + browser.get("")[2].decode()
         assert not any(part in text for part in ("alert(", 'quote"', "불꽃", "p10", "photos"))
-        ended = browser.label.ended()
-        assert ended.made == ended.judged == 30
-        assert "--pairs pairs.csv" in ended.next_command and "--val-ratio 0.3" in ended.next_command
+        session = browser.label.session
+        assert session.made_now == len(session.judgements) == 30
+        told = browser.label.next_command()
+        assert "--pairs pairs.csv" in told and "--val-ratio 0.3" in told
     # goes on from the file; hostile names come back
     with serving(work / "photos", out) as browser:
         assert browser.state()["judged"] == 30 and browser.state()["now"] == 0
@@ -314,7 +315,7 @@ def test_few_judgements_are_learned_from_and_many_as_train_pairs_does(
         photos(work / "data")
     with open_label(work / "data", work / "pairs.csv", settings()) as label:
         session, works = label.session, label._works
-        assert session is not None and session._retrainer is not None
+        assert session._retrainer is not None
         bright = np.array([np.asarray(Image.open(works.path(i))).mean() for i in range(len(works))])
         for _ in range(30):
             pair = session._current.pair
@@ -329,8 +330,8 @@ def test_few_judgements_are_learned_from_and_many_as_train_pairs_does(
     assert (
         stats.kendalltau(few[others], bright[others]).statistic > 0.6
     )  # 14 were judged, not these
-    monkeypatch.setattr(retrain_process, "FEW_PAIRS", 0)
-    many = retrain_process._answer(job)
+    monkeypatch.setattr(works_module, "FEW_PAIRS", 0)
+    many = works_module.answer_job(job)
     options = ["--train-ratio", "0.5", "--val-ratio", "0.3", "--test-ratio", "0.2", "--epochs", "3"]
     options += ["--batch-size", "16"]
     assert run(["train", "--head-only", "--pairs", "pairs.csv", "--data", "data", *options]) == 0
@@ -347,7 +348,6 @@ def test_a_model_that_is_there_predicts_from_the_first_pair(work: Path) -> None:
     assert run(["train", "--head-only", "--epochs", "3"]) == 0
     with open_label(work / "data", work / "pairs.csv", settings()) as label:
         session = label.session
-        assert session is not None
         assert session._current.predicted in (1, -1)
 
 
@@ -406,7 +406,6 @@ def judged_file(work: Path) -> None:
     """Enough judgements for a head, and no Gaussian process, as soon as a session begins."""
     with open_label(work / "photos", work / "pairs.csv", settings()) as label:
         session = label.session
-        assert session is not None
         for i in range(20):
             session.judge(session._current.number, 1 if i % 3 else -1, 1.0)
     header, *rows = (work / "pairs.csv").read_text().splitlines(keepends=True)

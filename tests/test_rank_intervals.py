@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -204,7 +205,8 @@ def test_the_columns_of_a_table_of_works_come_through_in_their_order(trained: Pa
     assert (
         row["file"].endswith(names[1]) and row["applicant"] == "'=a1" and row["given_tier"] == "C"
     )
-    assert "회화 1" in Path("page.html").read_text(encoding="utf-8")
+    inside = re.search(r'id="data">(.*?)</script>', Path("page.html").read_text(), re.S)
+    assert "회화 1" in json.dumps(json.loads(inside[1]), ensure_ascii=False)
 
 
 @pytest.fixture

@@ -14,10 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mirip_fast.label.judgements import MEASURE, REPEAT, TEACH, Judgement, Pair, as_arrays
+from mirip_fast.config import LabelConfig
 from mirip_fast.models.preference import Preferences, fit_pairs
 
 Index = NDArray[np.int64]
+
+#: Why a pair was shown: to learn from; to measure (works kept from training); a second time.
+TEACH, MEASURE, REPEAT = "teach", "measure", "repeat"
 
 #: Pairs that are drawn to choose one at random among, where there are more.
 CANDIDATES = 20_000
@@ -38,12 +41,32 @@ MEASURE_IN = ("val", "val", "test")
 
 
 @dataclass(frozen=True)
-class Shares:
-    """How often pairs measure and are repeated (0–1), and whether teaching pairs are chosen."""
+class Pair:
+    """Two works to be compared, the left one first."""
 
-    measure: float = 0.25
-    repeat: float = 0.05
-    informative: bool = False
+    one: int
+    other: int
+    kind: str = TEACH
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """The two works whatever their sides."""
+        return min(self.one, self.other), max(self.one, self.other)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A verdict on a pair.
+
+    Attributes:
+        pair: what was shown.
+        label: 1 the left is better, −1 the right, 0 a tie.
+        predicted: what the head of that moment expected, 1 or −1; None where there was none.
+    """
+
+    pair: Pair
+    label: int
+    predicted: int | None = None
 
 
 class Chooser:
@@ -53,7 +76,7 @@ class Chooser:
         splits: train, val and test → works that may be shown.
         features: [n, D] of all works, from which the choice learns what a pair would tell.
         blocks: numbers per block of D, see :func:`mirip_fast.models.preference.fit_pairs`.
-        shares: of the kinds of pairs.
+        config: the shares of pairs that measure and are repeated, and whether teaching pairs are chosen.
         seed: of everything drawn.
     """
 
@@ -62,20 +85,16 @@ class Chooser:
         splits: Mapping[str, Index],
         features: NDArray[np.floating],
         blocks: Sequence[int],
-        shares: Shares,
+        config: LabelConfig,
         seed: int = 0,
     ):
         self._splits, self._features, self._blocks = splits, features, blocks
-        self._shares, self._rng = shares, np.random.default_rng(seed)
+        self._config, self._rng = config, np.random.default_rng(seed)
+        self.informative = config.choose == "informative"
         some = self._rng.permutation(splits["train"])[:WORKS]
         self._works: Index = np.sort(some)  # that are chosen among
         self._fitted: Preferences | None = None
         self._fitted_from = 0  # judgements when the kernel was learned
-
-    @property
-    def informative(self) -> bool:
-        """Whether pairs to learn from are chosen, and not drawn at random."""
-        return self._shares.informative
 
     def next(
         self,
@@ -93,55 +112,55 @@ class Chooser:
         """
         before = [*(j.pair for j in judged), *waiting]
         taken = {pair.key for pair in before} | set(skipped)
-        pair: Pair | None = None
+
+        def again(after: int = REPEAT_AFTER) -> Pair | None:
+            """A pair that was judged once, sides swapped."""
+            times = Counter(pair.key for pair in before)
+            old = [j.pair for j in judged[: max(0, len(judged) - after)]]
+            return self._swapped([p for p in old if times[p.key] == 1 and p.key not in skipped])
+
         kind = self._due(before)
-        if kind == REPEAT:
-            pair = self._repeat(judged, waiting, skipped)
+        pair = again() if kind == REPEAT else None
         if kind == MEASURE:
             pair = self._measure(before, taken)
-        if pair is None:
-            pair = self._teach(judged, before, taken)
-        if pair is None:  # every pair was judged: measure, or ask again
-            pair = self._measure(before, taken) or self._repeat(judged, waiting, skipped, after=0)
-        if pair is None:
-            pair = self._any(before)
-        return pair if pair.kind == REPEAT else self._sides(pair)
+        pair = pair or self._teach(judged, before, taken)
+        # Where every pair was judged: measure, or ask again.
+        pair = pair or self._measure(before, taken) or again(0)
+        if pair is None:  # any two, when there is nothing else left
+            one, other = self._rng.choice(self._splits["train"], 2, replace=False).tolist()
+            pair = Pair(one, other, REPEAT if before else TEACH)
+        if pair.kind != REPEAT and self._rng.random() < 0.5:  # left and right by the toss of a coin
+            return Pair(pair.other, pair.one, pair.kind)
+        return pair
 
     def _due(self, before: Sequence[Pair]) -> str:
         """The kind that is furthest behind its share."""
         counts = Counter(pair.kind for pair in before)
-        behind = {
-            kind: share * (len(before) + 1) - counts[kind]
-            for kind, share in ((REPEAT, self._shares.repeat), (MEASURE, self._shares.measure))
-        }
+        shares = ((REPEAT, self._config.repeat_share), (MEASURE, self._config.measure_share))
+        behind = {kind: share * (len(before) + 1) - counts[kind] for kind, share in shares}
         kind = max(behind, key=lambda kind: behind[kind])
         return kind if behind[kind] >= 1 else TEACH
 
-    def _repeat(
-        self,
-        judged: Sequence[Judgement],
-        waiting: Sequence[Pair],
-        skipped: Collection[tuple[int, int]],
-        after: int = REPEAT_AFTER,
-    ) -> Pair | None:
-        """A pair that was judged once, sides swapped."""
-        times = Counter([*(j.pair.key for j in judged), *(pair.key for pair in waiting)])
-        old = [j.pair for j in judged[: max(0, len(judged) - after)]]
-        once = [pair for pair in old if times[pair.key] == 1 and pair.key not in skipped]
-        if not once:
+    def _swapped(self, pairs: Sequence[Pair]) -> Pair | None:
+        if not pairs:
             return None
-        pair = once[int(self._rng.integers(len(once)))]
+        pair = pairs[int(self._rng.integers(len(pairs)))]
         return Pair(pair.other, pair.one, REPEAT)
+
+    def _drawn(self, candidates: Index, kind: str) -> Pair | None:
+        if not len(candidates):
+            return None
+        one, other = candidates[int(self._rng.integers(len(candidates)))].tolist()
+        return Pair(one, other, kind)
 
     def _measure(self, before: Sequence[Pair], taken: Collection[tuple[int, int]]) -> Pair | None:
         """Two random works of val or test."""
         count = sum(pair.kind == MEASURE for pair in before)
         first = MEASURE_IN[count % len(MEASURE_IN)]
         for split in (first, *sorted(set(MEASURE_IN) - {first})):
-            candidates = self._fresh(self._splits[split], taken, CANDIDATES)
-            if len(candidates):
-                one, other = candidates[int(self._rng.integers(len(candidates)))].tolist()
-                return Pair(one, other, MEASURE)
+            pair = self._drawn(self._fresh(self._splits[split], taken, CANDIDATES), MEASURE)
+            if pair is not None:
+                return pair
         return None
 
     def _teach(
@@ -154,29 +173,26 @@ class Chooser:
 
         No work comes back at once, so that nobody looks at the same one all the time.
         """
-        posterior = self._posterior(judged) if self._shares.informative else None
+        posterior = self._posterior(judged) if self.informative else None
         if posterior is None:
-            candidates = self._fresh(self._splits["train"], taken, CANDIDATES)
-            if not len(candidates):
-                return None
-            one, other = candidates[int(self._rng.integers(len(candidates)))].tolist()
-            return Pair(one, other)
+            return self._drawn(self._fresh(self._splits["train"], taken, CANDIDATES), TEACH)
         works = self._works
         rest = min(REST, len(works) // 4)
         tired = [work for pair in before[-rest:] for work in pair.key] if rest else []
         candidates = self._fresh(works[~np.isin(works, tired)], taken, TELLING)
         if not len(candidates):
-            candidates = self._fresh(works, taken, CANDIDATES)
+            candidates = self._fresh(works, taken, CANDIDATES)[:CANDIDATES]
         if not len(candidates):
             return None
-        candidates = candidates[:CANDIDATES]
         told = posterior.information(np.searchsorted(works, candidates))
         one, other = candidates[int(np.argmax(told))].tolist()
         return Pair(one, other)
 
     def _posterior(self, judged: Sequence[Judgement]) -> Preferences | None:
         """What the judgements say of the works that are chosen among; None while they are too few."""
-        pairs, label = as_arrays(judged)
+        works = [(j.pair.one, j.pair.other) for j in judged]
+        pairs = np.array(works, dtype=np.int64).reshape(-1, 2)
+        label = np.array([j.label for j in judged], dtype=np.int64)
         known = np.isin(pairs, self._works).all(axis=1)
         index, label = np.searchsorted(self._works, pairs[known]), label[known]
         index, label = index[-LEARNED:], label[-LEARNED:]
@@ -201,12 +217,3 @@ class Chooser:
         keys = pairs[:, 0] * (int(works.max(initial=0)) + 1) + pairs[:, 1]
         old = [a * (int(works.max(initial=0)) + 1) + b for a, b in taken]
         return pairs[~np.isin(keys, np.array(old, dtype=np.int64))]
-
-    def _any(self, before: Sequence[Pair]) -> Pair:
-        """Any two works of the train split, when there is nothing else left."""
-        one, other = self._rng.choice(self._splits["train"], 2, replace=False).tolist()
-        return Pair(one, other, REPEAT if before else TEACH)
-
-    def _sides(self, pair: Pair) -> Pair:
-        """Left and right by the toss of a coin."""
-        return Pair(pair.other, pair.one, pair.kind) if self._rng.random() < 0.5 else pair

@@ -20,7 +20,6 @@ from mirip_fast.files import disk_full, fsync_folder, is_disk_full
 
 #: Columns of a new file. ``kind`` says why the pair was shown, ``predicted`` what the head expected.
 COLUMNS = (FIRST, SECOND, LABEL, "time", "judge", "seconds", "kind", "predicted")
-_NEEDED = (FIRST, SECOND, LABEL)
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows would change ends of lines
 _BOM = b"\xef\xbb\xbf"
 
@@ -125,14 +124,11 @@ class JudgementFile(Closing):
 
     def _row(self, cells: tuple[str, ...] | list[str]) -> bytes:
         text = io.StringIO()
-        writer = csv.writer(text, delimiter=self._separator, lineterminator="\n")
-        if any(
-            "\r" in cell for cell in cells
-        ):  # csv quotes no lone \r, which ends a row for readers
-            writer = csv.writer(
-                text, delimiter=self._separator, lineterminator="\n", quoting=csv.QUOTE_ALL
-            )
-        writer.writerow(cells)
+        # csv quotes no lone \r, which ends a row for readers.
+        csv.writer(
+            text, delimiter=self._separator, lineterminator="\n",
+            quoting=csv.QUOTE_ALL if any("\r" in cell for cell in cells) else csv.QUOTE_MINIMAL,
+        ).writerow(cells)  # fmt: skip
         return text.getvalue().encode()
 
     def _read_header(self) -> None:
@@ -140,24 +136,19 @@ class JudgementFile(Closing):
         end = _end_of_last_row(data)
         if end < len(data):
             data = self._mend(data, end)
-        text = data.removeprefix(_BOM).decode("utf-8", "replace")
-        self._has_rows = False
-        if not text.strip():
+        rows, self._separator = _parse(data)
+        self._has_rows = len(rows) > 1
+        if not rows:
             if data:
                 self._cut(0)
             return
-        first = next((line for line in text.splitlines() if line.strip()), "")
-        self._separator = max(SEPARATORS, key=lambda s: _known_columns(first, s))
-        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=self._separator))
-        filled = [cells for cells in rows if any(cell.strip() for cell in cells)]
-        self.columns = tuple(name.strip() for name in filled[0])
-        missing = [name for name in _NEEDED if name not in self.columns]
+        self.columns = tuple(name.strip() for name in rows[0])
+        missing = [name for name in (FIRST, SECOND, LABEL) if name not in self.columns]
         if missing:
             raise DataError(
                 f"{shown(self.path)} is no file of judged pairs: it has no column "
                 f"{' and no column '.join(map(repr, missing))}. Give another file with --out."
             )
-        self._has_rows = len(filled) > 1
 
     def _mend(self, data: bytes, end: int) -> bytes:
         """Complete a last row without an end of line, or put it aside where it is cut short."""
@@ -272,16 +263,20 @@ def _known_columns(header: str, separator: str) -> int:
     return len({name.strip().strip('"') for name in header.split(separator)} & set(COLUMNS))
 
 
+def _parse(data: bytes) -> tuple[list[list[str]], str]:
+    """The rows that are not empty, the header first, and the separator of the file."""
+    text = data.removeprefix(_BOM).decode("utf-8", "replace")
+    header = next((line for line in text.splitlines() if line.strip()), "")
+    separator = max(SEPARATORS, key=lambda s: _known_columns(header, s))
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+    return [cells for cells in rows if any(cell.strip() for cell in cells)], separator
+
+
 def _is_whole(data: bytes, torn: bytes) -> bool:
     """Whether a last line without its end says all that a row must: every cell, and a verdict."""
-    text = data.removeprefix(_BOM).decode("utf-8", "replace")
-    header = text.splitlines()[0]
-    separator = max(SEPARATORS, key=lambda s: _known_columns(header, s))
-    last = torn.decode("utf-8", "replace")
-    if last.count('"') % 2:
+    if torn.count(b'"') % 2:
         return False
-    columns = [name.strip() for name in next(csv.reader([header], delimiter=separator))]
-    cells = next(csv.reader(io.StringIO(last, newline=""), delimiter=separator), [])
-    if len(cells) != len(columns) or LABEL not in columns:
-        return False
-    return cells[columns.index(LABEL)].strip() in ("1", "0", "-1")
+    (columns, *_, last), _ = _parse(data)
+    names = [name.strip() for name in columns]
+    whole = len(last) == len(names) and LABEL in names
+    return whole and last[names.index(LABEL)].strip() in ("1", "0", "-1")

@@ -8,22 +8,46 @@ send.
 
 from __future__ import annotations
 
+import getpass
+import io
 import json
 import logging
 import secrets
+import shlex
 import signal
 import socket
 from collections.abc import Awaitable, Callable
+from functools import lru_cache
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from mirip_fast.errors import ConfigError, ImageError, MiripError
-from mirip_fast.label.pictures import Pictures
+from PIL import Image
+
+from mirip_fast.closing import Closing
+from mirip_fast.config import Config
+from mirip_fast.data.csv_reader import counted, shown
+from mirip_fast.data.decode_pool import DecodePool, picture_job
+from mirip_fast.data.pair_files import read_pairs
+from mirip_fast.data.splits import SPLITS
+from mirip_fast.errors import (
+    CheckpointError,
+    ConfigError,
+    ImageError,
+    MiripError,
+    RunNotFoundError,
+)
+from mirip_fast.features.embed import Progress
+from mirip_fast.files import remove_abandoned_folders
+from mirip_fast.label.choice import MEASURE, REPEAT, TEACH, Chooser, Judgement, Pair
+from mirip_fast.label.judgement_file import JudgementFile
 from mirip_fast.label.session import Session, StalePairError
+from mirip_fast.label.works import Retrainer, Works, prepare_works, training_config
+from mirip_fast.ranking.evaluate import pick_model
+from mirip_fast.ranking.scorer import ScoreModel
+from mirip_fast.settings import Resolved
 
 if TYPE_CHECKING:
-    import uvicorn
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import Response
@@ -32,7 +56,6 @@ log = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
 TOKEN_HEADER = "x-label-token"
-_NAMES = (HOST, "localhost")
 _PAGE = Path(__file__).with_name("page")
 _FILES = {
     "": ("index.html", "text/html; charset=utf-8"),
@@ -42,6 +65,8 @@ _FILES = {
 }
 _MOST_BYTES = 4096  # of what a page sends
 _MOST_DIGITS = 10  # of a picture's number
+_SIDE, _QUALITY = 1600, 90  # of a picture on the page: longest side in pixels, and of JPEG
+_KEPT = 16  # pictures kept in memory: those on the page, those ahead, and a few for undo
 _HEADERS = {
     "Content-Security-Policy": (  # data: is the page's empty icon
         "default-src 'none'; img-src 'self' data:; style-src 'self'; script-src 'self'; connect-src 'self'; "
@@ -77,7 +102,7 @@ class LabelServer:
 
     Args:
         session: takes the verdicts.
-        pictures: of the works.
+        picture: number of a work → its JPEG file, see :func:`jpeg_of`.
         port: where to listen; 0 takes a free one.
 
     Attributes:
@@ -87,12 +112,29 @@ class LabelServer:
         ConfigError: the port is taken.
     """
 
-    def __init__(self, session: Session, pictures: Pictures, port: int = 0):
+    def __init__(self, session: Session, picture: Callable[[int], bytes], port: int = 0):
+        import uvicorn
+
         self.token = secrets.token_urlsafe(24)
         self._socket = _listen(port)
         self.port = int(self._socket.getsockname()[1])
         self.address = f"http://{HOST}:{self.port}/{self.token}/"
-        self._server = _server(make_app(session, pictures, self.token))
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        ignored = [number for number in numbers if signal.getsignal(number) is signal.SIG_IGN]
+
+        class Server(uvicorn.Server):
+            """A signal that whoever started this process has it ignore does not end it."""
+
+            def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+                if sig not in ignored:
+                    super().handle_exit(sig, frame)
+
+        self._server = Server(
+            uvicorn.Config(
+                make_app(session, picture, self.token), log_level="warning", access_log=False,
+                lifespan="off", ws="none", server_header=False, timeout_graceful_shutdown=2,
+            )
+        )  # fmt: skip
 
     def run(self) -> None:
         """Serve until Ctrl-C, SIGTERM or :meth:`stop`."""
@@ -108,41 +150,10 @@ class LabelServer:
         self._server.should_exit = True
 
 
-def _server(app: Starlette) -> uvicorn.Server:
-    import uvicorn
-
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    ignored = [number for number in numbers if signal.getsignal(number) is signal.SIG_IGN]
-
-    class Server(uvicorn.Server):
-        """A signal that whoever started this process has it ignore does not end it."""
-
-        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-            if sig not in ignored:
-                super().handle_exit(sig, frame)
-
-    return Server(
-        uvicorn.Config(
-            app,
-            log_level="warning",
-            access_log=False,
-            lifespan="off",
-            ws="none",
-            server_header=False,
-            timeout_graceful_shutdown=2,
-        )
-    )
-
-
-def make_app(session: Session, pictures: Pictures, token: str) -> Starlette:
-    """The web application: the page, its pictures, and what it can do.
-
-    Args:
-        session: takes the verdicts.
-        pictures: of the works.
-        token: that every address holds.
-    """
+def make_app(session: Session, picture: Callable[[int], bytes], token: str) -> Starlette:
+    """The web application, as of :class:`LabelServer`: the page, its pictures, and what it can do."""
     from starlette.applications import Starlette
+    from starlette.concurrency import run_in_threadpool
     from starlette.middleware import Middleware
     from starlette.responses import JSONResponse, Response
     from starlette.routing import Route
@@ -158,7 +169,7 @@ def make_app(session: Session, pictures: Pictures, token: str) -> Starlette:
         if not (number.isascii() and number.isdecimal() and len(number) < _MOST_DIGITS):
             return Response("Not found", 404, media_type="text/plain")
         try:
-            data = pictures.jpeg(int(number))
+            data = picture(int(number))
         except ImageError as error:
             return Response(str(error), 404, media_type="text/plain; charset=utf-8")
         # The address holds the session's token: no other session sees what a browser has kept.
@@ -169,28 +180,19 @@ def make_app(session: Session, pictures: Pictures, token: str) -> Starlette:
         return JSONResponse(session.state())
 
     def judge(said: dict[str, Any]) -> None:
-        session.judge(
-            _whole(said, "number"), _whole(said, "label", (-1, 0, 1)), _seconds(said.get("seconds"))
-        )
-
-    def skip(said: dict[str, Any]) -> None:
-        session.skip(_whole(said, "number"))
-
-    def undo(said: dict[str, Any]) -> None:
-        session.take_back()
+        number, label = _whole(said, "number"), _whole(said, "label", (-1, 0, 1))
+        session.judge(number, label, _seconds(said.get("seconds")))
 
     def post(
         act: Callable[[dict[str, Any]], None],
     ) -> Callable[[Request], Awaitable[Response]]:
-        from starlette.concurrency import run_in_threadpool
-
         async def answer(request: Request) -> Response:
             if not secrets.compare_digest(
                 request.headers.get(TOKEN_HEADER, "").encode(), token.encode()
             ):
                 return JSONResponse({"error": "the token is missing"}, 403)
             try:
-                said = _parse(await _body(request))
+                said = await _sent(request)
                 await run_in_threadpool(act, said)
                 return JSONResponse(await run_in_threadpool(session.state))
             except StalePairError as error:
@@ -208,8 +210,12 @@ def make_app(session: Session, pictures: Pictures, token: str) -> Starlette:
         Route("/{token}/state", state),
         Route("/{token}/image/{number}", image),
         Route("/{token}/judge", post(judge), methods=["POST"]),
-        Route("/{token}/skip", post(skip), methods=["POST"]),
-        Route("/{token}/undo", post(undo), methods=["POST"]),
+        Route(
+            "/{token}/skip",
+            post(lambda said: session.skip(_whole(said, "number"))),
+            methods=["POST"],
+        ),
+        Route("/{token}/undo", post(lambda said: session.take_back()), methods=["POST"]),
         Route("/{token}/{name}", page),
     ]
     return Starlette(routes=routes, middleware=[Middleware(_Guard, token=token)])
@@ -264,7 +270,7 @@ def _listen(port: int) -> socket.socket:
 def _is_local(host: str) -> bool:
     """Whether a Host header names this machine, on whatever port (a tunnel may lead here)."""
     name, _, port = host.partition(":")
-    return name.lower() in _NAMES and (port == "" or port.isdecimal())
+    return name.lower() in (HOST, "localhost") and (port == "" or port.isdecimal())
 
 
 def _is_own(origin: str | None) -> bool:
@@ -275,16 +281,12 @@ def _is_own(origin: str | None) -> bool:
     return scheme == "http" and _is_local(host)
 
 
-async def _body(request: Request) -> bytes:
+async def _sent(request: Request) -> dict[str, Any]:
     data = b""
     async for piece in request.stream():
         data += piece
         if len(data) > _MOST_BYTES:
             raise _BadRequest("too long")
-    return data
-
-
-def _parse(data: bytes) -> dict[str, Any]:
     try:
         said = json.loads(data or b"{}")
     except (ValueError, RecursionError) as error:
@@ -306,3 +308,173 @@ def _seconds(value: object) -> float:
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e9:
         return float(value)
     return 0.0
+
+
+def jpeg_of(works: Works, number: int) -> bytes:
+    """A work as the browser gets it: decoded, made small, written anew. No byte of its file reaches it.
+
+    The file must still hold the bytes that were embedded: whatever has been put in its place since, be it a
+    link to somewhere else, is not shown.
+
+    Raises:
+        ImageError: no such work, or its file can not be read or is another by now.
+    """
+    if not (0 <= number < len(works) and works.shown[number]):
+        raise ImageError("there is no such work")
+    sha256 = works.images.hashes[number]
+
+    def choose(found: bytes) -> tuple[int, ...]:
+        return (_SIDE,) if found == sha256 else ()  # anything else is not even decoded
+
+    with DecodePool(1) as pool:
+        (done,) = pool.decode([picture_job(0, works.path(number), _SIDE, ask=True)], choose)
+    if done.reason is not None:
+        raise ImageError(done.reason)
+    if done.sha256 != sha256:
+        raise ImageError("its file was changed after label was started; start it again")
+    out = io.BytesIO()
+    Image.fromarray(done.images[0]).save(out, "JPEG", quality=_QUALITY)
+    return out.getvalue()
+
+
+class LabelRun(Closing):
+    """A session with its server, ready to run; closing it lets go of the file.
+
+    Args:
+        works: what is judged.
+        out: the file of judgements; an existing one is gone on from.
+        config: the settings.
+        model: a model that is there already: it predicts until one is trained.
+        port: where to listen; 0 takes a free one.
+
+    Raises:
+        DataError: the file is in use, foreign or faulty.
+        ConfigError: the port is taken.
+    """
+
+    def __init__(
+        self, works: Works, out: Path, config: Config, model: ScoreModel | None, port: int = 0
+    ):
+        self._works, self._config = works, config
+        self.file = JudgementFile(out.absolute())
+        session: Session | None = None
+        try:
+            if self.file.mended:
+                log.warning("%s", self.file.mended)
+            judged = _judgements_of(works, self.file)
+            # Another session draws other pairs, and the same one again where nothing was judged.
+            seed = config.train.seed + len(judged)
+            splits = {split: works.in_split(split) for split in SPLITS}
+            session = Session(
+                self.file, works.name,
+                Chooser(splits, works.features, works.blocks, config.label, seed),
+                judged, judge=config.label.judge or _login(), retrain_every=config.label.retrain_every,
+                start=None if model is None else model.score(works.store, works.images.hashes),
+            )  # fmt: skip
+            self.server = LabelServer(
+                session, lru_cache(_KEPT)(lambda number: jpeg_of(works, number)), port
+            )
+            training = training_config(config, self.file.path)
+            session.train_with(Retrainer(training, works, session.retrained))
+        except BaseException:
+            if session is not None:
+                session.close()
+            self.file.close()
+            raise
+        self.session = session
+
+    def close(self) -> None:
+        """Stop what goes on in the background and let go of the file."""
+        self.session.close()
+        self.file.close()
+
+    def next_command(self) -> str:
+        """What to type to train on the judgements, with the split that the session had."""
+        config, plain = self._config, Config()
+        words = ["mirip-fast", "train", "--head-only", "--pairs", shown(self.file.path)]
+        words += ["--data", shown(self._works.dataset.source)]
+        for name in ("train_ratio", "val_ratio", "test_ratio", "split_seed", "near_groups"):
+            value = getattr(config.split, name)
+            if value != getattr(plain.split, name):
+                words += [f"--{name.replace('_', '-')}", str(value)]
+        if config.embed.cache_dir != plain.embed.cache_dir:
+            words += ["--cache-dir", config.embed.cache_dir]
+        return shlex.join(words)
+
+
+def open_label(
+    folder: Path,
+    out: Path,
+    resolved: Resolved,
+    *,
+    checkpoint: Path | None = None,
+    port: int = 0,
+    command: str = "",
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> LabelRun:
+    """Embed what is missing, read what was judged before, and get a session ready.
+
+    Args:
+        folder: folder of images or CSV file, with grades or without.
+        out: the file of judgements.
+        resolved: the settings, and which of them were given.
+        checkpoint: run whose model predicts at first; None for the newest one that fits.
+        port: where to listen; 0 takes a free one.
+        command: what is running, for whoever finds the store locked.
+        progress: called while images are embedded.
+
+    Raises:
+        MiripError: the works, the file or the port can not be used; says why.
+    """
+    remove_abandoned_folders()  # of servers that were killed while a head was trained
+    works = prepare_works(folder, resolved, command=command, progress=progress)
+    sizes = ", ".join(f"{split} {len(works.in_split(split))}" for split in SPLITS)
+    log.info("%s to judge (%s)", counted(int(works.shown.sum()), "work"), sizes)
+    model = _model(works, checkpoint, Path(resolved.config.train.output_dir))
+    return LabelRun(works, out, resolved.config, model, port)
+
+
+def _judgements_of(works: Works, file: JudgementFile) -> list[Judgement]:
+    """What was judged before; judgements by other programs have neither kind nor prediction."""
+    if not file.has_rows:
+        return []
+    manifest = works.images.manifest
+    places = [*manifest.places, manifest.root]
+    read = read_pairs([file.path], [*manifest.records, *works.others], places)
+    log.info("%s: going on after %s", shown(file.path), counted(len(read), "judgement"))
+    judged = []
+    for (one, other), label, extra in zip(
+        read.images.tolist(), read.label.tolist(), read.extra, strict=True
+    ):
+        if one < len(works) and other < len(works):
+            kind = extra.get("kind", "")
+            predicted = {"1": 1, "-1": -1}.get(extra.get("predicted", "").strip())
+            pair = Pair(one, other, kind if kind in (MEASURE, REPEAT) else TEACH)
+            judged.append(Judgement(pair, label, predicted))
+    return judged
+
+
+def _model(works: Works, checkpoint: Path | None, output_dir: Path) -> ScoreModel | None:
+    """The model to begin with; one that was not asked for need not be there, nor fit."""
+    try:
+        model = pick_model(checkpoint, output_dir)
+        model.require_one_backbone("label")
+        if model.info.fingerprint != works.store.fingerprint:
+            raise CheckpointError(
+                f"{model.checkpoint} looks at other features than those of {shown(works.store.path)}"
+            )
+        model.score(works.store, works.images.hashes[:1])  # all its views and kinds are there
+        return model
+    except MiripError as error:
+        if checkpoint is not None:
+            raise
+        if not isinstance(error, RunNotFoundError):
+            log.info("Beginning without a model: %s", error)
+    return None
+
+
+def _login() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # no such user in a container
+        return "judge"

@@ -1,13 +1,26 @@
-"""The works that are judged: embedded where they are not yet, divided as training will divide them."""
+"""The works that are judged, divided as training will divide them, and the heads trained on the judgements.
+
+Heads are trained in a process of its own, which reads jobs from its standard input and answers on its
+standard output, one JSON object per line, and ends when its input ends: the page never waits for training.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 import logging
+import os
+import subprocess
+import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent import futures
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,22 +29,28 @@ from mirip_fast.config import Config
 from mirip_fast.data.csv_reader import counted, shown
 from mirip_fast.data.records import Record
 from mirip_fast.data.splits import SPLITS
-from mirip_fast.errors import DataError
+from mirip_fast.errors import DataError, MiripError
 from mirip_fast.features.command import embed_data
-from mirip_fast.features.datasets import Dataset, find_datasets
+from mirip_fast.features.datasets import Dataset, find_datasets, newest_dataset
 from mirip_fast.features.embed import Progress
 from mirip_fast.features.on_demand import embed_options
 from mirip_fast.features.pooling import head_kinds
 from mirip_fast.features.store import FeatureStore
+from mirip_fast.files import temporary_folder
+from mirip_fast.models.preference import fit_pairs
 from mirip_fast.ranking.dataset_settings import gp_features
 from mirip_fast.ranking.graded import GradedImages, graded_of_dataset, left_out
-from mirip_fast.ranking.rows import read_features
+from mirip_fast.ranking.judged_pairs import read_judged_pairs
+from mirip_fast.ranking.objective import pairs_files
+from mirip_fast.ranking.readouts import FEW_PAIRS, MOST_WORKS
+from mirip_fast.ranking.rows import open_store, read_features
+from mirip_fast.ranking.scorer import load_score_model
+from mirip_fast.ranking.train import Request, train_head
 from mirip_fast.settings import Resolved, config_from_dict
 from mirip_fast.text import nfc
 
 log = logging.getLogger(__name__)
 
-Index = NDArray[np.int64]
 #: Settings that only say how fast or where to embed, and not what.
 _HOW = {"embed.cache_dir", "embed.workers", "embed.embed_batch_size", "embed.compile"}
 
@@ -69,10 +88,9 @@ class Works:
         """The file of a work."""
         return self.images.manifest.records[number].path
 
-    def in_split(self, split: str) -> Index:
+    def in_split(self, split: str) -> NDArray[np.int64]:
         """The works of one split that may be shown."""
-        here = np.array(self.images.splits) == split
-        return np.flatnonzero(here & self.shown)
+        return np.flatnonzero((np.array(self.images.splits) == split) & self.shown)
 
 
 def prepare_works(
@@ -98,13 +116,12 @@ def prepare_works(
         BackboneError: features are missing and the backbone can not be found.
     """
     config = _as_embedded(folder, resolved)
-    done = embed_data(folder, config, command=command, progress=progress)
-    if done.dataset is None:
+    dataset = embed_data(folder, config, command=command, progress=progress).dataset
+    if dataset is None:
         raise DataError("label runs as one process: start it without torchrun")
-    dataset = done.dataset
     images = graded_of_dataset(dataset, config.split, need_tiers=False)
     store = FeatureStore.open(dataset.store_path)
-    features, blocks = preference_rows(dataset, store, images.hashes, config)
+    features, blocks = _preference_rows(dataset, store, images.hashes, config)
     keep = _may_be_shown(images)
     works = Works(dataset, images, left_out(dataset), keep, features, blocks, store)
     for split in SPLITS[:2]:
@@ -117,14 +134,10 @@ def prepare_works(
     return works
 
 
-def preference_rows(
+def _preference_rows(
     dataset: Dataset, store: FeatureStore, hashes: Sequence[bytes], config: Config
 ) -> tuple[NDArray[np.float32], Sequence[int]]:
-    """What judgements are learned from: [n, D] features of the base view, and numbers per kind.
-
-    Raises:
-        StoreError: features are missing.
-    """
+    """What judgements are learned from: [n, D] features of the base view, and numbers per kind."""
     kind = gp_features(config.head.features, dataset.info["kinds"])
     rows = read_features(store, hashes, kind, dataset.views()[:1])[:, 0]
     count = len(head_kinds(kind))
@@ -132,17 +145,14 @@ def preference_rows(
 
 
 def _as_embedded(folder: Path, resolved: Resolved) -> Config:
-    config = resolved.config
-    said = [key for key in resolved.given if key.startswith("embed.") and key not in _HOW]
-    cache = Path(config.embed.cache_dir)
-    datasets = find_datasets(cache)
+    config, given = resolved.config, resolved.given
+    datasets = find_datasets(Path(config.embed.cache_dir))
     same = next((dataset for dataset in datasets if dataset.is_called(folder)), None)
-    if same is not None:
+    if same is not None and not any(key.startswith("data.") for key in given):
         data = config_from_dict({"data": same.info["data"]}).data
-        if not any(key.startswith("data.") for key in resolved.given):
-            config = dataclasses.replace(config, data=data)
+        config = dataclasses.replace(config, data=data)
     model = same or next(iter(datasets), None)
-    if said or model is None:
+    if model is None or any(key.startswith("embed.") and key not in _HOW for key in given):
         return config
     embed = dataclasses.replace(
         embed_options(model),
@@ -187,8 +197,184 @@ def _may_be_shown(images: GradedImages) -> NDArray[np.bool_]:
 
 def _can_be_written(name: str) -> bool:
     """Whether the name comes back as it is from a CSV file in UTF-8, whose cells lose blanks around them."""
-    return (
-        name == name.strip()
-        and "\0" not in name
-        and not any(0xD800 <= ord(c) < 0xE000 for c in name)
-    )
+    surrogates = any(0xD800 <= ord(c) < 0xE000 for c in name)
+    return name == name.strip() and "\0" not in name and not surrogates
+
+
+# Training on the judgements.
+
+# Not `python -m`: that would depend on the working folder and the environment.
+_START = (
+    "import json, sys; sys.path[:], parent = json.loads(sys.argv[1]); "
+    "from mirip_fast.runtime import end_with_parent; end_with_parent(parent); "
+    "from mirip_fast.label.works import serve_training; serve_training()"
+)
+_PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
+
+
+class Retrainer:
+    """Trains one head at a time in a process of its own.
+
+    Args:
+        config: settings of the training, see :func:`training_config`.
+        works: what is scored.
+        done: called from another thread with the number of judgements when training began, the answer
+            (``scores`` [n] of all works, or ``error``), and the seconds it took.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        works: Works,
+        done: Callable[[int, dict[str, Any], float], None],
+    ):
+        self._job = {
+            "config": config.to_dict(),
+            "source": str(works.dataset.source),
+            "hashes": [sha.hex() for sha in works.images.hashes],
+        }
+        self._done = done
+        self._process: subprocess.Popen[str] | None = None
+        # The process is started in this thread, as Linux ends it when the thread that started it ends.
+        self._thread = ThreadPoolExecutor(1, "mirip-retrain")
+        self._training: Future[None] | None = None
+        self._closed = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether a head is being trained."""
+        return self._training is not None and not self._training.done()
+
+    def start(self, judgements: int) -> None:
+        """Train on the file as it is now, unless a head is being trained already."""
+        if not self.busy and not self._closed:
+            self._training = self._thread.submit(self._train, judgements)
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Until the training that was started is over."""
+        if self._training is not None:
+            futures.wait([self._training], seconds)
+
+    def close(self) -> None:
+        """End the process; a training that is under way is given up."""
+        self._closed = True
+        self._end_process()
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        self.wait(5)
+        if self._process is not None and not self.busy:
+            for stream in (self._process.stdin, self._process.stdout):
+                if stream is not None:
+                    with contextlib.suppress(OSError):
+                        stream.close()
+
+    def _end_process(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def _train(self, judgements: int) -> None:
+        started = time.monotonic()
+        try:
+            answer = self._ask()
+        except (OSError, ValueError) as error:
+            answer = {"error": f"the process that trains ended ({error})"}
+            self._process = None
+        if not self._closed:
+            self._done(judgements, answer, time.monotonic() - started)
+
+    def _ask(self) -> dict[str, Any]:
+        if self._process is None:
+            arguments = json.dumps([[_PACKAGE_PARENT, *sys.path], os.getpid()])
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _START, arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                encoding="utf-8",
+                # Ctrl-C is for the server, which then ends this one.
+                start_new_session=True,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            )
+            if self._closed:  # while it was being started
+                self._end_process()
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps(self._job) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise ValueError("no answer")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+def training_config(config: Config, pairs: Path) -> Config:
+    """The session's settings as ``train --head-only --pairs FILE`` takes them."""
+    train = dataclasses.replace(config.train, pairs=str(pairs), folds=0, bootstrap=0)
+    tracking = dataclasses.replace(config.tracking, report_to="none")
+    return dataclasses.replace(config, train=train, tracking=tracking)
+
+
+def train_once(config: Config, source: Path, hashes: Sequence[bytes]) -> NDArray[np.floating]:
+    """Learn from the judgements and score works; nothing is kept.
+
+    A few judgements (:data:`mirip_fast.ranking.readouts.FEW_PAIRS`) are learned by a Gaussian process of
+    preferences, more by a head, as ``train --pairs`` does; but here from the works of the train split alone,
+    so that those of val and test measure.
+
+    Args:
+        config: settings, see :func:`training_config`.
+        source: the embedded data set.
+        hashes: contents of the n works to score.
+
+    Returns:
+        [n] scores.
+
+    Raises:
+        MiripError: it can not be trained on; says why.
+    """
+    cache = Path(config.embed.cache_dir)
+    dataset = newest_dataset(cache, source)
+    images = graded_of_dataset(dataset, config.split, need_tiers=False)
+    files, zero = pairs_files(config.train), config.train.pairs_zero
+    judged = read_judged_pairs(files, images, left_out(dataset), zero)
+    here = np.array([split == "train" for split in judged.splits], dtype=bool)
+    if here.sum() >= FEW_PAIRS or config.head.readout == "head":
+        with temporary_folder() as folder:
+            train = dataclasses.replace(config.train, output_dir=str(folder), save_every_n_epochs=0)
+            run, _ = train_head(dataclasses.replace(config, train=train), Request(data=source))
+            model = load_score_model(run.model)
+            return model.score(open_store(cache, model.info), hashes)
+    store = FeatureStore.open(dataset.store_path)
+    pairs = judged.images[here]
+    # The others only say what is usual, and would take the square of their number.
+    used = np.flatnonzero(np.array(images.splits) == "train")
+    used = used if len(used) <= MOST_WORKS else np.unique(pairs)
+    rows, blocks = _preference_rows(dataset, store, [images.hashes[i] for i in used], config)
+    verdicts = judged.label[here], judged.weight[here]
+    posterior = fit_pairs(rows, np.searchsorted(used, pairs), *verdicts, blocks=blocks)
+    return posterior.score(_preference_rows(dataset, store, hashes, config)[0])
+
+
+def serve_training() -> None:
+    """Answer jobs until the input ends: the process that trains."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # whatever a library prints must not stand among the answers
+    logging.getLogger("mirip_fast").addHandler(logging.NullHandler())
+    logging.getLogger("mirip_fast").propagate = False
+    if hasattr(os, "nice"):
+        os.nice(5)  # the page comes first
+    for line in sys.stdin:
+        print(json.dumps(answer_job(json.loads(line))), file=answers, flush=True)
+
+
+def answer_job(job: dict[str, Any]) -> dict[str, Any]:
+    """One job of :class:`Retrainer`: ``scores``, or the ``error`` why there are none."""
+    try:
+        hashes = [bytes.fromhex(sha) for sha in job["hashes"]]
+        scores = train_once(config_from_dict(job["config"]), Path(job["source"]), hashes)
+        return {"scores": scores.astype(float).tolist()}
+    except (MiripError, OSError) as error:
+        return {"error": str(error)}
+    except Exception as error:  # a fault of the program: the session goes on without a head
+        return {"error": f"{type(error).__name__}: {error}"}
