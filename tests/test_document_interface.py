@@ -31,13 +31,7 @@ from mirip_fast import (
     batch_compare,
 )
 from mirip_fast.config import EmbedConfig
-from mirip_fast.errors import (
-    BackboneError,
-    CheckpointError,
-    ConfigError,
-    ImageError,
-    TrainingError,
-)
+from mirip_fast.errors import BackboneError, CheckpointError, ConfigError, ImageError, TrainingError
 from mirip_fast.features.backbone_files import tiny_random_spec
 from mirip_fast.features.recipe import make_recipe
 from mirip_fast.models.checkpoint import KEYS, load_checkpoint

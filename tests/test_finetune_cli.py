@@ -220,11 +220,7 @@ def test_options_of_the_other_mode_are_refused(
 
 
 def test_kept_images_and_workers_give_the_same_run(headed: Path) -> None:
-    ways = {
-        "plain": [],
-        "images": ["--cache-images"],
-        "workers": ["--loader-workers", "2"],
-    }
+    ways = {"plain": [], "images": ["--cache-images"], "workers": ["--loader-workers", "2"]}
     losses = {}
     head = str(newest(headed, "head-only"))
     for name, options in ways.items():

@@ -18,13 +18,7 @@ from mirip_fast.finetune.model import (
     add_stochastic_depth,
     checkpoint_blocks,
 )
-from mirip_fast.finetune.step import (
-    Part,
-    batch_loss,
-    count_right,
-    make_objective,
-    take_gradients,
-)
+from mirip_fast.finetune.step import Part, batch_loss, count_right, make_objective, take_gradients
 from mirip_fast.finetune.strategy import unfreeze
 from mirip_fast.models.losses import PairLoss
 

@@ -89,10 +89,7 @@ READERS = {
 @pytest.mark.parametrize("spoil_file", [emptied, gone, flipped, a_pipe])
 @pytest.mark.parametrize("name", READERS)
 def test_every_command_names_the_file(
-    work: Path,
-    name: str,
-    spoil_file: Callable[[Path], None],
-    capfd: pytest.CaptureFixture[str],
+    work: Path, name: str, spoil_file: Callable[[Path], None], capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = the_run(0).rename("runs0/20990101-000000-head")
     spoil_file(folder / name)
