@@ -19,6 +19,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import numpy as np
 import pytest
 import torch
+from made_run import TINY, Restored
 from PIL import Image
 from small_models import MODEL_KINDS
 
@@ -103,6 +104,18 @@ def graded_folder(tmp_path: Path) -> Path:
         rows.append(f"id{i:02d},work_{i:02d}.png,{'SABC'[tier]},{'회화' if i % 8 < 4 else '조소'}")
     (folder / "metadata.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def one_head(tmp_path_factory: pytest.TempPathFactory) -> Restored:
+    train = ["train", "--head-only", "--epochs", "4"]
+    return Restored(tmp_path_factory.mktemp("head"), 40, ["embed", "data", *TINY], train)
+
+
+@pytest.fixture
+def headed(one_head: Restored, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder: 40 graded works in data/, embedded, and a finished head-only run."""
+    return one_head(monkeypatch)
 
 
 @pytest.hookimpl(wrapper=True)

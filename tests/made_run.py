@@ -1,13 +1,16 @@
-"""Small finished runs, what they answer, and spoiling their files: for the tests and ``make torture``."""
+"""Small data and finished runs, what they answer, and spoiling their files: for tests and ``make torture``."""
 
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
+import pytest
 from mirip_fast_cli.main import run
-from test_cli import TINY, make_data
+from PIL import Image
 
 from mirip_fast.config import Config
 from mirip_fast.errors import MiripError
@@ -27,6 +30,47 @@ _HEAD = [
     *("--train-ratio", "0.2", "--val-ratio", "0.7", "--test-ratio", "0.1"),
     *("--projector-hidden-dim", "8", "--projector-output-dim", "8", "--score-hidden-dim", "4"),
 ]
+
+
+TINY = ["--backbone", "tiny-random", "--image-size", "28", "--workers", "0"]
+
+
+def draw(path: Path, brightness: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.clip(rng.normal(255 * brightness, 20, (32, 32, 3)), 0, 255).astype(np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def make_data(folder: Path, n: int = 40) -> None:
+    """Graded pictures: the better the tier, the brighter."""
+    rows = ["image_id,filename,tier,department"]
+    for i in range(n):
+        tier = i % 4
+        name = f"그림 {i:02d}.png" if i % 3 == 0 else f"work_{i:02d}.png"
+        draw(folder / "images" / name, 0.9 - 0.2 * tier, i)
+        rows.append(f"id{i:02d},{name},{'SABC'[tier]},{'회화' if i % 2 else '조소'}")
+    (folder / "metadata.csv").write_text("\n".join(rows) + "\n", encoding="utf-8-sig")
+
+
+class Restored:
+    """A working folder with ``n`` works in data/, made once by commands, put back for every test."""
+
+    def __init__(self, root: Path, n: int, *commands: list[str]):
+        self.place, self.kept = root / "work", root / "kept"
+        self.place.mkdir()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(self.place)
+            make_data(self.place / "data", n)
+            for command in commands:
+                assert run(command) == 0
+        self.place.rename(self.kept)
+
+    def __call__(self, monkeypatch: pytest.MonkeyPatch) -> Path:
+        shutil.rmtree(self.place, ignore_errors=True)
+        shutil.copytree(self.kept, self.place)
+        monkeypatch.chdir(self.place)
+        return self.place
 
 
 def make_runs(folder: Path) -> tuple[Path, ...]:

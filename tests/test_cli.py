@@ -19,6 +19,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
+from made_run import TINY, draw, make_data
 from mirip_fast_cli.main import COMMANDS, run
 from PIL import Image
 
@@ -26,42 +28,24 @@ from mirip_fast.features.store import FeatureStore
 from mirip_fast.files import list_files
 from mirip_fast.ranking.evaluate import pick_model
 
-TINY = ["--backbone", "tiny-random", "--image-size", "28", "--workers", "0"]
-
-
-def draw(path: Path, brightness: float, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.clip(rng.normal(255 * brightness, 20, (32, 32, 3)), 0, 255).astype(np.uint8)
-    Image.fromarray(pixels).save(path)
-
-
-def make_data(folder: Path, n: int = 40) -> None:
-    """Graded pictures: the better the tier, the brighter."""
-    rows = ["image_id,filename,tier,department"]
-    for i in range(n):
-        tier = i % 4
-        name = f"그림 {i:02d}.png" if i % 3 == 0 else f"work_{i:02d}.png"
-        draw(folder / "images" / name, 0.9 - 0.2 * tier, i)
-        rows.append(f"id{i:02d},{name},{'SABC'[tier]},{'회화' if i % 2 else '조소'}")
-    (folder / "metadata.csv").write_text("\n".join(rows) + "\n", encoding="utf-8-sig")
+__all__ = ["TINY", "draw", "make_data"]  # for the other tests
 
 
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     return tmp_path
 
 
-def trained(work: Path, *options: str) -> None:
-    make_data(work / "data")
-    assert run(["embed", "data", *TINY]) == 0
-    assert run(["train", "--head-only", "--epochs", "6", *options]) == 0
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        return list(csv.DictReader(stream))
 
 
 def test_the_main_job(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    trained(work)
+    make_data(work / "data")
+    assert run(["embed", "data", *TINY]) == 0
+    assert run(["train", "--head-only", "--epochs", "6"]) == 0
     out, err = capfd.readouterr()
     assert "40 images = 40 embedded + 0 already there + 0 duplicates + 0 failed" in out
     assert "UNTRAINED" in err and "data/metadata.csv" in err
@@ -75,13 +59,11 @@ def test_the_main_job(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for i in range(5):
         draw(work / "folder" / "sub" / f"작품 {i} 🎨.png", i / 5, 100 + i)
     assert run(["rank", "folder", "--workers", "0"]) == 0
-    out, err = capfd.readouterr()
-    assert f"Model {run_folder.relative_to(work)}/best_model.pt" in err
+    assert f"Model {run_folder.relative_to(work)}/best_model.pt" in capfd.readouterr().err
     works = json.loads((work / "ranking.json").read_text(encoding="utf-8"))["works"]
     assert [w["rank"] for w in works] == [1, 2, 3, 4, 5]
     assert {w["file"] for w in works} == {f"sub/작품 {i} 🎨.png" for i in range(5)}
-    with (work / "ranking.csv").open(encoding="utf-8-sig", newline="") as stream:
-        rows = list(csv.DictReader(stream))
+    rows = table(work / "ranking.csv")
     assert [row["file"] for row in rows] == [w["file"] for w in works]
     assert {row["view_spread"] for row in rows} == {"unknown"}  # a single view
 
@@ -99,50 +81,28 @@ def test_the_main_job(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert {path.name for path in tables} >= {"ranking.csv", "failures.csv", "split.csv"}
     assert all(path.read_bytes().startswith(codecs.BOM_UTF8) for path in tables)
 
-
-def test_a_second_run_computes_nothing(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    make_data(work / "data", 8)
-    run(["embed", "data", *TINY])
+    # A second run computes nothing, wherever the works lie now.
     (work / "data").rename(work / "moved")
     for path in (work / "moved" / "images").iterdir():
         os.utime(path, (1, 1))
-    capfd.readouterr()
     assert run(["embed", "moved", *TINY]) == 0
-    assert "0 embedded + 8 already there" in capfd.readouterr().out
+    assert "0 embedded + 40 already there" in capfd.readouterr().out
     draw(work / "moved" / "images" / "work_01.png", 0.5, 999)
     assert run(["embed", "moved", *TINY]) == 0
-    assert "1 embedded + 7 already there" in capfd.readouterr().out
+    assert "1 embedded + 39 already there" in capfd.readouterr().out
 
 
-def test_a_broken_image_costs_one_line(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    make_data(work / "data", 40)
-    (work / "data" / "images" / "work_01.png").write_text("no picture")
-    with (work / "data" / "metadata.csv").open("a", encoding="utf-8") as stream:
-        stream.write("id99,absent.png,S,회화\n")
-    assert run(["embed", "data", *TINY]) == 0
-    assert (
-        "41 images = 39 embedded + 0 already there + 0 duplicates + 2 failed"
-        in capfd.readouterr().out
-    )
-    (failures,) = (work / "cache").glob("*/datasets/*/failures.csv")
-    with failures.open(encoding="utf-8-sig", newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    assert [Path(row["path"]).name for row in rows] == ["work_01.png", "absent.png"]
-    assert all(row["reason"] for row in rows)
-    assert run(["embed", "data", "--strict", *TINY]) == 1
-    # A missing file is refused by training; a broken one is left out and told.
-    assert run(["train", "--head-only", "--epochs", "1"]) == 1
-    assert "absent.png" in capfd.readouterr().err
-    text = (work / "data" / "metadata.csv").read_text(encoding="utf-8-sig")
-    (work / "data" / "metadata.csv").write_text(text.replace("id99,absent.png,S,회화\n", ""))
-    assert run(["train", "--head-only", "--epochs", "1"]) == 0
-    assert "1 of 40 images could not be embedded and are left out" in capfd.readouterr().err
-
-
-def test_pictures_of_one_colour_and_large_ones_are_told(
+def test_what_is_not_embedded_is_told_on_the_screen_and_in_a_table(
     work: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (work / "data").mkdir()
+    for i in range(3):
+        (work / "data" / f"{i}.png").write_text(f"no picture {i}")
+    (work / "data" / "empty.jpg").touch()
+    assert run(["embed", "data", *TINY]) == 1  # nothing could be read
+    err = capfd.readouterr().err
+    assert "Not embedded: 3 images: not a picture in a known format" in err
+    assert "data/empty.jpg: the file is empty" in err
     draw(work / "data" / "good.png", 0.5, 1)
     Image.new("RGB", (40, 30), "white").save(work / "data" / "white.png")
     Image.new("RGBA", (40, 30)).save(work / "data" / "clear.png")
@@ -150,66 +110,76 @@ def test_pictures_of_one_colour_and_large_ones_are_told(
     Image.fromarray(noise).save(work / "data" / "large.png", compress_level=1)
     assert run(["embed", "data", "--max-megapixels", "1", *TINY]) == 0
     out, err = capfd.readouterr()
-    assert "4 images = 3 embedded + 0 already there + 0 duplicates + 1 failed" in out
+    assert "8 images = 3 embedded + 0 already there + 0 duplicates + 5 failed" in out
     assert "2 pictures are of a single colour: data/clear.png, data/white.png" in err
     (failures,) = (work / "cache").glob("*/datasets/*/failures.csv")
-    assert (
-        "1010 x 1000 pixels is over the limit of 1 megapixels; --max-megapixels"
-        in failures.read_text()
-    )
-    assert run(["embed", "data", *TINY]) == 0
+    reasons = {Path(row["path"]).name: row["reason"] for row in table(failures)}
+    assert len(reasons) == 5 and all(reasons.values())
+    told = "1010 x 1000 pixels is over the limit of 1 megapixels; --max-megapixels"
+    assert told in reasons["large.png"]
+    assert run(["embed", "data", "--strict", *TINY]) == 1
     out, err = capfd.readouterr()
-    assert "4 images = 1 embedded + 3 already there" in out and "colour" not in err
+    assert "8 images = 1 embedded + 3 already there" in out and "colour" not in err
 
 
-def test_grades_are_read_when_training(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    make_data(work / "data")
-    run(["embed", "data", *TINY])
-    text = (work / "data" / "metadata.csv").read_text(encoding="utf-8-sig")
-    (work / "data" / "metadata.csv").write_text(
-        text.replace("id00,그림 00.png,S", "id00,그림 00.png,C").replace(
-            "id01,work_01.png,A", "id01,work_01.png,"
-        )
-    )
-    capfd.readouterr()
+def test_training_leaves_out_broken_images_and_refuses_missing_ones(
+    headed: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    metadata = headed / "data" / "metadata.csv"
+    graded = metadata.read_text(encoding="utf-8-sig")
+    (headed / "data" / "images" / "work_01.png").write_text("no picture")
+    metadata.write_text(graded + "id99,absent.png,S,회화\n")
+    assert run(["embed", "data", *TINY]) == 0
+    assert run(["train", "--head-only", "--epochs", "1"]) == 1
+    assert "absent.png" in capfd.readouterr().err
+    metadata.write_text(graded)
     assert run(["train", "--head-only", "--epochs", "1"]) == 0
+    assert "1 of 40 images could not be embedded and are left out" in capfd.readouterr().err
+
+
+def test_grades_are_read_when_training(headed: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    metadata = headed / "data" / "metadata.csv"
+    text = metadata.read_text(encoding="utf-8-sig")
+    text = text.replace("id00,그림 00.png,S", "id00,그림 00.png,C")
+    metadata.write_text(text.replace("id01,work_01.png,A", "id01,work_01.png,"))
+    assert run(["train", "--head-only", "--epochs", "1", "--output-dir", "new"]) == 0
     assert "39 of 40 works have a grade; the others (first: row 3" in capfd.readouterr().err
-    (split,) = (work / "runs").glob("*/split.csv")
-    with split.open(encoding="utf-8-sig", newline="") as stream:
-        tiers = {row["image_id"]: row["tier"] for row in csv.DictReader(stream)}
+    (split,) = Path("new").glob("*/split.csv")
+    tiers = {row["image_id"]: row["tier"] for row in table(split)}
     assert tiers["id00"] == "C" and "id01" not in tiers
-    draw(work / "data" / "images" / "new.png", 0.5, 7)
-    with (work / "data" / "metadata.csv").open("a", encoding="utf-8") as stream:
-        stream.write("id77,new.png,S,회화\n")
+    draw(headed / "data" / "images" / "new.png", 0.5, 7)
+    metadata.write_text(text + "id77,new.png,S,회화\n")
     assert run(["train", "--head-only"]) == 1
     assert "1 of 41 images" in (err := capfd.readouterr().err) and "mirip-fast embed" in err
+    # To ranking, grades do not matter.
+    metadata.write_text(text.replace(",S,", ",unheard of,"))
+    assert run(["rank", "data"]) == 0
+    assert len(json.loads(Path("ranking.json").read_text())["works"]) == 40
 
 
-def test_given_splits(work: Path, decoded_elsewhere: Callable[[], None]) -> None:
-    make_data(work / "data")
-    run(["embed", "data", *TINY])
+def test_given_splits_and_a_lost_cache(
+    headed: Path, capfd: pytest.CaptureFixture[str], decoded_elsewhere: Callable[[], None]
+) -> None:
     assert run(["split", "data", "--seed", "7"]) == 0
-    names = [f"{name}_metadata.csv" for name in ("train", "val", "test")]
-    files = ("--metadata", "--val-metadata", "--test-metadata")
-    given = [
-        text for flag, name in zip(files, names, strict=True) for text in (flag, f"data/{name}")
-    ]
-    assert run(["train", "--head-only", "--epochs", "2", *given]) == 0
-    (split,) = (work / "runs").glob("*/split.csv")
-    with split.open(encoding="utf-8-sig", newline="") as stream:
-        used = {row["image_id"]: row["split"] for row in csv.DictReader(stream)}
-    for name in ("train", "val", "test"):
-        with (work / "data" / f"{name}_metadata.csv").open(
-            encoding="utf-8-sig", newline=""
-        ) as stream:
-            assert {r["image_id"] for r in csv.DictReader(stream)} == {
-                key for key, value in used.items() if value == name
-            }
-    shutil.rmtree(work / "cache")
+    names = ("train", "val", "test")
+    flags = zip(("--metadata", "--val-metadata", "--test-metadata"), names, strict=True)
+    given = [word for flag, name in flags for word in (flag, f"data/{name}_metadata.csv")]
+    assert run(["train", "--head-only", "--epochs", "2", "--output-dir", "new", *given]) == 0
+    (split,) = Path("new").glob("*/split.csv")
+    used = {row["image_id"]: row["split"] for row in table(split)}
+    for name in names:
+        listed = {row["image_id"] for row in table(Path(f"data/{name}_metadata.csv"))}
+        assert listed == {key for key, value in used.items() if value == name}
     assert run(["split", "data", "--out", "parts"]) == 0  # elsewhere: usable as it is, too
-    assert run(["evaluate", "--test-data", f"parts/{names[2]}"]) == 0
+    shutil.rmtree("cache")
     decoded_elsewhere()
-    assert run(["evaluate", "--test-data", f"data/{names[2]}", "--image-dir", "data/images"]) == 0
+    capfd.readouterr()
+    assert run(["evaluate"]) == 0
+    assert "they are computed" in capfd.readouterr().err
+    assert run(["evaluate", "--test-data", "parts/test_metadata.csv"]) == 0
+    shutil.rmtree("cache")
+    test = ["--test-data", "data/test_metadata.csv", "--image-dir", "data/images"]
+    assert run(["evaluate", *test]) == 0
 
 
 def test_within_and_sampled_pairs_and_views(work: Path) -> None:
@@ -224,12 +194,11 @@ def test_within_and_sampled_pairs_and_views(work: Path) -> None:
     model = pick_model(None, Path("runs"))
     assert len(model.info.views) > 1
     store = FeatureStore.open(Path("cache") / model.info.fingerprint_id)
-    with Path("out/ranking.csv").open(encoding="utf-8-sig", newline="") as stream:
-        for row in csv.DictReader(stream):
-            sha = hashlib.sha256(Path("data/images", row["file"]).read_bytes()).digest()
-            by_view = model.score_views(store, [sha])[0].tolist()
-            assert float(row["score"]) == pytest.approx(statistics.mean(by_view), abs=1e-4)
-            assert float(row["view_spread"]) == pytest.approx(statistics.stdev(by_view), abs=1e-4)
+    for row in table(Path("out/ranking.csv")):
+        sha = hashlib.sha256(Path("data/images", row["file"]).read_bytes()).digest()
+        by_view = model.score_views(store, [sha])[0].tolist()
+        assert float(row["score"]) == pytest.approx(statistics.mean(by_view), abs=1e-4)
+        assert float(row["view_spread"]) == pytest.approx(statistics.stdev(by_view), abs=1e-4)
     assert run(["cache", "verify"]) == 0
     assert run(["cache", "info"]) == 0
 
@@ -256,7 +225,9 @@ def test_a_cache_of_an_earlier_version_tells_what_it_lacks(
 
 
 def test_trials_are_not_taken_for_models(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    trained(work, "--debug")
+    make_data(work / "data")
+    assert run(["embed", "data", *TINY]) == 0
+    assert run(["train", "--head-only", "--debug"]) == 0
     assert run(["rank", "data/images"]) == 1
     assert "trial" in capfd.readouterr().err
     assert run(["train", "--head-only", "--epochs", "1", "--name", "real"]) == 0
@@ -283,7 +254,7 @@ def test_the_project_file_and_precedence(work: Path, capfd: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("typed", "said"),
     [
         (["embed", "nowhere"], "nowhere"),
         (["embed", "empty"], "no images"),
@@ -304,46 +275,42 @@ def test_the_project_file_and_precedence(work: Path, capfd: pytest.CaptureFixtur
         (["compare", "a.png", "b.png"], "mirip-fast train"),
         (["cache", "info"], "mirip-fast embed"),
         (["split", "images"], "no grades"),
-    ],
-)
-def test_mistakes_are_told(
-    work: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], said: str
-) -> None:
-    make_data(work / "data", 4)
-    draw(work / "images" / "one.png", 0.5, 1)
-    (work / "empty").mkdir()
-    assert run(arguments) in (1, 2)
-    err = capfd.readouterr().err
-    assert said in err and "Traceback" not in err and "fault of mirip-fast" not in err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (
-            ["embed", "none", "--tiers", "A,B", "--tiers=C,D"],
-            "--tiers is given 2 times: the last value counts, C,D",
-        ),
-        (
-            ["train", "--full", "--data", "a", "--data-dir", "b"],
-            "given 2 times: the last value counts, b",
-        ),
+        # What cannot both count.
+        (["embed", "none", "--tiers", "A,B", "--tiers=C,D"], "--tiers is given 2 times: the last value counts, C,D"),
+        (["train", "--full", "--data", "a", "--data-dir", "b"], "given 2 times: the last value counts, b"),
         (["cache", "info", "--cache-dir", "a", "--cache-dir", "b"], "--cache-dir is given 2 times"),
-        (
-            ["train", "--head-only", "--compile", "--no-compile"],
-            "--compile and --no-compile are given",
-        ),
+        (["train", "--head-only", "--compile", "--no-compile"], "--compile and --no-compile are given"),
         (["train", "--full", "a", "--data", "b"], "Two data sets: a and --data b"),
         (["evaluate", "a", "--checkpoint", "b"], "Two models: a and --checkpoint b"),
         (["evaluate", "--image-dir", "a"], "--test-data"),
         (["evaluate", "--test-data", "a", "--split", "val"], "give one"),
+        # What was mistyped.
+        (["rnak", "x"], "Did you mean 'rank'?"),
+        (["nothing-like-it"], "There are: embed, audit"),
+        (["rank", "new", "folder"], "in quotes: 'new folder'"),
+        (["embed", "new", "folder"], "in quotes: 'new folder'"),
+        (["evaluate", "runs/nosuch"], "runs/nosuch: there is no such run"),
+        (["rank", "new folder", "--html", "report.pdf"], "write it to report.html"),
+        (["evaluate", "--html", "report.docx"], "write it to report.html"),
+        # A pipe in the place of a file, which is not waited for.
+        (["embed", "pipe.csv"], "no regular file"),
+        (["embed", "pipe.tar"], "no regular file"),
+        (["embed", "images", "--export", "pipe.h5", *TINY], "no HDF5 file"),
+        (["rank", "images", "--config", "pipe.yaml"], "no file"),
     ],
-)
-def test_what_can_not_both_count_is_told(
-    work: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], said: str
+)  # fmt: skip
+def test_mistakes_are_told(
+    work: Path, capfd: pytest.CaptureFixture[str], typed: list[str], said: str
 ) -> None:
-    assert run(arguments) in (1, 2)
-    assert said in capfd.readouterr().err
+    make_data(work / "data", 4)
+    draw(work / "images" / "one.png", 0.5, 1)
+    for folder in ("empty", "new folder"):
+        (work / folder).mkdir()
+    for ending in ("csv", "tar", "h5", "yaml"):
+        os.mkfifo(f"pipe.{ending}")
+    assert run(typed) in (1, 2)
+    err = capfd.readouterr().err
+    assert said in err and "Traceback" not in err and "fault of mirip-fast" not in err
 
 
 def test_one_picture_with_two_grades_is_told(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -358,25 +325,6 @@ def test_one_picture_with_two_grades_is_told(work: Path, capfd: pytest.CaptureFi
     )
     assert run(["split", "data", "--out", "data/metadata.csv"]) == 2
     assert "is a file" in capfd.readouterr().err
-
-
-def test_options_that_may_repeat_are_not_told(
-    work: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    given = [
-        "--pairs",
-        "a.csv",
-        "--pairs",
-        "b.csv",
-        "--config",
-        "a.yaml",
-        "--config",
-        "b.yaml",
-        "-q",
-        "-q",
-    ]
-    run(["train", "--head-only", *given])
-    assert "given" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -402,18 +350,6 @@ def test_faulty_grades_are_told(
     assert said in err and "Traceback" not in err and "fault of mirip-fast" not in err
 
 
-def test_one_image_and_tiny_data(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    draw(work / "one" / "only.png", 0.5, 1)
-    assert run(["embed", "one", *TINY]) == 0
-    make_data(work / "data", 8)
-    assert run(["embed", "data", *TINY]) == 0
-    status = run(["train", "--head-only", "--epochs", "1"])
-    err = capfd.readouterr().err
-    assert status == 0 or ("more" in err.lower() and "fault of mirip-fast" not in err)
-    if status == 0:
-        assert run(["rank", "one"]) == 0
-
-
 def mirip(*arguments: str, **options: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "mirip_fast_cli", *arguments],
@@ -430,23 +366,22 @@ def mirip(*arguments: str, **options: object) -> subprocess.Popen[str]:
     ],
 )  # fmt: skip
 def test_ctrl_c_tells_what_there_is_to_go_on_from(
-    work: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+    headed: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
     stopped_in: str, options: list[str], said: str,
 ) -> None:  # fmt: skip
     """`--resume latest` would be refused, or take up another run, where this one has no checkpoint."""
-    trained(work)  # an older run with one
-    time.sleep(0.01)
 
+    # There is an older run with one.
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(stopped_in, stop)
     capfd.readouterr()
-    assert run(["train", "--head-only", *options]) == 130
+    assert run(["train", "--head-only", "--epochs", "2", *options]) == 130
     assert said in capfd.readouterr().err
 
 
-def test_ctrl_c_keeps_what_was_committed(work: Path) -> None:
+def test_ctrl_c_keeps_what_was_committed(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for i in range(400):
         draw(work / "data" / f"{i:02d}.png", 0.5, i)
     process = mirip("embed", "data", *TINY, "--batch-size", "1")
@@ -466,12 +401,9 @@ def test_ctrl_c_keeps_what_was_committed(work: Path) -> None:
     assert told is not None, err
     committed, left = int(told[1]), int(told[2])
     assert committed > 0 and committed + left == 400
-    done = mirip("embed", "data", *TINY)
-    out, _ = done.communicate(timeout=60)
-    assert done.returncode == 0
-    assert (
-        f"400 images = {left} embedded + {committed} already there + 0 duplicates + 0 failed" in out
-    )
+    assert run(["embed", "data", *TINY]) == 0
+    again = f"400 images = {left} embedded + {committed} already there + 0 duplicates + 0 failed"
+    assert again in capfd.readouterr().out
 
 
 def test_an_export_that_fails_does_not_hide_what_was_embedded(
@@ -489,65 +421,36 @@ def test_an_export_that_fails_does_not_hide_what_was_embedded(
     assert "Exported: features.h5 (1 images)" in capfd.readouterr().out
 
 
-def test_a_training_that_is_stopped_says_how_to_go_on(work: Path) -> None:
-    make_data(work / "data")
-    run(["embed", "data", *TINY])
+def test_a_training_that_is_stopped_says_how_to_go_on(headed: Path) -> None:
+    shutil.rmtree("runs")
     process = mirip("train", "--head-only", "--epochs", "5000", "--early-stopping-patience", "0")
     deadline = time.monotonic() + 60
-    while not list((work / "runs").glob("*/last_model.pt")) and time.monotonic() < deadline:
+    while not list(Path("runs").glob("*/last_model.pt")) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.terminate()
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130 and "--resume latest" in err and "Traceback" not in err
-    (info,) = (work / "runs").glob("*/run.json")
+    (info,) = Path("runs").glob("*/run.json")
     assert json.loads(info.read_text())["status"] == "interrupted"
 
 
-def test_judging_after_the_cache_is_gone(
-    work: Path, capfd: pytest.CaptureFixture[str], decoded_elsewhere: Callable[[], None]
+def test_features_that_a_model_does_not_know(
+    headed: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    trained(work)
-    decoded_elsewhere()
-    (work / "cache").rename(work / "elsewhere")
-    capfd.readouterr()
-    assert run(["evaluate"]) == 0
-    assert "they are computed" in capfd.readouterr().err
+    def change_fingerprint(**fields: object) -> None:
+        (path,) = Path("runs").glob("*/best_model.pt")
+        checkpoint = torch.load(path, weights_only=True)
+        checkpoint["model"]["fingerprint"].update(fields)
+        torch.save(checkpoint, path)
+        list_files(path.parent)  # nothing is damaged here: it is another model
 
-
-def change_fingerprint(work: Path, **fields: object) -> None:
-    """Make the newest model one that was trained on other features."""
-    import torch
-
-    (path,) = (work / "runs").glob("*/best_model.pt")
-    checkpoint = torch.load(path, weights_only=True)
-    checkpoint["model"]["fingerprint"].update(fields)
-    torch.save(checkpoint, path)
-    list_files(path.parent)  # nothing is damaged here: it is another model
-
-
-def test_a_precision_this_machine_lacks(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    trained(work)
-    change_fingerprint(work, precision="bf16")
-    capfd.readouterr()
+    change_fingerprint(precision="bf16")
     assert run(["rank", "data"]) == 0
     assert "trained on bf16 features; this machine computes in fp32" in capfd.readouterr().err
-
-
-def test_another_backbone_is_refused(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    trained(work)
-    change_fingerprint(work, backbone="other", resize="pad")
-    capfd.readouterr()
+    change_fingerprint(backbone="other", resize="pad")
     assert run(["rank", "data"]) == 1
     err = capfd.readouterr().err
     assert "backbone: other ≠" in err and "resize: pad ≠ squash" in err and "--backbone DIR" in err
-
-
-def test_grades_do_not_matter_to_ranking(work: Path) -> None:
-    trained(work)
-    text = (work / "data" / "metadata.csv").read_text(encoding="utf-8-sig")
-    (work / "data" / "metadata.csv").write_text(text.replace(",S,", ",unheard of,"))
-    assert run(["rank", "data"]) == 0
-    assert len(json.loads((work / "ranking.json").read_text())["works"]) == 40
 
 
 def test_help_is_quick_to_import_and_complete() -> None:
@@ -559,12 +462,7 @@ def test_help_is_quick_to_import_and_complete() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert all(name in done.stdout for name in COMMANDS)
-
-
-def test_every_command_has_help(capfd: pytest.CaptureFixture[str]) -> None:
-    for name in COMMANDS:
-        assert run([name, "--help"]) == 0
-        assert len(capfd.readouterr().out) > 100
+    assert all(run([name, "--help"]) == 0 for name in COMMANDS)
 
 
 @pytest.mark.parametrize(("given", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
@@ -585,27 +483,6 @@ def test_waiting_threads_sleep_unless_the_user_says_otherwise(
     assert done.stdout.splitlines()[-1] == f"{expected} False"
 
 
-@pytest.mark.parametrize(
-    ("typed", "told"),
-    [
-        (["rnak", "x"], "Did you mean 'rank'?"),
-        (["nothing-like-it"], "There are: embed, audit"),
-        (["rank", "new", "folder"], "in quotes: 'new folder'"),
-        (["embed", "new", "folder"], "in quotes: 'new folder'"),
-        (["evaluate", "runs/nosuch"], "runs/nosuch: there is no such run"),
-        (["rank", "new folder", "--html", "report.pdf"], "write it to report.html"),
-        (["evaluate", "--html", "report.docx"], "write it to report.html"),
-    ],
-)
-def test_what_was_mistyped_is_told(
-    work: Path, capfd: pytest.CaptureFixture[str], typed: list[str], told: str
-) -> None:
-    (work / "new folder").mkdir()
-    assert run(typed) in (1, 2)
-    err = capfd.readouterr().err
-    assert told in err and "--checkpoint" not in err
-
-
 @pytest.mark.parametrize("typed", [["-q", "cache", "info"], ["cache", "info", "-q"], ["cache", "-q", "info"]])  # fmt: skip
 def test_quiet_may_stand_anywhere(
     work: Path, capfd: pytest.CaptureFixture[str], typed: list[str]
@@ -615,22 +492,6 @@ def test_quiet_may_stand_anywhere(
     out, err = capfd.readouterr()
     assert "1 images = 1 embedded" in out and "Backbone tiny-random at" not in err
     assert run(typed) == 0 and "1 store" in capfd.readouterr().out
-
-
-def test_why_images_were_not_read_is_on_the_screen(
-    work: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    (work / "folder").mkdir()
-    for i in range(3):
-        (work / "folder" / f"{i}.png").write_text(f"no picture {i}")
-    (work / "folder" / "empty.jpg").touch()
-    assert run(["embed", "folder", *TINY]) == 1  # nothing could be read
-    err = capfd.readouterr().err
-    assert "Not embedded: 3 images: not a picture in a known format" in err
-    assert "folder/empty.jpg: the file is empty" in err
-    draw(work / "folder" / "a.png", 0.5, 1)
-    assert run(["embed", "folder", *TINY]) == 0
-    assert run(["embed", "folder", *TINY, "--strict"]) == 1
 
 
 def test_middle_layers_are_filled_into_a_cache_that_lacks_them(
@@ -656,23 +517,3 @@ def test_middle_layers_are_filled_into_a_cache_that_lacks_them(
     assert "0 embedded + 3 already there" in capfd.readouterr().out
     assert run(["embed", "folder", *TINY, "--layers", "7"]) == 1
     assert "blocks from 1 to 4" in capfd.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("typed", "told"),
-    [
-        (["embed", "pipe.csv"], "no regular file"),
-        (["embed", "pipe.tar"], "no regular file"),
-        (["embed", "folder", "--export", "pipe.h5", *TINY], "no HDF5 file"),
-        (["rank", "folder", "--config", "pipe.yaml"], "no file"),
-    ],
-    ids=str,
-)
-def test_a_pipe_in_the_place_of_a_file_is_told_and_not_waited_for(
-    work: Path, capfd: pytest.CaptureFixture[str], typed: list[str], told: str
-) -> None:
-    draw(work / "folder" / "a.png", 0.5, 1)
-    for ending in ("csv", "tar", "h5", "yaml"):
-        os.mkfifo(f"pipe.{ending}")
-    assert run(typed) == 1
-    assert told in capfd.readouterr().err
