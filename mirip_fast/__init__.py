@@ -20,23 +20,37 @@ _HOMES = {
     "PerformanceBenchmarks": "mirip_fast.evaluation.benchmark",
     "batch_compare": "mirip_fast.evaluation.evaluator",
     "set_seed": "mirip_fast.runtime",
+    "embed": "mirip_fast.api",
+    "train": "mirip_fast.api",
+    "load": "mirip_fast.api",
+    "Works": "mirip_fast.api",
+    "Model": "mirip_fast.api",
+    "PairwiseRanker": "mirip_fast.estimator",
 }
 
 __all__ = [
     "DataSplitter",
     "Evaluator",
+    "Model",
     "PairwiseDataset",
+    "PairwiseRanker",
     "PairwiseRankingModel",
     "PerformanceBenchmarks",
     "Trainer",
     "TrainingConfig",
+    "Works",
     "batch_compare",
+    "embed",
+    "load",
     "set_seed",
+    "train",
 ]
 
 if TYPE_CHECKING:
+    from mirip_fast.api import Model, Works, embed, load, train
     from mirip_fast.data.pairs import PairwiseDataset
     from mirip_fast.data.splits import DataSplitter
+    from mirip_fast.estimator import PairwiseRanker
     from mirip_fast.evaluation.benchmark import PerformanceBenchmarks
     from mirip_fast.evaluation.evaluator import Evaluator, batch_compare
     from mirip_fast.finetune.trainer import Trainer, TrainingConfig

@@ -119,7 +119,7 @@ def made_ranking(
         knows_grades=False,
     )
     return RankDone(
-        root, model, ranking, list(failures), calibration if known else unknown(), 60 if known else 0,
+        root, model, ranking, list(failures), list(names), calibration if known else unknown(), 60 if known else 0,
         None if known else "unknown: no heads", 3, root, hashes, SimpleNamespace(series=dict), anchors,
     )  # fmt: skip
 

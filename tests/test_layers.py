@@ -32,6 +32,7 @@ FLOORS = (
     # End-to-end training starts from a head-only run and leaves one: its data and scoring are shared.
     ("mirip_fast.finetune",),
     ("mirip_fast.portfolio", "mirip_fast.label"),
+    ("mirip_fast.api", "mirip_fast.estimator"),
     ("mirip_fast_cli",),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

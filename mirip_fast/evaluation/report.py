@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -248,6 +249,26 @@ class Report:
     def to_table(self, mistakes: int = 5) -> str:
         """Text for a terminal: figures, tier pairs, confusion matrix, the worst mistakes, warnings."""
         return _report_text(self, mistakes)
+
+    def __str__(self) -> str:
+        return self.to_table()
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the table, and the pictures that `evaluate` draws."""
+        import base64
+        import html
+        import tempfile
+
+        from mirip_fast.evaluation.plots import draw_report
+
+        with tempfile.TemporaryDirectory() as folder:
+            about = f"{self.n_images} images"
+            drawn = [path.read_bytes() for path in draw_report(self, Path(folder), "report", about)]
+        pictures = "".join(
+            f'<img alt="" width="480" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+            for png in drawn
+        )
+        return f"<pre>{html.escape(str(self))}</pre>{pictures}"
 
 
 def evaluate(

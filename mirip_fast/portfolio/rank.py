@@ -51,6 +51,7 @@ class RankDone:
         model: what scored it.
         ranking: the works, the best first; see :func:`mirip_fast.portfolio.ranking.rank_scores`.
         failures: path and reason of each work that could not be read.
+        names: of all works, in the order of the source.
         calibration: what the scores were taken to mean.
         heads: bootstrap heads, or draws of a Gaussian process, that the rank intervals rest on.
         no_intervals: why there are no rank intervals; None where there are.
@@ -65,6 +66,7 @@ class RankDone:
     model: ScoreModel
     ranking: pd.DataFrame
     failures: list[tuple[str, str]]
+    names: list[str]
     calibration: Calibration
     heads: int
     no_intervals: str | None
@@ -186,7 +188,7 @@ def rank_folder(
         if outcome.sha256 is not None
     }
     return RankDone(
-        manifest.source, model, ranking, failures, calibration,
+        manifest.source, model, ranking, failures, names, calibration,
         0 if draws is None else len(draws), no_intervals,
         made_with(model, (outcome.sha256 for outcome in scored.outcomes)),
         manifest.root, hashes, scored.store, anchors,
