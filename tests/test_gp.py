@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,19 @@ def test_draws_hold_the_grades_of_new_works() -> None:
     draws = GaussianProcess.fit(rows[:300], grades[:300]).draw(rows[300:], 2000)
     low, high = np.quantile(draws, [0.025, 0.975], axis=0)
     assert 0.92 < ((low < grades[300:]) & (grades[300:] < high)).mean() < 0.98
+
+
+def test_a_graded_work_is_as_unsure_as_without_its_grade() -> None:
+    again = GaussianProcess.fit(ROWS, np.arange(N) + 0.0, GROUPS, blocks=BLOCKS)
+    assert np.allclose(again.spread(ROWS), again.left_out_sd)
+    assert again.draw(ROWS, 99).std(axis=0).min() > again.left_out_sd.min() / 2
+
+
+def test_a_spread_from_some_rows_is_a_little_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    exactly = EXACTLY.spread(NEW)
+    monkeypatch.setattr("mirip_fast.models.gp._SURE", N // 2)
+    some = replace(EXACTLY).spread(NEW)
+    assert (exactly < some).all() and (some < 1.2 * exactly).all()
 
 
 def test_tiers_become_normal_quantiles_of_their_middle_rank() -> None:

@@ -59,6 +59,7 @@ def test_tiers_and_intervals_are_there_without_an_option(work: Path) -> None:
     assert [row["file"] for row in rows[:3]] == ["4.png", "3.png", "2.png"] and len(rows) == 5
     for row in rows:
         assert 1 <= int(row["rank_low"]) <= int(row["rank"]) <= int(row["rank_high"]) <= 5
+        assert float(row["score_sd"]) > 0
         assert row["tier"] in "SABC" and 0 <= float(row["score_100"]) <= 100
         assert sum(float(row[f"p_{tier}"]) for tier in "SABC") == pytest.approx(1, abs=1e-3)
 

@@ -17,6 +17,8 @@ _BIDI_CONTROLS = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u20
 
 def printable(text: str) -> str:
     """``text`` with control characters, lone surrogates and direction overrides written as escapes."""
+    if text.isprintable():  # most are, and thousands of rows are shown
+        return text
     return "".join(
         ch.encode("unicode_escape").decode("ascii")
         if unicodedata.category(ch) in _UNPRINTABLE or ch in _BIDI_CONTROLS
@@ -27,7 +29,7 @@ def printable(text: str) -> str:
 
 def display_width(text: str) -> int:
     """Terminal cells that ``text`` takes (0 or more)."""
-    return sum(_char_width(ch) for ch in text)
+    return len(text) if text.isascii() and text.isprintable() else sum(map(_char_width, text))
 
 
 def shorten(text: str, width: int) -> str:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 #: Grades drawn of each work by a Gaussian process, for the intervals of ranks.
-DRAWS = 1000
+DRAWS = 500
 
 NO_HEADS = (
     "unknown: the run has no bootstrap heads; `mirip-fast train --head-only` with --bootstrap 50 "

@@ -1,15 +1,15 @@
-"""How sure a rank is: the ranks that the same works get from other heads and other views.
+"""How sure a rank is: the ranks that the same works get in many draws of their scores.
 
-A run may hold heads that were trained on bootstrap samples of the groups of its training works
-(`train --bootstrap 50`). Each of them scores every work on the stored views; where there are several, on
-as many views drawn with replacement, whose scores are averaged. One head with its views is one draw,
-and each draw ranks all works. The interval goes from the k-th smallest to the k-th largest of a work's
-ranks, k = ⌊(H + 1) · (1 − confidence) / 2⌋ of H draws, so that a further draw of the same kind falls outside
-with at most 1 − confidence (order statistics of exchangeable draws). It is widened to hold the work's own
-rank.
+Where the graders' scatter is known (a Gaussian process, or folds with held-out scores: see
+:meth:`mirip_fast.ranking.scorer.ScoreModel.draw`), a draw is a grade that each work may get, and the interval
+says where the graders may put the work. Otherwise a draw is one of the heads that were trained on bootstrap
+samples of the groups of training works (`train --bootstrap 50`), on views drawn with replacement; it
+then covers the choice of training works and views, and no disagreement of graders.
 
-It covers the choice of training works and views. It does not cover disagreement of graders, nor what a
-person sees and the backbone does not.
+Each draw ranks all works. The interval goes from the k-th smallest to the k-th largest of a work's ranks,
+k = ⌊(H + 1) · (1 − confidence) / 2⌋ of H draws, so that a further draw of the same kind falls outside with at
+most 1 − confidence (order statistics of exchangeable draws). It is widened to hold the work's own rank.
+docs/uncertainty.md tells how often intervals were measured to hold the truth.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ UNKNOWN = "unknown"
 
 #: Columns that ranking.csv has whatever is known.
 _ALWAYS = (
-    "rank", "rank_low", "rank_high", "settled", "score", "view_spread", "score_100", "tier",
+    "rank", "rank_low", "rank_high", "settled", "score", "score_sd", "view_spread", "score_100", "tier",
 )  # fmt: skip
 _TABLE_WIDTH = 100  # terminal cells
 _SHOWN_TIERS = 5  # more tiers than this have their probabilities in the files only
@@ -53,7 +53,8 @@ def rank_scores(
 
         - ``rank`` (1 = best), ``rank_low``, ``rank_high`` (95 % interval), ``settled`` (whether its order
           against both neighbours is);
-        - ``score`` (higher is better), ``view_spread``, ``score_100`` (percentile among held-out works);
+        - ``score`` (higher is better), ``score_sd`` (standard deviation over the draws, in its unit),
+          ``view_spread``, ``score_100`` (percentile among held-out works);
         - ``tier`` (the most probable one), ``p_<tier>`` (probabilities, which sum to 1), ``wins_<tier>``
           (shares of the anchors of a tier that it beats, NaN where the tier has none);
         - ``file``, ``image_id``, and the further columns of ``works``. One that is called as one of the
@@ -73,6 +74,8 @@ def rank_scores(
         known["rank_low"], known["rank_high"] = interval.low, interval.high
         known["settled"] = interval.settled
     known["score"] = values
+    if draws is not None and len(order):
+        known["score_sd"] = draws[:, order].std(axis=0, ddof=1)
     if view_spread is not None:
         known["view_spread"] = np.asarray(view_spread, dtype=np.float64)[order]
     if calibration is not None and calibration.reference:
@@ -196,7 +199,11 @@ def _cell(name: str, value: Any, *, own: bool) -> str:
         return "yes" if value else "no"
     if isinstance(value, float) and own:
         form = (
-            ".6g" if name in ("score", "view_spread") else ".2f" if name == "score_100" else ".4f"
+            ".6g"
+            if name in ("score", "score_sd", "view_spread")
+            else ".2f"
+            if name == "score_100"
+            else ".4f"
         )
         return format(value, form)
     return spreadsheet_safe(str(value))
