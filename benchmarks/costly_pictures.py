@@ -17,7 +17,7 @@ from pathlib import Path
 
 from common import Line, machine, show
 
-from mirip_fast.data.images import scan_images
+from mirip_fast.data.image_files import scan_images
 
 _ONE = """
 import json, re, resource, sys, time

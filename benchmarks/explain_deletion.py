@@ -31,7 +31,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from mirip_fast.data.images import decode_squares, read_image_bytes, scan_images
+from mirip_fast.data.image_files import read_image_bytes, scan_images
+from mirip_fast.data.images import decode_squares
 from mirip_fast.evaluation.text_table import format_table
 from mirip_fast.features.backbone import Backbone, load_backbone
 from mirip_fast.features.phase_one import open_hashes

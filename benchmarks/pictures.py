@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mirip_fast.data.images import load_rgb, scan_images
+from mirip_fast.data.image_files import scan_images
+from mirip_fast.data.images import load_rgb
 from mirip_fast.runtime import usable_cores
 
 

@@ -23,7 +23,7 @@ from common import Line, machine, show
 from mirip_fast_cli.main import run
 from pictures import picture_files
 
-from mirip_fast.data.images import scan_images
+from mirip_fast.data.image_files import scan_images
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 _DESKTOP = {"viewport": {"width": 1400, "height": 900}, "locale": "en-US"}

@@ -65,13 +65,13 @@ def embed_command(
     """Compute the features of every image in DATA once, and keep them.
 
     DATA is a folder with images/ and metadata.csv, any folder of images, a folder per tier, a CSV file, or
-    tars: data.tar, 'data/{000..127}.tar', 'data/*.tar'. All of these may lie at an address, such as
+    tars: data.tar, 'data/*.tar', or several by name. All of these may lie at an address, such as
     s3://bucket/folder.
 
     Started by torchrun or srun, each process takes its share of the images; the same command alone, after
     them, finds all features there and writes the list of the images.
     """
-    from mirip_fast.data.source_names import as_one
+    from mirip_fast.data.source_lists import as_one
     from mirip_fast.features.command import check_export, each_backbone, embed_data
     from mirip_fast.features.maintenance import export_dataset
     from mirip_fast.features.outcomes import EmbedInterrupt

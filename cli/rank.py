@@ -85,7 +85,7 @@ def rank_command(
 ) -> int:
     """Sort the images in FOLDER by score, best first.
 
-    FOLDER may also be a CSV file, tars ('x/{000..127}.tar', 'x/*.tar') or an address (s3://bucket/folder).
+    FOLDER may also be a CSV file, tars ('x/*.tar', or several by name) or an address (s3://bucket/folder).
 
     0-100 is the percentile among graded works that the model had not trained on; the tier is the most
     probable one, with the probability of each tier beside it, learned from the same works.
@@ -98,7 +98,7 @@ def rank_command(
     trained on. «>A %» is the share of tier A's anchors that a work beats. The tier stays the most probable
     one; «sure %» is its probability.
     """
-    from mirip_fast.data.source_names import as_one
+    from mirip_fast.data.source_lists import as_one
     from mirip_fast.portfolio.rank import rank_folder
     from mirip_fast.portfolio.ranking import ranking_table
     from mirip_fast.ranking.anchors import find_anchors

@@ -79,7 +79,7 @@ def similar_command(
 
 def _file(path: Path, same_bytes: bool) -> str:
     from mirip_fast.data.csv_reader import shown
-    from mirip_fast.data.places import is_gone
+    from mirip_fast.data.sources import is_gone
 
     remark = "  (the same file)" if same_bytes else ""
     return shown(path) + remark + ("  (gone)" if is_gone(path) else "")

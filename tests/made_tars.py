@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from mirip_fast.config import Config
+from mirip_fast.data import remote, sources
 from mirip_fast.features.command import EmbedDone, embed_data
 
 OLD = 1_700_000_000  # a time stamp that is settled
@@ -92,3 +93,9 @@ def samples(start: int, n: int = 4) -> dict[str, bytes | dict | str]:
             "box": [1],
         }
     return made
+
+
+def another_process() -> None:
+    """Forget what this process has learned of tars and addresses, as if it were another."""
+    sources._known = sources._Known()
+    remote._files.clear()

@@ -20,9 +20,10 @@ import pytest
 from hostile_images import encode, tiles, waves
 from PIL import Image
 
-from mirip_fast.data import decode_pool, decode_process
+from mirip_fast.data import decode_pool
 from mirip_fast.data.decode_pool import Decoded, DecodeJob, DecodePool
-from mirip_fast.data.images import load_rgb, resize_square, scan_images, to_array
+from mirip_fast.data.image_files import scan_images
+from mirip_fast.data.images import load_rgb, resize_square, to_array
 from mirip_fast.errors import ConfigError, MiripError
 
 pytestmark = [
@@ -379,7 +380,7 @@ def test_a_process_that_does_not_start_is_told_with_its_last_words(
 
 
 def test_a_missing_interpreter_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode_process.sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(decode_pool.sys, "executable", str(tmp_path / "python"))
     with (
         DecodePool(1) as pool,
         pytest.raises(MiripError, match=r"can not be started: .*No such file"),

@@ -18,15 +18,8 @@ from hostile_images import Case, encode, tiff, waves
 from PIL import Image, ImageFile
 
 from mirip_fast.data import image_files, images
-from mirip_fast.data.images import (
-    RESIZE_MODES,
-    decode_squares,
-    load_rgb,
-    read_image_bytes,
-    resize_square,
-    scan_images,
-    to_array,
-)
+from mirip_fast.data.image_files import read_image_bytes, scan_images
+from mirip_fast.data.images import RESIZE_MODES, decode_squares, load_rgb, resize_square, to_array
 from mirip_fast.errors import ConfigError, DataError, ImageError
 
 # Pillow warns of the damage that these files have on purpose.

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from mirip_fast.config import DataConfig
+from mirip_fast.data.locate import tell_unlisted
 from mirip_fast.data.manifest import (
     check_trainable,
     grade_remarks,
@@ -21,7 +22,6 @@ from mirip_fast.data.manifest import (
     write_manifest_csv,
 )
 from mirip_fast.data.records import DataOptions, Manifest
-from mirip_fast.data.unlisted import tell_unlisted
 from mirip_fast.errors import DataError
 from mirip_fast.files import read_csv, write_csv
 

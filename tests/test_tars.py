@@ -20,6 +20,7 @@ from made_tars import (
     OLD,
     add,
     aged,
+    another_process,
     counts,
     embedded,
     make_tar,
@@ -31,22 +32,22 @@ from made_tars import (
 from mirip_fast_cli.main import run
 
 from mirip_fast.config import Config
-from mirip_fast.data import places
+from mirip_fast.data import sources
 from mirip_fast.data.decode_pool import DecodeJob, DecodePool
 from mirip_fast.data.hashes import HashMemory
 from mirip_fast.data.image_files import read_image_bytes
 from mirip_fast.data.manifest import read_manifest, write_manifest_csv
 from mirip_fast.data.records import DataOptions
-from mirip_fast.data.source_names import as_one, expand
-from mirip_fast.data.tar_index import index_tar, safe_name
+from mirip_fast.data.source_lists import as_one
+from mirip_fast.data.sources import index_tar, safe_name
 from mirip_fast.errors import DataError, ImageError
 from mirip_fast.features.datasets import newest_graded
 from mirip_fast.ranking.graded import graded_of_dataset
 
 
 @pytest.fixture(autouse=True)
-def _nothing_learned(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(places, "_known", places._Known())
+def _nothing_learned() -> None:
+    another_process()
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -90,7 +91,7 @@ def test_a_table_with_capital_letters_and_pictures_that_it_does_not_name(
 def test_shards_and_their_labels(tmp_path: Path) -> None:
     for number in range(3):
         make_tar(tmp_path / "d" / f"{number:03d}.tar", samples(4 * number))
-    manifest = read_manifest(tmp_path / "d" / "{000..002}.tar")
+    manifest = read_manifest(tmp_path / "d" / "000.tar,001.tar,002.tar")
     assert [r.image_id for r in manifest.records][3:5] == ["000.tar/0003.png", "001.tar/0004.png"]
     assert [r.tier for r in manifest.records] == [0, 1, 2, 3] * 3
     assert [r.tier_score for r in manifest.records] == [i / 2 for i in range(12)]
@@ -305,11 +306,11 @@ def test_compressed_and_foreign_tars(tmp_path: Path) -> None:
 def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """What is read of tars: indexes made, and members."""
     log: list[str] = []
-    look, read = places._look_through, places.Piece.read
+    look, read = sources._look_through, sources.Piece.read
     monkeypatch.setattr(
-        places, "_look_through", lambda path, size: log.append("index") or look(path, size)
+        sources, "_look_through", lambda path, size: log.append("index") or look(path, size)
     )
-    monkeypatch.setattr(places.Piece, "read", lambda piece: log.append("member") or read(piece))
+    monkeypatch.setattr(sources.Piece, "read", lambda piece: log.append("member") or read(piece))
     yield log
 
 
@@ -320,7 +321,7 @@ def test_a_second_run_reads_nothing(
     assert counts(embedded(tar, tmp_path)) == (4, 0, 0, 0)
     assert reads == ["index"] + ["member"] * 4
     reads.clear()
-    monkeypatch.setattr(places, "_known", places._Known())  # another process
+    another_process()
     assert counts(embedded(tar, tmp_path)) == (0, 4, 0, 0)
     assert reads == []
     aged(tar, OLD + 5)
@@ -339,7 +340,7 @@ def test_a_young_tar_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     make_tar(tar, {"a.png": picture(1)})
     os.utime(tar, ns=(now, now))  # written again within the clock's step
     assert tar.stat().st_size == size  # nothing but its content tells
-    monkeypatch.setattr(places, "_known", places._Known())
+    another_process()
     done = embedded(tar, tmp_path)
     assert done.dataset.entries()[0].outcome.sha256 == hashlib.sha256(picture(1)).digest()
 
@@ -352,12 +353,9 @@ def test_a_tar_that_changes_gives_no_wrong_name(tmp_path: Path, workers: int) ->
     with DecodePool(workers) as pool:
         honest = list(pool.decode(jobs))
         assert [d.sha256 for d in honest] == [hashlib.sha256(picture(i)).digest() for i in (0, 1)]
-        known = places._known.tars[str(tar)]
+        size = tar.stat().st_size
         make_tar(tar, {"c.png": picture(2), "d.png": picture(3)})
-        # As if the change came after the tar's time was looked at.
-        status = tar.stat()
-        fresh = places._Tar(known.index, (status.st_size, status.st_mtime_ns), True, known.folders)
-        places._known.tars[str(tar)] = fresh
+        assert tar.stat().st_size == size  # and its time is the old one
         changed = list(pool.decode(jobs))
     assert all(d.sha256 == b"" and "the tar changed" in (d.reason or "") for d in changed)
 
@@ -375,43 +373,52 @@ def test_hashes_are_those_of_the_members(tmp_path: Path) -> None:
         assert list(memory.recall_many(paths)) == [None] * 3
 
 
-def test_patterns(tmp_path: Path) -> None:
+def test_patterns_and_lists(tmp_path: Path) -> None:
     for i in (0, 1, 3):
         make_tar(tmp_path / f"{i:03d}.tar", {"a.png": picture(i)})
-    with pytest.raises(DataError, match=r"002.tar of 4 is not there"):
-        expand(tmp_path / "{000..003}.tar")
-    assert [p.name for p in expand(tmp_path / "{003,000}.tar")] == ["003.tar", "000.tar"]
-    assert [p.name for p in expand(tmp_path / "00?.tar")] == ["000.tar", "001.tar", "003.tar"]
-    with pytest.raises(DataError, match="nothing has such a name"):
-        expand(tmp_path / "*.TAR")
-    with pytest.raises(DataError, match="neither a range"):
-        expand(tmp_path / "{a}.tar")
-    with pytest.raises(DataError, match="1,000,000 is the most"):
-        expand(tmp_path / "{0..99999999}.tar")
-    with pytest.raises(DataError, match="only tars go by a pattern"):
+
+    def names(source: str) -> list[str]:
+        return [r.image_id.partition("/")[0] for r in read_manifest(tmp_path / source).records]
+
+    assert names("00?.tar") == ["000.tar", "001.tar", "003.tar"]
+    assert names("003.tar,000.tar") == ["003.tar", "000.tar"]
+    for source, told in {
+        "000.tar,002.tar,003.tar": r"002.tar of 3 tars is not there",
+        "*.TAR": "nothing has such a name",
+        "*": "only tars go by a pattern",
+        "{000..127}.tar": r"written out by a shell alone.*in quotes, use .*/\*\.tar",
+        "{000,003}.tar": "written out by a shell alone",
+    }.items():
         (tmp_path / "a.csv").write_text("x")
-        read_manifest(tmp_path / "*")
-    (tmp_path / "{0..1}").mkdir()  # a folder that is called so is a folder
-    (tmp_path / "{0..1}" / "a.png").write_bytes(picture(0))
-    assert len(read_manifest(tmp_path / "{0..1}")) == 1
+        with pytest.raises(DataError, match=told):
+            read_manifest(tmp_path / source)
+    for name in ("{0..1}", "a.tar,b.tar"):  # a folder that is called so is a folder
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes(picture(0))
+        assert len(read_manifest(tmp_path / name)) == 1
 
 
-def test_what_the_shell_spelled_out_is_one_source() -> None:
-    assert as_one(["d/000.tar", "d/001.tar", "d/002.tar"]) == "d/{000..002}.tar"
-    assert as_one(["b.tar", "a.tar"]) == "{a.tar,b.tar}"
+def test_what_the_shell_spelled_out_is_one_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert as_one(["d/001.tar", "d/000.tar"]) == "d/000.tar,001.tar"
+    assert as_one(["s3://b/0.tar", "s3://b/1.tar"]) == "s3://b/0.tar,1.tar"
     assert as_one(["folder"]) == "folder"
-    with pytest.raises(DataError, match="2 sources"):
-        as_one(["a", "b"])
-    with pytest.raises(DataError, match="2 sources"):
-        as_one(["x/a.tar", "y/b.tar"])
+    monkeypatch.chdir(tmp_path)
+    for name in ("d/0.tar", "d/1.tar"):
+        make_tar(tmp_path / name, samples(0))
+    assert as_one(["d/0.tar", "d/1.tar"]) == "d/*.tar"  # all that are there
+    for several in (["a", "b"], ["x/a.tar", "y/b.tar"]):
+        with pytest.raises(DataError, match="2 sources"):
+            as_one(several)
 
 
 def test_tars_are_trained_on_by_what_embed_wrote(tmp_path: Path) -> None:
     for number in range(4):
         make_tar(tmp_path / "d" / f"{number}.tar", samples(8 * number, 8))
-    embedded(tmp_path / "d" / "{0..3}.tar", tmp_path)
+    embedded(tmp_path / "d" / "0.tar,1.tar,2.tar,3.tar", tmp_path)
     cache = tmp_path / "cache"
-    for name in ("{0..3}.tar", ""):
+    for name in ("0.tar,1.tar,2.tar,3.tar", ""):
         images = graded_of_dataset(newest_graded(cache, tmp_path / "d" / name), Config().split)
         assert len(images) == 32 and set(images.tiers.tolist()) == {0, 1, 2, 3}
     # A grade that was corrected counts; without the tars, those of the cache do.
@@ -458,7 +465,7 @@ def test_the_commands_take_tars(
     usual = ["--backbone", "tiny-random", "--image-size", "28", "--workers", "1", "--device", "cpu"]
     assert run(["embed", *[f"d/{i}.tar" for i in range(4)], *usual]) == 0
     assert "48 images = 48 embedded" in capfd.readouterr().out
-    assert run(["train", "--head-only", "--data", "d/{0..3}.tar", "--epochs", "2"]) == 0
+    assert run(["train", "--head-only", "--data", "d/*.tar", "--epochs", "2"]) == 0
     (tmp_path / "out").mkdir()
     page = tmp_path / "out" / "page.html"
     assert run(["rank", "d/*.tar", "--out", "out", "--html", str(page)]) == 0
@@ -469,4 +476,4 @@ def test_the_commands_take_tars(
     assert '"original":null' in page.read_text().replace(" ", "")
     capfd.readouterr()
     assert run(["embed", "d/{0..4}.tar", *usual]) == 1
-    assert "d/4.tar of 5 is not there" in capfd.readouterr().err
+    assert "in quotes, use d/*.tar" in capfd.readouterr().err

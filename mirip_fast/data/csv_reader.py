@@ -14,8 +14,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mirip_fast.data.places import read_place
 from mirip_fast.data.remote import address
+from mirip_fast.data.sources import read_place
 from mirip_fast.errors import DataError, ImageError
 from mirip_fast.files import read_file
 from mirip_fast.text import folded, nfc

@@ -3,33 +3,49 @@
 A decoder that crashes, hangs or eats its memory costs one image: its process is replaced. Results come
 in the order of the jobs, and only a window of images is in flight, so memory stays flat for any number.
 
-Each process has a thread here that talks to it ("lane"). A lane keeps one job waiting in its process
-beside the one being decoded, so that the process never waits for this one. Pixels come over the socket
-as they are: 756 x 756 of them take a third of a millisecond, where pickling takes six, and unlike shared
-memory there is nothing that a killed process could leave behind.
+Each process has a thread here that talks to it. Pixels come over the socket as they are: 756 x 756 of them
+take a third of a millisecond, where pickling takes six, and unlike shared memory there is nothing that a
+killed process could leave behind.
 """
 
 from __future__ import annotations
 
+import itertools
+import json
+import math
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from mirip_fast.closing import Closing
-from mirip_fast.data.decode_process import DecodeProcess, WorkerLostError
-from mirip_fast.data.decode_worker import Choose, Decoded, DecodeJob, failure, find_loader
-from mirip_fast.data.image_files import read_image
+from mirip_fast.data.decode_worker import (
+    Choose,
+    Decoded,
+    DecodeJob,
+    decoded_from,
+    encode_job,
+    encode_sizes,
+    failure,
+    find_loader,
+)
+from mirip_fast.data.image_files import Piece, one_line, read_image
 from mirip_fast.data.images import FIT, UTMOST_PIXELS
-from mirip_fast.data.pieces import Piece
-from mirip_fast.data.places import local_piece
 from mirip_fast.data.remote import is_remote
+from mirip_fast.data.sources import local_piece
 from mirip_fast.errors import ConfigError, ImageError, MiripError
 from mirip_fast.files import temporary_folder
 from mirip_fast.threads import WorkThread
@@ -41,15 +57,29 @@ __all__ = ["WHOLE", "DecodeJob", "DecodePool", "Decoded", "load_pictures", "pict
 
 #: The address space one process may take: room for the largest file that is read and its pixels.
 MEMORY_LIMIT_BYTES = 3 << 30
-
-_LOADER = "mirip_fast.data.decode_worker:decode_job"
-_JOBS_PER_LANE = 2
-_FETCHING = 16  # threads
-_FETCHED_AHEAD = 48  # images fetched or being fetched before they are asked for
-_CLOSED = "the decoding pool is closed"
-
 #: As the longest side of a picture: its own size.
 WHOLE = 1 << 20
+
+_LOADER = "mirip_fast.data.decode_worker:decode_job"
+_FETCHING = 16  # threads
+_CLOSED = "the decoding pool is closed"
+
+# Not `python -m`: that would depend on the working folder and the environment. The worker gets exactly
+# this process's import path, needs no site initialisation, and never imports this process's main module.
+_START = (
+    "import json, sys; sys.path[:], arguments = json.loads(sys.argv[1]); "
+    "from mirip_fast.data.decode_worker import serve; serve(*arguments)"
+)
+_START_SECONDS = 60.0
+_PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
+# Several processes with several threads each would fight over the cores.
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+# glibc would give the pixels of each picture back to the system and ask for them anew: a fifth as many page
+# faults, and 4 % of decoding's processor time, measured with photographs of a megapixel.
+_KEEP_PIXELS = {
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(128 << 20),
+}
 
 _Task = tuple[DecodeJob, "Future[Decoded]", Choose]
 
@@ -88,10 +118,14 @@ class DecodePool(Closing):
         self._loader = loader
         self._closed = threading.Event()
         self._tasks: SimpleQueue[_Task | None] = SimpleQueue()
-        self._lanes = [
-            _Lane(self._tasks, self._closed, timeout_s, memory_limit_bytes, loader)
+        self._workers = [
+            _Worker(self._tasks, self._closed, timeout_s, memory_limit_bytes, loader)
             for _ in range(workers)
         ]
+        self._lock = threading.Lock()  # around the beginning of fetching
+        self._fetchers: ThreadPoolExecutor | None = None
+        self._files: Iterator[Path] = iter(())  # where what is fetched goes
+        self._ending = ExitStack()
 
     def decode(self, jobs: Iterable[DecodeJob], choose: Choose | None = None) -> Iterator[Decoded]:
         """Decode images.
@@ -107,48 +141,91 @@ class DecodePool(Closing):
         Raises:
             MiripError: no decoding process can be started, or the pool is closed.
         """
-        choose = choose or _nothing
-        if not self._lanes:
+        choose = choose or (lambda _: ())
+        if not self._workers:
             loader = find_loader(self._loader)
             yield from (loader(job, choose) for job in jobs)
             return
         waiting: deque[Future[Decoded]] = deque()
-        with _PlacedJobs() as places:
-            try:
-                for job, reason in places.of(jobs):
-                    if self._closed.is_set():
-                        raise MiripError(_CLOSED)
-                    future: Future[Decoded] = Future()
-                    waiting.append(future)
-                    if reason is not None:  # refused or not to be had: nothing to decode
-                        future.set_result(failure(job, reason, 0.0))
-                    else:
-                        future.add_done_callback(partial(_release, places, job))
-                        self._tasks.put((job, future, choose))
-                    if len(waiting) >= self._window:
-                        yield waiting.popleft().result()
-                while waiting:
-                    yield waiting.popleft().result()
-            finally:
-                for future in waiting:
-                    future.cancel()
+        try:
+            for job in jobs:
+                if self._closed.is_set():
+                    raise MiripError(_CLOSED)
+                waiting.append(self._start(job, choose))
+                if len(waiting) >= self._window:
+                    yield _result(waiting.popleft())
+            while waiting:
+                yield _result(waiting.popleft())
+        finally:
+            for future in waiting:
+                future.cancel()
 
     def close(self) -> None:
         """End all processes at once; jobs under way are given up."""
         self._closed.set()
-        for lane in self._lanes:
-            lane.kill()
-        for _ in self._lanes:
+        for worker in self._workers:
+            worker.kill()
+        for _ in self._workers:
             self._tasks.put(None)
-        for lane in self._lanes:
-            lane.wait(5.0)
-        while True:
-            try:
-                task = self._tasks.get_nowait()
-            except Empty:
-                return
-            if task is not None and task[1].set_running_or_notify_cancel():
-                task[1].set_exception(MiripError(_CLOSED))
+        for worker in self._workers:
+            worker.wait(5.0)
+        with suppress(Empty):
+            while True:
+                if (task := self._tasks.get_nowait()) is not None:
+                    task[1].cancel()
+        if self._fetchers is not None:
+            self._fetchers.shutdown(wait=False, cancel_futures=True)
+        self._ending.close()
+
+    def _start(self, job: DecodeJob, choose: Choose) -> Future[Decoded]:
+        """Have a job done.
+
+        A member of a tar on this machine is read by the process itself, by its offset. What lies behind an
+        address is fetched here, many at a time as each answer takes long, into a temporary file that lives
+        until the image is decoded: so the processes need no network, no credentials and no packages for it.
+        """
+        future: Future[Decoded] = Future()
+        if is_remote(job.path):
+            with self._lock:
+                if self._fetchers is None:
+                    folder = self._ending.enter_context(temporary_folder())
+                    self._files = (folder / str(number) for number in itertools.count())
+                    self._fetchers = ThreadPoolExecutor(_FETCHING, "mirip-fetch")
+                file = next(self._files)
+            fetching = self._fetchers.submit(self._fetch, (job, future, choose), file)
+            fetching.add_done_callback(lambda done: done.cancelled() and future.cancel())
+            return future
+        try:
+            self._put((replace(job, piece=local_piece(job.path)), future, choose))
+        except ImageError as error:
+            future.set_result(failure(job, str(error), 0.0))
+        return future
+
+    def _put(self, task: _Task) -> None:
+        self._tasks.put(task)
+        if self._closed.is_set():  # perhaps too late to be seen there
+            task[1].cancel()
+
+    def _fetch(self, task: _Task, file: Path) -> None:
+        """Put what lies behind an address into a file, and have that decoded."""
+        job, future, choose = task
+        try:
+            data, stamp = read_image(job.path)
+            future.add_done_callback(lambda _: file.unlink(missing_ok=True))
+            file.write_bytes(data)
+        except ImageError as error:
+            future.set_result(failure(job, str(error), 0.0))
+        except OSError as error:
+            reason = (
+                f"{file.parent}: what was fetched can not be put there ({error.strerror}); TMPDIR=… "
+                "names another folder"
+            )
+            future.set_exception(MiripError(reason))
+        except Exception as error:  # for the consumer to see, or it would wait for ever
+            future.set_exception(error)
+        else:
+            piece = Piece(str(file), 0, len(data), None, stamp)
+            self._put((replace(job, piece=piece), future, choose))
 
 
 def picture_job(index: int, path: Path, side: int = WHOLE, *, ask: bool = False) -> DecodeJob:
@@ -183,15 +260,14 @@ def load_pictures(
                 yield ImageError(done.reason)
 
 
-def _release(places: _PlacedJobs, job: DecodeJob, _: Future[Decoded]) -> None:
-    places.release(job)
+def _result(future: Future[Decoded]) -> Decoded:
+    try:
+        return future.result()
+    except CancelledError:
+        raise MiripError(_CLOSED) from None
 
 
-def _nothing(_: bytes) -> tuple[int, ...]:
-    return ()
-
-
-class _Lane(WorkThread):
+class _Worker(WorkThread):
     """The thread that owns one process: hands it jobs, takes results, replaces it when it is lost.
 
     The process is started in this thread, as Linux ends a process when the thread that started it ends.
@@ -206,15 +282,10 @@ class _Lane(WorkThread):
         loader: str,
     ) -> None:
         super().__init__("mirip-decode", self._serve)
-        self._tasks = tasks
-        self._closed = closed
-        self._timeout_s = timeout_s
-        self._memory_limit_bytes = memory_limit_bytes
-        self._loader = loader
-        self._process: DecodeProcess | None = None
+        self._tasks, self._closed, self._timeout_s = tasks, closed, timeout_s
+        self._settings = memory_limit_bytes, loader
+        self._process: _Process | None = None
         self._lock = threading.Lock()  # between kill() and a new process
-        self._taken: deque[_Task] = deque()
-        self._sent = 0  # how many of the taken the present process has
         self.start()
 
     def kill(self) -> None:
@@ -227,65 +298,41 @@ class _Lane(WorkThread):
         """Until the pool is closed."""
         with suppress(Exception):  # should this fail, the first job tries again and tells why
             self._start_process()
-        while not self._closed.is_set() and self._take():
-            self._finish_one()
+        while not self._closed.is_set() and (task := self._tasks.get()) is not None:
+            self._do(*task)
+            del task  # or its pixels stay until the next one
         self._drop_process()
-        for _, future, _ in self._taken:
-            future.set_exception(MiripError(_CLOSED))
 
-    def _finish_one(self) -> None:
-        job, future, choose = self._taken[0]
+    def _do(self, job: DecodeJob, future: Future[Decoded], choose: Choose) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        result: Decoded | Exception
         try:
-            result = self._next_result(job, choose)
+            result = self._decode(job, choose)
         except Exception as error:  # for the consumer to see, or it would wait for ever
             self._drop_process()
-            future.set_exception(error)
-        else:
-            if self._closed.is_set():
-                return  # it may have been lost only because the pool was closed
+            result = error
+        if self._closed.is_set():  # it may have been lost only because of that
+            result = MiripError(_CLOSED)
+        if isinstance(result, Decoded):
             future.set_result(result)
-        self._taken.popleft()
+        else:
+            future.set_exception(result)
 
-    def _take(self) -> bool:
-        """Take as many tasks as there is room for, at least one; False if there will be none."""
-        while len(self._taken) < _JOBS_PER_LANE:
-            try:
-                task = self._tasks.get(block=not self._taken)
-            except Empty:
-                break
-            if task is None:
-                return False
-            if task[1].set_running_or_notify_cancel():
-                self._taken.append(task)
-        return True
-
-    def _next_result(self, job: DecodeJob, choose: Choose) -> Decoded:
-        process = self._send_taken()
+    def _decode(self, job: DecodeJob, choose: Choose) -> Decoded:
+        process = self._process
+        if process is None or not process.send(job):  # it died while it had nothing to do
+            self._drop_process()
+            process = self._start_process()
+            process.send(job)
         try:
-            result = process.receive(job, self._timeout_s, choose)
+            return process.receive(job, self._timeout_s, choose)
         except WorkerLostError as lost:
             self._drop_process()
-            return failure(job, str(lost), process.seconds(), lost.sha256)
-        self._sent -= 1
-        return result
+            return failure(job, str(lost), process.seconds(), process.asked)
 
-    def _send_taken(self) -> DecodeProcess:
-        """Hand the process all that was taken; replaces one that died while it had nothing to do."""
-        process = self._process or self._start_process()
-        while self._sent < len(self._taken):
-            if self._sent == 0:
-                process.start_clock()
-            if process.send(self._taken[self._sent][0]):
-                self._sent += 1
-            elif self._sent == 0:
-                self._drop_process()
-                process = self._start_process()
-            else:
-                break  # it died at the job before, which receive() will tell
-        return process
-
-    def _start_process(self) -> DecodeProcess:
-        process = DecodeProcess(self._memory_limit_bytes, self._loader)
+    def _start_process(self) -> _Process:
+        process = _Process(*self._settings)
         with self._lock:
             self._process = process
             if self._closed.is_set():
@@ -300,76 +347,162 @@ class _Lane(WorkThread):
     def _drop_process(self) -> None:
         with self._lock:
             process, self._process = self._process, None
-        self._sent = 0
         if process is not None:
             process.kill()
             process.close()
 
 
-class _PlacedJobs(Closing):
-    """Finds the place of each job's bytes; a context manager that outlives the decoding.
+class WorkerLostError(Exception):
+    """The process crashed or hung while it worked on a job; the message is the reason for users."""
 
-    A member of a tar on this machine is read by the process itself, by its offset. What lies behind an
-    address is fetched here, many at a time as each answer takes long, into a temporary file that lives
-    until the image is decoded: so the processes need no network, no credentials and no packages for them.
+
+class _Process:
+    """A decoding process; it starts in the background.
+
+    Attributes:
+        asked: SHA-256 of the content it is working on; empty until it has told.
+
+    Raises:
+        MiripError: it could not be started; says why.
     """
 
-    def __init__(self) -> None:
-        self._threads: ThreadPoolExecutor | None = None
-        self._folder: Path | None = None
-        self._ending = ExitStack()
+    def __init__(self, memory_limit_bytes: int, loader: str) -> None:
+        self.asked = b""
+        self._busy_since = time.monotonic()
+        self._channel, theirs = socket.socketpair()
+        # What it has to say if it does not start.
+        self._remarks = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
+        arguments = [theirs.fileno(), os.getpid(), memory_limit_bytes, loader]
+        config = json.dumps([[_PACKAGE_PARENT, *sys.path], arguments])
+        with theirs:
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-I", "-S", "-c", _START, config],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=self._remarks,
+                    pass_fds=[theirs.fileno()],
+                    # Out of reach of Ctrl-C from the first moment on.
+                    start_new_session=True,
+                    env={**_KEEP_PIXELS, **os.environ, **_ONE_THREAD},
+                )
+            except OSError as error:
+                self._channel.close()
+                self._remarks.close()
+                raise MiripError(_cannot_start(str(error))) from error
 
-    def close(self) -> None:
-        """Give up what is being fetched, and remove what was."""
-        if self._threads is not None:
-            self._threads.shutdown(wait=False, cancel_futures=True)
-        self._ending.close()
+    def wait_until_ready(self) -> None:
+        """Wait until it takes jobs.
 
-    def of(self, jobs: Iterable[DecodeJob]) -> Iterator[tuple[DecodeJob, str | None]]:
-        """Each job with the place of its bytes, in order; or why there is nothing to decode.
+        Raises:
+            MiripError: it ended or hung before that; the message has its last words.
+        """
+        try:
+            self._read_header(_START_SECONDS)
+        except WorkerLostError as error:
+            raise MiripError(_cannot_start(_last_line(self._remarks) or str(error))) from error
+
+    def send(self, job: DecodeJob) -> bool:
+        """Hand it a job; False if it is dead."""
+        self._busy_since, self.asked = time.monotonic(), b""
+        try:
+            self._channel.sendall(encode_job(job))
+        except OSError:
+            return False
+        return True
+
+    def receive(self, job: DecodeJob, timeout_s: float, choose: Choose) -> Decoded:
+        """Wait for the result of the job sent.
 
         Args:
-            jobs: taken lazily; remote ones some ahead.
+            job: that job.
+            timeout_s: seconds it may take.
+            choose: answers the process if it asks.
+
+        Raises:
+            WorkerLostError: it crashed, or took longer than ``timeout_s`` seconds.
         """
-        waiting: deque[tuple[DecodeJob, Future[Piece] | None]] = deque()
-        for job in jobs:
-            waiting.append((job, self._start(job)))
-            while waiting and (waiting[0][1] is None or len(waiting) > _FETCHED_AHEAD):
-                yield self._finish(*waiting.popleft())
-        while waiting:
-            yield self._finish(*waiting.popleft())
+        header = self._read_header(self._busy_since + timeout_s - time.monotonic())
+        if "ask" in header:
+            self.asked = bytes.fromhex(header["ask"])
+            waited = time.monotonic()
+            sizes = choose(self.asked)  # may have to wait until a large cache was looked through
+            self._busy_since += time.monotonic() - waited
+            with suppress(OSError):  # it is dead, which is told when it is read from
+                self._channel.sendall(encode_sizes(sizes))
+            header = self._read_header(self._busy_since + timeout_s - time.monotonic())
+        if header["index"] != job.index:
+            raise WorkerLostError(f"the decoder answered for image {header['index']}")
+        buffers = []
+        for shape in header["shapes"]:
+            buffer = memoryview(bytearray(math.prod(shape)))
+            self._fill(buffer)
+            buffers.append(buffer.cast("B", shape))
+        return decoded_from(header, tuple(buffers))
 
-    def release(self, job: DecodeJob) -> None:
-        """Remove what was fetched for a job."""
-        if job.piece is not None and self._folder in Path(job.piece.file).parents:
-            Path(job.piece.file).unlink(missing_ok=True)
+    def seconds(self) -> float:
+        """How long it has been at its present job."""
+        return time.monotonic() - self._busy_since
 
-    def _start(self, job: DecodeJob) -> Future[Piece] | None:
-        if not is_remote(job.path):
-            return None
-        if self._threads is None or self._folder is None:
-            self._folder = self._ending.enter_context(temporary_folder())
-            self._threads = ThreadPoolExecutor(_FETCHING, "mirip-fetch")
-        return self._threads.submit(_fetch, job.path, self._folder / str(job.index))
+    def kill(self) -> None:
+        """End it at once; may be called from any thread, and again."""
+        self._process.kill()
 
-    def _finish(
-        self, job: DecodeJob, fetching: Future[Piece] | None
-    ) -> tuple[DecodeJob, str | None]:
+    def close(self) -> None:
+        """Let go of a killed process."""
+        # A process stuck in a dead network drive outlives even this signal for a while: leave it.
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=1.0)
+        self._channel.close()
+        self._remarks.close()
+
+    def _read_header(self, timeout_s: float) -> dict[str, Any]:
+        # Time that this process itself slept (a closed laptop) does not count against an answer that is
+        # already here: even past the deadline there is one look.
+        poll = select.poll()
+        poll.register(self._channel, select.POLLIN)
+        if not poll.poll(max(0, round(timeout_s * 1000))):
+            raise WorkerLostError(f"the decoder hung: no result after {self.seconds():.0f} seconds")
+        size = bytearray(4)
+        self._fill(memoryview(size))
+        text = bytearray(int.from_bytes(size, "big"))
+        self._fill(memoryview(text))
+        header: dict[str, Any] = json.loads(text)
+        return header
+
+    def _fill(self, buffer: memoryview) -> None:
+        while buffer:
+            try:
+                # One system call for all: each return from one may have to wait for other threads.
+                count = self._channel.recv_into(buffer, flags=socket.MSG_WAITALL)
+            except OSError:
+                count = 0
+            if count == 0:
+                raise WorkerLostError(self._how_it_ended())
+            buffer = buffer[count:]
+
+    def _how_it_ended(self) -> str:
         try:
-            piece = local_piece(job.path) if fetching is None else fetching.result()
-        except ImageError as error:
-            return job, str(error)
-        return (job if piece is None else replace(job, piece=piece)), None
+            status = self._process.wait(timeout=1.0)
+        except subprocess.TimeoutExpired:
+            return "the decoder stopped answering"
+        if status >= 0:
+            return f"the decoder crashed (exit status {status})"
+        try:
+            name = signal.Signals(-status).name
+        except ValueError:
+            name = f"signal {-status}"
+        return f"the decoder crashed ({name})"
 
 
-def _fetch(path: Path, file: Path) -> Piece:
-    """Put what lies behind an address into a file."""
-    data, stamp = read_image(path)
-    try:
-        file.write_bytes(data)
-    except OSError as error:
-        raise MiripError(
-            f"{file.parent}: what was fetched can not be put there ({error.strerror}); TMPDIR=… names "
-            "another folder"
-        ) from error
-    return Piece(str(file), 0, len(data), None, stamp)
+def _cannot_start(reason: str) -> str:
+    return (
+        f"A decoding process can not be started: {one_line(reason)}. "
+        "Without such processes it works too, if slower: --workers 0"
+    )
+
+
+def _last_line(remarks: IO[bytes]) -> str:
+    remarks.seek(0)
+    lines = remarks.read().decode("utf-8", "replace").split("\n")
+    return next((line for line in reversed(lines) if line.strip()), "")

@@ -6,7 +6,7 @@ in a tenth of a second and stays small. It takes jobs from a socket and answers 
 - job: one line of JSON, see :func:`encode_job`;
 - answer: the length of a JSON header (4 bytes, big-endian), the header, then the raw pixels;
 - where a job says ``ask``, a header with the content's hash comes first, and the worker waits for a line
-  ``{"sizes": […]}`` (jobs may lie before it): so a file is read once, and decoded only if it has to be.
+  with the sizes wanted: so a file is read once, and decoded only if it has to be.
 
 Before the first job it sends one empty header, to say that it is ready.
 """
@@ -21,14 +21,13 @@ import signal
 import socket
 import time
 import warnings
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
-from mirip_fast.data.image_files import Stamp, read_image
+from mirip_fast.data.image_files import Piece, Stamp, read_image
 from mirip_fast.data.images import (
     FIT,
     MAX_PIXELS,
@@ -37,7 +36,6 @@ from mirip_fast.data.images import (
     one_reason,
     to_bytes,
 )
-from mirip_fast.data.pieces import Piece
 from mirip_fast.errors import ConfigError, ImageError
 from mirip_fast.runtime import end_with_parent
 
@@ -84,9 +82,7 @@ class DecodeJob:
         Raises:
             ImageError: it can not be read.
         """
-        return (
-            read_image(self.path) if self.piece is None else (self.piece.read(), self.piece.stamp)
-        )
+        return self.piece.read() if self.piece else read_image(self.path)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -191,59 +187,31 @@ def find_loader(name: str) -> Loader:
 
 def encode_job(job: DecodeJob) -> bytes:
     """A job as one line of ASCII JSON; file names that are not UTF-8 survive."""
-    piece = None if job.piece is None else astuple(job.piece)
-    fields = [
-        job.index,
-        str(job.path),
-        job.sizes,
-        job.mode,
-        job.draft,
-        job.ask,
-        piece,
-        job.max_pixels,
-    ]
-    return json.dumps(fields).encode("ascii") + b"\n"
+    return json.dumps({**asdict(job), "path": str(job.path)}).encode("ascii") + b"\n"
 
 
-def encode_choice(sizes: Sequence[int]) -> bytes:
+def encode_sizes(sizes: Sequence[int]) -> bytes:
     """The answer to a worker's question, as one line."""
-    return json.dumps({"sizes": list(sizes)}).encode("ascii") + b"\n"
+    return json.dumps(list(sizes)).encode("ascii") + b"\n"
 
 
-class _Inbox:
-    """What the other side sends: jobs, and answers that may come behind further jobs."""
+def decoded_from(header: dict[str, Any], buffers: tuple[memoryview, ...]) -> Decoded:
+    """The result that a worker's header and the pixels behind it tell."""
+    plain = {name: header[name] for name in _PLAIN}
+    stamp = tuple(header["stamp"]) if header["stamp"] else None
+    sha256, sizes = bytes.fromhex(header["sha256"]), tuple(header["sizes"])
+    return Decoded(**plain, sha256=sha256, sizes=sizes, stamp=stamp, buffers=buffers)
 
-    def __init__(self, channel: socket.socket, lines: IO[bytes]):
-        self._channel, self._lines = channel, lines
-        self._jobs: deque[list[Any]] = deque()
 
-    def next_job(self) -> DecodeJob | None:
-        """The next job; None when there will be none."""
-        fields = self._jobs.popleft() if self._jobs else self._read()
-        if not isinstance(fields, list):
-            return None
-        index, path, sizes, mode, draft, ask, piece, limit = fields
-        where = None
-        if piece is not None:
-            file, start, size, check, stamp = piece
-            where = Piece(file, start, size, check, None if stamp is None else (stamp[0], stamp[1]))
-        return DecodeJob(index, Path(path), tuple(sizes), mode, draft, ask, where, limit)
+_PLAIN = [f.name for f in fields(Decoded) if f.name not in ("sha256", "sizes", "stamp", "buffers")]
 
-    def choose(self, sha256: bytes) -> Sequence[int]:
-        """Ask which sizes are wanted."""
-        _answer(self._channel, {"ask": sha256.hex()})
-        while True:
-            message = self._read()
-            if isinstance(message, dict):
-                sizes: list[int] = message["sizes"]
-                return sizes
-            if message is None:
-                raise BrokenPipeError  # the other side is gone
-            self._jobs.append(message)
 
-    def _read(self) -> Any:
-        line = self._lines.readline()
-        return json.loads(line) if line else None
+def _decode_line(line: bytes) -> DecodeJob:
+    job = json.loads(line)
+    piece = None if job["piece"] is None else Piece(**job["piece"])
+    return DecodeJob(
+        **{**job, "path": Path(job["path"]), "sizes": tuple(job["sizes"]), "piece": piece}
+    )
 
 
 def _answer(channel: socket.socket, header: dict[str, Any], *buffers: memoryview) -> None:
@@ -274,21 +242,21 @@ def serve(channel_fd: int, parent: int, memory_limit_bytes: int, loader_name: st
         _answer(channel, {})
         _silence_stderr()
         with channel.makefile("rb") as lines:
-            inbox = _Inbox(channel, lines)
-            while (job := inbox.next_job()) is not None:
-                result = loader(job, inbox.choose)
-                header = {
-                    "index": result.index,
+
+            def choose(sha256: bytes) -> Sequence[int]:
+                _answer(channel, {"ask": sha256.hex()})
+                line = lines.readline()
+                if not line:
+                    raise BrokenPipeError  # the other side is gone
+                sizes: list[int] = json.loads(line)
+                return sizes
+
+            while line := lines.readline():
+                result = loader(_decode_line(line), choose)
+                header = {name: getattr(result, name) for name in (*_PLAIN, "sizes", "stamp")}
+                header |= {
                     "sha256": result.sha256.hex(),
-                    "width": result.width,
-                    "height": result.height,
                     "shapes": [buffer.shape for buffer in result.buffers],
-                    "reason": result.reason,
-                    "seconds": result.seconds,
-                    "cpu_seconds": result.cpu_seconds,
-                    "sizes": result.sizes,
-                    "stamp": result.stamp,
-                    "flat": result.flat,
                 }
                 _answer(channel, header, *result.buffers)
 

@@ -25,7 +25,7 @@ from mirip_fast.data.image_files import (
     settled_stamp,
     stamp_of,
 )
-from mirip_fast.data.places import read_place, stamp_of_place
+from mirip_fast.data.sources import read_place, stamp_of_place
 from mirip_fast.errors import ImageError
 from mirip_fast.runtime import usable_cores
 

@@ -9,12 +9,13 @@ import os
 import re
 import stat
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from mirip_fast.data.signatures import HEAD_BYTES, is_picture
 from mirip_fast.errors import DataError, ImageError
 
 log = logging.getLogger(__name__)
@@ -67,6 +68,13 @@ _READ_AT_ONCE = (
 _ENDING = re.compile(r"\.[\w~+-]{1,12}")
 _KINDS = 8  # named in a line
 
+#: How many bytes of a file :func:`is_picture` needs.
+HEAD_BYTES = 32
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_BMP_HEADERS = tuple(size.to_bytes(4, "little") for size in (12, 16, 40, 52, 56, 64, 108, 124))
+#: A tar has a block of this size before each member.
+BLOCK_BYTES = 512
+_CHANGED = "the tar changed since it was looked through; run the same command again"
 _MAY_BE_PLACE = re.compile(r"\.tar(/|$)|^/[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 #: (size in bytes, modification time in ns): while both stay, the content is taken to be the same.
 Stamp = tuple[int, int]
@@ -256,6 +264,23 @@ def _count_pictures(folder: str) -> int:
     )
 
 
+def is_picture(head: bytes) -> bool:
+    """Whether a file that begins with ``head`` is a picture of a kind that is decoded, or told when it fails.
+
+    Args:
+        head: its first :data:`HEAD_BYTES` bytes.
+    """
+    if head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a")):
+        return True
+    if head.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+        return head[8:10] != b"CR"  # Canon's raw format, whose first page is a preview
+    if head.startswith(b"BM"):  # texts begin so too: the size of the second header decides
+        return head[14:18] in _BMP_HEADERS
+    if head[:4] == b"RIFF":
+        return head[8:12] == b"WEBP"
+    return head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis", *HEIC_BRANDS)
+
+
 def is_picture_file(path: str) -> bool:
     """Whether a regular file is a picture by its first bytes."""
     try:
@@ -356,7 +381,7 @@ def read_image(path: Path) -> tuple[bytes, Stamp | None]:
         ImageError: see :func:`read_image_file`.
     """
     if may_be_place(path):
-        from mirip_fast.data.places import read_place  # which is built on this module
+        from mirip_fast.data.sources import read_place  # which is built on this module
 
         found = read_place(path)
         if found is not None:
@@ -364,6 +389,58 @@ def read_image(path: Path) -> tuple[bytes, Stamp | None]:
     read_ns = time.time_ns()
     data, status = read_image_file(path)
     return data, settled_stamp(status, read_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Bytes inside a file that are an image: what a decoding process needs to know of a tar's member.
+
+    Attributes:
+        file: the file.
+        start: where they begin.
+        size: how many they are.
+        check: CRC-32 of the 512 bytes before them; None where there is nothing to check.
+        stamp: what to remember their hash by; None: it is not remembered.
+    """
+
+    file: str
+    start: int
+    size: int
+    check: int | None
+    stamp: Stamp | None
+
+    def read(self) -> tuple[bytes, Stamp | None]:
+        """The bytes, of a file of this machine, and what to remember their hash by.
+
+        Raises:
+            ImageError: the file can not be read, or something else lies there now.
+        """
+        lead = 0 if self.check is None else BLOCK_BYTES
+        try:
+            with open(self.file, "rb") as stream:  # noqa: PTH123 - a text, as workers get it
+                before = os.fstat(stream.fileno())
+                stream.seek(self.start - lead)
+                data = stream.read(lead + self.size)
+                after = os.fstat(stream.fileno())
+        except (OSError, MemoryError) as error:
+            reason = error.strerror if isinstance(error, OSError) else None
+            raise ImageError(one_line(reason or "too big for the memory there is")) from error
+        if stamp_of(before) != stamp_of(after):
+            raise ImageError("the tar changed while it was being read")
+        return checked(data, self.check, self.size), self.stamp
+
+
+def checked(data: bytes, check: int | None, size: int) -> bytes:
+    """``data`` without the header block before it, if it is what was looked for."""
+    if check is not None:
+        head, data = data[:BLOCK_BYTES], data[BLOCK_BYTES:]
+        if zlib.crc32(head) != check:
+            raise ImageError(_CHANGED)
+    if len(data) != size:
+        raise ImageError(
+            _CHANGED if check is not None else "the file changed while it was being read"
+        )
+    return data
 
 
 def _check_status(status: os.stat_result, max_bytes: int | None) -> None:

@@ -26,6 +26,7 @@ from __future__ import annotations
 import io
 import threading
 import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,46 +46,12 @@ from PIL import (
     WebPImagePlugin,  # noqa: F401
 )
 
-from mirip_fast.data.image_files import (
-    IMAGE_EXTENSIONS,
-    MAX_FILE_BYTES,
-    one_line,
-    read_image_bytes,
-    scan_images,
-)
-from mirip_fast.data.signatures import (
-    JPEG_END,
-    describe_unreadable,
-    jpeg_with_ends,
-    without_jpeg_metadata,
-    without_padding,
-    without_wrong_chunks,
-)
+from mirip_fast.data.image_files import HEIC_BRANDS, one_line, read_image_bytes
 from mirip_fast.errors import ConfigError, ImageError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-__all__ = [
-    "FIT",
-    "FORMATS",
-    "IMAGE_EXTENSIONS",
-    "MAX_FILE_BYTES",
-    "MAX_FRAMES",
-    "MAX_PIXELS",
-    "RESIZE_MODES",
-    "UTMOST_PIXELS",
-    "decode_squares",
-    "load_rgb",
-    "one_reason",
-    "read_image_bytes",
-    "resize_square",
-    "resize_to_fit",
-    "scan_images",
-    "to_array",
-    "to_bytes",
-]
 
 #: The formats that are decoded (Pillow's names; phones' multi-picture JPEGs count as JPEG).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
@@ -115,6 +82,34 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+#: First bytes → what to tell the user. The first match wins.
+_SIGNATURES: tuple[tuple[bytes, str], ...] = (
+    (b"\xff\xd8\xff", "a damaged JPEG"),
+    (b"\x89PNG\r\n\x1a\n", "a damaged PNG"),
+    (b"GIF8", "a damaged GIF"),
+    (b"BM", "a damaged BMP"),
+    (b"II*\0", "a damaged or unusual TIFF"),
+    (b"MM\0*", "a damaged or unusual TIFF"),
+    (b"\xff\x0a", "a JPEG XL file; export it as JPEG or PNG"),
+    (b"\0\0\0\x0cJXL ", "a JPEG XL file; export it as JPEG or PNG"),
+    (b"\0\x05\x16\x07", "macOS side information about a picture, not the picture itself"),
+    (b"8BPS", "a Photoshop file; export it as JPEG or PNG"),
+    (b"%PDF", "a PDF; export its pages as JPEG or PNG"),
+    (b"%!PS", "a PostScript file; export it as JPEG or PNG"),
+    (b"PK\x03\x04", "a zip archive; unpack it first"),
+)
+_TEXTS: tuple[tuple[bytes, str], ...] = (
+    (b"<!doctype html", "a web page, not a picture; download it again"),
+    (b"<html", "a web page, not a picture; download it again"),
+    (b"<svg", "an SVG drawing; export it as PNG"),
+)
+_SEGMENTS_WITH_COLOUR = {0xE0: 16, 0xEE: 14}  # JFIF and Adobe: their least whole lengths in bytes
+_EXIF_SEGMENT = 0xE1
+_JPEG_END = b"\xff\xd9"
+_JPEG_RESTARTS = range(0xD0, 0xD8)
+_NO_MARKERS = {bytes((second,)) for second in (0, 0xFF, *_JPEG_RESTARTS)}
+_PNG_START = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +147,7 @@ def load_rgb(
     """
     data = source if isinstance(source, bytes) else read_image_bytes(source)
     with one_reason():
-        data = without_wrong_chunks(data)
+        data = _without_wrong_chunks(data)
         header = _open(data, max_pixels)
         return _decode(data, _scale(header, draft_size), max_pixels)[0]
 
@@ -177,7 +172,7 @@ def decode_squares(
         ImageError: the picture can not be decoded.
     """
     with one_reason():
-        data = without_wrong_chunks(data)
+        data = _without_wrong_chunks(data)
         header = _open(data, max_pixels)
         decoded: dict[int, tuple[Image.Image, tuple[int, int]]] = {}
         squares = []
@@ -248,13 +243,13 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         image = _identify(data)
     except UnidentifiedImageError as error:
         # A colour profile or comment block that is cut short makes Pillow give up on the whole JPEG.
-        plain = without_jpeg_metadata(data)
+        plain = _without_jpeg_metadata(data)
         if plain is None:
-            raise ImageError(describe_unreadable(data)) from error
+            raise ImageError(_describe_unreadable(data)) from error
         try:
             image = _identify(plain)
         except UnidentifiedImageError:
-            raise ImageError(describe_unreadable(data)) from error
+            raise ImageError(_describe_unreadable(data)) from error
     _check_size(image, max_pixels)
     return image
 
@@ -347,17 +342,17 @@ def _decode(data: bytes, scale: int, max_pixels: int) -> tuple[Image.Image, tupl
     """Decode at 1/scale; also give the upright (width, height) that scale 1 has."""
     # With nothing but the end missing, the pixels are the same whatever comes behind what is there. Where a
     # download broke off and zeros fill its place, the decoder takes those for pixels.
-    ends = jpeg_with_ends(without_padding(data)) if data.endswith(bytes(16)) else ()
+    ends = _jpeg_with_ends(_without_padding(data)) if data.endswith(bytes(16)) else ()
     if not ends:
         try:
             whole = _decode_frame(data, scale, max_pixels)
         except OSError:
-            ends = jpeg_with_ends(data)
+            ends = _jpeg_with_ends(data)
             if not ends:
                 raise
         else:
             if _GREY in _corners(whole[0]):  # what a decoder fills a JPEG with that ends too early
-                ends = jpeg_with_ends(data[: max(0, data.rfind(JPEG_END))])
+                ends = _jpeg_with_ends(data[: max(0, data.rfind(_JPEG_END))])
             if not ends:
                 return whole
     first, *others = (_decode_frame(each, scale, max_pixels) for each in ends)
@@ -553,3 +548,127 @@ def _resize(
     return image.resize(
         target, Image.Resampling.BICUBIC, box=box, reducing_gap=3.0 if extreme else None
     )
+
+
+def _describe_unreadable(data: bytes) -> str:
+    """Say in a few words what a file is that could not be opened as an image."""
+    for start, what in _SIGNATURES:
+        if data.startswith(start):
+            return what
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "a damaged WebP"
+    if data[4:8] == b"ftyp":
+        return _describe_boxes(data[8:12])
+    text = data[:1000].lower()
+    for mark, what in _TEXTS:
+        if mark in text:
+            return what
+    return "not a picture in a known format (JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF)"
+
+
+def _describe_boxes(brand: bytes) -> str:
+    if brand in HEIC_BRANDS:
+        return "a HEIC picture; export it as JPEG"
+    if brand in (b"avif", b"avis"):
+        return "a damaged AVIF, or one that the installed Pillow can not decode"
+    return "a film, not a picture"
+
+
+def _without_jpeg_metadata(data: bytes) -> bytes | None:
+    """A JPEG without the header blocks that pixels do not need, or None if ``data`` is no JPEG.
+
+    Kept are EXIF (for the orientation) and, where complete, JFIF and Adobe (they name the colour space).
+    Layout: marker FF xx, then a two-byte big-endian length that counts itself (ITU-T T.81, annex B).
+    """
+    if not data.startswith(b"\xff\xd8\xff"):
+        return None
+    kept = [data[:2]]
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
+        marker, end = data[at + 1], at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        is_metadata = 0xE0 <= marker <= 0xEF or marker == 0xFE
+        whole = marker in _SEGMENTS_WITH_COLOUR and end - at >= _SEGMENTS_WITH_COLOUR[marker]
+        if not is_metadata or whole or marker == _EXIF_SEGMENT:
+            kept.append(data[at:end])
+        if end <= at + 3:
+            break  # a length below two leads nowhere
+        at = end
+    kept.append(data[at:])
+    return b"".join(kept)
+
+
+def _without_wrong_chunks(data: bytes) -> bytes:
+    """A PNG without those chunks of a wrong checksum that its pixels do not need; other data as it is.
+
+    Such chunks have a name that begins with a small letter; all but tRNS, which makes pixels transparent.
+    Layout: length (4 bytes), name, body, CRC-32 of name and body (PNG specification, 5.3).
+    """
+    if not data.startswith(_PNG_START):
+        return data
+    kept, at, whole = [_PNG_START], len(_PNG_START), True
+    while at < len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        name, checksum = data[at + 4 : at + 8], data[end - 4 : end]
+        spare = name[:1].islower() and name != b"tRNS" and end <= len(data)
+        if spare and zlib.crc32(memoryview(data)[at + 4 : end - 4]) != int.from_bytes(
+            checksum, "big"
+        ):
+            whole = False
+        else:
+            kept.append(data[at:end])
+        at = end
+    return data if whole else b"".join(kept)
+
+
+def _without_padding(data: bytes) -> bytes:
+    """``data`` without zeros at its end, which a disk's last block or a broken download leaves."""
+    bare = data.rstrip(b"\0")
+    return (
+        data[: len(bare) + 1] if bare.endswith(b"\xff") else bare
+    )  # FF 00 is a byte of pixels in a JPEG
+
+
+def _jpeg_with_ends(data: bytes) -> tuple[bytes, ...]:
+    """A JPEG that breaks off, with three ends: where all make one picture, only its end was missing.
+
+    The first is the mark of the end alone; the others have bits before it that a decoder takes for pixels if
+    it lacks any.
+
+    Returns:
+        Nothing if ``data`` is no JPEG, has its end, or lacks whole scans.
+    """
+    if (
+        not data.startswith(b"\xff\xd8\xff")
+        or data.endswith(_JPEG_END)
+        or not _has_every_scan(data)
+    ):
+        return ()
+    bare = data.removesuffix(b"\xff")  # half a mark
+    # A decoder that waits for a restart mark drops all that comes before.
+    marks = [b"", *(bytes((0xFF, mark)) for mark in _JPEG_RESTARTS)]
+    bits = (b"".join(mark + bit * 64 for mark in marks) for bit in (b"\x55", b"\xaa"))
+    return bare + _JPEG_END, *(bare + each + _JPEG_END for each in bits)
+
+
+def _has_every_scan(jpeg: bytes) -> bool:
+    """Whether scans of all components begin in it, in a progressive one of all coefficients at full depth.
+
+    Layouts of the headers: ITU-T T.81, B.2.2 and B.2.3.
+    """
+    at, progressive = 2, False
+    lacking: dict[int, set[int]] = {}  # component → coefficients
+    while 0 <= at < len(jpeg) - 4 and (marker := jpeg[at + 1]) != 0xD9:
+        body = jpeg[at + 4 : at + 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and len(body) > 6:
+            progressive = marker in (0xC2, 0xC6, 0xCA, 0xCE)
+            lacking = {component: set(range(64)) for component in body[6::3]}
+        elif marker == 0xDA and len(body) > 4:
+            first, last, depth = body[-3], body[-2], body[-1] & 0xF
+            if not progressive:
+                first, last, depth = 0, 63, 0
+            for component in body[1:-3:2] if depth == 0 else ():
+                lacking.get(component, set()).difference_update(range(first, last + 1))
+        at = jpeg.find(b"\xff", at + 4 + len(body))
+        while at >= 0 and jpeg[at + 1 : at + 2] in _NO_MARKERS:  # pixels
+            at = jpeg.find(b"\xff", at + 1)
+    return bool(lacking) and not any(lacking.values())

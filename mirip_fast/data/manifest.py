@@ -15,12 +15,17 @@ from mirip_fast.data.csv_reader import Problems, absolute, closest, counted, sho
 from mirip_fast.data.image_files import IMAGE_EXTENSIONS, passed_over, scan_folder, tell_passed_over
 from mirip_fast.data.manifest_rows import IMAGE_FOLDER, records_from_csv
 from mirip_fast.data.packed_records import PackedRecords
-from mirip_fast.data.place_manifest import read_remote, read_tars, remark_on_tars, tiers_by_folder
-from mirip_fast.data.places import is_tar
 from mirip_fast.data.records import DataOptions, Manifest, Record
 from mirip_fast.data.remote import is_remote, located
-from mirip_fast.data.source_names import expand, is_pattern
-from mirip_fast.data.tar_index import METADATA_NAME
+from mirip_fast.data.source_lists import (
+    expand,
+    is_pattern,
+    read_remote,
+    read_tars,
+    remark_on_tars,
+    tiers_by_folder,
+)
+from mirip_fast.data.sources import METADATA_NAME, is_tar
 from mirip_fast.errors import DataError
 from mirip_fast.files import write_csv
 from mirip_fast.text import folded
@@ -55,7 +60,7 @@ def read_manifest(source: Path | str, options: DataOptions | None = None) -> Man
     Args:
         source: a CSV file; a folder with a ``metadata.csv`` (file names are relative to the folder,
             its ``images/`` or ``options.image_root``); a folder with one folder per tier; any folder
-            of images, searched recursively; a tar, several as ``data/{000..127}.tar`` or ``data/*.tar``,
+            of images, searched recursively; a tar, several as ``data/*.tar`` or ``data/0.tar,1.tar``,
             or a folder of tars; or an address of one of these, such as ``s3://bucket/folder``.
         options: column names, tiers, encoding; ``None`` takes the defaults.
 

@@ -24,9 +24,8 @@ from mirip_fast.data.csv_reader import (
 )
 from mirip_fast.data.locate import FileFinder
 from mirip_fast.data.packed_records import PackedRecords
-from mirip_fast.data.places import entries_in, is_place
 from mirip_fast.data.records import DataOptions, Manifest, Record
-from mirip_fast.data.tar_index import safe_name
+from mirip_fast.data.sources import entries_in, is_place, safe_name
 from mirip_fast.text import folded, nfc
 
 log = logging.getLogger(__name__)

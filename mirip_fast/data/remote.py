@@ -92,12 +92,12 @@ def located(source: Path | str) -> Path:
 
 def _as_on_disk(path: Path) -> Path:
     """A path with each part as the disk spells it, where only Unicode composition differs."""
-    if path.exists() or str(path).isascii():
+    if str(path).isascii() or os.path.exists(path):  # noqa: PTH110 - a list of tars is longer than names may be
         return path
     found = Path(path.anchor)
     for name in path.parts[1:]:
         part = name
-        if not (found / name).exists():
+        if not os.path.exists(found / name):  # noqa: PTH110
             try:
                 part = next(n for n in os.listdir(found) if nfc(n) == nfc(name))  # noqa: PTH208
             except (OSError, StopIteration):
@@ -119,12 +119,17 @@ def path_of(text: str) -> Path:
     return Path(f"/{scheme}:", rest) if there else Path(text)
 
 
+_files: dict[str, RemoteFile] = {}  # what was said of files, so that it is not asked for again
+
+
 def file_info(path: Path) -> RemoteFile | None:
-    """What is known of a remote file; None if there is none.
+    """What is known of a remote file, asked for once; None if there is none.
 
     Raises:
         DataError: the service can not be reached or refuses.
     """
+    if (known := _files.get(str(path))) is not None:
+        return known
     with _telling(path):
         fs, name = _open_service(path)
         try:
@@ -133,18 +138,7 @@ def file_info(path: Path) -> RemoteFile | None:
             if isinstance(error.__cause__, DataError):  # not missing, but refused
                 raise error.__cause__ from None
             return None
-        return _remote_file(info) if info.get("type") != "directory" else None
-
-
-def is_folder(path: Path) -> bool:
-    """Whether an address names a folder.
-
-    Raises:
-        DataError: the service can not be reached or refuses.
-    """
-    with _telling(path):
-        fs, name = _open_service(path)
-        return bool(fs.isdir(name))
+    return None if info.get("type") == "directory" else _noted(path, info)
 
 
 def list_files(folder: Path, *, deep: bool) -> Iterator[tuple[str, RemoteFile | None]]:
@@ -172,8 +166,8 @@ def list_files(folder: Path, *, deep: bool) -> Iterator[tuple[str, RemoteFile | 
         if is_web(folder) and not set(unquote(below)) & set("%?#"):
             below = unquote(below)  # as tables spell it; when it is asked for, it is quoted again
         if str(name).lstrip("/").startswith(top):
-            is_file = info.get("type") != "directory"
-            yield below.rstrip("/"), _remote_file(info) if is_file else None
+            below, is_file = below.rstrip("/"), info.get("type") != "directory"
+            yield below, _noted(folder / below, info) if is_file else None
 
 
 def matching(pattern: Path) -> list[Path]:
@@ -185,7 +179,7 @@ def matching(pattern: Path) -> list[Path]:
     if is_web(pattern):
         raise DataError(
             f"{address(pattern)}: web servers do not list their files in one way, so * does not work there; "
-            "write the numbers out, as {000..127}"
+            "name them one by one, or, in a shell, as {000..127} without quotes"
         )
     with _telling(pattern):
         fs, name = _open_service(pattern)
@@ -204,9 +198,7 @@ def read_bytes(path: Path, start: int, size: int) -> bytes:
         fs, name = _open_service(path)
         data: bytes = fs.cat_file(name, start=start, end=start + size)
     if len(data) > size:
-        raise DataError(
-            f"{address(path)}: the server does not give parts of a file; download it and give the copy"
-        )
+        raise _gives_no_parts(path)
     return data
 
 
@@ -221,11 +213,14 @@ def open_file(path: Path) -> Iterator[IO[bytes]]:
         fs, name = _open_service(path)
         with fs.open(name, "rb", block_size=_BLOCK_BYTES, cache_type="readahead") as stream:
             if not stream.seekable():
-                raise DataError(
-                    f"{address(path)}: the server does not give parts of a file; download it and give "
-                    "the copy"
-                )
+                raise _gives_no_parts(path)
             yield stream
+
+
+def _gives_no_parts(path: Path) -> DataError:
+    return DataError(
+        f"{address(path)}: the server does not give parts of a file; download it and give the copy"
+    )
 
 
 def _open_service(path: Path) -> tuple[Any, str]:
@@ -287,6 +282,13 @@ def _telling(path: Path) -> Iterator[None]:
         ):
             hint = ". Credentials are looked for where the service's own tools keep them"
         raise DataError(f"{address(path)}: can not be read ({name}: {text}){hint}") from error
+
+
+def _noted(path: Path, info: dict[str, Any]) -> RemoteFile:
+    found = _remote_file(info)
+    if found.stamp is not None:  # some listings tell names only
+        _files[str(path)] = found
+    return found
 
 
 def _remote_file(info: dict[str, Any]) -> RemoteFile:

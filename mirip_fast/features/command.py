@@ -12,11 +12,11 @@ from pathlib import Path
 
 from mirip_fast.config import Config, EmbedConfig
 from mirip_fast.data.csv_reader import shown
+from mirip_fast.data.locate import tell_unlisted
 from mirip_fast.data.manifest import read_manifest
 from mirip_fast.data.packed_records import PathsOf
-from mirip_fast.data.places import keep_indexes_in
 from mirip_fast.data.records import DataOptions
-from mirip_fast.data.unlisted import tell_unlisted
+from mirip_fast.data.sources import keep_indexes_in
 from mirip_fast.errors import StoreError
 from mirip_fast.features.backbone_files import find_backbone, names_of_backbones
 from mirip_fast.features.datasets import Dataset, save_dataset

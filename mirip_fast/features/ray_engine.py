@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mirip_fast.config import EmbedConfig
-from mirip_fast.data.places import keep_indexes_in
+from mirip_fast.data.sources import keep_indexes_in
 from mirip_fast.errors import ConfigError, MiripError
 from mirip_fast.features.embed import Progress, Settings, embed
 from mirip_fast.features.outcomes import (

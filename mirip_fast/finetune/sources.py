@@ -12,11 +12,11 @@ from typing import Any
 from mirip_fast.config import Config, DataConfig, EmbedConfig, HeadConfig
 from mirip_fast.data.csv_reader import shown
 from mirip_fast.data.decode_pool import DecodeJob, DecodePool
+from mirip_fast.data.locate import tell_unlisted
 from mirip_fast.data.manifest import check_trainable, grade_remarks, only_graded, read_manifest
 from mirip_fast.data.near_groups import near_labels
 from mirip_fast.data.records import DataOptions, Record
 from mirip_fast.data.splits import SPLITS, split_manifest
-from mirip_fast.data.unlisted import tell_unlisted
 from mirip_fast.errors import CheckpointError, ConfigError, DataError, ImageError, RunNotFoundError
 from mirip_fast.features.command import default_workers
 from mirip_fast.features.datasets import newest_graded

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.data.decode_pool import DecodeJob, DecodePool
-from mirip_fast.data.images import UTMOST_PIXELS, scan_images
-from mirip_fast.data.places import is_gone
+from mirip_fast.data.image_files import scan_images
+from mirip_fast.data.images import UTMOST_PIXELS
+from mirip_fast.data.sources import is_gone
 from mirip_fast.errors import DataError
 from mirip_fast.features.recipe import Recipe
 from mirip_fast.ranking.graded import load_split

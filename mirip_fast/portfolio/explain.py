@@ -17,7 +17,7 @@ from PIL import Image
 
 from mirip_fast.config import Config
 from mirip_fast.data.decode_pool import DecodePool, picture_job
-from mirip_fast.data.places import is_gone
+from mirip_fast.data.sources import is_gone
 from mirip_fast.errors import DataError, ImageError
 from mirip_fast.features.command import settings_of
 from mirip_fast.features.forward import default_batch_size

@@ -21,8 +21,8 @@ from typing import IO, Any
 from urllib.parse import quote
 
 from mirip_fast.config import Config
-from mirip_fast.data.places import is_place
 from mirip_fast.data.remote import address
+from mirip_fast.data.sources import is_place
 from mirip_fast.errors import DataError
 from mirip_fast.evaluation.text_table import printable
 from mirip_fast.features.command import default_workers

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.config import Config
+from mirip_fast.data.locate import tell_unlisted
 from mirip_fast.data.manifest import read_manifest
-from mirip_fast.data.places import keep_indexes_in
 from mirip_fast.data.records import DataOptions
 from mirip_fast.data.remote import address
-from mirip_fast.data.unlisted import tell_unlisted
+from mirip_fast.data.sources import keep_indexes_in
 from mirip_fast.errors import DataError
 from mirip_fast.evaluation.calibration import Calibration
 from mirip_fast.features.command import settings_of

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,10 @@ from mirip_fast.config import DataConfig
 from mirip_fast.data.csv_reader import shown
 from mirip_fast.data.locate import FileFinder
 from mirip_fast.data.manifest import read_manifest
-from mirip_fast.data.place_manifest import is_there
-from mirip_fast.data.places import keep_indexes_in
 from mirip_fast.data.records import DataOptions, Record
 from mirip_fast.data.remote import is_remote
+from mirip_fast.data.source_lists import is_there
+from mirip_fast.data.sources import keep_indexes_in
 from mirip_fast.data.splits import SPLITS
 from mirip_fast.errors import ImageError, RunNotFoundError
 from mirip_fast.features.datasets import Dataset
@@ -89,7 +90,8 @@ def _current_records(dataset: Dataset) -> list[Record]:
     records = list(manifest.records)
     if info["limit"]:
         records = records[: info["limit"]]
-    if dataset.source.is_dir() and all(record.row is None for record in records):
+    from_folder = os.path.isdir(dataset.source)  # noqa: PTH112 - a list of tars is longer than names may be
+    if from_folder and all(record.row is None for record in records):
         known = {record.path for record in records}  # a folder's list lacks the files that are gone
         records += [record for record in kept if record.path not in known]
     return records

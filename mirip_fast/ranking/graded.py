@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 
 from mirip_fast.config import DataConfig, SplitConfig
 from mirip_fast.data.csv_reader import closest, shown
+from mirip_fast.data.locate import tell_unlisted
 from mirip_fast.data.manifest import check_trainable, grade_remarks, only_graded, read_manifest
 from mirip_fast.data.near_groups import near_labels
-from mirip_fast.data.place_manifest import is_there
-from mirip_fast.data.places import keep_indexes_in
 from mirip_fast.data.records import DataOptions, Manifest, Record
 from mirip_fast.data.remote import address, is_remote, path_of
+from mirip_fast.data.source_lists import is_there
+from mirip_fast.data.sources import keep_indexes_in
 from mirip_fast.data.splits import SPLITS, split_manifest
-from mirip_fast.data.unlisted import tell_unlisted
 from mirip_fast.errors import ConfigError, DataError, ImageError, StoreError
 from mirip_fast.evaluation.metrics import codes_of, ranks
 from mirip_fast.features.datasets import Dataset, Entry

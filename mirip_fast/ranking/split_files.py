@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mirip_fast.config import Config
 from mirip_fast.data.csv_reader import shown
+from mirip_fast.data.locate import tell_unlisted
 from mirip_fast.data.manifest import (
     check_trainable,
     grade_remarks,
@@ -21,7 +22,6 @@ from mirip_fast.data.near_groups import near_labels
 from mirip_fast.data.records import DataOptions, Record
 from mirip_fast.data.remote import is_remote
 from mirip_fast.data.splits import SPLITS, Split, split_manifest
-from mirip_fast.data.unlisted import tell_unlisted
 from mirip_fast.errors import DataError, ImageError
 from mirip_fast.features.phase_one import open_hashes
 

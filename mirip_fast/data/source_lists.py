@@ -1,9 +1,11 @@
-"""The list of images of tars and of folders behind an address."""
+"""What a source is that is no folder or table here: several tars, addresses; and the list of their images."""
 
 from __future__ import annotations
 
+import glob
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,30 +15,108 @@ from pathlib import Path
 from mirip_fast.data import remote
 from mirip_fast.data.csv_reader import Problems, Table, counted, shown
 from mirip_fast.data.image_files import (
+    HEAD_BYTES,
     IMAGE_EXTENSIONS,
     by_number,
     ending_of,
+    hidden_part,
+    is_picture,
     kind_of,
     named_picture,
     passed_over,
     tell_passed_over,
 )
-from mirip_fast.data.locate import FileFinder
+from mirip_fast.data.locate import FileFinder, tell_unnamed
 from mirip_fast.data.manifest_rows import IMAGE_COLUMNS, Columns, Rows, records_from_csv
 from mirip_fast.data.packed_records import PackedRecords
-from mirip_fast.data.places import is_tar, note_remote, remote_info, tar_index
 from mirip_fast.data.records import DataOptions, Manifest, Record
-from mirip_fast.data.signatures import HEAD_BYTES, is_picture
-from mirip_fast.data.source_names import expand, is_pattern
-from mirip_fast.data.tar_index import DAMAGED, METADATA_NAME, UNREADABLE, labels_of, safe_name
-from mirip_fast.data.unlisted import tell_unnamed
+from mirip_fast.data.sources import (
+    DAMAGED,
+    METADATA_NAME,
+    UNREADABLE,
+    is_tar,
+    safe_name,
+    tar_index,
+)
 from mirip_fast.errors import DataError
 from mirip_fast.text import folded, nfc
 
 logger = logging.getLogger(__name__)
 
 _TABLES = (".csv", ".tsv", ".txt")
+_LIST = re.compile(r"\.tar,.*\.tar$", re.IGNORECASE | re.DOTALL)
+_SHOWN = 5
+_QUESTIONS = 16  # to a service, at once
 _THREADS = 8  # tars looked through at once
+
+
+def is_pattern(source: Path) -> bool:
+    """Whether a path is no file or folder but stands for several tars, ``x/*.tar`` or ``x/0.tar,1.tar``."""
+    several = any(mark in str(source) for mark in "*?[{") or _LIST.search(source.name) is not None
+    return several and (remote.is_remote(source) or not os.path.lexists(source))
+
+
+def as_one(sources: Sequence[str]) -> str:
+    """One source for a command's arguments: several tars are ``x/0.tar,1.tar``, all of a folder ``x/*.tar``.
+
+    Raises:
+        DataError: several that are no tars of one folder.
+    """
+    if len(sources) == 1:
+        return sources[0]
+    joined = " ".join(sources)
+    if Path(joined).exists():
+        raise DataError(f"A name with blanks goes in quotes: '{joined}'")
+    folders = {source[: source.rfind("/") + 1] for source in sources}
+    if not all(is_tar(Path(source)) for source in sources) or len(folders) > 1:
+        raise DataError(
+            f"{len(sources)} sources: {', '.join(sources[:3])}{', …' if len(sources) > 3 else ''}. "
+            "One folder, CSV file or address is expected, or tars of one folder"
+        )
+    (folder,) = folders
+    names = sorted(source[len(folder) :] for source in sources)
+    if any(mark in name for name in names for mark in ",*?[{"):
+        raise DataError(
+            f"{folder}: put the pattern in quotes, as file names have signs of patterns in them"
+        )
+    every = sorted(glob.glob("*.tar", root_dir=folder or "."))  # noqa: PTH207
+    return folder + ("*.tar" if names == every else ",".join(names))
+
+
+def expand(source: Path) -> list[Path]:
+    """The files that a pattern or a list stands for: those of ``*`` sorted, those of a list in its order.
+
+    Raises:
+        DataError: one of a list is missing, nothing matches, or there are braces, which a shell writes out.
+    """
+    if "{" in str(source):
+        raise DataError(
+            f"{shown(source)}: braces are written out by a shell alone (no quotes around them); "
+            f"in quotes, use {shown(source.parent / '*.tar')}"
+        )
+    if any(mark in str(source) for mark in "*?["):
+        if remote.is_remote(source):
+            matches = remote.matching(source)
+        else:
+            matches = [Path(match) for match in sorted(glob.glob(str(source)), key=os.fsencode)]  # noqa: PTH207
+        if not matches:
+            raise DataError(f"{shown(source)}: nothing has such a name")
+        return [match for match in matches if not hidden_part(match.name)]
+    paths = [source.parent / name for name in dict.fromkeys(source.name.split(","))]
+    with ThreadPoolExecutor(_QUESTIONS, "mirip-look") as pool:
+        there = list(pool.map(_is_file, paths))
+    missing = [shown(path) for path, is_file in zip(paths, there, strict=True) if not is_file]
+    if missing:
+        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+        raise DataError(
+            f"{', '.join(missing[:_SHOWN])}{more} of {len(paths)} tars "
+            f"{'is' if len(missing) == 1 else 'are'} not there"
+        )
+    return paths
+
+
+def _is_file(path: Path) -> bool:
+    return remote.file_info(path) is not None if remote.is_remote(path) else path.is_file()
 
 
 def is_there(source: Path) -> bool:
@@ -138,7 +218,7 @@ def read_tars(source: Path, tars: Sequence[Path], options: DataOptions) -> Manif
             f"{shown(source)}: none of {files:,} files in it is an image ({known}). {passed_over(passed)}"
         )
     tell_passed_over(shown(source), passed)
-    labels = [labels_of(indexes[tar], name) for tar, name, _ in names]
+    labels = [indexes[tar].labels_of(name) for tar, name, _ in names]
     if options.with_grades and any(labels):
         ids = [image_id for _, _, image_id in names]
         records = _from_labels(source, root, ids, labels, options)
@@ -172,7 +252,7 @@ def read_remote(source: Path, options: DataOptions) -> Manifest | tuple[Path, li
         DataError: there is nothing, or nothing that can be read.
     """
     _refuse_web_folder(source)
-    if remote_info(source) is not None:
+    if remote.file_info(source) is not None:
         return _from_remote_file(source, options)
     images, tars, unsure, refused = list[str](), list[Path](), list[str](), 0
     tables = list[str]()
@@ -185,7 +265,6 @@ def read_remote(source: Path, options: DataOptions) -> Manifest | tuple[Path, li
             refused += ending_of(raw) in IMAGE_EXTENSIONS
             continue
         path = source / name
-        note_remote(path, info)
         if folded(name) == METADATA_NAME:
             tables.append(name)
             continue
@@ -217,7 +296,7 @@ def _refuse_web_folder(source: Path) -> None:
         url = remote.address(source)
         raise DataError(
             f"{url}: of a web server, tars and tables are read, but no folders: each lists its files in its "
-            f"own way. Give tars by name ('{url}/{{000..127}}.tar'), a table of the pictures "
+            f"own way. Give tars by name ({url}/000.tar {url}/001.tar), a table of the pictures "
             f"({url}/{METADATA_NAME}), or a copy (wget -r -np {url}/)"
         )
 
