@@ -50,7 +50,7 @@ def duplicates_command(
     options say. Distance is 1 − cosine of the CLS features; 0 is the same.
     """
     from mirip_fast.evaluation.text_table import format_table
-    from mirip_fast.portfolio.duplicates import find_duplicates, write_duplicates
+    from mirip_fast.portfolio.similar import find_duplicates, write_duplicates
 
     with Bar(" images") as bar:
         done = find_duplicates(

@@ -69,20 +69,18 @@ def explain_command(
 
 def _told(explained: Explained, target: Path) -> str:
     from mirip_fast.data.csv_reader import shown
-    from mirip_fast.portfolio.explain_picture import where
+    from mirip_fast.portfolio.explain import where
 
-    likes = explained.likes
-    lines = [
-        f"{explained.path}: score {explained.score:.4f}" + (f", tier {likes.tier}" if likes else "")
-    ]
+    tier = f", tier {explained.tier}" if explained.tier else ""
+    lines = [f"{explained.path}: score {explained.score:.4f}{tier}"]
     for raises, verb in ((True, "Raised"), (False, "Lowered")):
         found = where(explained.map.values, raises=raises)
         if found:
             lines.append(f"  {verb} most by: {found[0]} ({found[1]:+.3f})")
-    if likes:
+    if explained.tier:
         lines.append("  Because it looks like these:")
         lines += [
-            f"    {work.tier}  cosine {work.cosine:.3f}  {shown(work.path)}"
-            for work in likes.top + likes.same
+            f"    {like.work.tier}  cosine {like.cosine:.3f}  {shown(like.work.path)}"
+            for like in explained.likes
         ]
     return "\n".join([*lines, f"  Written: {target}"])

@@ -80,18 +80,15 @@ def export_command(
 def _tell(done: Exported) -> None:
     from mirip_fast.evaluation.text_table import format_table
 
-    compared = [(parity, "torch") for parity in done.parity]
-    compared += [(done.ranked, "rank, from the cache")] if done.ranked else []
-    compared += [(done.int8, "model.onnx")] if done.int8 else []
     rows = [
         (
             parity.file,
-            against,
+            parity.against,
             str(parity.images),
             f"{parity.difference:.2g}",
             "–" if parity.kendall_tau is None else f"{parity.kendall_tau:.4f}",
         )
-        for parity, against in compared
+        for parity in done.parity
     ]
     names = ("file", "compared with", "rows", "largest difference", "Kendall tau")
     click.echo(format_table(names, rows, align="llrrr"))

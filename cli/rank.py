@@ -145,19 +145,17 @@ def _write_page(
     config: Config,
     backbone: str | None,
 ) -> list[Path]:
-    from mirip_fast.portfolio.page import write_page
-    from mirip_fast.portfolio.page_maps import make_maps
+    from mirip_fast.portfolio.page import explain_works, write_page
 
-    maps = {}
+    reasons = {}
     if explain:
         first = [done.root / file for file in done.ranking["file"][:explain]]
         with Bar(" passes") as bar:
-            maps = make_maps(
+            reasons = explain_works(
                 done.model, first, config, backbone=backbone, command=command_line(), progress=bar
             )
     with Bar(" pictures") as bar:
-        page = write_page(html, done, config, maps=maps, progress=bar)
-    return [page.path] if page.folder is None else [page.path, page.folder]
+        return write_page(html, done, config, reasons=reasons, progress=bar)
 
 
 def _tell_what_it_rests_on(done: RankDone) -> None:

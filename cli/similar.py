@@ -67,7 +67,7 @@ def similar_command(
                 f"{m.cosine:.4f}",
                 f"{m.distance:.4f}",
                 m.work.tier or "",
-                _file(m.work.path, m.same_bytes),
+                _file(m.work.path, m.exact),
             )
             for i, m in enumerate(matches, start=1)
         ]

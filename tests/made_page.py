@@ -14,14 +14,13 @@ from PIL import Image
 
 from mirip_fast.config import Config
 from mirip_fast.evaluation.calibration import Calibration, fit_calibration
+from mirip_fast.features.gallery import Work
 from mirip_fast.portfolio import page as page_module
-from mirip_fast.portfolio.graded_likes import Likeness
-from mirip_fast.portfolio.page import PageDone, write_page
-from mirip_fast.portfolio.page_maps import PageMap
+from mirip_fast.portfolio.page import Reason, write_page
 from mirip_fast.portfolio.rank import RankDone
 from mirip_fast.portfolio.ranking import rank_scores
-from mirip_fast.portfolio.stacks import Stacked
-from mirip_fast.portfolio.thumbnails import Thumbnail, encode_picture
+from mirip_fast.portfolio.similar import Match
+from mirip_fast.portfolio.thumbnails import encode_picture
 from mirip_fast.ranking.anchors import Anchor, Anchors
 from mirip_fast.ranking.held_out import HeldOut, save_held_out
 
@@ -50,12 +49,12 @@ def pictures(folder: Path, names: Sequence[str], side: int = 24) -> None:
         Image.new("RGB", (side, side * 2 // 3), colour).save(folder / name, "PNG")
 
 
-def made_map(root: Path, name: str) -> dict[Path, PageMap]:
-    """An explanation of one work, which looks like a graded work with a hostile name."""
+def made_map(root: Path, name: str) -> dict[Path, Reason]:
+    """An explanation of one work, which looks like a graded work with a hostile name, and one that is gone."""
     orange = Image.new("RGB", (30, 20), (230, 97, 1))
-    like = Likeness(root / "<b>like.png", "like", "S", 0.9)
-    copies = [Thumbnail(encode_picture(orange, 8), 8, 5), Thumbnail(b"", 0, 0, "gone")]
-    return {root / name: PageMap(encode_picture(orange, 30), tuple((like, c) for c in copies))}
+    orange.save(root / "<b>like.png")
+    likes = [Match(Work(root / n, "like", b"", "S"), 0.9) for n in ("<b>like.png", "<b>gone.png")]
+    return {root / name: (encode_picture(orange, 30), likes)}
 
 
 def works(
@@ -129,14 +128,14 @@ def made_page(
     names: Sequence[str],
     page: Path,
     *,
-    stacks: dict[int, Stacked] | None = None,
-    maps: dict[Path, PageMap] | None = None,
+    stacks: dict[int, tuple[int, Match]] | None = None,
+    maps: dict[Path, Reason] | None = None,
     **options: object,
-) -> PageDone:
+) -> list[Path]:
     """Write the page of a made ranking; the pictures have to be there."""
     done = made_ranking(root, names, **options)
     config = Config()
     config.embed.workers = 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(page_module, "find_stacks", lambda *_: stacks or {})
-        return write_page(page, done, config, maps=maps)
+        return write_page(page, done, config, reasons=maps)

@@ -16,8 +16,7 @@ from mirip_fast_cli.main import run
 from mirip_fast.errors import DataError, StoreError
 from mirip_fast.features import neighbours, on_demand
 from mirip_fast.features.gallery import Work, open_gallery, stores_of
-from mirip_fast.portfolio.duplicates import find_duplicates
-from mirip_fast.portfolio.similar import find_similar
+from mirip_fast.portfolio.similar import find_duplicates, find_similar
 
 DEGREES = {"가.png": 0.0, "b 🎨.png": 5.0, "c.png": 30.0, "d.png": 100.0, "e.png": 102.0}
 TINY = ["--backbone", "tiny-random", "--image-size", "28", "--workers", "0"]
@@ -50,7 +49,7 @@ def test_the_nearest_works_without_the_image_itself(work: Path) -> None:
     put(config, work / "art", DEGREES | {"copy.png": 0.0})
     matches = find_similar(work / "art/가.png", config, 3)
     assert names(matches) == ["copy.png", "b 🎨.png", "c.png"]
-    assert [match.same_bytes for match in matches] == [True, False, False]
+    assert [match.exact for match in matches] == [True, False, False]
     expected = np.cos(np.radians([0, 5, 30]))
     np.testing.assert_allclose([match.cosine for match in matches], expected, atol=1e-3)
     np.testing.assert_allclose([match.distance for match in matches], 1 - expected, atol=1e-3)

@@ -14,10 +14,10 @@ from made_evaluation import made_evaluation_page, made_report
 from made_page import HOSTILE
 
 from mirip_fast.evaluation.text_table import printable
-from mirip_fast.portfolio import page_file
+from mirip_fast.portfolio import page as page_module
 from mirip_fast.ranking.evaluate_pairs import PairReport
 
-PARTS = Path(page_file.__file__).parent / "evaluation_files"
+PARTS = Path(page_module.__file__).parent / "evaluation_files"
 HISTORY = (
     "epoch,train/loss,val/loss,train/accuracy,val/accuracy\n"
     "1,0.7,0.69,0.5,0.55\n2,0.5,0.55,0.8,0.7\n3,0.3,0.6,0.9,0.65\n"

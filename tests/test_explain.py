@@ -17,9 +17,14 @@ from small_models import backbone_of, member
 from mirip_fast.evaluation.calibration import fit_calibration
 from mirip_fast.features.pooling import head_kinds, pool_tokens
 from mirip_fast.portfolio import occlusion
-from mirip_fast.portfolio.explain import check_paths, duration, picture_names
-from mirip_fast.portfolio.explain_picture import overlay, where
-from mirip_fast.portfolio.graded_likes import GradedWorks
+from mirip_fast.portfolio.explain import (
+    GradedWorks,
+    check_paths,
+    duration,
+    overlay,
+    picture_names,
+    where,
+)
 from mirip_fast.portfolio.occlusion import Region, occlusion_map, regions
 from mirip_fast.ranking.evaluate import pick_model
 from mirip_fast.ranking.torch_score import MeanHead
@@ -212,18 +217,16 @@ def test_likenesses_are_the_nearest_by_a_double_loop(
     rows = store.read("cls.56", store.rows("cls.56", hashes)).astype(np.float64)
     cosine = rows @ rows.T / np.outer(np.linalg.norm(rows, axis=1), np.linalg.norm(rows, axis=1))
     for i in (0, 5):  # work_00 is S itself: it is not its own likeness
-        for tier, likes in (
-            (0, works.likes(rows[i], hashes[i], 99.0).top),
-            (3, works.likes(rows[i], hashes[i], -99.0).same),
-        ):
+        likes = works.likes(rows[i], hashes[i], "C")
+        for tier, found in ((0, likes[:3]), (3, likes[3:])):
             others = [j for j in range(40) if j % 4 == tier and j != i]
             expected = sorted(others, key=lambda j: -cosine[i, j])[:3]
-            assert [like.path for like in likes] == [pictures[j] for j in expected]
-            np.testing.assert_allclose([x.cosine for x in likes], cosine[i, expected], atol=1e-3)
-    best = works.likes(rows[0], hashes[0], 99.0)
-    assert (best.tier, best.same) == ("S", ())
-    best.top[1].path.write_bytes(b"another content")
-    assert len(works.likes(rows[0], hashes[0], 99.0).top) == 2
+            assert [like.work.path for like in found] == [pictures[j] for j in expected]
+            np.testing.assert_allclose([x.cosine for x in found], cosine[i, expected], atol=1e-3)
+    best = works.likes(rows[0], hashes[0], "S")
+    assert [like.work.tier for like in best] == ["S"] * 3
+    best[1].work.path.write_bytes(b"another content")
+    assert len(works.likes(rows[0], hashes[0], "S")) == 2
     assert (
         "1 of the 3 graded works of tier S that it looks like is not shown"
         in capfd.readouterr().err

@@ -21,9 +21,7 @@ from PIL import Image
 
 from mirip_fast.evaluation.text_table import printable
 from mirip_fast.portfolio import page as page_module
-from mirip_fast.portfolio.page import _size_of_copies
-from mirip_fast.portfolio.page_file import json_for_html
-from mirip_fast.portfolio.score_curves import density
+from mirip_fast.portfolio.page import _size_of_copies, density, json_for_html
 from mirip_fast.portfolio.thumbnails import make_thumbnails
 from mirip_fast.ranking.held_out import SOURCES
 
@@ -132,7 +130,7 @@ def test_numbers_and_held_out_scores_of_the_page(tmp_path: Path):
     assert all(max(c["curve"]) == 1 and len(c["ticks"]) == 50 for c in curves)
     assert all(w["low"] <= w["rank"] <= w["high"] for w in data["works"])
     assert all(sum(w["chances"]) == pytest.approx(1, abs=1e-3) for w in data["works"])
-    assert done.bytes == (tmp_path / "report.html").stat().st_size and done.folder is None
+    assert done == [tmp_path / "report.html"]
 
 
 def test_density_is_scipys_with_silvermans_width():
@@ -170,16 +168,16 @@ def test_thumbnails_are_upright_small_and_within_their_bytes(tmp_path: Path):
     names = ["turned.jpg", "clear.png", "broken.png"]
     paths = [tmp_path / name for name in names]
     turned, clear, broken = make_thumbnails(paths, 200, 100_000, workers=0)
-    assert (turned.width, turned.height) == (100, 200)
-    picture = Image.open(io.BytesIO(turned.webp))
+    picture = Image.open(io.BytesIO(turned))
     assert picture.format == "WEBP" and picture.size == (100, 200) and not picture.getexif()
-    assert Image.open(io.BytesIO(clear.webp)).getpixel((5, 5)) == (255, 255, 255)
-    assert clear.width == 40  # never larger than it is
-    assert broken.webp == b"" and "not a picture" in broken.reason
-    (tight,) = make_thumbnails(paths[:1], 200, len(turned.webp) - 1, workers=0)
-    assert (tight.width, tight.height) == (70, 140) and len(tight.webp) < len(turned.webp)
+    white = Image.open(io.BytesIO(clear))
+    assert white.size == (40, 20)  # never larger than it is
+    assert white.getpixel((5, 5)) == (255, 255, 255)
+    assert broken == b""
+    (tight,) = make_thumbnails(paths[:1], 200, len(turned) - 1, workers=0)
+    assert Image.open(io.BytesIO(tight)).size == (70, 140) and len(tight) < len(turned)
     (least,) = make_thumbnails(paths[:1], 200, 10, workers=0)
-    assert least.height == 100
+    assert Image.open(io.BytesIO(least)).height == 100
     in_processes = list(make_thumbnails(paths, 200, 100_000, workers=1))
     assert in_processes == [turned, clear, broken]
 
@@ -190,15 +188,16 @@ def test_too_many_pictures_lie_beside_the_page(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(page_module, "PAGE_BYTES", 1000)
     page = tmp_path / "my report #1.html"
     done = made_page(tmp_path, names, page)
-    assert done.folder == tmp_path / "my report #1_files" and done.bytes < 100_000
-    assert len(list(done.folder.iterdir())) == 6
-    assert not any(path.suffix for path in done.folder.iterdir())  # not taken for works
+    folder = tmp_path / "my report #1_files"
+    assert done == [page, folder]
+    assert page.stat().st_size < 100_000 and len(list(folder.iterdir())) == 6
+    assert not any(path.suffix for path in folder.iterdir())  # not taken for works
     data = data_of(page)
     assert data["pictures"] == "my%20report%20%231_files"
-    assert all((done.folder / work["picture"]).is_file() for work in data["works"])
-    (done.folder / "mine.txt").write_text("kept")
+    assert all((folder / work["picture"]).is_file() for work in data["works"])
+    (folder / "mine.txt").write_text("kept")
     made_page(tmp_path, names[:2], page)
-    assert len(list(done.folder.iterdir())) == 3 and (done.folder / "mine.txt").is_file()
+    assert len(list(folder.iterdir())) == 3 and (folder / "mine.txt").is_file()
 
 
 @pytest.mark.parametrize("rest", [[], ["--top", "1"]])

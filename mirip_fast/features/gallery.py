@@ -14,7 +14,15 @@ import numpy as np
 from mirip_fast.data.csv_reader import counted, shown
 from mirip_fast.errors import RunNotFoundError, StoreError
 from mirip_fast.features.datasets import Dataset, find_datasets
-from mirip_fast.features.neighbours import FloatArray, IntArray, Vectors, unit
+from mirip_fast.features.neighbours import (
+    FloatArray,
+    Index,
+    IntArray,
+    Vectors,
+    groups_of,
+    open_index,
+    unit,
+)
 from mirip_fast.features.recipe import series_name
 from mirip_fast.features.store import FeatureStore, differing_fields
 
@@ -182,6 +190,22 @@ def open_gallery(works: Sequence[Work], stores: Sequence[FeatureStore], series: 
 
     key = hashlib.sha256(f"{first.fingerprint_id}/{series}/".encode() + b"".join(kept)).hexdigest()
     return Gallery(present, kept, Vectors(len(kept), width, read, key), stores[0].path, series)
+
+
+def near_groups(gallery: Gallery, threshold: float, index: Index | None = None) -> list[list[int]]:
+    """Contents that look alike, directly or through others, the largest group first; each is in one.
+
+    Args:
+        gallery: the works.
+        threshold: cosine from which on two contents are near duplicates.
+        index: searches ``gallery.vectors``, where it is open already.
+    """
+    index = index or open_index(gallery.vectors, gallery.folder, gallery.series)
+    members: dict[int, list[int]] = {}
+    group = groups_of(gallery.vectors.count, index.links(threshold))
+    for number, first in enumerate(group.tolist()):
+        members.setdefault(first, []).append(number)
+    return sorted(members.values(), key=lambda numbers: (-len(numbers), numbers))
 
 
 def stores_of(datasets: Iterable[Dataset]) -> list[FeatureStore]:

@@ -6,24 +6,18 @@ screen and colours, and the worst mistakes as pictures. It is one file and asks 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
-from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from mirip_fast.config import Config
 from mirip_fast.evaluation.bootstrap import FEW_GROUPS, Interval
 from mirip_fast.evaluation.calibration import pair_probability
 from mirip_fast.evaluation.report import Mistake, Report, Row
 from mirip_fast.evaluation.text_table import printable
-from mirip_fast.features.command import default_workers
-from mirip_fast.files import write_atomically
-from mirip_fast.portfolio.page_file import EVALUATION, page_html
-from mirip_fast.portfolio.score_curves import tier_curves
-from mirip_fast.portfolio.thumbnails import make_thumbnails
+from mirip_fast.portfolio.page import pictures_of, tier_curves, write_html
 from mirip_fast.ranking.evaluate import Evaluation
 from mirip_fast.ranking.evaluate_pairs import PairReport
 from mirip_fast.ranking.plots import read_curves
@@ -81,8 +75,7 @@ def write_evaluation_page(
                 for baseline in evaluation.baselines
             ],
         }
-    text = page_html(data["title"], data, pictures, EVALUATION).encode("utf-8")
-    write_atomically(path, partial(_put, text))
+    write_html(path, data, pictures, "evaluation_files")
     return path
 
 
@@ -203,14 +196,11 @@ def _mistakes(
     mistakes = evaluation.shown_mistakes(_MISTAKES)
     files = {name: evaluation.images[name] for m in mistakes for name in (m.better_id, m.worse_id)}
     names: dict[str, str | None] = {}
-    workers = min(len(files), default_workers(config.embed.workers))
-    copies = make_thumbnails(files.values(), _SIDE, _BYTES, workers=workers)
-    for image_id, copy in zip(files, copies, strict=True):
-        names[image_id] = None
-        if copy.webp:
-            name = hashlib.sha256(copy.webp).hexdigest()[:20]
-            names[image_id] = name
-            pictures[name] = copy.webp
+    copies = pictures_of(files.values(), _SIDE, _BYTES, config)
+    for image_id, (name, webp) in zip(files, copies, strict=True):
+        names[image_id] = name
+        if name is not None:
+            pictures[name] = webp
     return [_mistake(mistake, files, names, evaluation.report) for mistake in mistakes]
 
 
@@ -239,7 +229,3 @@ def _mistake(
         "worse": side(mistake.worse_id, mistake.worse_tier, mistake.worse_score),
         "chance": chance,
     }
-
-
-def _put(content: bytes, stream: IO[bytes]) -> None:
-    stream.write(content)

@@ -3,34 +3,61 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import logging
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from mirip_fast.config import Config
-from mirip_fast.data.decode_pool import DecodePool, picture_job
+from mirip_fast.data.csv_reader import shown
+from mirip_fast.data.decode_pool import DecodePool, load_pictures, picture_job
+from mirip_fast.data.image_files import is_unchanged
 from mirip_fast.data.sources import is_gone
-from mirip_fast.errors import DataError, ImageError
+from mirip_fast.errors import DataError, ImageError, MiripError, StoreError
 from mirip_fast.features.command import settings_of
 from mirip_fast.features.forward import default_batch_size
-from mirip_fast.features.phase_one import PhaseOne, open_hashes
+from mirip_fast.features.gallery import Work, open_gallery
+from mirip_fast.features.neighbours import unit
+from mirip_fast.features.phase_one import open_hashes
+from mirip_fast.features.recipe import series_name
 from mirip_fast.files import write_atomically
-from mirip_fast.portfolio.explain_picture import SHOWN_SIDE, draw, overlay
-from mirip_fast.portfolio.graded_likes import GradedLikes, GradedWorks, graded_works
+from mirip_fast.portfolio.similar import Match, nearest_works
+from mirip_fast.ranking.graded import load_split
+from mirip_fast.ranking.held_out import load_held_out
+from mirip_fast.ranking.references import load_calibration
+from mirip_fast.ranking.rows import open_store
 from mirip_fast.ranking.scorer import Scored, ScoreModel, phase_of_model, score_files
+from mirip_fast.settings import config_from_dict
+from mirip_fast.training.run_folder import SPLIT_FILE, Run
 
 if TYPE_CHECKING:
     from mirip_fast.portfolio.occlusion import ScoreMap
 
 log = logging.getLogger(__name__)
+
+#: Longer side of a drawn picture, and of a graded work beside it, in pixels.
+SHOWN_SIDE, _LIKE_SIDE = 900, 360
+
+_GONE = Image.new("RGB", (_LIKE_SIDE, _LIKE_SIDE // 2), (225, 225, 225))  # since it was graded
+# Orange and blue: told apart with every common kind of colour blindness, and in grey by their labels.
+_RAISES = (230, 97, 1)
+_LOWERS = (33, 102, 216)
+_STRONGEST = 0.8  # of the colour at the strongest place; the rest is the picture
+# The first that has the letter is taken, letter by letter: tiers may be named in Korean.
+_FONTS = (
+    "DejaVu Sans", "Noto Sans CJK KR", "Noto Sans KR", "NanumGothic", "Malgun Gothic",
+    "Apple SD Gothic Neo",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -41,7 +68,9 @@ class Explained:
         path: the image file.
         score: as ``rank`` gives it: the mean over the model's views.
         map: what each part of the base view does to its score.
-        likes: the graded works that it looks like; None where they are not at hand.
+        tier: name of the tier that its score puts it in; None where graded works are not at hand.
+        likes: the graded works that it looks like: the nearest of the best tier, then, where it is in
+            another one, the nearest of its own.
         picture: RGB, upright, small enough to draw.
         resize: how the picture became the backbone's square: squash, pad or crop.
     """
@@ -49,12 +78,13 @@ class Explained:
     path: Path
     score: float
     map: ScoreMap
-    likes: GradedLikes | None
+    tier: str | None
+    likes: tuple[Match, ...]
     picture: Image.Image
     resize: str
 
     def overlay(self, *, limit: float | None = None) -> Image.Image:
-        """The map over the picture, RGB; see :func:`mirip_fast.portfolio.explain_picture.overlay`."""
+        """The map over the picture, RGB; see :func:`overlay`."""
         return overlay(self.picture, self.map.values, self.resize, limit=limit)
 
 
@@ -84,20 +114,23 @@ class Explainer:
         self._backbone_place = backbone
         self._cache_dir = Path(config.embed.cache_dir)
         with open_hashes(self._cache_dir) as hashes:
-            self._phase: PhaseOne = phase_of_model(
+            self._phase = phase_of_model(
                 model.info, self._cache_dir, config.runtime.device, backbone, hashes
             )
-        recipe = self._phase.recipe
+        self._recipe = recipe = self._phase.recipe
         self._backbone = load_backbone(recipe.backbone, self._phase.device, recipe.precision)
         self._head = MeanHead(model.members)
-        self._graded: GradedWorks | None = graded_works(model, self._cache_dir)
+        self._graded: GradedWorks | None = None
+        try:
+            self._graded = GradedWorks(model, self._cache_dir)
+        except MiripError as error:
+            log.warning("The graded works that a picture looks like can not be shown: %s", error)
 
     def passes(self, count: int) -> int:
         """How many pictures go through the backbone to explain ``count``."""
         from mirip_fast.portfolio.occlusion import regions
 
-        recipe = self._phase.recipe
-        side = recipe.views[0].size // recipe.backbone.patch_size
+        side = self._recipe.views[0].size // self._recipe.backbone.patch_size
         return count * (1 + len(regions(side, self._config.explain.detail)))
 
     def explain(
@@ -117,60 +150,157 @@ class Explainer:
         Raises:
             DataError: a file can not be read, and ``failures`` is not given.
         """
-        scored = self._score(paths)
-        clock = _Clock(self.passes(len(paths)), str(self._phase.device), progress)
+        scored = score_files(
+            self._model, paths,
+            cache_dir=self._cache_dir, device=self._config.runtime.device,
+            backbone=self._backbone_place,
+            settings=settings_of(self._config.embed, len(paths), command=self._command),
+        )  # fmt: skip
+        total, done, started = self.passes(len(paths)), 0, time.monotonic()
+
+        def passed(count: int) -> None:
+            nonlocal done
+            if done == 0:
+                told = duration((time.monotonic() - started) / count * (total - count))
+                where = self._phase.device
+                log.info("%d passes through the backbone on %s: about %s", total, where, told)
+            done += count
+            progress(count)
+
         for i, path in enumerate(paths):
             reason = scored.outcomes[i].reason
             if reason is None:
                 try:
-                    yield self._explain(path, i, scored, clock)
+                    yield self._explain(path, i, scored, passed)
                     continue
                 except ImageError as error:
                     reason = str(error)
             if failures is None:
                 raise DataError(f"{path}: {reason}")
             failures.append((path, reason))
-            clock.skip(self.passes(1))
+            total -= self.passes(1)
+            progress(self.passes(1))
 
-    def _score(self, paths: Sequence[Path]) -> Scored:
-        settings = settings_of(self._config.embed, len(paths), command=self._command)
-        return score_files(
-            self._model, paths,
-            cache_dir=self._cache_dir, device=self._config.runtime.device,
-            backbone=self._backbone_place, settings=settings,
-        )  # fmt: skip
-
-    def _explain(self, path: Path, i: int, scored: Scored, clock: _Clock) -> Explained:
+    def _explain(
+        self, path: Path, i: int, scored: Scored, progress: Callable[[int], None]
+    ) -> Explained:
         from mirip_fast.portfolio.occlusion import occlusion_map
 
-        recipe = self._phase.recipe
         square, picture = self._decode(path)
         score_map = occlusion_map(
             self._backbone, self._head, self._model.info.features, square,
             detail=self._config.explain.detail,
             batch_size=self._config.embed.embed_batch_size
-            or default_batch_size(recipe, self._phase.device),
-            progress=clock,
+            or default_batch_size(self._recipe, self._phase.device),
+            progress=progress,
         )  # fmt: skip
-        score = float(scored.scores[i])
-        sha256 = scored.outcomes[i].sha256 or b""
-        likes = self._graded.likes(score_map.cls, sha256, score) if self._graded else None
-        return Explained(path, score, score_map, likes, picture, recipe.resize)
+        score, tier, likes = float(scored.scores[i]), None, []
+        if self._graded is not None:
+            tier = self._graded.tier_of(score)
+            likes = self._graded.likes(score_map.cls, scored.outcomes[i].sha256 or b"", tier)
+        return Explained(path, score, score_map, tier, tuple(likes), picture, self._recipe.resize)
 
     def _decode(self, path: Path) -> tuple[NDArray[np.uint8], Image.Image]:
         """What the backbone sees, [size, size, 3], and the picture to draw."""
-        recipe = self._phase.recipe
-        shown = picture_job(1, path, SHOWN_SIDE)
-        seen = dataclasses.replace(
-            shown, index=0, sizes=(recipe.views[0].size,), mode=recipe.resize,
+        recipe, draw_it = self._recipe, picture_job(1, path, SHOWN_SIDE)
+        see_it = dataclasses.replace(
+            draw_it, index=0, sizes=(recipe.views[0].size,), mode=recipe.resize,
             draft=recipe.decode == "fast",
         )  # fmt: skip
         with DecodePool(1) as pool:
-            square, picture = pool.decode([seen, shown])
+            square, picture = pool.decode([see_it, draw_it])
         for done in (square, picture):
             if done.reason is not None:
                 raise ImageError(done.reason)
         return square.images[0], Image.fromarray(picture.images[0])
+
+
+class GradedWorks:
+    """The graded works of a model's run that are in the cache, and what its scores mean among them.
+
+    Args:
+        model: a model in its run's folder.
+        cache_dir: folder of the stores.
+
+    Raises:
+        DataError: the run has no list of its graded images, or that is damaged.
+        StoreError: the cache has no features of them any more.
+    """
+
+    def __init__(self, model: ScoreModel, cache_dir: Path):
+        self._tiers = model.info.tiers
+        self._store = open_store(cache_dir, model.info)
+        self._series = series_name(model.info.views[0], "cls")
+        folder = model.checkpoint.parent
+        data = config_from_dict({"data": Run(folder).info.get("data", {})}).data
+        images = load_split(folder / SPLIT_FILE, self._tiers, data)
+        if not images.has_tiers:
+            raise DataError("the works that the model learned from have no tiers")
+        if (self._store.rows(self._series, images.hashes) < 0).all():
+            raise StoreError(f"{self._store.path} has no features of the run's graded images")
+        self._works: dict[str, dict[bytes, Work]] = {tier: {} for tier in self._tiers}
+        for record, sha in zip(images.manifest.records, images.hashes, strict=True):
+            tier = self._tiers[record.tier or 0]
+            self._works[tier].setdefault(sha, Work(record.path, record.image_id, sha, tier))
+        self._calibration = load_calibration(model)
+        held_out = load_held_out(folder, self._tiers)
+        if held_out is not None and len(held_out):
+            scores, tiers = held_out.scores, held_out.tiers
+        else:  # a run of an earlier version
+            kept = [i for i, split in enumerate(images.splits) if split != "train"]
+            if not kept:
+                raise DataError(f"{folder} has no scores of works it had not trained on")
+            hashes = [images.hashes[i] for i in kept]
+            scores = model.score(self._store, hashes).astype(np.float64)
+            tiers = images.tiers[kept]
+        # Held-out scores [n] and the number of works of each tier [K] among them.
+        self._places = scores, np.bincount(tiers, minlength=len(self._tiers))
+
+    def tier_of(self, score: float) -> str:
+        """The tier that a score is put in: the most probable one, as ``rank`` names it.
+
+        Where probabilities are unknown, it is that of its place among held-out scores of graded works:
+        with the works sorted by score, the first as many as there are works of the best tier are put in
+        it, the next in the second, and so on (as ``evaluate`` does).
+        """
+        if self._calibration.ordinal is not None:
+            return self._tiers[int(self._calibration.ordinal.most_probable(np.array([score]))[0])]
+        scores, counts = self._places
+        above = int((scores > score).sum())
+        filled = np.flatnonzero(counts)
+        tier = int(np.searchsorted(np.cumsum(counts[filled]), above, side="right"))
+        return self._tiers[int(filled[min(tier, len(filled) - 1)])]
+
+    def likes(
+        self, cls: NDArray[np.floating], sha256: bytes, tier: str, *, k: int = 3
+    ) -> list[Match]:
+        """The k works of the best tier that a picture looks like, and those of ``tier`` if it is another.
+
+        Args:
+            cls: [D] its CLS token.
+            sha256: of its file's bytes; it is not its own likeness.
+            tier: that it is put in.
+            k: works per tier.
+        """
+        found = []
+        for name in dict.fromkeys((self._tiers[0], tier)):
+            works = [work for sha, work in self._works[name].items() if sha != sha256]
+            if (self._store.rows(self._series, [work.sha256 for work in works]) < 0).all():
+                continue
+            gallery = open_gallery(works, [self._store], self._series)
+            nearest = nearest_works(gallery, unit(cls[None]), b"", k)
+            # Who made the run chose the paths, so other files of this machine might lie there.
+            kept = [m for m in nearest if is_unchanged(m.work.path, m.work.sha256)]
+            if len(kept) < len(nearest):
+                changed = [match for match in nearest if match not in kept]
+                log.warning(
+                    "%d of the %d graded works of tier %s that it looks like %s not shown: their content "
+                    "changed since training (first: %s)",
+                    *(len(changed), len(nearest), name, "is" if len(changed) == 1 else "are"),
+                    shown(changed[0].work.path),
+                )
+            found += kept
+        return found
 
 
 def explain_to_files(
@@ -190,16 +320,12 @@ def explain_to_files(
     done = 0
     for explained in explainer.explain(paths, failures=failures, progress=progress):
         target = out / names[explained.path]
-        write_atomically(target, partial(_write, draw(explained)))
+        write_atomically(target, partial(_draw, explained))
         done += 1
         yield explained, target
     if not done:
         path, reason = failures[0]
         raise DataError(f"{path}: {reason}")
-
-
-def _write(data: bytes, stream: IO[bytes]) -> None:
-    stream.write(data)
 
 
 def picture_names(paths: Sequence[Path]) -> dict[Path, str]:
@@ -234,31 +360,133 @@ def check_paths(paths: Sequence[Path], out: Path) -> list[Path]:
     return list(dict.fromkeys(paths))
 
 
-class _Clock:
-    """Passes progress on, and tells after the first pass how long all of them will take."""
-
-    def __init__(self, total: int, device: str, inner: Callable[[int], None]):
-        self._total, self._device, self._inner = total, device, inner
-        self._started = time.monotonic()
-        self._done = 0
-
-    def __call__(self, count: int) -> None:
-        if self._done == 0:
-            seconds = (time.monotonic() - self._started) / count * (self._total - count)
-            log.info(
-                "%d passes through the backbone on %s: about %s",
-                self._total, self._device, duration(seconds),
-            )  # fmt: skip
-        self._done += count
-        self._inner(count)
-
-    def skip(self, count: int) -> None:
-        self._total -= count
-        self._inner(count)
-
-
 def duration(seconds: float) -> str:
     """``40 s``, ``12 min``, ``3.5 h``: as exact as an estimate is."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def where(values: NDArray[np.float32], *, raises: bool) -> tuple[str, float] | None:
+    """The ninth of the square that raises (or lowers) the score most, in words, and its mean value.
+
+    Returns:
+        None where no part does.
+    """
+    rows, names = [values], [""]
+    if len(values) >= 3:
+        rows, names = np.array_split(values, 3, axis=0), ["top", "middle", "bottom"]
+    best: tuple[str, float] | None = None
+    for name, row in zip(names, rows, strict=True):
+        sides = ("left", "centre", "right") if row.shape[1] >= 3 else ("",)
+        for side, part in zip(sides, np.array_split(row, len(sides), axis=1), strict=True):
+            mean = float(part.mean())
+            if (mean > 0) == raises and mean and (best is None or abs(mean) > abs(best[1])):
+                best = (" ".join(filter(None, (name, side))) or "the whole", mean)
+    return best
+
+
+def overlay(
+    picture: Image.Image,
+    values: NDArray[np.float32],
+    resize: str,
+    *,
+    limit: float | None = None,
+) -> Image.Image:
+    """A picture in pale grey under its map: orange raises the score, blue lowers it.
+
+    Args:
+        picture: RGB, upright, of any size.
+        values: [rows, columns] of the square that the backbone saw.
+        resize: how the picture became that square: squash, pad or crop.
+        limit: the change that gets the full colour (default: the strongest of this map); give the same
+            to compare pictures.
+
+    Returns:
+        RGB, of the picture's size. What the backbone did not see stays grey.
+    """
+    limit = limit or float(np.abs(values).max()) or 1.0
+    width, height = picture.size
+    square = (width, height)
+    if resize != "squash":
+        square = ((min if resize == "crop" else max)(square),) * 2
+    # The map on the picture's own pixels, 0 where the square does not reach.
+    smooth = Image.fromarray(values.astype(np.float32)).resize(square, Image.Resampling.BICUBIC)
+    left, top = (width - square[0]) // 2, (height - square[1]) // 2
+    strength = np.zeros((height, width), np.float32)
+    inner = np.asarray(smooth)[max(0, -top) :, max(0, -left) :][:height, :width]
+    y, x = max(0, top), max(0, left)
+    strength[y : y + inner.shape[0], x : x + inner.shape[1]] = inner
+    strength = np.clip(strength / limit, -1, 1)[..., None]
+    # Grey and pale, so that both colours show on dark paintings, too.
+    grey = 95 + 0.6 * np.asarray(picture.convert("L"), np.float32)[..., None]
+    colour = np.where(strength > 0, np.array(_RAISES, np.float32), np.array(_LOWERS, np.float32))
+    share = _STRONGEST * np.abs(strength)
+    mixed = grey * (1 - share) + colour * share
+    return Image.fromarray(np.clip(mixed, 0, 255).astype(np.uint8), "RGB")
+
+
+def _draw(explained: Explained, stream: IO[bytes]) -> None:
+    """The whole explanation as a PNG file: picture, map with legend, and the graded look-alikes."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+    from matplotlib.font_manager import fontManager
+
+    files = list(dict.fromkeys(like.work.path for like in explained.likes))
+    pictures = {
+        path: _GONE if isinstance(picture, ImageError) else picture
+        for path, picture in zip(files, load_pictures(files, _LIKE_SIDE), strict=True)
+    }
+    aspect = explained.picture.height / explained.picture.width
+    heights = [1.0 + min(max(5.6 * aspect, 2.8), 8.5)] + [2.5] * bool(files)
+    installed = set(fontManager.get_font_names())
+    fonts = [name for name in _FONTS if name in installed] or ["sans-serif"]
+    with rc_context({"font.family": fonts, "font.size": 11}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # no font has the letter: a box is drawn
+        figure = Figure(figsize=(12.5, sum(heights)), facecolor="white")
+        parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+        _draw_map(parts[0], explained, heights[0])
+        tiers = groupby(explained.likes, key=lambda like: like.work.tier) if files else ()
+        for half, (tier, likes) in zip(parts[-1].subfigures(1, 2), tiers, strict=False):
+            same = f"tier {tier}, because it looks like these"
+            other = f"nearest graded works of tier {tier}"
+            half.suptitle(same if tier == explained.tier else other, fontsize=12)
+            edges = {"left": 0.03, "right": 0.97, "top": 0.84, "bottom": 0.12, "wspace": 0.06}
+            axes = half.subplots(1, 3, gridspec_kw=edges)
+            for place, like in zip(axes, likes, strict=False):
+                place.imshow(np.asarray(pictures[like.work.path]))
+                place.set_title(f"cosine {like.cosine:.2f}", y=-0.16, fontsize=10)
+            for place in axes:
+                place.set_axis_off()
+        # Through memory: a file that is being written has no name that tells its kind.
+        out = io.BytesIO()
+        figure.savefig(out, format="png", dpi=110)
+    stream.write(out.getvalue())
+
+
+def _draw_map(figure: Any, explained: Explained, inches: float) -> None:
+    values, picture = explained.map.values, explained.picture
+    limit = float(np.abs(values).max()) or 1.0
+    tier = f"   ·   tier {explained.tier}" if explained.tier else ""
+    title = f"Score {explained.score:.4f}{tier}"
+    figure.suptitle(title, fontsize=15, fontweight="bold", y=1 - 0.2 / inches, va="center")
+    places = {
+        "left": 0.02, "right": 0.92, "wspace": 0.04,
+        "top": 1 - 0.75 / inches, "bottom": 0.12 / inches,
+    }  # fmt: skip
+    left, right, legend = figure.subplots(1, 3, width_ratios=[1, 1, 0.03], gridspec_kw=places)
+    left.imshow(picture)
+    left.set_title("the picture")
+    right.imshow(explained.overlay())
+    told = "orange raises the score (blurred away, it would fall), blue lowers it"
+    right.set_title(told, fontsize=11)
+    for axes in (left, right):
+        axes.set_axis_off()
+    strip = np.linspace(1, -1, 256, dtype=np.float32)[:, None]
+    pale = Image.new("RGB", (1, 256), (200, 200, 200))
+    colours = overlay(pale, strip, "squash", limit=1.0)
+    legend.imshow(colours, aspect="auto", extent=(0, 1, -limit, limit))
+    legend.yaxis.tick_right()
+    legend.set_xticks([])
+    ticks = [limit, limit / 2, 0.0, -limit / 2, -limit]
+    legend.set_yticks(ticks, ["0" if tick == 0 else f"{tick:+.2g}" for tick in ticks])

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from mirip_fast.config import Config
+from mirip_fast.data.decode_pool import DecodeJob, DecodePool
+from mirip_fast.data.image_files import scan_images
+from mirip_fast.data.images import UTMOST_PIXELS
+from mirip_fast.data.sources import is_gone
 from mirip_fast.errors import ConfigError, DataError, MiripError, StoreError
 from mirip_fast.features.backbone import load_model
 from mirip_fast.features.forward import default_batch_size
@@ -21,13 +26,15 @@ from mirip_fast.features.recipe import Recipe, series_name
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.files import list_files, scratch_folder, write_json
 from mirip_fast.models.model_info import ModelInfo
-from mirip_fast.models.onnx_graph import Graph, require_onnx, write_graph, write_int8
-from mirip_fast.portfolio.check_images import pixel_batches, readable_images, run_images
+from mirip_fast.models.onnx_graph import OUTPUT, Graph, require_onnx, write_graph, write_int8
 from mirip_fast.portfolio.hub_folder import model_files, put_in_place, refuse_existing, write_model
-from mirip_fast.portfolio.preprocessing import HEAD_INPUT, input_name, preprocessing
+from mirip_fast.ranking.graded import load_split
 from mirip_fast.ranking.rows import read_features
 from mirip_fast.ranking.scorer import ScoreModel, phase_of_model
 from mirip_fast.ranking.torch_score import ImageScorer, MeanHead, view_sizes
+from mirip_fast.runtime import our_cores
+from mirip_fast.settings import config_from_dict
+from mirip_fast.training.run_folder import SPLIT_FILE, Run
 
 log = logging.getLogger(__name__)
 
@@ -35,10 +42,23 @@ HEAD_GRAPH = "head.onnx"
 WHOLE_GRAPH = "model.onnx"
 INT8_GRAPH = "model.int8.onnx"
 PREPROCESSING = "preprocessing.json"
+_HEAD_INPUT = "features"
 
 _HEAD_BATCH = 1000  # feature rows per call of the head's graph
 _GOOD_TAU = 0.9  # below this an 8-bit model is warned of
 _MOST_ROWS = 10_000  # images that the head alone is checked on
+
+_STEPS = (
+    "decode the first frame (that is not of a single colour); apply the EXIF orientation; leave colour "
+    "profiles aside",
+    "lay transparency over white (over black, where nothing is seen on white); scale 16-bit pixels to 8 "
+    "bits; convert to RGB",
+    "make it square as `resize` says, `size` pixels a side: bicubic with antialiasing (as Pillow does)",
+    "divide by 255; subtract `mean` and divide by `std`, per channel",
+    "order the axes: batch, channel, row, column; float32",
+)
+
+Rows = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -47,12 +67,14 @@ class Parity:
 
     Attributes:
         file: name of the ONNX file.
+        against: what it was compared with.
         images: n.
         difference: largest absolute difference of a score.
         kendall_tau: agreement of the two orders, −1 … 1; None where all scores are equal.
     """
 
     file: str
+    against: str
     images: int
     difference: float
     kendall_tau: float | None
@@ -64,16 +86,13 @@ class Exported:
 
     Attributes:
         files: the files, in their final place.
-        parity: each float32 file against torch.
-        int8: the 8-bit model against the float32 one; None where it was not asked for.
-        ranked: the whole model against the scores that ``rank`` gives from cached features; None where
-            none of the images is in the cache, or the whole model was not exported.
+        parity: each float32 file against torch; the whole model, where some of the images are in the cache,
+            against the scores that ``rank`` gives from there; the 8-bit model, where it was asked for,
+            against the float32 one.
     """
 
     files: list[Path] = field(default_factory=list)
     parity: list[Parity] = field(default_factory=list)
-    int8: Parity | None = None
-    ranked: Parity | None = None
 
 
 def export_onnx(
@@ -119,14 +138,15 @@ def export_onnx(
         names += [WHOLE_GRAPH] + [INT8_GRAPH] * config.export.int8
     own = model_files(model) if with_model else []
     refuse_existing(out, [*names, *own], overwrite=overwrite)
+    done, recipe = Exported(), None
     with scratch_folder(out, "export") as folder:
-        work = _Export(model, folder, config)
         if head_only:
-            work.head(_cached_features(model, config))
+            features = _cached_features(model, config)
         else:
-            work.whole(images, backbone)
-        write_json(folder / PREPROCESSING, preprocessing(model, work.recipe))
-        done = work.done
+            features, recipe = _export_whole(model, folder, config, images, backbone, done.parity)
+        _export_head(model, folder, config, features, done.parity)
+        done.parity.sort(key=lambda parity: parity.against != "torch")
+        write_json(folder / PREPROCESSING, preprocessing(model, recipe))
         if with_model:
             write_model(model, folder, Path(config.embed.cache_dir))
             list_files(folder)
@@ -134,132 +154,112 @@ def export_onnx(
     return done
 
 
-@dataclass
-class _Export:
-    """The state of one call of :func:`export_onnx`; files go into ``folder``."""
+def _export_head(
+    model: ScoreModel, folder: Path, config: Config, features: Rows, found: list[Parity]
+) -> None:
+    """The head's graph, checked on [n, D] features."""
+    head, path = MeanHead(model.members), folder / HEAD_GRAPH
+    write_graph(path, head, [_HEAD_INPUT], [torch.zeros(2, features.shape[1])])
+    # One row first, so that sizes differ.
+    parts = np.split(features, [1, *range(1 + _HEAD_BATCH, len(features), _HEAD_BATCH)])
+    with torch.inference_mode():
+        expected = [head(torch.from_numpy(part)).numpy() for part in parts]
+    scores = _scores(path, [(part,) for part in parts])
+    found.append(_accepted(path, np.concatenate(expected), scores, config))
 
-    model: ScoreModel
-    folder: Path
-    config: Config
-    recipe: Recipe | None = None
-    done: Exported = field(default_factory=Exported)
 
-    def head(self, features: NDArray[np.float32]) -> None:
-        """The head's graph, checked on [n, D] features."""
-        head = MeanHead(self.model.members)
-        path = self.folder / HEAD_GRAPH
-        write_graph(path, head, [HEAD_INPUT], [torch.zeros(2, features.shape[1])])
-        parts = [features[:1], *_parts(features[1:], _HEAD_BATCH)]
-        with torch.inference_mode():
-            expected = [head(torch.from_numpy(part)).numpy() for part in parts]
-        self._accept(path, np.concatenate(expected), _scores(path, [(part,) for part in parts]))
-
-    def whole(self, images: Path | None, backbone: str | None) -> None:
-        """Both graphs, checked on image files."""
-        model, options = self.model, self.config.export
-        paths = readable_images(model, images, options.check_images)
-        cache_dir = Path(self.config.embed.cache_dir)
-        with open_hashes(cache_dir) as hashes:
-            # On the CPU and in float32, whatever the features were computed in: what ONNX will do.
-            phase = phase_of_model(model.info, cache_dir, "cpu", backbone, hashes)
-        self.recipe = recipe = phase.recipe
-        scorer = ImageScorer(
-            load_model(recipe.backbone).requires_grad_(False),
-            recipe.backbone, MeanHead(model.members), model.info,
-        )  # fmt: skip
-        sizes = view_sizes(model.info)
-        path = self.folder / WHOLE_GRAPH
-        log.info("Writing backbone and head as ONNX (a minute or so) …")
-        write_graph(
-            path, scorer, [input_name(size) for size in sizes],
-            [torch.zeros(2, 3, size, size) for size in sizes],
-        )  # fmt: skip
-        batch = self.config.embed.embed_batch_size or default_batch_size(recipe, phase.device)
-        arrays: list[tuple[NDArray[np.float32], ...]] = []
-        hashes_of: list[bytes] = []
-        features: list[NDArray[np.float32]] = []
-        expected: list[NDArray[np.float32]] = []
-        clock = _Clock(len(paths))
-        with torch.inference_mode():
-            for pixels in pixel_batches(paths, recipe, sizes, batch):
-                views = scorer.view_features(*(torch.from_numpy(a) for a in pixels.arrays))
-                features.append(views.flatten(0, 1).numpy())
-                expected.append(scorer.view_scores(views).numpy())
-                arrays.append(pixels.arrays)
-                hashes_of += pixels.hashes
-                clock(len(pixels.hashes))
-        found = _scores(path, arrays)
-        self._accept(path, np.concatenate(expected), found)
-        self.done.ranked = self._against_rank(hashes_of, found)
-        if options.int8:
-            self._int8(path, arrays, found)
-        self.head(np.concatenate(features))
-
-    def _accept(
-        self, path: Path, expected: NDArray[np.float32], found: NDArray[np.float32]
-    ) -> None:
-        parity = _compare(path.name, expected, found)
-        tolerance = self.config.export.tolerance
-        if not parity.difference <= tolerance:  # NaN is no agreement
-            raise MiripError(
-                f"{path.name} was not written: on {parity.images} images a score differs from torch's by "
-                f"{parity.difference:.2g}, and {tolerance:g} is allowed (--tolerance)"
-            )
-        self.done.parity.append(parity)
-
-    def _int8(
-        self,
-        path: Path,
-        arrays: Sequence[tuple[NDArray[np.float32], ...]],
-        exact: NDArray[np.float32],
-    ) -> None:
-        target = path.with_name(INT8_GRAPH)
-        write_int8(path, target)
-        self.done.int8 = parity = _compare(INT8_GRAPH, exact, _scores(target, arrays))
+def _export_whole(
+    model: ScoreModel,
+    folder: Path,
+    config: Config,
+    images: Path | None,
+    backbone: str | None,
+    found: list[Parity],
+) -> tuple[Rows, Recipe]:
+    """The graph of backbone and head, checked on image files; their features [n · V, D] and the recipe."""
+    paths = _readable_images(model, images, config.export.check_images)
+    cache_dir = Path(config.embed.cache_dir)
+    with open_hashes(cache_dir) as known_hashes:
+        # On the CPU and in float32, whatever the features were computed in: what ONNX will do.
+        phase = phase_of_model(model.info, cache_dir, "cpu", backbone, known_hashes)
+    recipe = phase.recipe
+    scorer = ImageScorer(
+        load_model(recipe.backbone).requires_grad_(False),
+        recipe.backbone, MeanHead(model.members), model.info,
+    )  # fmt: skip
+    sizes, path = view_sizes(model.info), folder / WHOLE_GRAPH
+    log.info("Writing backbone and head as ONNX (a minute or so) …")
+    inputs = [torch.zeros(2, 3, size, size) for size in sizes]
+    write_graph(path, scorer, [_input_name(size) for size in sizes], inputs)
+    batch = config.embed.embed_batch_size or default_batch_size(recipe, phase.device)
+    arrays: list[tuple[Rows, ...]] = []
+    hashes: list[bytes] = []
+    features: list[Rows] = []
+    expected: list[Rows] = []
+    started = time.monotonic()
+    with torch.inference_mode():
+        for pixels, contents in _pixel_batches(paths, recipe, sizes, batch):
+            views = scorer.view_features(*(torch.from_numpy(a) for a in pixels))
+            features.append(views.flatten(0, 1).numpy())
+            expected.append(scorer.view_scores(views).numpy())
+            arrays.append(pixels)
+            if not hashes:  # the first batch: torch once, ONNX once
+                seconds = 2 * (time.monotonic() - started) / len(contents) * len(paths)
+                log.info("Comparing with torch on %d images: about %.0f s", len(paths), seconds)
+            hashes += contents
+    scores = _scores(path, arrays)
+    found.append(_accepted(path, np.concatenate(expected), scores, config))
+    info = model.info
+    try:  # the scores of those images that are in the cache, as ``rank`` gives them
+        store = FeatureStore.open(cache_dir / info.fingerprint_id)
+        known = _cached(info, store, hashes)
+    except StoreError:
+        known = []
+    if len(known) >= 2:
+        ranked = model.score(store, [hashes[i] for i in known])
+        found.append(_compare(WHOLE_GRAPH, "rank, from the cache", ranked, scores[known]))
+    if config.export.int8:
+        write_int8(path, folder / INT8_GRAPH)
+        small = _scores(folder / INT8_GRAPH, arrays)
+        parity = _compare(INT8_GRAPH, WHOLE_GRAPH, scores, small)
+        found.append(parity)
         if parity.kendall_tau is None or parity.kendall_tau < _GOOD_TAU:
             log.warning(
                 "%s orders the images differently: Kendall tau %.2f with the float32 model, below %g. Its "
                 "ranks are not those of this model; small backbones lose most by 8 bits.",
-                INT8_GRAPH,
-                parity.kendall_tau or 0.0,
-                _GOOD_TAU,
+                *(INT8_GRAPH, parity.kendall_tau or 0.0, _GOOD_TAU),
             )
-
-    def _against_rank(self, hashes: Sequence[bytes], found: NDArray[np.float32]) -> Parity | None:
-        """The scores of those images that are in the cache, as ``rank`` gives them."""
-        info = self.model.info
-        try:
-            store = FeatureStore.open(Path(self.config.embed.cache_dir) / info.fingerprint_id)
-        except StoreError:
-            return None
-        known = _cached(info, store, hashes)
-        if len(known) < 2:
-            return None
-        expected = self.model.score(store, [hashes[i] for i in known])
-        return _compare(WHOLE_GRAPH, expected, found[known])
+    return np.concatenate(features), recipe
 
 
-def _compare(name: str, expected: NDArray[np.float32], found: NDArray[np.float32]) -> Parity:
+def _accepted(path: Path, expected: Rows, found: Rows, config: Config) -> Parity:
+    parity = _compare(path.name, "torch", expected, found)
+    tolerance = config.export.tolerance
+    if not parity.difference <= tolerance:  # NaN is no agreement
+        raise MiripError(
+            f"{path.name} was not written: on {parity.images} images a score differs from torch's by "
+            f"{parity.difference:.2g}, and {tolerance:g} is allowed (--tolerance)"
+        )
+    return parity
+
+
+def _compare(name: str, against: str, expected: Rows, found: Rows) -> Parity:
     from scipy.stats import kendalltau
 
     tau = float(kendalltau(expected, found).statistic)
     difference = float(np.abs(found.astype(np.float64) - expected).max())
-    return Parity(name, len(found), difference, None if np.isnan(tau) else tau)
+    return Parity(name, against, len(found), difference, None if np.isnan(tau) else tau)
 
 
-def _scores(path: Path, batches: Sequence[tuple[NDArray[np.float32], ...]]) -> NDArray[np.float32]:
+def _scores(path: Path, batches: Sequence[tuple[Rows, ...]]) -> Rows:
     graph = Graph(path)
     return np.concatenate([graph(*arrays) for arrays in batches])
 
 
-def _parts(rows: NDArray[np.float32], size: int) -> list[NDArray[np.float32]]:
-    return [rows[i : i + size] for i in range(0, len(rows), size)]
-
-
-def _cached_features(model: ScoreModel, config: Config) -> NDArray[np.float32]:
+def _cached_features(model: ScoreModel, config: Config) -> Rows:
     """[n, D] features of the run's images, as far as they are in the cache."""
     info = model.info
-    _, hashes = run_images(model)
+    _, hashes = _run_images(model)
     store = FeatureStore.open(Path(config.embed.cache_dir) / info.fingerprint_id)
     known = _cached(info, store, hashes)[:_MOST_ROWS]
     if len(known) < 2:
@@ -267,28 +267,126 @@ def _cached_features(model: ScoreModel, config: Config) -> NDArray[np.float32]:
             f"{store.path} has no features of the run's images to check the head on; run "
             "`mirip-fast embed` again, or leave --head-only away"
         )
-    wanted = [hashes[i] for i in known]
-    features = read_features(store, wanted, info.features, info.views)
+    features = read_features(store, [hashes[i] for i in known], info.features, info.views)
     return features.reshape(-1, features.shape[2])
 
 
 def _cached(info: ModelInfo, store: FeatureStore, hashes: Sequence[bytes]) -> list[int]:
     """The places in ``hashes`` of those whose features are all in the cache."""
-    known = np.ones(len(hashes), bool)
-    for view in info.views:
-        for kind in info.kinds:
-            known &= store.rows(series_name(view, kind), hashes) >= 0
+    series = [series_name(view, kind) for view in info.views for kind in info.kinds]
+    known = np.all([store.rows(name, hashes) >= 0 for name in series], axis=0)
     return [int(i) for i in np.flatnonzero(known)]
 
 
-class _Clock:
-    """Tells after the first image how long all of them will take: torch once, ONNX once."""
+def _run_images(model: ScoreModel) -> tuple[list[Path], list[bytes]]:
+    """The graded images of a model's run and their content hashes, those it had not trained on first.
 
-    def __init__(self, total: int):
-        self._total, self._started, self._told = total, time.monotonic(), False
+    Raises:
+        DataError: the model lies in no run's folder, or its list is damaged.
+    """
+    folder = model.checkpoint.parent
+    data = config_from_dict({"data": Run(folder).info.get("data", {})}).data
+    images = load_split(folder / SPLIT_FILE, model.info.tiers, data)
+    order = sorted(range(len(images)), key=lambda i: images.splits[i])  # test, train, val
+    order.sort(key=lambda i: images.splits[i] == "train")
+    records = images.manifest.records
+    return [records[i].path for i in order], [images.hashes[i] for i in order]
 
-    def __call__(self, count: int) -> None:
-        if not self._told:
-            seconds = 2 * (time.monotonic() - self._started) / count * self._total
-            log.info("Comparing with torch on %d images: about %.0f s", self._total, seconds)
-            self._told = True
+
+def _readable_images(model: ScoreModel, folder: Path | None, count: int) -> list[Path]:
+    """At most ``count`` image files that are there, of a folder or else of the model's run.
+
+    Raises:
+        DataError: fewer than two; says how to name others.
+    """
+    if folder is not None:
+        paths = scan_images(folder)
+        where = f"--images {folder}"
+    else:
+        try:
+            paths = _run_images(model)[0]
+        except DataError as error:
+            raise DataError(
+                f"There are no images to compare with torch on: {error}. Name a folder with --images."
+            ) from error
+        where = "the run's images"
+    found = [path for path in paths if not is_gone(path)][:count]
+    if len(found) < 2:
+        raise DataError(
+            f"{where}: {len(found)} of {len(paths)} are there, and at least 2 are needed to compare "
+            "with torch on; name a folder of pictures with --images"
+        )
+    return found
+
+
+def _pixel_batches(
+    paths: Sequence[Path], recipe: Recipe, sizes: Sequence[int], batch: int
+) -> Iterator[tuple[tuple[Rows, ...], list[bytes]]]:
+    """Normalised pixels, [B, 3, S, S] per size, and SHA-256 of each file; first of one image, so B differs.
+
+    Raises:
+        DataError: an image can not be read.
+    """
+    mean, std = (np.array(v, np.float32) for v in (recipe.backbone.mean, recipe.backbone.std))
+    how = tuple(sizes), recipe.resize, recipe.decode == "fast"
+    jobs = (DecodeJob(i, p, *how, max_pixels=UTMOST_PIXELS) for i, p in enumerate(paths))
+    with DecodePool(min(our_cores(), len(paths)), window=2 * batch) as pool:
+        decoded = pool.decode(jobs)
+        for part in [paths[:1], *(paths[i : i + batch] for i in range(1, len(paths), batch))]:
+            squares: list[list[Rows]] = [[] for _ in sizes]
+            hashes = []
+            for path, done in zip(part, decoded, strict=False):
+                if done.reason is not None:
+                    raise DataError(f"{path}: {done.reason}")
+                hashes.append(done.sha256)
+                for rows, image in zip(squares, done.images, strict=True):
+                    values = (image.astype(np.float32) / 255 - mean) / std
+                    rows.append(values.transpose(2, 0, 1).astype(np.float32, copy=False))
+            yield tuple(np.stack(rows) for rows in squares), hashes
+
+
+def _input_name(size: int) -> str:
+    return f"pixels_{size}"
+
+
+def preprocessing(model: ScoreModel, recipe: Recipe | None) -> dict[str, Any]:
+    """What a user of the graphs has to do to an image first, and what goes in and comes out.
+
+    Args:
+        model: what was exported.
+        recipe: the backbone's preprocessing; None where the backbone was not exported.
+    """
+    info = model.info
+
+    def entry(name: str, *shape: int) -> dict[str, Any]:
+        return {"name": name, "shape": ["batch", *shape], "dtype": "float32"}
+
+    about: dict[str, Any] = {
+        "output": {"name": OUTPUT, "shape": ["batch"], "meaning": "higher is better"},
+        "tiers": list(info.tiers),
+        "members": len(model.members),
+        "views": [{"size": view.size, "mirrored": view.flip} for view in info.views],
+        "fingerprint": info.fingerprint,
+        "head": {
+            "file": HEAD_GRAPH,
+            "inputs": [entry(_HEAD_INPUT, info.input_dim)],
+            "features": list(info.kinds),
+            "note": "one row per image and view; an image's score is the mean over its views",
+        },
+    }
+    if recipe is None:
+        return about
+    image = {
+        "file": WHOLE_GRAPH,
+        "inputs": [entry(_input_name(size), 3, size, size) for size in view_sizes(info)],
+        "steps": list(_STEPS),
+        "resize": recipe.resize,
+        "mean": list(recipe.backbone.mean),
+        "std": list(recipe.backbone.std),
+        "jpeg": "decoded at 1/2, 1/4 or 1/8 where both sides stay at least twice `size`; a full decode "
+        "differs slightly"
+        if recipe.decode == "fast"
+        else "decoded at full size",
+        "note": "mirroring and the mean over views and members happen inside",
+    }
+    return {"model": image, **about}

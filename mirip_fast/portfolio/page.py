@@ -4,21 +4,32 @@ Up to about 2,900 works lie in one file below 30 MB, each with a copy as large a
 allows: 1,024 pixels for some 280 works, 544 for 1,000. More works get a folder of copies beside the page.
 The large view shows that copy at once and then the original file, which the page names by its path from
 the page's folder; where the page was moved or sent without the originals, the copy stays.
+
+A page is one HTML file from parts beside this module: style, script, words and data. Nothing in it comes from
+elsewhere, and nothing that came from outside (file names, reasons) is ever HTML: data is JSON in a block that
+browsers do not run, and the script makes text of it, never markup. The page's Content-Security-Policy admits
+only its own script and style, by their hashes, and pictures.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import html
+import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
+from importlib.resources import files
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 from urllib.parse import quote
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from mirip_fast.config import Config
 from mirip_fast.data.remote import address
@@ -26,16 +37,20 @@ from mirip_fast.data.sources import is_place
 from mirip_fast.errors import DataError
 from mirip_fast.evaluation.text_table import printable
 from mirip_fast.features.command import default_workers
+from mirip_fast.features.gallery import Work, open_gallery
+from mirip_fast.features.recipe import series_name
 from mirip_fast.files import write_atomically
-from mirip_fast.portfolio.page_file import page_html
-from mirip_fast.portfolio.page_maps import PageMap
 from mirip_fast.portfolio.rank import RankDone
 from mirip_fast.portfolio.rank_intervals import CONFIDENCE
 from mirip_fast.portfolio.ranking import given_columns, of_tiers
-from mirip_fast.portfolio.score_curves import score_curves
-from mirip_fast.portfolio.stacks import Stacked, find_stacks
-from mirip_fast.portfolio.thumbnails import Thumbnail, make_thumbnails
+from mirip_fast.portfolio.similar import Match, group_copies
+from mirip_fast.portfolio.thumbnails import encode_picture, make_thumbnails
 from mirip_fast.ranking.held_out import load_held_out
+from mirip_fast.ranking.scorer import ScoreModel
+
+FloatArray: TypeAlias = NDArray[np.float64]
+#: Why a work has its score: the map over its picture, a WebP file, and the graded works that it looks like.
+Reason: TypeAlias = tuple[bytes, Sequence[Match]]
 
 #: Bytes of pictures that one page holds; base64 makes 28 MB of them.
 PAGE_BYTES = 21_000_000
@@ -43,25 +58,20 @@ PAGE_BYTES = 21_000_000
 _LARGEST, _SMALLEST = 1024, 320  # pixels, of copies inside a page
 _BESIDE = 640  # pixels, of copies beside it
 _BYTES_PER_AREA = 0.07  # a copy's usual bytes per square of its longer side
+_MAP_SIDE = 640  # pixels; the map itself has a few steps along each edge
+_LIKE_SIDE, _LIKE_BYTES = 160, 12_000
 
+# Of each kind of page, by its folder: the scripts after those that all pages share.
+_SCRIPTS = {
+    "page_files": ("gallery.js", "compare.js", "large.js", "main.js"),
+    "evaluation_files": ("plots.js", "parts.js", "main.js"),
+}
+_SHARED_SCRIPTS = ("words.js", "elements.js", "theme.js", "charts.js")
+_NOT_IN_HTML = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
 
-@dataclass(frozen=True)
-class PageDone:
-    """What was written.
-
-    Attributes:
-        path: the page.
-        folder: the folder of pictures beside it; None where the page holds them.
-        bytes: size of the page.
-        side: longest side of the copies, in pixels.
-        stacks: groups of near duplicates.
-    """
-
-    path: Path
-    folder: Path | None
-    bytes: int
-    side: int
-    stacks: int
+_POINTS = 96  # of a curve
+_TICKS = 400  # single scores shown per tier at most
+_MARGIN = 0.05  # of the range, left free at both ends
 
 
 def check_page_path(path: Path) -> None:
@@ -84,49 +94,95 @@ def check_page_path(path: Path) -> None:
         raise DataError(f"--html {path}: {parent} is a file, not a folder")
 
 
+def explain_works(
+    model: ScoreModel,
+    paths: Sequence[Path],
+    config: Config,
+    *,
+    backbone: str | None = None,
+    command: str = "",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[Path, Reason]:
+    """Why works have their scores, for their page; those that can not be read any more are left out.
+
+    Args:
+        model: what scored them.
+        paths: image files.
+        config: the sections explain, embed and runtime are used.
+        backbone: another place of the model's backbone, if it moved.
+        command: what is running, for whoever finds the store locked.
+        progress: called with passes of the backbone done and their total.
+
+    Raises:
+        BackboneError: the backbone can not be found.
+    """
+    from mirip_fast.portfolio.explain import Explainer
+
+    explainer = Explainer(model, config, backbone=backbone, command=command)
+    total, passed = explainer.passes(len(paths)), 0
+
+    def count(new: int) -> None:
+        nonlocal passed
+        passed += new
+        progress(passed, total)
+
+    return {
+        explained.path: (encode_picture(explained.overlay(), _MAP_SIDE), explained.likes)
+        for explained in explainer.explain(paths, failures=[], progress=count)
+    }
+
+
 def write_page(
     path: Path,
     done: RankDone,
     config: Config,
     *,
-    maps: Mapping[Path, PageMap] | None = None,
+    reasons: Mapping[Path, Reason] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> PageDone:
+) -> list[Path]:
     """Write the page of a ranking.
 
     Args:
         path: the HTML file; replaced if it exists.
         done: the ranking; held-out scores of its model's run are drawn.
         config: the sections audit (``near_cosine``) and embed (``workers``) are used.
-        maps: work's file → why it has its score, for those that were explained.
+        reasons: work's file → why it has its score, for those that were explained.
         progress: called with pictures done and their total.
+
+    Returns:
+        The page, and the folder of pictures beside it where it does not hold them.
     """
-    files = done.ranking["file"].tolist()
-    hashes = [done.hashes[file] for file in files]
-    first = {sha: files[i] for i, sha in reversed(list(enumerate(hashes)))}
-    extra, reasons = _reasons(maps or {})
-    room = PAGE_BYTES - sum(map(len, extra.values()))
+    names = done.ranking["file"].tolist()
+    hashes = [done.hashes[name] for name in names]
+    first = {sha: done.root / name for name, sha in zip(names[::-1], hashes[::-1], strict=True)}
+    first = dict(
+        reversed(first.items())
+    )  # equal files are decoded once, in the order of the ranking
+    pictures, why = _reasons(reasons or {}, config)
+    room = PAGE_BYTES - sum(map(len, pictures.values()))
     side, max_bytes = _size_of_copies(len(first), room)
-    copies = _copies(first, done.root, side, max_bytes, config, progress)
-    inside = max_bytes is not None and sum(len(c.webp) for c in copies.values()) <= room
-    stacked = find_stacks(
-        files, done.ranking["image_id"].tolist(), done.root, done.hashes, done.store, done.model.info,
-        config.audit.near_cosine,
-    )  # fmt: skip
-    names = {sha: sha.hex()[:20] for sha in copies}
-    pictures = {names[sha]: copy.webp for sha, copy in copies.items() if copy.webp}
-    pictures.update(extra)
-    folder = None if inside else path.with_name(f"{path.stem}_files")
+    made = pictures_of(first.values(), side, max_bytes or PAGE_BYTES, config)
+    copies: dict[bytes, str | None] = {}
+    size = 0
+    for number, (sha, (_, webp)) in enumerate(zip(first, made, strict=True), start=1):
+        size += len(webp)
+        copies[sha] = sha.hex()[:20] if webp else None
+        if webp:
+            pictures[sha.hex()[:20]] = webp
+        progress(number, len(first))
+    folder = path.with_name(f"{path.stem}_files") if max_bytes is None or size > room else None
+    stacks = find_stacks(done, config.audit.near_cosine)
+    works = zip(_works(done, path, stacks), hashes, names, strict=True)
     data = {
         **_about(done),
         "pictures": None if folder is None else quote(os.fsencode(folder.name)),
         "works": [
             {
                 **work,
-                "picture": names[sha] if copies[sha].webp else None,
-                **reasons.get(done.root / file, {"map": None, "likes": []}),
+                "picture": copies[sha],
+                **why.get(done.root / name, {"map": None, "likes": []}),
             }
-            for work, sha, file in zip(_works(done, path, stacked), hashes, files, strict=True)
+            for work, sha, name in works
         ],
         "failures": [
             {"name": printable(os.path.relpath(file, done.root)), "reason": printable(reason)}
@@ -135,36 +191,44 @@ def write_page(
     }
     if folder is not None:
         _write_pictures(folder, pictures)
-    text = page_html(data["title"], data, {} if folder else pictures).encode("utf-8")
-    write_atomically(path, partial(_put, text))
-    return PageDone(path, folder, len(text), side, len({s.stack for s in stacked.values()}))
+    write_html(path, data, {} if folder else pictures, "page_files")
+    return [path] if folder is None else [path, folder]
+
+
+def pictures_of(
+    paths: Iterable[Path], side: int, max_bytes: int, config: Config
+) -> Iterator[tuple[str | None, bytes]]:
+    """(name, WebP file) of the small copy of each picture, (None, b"") where it can not be read."""
+    paths = list(paths)
+    workers = min(len(paths), default_workers(config.embed.workers))
+    for webp in make_thumbnails(paths, side, max_bytes, workers=workers):
+        yield hashlib.sha256(webp).hexdigest()[:20] if webp else None, webp
 
 
 def _reasons(
-    maps: Mapping[Path, PageMap],
+    reasons: Mapping[Path, Reason], config: Config
 ) -> tuple[dict[str, bytes], dict[Path, dict[str, Any]]]:
     """Pictures by name, and what the page says of each explained work."""
-    pictures: dict[str, bytes] = {}
-
-    def named(webp: bytes) -> str | None:
-        if not webp:
-            return None
+    likes = list(dict.fromkeys(like.work.path for _, all_ in reasons.values() for like in all_))
+    made = list(pictures_of(likes, _LIKE_SIDE, _LIKE_BYTES, config))
+    pictures = {name: webp for name, webp in made if name is not None}
+    names = {path: name for path, (name, _) in zip(likes, made, strict=True)}
+    said = {}
+    for path, (webp, found) in reasons.items():
         name = hashlib.sha256(webp).hexdigest()[:20]
         pictures[name] = webp
-        return name
-
-    said = {}
-    for path, reason in maps.items():
-        likes = [
-            {
-                "name": printable(like.path.name),
-                "tier": printable(like.tier),
-                "cosine": round(like.cosine, 4),
-                "picture": named(copy.webp),
-            }
-            for like, copy in reason.likes
-        ]
-        said[path] = {"map": named(reason.webp), "likes": likes}
+        said[path] = {
+            "map": name,
+            "likes": [
+                {
+                    "name": printable(like.work.path.name),
+                    "tier": printable(like.work.tier or ""),
+                    "cosine": round(like.cosine, 4),
+                    "picture": names[like.work.path],
+                }
+                for like in found
+            ],
+        }
     return pictures, said
 
 
@@ -175,23 +239,26 @@ def _size_of_copies(count: int, room: int) -> tuple[int, int | None]:
     return (_BESIDE, None) if side < _SMALLEST else (min(_LARGEST, side), share)
 
 
-def _copies(
-    first: Mapping[bytes, str],
-    root: Path,
-    side: int,
-    max_bytes: int | None,
-    config: Config,
-    progress: Callable[[int, int], None],
-) -> dict[bytes, Thumbnail]:
-    """Content → its small copy; equal files are decoded once."""
-    workers = min(len(first), default_workers(config.embed.workers))
-    limit = PAGE_BYTES if max_bytes is None else max_bytes
-    made = make_thumbnails((root / name for name in first.values()), side, limit, workers=workers)
-    copies = {}
-    for number, (sha, copy) in enumerate(zip(first, made, strict=True), start=1):
-        copies[sha] = copy
-        progress(number, len(first))
-    return copies
+def find_stacks(done: RankDone, near_cosine: float) -> dict[int, tuple[int, Match]]:
+    """Place in the ranking → number of its stack of near duplicates, and the nearest other one of that.
+
+    Works that are like no other are not in it; none is where the store keeps no CLS features.
+    """
+    series = series_name(done.model.info.views[0], "cls")
+    if series not in done.store.series():
+        return {}
+    ranking = done.ranking
+    place = {done.root / file: i for i, file in enumerate(ranking["file"])}
+    works = [
+        Work(path, image_id, done.hashes[file])
+        for path, image_id, file in zip(place, ranking["image_id"], ranking["file"], strict=True)
+    ]
+    groups = group_copies(open_gallery(works, [done.store], series), near_cosine)
+    return {
+        place[match.work.path]: (number, match)
+        for number, matches in enumerate(groups)
+        for match in matches
+    }
 
 
 def _about(done: RankDone) -> dict[str, Any]:
@@ -199,44 +266,51 @@ def _about(done: RankDone) -> dict[str, Any]:
     known, model = done.calibration, done.model
     run = model.checkpoint.parent
     held_out = None if known.source == "none" else load_held_out(run, model.info.tiers)
-    scores = done.ranking["score"].tolist()
-    heat = None if known.temperature is None else known.temperature.value
+    names = [printable(name) for name in known.tier_names]
+    curves = None
+    if held_out is not None and len(held_out):  # without tiers, one curve without a name
+        tiers = held_out.tiers if names else np.zeros(len(held_out), dtype=np.int64)
+        curves = tier_curves(held_out.scores, tiers, names or [""], done.ranking["score"])
+    temperature = None if known.temperature is None else known.temperature.value
+    sharpness = None
+    if temperature is not None:
+        sharpness = 0 if math.isinf(temperature) else 1 / temperature
+    anchors = done.anchors
     return {
         "title": printable(done.root.absolute().name) or "portfolio",
         "made": datetime.now().astimezone().isoformat(timespec="minutes"),
         "model": printable(run.name),
-        "tiers": [printable(name) for name in known.tier_names],
+        "tiers": names,
         "source": None if known.source == "none" else known.source,
         "heldOut": known.images,
         "remarks": [printable(text) for text in known.warnings()],
         "within": known.within and printable(known.within),
-        # Divides a difference of scores; 0 stands for an infinite one: every pair is even.
-        "sharpness": None if heat is None else 0 if math.isinf(heat) else 1 / heat,
+        # Multiplies a difference of scores; 0: every pair is even.
+        "sharpness": sharpness,
         "heads": done.heads,
         "byProcess": model.knows_grades,
         "byPairs": model.process is not None and len(model.process.told) > 0,
         "confidence": CONFIDENCE,
         "noIntervals": done.no_intervals and printable(done.no_intervals),
         "seen": done.seen,
-        "anchors": None
-        if done.anchors is None
-        else {
-            "counts": list(done.anchors.counts),
-            "remarks": [printable(text) for text in done.anchors.remarks()],
+        "anchors": anchors
+        and {
+            "counts": list(anchors.counts),
+            "remarks": [printable(text) for text in anchors.remarks()],
         },
-        "curves": None
-        if held_out is None or not len(held_out)
-        else score_curves(held_out, [printable(name) for name in known.tier_names], scores),
+        "curves": curves,
     }
 
 
-def _works(done: RankDone, page: Path, stacked: Mapping[int, Stacked]) -> Iterator[dict[str, Any]]:
+def _works(
+    done: RankDone, page: Path, stacks: Mapping[int, tuple[int, Match]]
+) -> Iterator[dict[str, Any]]:
     ranking = done.ranking
-    chances, wins = of_tiers(ranking, "p"), of_tiers(ranking, "wins")
+    chances, wins = of_tiers(ranking, "p").values(), of_tiers(ranking, "wins").values()
     given = given_columns(ranking)
     for i, work in enumerate(ranking.to_dict("records")):
-        place = stacked.get(i)
-        known = bool(chances)
+        stack, match = stacks.get(i, (None, None))
+        rates = [None if math.isnan(work[c]) else round(work[c], 4) for c in wins]
         yield {
             "rank": work["rank"],
             "low": work.get("rank_low"),
@@ -244,20 +318,18 @@ def _works(done: RankDone, page: Path, stacked: Mapping[int, Stacked]) -> Iterat
             "settled": work.get("settled"),
             "score": float(f"{work['score']:.6g}"),
             "percent": round(work["score_100"], 1) if "score_100" in work else None,
-            "chances": [round(work[c], 4) for c in chances.values()] if known else None,
-            "tier": done.calibration.tier_names.index(work["tier"]) if known else None,
-            "wins": [None if math.isnan(work[c]) else round(work[c], 4) for c in wins.values()]
-            if wins
-            else None,
+            "chances": [round(work[c], 4) for c in chances] or None,
+            "tier": done.calibration.tier_names.index(work["tier"]) if chances else None,
+            "wins": rates or None,
             "name": printable(work["file"]),
             "id": printable(work["image_id"]),
             "given": [
                 [printable(c), printable(str(work[c]))] for c in given if work[c] not in (None, "")
             ],
             "original": _address(done.root / work["file"], page),
-            "stack": None if place is None else place.stack,
-            "exact": place is not None and place.exact,
-            "cosine": None if place is None else round(place.cosine, 4),
+            "stack": stack,
+            "exact": match is not None and match.exact,
+            "cosine": match and round(match.cosine, 4),
         }
 
 
@@ -290,3 +362,119 @@ def _write_pictures(folder: Path, pictures: Mapping[str, bytes]) -> None:
 
 def _put(content: bytes, stream: IO[bytes]) -> None:
     stream.write(content)
+
+
+def tier_curves(
+    graded: FloatArray, tiers_of: NDArray[np.int64], names: Sequence[str], scores: ArrayLike = ()
+) -> dict[str, Any]:
+    """Curves of the scores of graded works of each tier on one axis.
+
+    Args:
+        graded: [m] scores of graded works that the model had not trained on.
+        tiers_of: [m] their tiers, 0 = best.
+        names: of the tiers, best first.
+        scores: [n] further scores that the axis has to hold.
+
+    Returns:
+        ``low`` and ``high``, the ends of the axis in units of the score; ``tiers``: per tier its name,
+        count, ``curve`` (heights 0–1 at equal distances from ``low`` to ``high``; 1 is the peak of that
+        tier), ``median`` and ``ticks`` (single scores, all or an even choice of them).
+    """
+
+    def short(value: float) -> float:
+        return float(f"{value:.6g}")
+
+    everything = np.concatenate([graded, np.asarray(scores, np.float64)])
+    low, high = float(everything.min()), float(everything.max())
+    margin = _MARGIN * (high - low) or 1.0
+    low, high = low - margin, high + margin
+    grid = np.linspace(low, high, _POINTS)
+    tiers = []
+    for tier, name in enumerate(names):
+        values = np.sort(graded[tiers_of == tier])
+        ticks = np.unique(np.linspace(0, len(values) - 1, _TICKS).round().astype(int))
+        tiers.append(
+            {
+                "name": name,
+                "count": len(values),
+                "curve": [round(y, 3) for y in density(values, grid).tolist()],
+                "median": short(float(np.median(values))) if len(values) else None,
+                "ticks": [short(x) for x in values[ticks]] if len(values) else [],
+            }
+        )
+    return {"low": short(low), "high": short(high), "tiers": tiers}
+
+
+def density(values: FloatArray, grid: FloatArray) -> FloatArray:
+    """Gaussian kernel density at the points of ``grid``, scaled to a peak of 1; 0 for fewer than 2 values.
+
+    The bandwidth is Silverman's rule of thumb, 0.9 · min(σ, IQR / 1.34) · n^(−1/5) (Silverman 1986,
+    Density Estimation for Statistics and Data Analysis, equation 3.31).
+    """
+    if len(values) < 2:
+        return np.zeros_like(grid)
+    quarter, three = np.percentile(values, [25, 75])
+    spread = min((s for s in (values.std(ddof=1), (three - quarter) / 1.34) if s > 0), default=0.0)
+    width = max(0.9 * spread * len(values) ** -0.2, (grid[1] - grid[0]) / 2)
+    heights = np.array([np.exp(-0.5 * ((x - values) / width) ** 2).sum() for x in grid])
+    return heights / float(heights.max())
+
+
+def write_html(path: Path, data: dict[str, Any], pictures: Mapping[str, bytes], kind: str) -> None:
+    """Write a page.
+
+    Args:
+        path: the HTML file; replaced if it exists.
+        data: what the script shows, plain JSON types, and the ``title``; ``words`` is added.
+        pictures: name → WebP file to be kept inside the page.
+        kind: of page: ``page_files``, a ranked portfolio, or ``evaluation_files``, how good a model is.
+    """
+    text: dict[str, dict[str, str]] = {}
+    for folder in dict.fromkeys(("page_files", kind)):
+        for language, said in json.loads(_part(f"{folder}/words.json")).items():
+            text.setdefault(language, {}).update(said)
+    style = "\n".join((_part("page_files/look.css"), _part(f"{kind}/page.css")))
+    scripts = [f"page_files/{name}" for name in _SHARED_SCRIPTS]
+    scripts += [f"{kind}/{name}" for name in _SCRIPTS[kind]]
+    script = "\n".join(map(_part, scripts))
+    policy = (
+        "default-src 'none'", f"script-src {_hash(script)}", f"style-src {_hash(style)}",
+        "img-src data: 'self' file:",  # the page's folder, where the page is opened as a file
+        "base-uri 'none'", "form-action 'none'", "require-trusted-types-for 'script'",
+        "trusted-types 'none'",
+    )  # fmt: skip
+    filled = {
+        "policy": html.escape("; ".join(policy)),
+        "title": html.escape(data["title"]),
+        "style": style,
+        "data": json_for_html({**data, "words": text}),
+        "pictures": "\n".join(_picture(name, webp) for name, webp in pictures.items()),
+        "script": script,
+    }
+    # In one pass: what is filled in is not looked at again.
+    page = re.sub(r"\{\{(\w+)\}\}", lambda found: filled[found[1]], _part(f"{kind}/page.html"))
+    write_atomically(path, partial(_put, page.encode("utf-8")))
+
+
+def json_for_html(value: object) -> str:
+    """JSON that stays what it is inside a ``<script>`` block: ASCII without ``<``, ``>`` and ``&``.
+
+    Names that are not UTF-8 (lone surrogates) survive as escapes.
+    """
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return re.sub("[<>&]", lambda found: _NOT_IN_HTML[found[0]], text)
+
+
+def _picture(name: str, webp: bytes) -> str:
+    url = "data:image/webp;base64," + base64.b64encode(webp).decode("ascii")
+    # A block of its own, so that the script touches the text of those pictures only that are looked at.
+    return f'<script type="application/json" id="picture-{name}">"{url}"</script>'
+
+
+def _hash(text: str) -> str:
+    digest = hashlib.sha256(text.encode("utf-8")).digest()
+    return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
+
+
+def _part(name: str) -> str:
+    return (files(__package__) / name).read_text(encoding="utf-8").strip()

@@ -1,20 +1,28 @@
-"""`similar`: the works of embedded data sets that look most like an image."""
+"""`similar` and `duplicates`: the works that look most like an image, and those that occur more than once."""
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from mirip_fast.config import Config
-from mirip_fast.data.csv_reader import absolute
+from mirip_fast.data.csv_reader import absolute, counted, shown
+from mirip_fast.data.manifest import read_manifest
+from mirip_fast.data.records import DataOptions
 from mirip_fast.errors import DataError
+from mirip_fast.features.datasets import find_datasets
 from mirip_fast.features.embed import Progress
 from mirip_fast.features.gallery import (
     Gallery,
     Work,
     base_series,
     datasets_like,
+    near_groups,
     open_gallery,
     reference_dataset,
     stores_of,
@@ -25,22 +33,26 @@ from mirip_fast.features.on_demand import embed_options, features_of_files
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.files import spreadsheet_safe, write_csv
 
-_COLUMNS = ("place", "cosine", "distance", "tier", "same_bytes", "image_id", "path")
+log = logging.getLogger(__name__)
+
+_BLOCK = 1024  # rows compared at once
 
 
 @dataclass(frozen=True)
 class Match:
-    """A work that looks like the image asked for.
+    """A work that looks like another image.
 
     Attributes:
         work: the file and what is known about it.
         cosine: of the two images' CLS features, −1 to 1; 1 is the same.
-        same_bytes: whether it is a copy of the image's file.
+        exact: whether it is a copy of that image's file.
+        nearest: the other image, where it is a work of a group, too.
     """
 
     work: Work
     cosine: float
-    same_bytes: bool
+    exact: bool = False
+    nearest: Work | None = None
 
     @property
     def distance(self) -> float:
@@ -107,21 +119,155 @@ def nearest_works(gallery: Gallery, query: FloatArray, sha256: bytes, top: int) 
         if number >= 0
         for work in gallery.works_of(number)
     ]
-    return sorted(matches, key=lambda m: (not m.same_bytes, -m.cosine, str(m.work.path)))[:top]
+    return sorted(matches, key=lambda m: (not m.exact, -m.cosine, str(m.work.path)))[:top]
 
 
 def write_matches(path: Path, matches: Sequence[Match]) -> None:
     """Write one line per match."""
     rows = [
-        {
-            "place": place,
-            "cosine": f"{match.cosine:.4f}",
-            "distance": f"{match.distance:.4f}",
-            "tier": match.work.tier,
-            "same_bytes": int(match.same_bytes),
-            "image_id": spreadsheet_safe(match.work.image_id),
-            "path": spreadsheet_safe(str(match.work.path)),
-        }
+        {"place": place, **_cells(match), "tier": match.work.tier, "same_bytes": int(match.exact)}
         for place, match in enumerate(matches, start=1)
     ]
-    write_csv(path, _COLUMNS, rows)
+    columns = ("place", "cosine", "distance", "tier", "same_bytes", "image_id", "path")
+    write_csv(path, columns, rows)
+
+
+def _cells(match: Match) -> dict[str, str]:
+    return {
+        "cosine": f"{match.cosine:.4f}",
+        "distance": f"{match.distance:.4f}",
+        "image_id": spreadsheet_safe(match.work.image_id),
+        "path": spreadsheet_safe(str(match.work.path)),
+    }
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Groups of files that show the same work, the largest first, and what could not be read."""
+
+    groups: list[list[Match]]
+    searched: int  # files
+    failures: list[tuple[Path, str]]  # file, reason
+
+
+def find_duplicates(
+    folders: Sequence[Path],
+    config: Config,
+    *,
+    caches: Sequence[Path] = (),
+    backbone_given: bool = False,
+    rehash: bool = False,
+    command: str = "",
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> Duplicates:
+    """Find equal files and near duplicates.
+
+    Args:
+        folders: folders or CSV files, embedded where needed; none stands for all that is in the cache.
+        config: the sections audit (``near_cosine``), embed, data and runtime are used.
+        caches: further cache folders whose works are compared, too.
+        backbone_given: embed as ``config.embed`` says; otherwise as the newest data set of the cache was,
+            if there is one, so that as little as possible is computed.
+        rehash: read every file again instead of trusting size and time.
+        command: what is running, for whoever finds the store locked.
+        progress: called after every committed batch.
+
+    Raises:
+        DataError: a folder has no images, or none could be read.
+        RunNotFoundError: no folder is given and nothing is embedded.
+        StoreError: a further cache holds other features; names the differing fields.
+    """
+    cache_dir = Path(config.embed.cache_dir)
+    works: list[Work] = []
+    failures: list[tuple[Path, str]] = []
+    if folders:
+        datasets = [] if backbone_given else find_datasets(cache_dir)
+        called = [d for folder in folders for d in datasets if d.is_called(folder)]
+        reference = next(iter([*called, *datasets]), None)
+        if reference is None:
+            embed, like, its_series = dataclasses.replace(config.embed, patches="none"), None, None
+        else:
+            backbone = shown(Path(reference.info["backbone"]))
+            log.info("Looking at images as in %s (%s)", shown(reference.source), backbone)
+            embed, its_series = embed_options(reference), base_series(reference)
+            like = FeatureStore.open(reference.store_path)
+        options = dataclasses.replace(DataOptions.from_config(config.data), with_grades=False)
+        records = [
+            record for folder in folders for record in read_manifest(folder, options).records
+        ]
+        paths = {record.path: record.image_id for record in records}
+        asked = features_of_files(
+            list(paths), embed, config,
+            like=like, series=its_series, rehash=rehash, command=command, progress=progress,
+        )  # fmt: skip
+        for (path, image_id), outcome in zip(paths.items(), asked.outcomes, strict=True):
+            if outcome.sha256 is None or outcome.status == "failed":
+                failures.append((path, outcome.reason or ""))
+            else:
+                works.append(Work(path, image_id, outcome.sha256))
+        if not works:
+            path, reason = failures[0]
+            raise DataError(
+                f"none of {counted(len(paths), 'image')} could be read (first: {path}: {reason})"
+            )
+        series, others = asked.series, datasets_like(like or asked.store, caches)
+        stores = [asked.store, *stores_of(others)]
+    else:
+        newest = reference_dataset(cache_dir, None)
+        series = base_series(newest)
+        others = datasets_like(FeatureStore.open(newest.store_path), [cache_dir, *caches])
+        stores = stores_of(others)
+    known = {work.path for work in works}
+    works += [work for work in works_of_datasets(others) if work.path not in known]
+    gallery = open_gallery(works, stores, series)
+    return Duplicates(group_copies(gallery, config.audit.near_cosine), len(works), failures)
+
+
+def group_copies(gallery: Gallery, threshold: float) -> list[list[Match]]:
+    """Files that show the same work, directly or through others, each with the nearest other of its group.
+
+    Args:
+        gallery: the works.
+        threshold: cosine from which on two different contents are near duplicates.
+    """
+    groups = [_copies(gallery, numbers) for numbers in near_groups(gallery, threshold)]
+    found = [group for group in groups if group]
+    return sorted(found, key=lambda group: (-len(group), str(group[0].work.path)))
+
+
+def _copies(gallery: Gallery, numbers: Sequence[int]) -> list[Match]:
+    """The files of some contents with the nearest other of each; none if it is a single file."""
+    contents = [sorted(gallery.works_of(n), key=lambda work: str(work.path)) for n in numbers]
+    if sum(map(len, contents)) < 2:
+        return []
+    rows = gallery.vectors.read(np.array(numbers))
+    matches = []
+    for start in range(0, len(rows), _BLOCK):
+        cosines = rows[start : start + _BLOCK] @ rows.T
+        here = np.arange(len(cosines))
+        cosines[here, start + here] = -np.inf
+        best = cosines.argmax(axis=1)
+        for i, nearest, cosine in zip(here + start, best, cosines[here, best], strict=True):
+            for work in contents[i]:
+                same = next((other for other in contents[i] if other is not work), None)
+                if same is not None:
+                    matches.append(Match(work, 1.0, True, same))
+                else:
+                    matches.append(Match(work, float(cosine), False, contents[nearest][0]))
+    return sorted(matches, key=lambda match: str(match.work.path))
+
+
+def write_duplicates(path: Path, groups: Sequence[Sequence[Match]]) -> None:
+    """Write one line per file."""
+    rows = [
+        {
+            "group": number,
+            "kind": "exact" if match.exact else "near",
+            "nearest": spreadsheet_safe(str(match.nearest.path)) if match.nearest else "",
+            **_cells(match),
+        }
+        for number, group in enumerate(groups, start=1)
+        for match in group
+    ]
+    columns = ("group", "kind", "cosine", "distance", "nearest", "image_id", "path")
+    write_csv(path, columns, rows)

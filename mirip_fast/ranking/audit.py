@@ -16,12 +16,13 @@ from mirip_fast.features.gallery import (
     Gallery,
     Work,
     base_series,
+    near_groups,
     open_gallery,
     reference_dataset,
     stores_of,
 )
 from mirip_fast.features.neighbours import open_index
-from mirip_fast.ranking.audit_copies import copies, near_duplicates, near_groups, straddling_groups
+from mirip_fast.ranking.audit_copies import copies, near_duplicates, straddling_groups
 from mirip_fast.ranking.audit_images import AuditImage, look_at, run_of, with_splits
 from mirip_fast.ranking.audit_scores import disagreements
 from mirip_fast.ranking.findings import (
@@ -90,7 +91,7 @@ def audit(
     if images:
         gallery = _gallery(dataset, images)
         index = open_index(gallery.vectors, gallery.folder, gallery.series)
-        groups = near_groups(gallery, index, config.audit.near_cosine)
+        groups = [g for g in near_groups(gallery, config.audit.near_cosine, index) if len(g) > 1]
         findings += near_duplicates(gallery, groups, images)
         listed = _near_rows(gallery, groups, images)
         checked.append(

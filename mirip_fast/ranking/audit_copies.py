@@ -9,7 +9,7 @@ import numpy as np
 
 from mirip_fast.data.csv_reader import counted
 from mirip_fast.features.gallery import Gallery
-from mirip_fast.features.neighbours import FloatArray, Index, groups_of
+from mirip_fast.features.neighbours import FloatArray
 from mirip_fast.ranking.audit_images import AuditImage, finding_about
 from mirip_fast.ranking.findings import Finding
 
@@ -51,22 +51,6 @@ def straddling_groups(images: Sequence[AuditImage]) -> list[Finding]:
     return findings
 
 
-def near_groups(gallery: Gallery, index: Index, threshold: float) -> list[list[int]]:
-    """Contents that look alike, directly or through others: lists of two and more, largest first.
-
-    Args:
-        gallery: the works.
-        index: searches ``gallery.vectors``.
-        threshold: cosine from which on two contents are near duplicates.
-    """
-    group = groups_of(gallery.vectors.count, index.links(threshold))
-    members: dict[int, list[int]] = defaultdict(list)
-    for number, first in enumerate(group.tolist()):
-        members[first].append(number)
-    found = [numbers for numbers in members.values() if len(numbers) > 1]
-    return sorted(found, key=lambda numbers: (-len(numbers), numbers))
-
-
 def near_duplicates(
     gallery: Gallery, groups: Iterable[Sequence[int]], images: Sequence[AuditImage]
 ) -> list[Finding]:
@@ -74,7 +58,7 @@ def near_duplicates(
 
     Args:
         gallery: the works.
-        groups: numbers of contents, from :func:`near_groups`.
+        groups: numbers of contents, from :func:`mirip_fast.features.gallery.near_groups`.
         images: the same works as the audit knows them.
     """
     by_hash: dict[bytes, list[AuditImage]] = defaultdict(list)

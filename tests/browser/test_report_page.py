@@ -12,7 +12,7 @@ from contrast import contrast
 from made_page import HOSTILE, made_map, made_page, pictures
 
 from mirip_fast.evaluation.text_table import printable
-from mirip_fast.portfolio.stacks import Stacked
+from mirip_fast.portfolio.similar import Match
 
 pytestmark = pytest.mark.browser
 
@@ -24,7 +24,7 @@ def nine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page of nine works; 1, 3 and 8 show the same. The files are not beside it any more for 6."""
     folder = tmp_path_factory.mktemp("nine")
     pictures(folder / "works", NINE)
-    stacks = {i: Stacked(0, i == 1, 0.98) for i in (1, 3, 8)}
+    stacks = {i: (0, Match(None, 0.98, i == 1)) for i in (1, 3, 8)}
     made_page(folder / "works", NINE, folder / "report.html", stacks=stacks)
     (folder / "works" / NINE[6]).unlink()
     return folder / "report.html"
