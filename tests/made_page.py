@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -74,6 +74,7 @@ def made_ranking(
     *,
     known: bool = True,
     against: bool = False,
+    given: Mapping[str, Sequence[object]] | None = None,
     failures: Sequence[tuple[str, str]] = (),
 ) -> RankDone:
     """A ranking in the order of ``names``, of what stands for the model of a run in ``root``/../run."""
@@ -102,7 +103,7 @@ def made_ranking(
     if anchors is not None:
         win_rates = dict(zip(TIERS, anchors.win_rates(scores, [b""] * len(names)).T, strict=True))
     ranking = rank_scores(
-        works(names, [f"id {i}" for i in range(len(names))]), scores,
+        works(names, [f"id {i}" for i in range(len(names))], **(given or {})), scores,
         calibration=calibration if known else None, draws=draws if known else None,
         win_rates=win_rates,
     )  # fmt: skip

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made_run import Restored
 from mirip_fast_cli.main import run
-from PIL import Image
+from PIL import Image, ImageFilter
 from small_models import backbone_of, member
 
 from mirip_fast.evaluation.calibration import fit_calibration
@@ -30,7 +31,7 @@ from mirip_fast.ranking.evaluate import pick_model
 from mirip_fast.ranking.torch_score import MeanHead
 from mirip_fast.training.run_folder import SPLIT_FILE
 
-TINY = ["--backbone", "tiny-random", "--image-size", "56", "--workers", "0"]
+LARGER = ["--backbone", "tiny-random", "--image-size", "56", "--workers", "0"]
 
 
 @pytest.mark.parametrize(
@@ -53,8 +54,6 @@ def test_a_map_is_the_plain_loop(
         row = torch.cat([pool_tokens(k, cls, patches) for k in head_kinds(features)], -1).numpy()
         return float(np.mean([(m.head(row)[0] - m.mean) / m.spread for m in members]))
 
-    from PIL import ImageFilter
-
     radius = occlusion.BLUR * 48
     blurred = np.asarray(Image.fromarray(square).filter(ImageFilter.GaussianBlur(radius)))
     total, count = np.zeros((6, 6)), np.zeros((6, 6))
@@ -69,27 +68,6 @@ def test_a_map_is_the_plain_loop(
     np.testing.assert_allclose(found.values, total / count, atol=2e-5)
     assert found.score == pytest.approx(score(square), abs=1e-5)
     assert found.cls.shape == (32,)
-
-
-def test_a_map_points_at_what_the_score_is_made_of(
-    model_dir: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A score that is the contrast of one corner: that corner raises it, nothing else does anything."""
-    backbone = backbone_of(model_dir("dinov2"))
-
-    def contrast(pixels: torch.Tensor, kinds: Sequence[str]) -> dict[str, torch.Tensor]:
-        corner = pixels[:, :, :16, 32:].flatten(1).std(dim=1)
-        return {"cls": corner[:, None].repeat(1, 32)}
-
-    monkeypatch.setattr(backbone, "features", contrast)
-    head = MeanHead([member(32, 1)])
-    monkeypatch.setattr(head, "forward", lambda rows: rows[:, 0])
-    square = np.random.default_rng(1).integers(0, 256, (48, 48, 3), dtype=np.uint8)
-    values = occlusion_map(backbone, head, "cls", square, detail=6, batch_size=8).values
-    assert values[0, 5] > 0.1
-    assert np.abs(values[3:, :3]).max() == 0
-    assert where(values, raises=True) == ("top right", pytest.approx(values[:2, 4:].mean()))
-    assert where(values, raises=False) is None
 
 
 @pytest.mark.parametrize(("side", "detail"), [(14, 8), (54, 8), (4, 8), (1, 8), (2, 2), (54, 14)])
@@ -150,34 +128,29 @@ def test_the_map_lies_where_the_backbone_looked(
         assert np.abs(inside - inside[..., :1]).max() < 170
 
 
-def test_the_limit_decides_the_colour() -> None:
-    grey = Image.new("RGB", (8, 8), (128, 128, 128))
-    weak = np.full((2, 2), 0.1, np.float32)
-    own = np.asarray(overlay(grey, weak, "squash"), int)[0, 0]
-    shared = np.asarray(overlay(grey, weak, "squash", limit=1.0), int)[0, 0]
-    assert own[0] - own[2] > 4 * (shared[0] - shared[2]) > 0
-    flat = np.asarray(overlay(grey, np.zeros((2, 2), np.float32), "squash"))
-    assert (flat == flat[..., :1]).all()
-
-
-def trained(work: Path, graded: Path, *options: str) -> None:
-    assert run(["embed", str(graded), *TINY]) == 0
-    assert run(["train", "--head-only", "--epochs", "4", *options]) == 0
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Restored:
+    train = ["train", "--head-only", "--epochs", "4", "--features", "cls+mean"]
+    return Restored(tmp_path_factory.mktemp("explained"), 40, ["embed", "data", *LARGER], train)
 
 
 @pytest.fixture
-def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+def work(finished: Restored, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return finished(monkeypatch)
+
+
+def test_where_is_told_in_words() -> None:
+    values = np.zeros((6, 6), np.float32)
+    values[0, 5] = 0.4
+    assert where(values, raises=True) == ("top right", pytest.approx(0.1))
+    assert where(values, raises=False) is None
 
 
 def test_explaining_files(
     work: Path,
-    graded_folder: Path,
     capfd: pytest.CaptureFixture[str],
     decoded_elsewhere: Callable[[], None],
 ) -> None:
-    trained(work, graded_folder, "--features", "cls+mean")
     decoded_elsewhere()
     names = ["그림 🎨.png", "plain.png"]
     for i, name in enumerate(names):
@@ -205,79 +178,57 @@ def test_explaining_files(
         assert told == ["S"] * 3 + ([tier] * 3 if tier != "S" else [])
 
 
-def test_likenesses_are_the_nearest_by_a_double_loop(
-    work: Path, graded_folder: Path, capfd: pytest.CaptureFixture[str]
+def test_the_graded_works_that_a_picture_looks_like(
+    work: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    trained(work, graded_folder)
-    model = pick_model(None, Path("runs"))
-    works = GradedWorks(model, Path("cache"))
-    store = works._store
-    pictures = sorted((graded_folder / "images").iterdir())
+    works = GradedWorks(pick_model(None, Path("runs")), Path("cache"))
+    store, pictures = works._store, sorted((work / "data" / "images").iterdir())
+    tiers = [int(path.stem[-2:]) % 4 for path in pictures]
     hashes = [hashlib.sha256(path.read_bytes()).digest() for path in pictures]
     rows = store.read("cls.56", store.rows("cls.56", hashes)).astype(np.float64)
     cosine = rows @ rows.T / np.outer(np.linalg.norm(rows, axis=1), np.linalg.norm(rows, axis=1))
-    for i in (0, 5):  # work_00 is S itself: it is not its own likeness
-        likes = works.likes(rows[i], hashes[i], "C")
-        for tier, found in ((0, likes[:3]), (3, likes[3:])):
-            others = [j for j in range(40) if j % 4 == tier and j != i]
-            expected = sorted(others, key=lambda j: -cosine[i, j])[:3]
-            assert [like.work.path for like in found] == [pictures[j] for j in expected]
-            np.testing.assert_allclose([x.cosine for x in found], cosine[i, expected], atol=1e-3)
-    best = works.likes(rows[0], hashes[0], "S")
+    itself = tiers.index(0)  # an S: it is not its own likeness
+    likes = works.likes(rows[itself], hashes[itself], "C")
+    for tier, found in ((0, likes[:3]), (3, likes[3:])):
+        others = [j for j in range(40) if tiers[j] == tier and j != itself]
+        expected = sorted(others, key=lambda j: -cosine[itself, j])[:3]
+        assert [like.work.path.name for like in found] == [pictures[j].name for j in expected]
+        np.testing.assert_allclose([x.cosine for x in found], cosine[itself, expected], atol=1e-3)
+    best = works.likes(rows[itself], hashes[itself], "S")
     assert [like.work.tier for like in best] == ["S"] * 3
     best[1].work.path.write_bytes(b"another content")
-    assert len(works.likes(rows[0], hashes[0], "S")) == 2
-    assert (
-        "1 of the 3 graded works of tier S that it looks like is not shown"
-        in capfd.readouterr().err
-    )
+    assert len(works.likes(rows[itself], hashes[itself], "S")) == 2
+    told = "1 of the 3 graded works of tier S that it looks like is not shown"
+    assert told in caplog.text
 
-
-def test_the_tier_is_that_of_the_place_among_held_out_scores(
-    work: Path, graded_folder: Path
-) -> None:
-    trained(work, graded_folder)
-    works = GradedWorks(pick_model(None, Path("runs")), Path("cache"))
+    # Its tier is that of its place among held-out scores: above 9, S; then two of A; B has none; then C.
+    assert works._calibration.ordinal is None
     works._places = (np.array([9.0, 7.0, 5.0, 3.0, 1.0]), np.array([1, 2, 0, 2]))
-    # Above 9: first of all, S; then two of A; B has none; then C.
     expected = {10.0: "S", 9.0: "S", 8.0: "A", 6.0: "A", 5.0: "A", 4.0: "C", 0.0: "C"}
     assert {score: works.tier_of(score) for score in expected} == expected
-
-
-def test_the_tier_is_the_most_probable_one_where_probabilities_are_known(
-    work: Path, graded_folder: Path
-) -> None:
-    trained(work, graded_folder)
-    works = GradedWorks(pick_model(None, Path("runs")), Path("cache"))
+    # Or the most probable one, where probabilities are known.
     scores = np.linspace(-3, 3, 200)
     works._calibration = fit_calibration(
         scores, np.repeat([3, 2, 1, 0], 50), ("S", "A", "B", "C"), source="validation"
     )
     probable = works._calibration.tier_probabilities(scores)
-    assert probable is not None
-    expected = ["SABC"[k] for k in probable.argmax(axis=1)]
-    assert [works.tier_of(score) for score in scores.tolist()] == expected
-    assert set(expected) == set("SABC")
+    assert [works.tier_of(s) for s in scores.tolist()] == ["SABC"[k] for k in probable.argmax(1)]
 
 
 def test_without_the_graded_works_the_map_is_still_made(
-    work: Path, graded_folder: Path, capfd: pytest.CaptureFixture[str]
+    work: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    trained(work, graded_folder)
     (run_folder,) = Path("runs").iterdir()
     (run_folder / SPLIT_FILE).unlink()
     logging.getLogger("mirip_fast").handlers = []
-    picture = graded_folder / "images" / "work_00.png"
-    assert run(["explain", str(picture), "--detail", "3"]) == 0
+    assert run(["explain", "data/images/work_01.png", "--detail", "3"]) == 0
     out, err = capfd.readouterr()
     assert "can not be shown" in err and SPLIT_FILE in err and "tier" not in out.splitlines()[-3]
-    assert (work / "work_00.explain.png").is_file()
+    assert (work / "work_01.explain.png").is_file()
 
 
-def test_errors_are_plain(
-    work: Path, graded_folder: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    picture = str(graded_folder / "images" / "work_00.png")
+def test_errors_are_plain(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    picture = "data/images/work_01.png"
 
     def fails(arguments: list[str], *words: str) -> None:
         capfd.readouterr()
@@ -285,11 +236,10 @@ def test_errors_are_plain(
         err = capfd.readouterr().err
         assert all(word in err for word in words) and "Traceback" not in err, err
 
-    fails([picture], "No trained model", "mirip-fast train")
+    fails([picture, "--output-dir", "none"], "No trained model", "mirip-fast train")
     fails(["absent.png"], "absent.png: there is no such file")
-    fails([str(graded_folder)], "is a folder", f"mirip-fast rank {graded_folder}")
+    fails(["data"], "is a folder", "mirip-fast rank data")
     fails([picture, "--out", picture], "--out", "is a file")
-    trained(work, graded_folder)
     (work / "broken.png").write_text("no picture")
     fails(["broken.png"], "broken.png")
     fails([picture, "--backbone", str(work / "nowhere")], "nowhere", "there is no such folder")
@@ -303,7 +253,4 @@ def test_names_of_pictures() -> None:
         "x.explain.png", "X.explain-2.png", "x.explain-3.png", "y.z.explain.png",
     ]  # fmt: skip
     assert check_paths([Path(__file__)] * 2, Path()) == [Path(__file__)]
-
-
-def test_durations() -> None:
     assert [duration(s) for s in (0.1, 40, 720, 12600)] == ["1 s", "40 s", "12 min", "3.5 h"]

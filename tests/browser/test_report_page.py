@@ -25,7 +25,12 @@ def nine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("nine")
     pictures(folder / "works", NINE)
     stacks = {i: (0, Match(None, 0.98, i == 1)) for i in (1, 3, 8)}
-    made_page(folder / "works", NINE, folder / "report.html", stacks=stacks)
+    given = {
+        "지원자 " + "a_long_name_" * 9: ["김아무개"] * 9,
+        "address": ["https://example.org/" + "x" * 200] * 9,
+        **{f"<b>{i}</b>": ["회화 " * 40] * 9 for i in range(20)},
+    }
+    made_page(folder / "works", NINE, folder / "report.html", stacks=stacks, given=given)
     (folder / "works" / NINE[6]).unlink()
     return folder / "report.html"
 
@@ -265,6 +270,10 @@ def test_nothing_is_wider_than_the_screen(nine: Path, opened: Any, width: int) -
     assert page.evaluate(wide) <= 0
     page.locator(".open").first.click()
     assert page.evaluate("large.scrollWidth - innerWidth") <= 0
+    aside = page.locator("#large aside")
+    assert aside.evaluate("it => it.scrollWidth - it.clientWidth") <= 0
+    assert aside.locator(".given dt").count() == 22
+    assert aside.locator(".given").bounding_box()["height"] < 300  # what else is known is in reach
     box = page.locator("#large .stage img").bounding_box()
     assert box["width"] > 0.4 * width
 
