@@ -11,9 +11,8 @@ from pathlib import Path
 
 import click
 import pytest
+from mirip_fast_cli.demo import make_portfolio, make_sample
 from mirip_fast_cli.main import cli, run
-
-from mirip_fast.data.sample import make_portfolio, make_sample
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from mirip_fast_cli.demo import make_portfolio, make_sample
 
 from mirip_fast.data.pairs import PairwiseDataset
-from mirip_fast.data.sample import make_portfolio, make_sample
 from mirip_fast.errors import ConfigError, DataError
 
 

@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import IO
 
 from mirip_fast.closing import Closing
 from mirip_fast.data.image_files import (
@@ -87,9 +86,8 @@ class HashMemory(Closing):
         Raises:
             ImageError: the file can not be read, is empty, or changed meanwhile.
         """
-        key = _key(path)
-        known = self._recall([key])
-        return self._finish(key, _look_up(path, None if rehash else known.get(key), max_bytes=None))
+        known = None if rehash else next(self.recall_many([path]))
+        return known or self._read(path, None)
 
     def sha256_many(
         self, paths: Iterable[Path], *, threads: int | None = None, rehash: bool = False
@@ -104,18 +102,19 @@ class HashMemory(Closing):
         Yields:
             32 bytes each; or the error, not raised, for a file that is no readable image file.
         """
+        waiting: deque[bytes | Future[bytes]] = deque()
         with ThreadPoolExecutor(threads or usable_cores(), "mirip-hash") as pool:
-            waiting: deque[tuple[bytes, Future[_Found]]] = deque()
             try:
                 for chunk in _chunks(paths):
-                    waiting.extend(self._start(chunk, pool, rehash))
+                    known = [None] * len(chunk) if rehash else self.recall_many(chunk)
+                    for path, sha in zip(chunk, known, strict=True):
+                        waiting.append(sha or pool.submit(self._read, path, MAX_FILE_BYTES))
                     while len(waiting) > _PATHS_PER_QUERY:
-                        yield self._result(*waiting.popleft())
+                        yield _value(waiting.popleft())
                 while waiting:
-                    yield self._result(*waiting.popleft())
+                    yield _value(waiting.popleft())
             finally:
-                for _, future in waiting:
-                    future.cancel()
+                pool.shutdown(wait=False, cancel_futures=True)
 
     def recall_many(self, paths: Iterable[Path]) -> Iterator[bytes | None]:
         """What is remembered of many files, in order, without reading any of them.
@@ -130,7 +129,8 @@ class HashMemory(Closing):
             keys = [_key(path) for path in chunk]
             known = self._recall(keys)
             for path, key in zip(chunk, keys, strict=True):
-                yield _still_valid(path, known.get(key))
+                stamp, sha = known.get(key, (None, None))
+                yield sha if sha and _stamp_now(path) == stamp else None
 
     def remember(self, path: Path, sha256: bytes, stamp: Stamp) -> None:
         """Keep a hash that was computed elsewhere.
@@ -140,36 +140,21 @@ class HashMemory(Closing):
             sha256: of its content, 32 bytes.
             stamp: from :func:`mirip_fast.data.image_files.settled_stamp`.
         """
-        self._finish(_key(path), (sha256, stamp))
+        with self._lock:
+            self._fresh[_key(path)] = (stamp, sha256)
+            self._unsaved.add(_key(path))
+            if len(self._unsaved) >= _ROWS_PER_COMMIT:
+                self._guarded(self._save)
 
-    def _start(
-        self, chunk: Sequence[Path], pool: ThreadPoolExecutor, rehash: bool
-    ) -> Iterator[tuple[bytes, Future[_Found]]]:
-        keys = [_key(path) for path in chunk]
-        known: _Known = {} if rehash else self._recall(keys)
-        for path, key in zip(chunk, keys, strict=True):
-            remembered = _still_valid(path, known.get(key))
-            if remembered is None:
-                yield key, pool.submit(_look_up, path, None, max_bytes=MAX_FILE_BYTES)
-            else:  # the usual case of a second run; too many for a thread's time
-                done: Future[_Found] = Future()
-                done.set_result((remembered, None))
-                yield key, done
-
-    def _result(self, key: bytes, future: Future[_Found]) -> bytes | ImageError:
-        try:
-            return self._finish(key, future.result())
-        except ImageError as error:
-            return error
-
-    def _finish(self, key: bytes, found: _Found) -> bytes:
-        digest, stamp = found
+    def _read(self, path: Path, max_bytes: int | None) -> bytes:
+        """Hash a file; it is remembered unless it is too young for that."""
+        found = read_place(path)
+        if found is not None:
+            digest, stamp = hashlib.sha256(found[0]).digest(), found[1]
+        else:
+            digest, stamp = _hash_file(path, max_bytes)
         if stamp is not None:
-            with self._lock:
-                self._fresh[key] = (stamp, digest)
-                self._unsaved.add(key)
-                if len(self._unsaved) >= _ROWS_PER_COMMIT:
-                    self._guarded(self._save)
+            self.remember(path, digest, stamp)
         return digest
 
     def _recall(self, keys: Sequence[bytes]) -> _Known:
@@ -281,8 +266,11 @@ class HashMemory(Closing):
             self._database = None
 
 
-#: A hash, and the stamp to remember it by (None: it came from memory, or the file is too young).
-_Found = tuple[bytes, Stamp | None]
+def _value(found: bytes | Future[bytes]) -> bytes | ImageError:
+    try:
+        return found if isinstance(found, bytes) else found.result()
+    except ImageError as error:
+        return error
 
 
 def _key(path: Path) -> bytes:
@@ -295,41 +283,24 @@ def _chunks(paths: Iterable[Path]) -> Iterator[list[Path]]:
         yield chunk
 
 
-def _still_valid(path: Path, known: tuple[Stamp, bytes] | None) -> bytes | None:
-    """The remembered hash if the file still has the remembered size and time."""
-    if known is None:
-        return None
+def _stamp_now(path: Path) -> Stamp | None:
     try:
-        now: Stamp | None = stamp_of(path.stat())
+        return stamp_of(path.stat())
     except (OSError, ValueError):  # no file of its own; or reading it will tell why
-        now = stamp_of_place(path)
-    return known[1] if known[0] == now else None
+        return stamp_of_place(path)
 
 
-def _look_up(path: Path, known: tuple[Stamp, bytes] | None, *, max_bytes: int | None) -> _Found:
-    remembered = _still_valid(path, known)
-    if remembered is not None:
-        return remembered, None
-    found = read_place(path)
-    if found is not None:
-        return hashlib.sha256(found[0]).digest(), found[1]
-    now = time.time_ns()
+def _hash_file(path: Path, max_bytes: int | None) -> tuple[bytes, Stamp | None]:
+    now, sha, size = time.time_ns(), hashlib.sha256(), 0
     with open_image_file(path, max_bytes=max_bytes) as stream:
         before = os.fstat(stream.fileno())
         try:
-            digest, size = _hash(stream)
+            while block := stream.read(_READ_BYTES):
+                sha.update(block)
+                size += len(block)
         except OSError as error:
             raise ImageError(one_line(error.strerror or str(error))) from error
         after = os.fstat(stream.fileno())
     if stamp_of(after) != stamp_of(before) or size != before.st_size:
         raise ImageError("the file changed while it was being read")
-    return digest, settled_stamp(after, now)
-
-
-def _hash(stream: IO[bytes]) -> tuple[bytes, int]:
-    sha = hashlib.sha256()
-    size = 0
-    while block := stream.read(_READ_BYTES):
-        sha.update(block)
-        size += len(block)
-    return sha.digest(), size
+    return sha.digest(), settled_stamp(after, now)
