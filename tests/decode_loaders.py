@@ -20,8 +20,6 @@ def by_name(job: DecodeJob, choose: Choose) -> Decoded:
         os.kill(os.getpid(), signal.SIGSEGV)
     if word == "hang":
         _block_everything()
-    if word == "hog":
-        return _hog(job)
     if word == "slow":
         time.sleep(0.2)
     if word == "nap":
@@ -38,22 +36,20 @@ def _block_everything() -> None:
         time.sleep(100)
 
 
-def _hog(job: DecodeJob) -> Decoded:
-    hoard = []
-    try:
-        while True:
-            hoard.append(bytearray(32 << 20))
-    except MemoryError:
-        taken = len(hoard) * 32
-        hoard.clear()
-        return failure(job, f"no more after {taken} MiB", 0.0)
-
-
 def surroundings(job: DecodeJob, choose: Choose) -> Decoded:
     """Tell what the process has loaded."""
     heavy = [
         name
-        for name in ("torch", "pandas", "h5py", "pytest", "mirip_fast_cli")
+        for name in (
+            "torch",
+            "numpy",
+            "pandas",
+            "h5py",
+            "tarfile",
+            "fsspec",
+            "pytest",
+            "mirip_fast_cli",
+        )
         if name in sys.modules
     ]
     main = getattr(sys.modules["__main__"], "__file__", None)

@@ -17,7 +17,7 @@ from pathlib import Path
 import hostile_images
 import numpy as np
 import pytest
-from hostile_images import encode, tiles, waves
+from hostile_images import encode, tiles
 from PIL import Image
 
 from mirip_fast.data import decode_pool
@@ -115,12 +115,6 @@ def test_arrays_are_plain_and_may_be_kept(tmp_path: Path) -> None:
     array += 1  # the pool is closed, the pixels are still there
 
 
-def test_results_keep_the_order_of_the_jobs(tmp_path: Path) -> None:
-    names = [f"{'slow' if i % 5 == 0 else 'fast'}-{i}.png" for i in range(20)]
-    with DecodePool(3, loader=BY_NAME) as pool:
-        assert [r.index for r in pool.decode(jobs(pictures(tmp_path, *names)))] == list(range(20))
-
-
 def test_only_a_window_is_in_flight(tmp_path: Path) -> None:
     (path,) = pictures(tmp_path, "a.png")
     taken = 0
@@ -179,7 +173,6 @@ def test_an_error_among_the_jobs_reaches_the_reader(tmp_path: Path) -> None:
 # ------------------------------------------------------------------ crashes, hangs, memory
 
 
-@pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize(
     ("word", "reason"),
     [
@@ -188,24 +181,13 @@ def test_an_error_among_the_jobs_reaches_the_reader(tmp_path: Path) -> None:
         ("hang", "hung: no result after [12] seconds"),
     ],
 )
-def test_a_lost_process_costs_one_image(
-    tmp_path: Path, word: str, reason: str, workers: int
-) -> None:
-    names = [
-        "0.png",
-        "1.png",
-        f"{word}-2.png",
-        "3.png",
-        f"{word}-4.png",
-        f"{word}-5.png",
-        "6.png",
-        "7.png",
-    ]
+def test_a_lost_process_costs_one_image(tmp_path: Path, word: str, reason: str) -> None:
+    names = [f"{word if i in (2, 4, 5) else 'any'}-{i}.png" for i in range(8)]
     paths = pictures(tmp_path, *names)
     before = children()
-    with DecodePool(workers, timeout_s=1.0, loader=BY_NAME) as pool:
+    with DecodePool(2, timeout_s=1.0, loader=BY_NAME) as pool:
         results = list(pool.decode(jobs(paths)))
-        assert len(children() - before) <= workers
+        assert len(children() - before) <= 2
     assert [r.index for r in results] == list(range(len(names)))
     for name, result in zip(names, results, strict=True):
         if name.startswith(word):
@@ -222,15 +204,6 @@ def test_the_time_limit_is_for_one_image_not_for_those_that_wait(tmp_path: Path)
         next(pool.decode(jobs(paths[:1])))
         time.sleep(1.2)  # nor does idle time count
         assert [r.reason for r in pool.decode(jobs(paths))] == [None] * 4
-
-
-def test_a_greedy_decoder_gets_no_more_than_the_limit(tmp_path: Path) -> None:
-    paths = pictures(tmp_path, "hog-0.png", "1.png")
-    with DecodePool(1, memory_limit_bytes=700 << 20, loader=BY_NAME) as pool:
-        hog, other = pool.decode(jobs(paths))
-    assert hog.reason is not None and hog.reason.startswith("no more after ")
-    assert 100 <= int(hog.reason.split()[3]) < 700
-    assert other.reason is None
 
 
 def test_a_picture_that_needs_too_much_memory_fails_alone(tmp_path: Path) -> None:
@@ -338,7 +311,7 @@ print(next(reader).reason, next(reader).reason, flush=True)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a hanging orphan")
-@pytest.mark.parametrize("last", ["time.sleep(60)", "", "reader.close()", "next(reader)"])
+@pytest.mark.parametrize("last", ["time.sleep(60)", ""])
 def test_processes_end_with_their_parent(tmp_path: Path, last: str) -> None:
     pictures(tmp_path, "pid-a.png", "pid-b.png", "hang-a.png", "hang-b.png")
     holder = subprocess.Popen(
@@ -350,7 +323,7 @@ def test_processes_end_with_their_parent(tmp_path: Path, last: str) -> None:
     assert holder.stdout is not None
     pids = {int(word) for word in holder.stdout.readline().split()}
     assert pids
-    if last in ("time.sleep(60)", "next(reader)"):
+    if last:
         holder.kill()  # kill -9: nothing of the parent's own can tidy up
     holder.communicate(timeout=10)
     wait_until_gone(pids)
@@ -398,20 +371,6 @@ def test_settings_are_checked() -> None:
     for sizes in ((), (8, 0)):
         with pytest.raises(ConfigError, match="at least 1 pixel"):
             DecodeJob(0, Path("a"), sizes, "pad", False)
-
-
-def test_waves_and_tiles_differ() -> None:
-    """The collection's two pictures are really two, or comparing them would show nothing."""
-    assert waves().tobytes() != tiles().tobytes()
-
-
-def test_a_worker_starts_without_torch_and_numpy() -> None:
-    code = (
-        "import sys; import mirip_fast.data.decode_worker; "
-        "print(*sys.modules.keys() & {'torch', 'numpy', 'pandas', 'h5py', 'tarfile', 'fsspec'})"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == ""  # nor what opens tars and addresses
 
 
 def test_waiting_for_an_answer_is_no_hang(tmp_path: Path) -> None:

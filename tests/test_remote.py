@@ -16,7 +16,6 @@ from urllib.parse import quote
 import fsspec
 import pytest
 from made_tars import (
-    OLD,
     another_process,
     config_of,
     counts,
@@ -391,15 +390,3 @@ def test_what_a_bucket_has_beside_pictures_is_told(
         "3 files passed over: 1 .psd, 1 .txt, 1 without an ending; 2 pictures left out as hidden"
         in caplog.text
     )
-
-
-def test_stamps() -> None:
-    info = remote._remote_file
-    assert info({"size": 3}).stamp is None
-    assert info({"size": 3, "ETag": "a"}).stamp != info({"size": 3, "ETag": "b"}).stamp
-    assert (
-        info({"size": 3, "ETag": "a"}).stamp == info({"size": 3, "ETag": "a", "mtime": 1.0}).stamp
-    )
-    assert info({"size": 3, "mtime": float(OLD)}).stamp is not None
-    assert info({"size": 3, "mtime": datetime.now(timezone.utc)}).stamp is None
-    assert info({"size": 3, "Last-Modified": "Tue, 14 Nov 2023 22:13:20 GMT"}).stamp is not None

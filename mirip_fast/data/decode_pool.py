@@ -23,13 +23,14 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from mirip_fast.closing import Closing
 from mirip_fast.data.decode_worker import (
@@ -118,9 +119,9 @@ class DecodePool(Closing):
         self._loader = loader
         self._closed = threading.Event()
         self._tasks: SimpleQueue[_Task | None] = SimpleQueue()
+        start = partial(_Process, memory_limit_bytes, loader)
         self._workers = [
-            _Worker(self._tasks, self._closed, timeout_s, memory_limit_bytes, loader)
-            for _ in range(workers)
+            _Worker(self._tasks, self._closed, timeout_s, start) for _ in range(workers)
         ]
         self._lock = threading.Lock()  # around the beginning of fetching
         self._fetchers: ThreadPoolExecutor | None = None
@@ -216,11 +217,9 @@ class DecodePool(Closing):
         except ImageError as error:
             future.set_result(failure(job, str(error), 0.0))
         except OSError as error:
-            reason = (
-                f"{file.parent}: what was fetched can not be put there ({error.strerror}); TMPDIR=… "
-                "names another folder"
-            )
-            future.set_exception(MiripError(reason))
+            why = f"what was fetched can not be put there ({error.strerror})"
+            told = MiripError(f"{file.parent}: {why}; TMPDIR=… names another folder")
+            future.set_exception(told)
         except Exception as error:  # for the consumer to see, or it would wait for ever
             future.set_exception(error)
         else:
@@ -278,12 +277,15 @@ class _Worker(WorkThread):
         tasks: SimpleQueue[_Task | None],
         closed: threading.Event,
         timeout_s: float,
-        memory_limit_bytes: int,
-        loader: str,
+        start: Callable[[], _Process],
     ) -> None:
         super().__init__("mirip-decode", self._serve)
-        self._tasks, self._closed, self._timeout_s = tasks, closed, timeout_s
-        self._settings = memory_limit_bytes, loader
+        self._tasks, self._closed, self._timeout_s, self._new_process = (
+            tasks,
+            closed,
+            timeout_s,
+            start,
+        )
         self._process: _Process | None = None
         self._lock = threading.Lock()  # between kill() and a new process
         self.start()
@@ -327,12 +329,12 @@ class _Worker(WorkThread):
             process.send(job)
         try:
             return process.receive(job, self._timeout_s, choose)
-        except WorkerLostError as lost:
+        except _LostError as lost:
             self._drop_process()
             return failure(job, str(lost), process.seconds(), process.asked)
 
     def _start_process(self) -> _Process:
-        process = _Process(*self._settings)
+        process = self._new_process()
         with self._lock:
             self._process = process
             if self._closed.is_set():
@@ -352,8 +354,8 @@ class _Worker(WorkThread):
             process.close()
 
 
-class WorkerLostError(Exception):
-    """The process crashed or hung while it worked on a job; the message is the reason for users."""
+class _LostError(Exception):
+    """The process crashed or hung at its job; the message is the reason for users."""
 
 
 class _Process:
@@ -399,8 +401,10 @@ class _Process:
         """
         try:
             self._read_header(_START_SECONDS)
-        except WorkerLostError as error:
-            raise MiripError(_cannot_start(_last_line(self._remarks) or str(error))) from error
+        except _LostError as error:
+            self._remarks.seek(0)
+            said = self._remarks.read().decode("utf-8", "replace").strip().split("\n")
+            raise MiripError(_cannot_start(said[-1] or str(error))) from error
 
     def send(self, job: DecodeJob) -> bool:
         """Hand it a job; False if it is dead."""
@@ -412,15 +416,10 @@ class _Process:
         return True
 
     def receive(self, job: DecodeJob, timeout_s: float, choose: Choose) -> Decoded:
-        """Wait for the result of the job sent.
-
-        Args:
-            job: that job.
-            timeout_s: seconds it may take.
-            choose: answers the process if it asks.
+        """Wait for the result of the job sent; ``choose`` answers the process if it asks.
 
         Raises:
-            WorkerLostError: it crashed, or took longer than ``timeout_s`` seconds.
+            _LostError: it crashed, or took longer than ``timeout_s`` seconds.
         """
         header = self._read_header(self._busy_since + timeout_s - time.monotonic())
         if "ask" in header:
@@ -432,7 +431,7 @@ class _Process:
                 self._channel.sendall(encode_sizes(sizes))
             header = self._read_header(self._busy_since + timeout_s - time.monotonic())
         if header["index"] != job.index:
-            raise WorkerLostError(f"the decoder answered for image {header['index']}")
+            raise _LostError(f"the decoder answered for image {header['index']}")
         buffers = []
         for shape in header["shapes"]:
             buffer = memoryview(bytearray(math.prod(shape)))
@@ -462,7 +461,7 @@ class _Process:
         poll = select.poll()
         poll.register(self._channel, select.POLLIN)
         if not poll.poll(max(0, round(timeout_s * 1000))):
-            raise WorkerLostError(f"the decoder hung: no result after {self.seconds():.0f} seconds")
+            raise _LostError(f"the decoder hung: no result after {self.seconds():.0f} seconds")
         size = bytearray(4)
         self._fill(memoryview(size))
         text = bytearray(int.from_bytes(size, "big"))
@@ -478,7 +477,7 @@ class _Process:
             except OSError:
                 count = 0
             if count == 0:
-                raise WorkerLostError(self._how_it_ended())
+                raise _LostError(self._how_it_ended())
             buffer = buffer[count:]
 
     def _how_it_ended(self) -> str:
@@ -500,9 +499,3 @@ def _cannot_start(reason: str) -> str:
         f"A decoding process can not be started: {one_line(reason)}. "
         "Without such processes it works too, if slower: --workers 0"
     )
-
-
-def _last_line(remarks: IO[bytes]) -> str:
-    remarks.seek(0)
-    lines = remarks.read().decode("utf-8", "replace").split("\n")
-    return next((line for line in reversed(lines) if line.strip()), "")

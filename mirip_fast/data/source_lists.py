@@ -251,15 +251,13 @@ def read_remote(source: Path, options: DataOptions) -> Manifest | tuple[Path, li
     Raises:
         DataError: there is nothing, or nothing that can be read.
     """
-    _refuse_web_folder(source)
-    if remote.file_info(source) is not None:
-        return _from_remote_file(source, options)
+    manifest = _from_remote_file(source, options)
+    if manifest is not None:
+        return manifest
     images, tars, unsure, refused = list[str](), list[Path](), list[str](), 0
     tables = list[str]()
     passed = Counter[str]()
-    for raw, info in remote.list_files(source, deep=True):
-        if info is None:
-            continue
+    for raw in [raw for raw, info in remote.list_files(source, deep=True) if info is not None]:
         name, reason = safe_name(raw)
         if reason is not None or name != raw:  # it could not be asked for by this name
             refused += ending_of(raw) in IMAGE_EXTENSIONS
@@ -274,7 +272,12 @@ def read_remote(source: Path, options: DataOptions) -> Manifest | tuple[Path, li
         elif taken is None:
             tars.append(path) if is_tar(path) else unsure.append(name)
     if tables:
-        return _from_remote_table(source, tables, images, options)
+        if len(tables) > 1 and METADATA_NAME not in tables:
+            raise DataError(
+                f"{shown(source)}: {' and '.join(tables)}; leave one, as {METADATA_NAME}"
+            )
+        table = METADATA_NAME if METADATA_NAME in tables else tables[0]
+        return _from_table(source, table, images, options)
     with ThreadPoolExecutor(_THREADS, "mirip-look") as pool:
         for name, there in zip(
             unsure, pool.map(_is_picture, [source / n for n in unsure]), strict=True
@@ -291,40 +294,33 @@ def read_remote(source: Path, options: DataOptions) -> Manifest | tuple[Path, li
     raise DataError(f"{shown(source)}: no such folder, or no images, {METADATA_NAME} or tars in it")
 
 
-def _refuse_web_folder(source: Path) -> None:
-    if remote.is_web(source) and source.suffix.lower() not in _TABLES:
+def _from_remote_file(source: Path, options: DataOptions) -> Manifest | None:
+    """What the table behind an address lists; None where there is no file, but perhaps a folder."""
+    is_table = source.suffix.lower() in _TABLES
+    if remote.is_web(source) and not is_table:
         url = remote.address(source)
         raise DataError(
             f"{url}: of a web server, tars and tables are read, but no folders: each lists its files in its "
             f"own way. Give tars by name ({url}/000.tar {url}/001.tar), a table of the pictures "
             f"({url}/{METADATA_NAME}), or a copy (wget -r -np {url}/)"
         )
-
-
-def _from_remote_file(source: Path, options: DataOptions) -> Manifest:
-    if source.suffix.lower() not in _TABLES:
+    if remote.file_info(source) is None:
+        return None
+    if not is_table:
         raise DataError(f"{shown(source)}: one file; a folder, a .tar or a .csv file is expected")
     return records_from_csv(source, options)
 
 
-def _from_remote_table(
-    source: Path, tables: Sequence[str], images: Sequence[str], options: DataOptions
-) -> Manifest:
-    if len(tables) > 1 and METADATA_NAME not in tables:
-        raise DataError(f"{shown(source)}: {' and '.join(tables)}; leave one, as {METADATA_NAME}")
-    table = METADATA_NAME if METADATA_NAME in tables else _told_table(source, tables[0])
-    manifest = records_from_csv(source / table, options)
+def _from_table(where: Path, name: str, pictures: Sequence[str], options: DataOptions) -> Manifest:
+    """What a table in a tar or at an address lists; pictures beside it that it does not name are told."""
+    table = where / name
+    if table.name != METADATA_NAME:  # it has capital letters
+        logger.warning("%s is read as %s", shown(table), METADATA_NAME)
+    manifest = records_from_csv(table, options)
     listed = {str(record.path) for record in manifest.records}
-    pictures = (str(source / name) for name in images)
-    tell_unnamed(source / table, (path for path in pictures if path not in listed))
+    beside = (str(where / picture) for picture in pictures)
+    tell_unnamed(table, (path for path in beside if path not in listed))
     return manifest
-
-
-def _told_table(where: Path, name: str) -> str:
-    """``name``; where it has capital letters, that it is read is told."""
-    if name.rpartition("/")[2] != METADATA_NAME:
-        logger.warning("%s is read as %s", shown(where / name), METADATA_NAME)
-    return name
 
 
 def _is_picture(path: Path) -> bool:
@@ -344,11 +340,8 @@ def _from_tables(source: Path, tables: dict[Path, list[str]], options: DataOptio
                 f"{shown(tar)}: {len(names) or 'no'} {METADATA_NAME} in it"
                 + (f" ({', '.join(names)}); one is expected" if names else ", as other tars have")
             )
-        manifest = records_from_csv(tar / _told_table(tar, names[0]), options)
-        listed = {str(record.path) for record in manifest.records}
-        pictures = (str(tar / name) for name in tar_index(tar).images() if name != DAMAGED)
-        tell_unnamed(tar / names[0], (path for path in pictures if path not in listed))
-        manifests.append(manifest)
+        pictures = [name for name in tar_index(tar).images() if name != DAMAGED]
+        manifests.append(_from_table(tar, names[0], pictures, options))
     if len(manifests) == 1:
         return replace(manifests[0], source=source)
     records = [record for manifest in manifests for record in manifest.records]
