@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made_run import Restored
 from mirip_fast_cli.main import run
 from PIL import Image
 from small_models import backbone_of, member
@@ -24,8 +25,7 @@ from mirip_fast.models.model_info import ModelInfo
 from mirip_fast.models.onnx_graph import Graph, write_graph
 from mirip_fast.portfolio import export as export_module
 from mirip_fast.portfolio.export import export_onnx
-from mirip_fast.portfolio.hub_folder import shareable, write_hub_folder
-from mirip_fast.portfolio.model_card import model_card
+from mirip_fast.portfolio.hub_folder import model_card, shareable, write_hub_folder
 from mirip_fast.ranking.evaluate import pick_model
 from mirip_fast.ranking.head_files import load_members, save_ensemble
 from mirip_fast.ranking.scorer import ScoreModel, score_files
@@ -38,20 +38,20 @@ pytest.importorskip("onnxruntime")
 MODEL = (ENSEMBLE, "calibration.json", "anchors.json", "made_with.csv", "files.json")
 
 
+@pytest.fixture(scope="module")
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, model_dir: Callable[[str], Path]
+) -> Restored:
+    """A run on a DINOv2 of 2 layers, two views."""
+    embed = ["embed", "data", "--backbone", str(model_dir("dinov2")), "--image-size", "32"]
+    train = ["train", "--head-only", "--epochs", "3", "--features", "cls+mean"]
+    root = tmp_path_factory.mktemp("export")
+    return Restored(root, 40, [*embed, "--workers", "0", "--tta", "flip"], train)
+
+
 @pytest.fixture
-def work(
-    tmp_path: Path,
-    graded_folder: Path,
-    model_dir: Callable[[str], Path],
-    monkeypatch: pytest.MonkeyPatch,
-) -> Path:
-    """A folder with a trained run: a DINOv2 of 2 layers, two views."""
-    monkeypatch.chdir(tmp_path)
-    place = str(model_dir("dinov2"))
-    options = ["--image-size", "32", "--workers", "0", "--tta", "flip"]
-    assert run(["embed", str(graded_folder), "--backbone", place, *options]) == 0
-    assert run(["train", "--head-only", "--epochs", "3", "--features", "cls+mean"]) == 0
-    return tmp_path
+def work(finished: Restored, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return finished(monkeypatch)
 
 
 def config(**values: float) -> Config:
@@ -72,7 +72,6 @@ def by_the_json(path: Path, about: dict) -> np.ndarray:
 
 def test_the_files_score_as_rank_does(
     work: Path,
-    graded_folder: Path,
     capfd: pytest.CaptureFixture[str],
     decoded_elsewhere: Callable[[], None],
 ) -> None:
@@ -91,7 +90,7 @@ def test_the_files_score_as_rank_does(
     about = json.loads(Path("export/preprocessing.json").read_text(encoding="utf-8"))
     whole, small = Graph(Path("export/model.onnx")), Graph(Path("export/model.int8.onnx"))
     assert whole.inputs == ("pixels_32",) == tuple(i["name"] for i in about["model"]["inputs"])
-    paths = sorted((graded_folder / "images").iterdir())
+    paths = sorted((work / "data" / "images").iterdir())
     pixels = np.concatenate([by_the_json(path, about) for path in paths])
     model = pick_model(None, Path("runs"))
     expected = score_files(model, paths, cache_dir=Path("cache")).scores
@@ -107,7 +106,7 @@ def test_the_files_score_as_rank_does(
     assert about["views"] == [{"size": 32, "mirrored": False}, {"size": 32, "mirrored": True}]
 
 
-@pytest.mark.parametrize("kind", ["registers", "vit", "dinov3"])
+@pytest.mark.parametrize("kind", ["registers", "dinov3"])
 def test_ensembles_and_views_of_several_sizes_are_one_graph(
     kind: str, tmp_path: Path, model_dir: Callable[[str], Path]
 ) -> None:
@@ -174,9 +173,7 @@ def test_the_head_alone_needs_no_backbone(
     assert "leave --head-only or --int8 away" in capfd.readouterr().err
 
 
-def test_errors_are_plain(
-    work: Path, graded_folder: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_errors_are_plain(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
     def fails(arguments: list[str], *words: str) -> None:
         capfd.readouterr()
         assert run(["export", *arguments]) in (1, 2)
@@ -195,7 +192,7 @@ def test_errors_are_plain(
     assert list(Path("e2").iterdir()) == []
     (work / "one").mkdir()
     fails(["--images", "one", "--out", "e3"], "--images")
-    for path in (graded_folder / "images").iterdir():
+    for path in (work / "data" / "images").iterdir():
         path.unlink()
     fails(["--out", "e4"], "0 of 40 are there", "--images")
 
@@ -220,7 +217,7 @@ def test_a_score_that_is_no_number_is_refused(work: Path) -> None:
 
 
 def test_the_shared_folder_ranks_as_the_run_does(
-    work: Path, graded_folder: Path, capfd: pytest.CaptureFixture[str]
+    work: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["evaluate"]) == 0
     assert run(["export", "--hf", "shared"]) == 0
@@ -229,8 +226,8 @@ def test_the_shared_folder_ranks_as_the_run_does(
     assert files == {*MODEL, "config.json", "README.md"}
     text = "".join(path.read_bytes().decode("latin-1") for path in Path("shared").iterdir())
     assert str(work) not in text and "work_0" not in text  # no folder, no file name
-    assert run(["rank", str(graded_folder), "--out", "one"]) == 0
-    assert run(["rank", str(graded_folder), "--checkpoint", "shared", "--out", "two"]) == 0
+    assert run(["rank", "data", "--out", "one"]) == 0
+    assert run(["rank", "data", "--checkpoint", "shared", "--out", "two"]) == 0
     one, two = (
         json.loads(Path(name, "ranking.json").read_text(encoding="utf-8"))["works"]
         for name in ("one", "two")
@@ -304,10 +301,3 @@ def test_shared_settings_name_no_folder(tmp_path: Path) -> None:
     assert backbone(str(tmp_path / "vit-mine")) == "vit-mine"
     assert backbone("~/secret/vit-mine") == "vit-mine"
     assert backbone("../other/vit-mine") == "vit-mine"
-
-
-def test_the_torch_heads_are_the_numpy_heads() -> None:
-    rows = np.random.default_rng(0).normal(size=(5, 32)).astype(np.float32)
-    one, two = member(32, 4, mean=1.0, spread=3.0), member(32, 5, mean=-2.0, spread=0.5)
-    found = MeanHead([one, two])(torch.from_numpy(rows)).numpy()
-    np.testing.assert_allclose(found, (one(rows) + two(rows)) / 2, atol=2e-6)

@@ -113,97 +113,101 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def test_who_may_ask_for_what(work: Path) -> None:
-    photos(work / "photos")
-    (work / "secret.txt").write_text("secret")
-    with serving(work / "photos", work / "pairs.csv") as browser:
-        status, headers, page = browser.get("")
-        assert status == 200 and b"<main" in page
-        policy = headers["content-security-policy"]
-        assert "default-src 'none'" in policy and "unsafe" not in policy
-        assert headers["referrer-policy"] == "no-referrer"
-        assert not re.search(rb"(src|href)=\"(https?:)?//", page)  # nothing from elsewhere
-        for name in ("label.js", "label.css", "words.js"):
-            assert browser.get(name)[0] == 200
-
-        # a wrong token or none
-        for path in (
-            "/",
-            "/state",
-            "/image/0",
-            "/x/state",
-            f"/{browser.token[:-1]}/state",
-            "//state",
-        ):
-            assert browser.ask(path)[0] == 404
-        said = {"number": browser.state()["number"], "label": 1}
-        judge = f"/{browser.token}/judge"
-        assert browser.ask(judge, "POST", said)[0] == 403
-        assert browser.ask(judge, "POST", said, X_Label_Token="x")[0] == 403
-        assert browser.ask("/x/judge", "POST", said, X_Label_Token=browser.token)[0] == 404
-        assert browser.ask(judge, "GET")[0] in (404, 405)
-
-        # other names of this machine (DNS rebinding), other pages
-        for host in ("evil.example", "127.0.0.1.evil.example", "[::1]", "", "localhost:x"):
-            assert browser.ask(f"/{browser.token}/state", Host=host)[0] in (400, 421)
-        assert browser.ask(f"/{browser.token}/state", Host="localhost:1234")[0] == 200  # a tunnel
-        for origin in ("http://evil.example", "null", "https://127.0.0.1"):
-            sent = {"X_Label_Token": browser.token, "Origin": origin}
-            assert browser.ask(judge, "POST", said, **sent)[0] == 421
-        assert not rows_of(work / "pairs.csv")
-
-        # whatever is no number of a work is no picture
-        for path in (
-            "image/../../secret.txt", "image/..%2f..%2fsecret.txt", "image/%2e%2e/%2e%2e/secret.txt",
-            "image/-1", "image/30", "image/1e1", "image/0x1", "image//etc/passwd", "../pairs.csv",
-            "server.py", "index.html", "..%2fserver.py", "image/" + "9" * 400,
-        ):  # fmt: skip
-            status, _, content = browser.get(path)
-            assert status == 404 and b"secret" not in content and b"root:" not in content
-
-        # what makes no sense
-        deep = b"[" * 4000
-        digits = b'{"label": 1, "number": ' + b"9" * 4400 + b"}"
-        for nonsense in (b"", b"no json", deep, digits, b"\xff\xfe{", b'{"number": NaN, "label": 1}', b"[]", b'{"number": 1}', b"x" * 10_000,
-                         b'{"number": 1, "label": 2}', b'{"number": true, "label": 1}'):  # fmt: skip
-            assert browser.ask(judge, "POST", nonsense, X_Label_Token=browser.token)[0] == 400
-        assert not rows_of(work / "pairs.csv")
-
-
-def test_odd_request_lines_are_refused(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A session in which nothing is judged."""
+    work = tmp_path_factory.mktemp("asked")
     photos(work / "photos", 12)
-    with serving(work / "photos", work / "pairs.csv") as browser:
-        image = f"/{browser.token}/image/".encode()
-        for line in (
-            b"OPTIONS *", b"GET *", b"GET ?", b"GET x", b"CONNECT 127.0.0.1:80", b"GET http://x",
-            b"GET //", b"BREW /", b"GET /%ff%fe", b"GET /" + b"a" * 9000, b"GET " + image + b"9" * 5000,
-            b"GET " + image + b"%D9%A3", b"GET " + image + b"%00",
-        ):  # fmt: skip
-            with socket.create_connection(("127.0.0.1", browser.label.server.port), 20) as client:
-                client.sendall(line + b" HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-                assert client.recv(10).startswith(b"HTTP/1.1 4"), line
-        assert browser.get("state")[0] == 200
+    (work / "secret.txt").write_text("secret")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(work)
+        with serving(work / "photos", work / "pairs.csv") as browser:
+            yield browser
+            assert not rows_of(work / "pairs.csv")
+
+
+def test_who_may_ask_for_what(asked: Browser) -> None:
+    status, headers, page = asked.get("")
+    assert status == 200 and b"<main" in page
+    policy = headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "unsafe" not in policy
+    assert headers["referrer-policy"] == "no-referrer"
+    assert not re.search(rb"(src|href)=\"(https?:)?//", page)  # nothing from elsewhere
+    for name in ("label.js", "label.css", "words.js"):
+        assert asked.get(name)[0] == 200
+
+    # a wrong token or none
+    for path in (
+        "/",
+        "/state",
+        "/image/0",
+        "/x/state",
+        f"/{asked.token[:-1]}/state",
+        "//state",
+    ):
+        assert asked.ask(path)[0] == 404
+    said = {"number": asked.state()["number"], "label": 1}
+    judge = f"/{asked.token}/judge"
+    assert asked.ask(judge, "POST", said)[0] == 403
+    assert asked.ask(judge, "POST", said, X_Label_Token="x")[0] == 403
+    assert asked.ask("/x/judge", "POST", said, X_Label_Token=asked.token)[0] == 404
+    assert asked.ask(judge, "GET")[0] in (404, 405)
+
+    # other names of this machine (DNS rebinding), other pages
+    for host in ("evil.example", "127.0.0.1.evil.example", "[::1]", "", "localhost:x"):
+        assert asked.ask(f"/{asked.token}/state", Host=host)[0] in (400, 421)
+    assert asked.ask(f"/{asked.token}/state", Host="localhost:1234")[0] == 200  # a tunnel
+    for origin in ("http://evil.example", "null", "https://127.0.0.1"):
+        sent = {"X_Label_Token": asked.token, "Origin": origin}
+        assert asked.ask(judge, "POST", said, **sent)[0] == 421
+
+    # whatever is no number of a work is no picture
+    for path in (
+        "image/../../secret.txt", "image/..%2f..%2fsecret.txt", "image/%2e%2e/%2e%2e/secret.txt",
+        "image/-1", "image/30", "image/1e1", "image/0x1", "image//etc/passwd", "../pairs.csv",
+        "server.py", "index.html", "..%2fserver.py", "image/" + "9" * 400,
+    ):  # fmt: skip
+        status, _, content = asked.get(path)
+        assert status == 404 and b"secret" not in content and b"root:" not in content
+
+    # what makes no sense
+    deep = b"[" * 4000
+    digits = b'{"label": 1, "number": ' + b"9" * 4400 + b"}"
+    for nonsense in (b"", b"no json", deep, digits, b"\xff\xfe{", b'{"number": NaN, "label": 1}', b"[]", b'{"number": 1}', b"x" * 10_000,
+                     b'{"number": 1, "label": 2}', b'{"number": true, "label": 1}'):  # fmt: skip
+        assert asked.ask(judge, "POST", nonsense, X_Label_Token=asked.token)[0] == 400
+
+
+def test_odd_request_lines_are_refused(asked: Browser, capfd: pytest.CaptureFixture[str]) -> None:
+    image = f"/{asked.token}/image/".encode()
+    for line in (
+        b"OPTIONS *", b"GET *", b"GET ?", b"GET x", b"CONNECT 127.0.0.1:80", b"GET http://x",
+        b"GET //", b"BREW /", b"GET /%ff%fe", b"GET /" + b"a" * 9000, b"GET " + image + b"9" * 5000,
+        b"GET " + image + b"%D9%A3", b"GET " + image + b"%00",
+    ):  # fmt: skip
+        with socket.create_connection(("127.0.0.1", asked.label.server.port), 20) as client:
+            client.sendall(line + b" HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            assert client.recv(10).startswith(b"HTTP/1.1 4"), line
+    assert asked.get("state")[0] == 200
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_it_listens_on_this_machine_only(work: Path) -> None:
-    photos(work / "photos")
-    with serving(work / "photos", work / "pairs.csv") as browser:
-        port = browser.label.server.port
-        assert browser.label.server.address.startswith(f"http://127.0.0.1:{port}/")
-        listening = [
-            line.split()[1]
-            for table in ("/proc/net/tcp", "/proc/net/tcp6")
-            if Path(table).exists()
-            for line in Path(table).read_text().splitlines()[1:]
-            if line.split()[3] == "0A" and int(line.split()[1].split(":")[1], 16) == port
-        ]
-        assert listening in ([], [f"0100007F:{port:04X}"])
-        with pytest.raises(ConfigError, match=f"--port {port} can not be listened on"):
-            server_module.LabelServer(browser.label.session, None, port)  # type: ignore[arg-type]
-        for family, address in ((socket.AF_INET, "127.0.0.2"), (socket.AF_INET6, "::1")):
-            with socket.socket(family) as other, pytest.raises(OSError):
-                other.connect((address, port))
+def test_it_listens_on_this_machine_only(asked: Browser) -> None:
+    port = asked.label.server.port
+    assert asked.label.server.address.startswith(f"http://127.0.0.1:{port}/")
+    listening = [
+        line.split()[1]
+        for table in ("/proc/net/tcp", "/proc/net/tcp6")
+        if Path(table).exists()
+        for line in Path(table).read_text().splitlines()[1:]
+        if line.split()[3] == "0A" and int(line.split()[1].split(":")[1], 16) == port
+    ]
+    assert listening in ([], [f"0100007F:{port:04X}"])
+    with pytest.raises(ConfigError, match=f"--port {port} can not be listened on"):
+        server_module.LabelServer(asked.label.session, None, port)  # type: ignore[arg-type]
+    for family, address in ((socket.AF_INET, "127.0.0.2"), (socket.AF_INET6, "::1")):
+        with socket.socket(family) as other, pytest.raises(OSError):
+            other.connect((address, port))
 
 
 def test_pictures_are_made_anew(work: Path, decoded_elsewhere: Callable[[], None]) -> None:

@@ -33,7 +33,6 @@ from mirip_fast.ranking.rows import read_features
 from mirip_fast.ranking.scorer import ScoreModel, phase_of_model
 from mirip_fast.ranking.torch_score import ImageScorer, MeanHead, view_sizes
 from mirip_fast.runtime import our_cores
-from mirip_fast.settings import config_from_dict
 from mirip_fast.training.run_folder import SPLIT_FILE, Run
 
 log = logging.getLogger(__name__)
@@ -285,8 +284,7 @@ def _run_images(model: ScoreModel) -> tuple[list[Path], list[bytes]]:
         DataError: the model lies in no run's folder, or its list is damaged.
     """
     folder = model.checkpoint.parent
-    data = config_from_dict({"data": Run(folder).info.get("data", {})}).data
-    images = load_split(folder / SPLIT_FILE, model.info.tiers, data)
+    images = load_split(folder / SPLIT_FILE, model.info.tiers, Run(folder).data)
     order = sorted(range(len(images)), key=lambda i: images.splits[i])  # test, train, val
     order.sort(key=lambda i: images.splits[i] == "train")
     records = images.manifest.records

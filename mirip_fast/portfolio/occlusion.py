@@ -46,18 +46,8 @@ class ScoreMap:
     cls: NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class Region:
-    """A rectangle of patches: rows ``top`` ≤ r < ``bottom``, columns ``left`` ≤ c < ``right``."""
-
-    top: int
-    bottom: int
-    left: int
-    right: int
-
-
-def regions(side: int, detail: int) -> list[Region]:
-    """The regions that are covered in turn: (detail − 1)² squares, each two steps wide.
+def regions(side: int, detail: int) -> list[tuple[slice, slice]]:
+    """The regions that are covered in turn: (detail − 1)² squares, each two steps wide, in patches.
 
     Args:
         side: patches along one edge of the picture.
@@ -65,8 +55,8 @@ def regions(side: int, detail: int) -> list[Region]:
     """
     steps = min(detail, side)
     edges = [round(i * side / steps) for i in range(steps + 1)]
-    spans = list(zip(edges, edges[2:], strict=False)) or [(0, side)]
-    return [Region(*rows, *columns) for rows in spans for columns in spans]
+    spans = [slice(*ends) for ends in zip(edges, edges[2:], strict=False)] or [slice(0, side)]
+    return [(rows, columns) for rows in spans for columns in spans]
 
 
 def occlusion_map(
@@ -94,11 +84,7 @@ def occlusion_map(
     patch = backbone.spec.patch_size
     side = square.shape[0] // patch
     covered = regions(side, detail)
-    blurred = np.asarray(
-        Image.fromarray(square).filter(ImageFilter.GaussianBlur(BLUR * len(square)))
-    )
-    pictures = _covered(square, blurred, covered, patch)
-
+    pictures = _covered(square, covered, patch)
     first_tokens: list[NDArray[np.float32]] = []
 
     def score(batch: list[NDArray[np.uint8]]) -> list[float]:
@@ -118,31 +104,23 @@ def occlusion_map(
         found, batch_size = in_passes(score, batch, batch_size)
         scores += chain.from_iterable(found)
     changes = scores[0] - np.array(scores[1:])
-    return ScoreMap(_mean_over(covered, changes, side), scores[0], first_tokens[0])
+    # Per patch, the mean change over the regions that it lies in.
+    total, count = np.zeros((side, side)), np.zeros((side, side))
+    for region, change in zip(covered, changes, strict=True):
+        total[region] += change
+        count[region] += 1
+    return ScoreMap((total / count).astype(np.float32), scores[0], first_tokens[0])
 
 
 def _covered(
-    square: NDArray[np.uint8], blurred: NDArray[np.uint8], covered: list[Region], patch: int
+    square: NDArray[np.uint8], covered: list[tuple[slice, slice]], patch: int
 ) -> Iterator[NDArray[np.uint8]]:
     """The picture, then the picture with each region covered."""
+    blur = ImageFilter.GaussianBlur(BLUR * len(square))
+    blurred = np.asarray(Image.fromarray(square).filter(blur))
     yield square
     for region in covered:
-        where = (
-            slice(region.top * patch, region.bottom * patch),
-            slice(region.left * patch, region.right * patch),
-        )
+        pixels = tuple(slice(patch * span.start, patch * span.stop) for span in region)
         picture = square.copy()
-        picture[where] = blurred[where]
+        picture[pixels] = blurred[pixels]
         yield picture
-
-
-def _mean_over(
-    covered: list[Region], changes: NDArray[np.float64], side: int
-) -> NDArray[np.float32]:
-    """[side, side]: per patch, the mean change over the regions that it lies in."""
-    total, count = np.zeros((side, side)), np.zeros((side, side))
-    for region, change in zip(covered, changes, strict=True):
-        where = (slice(region.top, region.bottom), slice(region.left, region.right))
-        total[where] += change
-        count[where] += 1
-    return (total / count).astype(np.float32)

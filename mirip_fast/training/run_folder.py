@@ -19,6 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
+from mirip_fast.config import DataConfig
 from mirip_fast.errors import CheckpointError, RunNotFoundError
 from mirip_fast.files import (
     LIST_FILE,
@@ -36,6 +37,7 @@ from mirip_fast.files import (
     write_json,
     write_text,
 )
+from mirip_fast.settings import config_from_dict
 
 BEST = "best_model.pt"
 LAST = "last_model.pt"
@@ -81,6 +83,11 @@ class Run:
             raise
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{path} can not be read: {error}") from error
+
+    @property
+    def data(self) -> DataConfig:
+        """How the images that the run learned from are read."""
+        return config_from_dict({"data": self.info.get("data", {})}).data
 
     def has(self, name: str) -> bool:
         """Whether the run has this file.

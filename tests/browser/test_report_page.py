@@ -333,14 +333,3 @@ def test_what_raises_and_lowers_the_score(tmp_path: Path, opened: Any) -> None:
     page.keyboard.press("ArrowLeft")  # the box has the focus, and the arrows work
     assert page.locator("#large .filename").text_content() == NINE[0]
     assert opened.wrong == []
-
-
-def test_pictures_beside_the_page(
-    tmp_path: Path, opened: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("mirip_fast.portfolio.page.PAGE_BYTES", 1000)
-    pictures(tmp_path / "works", NINE)
-    made_page(tmp_path / "works", NINE, tmp_path / "report 100%.html")
-    page = opened(tmp_path / "report 100%.html")
-    wait_for_picture(page, ".card img")
-    assert opened.wrong == []
