@@ -111,9 +111,14 @@ def test_json_for_html_is_json():
 
 def test_what_is_unknown_is_null(tmp_path: Path):
     pictures(tmp_path / "works", ["a.png", "b.png"])
-    made_page(tmp_path / "works", ["a.png", "b.png"], tmp_path / "report.html", known=False)
+    given = {"year": [2021.0, float("nan")], "note": ["", "좋음"], "sold": [None, True]}
+    made_page(
+        tmp_path / "works", ["a.png", "b.png"], tmp_path / "report.html", known=False, given=given
+    )
     data = data_of(tmp_path / "report.html")
-    work = data["works"][0]
+    work, other = data["works"]
+    assert work["given"] == [["year", "2021.0"]]  # an empty cell is not shown
+    assert other["given"] == [["note", "좋음"], ["sold", "True"]]
     assert work["low"] is work["high"] is work["percent"] is work["chances"] is None
     assert data["curves"] is data["sharpness"] is data["source"] is None
     assert data["remarks"] == ["unknown: no <file>"] and data["noIntervals"] == "unknown: no heads"

@@ -305,6 +305,8 @@ def _about(done: RankDone) -> dict[str, Any]:
 def _works(
     done: RankDone, page: Path, stacks: Mapping[int, tuple[int, Match]]
 ) -> Iterator[dict[str, Any]]:
+    import pandas as pd
+
     ranking = done.ranking
     chances, wins = of_tiers(ranking, "p").values(), of_tiers(ranking, "wins").values()
     given = given_columns(ranking)
@@ -324,7 +326,9 @@ def _works(
             "name": printable(work["file"]),
             "id": printable(work["image_id"]),
             "given": [
-                [printable(c), printable(str(work[c]))] for c in given if work[c] not in (None, "")
+                [printable(c), printable(str(work[c]))]
+                for c in given
+                if not pd.isna(work[c]) and work[c] != ""
             ],
             "original": _address(done.root / work["file"], page),
             "stack": stack,
