@@ -27,8 +27,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from mirip_fast.config import Config
 from mirip_fast.models.losses import count_pairs, pair_loss
-from mirip_fast.ranking.batches import PartnerDraw
 from mirip_fast.ranking.fit import HeadFit
+from mirip_fast.ranking.objective import PartnerDraw
 from mirip_fast.ranking.rows import Rows
 from mirip_fast.training.presets import Preset, choose_preset
 

@@ -27,8 +27,8 @@ from mirip_fast.config import Config
 from mirip_fast.evaluation.metrics import pairwise_accuracy
 from mirip_fast.evaluation.text_table import format_table
 from mirip_fast.models.checkpoint import load_checkpoint
-from mirip_fast.ranking.device_rows import score_rows
 from mirip_fast.ranking.fit import HeadFit
+from mirip_fast.ranking.objective import score_rows
 from mirip_fast.ranking.rows import Rows
 from mirip_fast.runtime import cpu_threads
 from mirip_fast.training.presets import Preset, choose_preset

@@ -26,9 +26,7 @@ def compare_command(
 ) -> None:
     """Say which of two images scores higher, by how much, and how probably it is the better one.
 
-    The probability was learned from graded works that the model had not trained on. Its 95 % interval
-    (after `train --bootstrap 50`) covers the choice of training works and of the stored views, not
-    disagreement of graders.
+    The probability was learned from graded works that the model had not trained on.
     """
     from mirip_fast.evaluation.text_table import format_table
     from mirip_fast.portfolio.rank import compare_images
@@ -52,15 +50,8 @@ def compare_command(
         click.echo(f"Probability {done.calibration.unknown}")
         return
 
-    def turn(p: float) -> float:
-        """The probability of the winner, from that of the first."""
-        return p if first_wins else 1 - p
-
-    span = f" (95 % interval {done.no_interval})" if done.no_interval else ""
-    if done.interval is not None:
-        low, high = sorted(turn(p) for p in done.interval)
-        span = f" (95 % interval {_percent(low)} to {_percent(high)})"
-    click.echo(f"Probability that it is the better one: {_percent(turn(done.probability))}{span}")
+    chance = done.probability if first_wins else 1 - done.probability
+    click.echo(f"Probability that it is the better one: {_percent(chance)}")
     known = done.calibration
     click.echo(f"Learned from {known.images} held-out works ({known.source}).")
     for remark in known.warnings():

@@ -49,7 +49,7 @@ def export_command(
     ONNX files are compared with torch on real images first, and only kept if they agree. The members of
     an ensemble become one graph.
 
-    Either folder holds the model itself, too, with its calibration, bootstrap heads and anchors: `rank
+    Either folder holds the model itself, too, with its calibration and anchors: `rank
     --checkpoint FOLDER`, with --tiers or without, gives the table that the run gives. No names and no
     pictures of graded works are in it.
     """

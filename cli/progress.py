@@ -12,7 +12,6 @@ from mirip_fast.closing import Closing
 
 if TYPE_CHECKING:
     from mirip_fast.features.embed import Progress
-    from mirip_fast.ranking.sweep import Progress as SweepProgress
 
 
 class Bar(Closing):
@@ -64,10 +63,6 @@ class Bar(Closing):
         """How far embedding is."""
         failed = {"failed": progress.failed} if progress.failed else {}
         self(progress.done, progress.total, **failed)
-
-    def sweeping(self, progress: SweepProgress) -> None:
-        """How far a sweep is."""
-        self(progress.done, progress.cells, heads=progress.heads, epoch=progress.epoch)
 
     def close(self) -> None:
         """Take the bar away."""

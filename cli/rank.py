@@ -90,9 +90,9 @@ def rank_command(
     0-100 is the percentile among graded works that the model had not trained on; the tier is the most
     probable one, with the probability of each tier beside it, learned from the same works.
 
-    The 95 % interval of a rank (after `train --bootstrap 50`) covers the choice of training works and
-    of the stored views: how far the rank would move with other works of the same kind. It does not cover
-    disagreement of graders. ~ marks works whose order against a neighbour is not settled.
+    The 95 % interval of a rank says where graders may put a work: their scatter around what the model had
+    said of graded works that it had not trained on. ~ marks works whose order against a neighbour is not
+    settled.
 
     With --tiers, each work is compared with anchors: graded works of every tier that the model had not
     trained on. «>A %» is the share of tier A's anchors that a work beats. The tier stays the most probable
@@ -182,10 +182,7 @@ def _tell_what_it_rests_on(done: RankDone) -> None:
             "leave it open (Gaussian process); not another judge"
             if process is not None and len(process.told)
             else "where the graders may put a work: their scatter around what the model had said of graded "
-            "works without their group"
-            if done.model.knows_grades
-            else f"ranks by {done.heads} heads trained on resampled groups; covers training works and "
-            "views, not disagreement of graders"
+            "works that it had not trained on"
         )
         lines.append(
             f"95 %: {rests}. ~ marks works whose order against a neighbour is not "

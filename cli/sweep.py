@@ -53,7 +53,6 @@ def sweep_command(
     """
     from mirip_fast.ranking.sweep import (
         BEST_FILE,
-        SweepRequest,
         resume_sweep,
         run_sweep,
         start_sweep,
@@ -63,13 +62,14 @@ def sweep_command(
     if resume:
         sweep = resume_sweep(Path(config.train.output_dir), resume)
     else:
-        request = SweepRequest(grid, random, seeds, data, resolved.given)
-        sweep = start_sweep(config, request)
+        sweep = start_sweep(
+            config, grid, random=random, seeds=seeds, data=data, given=resolved.given
+        )
     try:
-        with Bar(" cells") as bar:
-            table = run_sweep(sweep, bar.sweeping)
+        with Bar(" heads") as bar:
+            table = run_sweep(sweep, bar)
     except KeyboardInterrupt:
         raise Interrupted("`mirip-fast sweep --resume latest` goes on from there.") from None
-    click.echo(table.to_text())
+    click.echo(table)
     click.echo(f"Sweep: {sweep.path}")
     click.echo(f"Next: mirip-fast train --head-only --config {sweep.path / BEST_FILE}")

@@ -119,9 +119,7 @@ def train_command(
     result: FitResult | FoldsResult | Report | PairReport
     try:
         if resume:
-            given = "train.bootstrap" in resolved.given
-            bootstrap = config.train.bootstrap if given else None
-            run, result = resume_head(resume, Path(config.train.output_dir), only, bootstrap)
+            run, result = resume_head(resume, Path(config.train.output_dir), only)
         else:
             files = {"train": metadata, "val": val_metadata, "test": test_metadata}
             split_files = {name: path for name, path in files.items() if path is not None}

@@ -214,20 +214,6 @@ class TrainConfig:
         "What makes one image better than another: its tier, or its tier_score.",
         choices=("tier", "tier_score"),
     )
-    min_gap: float = option(
-        0.0, "With --label tier_score: smallest difference of grades that makes a pair.", low=0
-    )
-    within_share: float | None = option(
-        None,
-        "With --within: share of the loss that pairs inside one value of the column have; the others "
-        "have the rest (auto: 1, only pairs inside count).",
-        low=0,
-        high=1,
-    )
-    tier_weights: str = option(
-        "",
-        "Weights of tier pairs, the better tier first: S-A=2,A-B=1.5; pairs not named weigh 1.",
-    )
     loss: str = option(
         "margin",
         "Pairwise loss: margin (ranking hinge) or logistic (RankNet).",
@@ -282,12 +268,6 @@ class TrainConfig:
         0,
         "Divide train and val into so many folds, train one head (with --full one model) without each, "
         "and score with all of them; the test split stays out (0: no folds).",
-        low=0,
-    )
-    bootstrap: int = option(
-        0,
-        "Heads trained besides on resampled groups, from which `rank` tells how sure each rank is "
-        "(0: none; 50 are enough for 95 % intervals).",
         low=0,
     )
     save_every_n_epochs: int = option(

@@ -79,7 +79,7 @@ def make_runs(folder: Path) -> tuple[Path, ...]:
     judged = [f"id{i:02d},id{j:02d},1" for i in range(40) for j in range(i) if i % 4 < j % 4]
     (folder / "pairs.csv").write_text("\n".join(["image_path_1,image_path_2,label", *judged]))
     assert run(["--quiet", "embed", "data", *TINY]) == 0
-    ways = (["--bootstrap", "2"], ["--bootstrap", "2", "--folds", "2"], ["--pairs", "pairs.csv"])
+    ways = (["--readout", "head"], ["--folds", "2"], ["--pairs", "pairs.csv"])
     for number, way in enumerate(ways):
         assert run([*_HEAD, *way, "--output-dir", f"runs{number}"]) == 0
     return tuple(next((folder / f"runs{n}").iterdir()) for n in range(3))
@@ -94,8 +94,7 @@ def answer(run: Path) -> str:
     store = FeatureStore.open(Path("cache") / model.info.fingerprint_id)
     hashes = sorted(store.valid_hashes(next(iter(store.series()))))
     said: list[object] = [model.score(store, hashes).tolist(), load_calibration(model).to_dict()]
-    bootstrap = model.score_bootstrap(store, hashes)
-    said += [bootstrap is None or bootstrap.tolist(), made_with(model, hashes)]
+    said.append(made_with(model, hashes))
     said.append(evaluate_split(model, "test", config).report.to_dict())
     held_out = load_held_out(run, model.info.tiers)
     said.append(held_out and (held_out.scores.tolist(), held_out.ids))

@@ -37,7 +37,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, model_dir: Callable[[str],
         (work / "mirip.yaml").write_text("embed:\n  backbone: [a, b]\n")
         assert run(["-q", *_EMBED]) == 0
         assert run(["-q", "train", "--head-only", "--name", "gp"]) == 0
-        head = ["--readout", "head", "--epochs", "3", "--name", "head", "--bootstrap", "2"]
+        head = ["--readout", "head", "--epochs", "3", "--name", "head"]
         assert run(["-q", "train", "--head-only", *head]) == 0
     return work
 
@@ -175,7 +175,7 @@ def test_embedding_again_finds_the_rows_of_both(
 
 def test_an_interrupted_head_goes_on_with_both(work: Path) -> None:
     folder = _run(work, "head")
-    assert run(["-q", "train", "--head-only", "--resume", str(folder), "--bootstrap", "3"]) == 0
+    assert run(["-q", "train", "--head-only", "--resume", str(folder)]) == 0
 
 
 def test_one_backbone_of_several_can_be_asked_for(

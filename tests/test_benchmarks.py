@@ -14,7 +14,6 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 #: Those that run in a moment; the others say what they take.
 SMALL = {
     "evaluator": ["--images", "60", "--rounds", "5"],
-    "many_heads": ["--images", "60", "--width", "8", "--bootstrap", "2"],
     "neighbours": ["--rows", "3000", "--width", "8"],
 }
 

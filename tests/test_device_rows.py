@@ -9,8 +9,8 @@ import torch
 from mirip_fast.config import HeadConfig
 from mirip_fast.models.head import RankingHead
 from mirip_fast.models.losses import PairLoss
-from mirip_fast.ranking import device_rows
-from mirip_fast.ranking.device_rows import DeviceRows, score_one_view, score_rows
+from mirip_fast.ranking import objective
+from mirip_fast.ranking.objective import DeviceRows, score_one_view, score_rows
 from mirip_fast.ranking.rows import Rows
 
 CPU = torch.device("cpu")
@@ -47,7 +47,7 @@ def test_pieces_have_the_gradient_of_the_whole(
     index = torch.from_numpy(np.random.default_rng(3).permutation(50))
     loss, whole = gradients(head, rows, index)
     scores = score_rows(head, rows.features)
-    monkeypatch.setattr(device_rows, "_CPU_ROWS", size)
+    monkeypatch.setattr(objective, "_CPU_ROWS", size)
     piecewise_loss, piecewise = gradients(head, rows, index)
     assert piecewise_loss == pytest.approx(loss, rel=1e-6)
     for one, other in zip(piecewise, whole, strict=True):
@@ -62,7 +62,7 @@ def test_with_dropout_a_piece_learns_from_the_scores_that_it_gave(
     head, rows = made(1, dropout=0.3)
     head.double()
     doubled = DeviceRows(rows.features.double(), rows.tiers, None, None, None)
-    monkeypatch.setattr(device_rows, "_CPU_ROWS", 16)
+    monkeypatch.setattr(objective, "_CPU_ROWS", 16)
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     index = torch.arange(50)
     _, found = gradients(head, doubled, index)

@@ -225,7 +225,6 @@ def test_what_can_not_be_is_told(headed: Path, capfd: pytest.CaptureFixture[str]
         (["--folds", "4", "--init-from", heads], "has 3 folds, not 4"),
         (["--init-from", heads], "add --folds 3"),
         (["--only-folds", "0"], "--only-folds goes with --folds"),
-        (["--bootstrap", "50"], "would be a fine-tuning of its own"),
         (["--folds", "3", "--split-seed", "5"], "split.split_seed"),
         (["--resume", heads], "train --head-only --resume"),
     ):

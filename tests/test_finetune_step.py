@@ -193,7 +193,7 @@ def test_pairs_of_mixtures_weigh_as_much_as_their_grades_differ(
                 loss = max(0.0, 1 - gap) if kind == "margin" else np.log1p(np.exp(-gap))
                 total, weights = total + weight * loss, weights + weight
                 right += weight * (gap > 0)
-    objective = make_objective(TrainConfig(loss=kind), "SABC", within=with_groups, mixing=True)
+    objective = make_objective(TrainConfig(loss=kind))
     codes = None if within is None else torch.from_numpy(within)
     tensors = torch.from_numpy(scores), torch.from_numpy(grades), codes
     assert float(batch_loss(objective, *tensors, mixed=True)) == pytest.approx(
@@ -205,6 +205,6 @@ def test_pairs_of_mixtures_weigh_as_much_as_their_grades_differ(
 def test_plain_batches_have_the_loss_over_tiers() -> None:
     scores, tiers = torch.randn(12), torch.arange(12) % 3
     settings = TrainConfig(loss="logistic", label_smoothing=0.2)
-    objective = make_objective(settings, "SABC", within=False, mixing=False)
+    objective = make_objective(settings)
     expected = PairLoss(kind="logistic", label_smoothing=0.2)(scores, tiers)
     assert torch.equal(batch_loss(objective, scores, -tiers.double(), None, mixed=False), expected)

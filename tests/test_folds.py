@@ -20,7 +20,7 @@ import torch
 from mirip_fast_cli.main import run
 from test_cli import TINY, draw, make_data
 
-from mirip_fast.config import Config, DataConfig, HeadConfig
+from mirip_fast.config import DataConfig, HeadConfig
 from mirip_fast.data.records import DataOptions, Manifest, Record
 from mirip_fast.errors import ConfigError, DataError
 from mirip_fast.features.datasets import newest_graded
@@ -287,7 +287,3 @@ def test_what_is_wrong_is_told(
 ) -> None:
     assert run(["train", "--head-only", *options]) == 1
     assert words in capfd.readouterr().err
-
-
-def test_folds_and_bootstrap_are_settings() -> None:
-    assert (Config().train.folds, Config().train.bootstrap) == (0, 0)

@@ -16,16 +16,13 @@ from mirip_fast.models.model_info import ModelInfo
 from mirip_fast.models.numpy_head import HEAD_FILE, NumpyHead
 from mirip_fast.ranking import scorer
 from mirip_fast.ranking.head_files import (
-    BOOTSTRAP_FILE,
     Member,
-    load_bootstrap,
     load_head,
     load_members,
-    save_bootstrap,
     save_ensemble,
     save_head,
 )
-from mirip_fast.ranking.scorer import ScoreModel, load_score_model
+from mirip_fast.ranking.scorer import load_score_model
 from mirip_fast.training.run_folder import ENSEMBLE
 
 INFO = ModelInfo(
@@ -92,28 +89,13 @@ def test_an_ensemble_is_the_mean_of_standardised_members(
     np.testing.assert_allclose(views, expected, rtol=1e-5)
     scores = model.score(store, [b""] * 9)  # type: ignore[arg-type]
     np.testing.assert_allclose(scores, expected.mean(1), rtol=1e-5)
-    assert model.score_bootstrap(store, [b""] * 9) is None  # type: ignore[arg-type]
 
 
-def test_bootstrap_heads_belong_to_one_model(checkpoint: Path, features: np.ndarray) -> None:
-    heads = [Member(head(i), 0.1 * i, 1 + i) for i in range(3)]
-    save_bootstrap(checkpoint, heads, INFO)
-    model = ScoreModel(checkpoint, INFO, (Member(head(0)),))
-    scores = model.score_bootstrap(object(), [b""] * 9)  # type: ignore[arg-type]
-    assert scores is not None and scores.shape == (3, 9, 2)
-    for member, mine in zip(heads, scores, strict=True):
-        expected = member(features.reshape(-1, 5)).reshape(9, 2)
-        np.testing.assert_allclose(mine, expected, atol=2e-3)  # kept in half precision
-    checkpoint.write_bytes(b"other weights")
-    assert load_bootstrap(checkpoint) is None
-
-
-@pytest.mark.parametrize("name", [HEAD_FILE, ENSEMBLE, BOOTSTRAP_FILE])
+@pytest.mark.parametrize("name", [HEAD_FILE, ENSEMBLE])
 def test_damaged_files_are_named(checkpoint: Path, name: str) -> None:
     (checkpoint.parent / name).write_bytes(b"broken")
-    load = {HEAD_FILE: load_head, BOOTSTRAP_FILE: load_bootstrap}.get(name)
     with pytest.raises(CheckpointError, match=name):
-        load(checkpoint) if load else load_members(checkpoint.with_name(name))
+        load_head(checkpoint) if name == HEAD_FILE else load_members(checkpoint.with_name(name))
 
 
 def test_a_head_is_no_ensemble(checkpoint: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mirip_fast.errors import ConfigError
-from mirip_fast.models import logistic
+from mirip_fast.models import losses
 from mirip_fast.models.losses import PairLoss, count_pairs, pair_loss
 
 EXACT = {"rtol": 1e-11, "atol": 1e-13}
@@ -35,34 +35,17 @@ def pair_term(loss, difference):
 def reference(loss, scores, labels, within=None):
     """The mean over a plain double loop: (value, gradient) as Python numbers."""
     n = len(scores)
-    sums = {
-        True: [0.0, 0.0, [0.0] * n],
-        False: [0.0, 0.0, [0.0] * n],
-    }  # inside: weight, value, gradient
+    pairs, total, gradient = 0, 0.0, [0.0] * n
     for hi in range(n):
         for lo in range(n):
-            if loss.label == "tier":
-                counts = labels[hi] < labels[lo]
-            else:
-                gap = labels[hi] - labels[lo]
-                counts = gap > 0 and gap >= loss.min_gap
-            inside = within is not None and within[hi] == within[lo]
-            if not counts or (loss.within_share == 1 and not inside):
-                continue
-            weight = loss.tier_weights[labels[hi]][labels[lo]] if loss.tier_weights else 1.0
-            value, slope = pair_term(loss, scores[hi] - scores[lo])
-            part = sums[inside or loss.within_share is None]
-            part[0] += weight
-            part[1] += weight * value
-            part[2][hi] += weight * slope
-            part[2][lo] -= weight * slope
-    share = 1.0 if loss.within_share is None else loss.within_share
-    parts = [(share, sums[True]), (1 - share, sums[False])]
-    parts = [(s, part) for s, part in parts if s > 0 and part[0] > 0]
-    whole = sum(s for s, _ in parts)
-    value = sum(s / whole * part[1] / part[0] for s, part in parts)
-    gradient = [sum(s / whole * part[2][i] / part[0] for s, part in parts) for i in range(n)]
-    return value, gradient
+            better = labels[hi] < labels[lo] if loss.label == "tier" else labels[hi] > labels[lo]
+            if better and (within is None or within[hi] == within[lo]):
+                value, slope = pair_term(loss, scores[hi] - scores[lo])
+                pairs += 1
+                total += value
+                gradient[hi] += slope
+                gradient[lo] -= slope
+    return total / max(pairs, 1), [slope / max(pairs, 1) for slope in gradient]
 
 
 def dense(scores, tiers, margin):
@@ -97,10 +80,6 @@ def draw_loss(rng, kind):
         settings["margin"] = float(rng.choice([0.0, 0.3, 0.5, 1.0, 2.25]))
     elif rng.random() < 0.5:
         settings["label_smoothing"] = float(rng.choice([0.1, 0.5, 1.0]))
-    if rng.random() < 0.5:
-        weights = rng.random((5, 5)) * (rng.random((5, 5)) < 0.8)
-        settings["tier_weights"] = tuple(map(tuple, weights.tolist()))
-    settings["within_share"] = [None, 1.0, 0.3, 0.9, 0.0][rng.integers(5)]
     return PairLoss(**settings)
 
 
@@ -135,47 +114,26 @@ def assert_matches(loss, scores, labels, within=None):
 
 @pytest.mark.parametrize("kind", ["margin", "logistic"])
 @pytest.mark.parametrize("tile", [3, 512])
-def test_value_and_gradient_are_the_double_loop(kind, tile, monkeypatch):
-    monkeypatch.setattr(logistic, "TILE", tile)  # 3: several tiles, cut at every kind of place
+@pytest.mark.parametrize("label", ["tier", "tier_score"])
+def test_groups_smoothing_and_real_labels_are_the_double_loop(kind, tile, label, monkeypatch):
+    monkeypatch.setattr(losses, "TILE", tile)  # 3: several tiles, cut at every kind of place
     rng = np.random.default_rng(tile)
-    for case in range(150):
-        n = case if case < 4 else int(rng.integers(0, 20))
-        loss = draw_loss(rng, kind)
-        assert_matches(loss, draw_scores(rng, n), draw_tiers(rng, n), draw_groups(rng, n))
-    for _ in range(60):  # many tiers go another way to the same result
-        n, highest = int(rng.integers(2, 25)), int(rng.choice([40, 10**12]))
-        loss = PairLoss(kind, within_share=[None, 1.0, 0.5, 0.0][rng.integers(4)])
-        tiers = rng.integers(0, highest, size=n)
-        assert_matches(loss, draw_scores(rng, n), tiers, draw_groups(rng, n))
+    for _ in range(150):
+        n = int(rng.integers(0, 16))
+        loss = replace(draw_loss(rng, kind), label=label)
+        labels = draw_tiers(rng, n) if label == "tier" else rng.integers(0, 9, size=n) / 10
+        within = draw_groups(rng, n) if rng.random() < 0.7 else None
+        assert_matches(loss, draw_scores(rng, n), labels, within)
 
 
-@pytest.mark.parametrize("kind", ["margin", "logistic"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_real_labels_with_a_smallest_gap_are_the_double_loop(kind, dtype, monkeypatch):
-    # Labels are tenths, as people type them; the reference compares them as whole numbers, so a
-    # difference of exactly the gap must count although 1.3 − 1.1 < 0.2 in floating point.
-    monkeypatch.setattr(logistic, "TILE", 5)
-    rng = np.random.default_rng(1)
-    for _ in range(80):
-        n, gap = int(rng.integers(0, 18)), int(rng.choice([0, 1, 2, 3, 7, 100]))
-        tenths = rng.integers(0, 40, size=n) + rng.choice([0, 10, 900])
-        share = [None, 1.0, 0.3, 0.0][rng.integers(4)]
-        loss = PairLoss(kind, label="tier_score", within_share=share, min_gap=gap)
-        shown = torch.tensor(tenths / 10, dtype=dtype)
-        scores, within = draw_scores(rng, n), draw_groups(rng, n)
-        found = evaluate(replace(loss, min_gap=gap / 10), scores, shown, within)
-        assert_close(found, reference(loss, list(scores), list(tenths), list(within)))
-        pairs = sum(a - b >= max(gap, 1) for a in tenths for b in tenths)
-        assert count_pairs(shown, label="tier_score", min_gap=gap / 10) == pairs
-        loss = PairLoss(kind, label="tier_score", min_gap=float(rng.random()))
-        assert_matches(loss, scores, rng.normal(size=n))
-
-
-def test_equal_labels_are_no_pair_however_small_the_gap():
-    labels = torch.tensor([3.0, 3.0, 1.0, 3.0, 1.0])  # float32, where 1e-20 is lost beside 3
-    assert count_pairs(labels, label="tier_score", min_gap=1e-20) == 6
-    value, _ = evaluate(PairLoss(label="tier_score", min_gap=1e-20), [0, 9, 0, 0, 0], labels)
-    assert value == pytest.approx(4 / 6)
+def test_many_tiers_go_another_way_to_the_same_result():
+    rng = np.random.default_rng(3)
+    for _ in range(60):
+        n = int(rng.integers(2, 25))
+        tiers = (
+            rng.integers(0, 10**12, size=n) if rng.random() < 0.3 else rng.integers(0, 40, size=n)
+        )
+        assert_matches(PairLoss(), draw_scores(rng, n), tiers)
 
 
 def test_margin_is_torchs_own_loss_on_the_listed_pairs():
@@ -236,18 +194,18 @@ def test_more_pairs_than_an_int32_or_float32_can_count():
     tiers = torch.arange(100_003) % 3
     sizes = [33_335, 33_334, 33_334]
     costs = {(0, 1): 1.8, (0, 2): 2.3, (1, 2): 1.8}  # every pair the wrong way: 1.3 + 0.5 per tier
-    for loss in (PairLoss(margin=1.3), PairLoss(margin=1.3, tier_weights=((0.3, 0.3, 0.3),) * 3)):
-        scores = (tiers.double() * 0.5).requires_grad_()
-        value = loss(scores, tiers)
-        value.backward()
-        pairs = {(a, b): sizes[a] * sizes[b] for a, b in costs}
-        expected = sum(costs[p] * pairs[p] for p in pairs) / sum(pairs.values())
-        assert value.item() == pytest.approx(expected, rel=1e-13)
-        pull = np.array([-sizes[1] - sizes[2], sizes[0] - sizes[2], sizes[0] + sizes[1]])
-        np.testing.assert_allclose(
-            scores.grad.numpy(), (pull / sum(pairs.values()))[tiers.numpy()], rtol=1e-13, atol=1e-19
-        )
-        assert count_pairs(tiers) == sum(pairs.values()) > 2**31
+    loss = PairLoss(margin=1.3)
+    scores = (tiers.double() * 0.5).requires_grad_()
+    value = loss(scores, tiers)
+    value.backward()
+    pairs = {(a, b): sizes[a] * sizes[b] for a, b in costs}
+    expected = sum(costs[p] * pairs[p] for p in pairs) / sum(pairs.values())
+    assert value.item() == pytest.approx(expected, rel=1e-13)
+    pull = np.array([-sizes[1] - sizes[2], sizes[0] - sizes[2], sizes[0] + sizes[1]])
+    np.testing.assert_allclose(
+        scores.grad.numpy(), (pull / sum(pairs.values()))[tiers.numpy()], rtol=1e-13, atol=1e-19
+    )
+    assert count_pairs(tiers) == sum(pairs.values()) > 2**31
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -272,10 +230,8 @@ NO_PAIR = {
     "nothing": (PairLoss(), [], [], None),
     "one score": (PairLoss(), [1.0], [3], None),
     "one tier": (PairLoss(), [1.0, 2.0, 3.0], [2, 2, 2], None),
-    "every weight 0": (PairLoss(tier_weights=((0.0, 0.0), (0.0, 0.0))), [1.0, 2.0], [0, 1], None),
-    "gap too wide": (PairLoss(label="tier_score", min_gap=9.0), [1.0, 2.0], [0.0, 1.0], None),
-    "all apart": (PairLoss(within_share=1.0), [1.0, 2.0], [0, 1], [5, 6]),
-    "shares of nothing": (PairLoss(within_share=0.5), [1.0, 2.0], [1, 1], [5, 6]),
+    "equal grades": (PairLoss(label="tier_score"), [1.0, 2.0], [0.5, 0.5], None),
+    "all apart": (PairLoss(), [1.0, 2.0], [0, 1], [5, 6]),
 }
 
 
@@ -289,44 +245,26 @@ def test_without_a_pair_loss_and_gradient_are_zero(case, kind):
     assert gradient.tolist() == [0.0] * len(scores)
 
 
-@pytest.mark.parametrize("share", [0.2, 0.7])
-@pytest.mark.parametrize("kind", ["margin", "logistic"])
-def test_a_share_of_no_pairs_goes_to_the_others(share, kind):
-    # Weights that do not add up exactly: what is left must be exactly no pair, not 1e-17 of one.
-    table = tuple(tuple(0.1 * (3 * a + b + 1) for b in range(4)) for a in range(4))
-    torch.manual_seed(4)
-    scores, tiers = torch.randn(50, dtype=torch.float64), torch.arange(50) % 4
-    plain = PairLoss(kind, tier_weights=table)
-    expected = evaluate(plain, scores, tiers)
-    mixed = replace(plain, within_share=share)
-    for within in (torch.zeros(50, dtype=torch.int64), torch.arange(50)):
-        value, gradient = evaluate(mixed, scores, tiers, within)
-        assert value == pytest.approx(expected[0], rel=1e-13)
-        torch.testing.assert_close(gradient, expected[1], **EXACT)
-
-
 SETTINGS = [
-    PairLoss(),
-    PairLoss(within_share=1.0),
-    PairLoss(within_share=0.5),
-    PairLoss(tier_weights=((0.0, 1.0, 1.0),) * 3),
-    PairLoss(label="tier_score", min_gap=1.0),
-    PairLoss("logistic"),
-    PairLoss("logistic", label_smoothing=0.1, within_share=0.5),
+    (PairLoss(), False),
+    (PairLoss(), True),
+    (PairLoss(label="tier_score"), False),
+    (PairLoss("logistic"), False),
+    (PairLoss("logistic", label_smoothing=0.1), True),
 ]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("loss", SETTINGS, ids=repr)
-def test_a_score_that_is_not_finite_never_passes_unseen(bad, loss):
+@pytest.mark.parametrize(("loss", "grouped"), SETTINGS, ids=repr)
+def test_a_score_that_is_not_finite_never_passes_unseen(bad, loss, grouped):
     for n in (1, 2, 3, 12):
         for place in range(n):  # in the best tier, where +inf would cost nothing, and in the worst
             scores = torch.linspace(-1, 1, n)
             scores[place] = bad
-            value = loss(scores, torch.arange(n) % 3, torch.arange(n) % 2)
+            value = loss(scores, torch.arange(n) % 3, torch.arange(n) % 2 if grouped else None)
             assert not math.isfinite(value.item())
     everywhere = torch.full((7,), bad, requires_grad=True)
-    value = loss(everywhere, torch.arange(7) % 3, torch.arange(7) % 2)
+    value = loss(everywhere, torch.arange(7) % 3, torch.arange(7) % 2 if grouped else None)
     value.backward()
     assert not math.isfinite(value.item())
 
@@ -405,8 +343,7 @@ MEMORY_SCRIPT = """
 import resource, torch
 from mirip_fast.models.losses import PairLoss
 
-table = tuple(tuple(1.0 + a + b for b in range(4)) for a in range(4))
-loss = PairLoss("logistic", label_smoothing=0.1, tier_weights=table, within_share=0.5)
+loss = PairLoss("logistic", label_smoothing=0.1)
 def peak_after(n):
     scores = torch.randn(n, dtype=torch.float64, requires_grad=True)
     loss(scores, torch.randint(0, 4, (n,)), torch.randint(0, 3, (n,))).backward()
@@ -434,14 +371,6 @@ def test_logistic_takes_less_than_64_mb():
         ({"label_smoothing": 0.1}, "goes with the logistic loss"),
         ({"kind": "logistic", "label_smoothing": 1.5}, "between 0 and 1"),
         ({"label": "grade"}, "tier, tier_score"),
-        ({"min_gap": 0.5}, "goes with label tier_score"),
-        ({"label": "tier_score", "min_gap": -1.0}, "at least 0"),
-        ({"within_share": -0.1}, "between 0 and 1"),
-        ({"within_share": 1.1}, "between 0 and 1"),
-        ({"tier_weights": ((0.0, 1.0),)}, "square"),
-        ({"tier_weights": ((0.0, -1.0), (0.0, 0.0))}, "at least 0"),
-        ({"tier_weights": ((0.0, math.nan), (0.0, 0.0))}, "at least 0"),
-        ({"tier_weights": ((0.0,),), "label": "tier_score"}, "go with label tier"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings, words):
@@ -459,8 +388,6 @@ def test_settings_that_do_not_fit_are_refused(settings, words):
         (PairLoss(), torch.zeros(2), [True, False], "must be integers"),
         (PairLoss(), torch.zeros(2), [-1, 1], "start at 0"),
         (PairLoss(label="tier_score"), torch.zeros(2), [0, math.nan], "finite"),
-        (PairLoss(within_share=1.0), torch.zeros(2), [0, 1], "is needed"),
-        (PairLoss(tier_weights=((0, 1), (0, 0))), torch.zeros(1), [2], "2 tiers"),
     ],
 )
 def test_tensors_that_do_not_fit_are_refused(loss, scores, labels, words):
@@ -485,14 +412,14 @@ def test_listed_pairs_that_do_not_fit_are_refused():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("loss", SETTINGS, ids=repr)
-def test_a_gpu_gives_what_the_cpu_gives(loss):
+@pytest.mark.parametrize(("loss", "grouped"), SETTINGS, ids=repr)
+def test_a_gpu_gives_what_the_cpu_gives(loss, grouped):
     torch.manual_seed(6)
     scores = torch.randn(3000, dtype=torch.float64)
     tiers, within = torch.arange(3000) % 3, torch.arange(3000) % 7
-    expected = evaluate(loss, scores, tiers, within)
+    expected = evaluate(loss, scores, tiers, within if grouped else None)
     x = scores.cuda().requires_grad_()
-    value = loss(x, tiers.cuda(), within.cuda())
+    value = loss(x, tiers.cuda(), within.cuda() if grouped else None)
     value.backward()
     assert value.is_cuda
     assert value.item() == pytest.approx(expected[0], rel=1e-11)

@@ -104,7 +104,7 @@ def test_what_takes_a_model_takes_this_one(
     "train",
     [
         [],
-        ["--folds", "3", "--bootstrap", "50", "--epochs", "3", "--readout", "attention"],
+        ["--folds", "3", "--epochs", "3", "--readout", "attention"],
         ["--epochs", "3", "--readout", "ensemble"],
     ],
     ids=["gp", "folds", "ensemble"],
@@ -191,8 +191,8 @@ def test_auto_says_by_how_much_and_how_surely(
 
 def test_what_a_readout_does_not_heed_is_refused() -> None:
     config = Config()
-    config.head.readout, config.train.bootstrap = "auto", 50
-    with pytest.raises(ConfigError, match="--bootstrap: of no use with --readout auto"):
+    config.head.readout, config.evaluate.within = "auto", "department"
+    with pytest.raises(ConfigError, match="--within: of no use with --readout auto"):
         choose_readout(config)
 
 

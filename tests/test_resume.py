@@ -42,8 +42,8 @@ WAYS = {
         *("--train-ratio", "0.6", "--val-ratio", "0.2", "--test-ratio", "0.2"),
     ],
     "grades, logistic, within, EMA": [
-        *("--label", "tier_score", "--min-gap", "0.2", "--within", "department"),
-        *("--within-share", "0.5", "--loss", "logistic", "--ema-decay", "0.99"),
+        *("--label", "tier_score", "--within", "department"),
+        *("--loss", "logistic", "--ema-decay", "0.99"),
         *("--early-stopping-patience", "12"),
     ],
 }

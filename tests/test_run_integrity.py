@@ -76,7 +76,6 @@ RESUME = ["train", "--head-only", "--resume", "{run}"]
 READERS = {
     "best_model.pt": ["evaluate", "{run}"],
     "head.safetensors": ["compare", "data/images/work_01.png", "data/images/work_02.png"],
-    "bootstrap.safetensors": RANK,
     "calibration.json": RANK,
     "anchors.json": RANK,
     "split.csv": RESUME,

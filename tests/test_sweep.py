@@ -19,17 +19,15 @@ from test_cli import TINY, make_data
 
 from mirip_fast.config import Config
 from mirip_fast.errors import ConfigError, TrainingError
-from mirip_fast.ranking.search_space import cell_text, configure, make_cells, parse_axes
-from mirip_fast.ranking.sweep_fits import CellFits
-from mirip_fast.ranking.sweep_table import Graded, compare_cells, mean_accuracy
+from mirip_fast.ranking.sweep import CellFits, cell_text, compare_cells, configure, make_cells
 
 SWEEP = ["sweep", "--grid", "learning_rate=3e-4,1e-2", "--grid", "features=cls,cls+mean",
          "--epochs", "4", "--batch-size", "8", "--folds", "3"]  # fmt: skip
 
 
 def test_a_grid_is_every_combination_after_the_settings_as_they_are() -> None:
-    axes = parse_axes(["learning_rate=1e-4,3e-4", "head.features=cls,cls+mean", "dropout=0,0.1"])
-    cells = make_cells(axes, None, 0)
+    grid = ["learning_rate=1e-4,3e-4", "head.features=cls,cls+mean", "dropout=0,0.1"]
+    cells = make_cells(grid, None, 0)
     assert cells[0] == {} and len(cells) == 9
     assert cells[1] == {
         "train.learning_rate": 1e-4, "head.features": "cls", "head.projector_dropout": 0.0,
@@ -41,10 +39,10 @@ def test_a_grid_is_every_combination_after_the_settings_as_they_are() -> None:
 
 
 def test_random_cells_are_drawn_from_lists_and_ranges() -> None:
-    axes = parse_axes(["learning_rate=1e-5..1e-2", "dropout=0..0.5", "loss=margin,logistic",
-                       "score_hidden_dim=16..128"])  # fmt: skip
-    cells = make_cells(axes, 300, 3)[1:]
-    assert len(cells) == 300 and make_cells(axes, 300, 3)[1:] == cells
+    grid = ["learning_rate=1e-5..1e-2", "dropout=0..0.5", "loss=margin,logistic",
+            "score_hidden_dim=16..128"]  # fmt: skip
+    cells = make_cells(grid, 300, 3)[1:]
+    assert len(cells) == 300 and make_cells(grid, 300, 3)[1:] == cells
     rates = np.log10([cell["train.learning_rate"] for cell in cells])
     assert rates.min() >= -5 and rates.max() <= -2
     assert abs(rates.mean() + 3.5) < 0.15, "evenly in the logarithm"
@@ -53,9 +51,9 @@ def test_random_cells_are_drawn_from_lists_and_ranges() -> None:
     widths = [cell["head.score_hidden_dim"] for cell in cells]
     assert all(isinstance(width, int) for width in widths) and 16 <= min(widths) <= max(widths)
     assert {cell["train.loss"] for cell in cells} == {"margin", "logistic"}
-    few = make_cells(parse_axes(["loss=margin,logistic", "margin=0.5,1"]), 3, 0)
+    few = make_cells(["loss=margin,logistic", "margin=0.5,1"], 3, 0)
     assert len({cell_text(cell) for cell in few}) == 4, "no cell twice"
-    assert len(make_cells(parse_axes(["margin=0.5,1"]), 50, 0)) == 3, "the whole grid is enough"
+    assert len(make_cells(["margin=0.5,1"], 50, 0)) == 3, "the whole grid is enough"
 
 
 @pytest.mark.parametrize(
@@ -77,16 +75,18 @@ def test_random_cells_are_drawn_from_lists_and_ranges() -> None:
 )  # fmt: skip
 def test_what_a_grid_can_not_be_is_told(specs: list[str], random: int | None, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        make_cells(parse_axes(specs), random, 0)
+        make_cells(specs, random, 0)
 
 
-def accuracy(scores: np.ndarray, graded: Graded, times: np.ndarray) -> float:
+def accuracy(
+    scores: np.ndarray, tiers: np.ndarray, fold_of: np.ndarray, times: np.ndarray
+) -> float:
     """Mean over the pairs inside a fold, seed by seed, images counted ``times`` times: a plain loop."""
     right = pairs = 0.0
     for of_seed in scores:
         for i in range(len(times)):
             for j in range(len(times)):
-                if graded.tiers[i] < graded.tiers[j] and graded.fold_of[i] == graded.fold_of[j]:
+                if tiers[i] < tiers[j] and fold_of[i] == fold_of[j]:
                     weight = times[i] * times[j]
                     gap = of_seed[i] - of_seed[j]
                     right += weight * (1.0 if gap > 0 else 0.5 if gap == 0 else 0.0)
@@ -99,55 +99,53 @@ def test_figures_and_intervals_against_plain_loops() -> None:
     n, seeds = 24, 2
     tiers = rng.integers(3, size=n)
     groups = [str(i // 2) for i in range(n)]
-    graded = Graded(tiers, np.arange(n) // 2 % 3, groups, None)
+    fold_of = np.arange(n) // 2 % 3
     fits = [
         CellFits((rng.standard_normal((seeds, n)) - strength * tiers).astype(np.float32), np.ones((seeds, 3), np.int64))
         for strength in (0.3, 1.5, 0.0)
     ]  # fmt: skip
     fits.append(CellFits(np.full((seeds, n), np.nan, np.float32), np.ones((seeds, 3), np.int64)))
     cells = [{}, {"train.margin": 1.0}, {"train.margin": 2.0}, {"train.margin": 3.0}]
-    table = compare_cells(cells, fits, graded, 300)
+    table, text = compare_cells(cells, fits, tiers, fold_of, groups, rounds=300)
     once = np.ones(n)
-    plain = [accuracy(fit.scores, graded, once) for fit in fits[:3]]
-    assert [row.number for row in table.rows] == sorted(range(3), key=lambda i: -plain[i])
-    assert table.failed == (cells[3],) and table.n_groups == 12 and table.fits == 6
+    plain = [accuracy(fit.scores, tiers, fold_of, once) for fit in fits[:3]]
+    assert table["cell"].tolist() == sorted(range(3), key=lambda i: -plain[i])
+    assert "Not finite, left out: margin=3" in text and "6 heads" in text and "12 groups" in text
     draws = []
     for _ in range(300):
         drawn = np.bincount(rng.integers(12, size=12), minlength=12)
         times = drawn[np.arange(n) // 2]
-        draws.append([accuracy(fits[i].scores, graded, times) for i in (0, 1)])
+        draws.append([accuracy(fits[i].scores, tiers, fold_of, times) for i in (0, 1)])
     drawn_accuracies = np.array(draws)
-    for row in table.rows:
-        assert row.accuracy == pytest.approx(plain[row.number])
-        assert mean_accuracy(fits[row.number], graded) == pytest.approx(plain[row.number])
-        assert row.difference == pytest.approx(plain[row.number] - plain[0])
-    row = next(row for row in table.rows if row.number == 1)
-    assert row.interval is not None and row.difference_interval is not None
+    for row in table.itertuples():
+        assert row.accuracy == pytest.approx(plain[row.cell])
+        assert row.difference == pytest.approx(plain[row.cell] - plain[0])
+    row = table[table["cell"] == 1].iloc[0]
     low, high = np.quantile(drawn_accuracies[:, 1], [0.025, 0.975])
-    assert row.interval.low == pytest.approx(low, abs=0.05)
-    assert row.interval.high == pytest.approx(high, abs=0.05)
+    assert row["accuracy_low"] == pytest.approx(low, abs=0.05)
+    assert row["accuracy_high"] == pytest.approx(high, abs=0.05)
     low, high = np.quantile(drawn_accuracies[:, 1] - drawn_accuracies[:, 0], [0.025, 0.975])
-    assert row.difference_interval.low == pytest.approx(low, abs=0.07)
-    assert row.difference_interval.high == pytest.approx(high, abs=0.07)
+    assert row["difference_low"] == pytest.approx(low, abs=0.07)
+    assert row["difference_high"] == pytest.approx(high, abs=0.07)
 
 
 def test_the_winner_of_pure_chance_is_told_to_be_flattered() -> None:
     rng = np.random.default_rng(1)
     n = 200
-    graded = Graded(rng.integers(4, size=n), np.arange(n) % 5, [str(i) for i in range(n)], None)
-    epochs = np.ones((1, 5), np.int64)
+    tiers, epochs = rng.integers(4, size=n), np.ones((1, 5), np.int64)
     fits = [CellFits(rng.standard_normal((1, n)).astype(np.float32), epochs) for _ in range(40)]
     cells = [{}, *({"train.margin": float(i)} for i in range(1, 40))]
-    table = compare_cells(cells, fits, graded, 50)
-    assert table.best.accuracy > 0.53 and abs(table.honest - 0.5) < 0.04
-    assert "flatters it" in table.to_text() and f"{table.honest:.4f}" in table.to_text()
+    groups = [str(i) for i in range(n)]
+    table, text = compare_cells(cells, fits, tiers, np.arange(n) % 5, groups, rounds=50)
+    honest = float(text.split("the best cell has ")[1][:6])
+    assert table["accuracy"].iloc[0] > 0.53 and abs(honest - 0.5) < 0.04
+    assert "flatters it" in text
 
 
 def test_nothing_to_compare_with_is_told() -> None:
-    graded = Graded(np.array([0, 1]), np.zeros(2, np.int64), ["a", "b"], None)
     lost = CellFits(np.full((1, 2), np.nan, np.float32), np.ones((1, 1), np.int64))
     with pytest.raises(TrainingError, match="cell 0"):
-        compare_cells([{}], [lost], graded, 10)
+        compare_cells([{}], [lost], np.array([0, 1]), np.zeros(2, np.int64), ["a", "b"])
 
 
 @pytest.fixture(scope="module")

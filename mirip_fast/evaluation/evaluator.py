@@ -12,7 +12,7 @@ from torch import nn
 from mirip_fast.data.decode_pool import load_pictures
 from mirip_fast.errors import DataError, ImageError
 from mirip_fast.evaluation.metrics import listed_accuracy
-from mirip_fast.models.loss_checks import check_pairs, describe, one_column
+from mirip_fast.models.losses import check_pairs, describe, one_column
 from mirip_fast.models.ranking_model import PairwiseRankingModel
 from mirip_fast.runtime import resolve_device
 

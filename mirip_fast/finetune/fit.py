@@ -161,12 +161,7 @@ class FullFit:
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=plan.precision == "fp16")
         self.scaler.scale(torch.ones((), device=self.device))  # it sets itself up on first use
-        self.objective = make_objective(
-            settings,
-            config.data.tier_names(),
-            within=train.within is not None,
-            mixing=bool(self._mixing),
-        )
+        self.objective = make_objective(settings)
         self.stopping = EarlyStopping(plan.patience, settings.early_stopping_min_delta)
         chosen = {id(p) for group_ in self.optimizer.param_groups for p in group_["params"]}
         #: Everything that the optimizer may change in the run, by name.

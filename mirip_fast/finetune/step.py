@@ -106,16 +106,8 @@ def _unless_out_of_memory(
     return result
 
 
-def make_objective(
-    config: TrainConfig, tiers: Sequence[str], *, within: bool, mixing: bool
-) -> PairLoss:
+def make_objective(config: TrainConfig) -> PairLoss:
     """The loss over all pairs of a batch that the settings ask for.
-
-    Args:
-        config: the settings.
-        tiers: names of the tiers, best first.
-        within: whether there is a column inside which pairs count.
-        mixing: whether images are mixed.
 
     Raises:
         ConfigError: settings that do not go together.
@@ -124,14 +116,7 @@ def make_objective(
         raise ConfigError(
             f"--pairs {config.pairs}: --full takes all pairs among the images of each batch; leave it out"
         )
-    loss = make_loss(config, tiers, within=within)
-    own = loss.tier_weights is not None or loss.min_gap or loss.within_share not in (None, 1)
-    if mixing and own:
-        raise ConfigError(
-            "--mixup and --cutmix weigh pairs by their grades alone: leave out --tier-weights, "
-            "--min-gap and --within-share, or the mixing"
-        )
-    return loss
+    return make_loss(config)
 
 
 def batch_loss(

@@ -117,12 +117,6 @@ def train_full(config: Config, request: FullRequest) -> tuple[Run, FitResult | F
             "know nothing of each other's pairs. --full divides a batch with --accumulation-steps "
             f"{config.train.gradient_accumulation_steps}, and keeps all of its pairs"
         )
-    if config.train.bootstrap:
-        raise ConfigError(
-            "--bootstrap goes with --head-only. End to end, each resample would be a fine-tuning of its own; "
-            "heads on the features of one fine-tuned backbone, which has seen every work, would agree with "
-            "each other more than they should. --folds K works with --full"
-        )
     with join_processes(config.runtime.device) as (group, device), _quiet(group):
         source = group.first_does(lambda: find_source(request.source, config))
         config = _resolved(config, request, source)

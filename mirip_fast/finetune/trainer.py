@@ -25,8 +25,7 @@ from mirip_fast.errors import CheckpointError, TrainingError
 from mirip_fast.evaluation.evaluator import PairLoader, score_pairs
 from mirip_fast.models.checkpoint import load_checkpoint, save_checkpoint
 from mirip_fast.models.finetuned import FINETUNED, describe_backbone
-from mirip_fast.models.loss_checks import check_pairs
-from mirip_fast.models.losses import pair_loss
+from mirip_fast.models.losses import check_pairs, pair_loss
 from mirip_fast.models.ranking_model import PairwiseRankingModel
 from mirip_fast.runtime import resolve_device, resolve_precision, set_seed, torch_dtype
 from mirip_fast.training.optim import EarlyStopping, clip_gradients, make_optimizer, make_scheduler

@@ -310,7 +310,7 @@ class Retrainer:
 
 def training_config(config: Config, pairs: Path) -> Config:
     """The session's settings as ``train --head-only --pairs FILE`` takes them."""
-    train = dataclasses.replace(config.train, pairs=str(pairs), folds=0, bootstrap=0)
+    train = dataclasses.replace(config.train, pairs=str(pairs), folds=0)
     tracking = dataclasses.replace(config.tracking, report_to="none")
     return dataclasses.replace(config, train=train, tracking=tracking)
 

@@ -2,9 +2,9 @@
 
 :class:`PairLoss` is the mean over every pair of images of which one is better:
 
-- ``margin`` (ranking hinge): max(0, m − (s_hi − s_lo)), exact in O(n log n) time and O(n) memory;
-- ``logistic`` (RankNet, Burges et al. 2005): log(1 + exp(−(s_hi − s_lo))), exact in O(n²) time and
-  constant extra memory (under 64 MB besides a few numbers per image).
+- ``margin`` (ranking hinge): max(0, m − (s_hi − s_lo)), over tiers in O(n log n) time and O(n) memory;
+- ``logistic`` (RankNet, Burges et al. 2005): log(1 + exp(−(s_hi − s_lo))). This one, and the margin loss of
+  real labels or inside the values of a column, go over all pairs tile by tile: O(n²) time, under 64 MB.
 
 Counts are int64 and sums float64, whatever the dtype of the scores. The gradient is computed together
 with the value and is a constant to autograd: there is no second derivative.
@@ -23,21 +23,14 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from mirip_fast.errors import ConfigError
-from mirip_fast.models.allpairs import Sums, label_margin_sums, tier_margin_sums
-from mirip_fast.models.logistic import logistic_sums
-from mirip_fast.models.loss_checks import (
-    check_kind,
-    check_label,
-    check_labels,
-    check_pairs,
-    check_within,
-    describe,
-    one_column,
-)
-from mirip_fast.models.places import line_up_labels
 
-#: Above so many tiers the count by labels, whose cost does not grow with the tiers, is the cheaper one.
+KINDS = ("margin", "logistic")
+LABELS = ("tier", "tier_score")
+
+#: Above so many tiers, tiles are the cheaper way.
 _MANY_TIERS = 16
+#: Side of a tile. A tile of float64 takes 2 MiB, and fewer than ten are alive at once.
+TILE = 512
 
 
 @dataclass(frozen=True)
@@ -50,43 +43,22 @@ class PairLoss:
             gradient 0, as in ``torch.relu`` and today's ``torch.nn.MarginRankingLoss``.
         label_smoothing: ε in 0 … 1, for ``logistic``: the better image is taken to win with probability
             1 − ε/2 (as in cross-entropy with two classes), which adds ε/2 · (s_hi − s_lo) to the term.
-        tier_weights: for ``tier``: [tiers][tiers] weight ≥ 0 of a pair by its (better, worse) tier; the
-            diagonal and what lies below it is not read. The loss is the weighted mean.
-        within_share: which pairs count. None: all alike. 1: only those inside one value of ``within``.
-            0: only the others. Between: share · mean over the inside pairs + (1 − share) · mean over the
-            others; when one of the two has no pair, the other one is the loss.
-        min_gap: for ``tier_score``: pairs whose labels differ by less do not count (nor do equal
-            labels). A difference of exactly ``min_gap`` counts, also when the rounding of the labels'
-            dtype makes it fall short (1.3 and 1.1 with a gap of 0.2).
-        label: what the labels are. ``tier``: integers, 0 is best, every pair of different tiers counts.
-            ``tier_score``: real numbers, higher is better, see ``min_gap``.
+        label: what the labels are. ``tier``: integers, 0 is best. ``tier_score``: real numbers, higher is
+            better. Every pair of different labels counts.
 
     Raises:
-        ConfigError: a setting is unknown, out of range, or goes with another kind or label.
+        ConfigError: a setting is unknown, out of range, or goes with another kind.
     """
 
     kind: str = "margin"
     margin: float = 1.0
     label_smoothing: float = 0.0
-    tier_weights: tuple[tuple[float, ...], ...] | None = None
-    within_share: float | None = None
-    min_gap: float = 0.0
     label: str = "tier"
 
     def __post_init__(self) -> None:
-        check_kind(self.kind, self.margin, self.label_smoothing)
-        check_label(self.label, self.min_gap)
-        if self.within_share is not None and not 0 <= self.within_share <= 1:
-            raise ConfigError(f"within_share is {self.within_share}; it must be between 0 and 1")
-        if self.tier_weights is None:
-            return
-        if self.label != "tier":
-            raise ConfigError(f"tier_weights go with label tier, not with {self.label}")
-        tiers = len(self.tier_weights)
-        if tiers == 0 or any(len(row) != tiers for row in self.tier_weights):
-            raise ConfigError("tier_weights must be a square table, one row and column per tier")
-        if not all(0 <= weight < math.inf for row in self.tier_weights for weight in row):
-            raise ConfigError("tier_weights must be numbers of at least 0")
+        _check_kind(self.kind, self.margin, self.label_smoothing)
+        if self.label not in LABELS:
+            raise ConfigError(f"unknown label {self.label!r}; there are {', '.join(LABELS)}")
 
     def __call__(self, scores: Tensor, labels: Tensor, within: Tensor | None = None) -> Tensor:
         """The mean loss, ready for ``backward()``.
@@ -94,8 +66,7 @@ class PairLoss:
         Args:
             scores: [n] or [n, 1] float16, bfloat16, float32 or float64; higher is better.
             labels: [n] or [n, 1] on the same device; int64 or another integer type for ``tier``.
-            within: [n] integers; images with the same number are inside one value. Read only when
-                ``within_share`` is set.
+            within: [n] integers; only pairs with the same number count. None: all pairs.
 
         Returns:
             Scalar, at least 0; float64 for float64 scores, else float32; on the scores' device, except
@@ -103,108 +74,133 @@ class PairLoss:
             is not finite, whether or not it is part of a pair.
 
         Raises:
-            ValueError: shapes or dtypes do not fit, a label is NaN, infinite or a negative tier, or
-                ``within_share`` is set and ``within`` is missing.
-            ConfigError: there are more tiers than ``tier_weights`` has rows.
+            ValueError: shapes or dtypes do not fit, or a label is NaN, infinite or a negative tier.
         """
-        scores = one_column(scores, "scores")
+        scores, labels = one_column(scores, "scores"), one_column(labels, "labels")
+        within = None if within is None else one_column(within, "within")
         if not scores.is_floating_point():
             raise ValueError(f"scores must be floats, not {describe(scores)}")
-        labels = one_column(labels, "labels")
-        within = None if within is None else one_column(within, "within")
-        tiers = check_labels(labels, len(scores), self.label)
-        if self.tier_weights is not None and tiers > len(self.tier_weights):
-            raise ConfigError(
-                f"tier_weights has {len(self.tier_weights)} tiers, the labels go up to tier {tiers - 1}"
+        tiers = _check_labels(labels, len(scores), self.label)
+        if within is not None and (within.shape != scores.shape or not _is_integer(within)):
+            raise ValueError(
+                f"within must be one integer for each of {len(scores)} scores, not {describe(within)}"
             )
         if scores.device.type == "mps":  # which has no float64; n numbers are soon moved
             return self(scores.cpu(), labels.cpu(), None if within is None else within.cpu())
-        groups = None
-        if self.within_share is not None:
-            if within is None:
-                raise ValueError("within_share is set: within, one integer per score, is needed")
-            groups = check_within(within, len(scores))
 
         def compute(detached: Tensor) -> tuple[Tensor, Tensor]:
-            parts = self._sums(detached, labels, tiers, groups)
-            factors = self._factors([part.total for part in parts])
-            terms = [
-                (part.value * factor, part.gradient * factor)
-                for part, factor in zip(parts, factors, strict=True)
-            ]
-            if len(terms) == 1:
-                return terms[0]
-            (value, gradient), (other_value, other_gradient) = terms
-            return value + other_value, gradient + other_gradient
+            if self.kind == "margin" and within is None and 0 < tiers <= _MANY_TIERS:
+                return _tier_margin(detached.double(), labels.long(), tiers, self.margin)
+            better = -labels.long() if self.label == "tier" else labels
+            if self.kind == "margin":
+                values = detached.double()
+            else:
+                values = detached if detached.dtype == torch.float64 else detached.float()
+            return _sum_tiles(values, better, within, self._terms)
 
         loss: Tensor = _ValueAndGradient.apply(scores, compute)
         return loss
 
-    def _sums(
-        self, scores: Tensor, labels: Tensor, tiers: int, groups: Tensor | None
-    ) -> tuple[Sums, ...]:
-        """Sums over the pairs that count or, with a share below 1, over inside and across pairs."""
-        across = self.within_share is not None and self.within_share < 1
-        weighted = self.tier_weights is not None
-        quality = -labels.long() if self.label == "tier" else labels
-        if self.kind == "logistic":
-            return logistic_sums(
-                scores if scores.dtype == torch.float64 else scores.float(),
-                quality,
-                self.min_gap,
-                groups,
-                across=across,
-                label_smoothing=self.label_smoothing,
-                tier_weights=self._weights(tiers, scores.device) if weighted else None,
-            )
-        values = scores.double()
-        if self.label == "tier" and (weighted or tiers <= _MANY_TIERS):
-            weights = self._weights(tiers, scores.device)
-            return tier_margin_sums(
-                values, labels.long(), weights, self.margin, groups, across=across
-            )
-        return label_margin_sums(values, quality, self.min_gap, self.margin, groups, across=across)
-
-    def _factors(self, totals: list[float]) -> list[float]:
-        """What to multiply each set's sum by: its share over its number of pairs."""
-        share = self.within_share
-        shares = [1.0] if share is None or len(totals) == 1 else [share, 1 - share]
-        present = [share if total > 0 else 0.0 for share, total in zip(shares, totals, strict=True)]
-        whole = sum(present)
-        return [
-            share / whole / total if share * total > 0 else 0.0
-            for share, total in zip(shares, totals, strict=True)
-        ]
-
-    def _weights(self, tiers: int, device: torch.device) -> Tensor:
-        """[K, K] weights above the diagonal; integers where all pairs weigh the same."""
-        if self.tier_weights is None:
-            return torch.ones(tiers, tiers, dtype=torch.int64, device=device).triu(1)
-        return torch.tensor(self.tier_weights, dtype=torch.float64, device=device).triu(1)
+    def _terms(self, behind: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss of each pair and its derivative by ``behind`` = s_lo − s_hi."""
+        if self.kind == "margin":
+            loss = torch.relu(behind + self.margin)
+            return loss, (loss > 0).to(loss.dtype)
+        half = self.label_smoothing / 2
+        # softplus without the cut-off of torch's own
+        return -functional.logsigmoid(-behind) - half * behind, torch.sigmoid(behind) - half
 
 
-def count_pairs(
-    labels: Tensor, within: Tensor | None = None, *, label: str = "tier", min_gap: float = 0.0
-) -> int:
-    """Number of pairs that count, in O(n log n); with ``within``, of those inside one of its values.
+def _tier_margin(scores: Tensor, tiers: Tensor, count: int, margin: float) -> tuple[Tensor, Tensor]:
+    """Mean margin loss over pairs of different tiers, and its gradient [n].
+
+    Which pairs violate the margin is counted, never listed. With V the set of violating pairs, the loss
+    Σ_V (m − (s_hi − s_lo)) is linear in the scores: m·|V| + Σ_i g_i s_i, where g_i, the gradient, is the
+    number of violating pairs that i should lose minus the number of those that it should win (compare
+    Joachims 2005, «A support vector method for multivariate performance measures»).
 
     Args:
-        labels: [n], see :class:`PairLoss`.
-        within: [n] integers, or None.
-        label: ``tier`` or ``tier_score``.
-        min_gap: see :class:`PairLoss`.
-
-    Raises:
-        ConfigError: the settings do not fit together.
-        ValueError: labels or ``within`` do not fit.
+        scores: [n] float64.
+        tiers: [n] int64 in 0 … K − 1, 0 is best.
+        count: K; O(K n + n log n) time, O(K n) memory.
+        margin: m.
     """
-    check_label(label, min_gap)
-    labels = one_column(labels, "labels")
-    within = None if within is None else one_column(within, "within")
-    check_labels(labels, len(labels), label)
-    groups = None if within is None else check_within(within, len(labels))
-    places = line_up_labels(-labels.long() if label == "tier" else labels, min_gap, groups)
-    return int((places.reach - places.start).sum())
+    n = len(scores)
+    ordered, order = torch.sort(scores)
+    # Sorted, the items at the places reach ≤ k < n come too close to an item, or lie above it; those at
+    # 0 ≤ k < back are those that it comes too close to, from above.
+    reach = torch.searchsorted(ordered, ordered - margin, right=True)
+    back = torch.searchsorted(reach, torch.arange(n, device=scores.device), right=True)
+    own = tiers[order]
+    one_hot = torch.eye(count, dtype=torch.int64, device=scores.device)[own]
+    passed = one_hot.new_zeros(n + 1, count)  # row k: items of each tier at the places before k
+    torch.cumsum(one_hot, 0, out=passed[1:])
+    worse = torch.arange(count, device=scores.device) > own[:, None]
+    better = torch.arange(count, device=scores.device) < own[:, None]
+    wins_missed = ((passed[n] - passed[reach]) * worse).sum(1)
+    losses_missed = (passed[back] * better).sum(1)
+    sizes = passed[n]
+    pairs = int((sizes * (n - sizes)).sum()) // 2
+    gradient = torch.empty_like(scores).scatter_(0, order, (losses_missed - wins_missed).double())
+    # The gradient sums to 0, so any origin will do: one of the scores keeps the differences of large
+    # scores exact. Rounding may leave −1e-17 where 0 is meant.
+    value = margin * wins_missed.sum().double() + gradient @ (scores - scores[n // 2])
+    return value.clamp(min=0) / max(pairs, 1), gradient / max(pairs, 1)
+
+
+def _sum_tiles(
+    scores: Tensor,
+    labels: Tensor,
+    within: Tensor | None,
+    terms: Callable[[Tensor], tuple[Tensor, Tensor]],
+) -> tuple[Tensor, Tensor]:
+    """Mean over the pairs of different labels, and its gradient [n]; each pair in the dtype of ``scores``.
+
+    Args:
+        scores: [n].
+        labels: [n], higher is better.
+        within: [n]; only pairs of the same number count. None: all.
+        terms: s_lo − s_hi of some pairs → their losses and the derivatives.
+    """
+    n = len(scores)
+    order = torch.argsort(
+        labels, stable=True
+    )  # worst first: a row's pairs are among the columns before
+    ordered, label = scores[order], labels[order]
+    group = None if within is None else within[order]
+    value = torch.zeros((), dtype=torch.float64, device=scores.device)
+    slopes = torch.zeros(n, dtype=torch.float64, device=scores.device)
+    for top in range(0, n, TILE):
+        rows = slice(top, top + TILE)
+        for left in range(0, top + 1, TILE):
+            columns = slice(left, left + TILE)
+            counts = label[rows, None] > label[columns]
+            if group is not None:
+                counts &= group[rows, None] == group[columns]
+            loss, slope = terms(ordered[columns] - ordered[rows, None])
+            value += (loss * counts).sum(dtype=torch.float64)
+            slope = slope * counts
+            slopes[rows] -= slope.sum(1, dtype=torch.float64)
+            slopes[columns] += slope.sum(0, dtype=torch.float64)
+    gradient = torch.empty_like(slopes).scatter_(0, order, slopes)
+    # An infinite score may cost nothing (the best item at +∞): it must not pass unseen.
+    value = value + 0.0 * scores.sum(dtype=torch.float64)
+    pairs = max(count_pairs(labels, within), 1)
+    return value / pairs, gradient / pairs
+
+
+def count_pairs(labels: Tensor, within: Tensor | None = None) -> int:
+    """Number of pairs of different labels [n]; with ``within`` [n], of those inside one of its values."""
+
+    def alike(codes: Tensor) -> int:
+        sizes = torch.unique(codes, return_counts=True)[1]
+        return int((sizes * (sizes - 1)).sum()) // 2
+
+    values, label = torch.unique(labels, return_inverse=True)
+    if within is None:
+        return len(labels) * (len(labels) - 1) // 2 - alike(label)
+    group = torch.unique(within, return_inverse=True)[1]
+    return alike(group) - alike(group * len(values) + label)
 
 
 def pair_loss(
@@ -240,7 +236,7 @@ def pair_loss(
         ConfigError: a setting is unknown or out of range.
         ValueError: shapes do not fit, or a label or weight is out of range.
     """
-    check_kind(kind, margin, label_smoothing)
+    _check_kind(kind, margin, label_smoothing)
     s1, s2, label = check_pairs(s1, s2, label)
     if s1.device.type == "mps":  # which has no float64
         s1, s2, label = s1.cpu(), s2.cpu(), label.cpu()
@@ -290,3 +286,76 @@ class _ValueAndGradient(torch.autograd.Function):
 
 def _loss_dtype(scores: Tensor) -> torch.dtype:
     return torch.float64 if scores.dtype == torch.float64 else torch.float32
+
+
+def _check_kind(kind: str, margin: float, label_smoothing: float) -> None:
+    if kind not in KINDS:
+        raise ConfigError(f"unknown loss {kind!r}; there are {', '.join(KINDS)}")
+    if not 0 <= margin < math.inf:
+        raise ConfigError(f"margin is {margin}; it must be a number of at least 0")
+    if not 0 <= label_smoothing <= 1:
+        raise ConfigError(f"label_smoothing is {label_smoothing}; it must be between 0 and 1")
+    if label_smoothing and kind != "logistic":
+        raise ConfigError("label_smoothing goes with the logistic loss, not with margin")
+
+
+def _check_labels(labels: Tensor, n: int, label: str) -> int:
+    """Check [n] labels; returns the number of tiers (largest + 1), or 0 for real ones. Raises ValueError."""
+    if labels.shape != (n,):
+        raise ValueError(
+            f"labels must be one number for each of {n} scores, not {describe(labels)}"
+        )
+    if label == "tier" and not _is_integer(labels):
+        raise ValueError(
+            f"tiers must be integers, not {describe(labels)}; for real numbers use label='tier_score'"
+        )
+    if n == 0:
+        return 0
+    low, high = torch.stack(torch.aminmax(labels)).tolist()  # one transfer from a GPU
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError("labels must be finite numbers")
+    if label == "tier" and low < 0:
+        raise ValueError(f"tiers start at 0, there is one of {low}")
+    return int(high) + 1 if label == "tier" else 0
+
+
+def one_column(values: Tensor, what: str) -> Tensor:
+    """[n] or [n, 1] numbers as [n]: no other shape is taken, as it would be broadcast to other pairs.
+
+    Raises:
+        ValueError: another shape, or no real numbers; names both.
+    """
+    if not isinstance(values, Tensor):
+        raise ValueError(f"{what} must be a tensor [n] or [n, 1], not {type(values).__name__}")
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    if values.ndim != 1 or values.is_complex():
+        raise ValueError(f"{what} must be [n] or [n, 1] numbers, not {describe(values)}")
+    return values
+
+
+def check_pairs(score1: Tensor, score2: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Two scores and a label for each of p pairs, each [p] or [p, 1], as [p] alike.
+
+    Raises:
+        ValueError: another shape, different numbers of pairs, or a label that is not 1, 0 or -1.
+    """
+    first, second = one_column(score1, "the first scores"), one_column(score2, "the second scores")
+    label = one_column(labels, "labels")
+    if not len(first) == len(second) == len(label):
+        shapes = ", ".join(map(describe, (score1, score2, labels)))
+        raise ValueError(
+            f"scores and labels must be of the same pairs, [p] or [p, 1], not {shapes}"
+        )
+    if bool(((label != 0) & (label.double().abs() != 1)).any()):
+        raise ValueError("labels of pairs must be 1, 0 or -1")
+    return first, second, label
+
+
+def describe(tensor: Tensor) -> str:
+    """Shape and dtype for a message: ``[3, 4] float32``."""
+    return f"{list(tensor.shape)} {tensor.dtype}".replace("torch.", "")
+
+
+def _is_integer(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)

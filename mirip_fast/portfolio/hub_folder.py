@@ -34,15 +34,9 @@ from mirip_fast.models.model_info import ModelInfo
 from mirip_fast.models.numpy_head import NumpyHead
 from mirip_fast.ranking.anchors import ANCHORS_FILE, find_anchors, save_anchors
 from mirip_fast.ranking.graded import GradedImages, load_split
-from mirip_fast.ranking.head_files import (
-    BOOTSTRAP_FILE,
-    load_bootstrap,
-    save_bootstrap,
-    save_ensemble,
-    save_process,
-)
+from mirip_fast.ranking.head_files import save_ensemble, save_process
+from mirip_fast.ranking.held_out import CALIBRATION_FILE
 from mirip_fast.ranking.references import (
-    CALIBRATION_FILE,
     MADE_WITH_FILE,
     learned_from,
     load_calibration,
@@ -59,7 +53,7 @@ _CARD = "README.md"
 _SETTINGS = "config.json"
 #: What a shared model may have: of an earlier export, none of it may stay beside another model.
 _MODEL_FILES = (
-    ENSEMBLE, PROCESS, CALIBRATION_FILE, ANCHORS_FILE, BOOTSTRAP_FILE, MADE_WITH_FILE, LIST_FILE,
+    ENSEMBLE, PROCESS, CALIBRATION_FILE, ANCHORS_FILE, MADE_WITH_FILE, LIST_FILE,
 )  # fmt: skip
 #: What a backbone of a run consists of; its weights are found by their ending.
 _BACKBONE_FILES = ("config.json", "preprocessor_config.json")
@@ -103,7 +97,7 @@ def model_files(model: ScoreModel) -> list[str]:
 def write_model(model: ScoreModel, folder: Path, cache_dir: Path) -> list[str]:
     """Write a model, with its own fine-tuned backbones, and what `rank` tells with its help.
 
-    Those are calibration, bootstrap heads, anchors, and the contents of the works that it was made with. What
+    Those are calibration, anchors, and the contents of the works that it was made with. What
     the run does not have, and its anchors where none can be chosen, is left out, which is told.
 
     Returns:
@@ -132,11 +126,7 @@ def write_model(model: ScoreModel, folder: Path, cache_dir: Path) -> list[str]:
         save_calibration(path, calibration)
     else:
         log.info("Probabilities do not go along: %s", calibration.unknown)
-    heads = load_bootstrap(model.checkpoint)
-    if heads is not None:
-        save_bootstrap(path, heads, info)
-        known.append(f"intervals of ranks by {len(heads)} bootstrap heads")
-    elif model.knows_grades:
+    if model.knows_grades:
         known.append("intervals of ranks")
     try:
         anchors = find_anchors(model, cache_dir)

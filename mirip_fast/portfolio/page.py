@@ -287,8 +287,6 @@ def _about(done: RankDone) -> dict[str, Any]:
         "within": known.within and printable(known.within),
         # Multiplies a difference of scores; 0: every pair is even.
         "sharpness": sharpness,
-        "heads": done.heads,
-        "byProcess": model.knows_grades,
         "byPairs": model.process is not None and len(model.process.told) > 0,
         "confidence": CONFIDENCE,
         "noIntervals": done.no_intervals and printable(done.no_intervals),

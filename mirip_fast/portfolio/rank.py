@@ -24,7 +24,7 @@ from mirip_fast.features.command import settings_of
 from mirip_fast.features.embed import Progress
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.files import write_csv
-from mirip_fast.portfolio.rank_intervals import CONFIDENCE, MIN_HEADS, draw_scores, spread_of
+from mirip_fast.portfolio.rank_intervals import CONFIDENCE
 from mirip_fast.portfolio.ranking import rank_scores, write_ranking
 from mirip_fast.ranking.anchors import Anchors
 from mirip_fast.ranking.references import load_calibration, made_with
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 #: Grades drawn of each work by a Gaussian process, for the intervals of ranks.
 DRAWS = 500
 
-NO_HEADS = (
-    "unknown: the run has no bootstrap heads; `mirip-fast train --head-only` with --bootstrap 50 "
-    "makes them"
+_NO_INTERVALS = (
+    "unknown: it is not known how far grades lie from the model's scores, which takes 30 held-out works with "
+    "grades that its scores rise with"
 )
 
 
@@ -53,7 +53,7 @@ class RankDone:
         failures: path and reason of each work that could not be read.
         names: of all works, in the order of the source.
         calibration: what the scores were taken to mean.
-        heads: bootstrap heads, or draws of a Gaussian process, that the rank intervals rest on.
+        heads: draws that the rank intervals rest on.
         no_intervals: why there are no rank intervals; None where there are.
         seen: works that the model was made with, whose scores are surer than those of new ones.
         root: the folder that the works' names start from.
@@ -115,17 +115,12 @@ class Compared:
     Attributes:
         scores: of the first and the second.
         probability: that the first beats the second (0–1); None if unknown.
-        interval: of the probability, from bootstrap heads; None if unknown.
         calibration: what the probability rests on.
-        no_interval: why there is no interval; None where there is, or where the probability has all that
-            is not known in it.
     """
 
     scores: tuple[float, float]
     probability: float | None
-    interval: tuple[float, float] | None
     calibration: Calibration
-    no_interval: str | None
 
 
 def rank_folder(
@@ -217,20 +212,10 @@ def compare_images(
             raise DataError(f"{path}: {outcome.reason}")
     calibration = load_calibration(model)
     chance = calibration.pair_probability(scored.scores[0] - scored.scores[1])
-    interval, draws, no_interval = None, None, None
-    if not model.knows_grades:  # else the probability has all that is not known in it
-        draws, no_interval = _draws(model, scored)
-    if chance is not None and draws is not None:
-        by_head = calibration.pair_probability(draws[:, 0] - draws[:, 1])
-        assert by_head is not None  # the calibration is known
-        low, high = spread_of(by_head)
-        interval = min(low, float(chance)), max(high, float(chance))
     return Compared(
         scores=(float(scored.scores[0]), float(scored.scores[1])),
         probability=None if chance is None else float(chance),
-        interval=interval,
         calibration=calibration,
-        no_interval=no_interval,
     )
 
 
@@ -240,7 +225,7 @@ def _win_rates(anchors: Anchors, scored: Scored) -> dict[str, NDArray[np.float64
 
 
 def _draws(model: ScoreModel, scored: Scored) -> tuple[NDArray[np.float64] | None, str | None]:
-    """[H, n] scores of the readable works by the bootstrap heads, NaN for the others; or why not."""
+    """[H, n] grades that the readable works may get, NaN for the others; or why not."""
     # The same picture under two names is scored once: rounding must not order it.
     place: dict[bytes, int] = {}
     index = [
@@ -250,19 +235,9 @@ def _draws(model: ScoreModel, scored: Scored) -> tuple[NDArray[np.float64] | Non
         for outcome in scored.outcomes
     ]
     drawn = model.draw(scored.store, list(place), DRAWS) if place else None
-    if drawn is not None:
-        return np.where(np.array(index) >= 0, drawn[:, index], np.nan), None
-    by_head = model.score_bootstrap(scored.store, list(place)) if place else None
-    if by_head is None:
-        return None, NO_HEADS
-    if len(by_head) < MIN_HEADS:
-        return None, (
-            f"unknown: the run has {len(by_head)} bootstrap heads, at least {MIN_HEADS} are needed "
-            "(`mirip-fast train` with --bootstrap 50)"
-        )
-    scores = draw_scores(by_head)
-    draws = np.where(np.array(index) >= 0, scores[:, index], np.nan)
-    return draws, None
+    if drawn is None:
+        return None, _NO_INTERVALS
+    return np.where(np.array(index) >= 0, drawn[:, index], np.nan), None
 
 
 def _score(

@@ -1,13 +1,8 @@
-"""How sure a rank is: the ranks that the same works get in many draws of their scores.
+"""How sure a rank is: the ranks that the same works get in many draws of the grades that they may get.
 
-Where the graders' scatter is known (a Gaussian process, or folds with held-out scores: see
-:meth:`mirip_fast.ranking.scorer.ScoreModel.draw`), a draw is a grade that each work may get, and the interval
-says where the graders may put the work. Otherwise a draw is one of the heads that were trained on bootstrap
-samples of the groups of training works (`train --bootstrap 50`), on views drawn with replacement; it
-then covers the choice of training works and views, and no disagreement of graders.
-
-Each draw ranks all works. The interval goes from the k-th smallest to the k-th largest of a work's ranks,
-k = ⌊(H + 1) · (1 − confidence) / 2⌋ of H draws, so that a further draw of the same kind falls outside with at
+Draws are of :meth:`mirip_fast.ranking.scorer.ScoreModel.draw`: the interval says where the graders may put a
+work. It goes from the k-th smallest to the k-th largest of a work's ranks in H draws,
+k = ⌊(H + 1) · (1 − confidence) / 2⌋, so that a further draw of the same kind falls outside with at
 most 1 − confidence (order statistics of exchangeable draws). It is widened to hold the work's own rank.
 docs/uncertainty.md tells how often intervals were measured to hold the truth.
 """
@@ -19,10 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mirip_fast.evaluation.metrics import FloatArray, IntArray
-
-#: Fewer heads than this give no interval: `train --bootstrap` is meant to make at least so many.
-MIN_HEADS = 50
+from mirip_fast.evaluation.metrics import IntArray
 
 CONFIDENCE = 0.95
 
@@ -40,26 +32,6 @@ class RankIntervals:
     low: IntArray
     high: IntArray
     settled: NDArray[np.bool_]
-
-
-def draw_scores(by_head: ArrayLike, seed: int = 0) -> FloatArray:
-    """One draw of scores per head, over views drawn with replacement.
-
-    Args:
-        by_head: [H, n, V] scores of n works by H heads on V views.
-        seed: of the views.
-
-    Returns:
-        [H, n] float64. All works of a draw are seen on the same views.
-    """
-    scores = np.asarray(by_head, dtype=np.float64)
-    heads, _, views = scores.shape
-    if views == 1:
-        return scores[:, :, 0]
-    drawn = np.random.default_rng(seed).integers(views, size=(heads, views))
-    times = np.stack([np.bincount(row, minlength=views) for row in drawn]) / views
-    result: FloatArray = np.einsum("hnv,hv->hn", scores, times)
-    return result
 
 
 def ranks_of(scores: ArrayLike) -> IntArray:
@@ -89,13 +61,6 @@ def rank_intervals(draws: ArrayLike, own_ranks: ArrayLike) -> RankIntervals:
         high=np.maximum(ranks[-outside], own),
         settled=clear[:-1] & clear[1:],
     )
-
-
-def spread_of(values: ArrayLike) -> tuple[float, float]:
-    """The 95 % interval of a quantity of which each of H draws gives one value [H]."""
-    rising = np.sort(np.asarray(values, dtype=np.float64))
-    outside = _outside(len(rising))
-    return float(rising[outside - 1]), float(rising[-outside])
 
 
 def _outside(draws: int) -> int:

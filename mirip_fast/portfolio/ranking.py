@@ -45,7 +45,7 @@ def rank_scores(
         view_spread: [n] standard deviations over the views, where there are several.
         calibration: what the scores mean.
         draws: [H, n] scores of the same works in H draws, of
-            :func:`mirip_fast.portfolio.rank_intervals.draw_scores` or of a Gaussian process.
+            :meth:`mirip_fast.ranking.scorer.ScoreModel.draw`.
         win_rates: tier → [n] shares of its anchors that the works beat, NaN for unknown.
 
     Returns:

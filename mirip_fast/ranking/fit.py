@@ -12,14 +12,13 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from mirip_fast.config import Config
 from mirip_fast.errors import CheckpointError, TrainingError
 from mirip_fast.models.checkpoint import save_checkpoint
 from mirip_fast.models.head import RankingHead
-from mirip_fast.ranking.batches import epoch_generator
-from mirip_fast.ranking.device_rows import DeviceRows
-from mirip_fast.ranking.objective import Judged, Objective
+from mirip_fast.ranking.objective import DeviceRows, Judged, Objective, epoch_generator
 from mirip_fast.ranking.rows import Rows
 from mirip_fast.runtime import cpu_threads, set_seed
 from mirip_fast.training.optim import (
@@ -29,7 +28,7 @@ from mirip_fast.training.optim import (
     make_optimizer,
     make_scheduler,
 )
-from mirip_fast.training.presets import Preset, choose_patience
+from mirip_fast.training.presets import Preset, choose_patience, choose_preset
 from mirip_fast.training.run_folder import Run
 from mirip_fast.training.trackers import Trackers
 
@@ -82,8 +81,7 @@ class HeadFit:
         set_seed(config.train.seed)
         settings = config.train
         self.config, self.preset, self.model_info, self.device = config, preset, model_info, device
-        tiers = config.data.tier_names()
-        self.objective = Objective(settings, tiers, train)
+        self.objective = Objective(settings, train)
         self.train, self.val = DeviceRows.of(train, device), DeviceRows.of(val, device)
         self._train_sample = self.train.sample(_TRAIN_SAMPLE, settings.seed)
         self.head = RankingHead(train.input_dim, config.head, train.attention).to(device)
@@ -109,12 +107,16 @@ class HeadFit:
         )
         self.epoch = 0  # finished epochs
         # The checkpoints of the best and of the last epoch, until they are saved.
-        self._best: dict[str, Any] | None = None
+        self.best: dict[str, Any] | None = None
         self._last: dict[str, Any] | None = None
         self._saved_at = -math.inf
 
-    def run(self, run: Run, trackers: Trackers) -> FitResult:
-        """Train until the epochs or the patience are used up, saving into the run's folder.
+    def run(self, run: Run | None, trackers: Trackers) -> FitResult:
+        """Train until the epochs or the patience are used up.
+
+        Args:
+            run: what to save into; None: nothing is saved, ``best`` is the best epoch's checkpoint.
+            trackers: are told of each epoch.
 
         Raises:
             TrainingError: the loss is not finite; the last good checkpoint stays.
@@ -125,11 +127,12 @@ class HeadFit:
             try:
                 return self._run(run, trackers)
             except BaseException:  # Ctrl-C, a loss that is not finite: what was reached is kept
-                with contextlib.suppress(OSError):  # a full disk, which is told already
-                    self._flush(run)
+                if run is not None:
+                    with contextlib.suppress(OSError):  # a full disk, which is told already
+                        self._flush(run)
                 raise
 
-    def _run(self, run: Run, trackers: Trackers) -> FitResult:
+    def _run(self, run: Run | None, trackers: Trackers) -> FitResult:
         started = time.monotonic()
         while not self._done:
             epoch_started = time.monotonic()
@@ -150,6 +153,9 @@ class HeadFit:
             is_best = self.stopping.update(val.accuracy, self.epoch)
             if self.epoch == self.config.train.swa_start:
                 self.stopping.waited = 0  # the average is a new start
+            if run is None:
+                self.best = copy.deepcopy(self.checkpoint()) if is_best else self.best
+                continue
             run.append_history({"epoch": self.epoch, **values})
             trackers.log(values, self.epoch)
             self._log(train_loss, train, val, is_best)
@@ -185,7 +191,7 @@ class HeadFit:
         """Write the checkpoints that are due."""
         self._last = copy.deepcopy(self.checkpoint())
         if is_best:
-            self._best = self._last
+            self.best = self._last
         every = self.config.train.save_every_n_epochs
         if every and self.epoch % every == 0:
             save_checkpoint(run.path / f"checkpoint_epoch_{self.epoch}.pt", self._last)
@@ -196,9 +202,9 @@ class HeadFit:
     def _flush(self, run: Run) -> None:
         """Save the epochs that are not yet; the last one at the end, as resuming starts from it."""
         run.sync_history()
-        if self._best is not None:
-            save_checkpoint(run.best, self._best)
-            self._best = None
+        if self.best is not None:
+            save_checkpoint(run.best, self.best)
+            self.best = None
         if self._last is not None:
             save_checkpoint(run.last, self._last)
             self._last = None
@@ -282,3 +288,26 @@ def _accuracies(split: str, judged: Judged) -> dict[str, float]:
     if judged.tier_accuracy is not None:
         values[f"{split}/tier_accuracy"] = judged.tier_accuracy
     return values
+
+
+def fit_quietly(
+    train: Rows, val: Rows, config: Config, device: torch.device
+) -> tuple[dict[str, NDArray[np.float32]] | None, int]:
+    """A head that is kept in memory: the arrays of its best epoch, None where the loss was not finite, and
+    that epoch's number.
+
+    Args:
+        train: rows to learn from.
+        val: rows that choose the best epoch.
+        config: its settings.
+        device: where to train.
+    """
+    fit = HeadFit(train, val, config, choose_preset(config.train, len(train)), {}, device)
+    try:
+        result = fit.run(None, Trackers({}))
+    except TrainingError:
+        return None, 0
+    if fit.best is None:
+        return None, 0
+    arrays = {name: v.cpu().numpy() for name, v in fit.best["model_state_dict"].items()}
+    return arrays, result.best_epoch

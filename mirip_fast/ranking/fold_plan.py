@@ -58,7 +58,7 @@ class FoldsPlan:
             run: the run with folds.
         """
         train = self.config.train
-        own = dataclasses.replace(train, seed=train.seed + fold, folds=0, bootstrap=0)
+        own = dataclasses.replace(train, seed=train.seed + fold, folds=0)
         name = self.config.tracking.wandb_run_name or run.path.name
         tracking = dataclasses.replace(self.config.tracking, wandb_run_name=f"{name}-fold_{fold}")
         return dataclasses.replace(self.config, train=own, tracking=tracking)

@@ -4,11 +4,7 @@
 - ``gp.safetensors``: a Gaussian process in place of a head;
 - ``ensemble.safetensors``: the heads of all folds, stacked, each with the mean and spread of its held-out
   scores, and with the backbone it belongs to where each has one of its own; or members of several kinds, each
-  with the columns of a row that it looks at;
-- ``bootstrap.safetensors``: heads trained on resampled groups, stacked, each with the line that brings its
-  scores to the unit of the run's own.
-
-A bootstrap file names the SHA-256 of the model it was made for, and is left aside beside another one.
+  with the columns of a row that it looks at.
 """
 
 from __future__ import annotations
@@ -28,9 +24,6 @@ from mirip_fast.models.gp import GaussianProcess
 from mirip_fast.models.model_info import ModelInfo, beside
 from mirip_fast.models.numpy_head import HEAD_FILE, NumpyHead
 from mirip_fast.training.run_folder import BEST, ENSEMBLE, PROCESS, Run, fold_name
-
-#: File in a run's folder.
-BOOTSTRAP_FILE = "bootstrap.safetensors"
 
 _ERRORS = "errors"
 
@@ -169,40 +162,6 @@ def _head_of(arrays: Arrays, prefix: str) -> NumpyHead | GaussianProcess:
     """The head whose arrays' names begin so."""
     own = {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
     return GaussianProcess.from_arrays(own) if "amplitudes" in own else NumpyHead(own)
-
-
-def save_bootstrap(model: Path, members: Sequence[Member], info: ModelInfo) -> Path:
-    """Write bootstrap heads beside the model they were made for; returns the file.
-
-    Half precision: the heads differ from each other a thousand times more than from their rounded selves.
-
-    Args:
-        model: the run's checkpoint or ensemble.
-        members: the heads, with the line that brings each to the unit of the model's scores.
-        info: what they expect of their input.
-    """
-    arrays = {name: stack.astype(np.float16) for name, stack in _stacked(members).items()}
-    lines = [[member.mean, member.spread] for member in members]
-    path = model.with_name(BOOTSTRAP_FILE)
-    _save(path, arrays, info, model_sha256=sha256_of(model), lines=lines)
-    return path
-
-
-def load_bootstrap(model: Path) -> tuple[Member, ...] | None:
-    """The bootstrap heads made for ``model``; None where there are none.
-
-    Raises:
-        CheckpointError: the file is damaged.
-    """
-    path = model.with_name(BOOTSTRAP_FILE)
-    if not Run(path.parent).has(path.name):
-        return None
-    arrays, about = _load(path)
-    if about.get("model_sha256") != _hash(model):
-        return None
-    if "lines" not in about:
-        raise CheckpointError(f"{path} holds no bootstrap heads")
-    return _members(arrays, about["lines"], path)
 
 
 def _hash(path: Path) -> str:

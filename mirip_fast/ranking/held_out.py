@@ -15,11 +15,16 @@ from numpy.typing import NDArray
 
 from mirip_fast.errors import DataError
 from mirip_fast.evaluation.metrics import ranks
-from mirip_fast.files import has_file, read_csv, write_csv
+from mirip_fast.files import has_file, read_csv, read_json, sha256_of, write_csv
+from mirip_fast.models.gp import normal_scores
 from mirip_fast.ranking.graded import GradedImages
 
 #: File in a run's folder.
 HELD_OUT_FILE = "held_out.csv"
+#: File in a run's folder: what held-out scores say about those of the model whose SHA-256 it names.
+CALIBRATION_FILE = "calibration.json"
+#: Fewer held-out works say too little of how far grades lie from scores.
+_LEAST = 30
 
 #: Where a score comes from: a fold that left the image out, the validation split, or a Gaussian process
 #: without the image and its group.
@@ -122,3 +127,37 @@ def load_held_out(folder: Path, tier_names: Sequence[str]) -> HeldOut | None:
         )
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{path} can not be read: {error}") from error
+
+
+def grade_errors(model: Path, tier_names: Sequence[str]) -> NDArray[np.float64] | None:
+    """[m] how far the graded works' own grades lie from their held-out scores, in the unit of the score.
+
+    Args:
+        model: a run's model file.
+        tier_names: its tiers, best first.
+
+    Returns:
+        None where the run's held-out scores are few, without grades, not of this model, or do not rise with
+        the grades.
+    """
+    calibration = model.with_name(CALIBRATION_FILE)
+    try:
+        ours = has_file(calibration) and read_json(calibration).get("model_sha256")
+        if not ours or ours != sha256_of(model):
+            return None
+    except (OSError, ValueError):  # whoever reads the calibration tells what is wrong with it
+        return None
+    held_out = load_held_out(model.parent, tier_names)
+    if held_out is None or len(held_out) < _LEAST or (held_out.order < 0).any():
+        return None
+    grades = (
+        normal_scores(held_out.tiers)
+        if held_out.has_tiers
+        else np.array(held_out.tier_scores, dtype=np.float64)
+    )
+    scores = held_out.scores
+    slope = np.cov(grades, scores)[0, 1] / (scores.var(ddof=1) or 1.0)
+    if slope <= 0:
+        return None
+    errors: NDArray[np.float64] = (grades - grades.mean()) / slope - (scores - scores.mean())
+    return errors

@@ -1,11 +1,12 @@
-"""What a head learns: which images make a pair, what a pair costs, and which share is in order."""
+"""What a head learns: rows on the device, which images make a pair, what it costs, which are in order."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,16 +15,110 @@ from numpy.typing import NDArray
 from mirip_fast.config import TrainConfig
 from mirip_fast.data.csv_reader import counted
 from mirip_fast.errors import ConfigError, DataError
-from mirip_fast.evaluation.metrics import listed_accuracy
-from mirip_fast.models.allpairs import label_accuracy
+from mirip_fast.evaluation.metrics import PairCounter, listed_accuracy, ranks
 from mirip_fast.models.head import RankingHead
 from mirip_fast.models.losses import PairLoss, count_pairs, pair_loss
-from mirip_fast.ranking.batches import PartnerDraw, image_batches
-from mirip_fast.ranking.device_rows import DeviceRows, score_one_view, score_rows
 from mirip_fast.ranking.rows import Rows
 
 #: Values of ``--pairs`` that name no file.
 ALL, SAMPLED = "all", "sampled"
+
+# Rows that go through the head at a time. What 1,024 rows leave in a layer is small enough for the allocator
+# to keep; larger pieces go back to the system after each pass, and every page of theirs is fetched anew
+# (100,000 rows in one piece: 800,000 page faults, a quarter of the time). A GPU likes them large.
+_CPU_ROWS, _GPU_ROWS = 1_024, 65_536
+_NUMBERS = 1 << 28  # numbers at a time, at most: rows of patch tokens are wide
+
+
+@dataclass(frozen=True)
+class DeviceRows:
+    """n images on the training device; features in half precision on a GPU, fp32 on a CPU.
+
+    Attributes:
+        features: [n, V, D].
+        tiers: [n] int64, all −1 where the images have none.
+        within: [n] int64, or None.
+        tier_scores: [n] float64 (float32 on MPS, which has no other), or None.
+        pairs: [p, 2] rows, [p] labels and [p] weights of judged pairs, or None.
+    """
+
+    features: torch.Tensor
+    tiers: torch.Tensor
+    within: torch.Tensor | None
+    tier_scores: torch.Tensor | None
+    pairs: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None
+
+    def __len__(self) -> int:
+        return len(self.tiers)
+
+    @classmethod
+    def of(cls, rows: Rows, device: torch.device) -> DeviceRows:
+        """Bring rows to a device; on a CPU the features are shared, not copied."""
+        half = torch.float16 if device.type == "cuda" else torch.float32
+        real = torch.float32 if device.type == "mps" else torch.float64
+        pairs = rows.pairs
+        return cls(
+            features=torch.from_numpy(rows.features).to(device=device, dtype=half),
+            tiers=torch.from_numpy(rows.tiers).to(device),
+            within=None if rows.within is None else torch.from_numpy(rows.within).to(device),
+            tier_scores=None
+            if rows.tier_scores is None
+            else torch.from_numpy(rows.tier_scores).to(device=device, dtype=real),
+            pairs=None
+            if pairs is None
+            else (
+                torch.from_numpy(pairs.images).to(device),
+                torch.from_numpy(pairs.label).to(device),
+                torch.from_numpy(pairs.weight).to(device=device, dtype=real),
+            ),
+        )
+
+    def sample(self, n: int, seed: int) -> DeviceRows:
+        """``n`` of the rows, always the same for a seed; all where there are no more, or pairs are judged."""
+        if len(self) <= n or self.pairs is not None:
+            return self
+        chosen = np.sort(np.random.default_rng(seed).choice(len(self), n, replace=False))
+        index = torch.from_numpy(chosen).to(self.tiers.device)
+        return DeviceRows(
+            self.features[index],
+            self.tiers[index],
+            None if self.within is None else self.within[index],
+            None if self.tier_scores is None else self.tier_scores[index],
+            None,
+        )
+
+
+@torch.inference_mode()
+def score_rows(head: RankingHead, features: torch.Tensor) -> torch.Tensor:
+    """Scores of [n, V, D] features: the mean over the views, in chunks; [n] float32."""
+    head.eval()
+    scores = [
+        head(chunk.flatten(0, 1).float()).view(chunk.shape[:2]).mean(dim=1)
+        for chunk in torch.split(features, _at_a_time(features))
+    ]
+    return torch.cat(scores) if scores else torch.empty(0)
+
+
+def score_one_view(
+    head: RankingHead, rows: DeviceRows, index: torch.Tensor, rng: np.random.Generator
+) -> torch.Tensor:
+    """Scores [B] of the rows in ``index`` [B], with their graph, in chunks; of several views, each row shows
+    a drawn one."""
+    n_views = rows.features.shape[1]
+    size = _at_a_time(rows.features)
+    if n_views == 1:
+        parts = [rows.features[part, 0] for part in torch.split(index, size)]
+    else:
+        view = torch.from_numpy(rng.integers(n_views, size=len(index))).to(index.device)
+        chunks = zip(torch.split(index, size), torch.split(view, size), strict=True)
+        parts = [rows.features[part, shown] for part, shown in chunks]
+    scores: list[torch.Tensor] = [head(part.float()) for part in parts]
+    return scores[0] if len(scores) == 1 else torch.cat(scores)
+
+
+def _at_a_time(features: torch.Tensor) -> int:
+    most = _CPU_ROWS if features.device.type == "cpu" else _GPU_ROWS
+    return max(16, min(most, _NUMBERS // features.shape[-1]))
 
 
 @dataclass(frozen=True)
@@ -48,20 +143,20 @@ class Objective:
 
     Args:
         config: the settings.
-        tiers: names of the tiers, best first.
         train: the training rows; where they have judged pairs, these are learned.
 
     Raises:
         ConfigError: settings that do not go together.
     """
 
-    def __init__(self, config: TrainConfig, tiers: Sequence[str], train: Rows):
-        self.loss = make_loss(config, tiers, within=train.within is not None)
+    def __init__(self, config: TrainConfig, train: Rows):
+        self.loss = make_loss(config)
         self._pairs = train.pairs
         self._partners: PartnerDraw | None = None
         if config.pairs == SAMPLED:
-            labels = higher_is_better(train, self.loss)
-            self._partners = PartnerDraw(labels, self.loss.min_gap, train.within)
+            self._partners = PartnerDraw(
+                -train.tiers if config.label == "tier" else _labels(train, self.loss), train.within
+            )
         self._images = len(train)
 
     @property
@@ -90,13 +185,9 @@ class Objective:
         if rows.pairs is None and batch.ndim == 1:
             scores = score_one_view(head, rows, chosen, rng)
             within = None if rows.within is None else rows.within[chosen]
-            return self.loss(scores, self._labels(rows)[chosen], within)
+            return self.loss(scores, _labels(rows, self.loss)[chosen], within)
         if rows.pairs is None:
-            images, label, weight = (
-                chosen,
-                torch.ones_like(chosen[:, 0]),
-                self._weights(rows, chosen),
-            )
+            images, label, weight = chosen, torch.ones_like(chosen[:, 0]), None
         else:
             images, label, weight = (tensor[chosen] for tensor in rows.pairs)
         scores = score_one_view(head, rows, images.reshape(-1), rng).view(-1, 2)
@@ -110,15 +201,16 @@ class Objective:
             accuracy = _listed_accuracy(scores[images], label, weight)
             if accuracy is not None:
                 loss = self._listed(scores[images], label, weight)
-                return Judged(float(loss), accuracy, _tier_accuracy(scores, rows, None))
+                return Judged(float(loss), accuracy, _accuracy(scores, rows.tiers, None))
         # Judged pairs are few, and may all lie elsewhere: then the tiers are what is left to judge by.
-        loss = self.loss(scores, self._labels(rows), rows.within)
-        inside = rows.within if self.loss.within_share else None
-        tier_accuracy = _tier_accuracy(scores, rows, inside)
+        loss = self.loss(scores, _labels(rows, self.loss), rows.within)
+        by_tier = _accuracy(scores, rows.tiers, rows.within)
         if self.loss.label == "tier":
-            return Judged(float(loss), math.nan if tier_accuracy is None else tier_accuracy, None)
-        found = _accuracy(scores, self._labels(rows), self.loss.min_gap, inside)
-        return Judged(float(loss), math.nan if found is None else found, tier_accuracy)
+            return Judged(float(loss), math.nan if by_tier is None else by_tier, None)
+        assert rows.tier_scores is not None
+        order = torch.from_numpy(ranks(rows.tier_scores.cpu().numpy()))
+        found = _accuracy(scores, order, rows.within, finer=True)
+        return Judged(float(loss), math.nan if found is None else found, by_tier)
 
     def _listed(
         self, scores: torch.Tensor, label: torch.Tensor, weight: torch.Tensor | None
@@ -134,43 +226,72 @@ class Objective:
             weight=weight,
         )
 
-    def _labels(self, rows: DeviceRows) -> torch.Tensor:
-        """What the loss takes as labels."""
-        if self.loss.label == "tier":
-            return rows.tiers
-        assert rows.tier_scores is not None
-        return rows.tier_scores
 
-    def _weights(self, rows: DeviceRows, pairs: torch.Tensor) -> torch.Tensor | None:
-        """[p] weights of drawn pairs, the better image first."""
-        if self.loss.tier_weights is None:
-            return None
-        table = torch.tensor(self.loss.tier_weights, device=pairs.device)
-        return table[rows.tiers[pairs[:, 0]], rows.tiers[pairs[:, 1]]]
-
-
-def make_loss(config: TrainConfig, tiers: Sequence[str], *, within: bool) -> PairLoss:
-    """The loss that the settings ask for.
+class PartnerDraw:
+    """The classic recipe's epoch: for every image one partner, drawn uniformly from those it differs from.
 
     Args:
-        config: the settings.
-        tiers: names of the tiers, best first.
-        within: whether there is a column inside which pairs count.
+        labels: [n], higher is better; two images of different labels are a pair.
+        within: [n] integers; only images of the same value are a pair. None: all.
+    """
+
+    def __init__(self, labels: NDArray[np.generic], within: NDArray[np.int64] | None = None):
+        label = np.unique(labels, return_inverse=True)[1]
+        group = np.unique(np.zeros(len(label)) if within is None else within, return_inverse=True)[
+            1
+        ]
+        # Each group's images lie together, and in it those of one label, which are not its partners.
+        self._order = np.lexsort((label, group))
+        group, block = (codes[self._order] for codes in (group, group * (len(label) + 1) + label))
+        self._start = np.searchsorted(group, group)
+        self._worse = np.searchsorted(block, block) - self._start
+        self._alike = np.searchsorted(block, block, side="right") - self._start - self._worse
+        self._partners = np.searchsorted(group, group, side="right") - self._start - self._alike
+        self._drawing = np.flatnonzero(self._partners)
+
+    def __len__(self) -> int:
+        return len(self._drawing)
+
+    def draw(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """[p, 2] indices in random order, the better image first; images without a partner draw none."""
+        place = self._drawing
+        number = (rng.random(len(place)) * self._partners[place]).astype(np.int64)
+        wins = number < self._worse[place]
+        other = self._start[place] + number + np.where(wins, 0, self._alike[place])
+        image, partner = self._order[place], self._order[other]
+        pairs = np.stack([np.where(wins, image, partner), np.where(wins, partner, image)], axis=1)
+        return pairs[rng.permutation(len(pairs))]
+
+
+def image_batches(n: int, batch_size: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
+    """All n images in random order, in batches of nearly equal size, none larger than ``batch_size``.
+
+    Equal sizes, because a small last batch would have few pairs and the same say as the others.
+    """
+    yield from np.array_split(rng.permutation(n), max(1, -(-n // batch_size)))
+
+
+def epoch_generator(seed: int, epoch: int) -> np.random.Generator:
+    """Random numbers of one epoch, the same whether the run was interrupted before it or not."""
+    return np.random.default_rng([seed, epoch])
+
+
+def make_loss(config: TrainConfig) -> PairLoss:
+    """The loss that the settings ask for.
 
     Raises:
         ConfigError: settings that do not go together, in the words of the command line.
     """
-    _check(config, within)
-    share = 1.0 if config.within_share is None else config.within_share
-    return PairLoss(
-        kind=config.loss,
-        margin=config.margin,
-        label_smoothing=config.label_smoothing,
-        tier_weights=parse_tier_weights(config.tier_weights, tiers),
-        within_share=share if within else None,
-        min_gap=config.min_gap,
-        label=config.label,
-    )
+    listed = config.pairs not in (ALL, SAMPLED)
+    if config.label_smoothing > 0 and config.loss != "logistic":
+        raise ConfigError(
+            "--label-smoothing goes with --loss logistic; the margin loss has no probabilities to smooth"
+        )
+    if listed and config.label != "tier":
+        raise ConfigError("--label goes with --pairs all or sampled, not with a file")
+    if not listed and config.pairs_zero is not None:
+        raise ConfigError("--pairs-zero goes with --pairs FILE.csv, whose labels it explains")
+    return PairLoss(config.loss, config.margin, config.label_smoothing, config.label)
 
 
 def describe_pairs(config: TrainConfig, train: Rows) -> str:
@@ -179,17 +300,8 @@ def describe_pairs(config: TrainConfig, train: Rows) -> str:
         ties = int((train.pairs.label == 0).sum())
         return f"{len(train.pairs):,} judged pairs" + (f" ({ties:,} ties)" if ties else "")
     text = "all pairs" if config.pairs == ALL else "sampled pairs"
-    if config.label == "tier_score":
-        text += (
-            f" with a tier_score at least {config.min_gap:g} apart"
-            if config.min_gap
-            else (" of different tier_score")
-        )
-    if train.within is not None:
-        share = 1.0 if config.within_share is None else config.within_share
-        text += " inside one value of the --within column"
-        text += "" if share == 1 else f" (share {share:g}) and across them"
-    return text
+    text += " of different tier_score" if config.label == "tier_score" else ""
+    return text + ("" if train.within is None else " inside one value of the --within column")
 
 
 def pairs_files(config: TrainConfig) -> list[Path]:
@@ -215,47 +327,6 @@ def pairs_files(config: TrainConfig) -> list[Path]:
     return paths
 
 
-def parse_tier_weights(text: str, tiers: Sequence[str]) -> tuple[tuple[float, ...], ...] | None:
-    """``S-A=2,A-B=1.5`` → [tiers][tiers] weights by (better, worse) tier, 1 where not named.
-
-    Returns:
-        The table, 0 on and below the diagonal; None for an empty text.
-
-    Raises:
-        ConfigError: an unknown pair of tiers, one twice or the wrong way round, or no weight.
-    """
-    if not text.strip():
-        return None
-    count = len(tiers)
-    table = [[1.0 if b < w else 0.0 for w in range(count)] for b in range(count)]
-    places = {f"{b}-{w}": (i, j) for i, b in enumerate(tiers) for j, w in enumerate(tiers)}
-    seen = set()
-    for entry in text.split(","):
-        name, _, number = (part.strip() for part in entry.partition("="))
-        better, worse = places.get(name, (0, 0))
-        if better >= worse:
-            turned = f"{tiers[worse]}-{tiers[better]}"
-            hint = f"the better tier comes first: {turned}" if better > worse else "an example"
-            example = ",".join(f"{tiers[i]}-{tiers[i + 1]}=2" for i in range(count - 1))
-            raise ConfigError(
-                f"--tier-weights: {entry.strip()!r} names no pair of the tiers {', '.join(tiers)} "
-                f"({hint if better > worse else f'{hint}: {example}'})"
-            )
-        if name in seen:
-            raise ConfigError(f"--tier-weights: {name} is there twice")
-        seen.add(name)
-        try:
-            weight = float(number)
-        except ValueError:
-            weight = -1.0
-        if not 0 <= weight < float("inf"):
-            raise ConfigError(
-                f"--tier-weights: {entry.strip()!r}; a weight of at least 0 is expected, as in {name}=2"
-            )
-        table[better][worse] = weight
-    return tuple(map(tuple, table))
-
-
 def require_pairs(rows: Rows, loss: PairLoss, split: str) -> None:
     """Refuse rows of a split in which the settings leave no pair to learn from or to judge by.
 
@@ -271,50 +342,33 @@ def require_pairs(rows: Rows, loss: PairLoss, split: str) -> None:
             "0.6 --val-ratio 0.2 --test-ratio 0.2), or give split files (--metadata, --val-metadata) "
             "that keep judged images together."
         )
-    labels = torch.from_numpy(higher_is_better(rows, loss))
-    pairs = count_pairs(labels, label="tier_score", min_gap=loss.min_gap)
-    where = ""
-    if rows.within is not None:
-        inside = count_pairs(
-            labels, torch.from_numpy(rows.within), label="tier_score", min_gap=loss.min_gap
-        )
-        if loss.within_share == 0:
-            pairs, where = pairs - inside, " across the values of the --within column"
-        elif loss.within_share == 1 or split != "train":
-            pairs, where = inside, " inside one value of the --within column"
-    if not pairs:
-        what = (
-            "of different tiers" if loss.label == "tier" else f"with grades {loss.min_gap:g} apart"
-        )
+    within = None if rows.within is None else torch.from_numpy(rows.within)
+    if not count_pairs(torch.from_numpy(_labels(rows, loss)), within):
+        what = "tiers" if loss.label == "tier" else "grades"
+        where = "" if within is None else " inside one value of the --within column"
         raise DataError(
-            f"The {split} split has {counted(len(rows), 'image')} and no pair {what}{where}: there is "
-            "nothing to compare. More graded images are needed, or another --val-ratio."
+            f"The {split} split has {counted(len(rows), 'image')} and no pair of different {what}{where}: "
+            "there is nothing to compare. More graded images are needed, or another --val-ratio."
         )
 
 
-def higher_is_better(rows: Rows, loss: PairLoss) -> NDArray[np.generic]:
-    """[n] labels of rows, as numbers that are higher for the better image."""
-    if loss.label == "tier":
-        return -rows.tiers
-    assert rows.tier_scores is not None
-    return rows.tier_scores
-
-
-def _tier_accuracy(
-    scores: torch.Tensor, rows: DeviceRows, groups: torch.Tensor | None
-) -> float | None:
-    if bool((rows.tiers < 0).any()):
-        return None
-    return _accuracy(scores, -rows.tiers, 0.0, groups)
+def _labels(rows: Any, loss: PairLoss) -> Any:
+    """What the loss takes as labels [n] of :class:`Rows` or :class:`DeviceRows`."""
+    labels = rows.tiers if loss.label == "tier" else rows.tier_scores
+    assert labels is not None
+    return labels
 
 
 def _accuracy(
-    scores: torch.Tensor, labels: torch.Tensor, min_gap: float, groups: torch.Tensor | None
+    scores: torch.Tensor, tiers: torch.Tensor, within: torch.Tensor | None, *, finer: bool = False
 ) -> float | None:
-    """Of n numbers, soon moved to the CPU, which has float64 everywhere."""
-    return label_accuracy(
-        scores.cpu(), labels.cpu(), min_gap, None if groups is None else groups.cpu()
-    )
+    """Pairwise accuracy of scores [n] by tiers (0 is best); None without a pair, or tiers of all."""
+    if bool((tiers < 0).any()) or not bool(torch.isfinite(scores).all()):
+        return None
+    groups = None if within is None else within.cpu().numpy()
+    counter = PairCounter(scores.cpu().numpy(), tiers.cpu().numpy(), within=groups, finer=finer)
+    right, pairs = (sums.sum() for sums in counter.by_cell())
+    return float(right / pairs) if pairs else None
 
 
 def _listed_accuracy(
@@ -325,30 +379,3 @@ def _listed_accuracy(
     margins = (scores[:, 0] - scores[:, 1]).detach().cpu().double() * verdict
     found = listed_accuracy(margins.numpy(), (weight.cpu().double() * verdict.abs()).numpy())
     return None if math.isnan(found) else found
-
-
-def _check(config: TrainConfig, within: bool) -> None:
-    """Say in the words of the command line which settings do not go together."""
-    listed = config.pairs not in (ALL, SAMPLED)
-    wrong = [
-        (config.label_smoothing > 0 and config.loss != "logistic",
-         "--label-smoothing goes with --loss logistic; the margin loss has no probabilities to smooth"),
-        (config.min_gap > 0 and config.label != "tier_score",
-         "--min-gap goes with --label tier_score"),
-        (bool(config.tier_weights.strip()) and config.label != "tier",
-         "--tier-weights goes with --label tier"),
-        (config.within_share is not None and not within,
-         "--within-share goes with --within COLUMN"),
-        (config.within_share not in (None, 1) and config.pairs == SAMPLED,
-         "--within-share below 1 goes with --pairs all; --pairs sampled draws inside the column only"),
-        (listed and config.label != "tier", "--label goes with --pairs all or sampled, not with a file"),
-        (listed and bool(config.tier_weights.strip()),
-         "--tier-weights goes with --pairs all or sampled; a pairs file has a column weight"),
-        (not listed and config.pairs_zero is not None,
-         "--pairs-zero goes with --pairs FILE.csv, whose labels it explains"),
-        (listed and config.within_share is not None,
-         "--within-share goes with --pairs all, not with a file of pairs"),
-    ]  # fmt: skip
-    for is_wrong, text in wrong:
-        if is_wrong:
-            raise ConfigError(text)

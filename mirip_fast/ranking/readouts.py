@@ -42,6 +42,7 @@ from mirip_fast.models.preference import fit_pairs
 from mirip_fast.ranking.anchors import keep_anchors
 from mirip_fast.ranking.evaluate_pairs import PairReport, agreement
 from mirip_fast.ranking.finished import draw_run
+from mirip_fast.ranking.fit import fit_quietly
 from mirip_fast.ranking.folds import assign_folds, folds_of
 from mirip_fast.ranking.graded import GradedImages
 from mirip_fast.ranking.head_files import Member, save_ensemble, save_process
@@ -50,7 +51,6 @@ from mirip_fast.ranking.judged_pairs import JudgedPairs
 from mirip_fast.ranking.references import write_calibration
 from mirip_fast.ranking.rows import ListedPairs, Rows, open_store, read_features
 from mirip_fast.ranking.scorer import load_score_model
-from mirip_fast.ranking.sweep_fits import fit_tasks, fold_tasks
 from mirip_fast.runtime import resolve_device
 from mirip_fast.training.run_folder import Run
 
@@ -97,7 +97,7 @@ def choose_readout(config: Config, *, listed: bool = False) -> str:
     if readout in ("head", "attention"):
         return readout
     if readout in ("auto", "ensemble"):  # their heads heed the others
-        asked = [name for name in asked if name in ("within", "bootstrap")]
+        asked = [name for name in asked if name == "within"]
         asked += ["pairs"] if listed else []
     if not asked:
         return "gp" if readout == "usual" else readout
@@ -264,8 +264,7 @@ def _fit(
     if fitted.name == "gp" and isinstance(process, GaussianProcess):
         path, source = save_process(run.path, process, info), "left-out groups"
     else:
-        errors = _errors(y, fitted.held_out)
-        path, source = save_ensemble(run.path, fitted.members, info, errors), "out-of-fold"
+        path, source = save_ensemble(run.path, fitted.members, info), "out-of-fold"
     held_out = HeldOut.of(learned, fitted.held_out, source)
     save_held_out(run.path, held_out, info.tiers)
     model = load_score_model(path)
@@ -341,10 +340,12 @@ def _fit_heads(
     config = dataclasses.replace(
         config, head=dataclasses.replace(config.head, features=features, readout=name)
     )
-    folds = folds_of(learned, fold_of, config.split)
-    heads = fit_tasks(rows, fold_tasks(config, folds), resolve_device(config.runtime.device))
+    device = resolve_device(config.runtime.device)
     members, held_out = [], np.empty(len(rows))
-    for fold, (arrays, _) in zip(folds, heads, strict=True):
+    for number, fold in enumerate(folds_of(learned, fold_of, config.split)):
+        train = dataclasses.replace(config.train, seed=config.train.seed + number)
+        own = dataclasses.replace(config, train=train)
+        arrays, _ = fit_quietly(rows.subset(fold.train), rows.subset(fold.val), own, device)
         if arrays is None:
             raise TrainingError(
                 f"The loss of a {name} is not finite. Likely causes: a learning rate that is too high "
@@ -415,15 +416,6 @@ def _mean_of(found: Sequence[_Fitted], widths: Mapping[str, int]) -> _Fitted:
         ]
     mean_scores: NDArray[np.float64] = np.mean(scores, axis=0)
     return _Fitted("ensemble", "+".join(widths), tuple(members), mean_scores, mean_scores)
-
-
-def _errors(y: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.float64] | None:
-    """[n] how far grades lie from held-out scores, in their unit; None if they do not rise with them."""
-    slope = np.cov(y, scores)[0, 1] / (scores.var(ddof=1) or 1.0)
-    if slope <= 0:
-        return None
-    errors: NDArray[np.float64] = (y - y.mean()) / slope - (scores - scores.mean())
-    return errors
 
 
 def _fit_judged(

@@ -20,15 +20,13 @@ from mirip_fast.features.store import FeatureStore
 from mirip_fast.files import has_file, read_csv, read_json, sha256_of, write_json
 from mirip_fast.ranking.anchors import keep_anchors
 from mirip_fast.ranking.graded import GradedImages
-from mirip_fast.ranking.held_out import HeldOut, save_held_out
+from mirip_fast.ranking.held_out import CALIBRATION_FILE, HeldOut, save_held_out
 from mirip_fast.ranking.rows import ListedPairs
 from mirip_fast.ranking.scorer import ScoreModel, load_score_model
 from mirip_fast.training.run_folder import SPLIT_FILE
 
 log = logging.getLogger(__name__)
 
-#: File in a run's folder.
-CALIBRATION_FILE = "calibration.json"
 #: File of a shared model, which has no split.csv: the contents that it was made with, and no names.
 MADE_WITH_FILE = "made_with.csv"
 

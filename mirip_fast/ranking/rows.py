@@ -86,6 +86,19 @@ class Rows:
         """Whether the images have tiers."""
         return bool((self.tiers >= 0).all())
 
+    def subset(self, index: NDArray[np.int64]) -> Rows:
+        """The rows with these indexes, without judged pairs."""
+        return dataclasses.replace(
+            self,
+            ids=[self.ids[i] for i in index],
+            features=self.features[index],
+            tiers=self.tiers[index],
+            groups=[self.groups[i] for i in index],
+            within=None if self.within is None else self.within[index],
+            tier_scores=None if self.tier_scores is None else self.tier_scores[index],
+            pairs=None,
+        )
+
     @property
     def input_dim(self) -> int:
         """D, numbers per feature row."""

@@ -26,7 +26,8 @@ from mirip_fast.features.store import FeatureStore, differing_fields
 from mirip_fast.models.gp import GaussianProcess
 from mirip_fast.models.model_info import ModelInfo, beside
 from mirip_fast.models.numpy_head import NumpyHead
-from mirip_fast.ranking.head_files import Member, load_bootstrap, load_head, load_members
+from mirip_fast.ranking.head_files import Member, load_head, load_members
+from mirip_fast.ranking.held_out import grade_errors
 from mirip_fast.ranking.rows import JoinedStore, open_store, read_features
 from mirip_fast.training.run_folder import fold_name
 
@@ -148,21 +149,6 @@ class ScoreModel:
         features = read_features(store, hashes, self.info.features, self.info.views)
         return self.process.draw(features.mean(axis=1), draws)
 
-    def score_bootstrap(
-        self, store: FeatureStore, hashes: Sequence[bytes]
-    ) -> NDArray[np.float32] | None:
-        """[H, n, V] scores by each of H heads trained on resampled groups; None if the run has none.
-
-        In the unit of :meth:`score`: on images that a head had not trained on, its scores have the mean
-        and spread that the model's own held-out scores of the same images have.
-
-        Raises:
-            StoreError: a series or row is missing.
-            CheckpointError: the file of the heads is damaged.
-        """
-        heads = load_bootstrap(self.checkpoint)
-        return None if heads is None else self._by_head(heads, store, hashes)
-
     def _by_head(
         self, heads: Sequence[Member], store: FeatureStore, hashes: Sequence[bytes]
     ) -> NDArray[np.float32]:
@@ -215,6 +201,13 @@ def load_score_model(path: Path) -> ScoreModel:
     Raises:
         CheckpointError: unreadable, foreign, or of a model that has no head of this kind.
     """
+    model = _load_model(path)
+    if model.errors is not None or model.process is not None:
+        return model
+    return dataclasses.replace(model, errors=grade_errors(path, model.info.tiers))
+
+
+def _load_model(path: Path) -> ScoreModel:
     if path.suffix == ".safetensors":
         return ScoreModel(path, *load_members(path))
     quick = load_head(path)

@@ -1,15 +1,20 @@
-"""`sweep` as a whole: which settings rank best, by cross-validation inside train and val.
+"""`sweep`: which settings rank best, by cross-validation inside train and val.
 
 A sweep is a folder: what is tried (``sweep.json``), how the images are divided (``split.csv``), one file per
 finished cell (``cells/``), and in the end the table (``sweep.csv``) and the best cell's settings
 (``best.yaml``). The test split is never looked at. An interrupted sweep goes on with the cells it has not.
+
+``learning_rate=1e-4,3e-4`` lists values; ``learning_rate=1e-5..1e-3`` is a range to draw from, evenly in the
+logarithm where it spans a factor of ten or more (Bergstra & Bengio 2012 on random search).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import logging
 import time
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,76 +22,51 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import torch
 from numpy.typing import NDArray
 
 from mirip_fast.config import Config
 from mirip_fast.data.csv_reader import counted, shown
-from mirip_fast.errors import CheckpointError, ConfigError, DataError, RunNotFoundError
+from mirip_fast.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    RunNotFoundError,
+    TrainingError,
+)
+from mirip_fast.evaluation.bootstrap import accuracy_interval
+from mirip_fast.evaluation.metrics import PairCounter, codes_of, ratio
+from mirip_fast.evaluation.text_table import format_table
 from mirip_fast.features.datasets import newest_graded
 from mirip_fast.features.recipe import View
 from mirip_fast.features.store import FeatureStore, differing_fields, fingerprint_id
 from mirip_fast.files import read_json, write_atomically, write_csv, write_json, write_text
+from mirip_fast.models.numpy_head import NumpyHead
 from mirip_fast.ranking.dataset_settings import with_dataset
+from mirip_fast.ranking.fit import fit_quietly
 from mirip_fast.ranking.folds import assign_folds, folds_of, units_of
 from mirip_fast.ranking.graded import GradedImages, graded_of_dataset, load_split, save_split
 from mirip_fast.ranking.objective import make_loss, pairs_files
-from mirip_fast.ranking.search_space import (
-    Cell,
-    cell_text,
-    configure,
-    make_cells,
-    parse_axes,
-    sweepable,
-)
-from mirip_fast.ranking.sweep_fits import CellFits, batches_of_cells, fit_cells
-from mirip_fast.ranking.sweep_table import Graded, SweepTable, compare_cells, mean_accuracy
+from mirip_fast.ranking.rows import Rows
 from mirip_fast.runtime import resolve_device
-from mirip_fast.settings import config_from_dict, to_yaml
+from mirip_fast.settings import Setting, config_from_dict, settings, to_yaml, yaml_text
 from mirip_fast.training.presets import choose_preset
 from mirip_fast.training.run_folder import SPLIT_FILE, create_folder
 
 log = logging.getLogger(__name__)
 
-SWEEP_FILE = "sweep.json"
-BEST_FILE = "best.yaml"
-TABLE_FILE = "sweep.csv"
+SWEEP_FILE, BEST_FILE, TABLE_FILE = "sweep.json", "best.yaml", "sweep.csv"
 
-#: Folds where ``--folds`` says nothing.
-_FOLDS = 5
+#: Settings of these sections can be swept, but for those that do not change what is learned.
+_SECTIONS = ("head", "train")
+_FIXED = {"name", "output_dir", "folds", "save_every_n_epochs", "save_total_limit", "seed"}
+_FOLDS = 5  # where ``--folds`` says nothing
+_MOST_CELLS = 5_000  # more take days, and a table of them is read by nobody
+_SHOWN = 20  # rows of the printed table; the file has all
 
-
-@dataclass(frozen=True)
-class SweepRequest:
-    """What a sweep asks for, besides the configuration.
-
-    Attributes:
-        grid: what varies, see :func:`mirip_fast.ranking.search_space.parse_axes`.
-        random: cells to draw; None takes the whole grid.
-        seeds: heads per cell and fold.
-        data: folder or CSV file that was embedded; None takes the newest one with grades.
-        given: dotted keys that the user set, which go into the winner's file.
-    """
-
-    grid: Sequence[str]
-    random: int | None = None
-    seeds: int = 1
-    data: Path | None = None
-    given: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a sweep is.
-
-    Attributes:
-        cells, done: cells in all, and finished ones.
-        heads, epoch: heads still being trained in the current stack, and their epoch.
-    """
-
-    cells: int
-    done: int
-    heads: int
-    epoch: int
+#: Dotted key → value: how a cell differs from the configuration it starts from.
+Cell = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -98,7 +78,7 @@ class Sweep:
         config: the settings that cells start from.
         cells: how each differs; cell 0 not at all.
         seeds: heads per cell and fold.
-        given: dotted keys that the user set.
+        given: dotted keys that the user set, which go into the winner's file.
         images: the images of train and val.
         fold_of: [n] the fold that leaves the image out.
         store: their features.
@@ -116,19 +96,149 @@ class Sweep:
     views: tuple[View, ...]
 
 
-def start_sweep(config: Config, request: SweepRequest) -> Sweep:
-    """Say what a sweep is to try, and write it down.
+@dataclass(frozen=True)
+class CellFits:
+    """What the fits of a cell came to, for S seeds, K folds and n images.
+
+    Attributes:
+        scores: [S, n] float32, of each image by the head that left it out; NaN throughout where the loss
+            of one of the cell's heads was not finite.
+        epochs: [S, K] epoch that each head is of.
+    """
+
+    scores: NDArray[np.float32]
+    epochs: NDArray[np.int64]
+
+
+def make_cells(specs: Sequence[str], random: int | None, seed: int) -> list[dict[str, Any]]:
+    """The cells of a sweep; the first one is empty: the configuration as it is.
+
+    Args:
+        specs: what varies: texts like ``learning_rate=1e-4,3e-4``, ``head.features=cls,cls+mean`` or
+            ``weight_decay=1e-4..1``.
+        random: how many cells to draw; None takes the whole grid.
+        seed: of the draw.
 
     Raises:
-        ConfigError: what varies can not be understood.
+        ConfigError: an unknown setting, a wrong value, a setting named twice, nothing that varies, a range
+            without ``random``, or too many cells.
+    """
+    from sklearn.model_selection import ParameterGrid, ParameterSampler
+
+    axes: dict[str, Any] = {}
+    known, problems = {s.key: s for s in settings(*_SECTIONS)}, []
+    for spec in specs:
+        try:
+            setting, values = _parse_axis(spec)
+            if setting.key in axes:
+                raise ConfigError(f"{setting.name} is there twice; list its values with commas")
+            axes[setting.key] = values
+        except ConfigError as error:
+            problems.append(f"--grid {spec}: {error}")
+    if problems:
+        raise ConfigError("\n".join(problems))
+    if not axes:
+        raise ConfigError(
+            "Say what to vary, like --grid learning_rate=1e-4,3e-4 --grid features=cls,cls+mean"
+        )
+    ranges = [known[key].name for key, values in axes.items() if not isinstance(values, list)]
+    if random is None and ranges:
+        raise ConfigError(f"{ranges[0]} is a range: say how many cells to draw with --random N")
+    if random is None:
+        if len(ParameterGrid(axes)) > _MOST_CELLS:
+            raise ConfigError(
+                f"The grid has {len(ParameterGrid(axes)):,} cells; draw some of them with --random N"
+            )
+        drawn = list(ParameterGrid(axes))
+    else:
+        with warnings.catch_warnings():  # a grid of fewer cells is taken whole
+            warnings.simplefilter("ignore")
+            drawn = list(ParameterSampler(axes, random, random_state=seed % 2**32))
+    cells = [{key: _rounded(known[key], cell[key]) for key in axes} for cell in drawn]
+    return [{}, *{cell_text(cell): cell for cell in cells}.values()]
+
+
+def _parse_axis(spec: str) -> tuple[Setting, Any]:
+    """A setting, and its values or the distribution (of SciPy) that they are drawn from."""
+    from scipy.stats import loguniform, uniform
+
+    name, equals, text = (part.strip() for part in spec.partition("="))
+    if not equals or not text:
+        raise ConfigError("write it as setting=value,value,…")
+    setting = _find(name)
+    if ".." not in text:
+        return setting, list(dict.fromkeys(setting.parse(part.strip()) for part in text.split(",")))
+    if setting.kind not in (int, float) or setting.choices:
+        raise ConfigError(f"{setting.name} has no range; list its values with commas")
+    low, high = (setting.parse(end) for end in text.split("..", 1))
+    if low is None or high is None or not low < high:
+        raise ConfigError(f"{text} is no range from a smaller number to a larger one")
+    wide = low > 0 and high / low >= 10
+    return setting, loguniform(low, high) if wide else uniform(low, high - low)
+
+
+def _rounded(setting: Setting, value: Any) -> Any:
+    if isinstance(value, float) and setting.kind in (int, float):
+        return round(value) if setting.kind is int else float(f"{value:.3g}")
+    return value
+
+
+def _find(name: str) -> Setting:
+    known = {s.name: s for s in settings(*_SECTIONS) if s.name not in _FIXED}
+    known["dropout"] = known["projector_dropout"]
+    found = known.get(name) or next((s for s in known.values() if s.key == name), None)
+    if found is not None:
+        return found
+    if name.rpartition(".")[2] == "seed":
+        raise ConfigError("repeat every cell with other seeds by --seeds N")
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else f" There are: {', '.join(sorted(known))}."
+    raise ConfigError(f"there is no setting {name!r} to vary.{hint}")
+
+
+def configure(config: Config, cell: Cell) -> Config:
+    """The configuration with a cell's values in it."""
+    sections = {name: getattr(config, name) for name in _SECTIONS}
+    for key, value in cell.items():
+        section, name = key.split(".")
+        sections[section] = dataclasses.replace(sections[section], **{name: value})
+    return dataclasses.replace(config, **sections)
+
+
+def cell_text(cell: Cell) -> str:
+    """A cell as it would be typed: ``learning_rate=0.0003 features=cls+mean``."""
+    words = [f"{key.split('.')[1]}={yaml_text(value)}" for key, value in cell.items()]
+    return " ".join(words) or "(as configured)"
+
+
+def start_sweep(
+    config: Config,
+    grid: Sequence[str],
+    *,
+    random: int | None = None,
+    seeds: int = 1,
+    data: Path | None = None,
+    given: frozenset[str] = frozenset(),
+) -> Sweep:
+    """Say what a sweep is to try, and write it down.
+
+    Args:
+        config: the settings that cells start from.
+        grid: what varies, see :func:`make_cells`.
+        random: cells to draw; None takes the whole grid.
+        seeds: heads per cell and fold.
+        data: folder or CSV file that was embedded; None takes the newest one with grades.
+        given: dotted keys that the user set, which go into the winner's file.
+
+    Raises:
+        ConfigError: what varies cannot be understood.
         RunNotFoundError: nothing embedded that could be trained on.
-        DataError, StoreError: the data or the cache can not be used.
+        DataError, StoreError: the data or the cache cannot be used.
     """
     if pairs_files(config.train):
         raise ConfigError("--pairs FILE: a sweep learns from grades; use --pairs all or sampled")
-    cells = make_cells(parse_axes(request.grid), request.random, config.train.seed)
-    cache_dir = Path(config.embed.cache_dir)
-    dataset = newest_graded(cache_dir, request.data)
+    cells = make_cells(grid, random, config.train.seed)
+    dataset = newest_graded(Path(config.embed.cache_dir), data)
     log.info("Data set %s", shown(dataset.source))
     if "backbones" in dataset.info:
         log.warning("A sweep looks through one backbone: %s", dataset.info["backbone"])
@@ -138,9 +248,9 @@ def start_sweep(config: Config, request: SweepRequest) -> Sweep:
     sweep = Sweep(
         path=create_folder(Path(config.train.output_dir), config.train.name or "sweep"),
         config=config,
-        cells=_possible(cells, config, images, folds),
-        seeds=request.seeds,
-        given=request.given,
+        cells=_possible(cells, config, len(images) * (folds - 1) // folds),
+        seeds=seeds,
+        given=given,
         images=images,
         fold_of=assign_folds(images, folds, config.split.split_seed),
         store=FeatureStore.open(dataset.store_path),
@@ -172,16 +282,15 @@ def resume_sweep(output_dir: Path, which: str) -> Sweep:
 
     Raises:
         RunNotFoundError: there is none.
-        DataError: its files can not be read.
+        DataError: its files cannot be read.
         CheckpointError: the features are not those it was begun with.
     """
+    path = Path(which)
     if which == "latest":
         begun = sorted(path.parent for path in output_dir.glob(f"*/{SWEEP_FILE}"))
         if not begun:
             raise RunNotFoundError(f"--resume latest: there is no sweep in {output_dir.resolve()}")
         path = begun[-1]
-    else:
-        path = Path(which)
     try:
         values = read_json(path / SWEEP_FILE)
         config = config_from_dict(values["config"])
@@ -203,110 +312,78 @@ def resume_sweep(output_dir: Path, which: str) -> Sweep:
     return Sweep(path, config, tuple(cells), seeds, given, images, fold_of, store, views)
 
 
-def run_sweep(sweep: Sweep, progress: Callable[[Progress], None] = lambda _: None) -> SweepTable:
+def run_sweep(sweep: Sweep, progress: Callable[[int, int], None] = lambda *_: None) -> str:
     """Fit the cells that are not there yet, compare all, and write the table and the winner.
 
     Args:
         sweep: of :func:`start_sweep` or :func:`resume_sweep`.
-        progress: called after every epoch.
+        progress: called after every head with how many of how many there are.
+
+    Returns:
+        The table and how to read it, for a terminal.
 
     Raises:
         TrainingError: the loss was not finite even with the settings as they are.
     """
-    fits = {i: found for i in range(len(sweep.cells)) if (found := _load_cell(sweep, i))}
+    numbers = range(len(sweep.cells))
+    fits = {i: found for i in numbers if (found := _load_cell(sweep, i)) is not None}
     if fits:
         log.info("%d of %d cells are there already", len(fits), len(sweep.cells))
     labels = sweep.images.labels(sweep.config.evaluate.within)
-    graded = Graded(
-        tiers=labels.tiers,
-        fold_of=sweep.fold_of,
-        groups=[str(unit) for unit in units_of(sweep.images).tolist()],
-        within=labels.within,
-    )
-    _fit_missing(sweep, graded, fits, progress)
-    table = compare_cells(
-        sweep.cells,
-        [fits[i] for i in range(len(sweep.cells))],
-        graded,
-        sweep.config.evaluate.bootstrap_rounds,
-    )
-    rows = table.to_rows()
-    write_csv(sweep.path / TABLE_FILE, list(rows[0]), rows)
-    swept = {key for cell in sweep.cells for key in cell}
-    given = {key for key in sweep.given if key == "evaluate.within" or sweepable(key)}
-    best = to_yaml(configure(sweep.config, table.best.cell), only=frozenset(swept | given))
-    write_text(sweep.path / BEST_FILE, best)
-    return table
-
-
-def _fit_missing(
-    sweep: Sweep,
-    graded: Graded,
-    fits: dict[int, CellFits],
-    progress: Callable[[Progress], None],
-) -> None:
     device = resolve_device(sweep.config.runtime.device)
-    configs = {i: configure(sweep.config, cell) for i, cell in enumerate(sweep.cells)}
-    folds = folds_of(sweep.images, sweep.fold_of, sweep.config.split)
+    heads = sweep.seeds * (int(sweep.fold_of.max()) + 1)
     started, before = time.monotonic(), len(fits)
-    for (features, label), numbers in _by_input(configs).items():
-        missing = {i: configs[i] for i in numbers if i not in fits}
-        if not missing:
-            continue
-        rows = sweep.images.rows(
-            sweep.store, features, sweep.views, sweep.config.evaluate.within, label=label
-        )
-        for batch in batches_of_cells(missing, folds, sweep.seeds, rows.input_dim, device):
-
-            def on_epoch(epoch: int, heads: int) -> None:
-                progress(Progress(len(configs), len(fits), heads, epoch))
-
-            found = fit_cells(
-                rows, [configs[i] for i in batch], folds, sweep.seeds, device, on_epoch
+    read: tuple[tuple[str, str], Rows] | None = None
+    for number in sorted(set(numbers) - set(fits), key=lambda i: _input_of(sweep, i)):
+        wanted = _input_of(sweep, number)
+        if read is None or read[0] != wanted:
+            within = sweep.config.evaluate.within
+            read = (
+                wanted,
+                sweep.images.rows(sweep.store, wanted[0], sweep.views, within, label=wanted[1]),
             )
-            for number, fit in zip(batch, found, strict=True):
-                _save_cell(sweep, number, fit)
-                fits[number] = fit
-            _tell(sweep, graded, fits, time.monotonic() - started, before)
+
+        def on_head(done: int) -> None:
+            progress(len(fits) * heads + done, len(numbers) * heads)
+
+        fits[number] = _fit_cell(sweep, number, read[1], device, on_head)
+        _save_cell(sweep, number, fits[number])
+        left = (time.monotonic() - started) / (len(fits) - before) * (len(numbers) - len(fits))
+        more = f", about {left:.0f} s to go" if left else ""
+        log.info("%d of %d cells%s", len(fits), len(sweep.cells), more)
+    groups = [str(unit) for unit in units_of(sweep.images).tolist()]
+    table, text = compare_cells(
+        sweep.cells, [fits[i] for i in numbers], labels.tiers, sweep.fold_of, groups,
+        within=labels.within, rounds=sweep.config.evaluate.bootstrap_rounds,
+    )  # fmt: skip
+    filled = table.astype(object).where(table.notna(), None)
+    rows = [dict(zip(table.columns, row, strict=True)) for row in filled.itertuples(index=False)]
+    write_csv(sweep.path / TABLE_FILE, list(table.columns), rows)
+    keep = {key for cell in sweep.cells for key in cell}
+    keep |= {key for key in sweep.given if key == "evaluate.within" or _sweepable(key)}
+    best = configure(sweep.config, sweep.cells[int(table["cell"].iloc[0])])
+    write_text(sweep.path / BEST_FILE, to_yaml(best, only=frozenset(keep)))
+    return text
 
 
-def _tell(
-    sweep: Sweep, graded: Graded, fits: Mapping[int, CellFits], seconds: float, before: int
-) -> None:
-    """Log how far it is, what is best so far, and how long the rest will take."""
-    figures = {i: mean_accuracy(fit, graded) for i, fit in fits.items() if fit.finite}
-    best = max(figures, key=lambda i: figures[i], default=None)
-    left = seconds / (len(fits) - before) * (len(sweep.cells) - len(fits))
-    log.info(
-        "%d of %d cells, %.0f s%s%s",
-        len(fits),
-        len(sweep.cells),
-        seconds,
-        ""
-        if best is None
-        else f"; best so far {figures[best]:.4f}: {cell_text(sweep.cells[best])}",
-        f"; about {left:.0f} s to go" if left else "",
-    )
+def _sweepable(key: str) -> bool:
+    section, _, name = key.partition(".")
+    return section in _SECTIONS and name not in _FIXED
 
 
-def _by_input(configs: Mapping[int, Config]) -> dict[tuple[str, str], list[int]]:
-    """Cells by what they read: the features, and the kind of label."""
-    found: dict[tuple[str, str], list[int]] = {}
-    for number, config in configs.items():
-        found.setdefault((config.head.features, config.train.label), []).append(number)
-    return found
+def _input_of(sweep: Sweep, number: int) -> tuple[str, str]:
+    """What a cell reads: the features, and the kind of label."""
+    config = configure(sweep.config, sweep.cells[number])
+    return config.head.features, config.train.label
 
 
-def _possible(
-    cells: Sequence[Cell], config: Config, images: GradedImages, folds: int
-) -> tuple[Cell, ...]:
+def _possible(cells: Sequence[Cell], config: Config, n_train: int) -> tuple[Cell, ...]:
     """The cells that can be trained and are not another one in other words; the others are told."""
     kept: dict[str, Cell] = {}
-    n_train = len(images) * (folds - 1) // folds
     for number, cell in enumerate(cells):
         own = configure(config, cell)
         try:
-            make_loss(own.train, images.manifest.tiers, within=config.evaluate.within is not None)
+            make_loss(own.train)
         except ConfigError as error:
             if number == 0:
                 raise
@@ -320,6 +397,38 @@ def _possible(
         raise ConfigError("--grid: no cell is left that differs from the settings as they are")
     log.info("%s besides the settings as they are", counted(len(kept) - 1, "cell"))
     return tuple(kept.values())
+
+
+def _fit_cell(
+    sweep: Sweep, number: int, rows: Rows, device: torch.device, on_head: Callable[[int], None]
+) -> CellFits:
+    """A head per seed and fold; the same seeds for every cell, so that cells differ by settings only."""
+    config = configure(sweep.config, sweep.cells[number])
+    folds = folds_of(sweep.images, sweep.fold_of, config.split)
+    fits = CellFits(
+        np.full((sweep.seeds, len(rows)), np.nan, np.float32),
+        np.zeros((sweep.seeds, len(folds)), np.int64),
+    )
+    for place in range(fits.epochs.size):
+        seed, fold = divmod(place, len(folds))
+        train = dataclasses.replace(config.train, seed=config.train.seed + place)
+        own = dataclasses.replace(config, train=train)
+        part = folds[fold]
+        arrays, fits.epochs[seed, fold] = fit_quietly(
+            rows.subset(part.train), rows.subset(part.val), own, device
+        )
+        on_head(place + 1)
+        if arrays is None:
+            fits.scores[:] = np.nan
+            return fits
+        features = rows.features[part.left_out]
+        scores = NumpyHead(arrays)(features.reshape(-1, features.shape[2]))
+        fits.scores[seed, part.left_out] = scores.reshape(features.shape[:2]).mean(1)
+    return fits
+
+
+def _cell_path(sweep: Sweep, number: int) -> Path:
+    return sweep.path / "cells" / f"cell_{number:04d}.npz"
 
 
 def _save_cell(sweep: Sweep, number: int, fit: CellFits) -> None:
@@ -340,9 +449,125 @@ def _load_cell(sweep: Sweep, number: int) -> CellFits | None:
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         log.warning("%s can not be read and is fitted again (%s)", path, error)
         return None
-    expected = (sweep.seeds, len(sweep.images))
-    return fit if fit.scores.shape == expected else None
+    return fit if fit.scores.shape == (sweep.seeds, len(sweep.images)) else None
 
 
-def _cell_path(sweep: Sweep, number: int) -> Path:
-    return sweep.path / "cells" / f"cell_{number:04d}.npz"
+def compare_cells(
+    cells: Sequence[Cell],
+    fits: Sequence[CellFits],
+    tiers: NDArray[np.int64],
+    fold_of: NDArray[np.int64],
+    groups: Sequence[str],
+    *,
+    within: NDArray[np.int64] | None = None,
+    rounds: int = 1000,
+) -> tuple[pd.DataFrame, str]:
+    """The cells, the best one first, each with its difference to cell 0; and the same in words.
+
+    Pairs count inside one fold and seed, since heads share no scale. The intervals come from drawing groups
+    anew (the same draws for all cells, so differences are paired); they do not cover other training runs,
+    which is what several seeds are for. Of many cells the best one looks better than it is: its figure was
+    picked for being high. The text also has the accuracy of choosing the best cell without the fold that
+    judges it (compare Tibshirani & Tibshirani 2009, «A bias correction for the minimum error rate in
+    cross-validation»).
+
+    Args:
+        cells: the cells, cell 0 first.
+        fits: what came of each.
+        tiers: [n], 0 is best.
+        fold_of: [n] the fold that leaves the image out.
+        groups: [n] names of what is drawn together.
+        within: [n] codes inside which pairs count, or None.
+        rounds: bootstrap rounds behind each interval.
+
+    Raises:
+        TrainingError: not even cell 0 could be trained.
+    """
+    good = [i for i, fit in enumerate(fits) if np.isfinite(fit.scores).all()]
+    if 0 not in good:
+        raise TrainingError(
+            "The loss was not finite with the settings as they are (cell 0), so there is nothing to compare "
+            "with: give a lower --learning-rate."
+        )
+    seeds, folds = fits[0].epochs.shape
+    inner = np.zeros_like(fold_of) if within is None else within
+    keys = list(zip(np.tile(fold_of, seeds), np.tile(inner, seeds), strict=True))
+    codes = codes_of([f"{i // len(tiers)}/{fold}/{code}" for i, (fold, code) in enumerate(keys)])
+    same: dict[str, Any] = {"groups": list(groups) * seeds, "within": codes, "rounds": rounds}
+    every = np.tile(tiers, seeds)
+    place = (np.arange(len(every)) // len(tiers)) * folds + np.tile(fold_of, seeds)  # seed and fold
+    rows, by_fit = [], []
+    base = fits[0].scores.reshape(-1).astype(np.float64)
+    for i in good:
+        scores = fits[i].scores.reshape(-1).astype(np.float64)
+        right, pairs = PairCounter(scores, every, within=codes).by_image()
+        right, pairs = (np.bincount(place, v, seeds * folds) / 2 for v in (right, pairs))
+        by_fit.append(right)
+        interval = accuracy_interval(scores, every, **same)
+        difference = accuracy_interval(scores, every, minus=base, **same)
+        rows.append(
+            {
+                "cell": i,
+                "settings": cell_text(cells[i]),
+                "accuracy": right.sum() / pairs.sum(),
+                "accuracy_low": interval.low if interval else np.nan,
+                "accuracy_high": interval.high if interval else np.nan,
+                "difference": (right - by_fit[0]).sum() / pairs.sum(),
+                "difference_low": difference.low if difference else np.nan,
+                "difference_high": difference.high if difference else np.nan,
+                "sd_of_fits": float(np.nanstd(ratio(right, pairs))),
+                "median_epoch": float(np.median(fits[i].epochs)),
+            }
+        )
+    # Each fold judges the cell that is best on all the others.
+    by_fold = np.array(by_fit).reshape(len(good), seeds, folds).sum(1)
+    best = (by_fold.sum(1, keepdims=True) - by_fold).argmax(0)
+    honest = float(by_fold[best, np.arange(folds)].sum() / pairs.sum())
+    table = pd.DataFrame(rows).sort_values(["accuracy", "cell"], ascending=[False, True])
+    lost = [cells[i] for i in range(len(cells)) if i not in good]
+    return table, _text(table, lost, honest, fits[0].epochs.size, len(set(groups)))
+
+
+def _text(table: pd.DataFrame, lost: Sequence[Cell], honest: float, heads: int, groups: int) -> str:
+    span = "95 % interval"
+    headers = ["cell", "settings", "accuracy", span, "to cell 0", span, "sd", "epoch"]
+    shown_rows = table[(np.arange(len(table)) < _SHOWN) | (table["cell"] == 0)]
+    cells = [
+        [
+            row.cell,
+            row.settings,
+            f"{row.accuracy:.4f}",
+            _span(row.accuracy_low, row.accuracy_high, ""),
+            f"{row.difference:+.4f}" if row.cell else "",
+            _span(row.difference_low, row.difference_high, "+") if row.cell else "",
+            f"{row.sd_of_fits:.4f}",
+            f"{row.median_epoch:.0f}",
+        ]
+        for row in shown_rows.itertuples()
+    ]
+    lines = [format_table(headers, cells, "rlrlrlrr"), ""]
+    if len(shown_rows) < len(table):
+        lines.append(f"{len(table) - len(shown_rows)} more cells are in sweep.csv.")
+    lines += [f"Not finite, left out: {cell_text(cell)}" for cell in lost]
+    lines.append(
+        f"Each figure is the mean over {heads} heads, evaluated on the folds they left out and weighed "
+        f"by the pairs there; sd is that of single heads. Intervals: {groups} groups drawn again, "
+        "training not repeated."
+    )
+    best = table.iloc[0]
+    if best["cell"] == 0:
+        lines.append("No cell does better than the settings as they are.")
+        return "\n".join(lines)
+    lines.append(
+        f"The best of {len(table)} cells is picked for its figure, so {best['accuracy']:.4f} flatters "
+        f"it: chosen without the fold that judges, the best cell has {honest:.4f}."
+    )
+    if not best["difference_low"] > 0:
+        lines.append(
+            f"Cell {best['cell']} is not surely better than cell 0: its difference may as well be chance."
+        )
+    return "\n".join(lines)
+
+
+def _span(low: Any, high: Any, sign: str) -> str:
+    return "unknown" if pd.isna(low) else f"{low:{sign}.4f} – {high:{sign}.4f}"

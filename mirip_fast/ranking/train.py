@@ -32,7 +32,6 @@ from mirip_fast.files import write_text
 from mirip_fast.models.checkpoint import load_checkpoint
 from mirip_fast.models.model_info import ModelInfo
 from mirip_fast.ranking.anchors import keep_anchors
-from mirip_fast.ranking.bootstrap import write_bootstrap
 from mirip_fast.ranking.dataset_settings import with_dataset
 from mirip_fast.ranking.evaluate_pairs import PairReport
 from mirip_fast.ranking.finished import finish_run
@@ -135,12 +134,11 @@ def train_head(
     cache_dir = Path(config.embed.cache_dir)
     judged_files = pairs_files(config.train)
     readout = choose_readout(config, listed=bool(judged_files))
-    for flag in ("folds", "bootstrap"):
-        if judged_files and getattr(config.train, flag):
-            raise ConfigError(
-                f"--{flag} goes with --pairs all or sampled, not with a file of pairs: it divides the "
-                "images, and of judged pairs hardly any would keep both theirs"
-            )
+    if judged_files and config.train.folds:
+        raise ConfigError(
+            "--folds goes with --pairs all or sampled, not with a file of pairs: it divides the images, and "
+            "of judged pairs hardly any would keep both theirs"
+        )
     find = newest_dataset if judged_files or request.grades else newest_graded
     datasets = datasets_through(cache_dir, find(cache_dir, request.data), request.backbones)
     dataset = datasets[0]
@@ -166,7 +164,7 @@ def train_head(
         patches = next(filter(is_patches, kinds), None)
         return run, fit_readout(run, config, readout, images, store, info, patches, judged)
     rows = {split: _labels(images, judged, split, config)[1] for split in ("train", "val")}
-    loss = make_loss(config.train, images.manifest.tiers, within=rows["train"].within is not None)
+    loss = make_loss(config.train)
     for split, of_split in rows.items():
         require_pairs(of_split, loss, split)
     pairs = rows["train"].pairs
@@ -247,9 +245,7 @@ def _judged(
     config: Config, files: Sequence[Path], images: GradedImages, dataset: Dataset, readout: str
 ) -> tuple[JudgedPairs, str]:
     """The judged pairs, and what learns from them."""
-    make_loss(
-        config.train, images.manifest.tiers, within=False
-    )  # refuses what does not go with pairs
+    make_loss(config.train)  # refuses what does not go with pairs
     zero, failed = config.train.pairs_zero, left_out(dataset)
     judged = read_judged_pairs(files, images, failed, zero)
     if readout == "gp" and learns_pairs(judged, config.head.readout):
@@ -290,7 +286,6 @@ def resume_head(
     which: str,
     output_dir: Path,
     only_folds: tuple[int, ...] = (),
-    bootstrap: int | None = None,
 ) -> tuple[Run, FitResult | FoldsResult]:
     """Go on with an interrupted run, with its own configuration, split and data.
 
@@ -298,8 +293,6 @@ def resume_head(
         which: ``latest``, a run's folder or a checkpoint.
         output_dir: folder of the runs.
         only_folds: with folds: those to train now; none: all that are missing.
-        bootstrap: bootstrap heads to train in the end; None: as many as the run's settings say. A finished
-            run gets them too.
 
     Raises:
         RunNotFoundError: nothing to resume.
@@ -314,7 +307,6 @@ def resume_head(
             )
         log.info("Resuming %s, with its own settings", run.path)
         plan = load_plan(run)
-        plan = dataclasses.replace(plan, config=_with_bootstrap(plan.config, bootstrap))
         store = _store_of(plan.info, Path(plan.config.embed.cache_dir), run.path / FOLDS_FILE)
         return run, train_folds(run, plan, HeadFolds(store, plan.info), only_folds)
     if only_folds:
@@ -322,7 +314,7 @@ def resume_head(
     checkpoint = load_checkpoint(path)
     if "model" not in checkpoint or "pace" not in checkpoint.get("training_state", {}):
         raise CheckpointError(f"{path} was not written by `mirip-fast train --head-only`")
-    config = _with_bootstrap(config_from_dict(checkpoint["config"]), bootstrap)
+    config = config_from_dict(checkpoint["config"])
     info = ModelInfo.from_dict(checkpoint["model"])
     log.info("Resuming %s after epoch %d, with its own settings", run.path, checkpoint["epoch"])
     store = _store_of(info, Path(config.embed.cache_dir), path)
@@ -386,8 +378,7 @@ class HeadFolds:
             DataError: train or val has no pair.
         """
         config, images = fold.config, fold.images
-        within = config.evaluate.within is not None
-        loss = make_loss(config.train, images.manifest.tiers, within=within)
+        loss = make_loss(config.train)
         for split in ("train", "val"):
             require_pairs(_labels(images, None, split, config)[1], loss, split)
         preset = choose_preset(config.train, images.splits.count("train"))
@@ -400,11 +391,8 @@ class HeadFolds:
         return model.score(self._store, images.hashes)
 
     def complete(self, run: Run, plan: FoldsPlan) -> None:
-        """Choose the ensemble's anchors, and train the bootstrap heads that were asked for."""
+        """Choose the ensemble's anchors."""
         keep_anchors(load_score_model(run.model), plan.images, self._store)
-        if plan.config.train.bootstrap:
-            learned = ("train", "val")
-            write_bootstrap(run, plan.images, learned, plan.config, plan.info, self._store)
 
 
 def _info(store: FeatureStore, config: Config, images: GradedImages, views: Any) -> ModelInfo:
@@ -492,8 +480,6 @@ def _finish(
     known = images.manifest.has_grades or images.manifest.has_scores
     if known and run.info.get("mode") != "fold":
         write_validation_references(run.best, images, store, config.evaluate.within)
-    if config.train.bootstrap:
-        write_bootstrap(run, images, ("train",), config, info, store)
     finish_run(run, result, images, config.evaluate.within)
 
 
@@ -508,12 +494,6 @@ def _images(config: Config, request: Request, dataset: Dataset, cache_dir: Path)
     return graded_of_files(request.split_files, data, root, cache_dir, need_tiers=need_tiers)
 
 
-def _with_bootstrap(config: Config, heads: int | None) -> Config:
-    if heads is None:
-        return config
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, bootstrap=heads))
-
-
 def _with_preset(train: TrainConfig, preset: Preset) -> TrainConfig:
     """The settings with the preset's values filled in."""
     return dataclasses.replace(
@@ -526,11 +506,8 @@ def _with_preset(train: TrainConfig, preset: Preset) -> TrainConfig:
 
 def _by_finer_grades(config: Config, column: str) -> Config:
     """The settings for works without tiers."""
-    for flag in ("folds", "bootstrap"):
-        if getattr(config.train, flag):
-            raise ConfigError(
-                f"--{flag} divides works by their tiers, and these have none: leave it out"
-            )
+    if config.train.folds:
+        raise ConfigError("--folds divides works by their tiers, and these have none: leave it out")
     log.info(
         "The works have no tiers: the column %s is learned from",
         column,

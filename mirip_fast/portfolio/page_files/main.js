@@ -24,7 +24,7 @@ function notes() {
   for (const remark of data.remarks) lines.push([told(remark)]);
   if (data.within !== null && known) lines.push([say("noteWithin", { column: data.within })]);
   if (data.noIntervals === null) {
-    lines.push([say(data.byPairs ? "noteIntervalsPairs" : data.byProcess ? "noteIntervalsProcess" : "noteIntervals", { n: data.heads, confidence: percent(data.confidence) })]);
+    lines.push([say(data.byPairs ? "noteIntervalsPairs" : "noteIntervalsProcess", { confidence: percent(data.confidence) })]);
   } else {
     lines.push([say("noteNoIntervals"), " ", told(`(${data.noIntervals})`)]);
   }
