@@ -55,8 +55,7 @@ def audit_command(
     train). Ends with status 1 where it finds what --fail-on names: by default errors, which are copies,
     near duplicates and groups across splits, and equal files with different tiers.
     """
-    from mirip_fast.ranking.audit import audit
-    from mirip_fast.ranking.audit_text import audit_text, verdict
+    from mirip_fast.ranking.audit import audit, audit_text, verdict
 
     done = audit(resolved.config, data=data, run=run, pairs=pairs, out=out)
     click.echo(audit_text(done, top))

@@ -74,7 +74,7 @@ def evaluate_command(
     from mirip_fast.files import write_json
     from mirip_fast.ranking.baselines import baselines_text
     from mirip_fast.ranking.evaluate import evaluate_files, evaluate_split, pick_model
-    from mirip_fast.ranking.evaluate_pairs import evaluate_pairs
+    from mirip_fast.ranking.judged_pairs import evaluate_pairs
 
     config = resolved.config
     if len(runs) > 1:
@@ -137,8 +137,7 @@ def _written(files: Sequence[Path]) -> str:
 def _evaluate_runs(runs: tuple[Path, ...], split: str, config: Config, out: Path | None) -> None:
     """Evaluate runs side by side, print the table, and write it where asked."""
     from mirip_fast.files import write_json
-    from mirip_fast.ranking.evaluate import pick_model
-    from mirip_fast.ranking.side_by_side import evaluate_side_by_side
+    from mirip_fast.ranking.evaluate import evaluate_side_by_side, pick_model
 
     models = [pick_model(run, Path(config.train.output_dir)) for run in runs]
     result = evaluate_side_by_side(models, split, config)

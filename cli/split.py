@@ -26,7 +26,7 @@ def split_command(resolved: Resolved, data: Path, out: Path | None) -> None:
     test_metadata.csv.
     """
     from mirip_fast.evaluation.text_table import format_table
-    from mirip_fast.ranking.split_files import write_split_files
+    from mirip_fast.ranking.graded import write_split_files
 
     divided, files = write_split_files(data, resolved.config, out)
     tiers = list(divided.manifest.tiers)

@@ -16,9 +16,9 @@ from .options import config_options, given_flags
 
 if TYPE_CHECKING:
     from mirip_fast.evaluation.report import Report
-    from mirip_fast.ranking.evaluate_pairs import PairReport
     from mirip_fast.ranking.fit import FitResult
-    from mirip_fast.ranking.fold_runs import FoldsResult
+    from mirip_fast.ranking.folds import FoldsResult
+    from mirip_fast.ranking.judged_pairs import PairReport
     from mirip_fast.training.run_folder import Run
 
 _PATH = click.Path(path_type=Path)
@@ -232,8 +232,8 @@ def say_result(
         debug: whether it was a trial.
     """
     from mirip_fast.evaluation.report import Report
-    from mirip_fast.ranking.evaluate_pairs import PairReport
-    from mirip_fast.ranking.fold_runs import FoldsResult
+    from mirip_fast.ranking.folds import FoldsResult
+    from mirip_fast.ranking.judged_pairs import PairReport
 
     missing = False
     if isinstance(result, PairReport):

@@ -16,7 +16,7 @@ from mirip_fast.evaluation.calibration import fit_calibration
 from mirip_fast.evaluation.report import Report, evaluate
 from mirip_fast.portfolio.evaluation_page import write_evaluation_page
 from mirip_fast.ranking.evaluate import Evaluation
-from mirip_fast.ranking.evaluate_pairs import PairReport
+from mirip_fast.ranking.judged_pairs import PairReport
 
 
 def made_report(

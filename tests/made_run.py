@@ -18,9 +18,9 @@ from mirip_fast.features.store import FeatureStore
 from mirip_fast.files import read_list
 from mirip_fast.ranking.anchors import find_anchors
 from mirip_fast.ranking.evaluate import evaluate_split
-from mirip_fast.ranking.evaluate_pairs import evaluate_pairs
-from mirip_fast.ranking.fold_plan import load_plan
+from mirip_fast.ranking.folds import load_plan
 from mirip_fast.ranking.held_out import load_held_out
+from mirip_fast.ranking.judged_pairs import evaluate_pairs
 from mirip_fast.ranking.references import load_calibration, made_with
 from mirip_fast.ranking.scorer import load_score_model
 from mirip_fast.training.run_folder import FOLDS_FILE, run_of_checkpoint

@@ -16,11 +16,16 @@ from mirip_fast.data.near_groups import read_near_groups
 from mirip_fast.errors import ConfigError, DataError, RunNotFoundError
 from mirip_fast.features.neighbours import unit
 from mirip_fast.files import write_json
-from mirip_fast.ranking.audit import audit
-from mirip_fast.ranking.audit_copies import closest_pair
-from mirip_fast.ranking.audit_scores import contradictions
-from mirip_fast.ranking.audit_text import audit_text
-from mirip_fast.ranking.findings import KINDS, Finding, failing_kinds, write_findings
+from mirip_fast.ranking.audit import (
+    KINDS,
+    Finding,
+    audit,
+    audit_text,
+    closest_pair,
+    contradictions,
+    failing_kinds,
+    write_findings,
+)
 from mirip_fast.ranking.graded import GradedImages, graded_of_dataset, save_split
 from mirip_fast.ranking.held_out import HeldOut, save_held_out
 

@@ -37,7 +37,7 @@ from mirip_fast.features.recipe import make_recipe
 from mirip_fast.models.checkpoint import KEYS, load_checkpoint
 from mirip_fast.models.head import RankingHead
 from mirip_fast.models.losses import PairLoss, pair_loss
-from mirip_fast.ranking.dataset_settings import choose_features
+from mirip_fast.ranking.graded import choose_features
 
 BLOCKS = (
     """

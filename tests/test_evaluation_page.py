@@ -15,7 +15,7 @@ from made_page import HOSTILE
 
 from mirip_fast.evaluation.text_table import printable
 from mirip_fast.portfolio import page as page_module
-from mirip_fast.ranking.evaluate_pairs import PairReport
+from mirip_fast.ranking.judged_pairs import PairReport
 
 PARTS = Path(page_module.__file__).parent / "evaluation_files"
 HISTORY = (

@@ -13,7 +13,7 @@ import torch
 from mirip_fast_cli.main import run
 from test_cli import TINY, draw, make_data
 
-from mirip_fast.ranking.evaluate_pairs import agreement
+from mirip_fast.ranking.judged_pairs import agreement
 from mirip_fast.ranking.rows import ListedPairs
 
 TRAIN = ["train", "--head-only", "--epochs", "4", "--batch-size", "16"]

@@ -21,8 +21,8 @@ from mirip_fast.errors import ConfigError
 from mirip_fast.evaluation.metrics import pairwise_accuracy
 from mirip_fast.evaluation.report import evaluate
 from mirip_fast.models.gp import GaussianProcess
-from mirip_fast.ranking.dataset_settings import gp_features
 from mirip_fast.ranking.evaluate import pick_model
+from mirip_fast.ranking.graded import gp_features
 from mirip_fast.ranking.readouts import choose_readout, left_out_together
 from mirip_fast.ranking.torch_score import KernelHead
 from mirip_fast.training.run_folder import Run

@@ -17,7 +17,7 @@ from test_cli import TINY, make_data
 
 from mirip_fast.evaluation import plots
 from mirip_fast.evaluation.plots import draw_report, tier_colours
-from mirip_fast.ranking.plots import plot_curves, read_curves
+from mirip_fast.ranking.finished import plot_curves, read_curves
 from mirip_fast.training.run_folder import Run
 
 LONG = "서울특별시 종로구 아주 긴 이름의 미술학원 <b>$x$ 🎨 "

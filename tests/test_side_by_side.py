@@ -72,8 +72,7 @@ def test_runs_stand_side_by_side(work: Path, capfd: pytest.CaptureFixture[str]) 
 
 def test_the_difference_is_that_of_the_paired_bootstrap(work: Path) -> None:
     from mirip_fast.config import Config
-    from mirip_fast.ranking.evaluate import evaluate_split, pick_model
-    from mirip_fast.ranking.side_by_side import evaluate_side_by_side
+    from mirip_fast.ranking.evaluate import evaluate_side_by_side, evaluate_split, pick_model
 
     models = [pick_model(Path(folder(work, name)), Path("runs")) for name in ("one", "twenty")]
     reports = [evaluate_split(model, "test", Config()).report for model in models]

@@ -21,10 +21,9 @@ from mirip_fast.errors import DataError
 from mirip_fast.evaluation.calibration import fit_calibration
 from mirip_fast.evaluation.text_table import display_width
 from mirip_fast.portfolio.ranking import rank_scores, ranking_table, write_ranking
-from mirip_fast.ranking.anchors import Anchor, Anchors, find_anchors
+from mirip_fast.ranking.anchors import Anchor, Anchors, find_anchors, find_medoids
 from mirip_fast.ranking.graded import load_split
 from mirip_fast.ranking.held_out import load_held_out
-from mirip_fast.ranking.medoids import find_medoids
 from mirip_fast.ranking.scorer import load_score_model
 from mirip_fast.training.run_folder import accept_files
 

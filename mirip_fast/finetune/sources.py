@@ -26,8 +26,7 @@ from mirip_fast.features.recipe import Recipe
 from mirip_fast.features.store import differing_fields
 from mirip_fast.models.checkpoint import load_checkpoint
 from mirip_fast.models.model_info import ModelInfo
-from mirip_fast.ranking.fold_plan import FoldsPlan, load_plan
-from mirip_fast.ranking.fold_runs import run_of_fold
+from mirip_fast.ranking.folds import FoldsPlan, load_plan, run_of_fold
 from mirip_fast.ranking.graded import GradedImages, graded_of_dataset, load_split
 from mirip_fast.settings import config_from_dict
 from mirip_fast.training.run_folder import BEST, SPLIT_FILE, Run, find_runs, run_of_checkpoint

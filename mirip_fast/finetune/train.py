@@ -48,12 +48,25 @@ from mirip_fast.models.checkpoint import load_checkpoint
 from mirip_fast.models.finetuned import FINETUNED, deploy, describe_backbone, head_state
 from mirip_fast.models.head import RankingHead
 from mirip_fast.models.model_info import ModelInfo
-from mirip_fast.ranking.dataset_settings import choose_features
 from mirip_fast.ranking.finished import finish_run
 from mirip_fast.ranking.fit import FitResult
-from mirip_fast.ranking.fold_plan import FoldsPlan, load_plan, plan_folds
-from mirip_fast.ranking.fold_runs import FoldRun, FoldsResult, run_of_fold, train_folds
-from mirip_fast.ranking.graded import GradedImages, load_split, pairable, save_split, trial
+from mirip_fast.ranking.folds import (
+    FoldRun,
+    FoldsPlan,
+    FoldsResult,
+    load_plan,
+    plan_folds,
+    run_of_fold,
+    train_folds,
+)
+from mirip_fast.ranking.graded import (
+    GradedImages,
+    choose_features,
+    load_split,
+    pairable,
+    save_split,
+    trial,
+)
 from mirip_fast.ranking.head_files import save_head
 from mirip_fast.ranking.references import write_references_of_scores
 from mirip_fast.ranking.scorer import ScoreModel, load_score_model, score_files
@@ -456,7 +469,7 @@ def require_pairs(images: GradedImages) -> None:
 
 @dataclass(frozen=True)
 class FullFolds:
-    """Backbone and head per fold (a :class:`mirip_fast.ranking.fold_runs.FoldWork`).
+    """Backbone and head per fold (a :class:`mirip_fast.ranking.folds.FoldWork`).
 
     Attributes:
         plan: of the run.

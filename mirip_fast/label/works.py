@@ -38,8 +38,7 @@ from mirip_fast.features.pooling import head_kinds
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.files import temporary_folder
 from mirip_fast.models.preference import fit_pairs
-from mirip_fast.ranking.dataset_settings import gp_features
-from mirip_fast.ranking.graded import GradedImages, graded_of_dataset, left_out
+from mirip_fast.ranking.graded import GradedImages, gp_features, graded_of_dataset, left_out
 from mirip_fast.ranking.judged_pairs import read_judged_pairs
 from mirip_fast.ranking.objective import pairs_files
 from mirip_fast.ranking.readouts import FEW_PAIRS, MOST_WORKS

@@ -19,8 +19,8 @@ from mirip_fast.evaluation.report import Mistake, Report, Row
 from mirip_fast.evaluation.text_table import printable
 from mirip_fast.portfolio.page import pictures_of, tier_curves, write_html
 from mirip_fast.ranking.evaluate import Evaluation
-from mirip_fast.ranking.evaluate_pairs import PairReport
-from mirip_fast.ranking.plots import read_curves
+from mirip_fast.ranking.finished import read_curves
+from mirip_fast.ranking.judged_pairs import PairReport
 from mirip_fast.ranking.scorer import ScoreModel
 from mirip_fast.training.run_folder import Run
 

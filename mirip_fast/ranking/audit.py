@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from collections.abc import Sequence
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mirip_fast.config import Config
-from mirip_fast.data.csv_reader import counted, shown
+import numpy as np
+from numpy.typing import NDArray
+
+from mirip_fast.config import Config, DataConfig
+from mirip_fast.data.csv_reader import closest, counted, shown
 from mirip_fast.data.cycles import Component, find_components, read_judgements
+from mirip_fast.data.locate import FileFinder
+from mirip_fast.data.manifest import read_manifest
 from mirip_fast.data.near_groups import NEAR_GROUPS_FILE, write_near_groups
+from mirip_fast.data.records import DataOptions, Record
+from mirip_fast.data.remote import is_remote
+from mirip_fast.data.source_lists import is_there
+from mirip_fast.data.sources import keep_indexes_in
+from mirip_fast.data.splits import SPLITS
+from mirip_fast.errors import ConfigError, ImageError, RunNotFoundError
+from mirip_fast.evaluation.metrics import PairCounter, ratio, tiers_by_quota
+from mirip_fast.evaluation.text_table import format_table, printable
 from mirip_fast.features.datasets import Dataset, find_datasets
 from mirip_fast.features.gallery import (
     Gallery,
@@ -21,21 +37,475 @@ from mirip_fast.features.gallery import (
     reference_dataset,
     stores_of,
 )
-from mirip_fast.features.neighbours import open_index
-from mirip_fast.ranking.audit_copies import copies, near_duplicates, straddling_groups
-from mirip_fast.ranking.audit_images import AuditImage, look_at, run_of, with_splits
-from mirip_fast.ranking.audit_scores import disagreements
-from mirip_fast.ranking.findings import (
-    AUDIT_FILE,
-    Finding,
-    failing_kinds,
-    in_order,
-    write_findings,
-)
-from mirip_fast.ranking.held_out import load_held_out
-from mirip_fast.training.run_folder import Run
+from mirip_fast.features.neighbours import FloatArray, open_index
+from mirip_fast.features.phase_one import open_hashes
+from mirip_fast.files import spreadsheet_safe, write_csv
+from mirip_fast.ranking.graded import load_split
+from mirip_fast.ranking.held_out import HeldOut, load_held_out
+from mirip_fast.training.run_folder import SPLIT_FILE, Run, find_runs
 
 log = logging.getLogger(__name__)
+
+AUDIT_FILE = "audit.csv"
+
+#: Gravest first. An error makes a measured accuracy untrue or grades contradict each other; a warning
+#: is worth a look; a note is only told.
+SEVERITIES = ("error", "warning", "note")
+
+#: Kind → (severity, what it means for a person).
+KINDS = {
+    "copy-across-splits": ("error", "the same file in different splits"),
+    "near-across-splits": ("error", "near duplicates in different splits"),
+    "group-across-splits": ("error", "a group in different splits"),
+    "copy-other-tier": ("error", "the same file with different tiers"),
+    "near-other-tier": ("warning", "near duplicates with different tiers"),
+    "disagreement": ("warning", "held-out score contradicts the tier"),
+    "cycle": ("warning", "judgements that contradict each other"),
+    "unreadable": ("warning", "files that could not be embedded"),
+    "missing": ("warning", "files that are gone"),
+    "changed": ("warning", "files that changed since they were embedded"),
+    "not-embedded": ("warning", "images without features"),
+    "copy": ("note", "the same file more than once"),
+    "near": ("note", "near duplicates"),
+}
+
+_COLUMNS = (
+    "kind", "severity", "images", "rows", "splits", "tiers", "value", "advice", "paths",
+)  # fmt: skip
+_BETWEEN = "; "
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One finding; ``images``, ``rows``, ``splits``, ``tiers`` and ``paths`` run in parallel where known.
+
+    Attributes:
+        kind: one of :data:`KINDS`.
+        images: image ids.
+        advice: what to do.
+        rows: lines in the CSV file of the data, or in the pairs file for a cycle (with its name
+            where there are several).
+        splits: train, val or test.
+        tiers: names of the tiers.
+        value: what was measured, in words.
+        paths: image files.
+        weight: for the order among findings of a kind, the largest first.
+    """
+
+    kind: str
+    images: Sequence[str]
+    advice: str
+    rows: Sequence[int | str] = ()
+    splits: Sequence[str] = ()
+    tiers: Sequence[str] = ()
+    value: str = ""
+    paths: Sequence[Path] = ()
+    weight: float = 0.0
+
+    @property
+    def severity(self) -> str:
+        """How grave it is, one of :data:`SEVERITIES`."""
+        return KINDS[self.kind][0]
+
+
+def in_order(findings: Iterable[Finding]) -> list[Finding]:
+    """Gravest first, kinds together, and inside a kind by weight."""
+    kinds = list(KINDS)
+    return sorted(findings, key=lambda f: (kinds.index(f.kind), -f.weight))
+
+
+def write_findings(path: Path, findings: Sequence[Finding]) -> None:
+    """Write one line per finding; cells with several values have «; » between them."""
+    rows = [
+        {
+            "kind": finding.kind,
+            "severity": finding.severity,
+            "images": spreadsheet_safe(_BETWEEN.join(finding.images)),
+            "rows": _BETWEEN.join(map(str, finding.rows)),
+            "splits": _BETWEEN.join(finding.splits),
+            "tiers": spreadsheet_safe(_BETWEEN.join(finding.tiers)),
+            "value": finding.value,
+            "advice": finding.advice,
+            "paths": spreadsheet_safe(_BETWEEN.join(map(str, finding.paths))),
+        }
+        for finding in findings
+    ]
+    write_csv(path, _COLUMNS, rows)
+
+
+def failing_kinds(text: str) -> frozenset[str]:
+    """The kinds that ``--fail-on`` names.
+
+    Args:
+        text: ``none``, a severity (it stands for itself and all graver ones), or kinds; several are
+            separated by commas.
+
+    Raises:
+        ConfigError: an unknown word.
+    """
+    chosen: set[str] = set()
+    for word in (part.strip() for part in text.split(",")):
+        if word in SEVERITIES:
+            grave = SEVERITIES[: SEVERITIES.index(word) + 1]
+            chosen |= {kind for kind, (severity, _) in KINDS.items() if severity in grave}
+        elif word in KINDS:
+            chosen.add(word)
+        elif word not in ("none", ""):
+            known = ["none", *SEVERITIES, *KINDS]
+            close = closest(word, known)
+            hint = f" Did you mean {close}?" if close else ""
+            raise ConfigError(f"--fail-on {word}: none of {', '.join(known)}.{hint}")
+    return frozenset(chosen)
+
+
+def counts(findings: Iterable[Finding]) -> Counter[str]:
+    """Findings per kind."""
+    return Counter(finding.kind for finding in findings)
+
+
+@dataclass(frozen=True)
+class AuditImage:
+    """One image that was embedded.
+
+    Attributes:
+        record: its name, file and grades, as the data reads now.
+        sha256: of the bytes whose features are in the cache.
+        tier: name of its tier, None without a grade.
+        split: train, val or test; None where it is in none.
+    """
+
+    record: Record
+    sha256: bytes
+    tier: str | None
+    split: str | None = None
+
+
+def look_at(dataset: Dataset, cache_dir: Path) -> tuple[list[AuditImage], list[Finding]]:
+    """The embedded images of a data set, and what is wrong with its files.
+
+    Args:
+        dataset: an embedded data set; its folder or CSV file is read again where it is still there.
+        cache_dir: where content hashes are remembered.
+
+    Raises:
+        DataError: the CSV file is faulty.
+    """
+    info = dataset.info
+    entries = {entry.record.path: entry for entry in dataset.entries()}
+    records = _current_records(dataset)
+    findings: list[Finding] = []
+    images = []
+    for record in records:
+        entry = entries.get(record.path)
+        tier = None if record.tier is None else list(info["tiers"])[record.tier]
+        sha256 = None if entry is None else entry.outcome.sha256
+        image = AuditImage(record, sha256 or b"", tier)
+        if entry is None:
+            advice = f"run `mirip-fast embed {shown(dataset.source)}` again"
+            findings.append(finding_about("not-embedded", [image], advice))
+        elif entry.outcome.status == "failed" or sha256 is None:
+            advice = "mend or replace the file; it is left out of training and ranking"
+            reason = entry.outcome.reason or ""
+            findings.append(finding_about("unreadable", [image], advice, reason))
+        else:
+            images.append(image)
+    return images, findings + _gone_or_changed(images, cache_dir, dataset)
+
+
+def _current_records(dataset: Dataset) -> list[Record]:
+    """The data's records as its source reads now; those of the ledger where it can not be read."""
+    kept = [entry.record for entry in dataset.entries()]
+    keep_indexes_in(dataset.store_path.parent)
+    if not is_there(dataset.source):
+        why = "lies at an address" if is_remote(dataset.source) else "is gone"
+        log.warning("%s %s: the grades kept in the cache are audited", shown(dataset.source), why)
+        return kept
+    info = dataset.info
+    manifest = read_manifest(dataset.source, DataOptions.from_config(DataConfig(**info["data"])))
+    records = list(manifest.records)
+    if info["limit"]:
+        records = records[: info["limit"]]
+    from_folder = os.path.isdir(dataset.source)  # noqa: PTH112 - a list of tars is longer than names may be
+    if from_folder and all(record.row is None for record in records):
+        known = {record.path for record in records}  # a folder's list lacks the files that are gone
+        records += [record for record in kept if record.path not in known]
+    return records
+
+
+def _gone_or_changed(
+    images: Sequence[AuditImage], cache_dir: Path, dataset: Dataset
+) -> list[Finding]:
+    finder = FileFinder()
+    there = [finder.exists(image.record.path) for image in images]
+    present = [image for image, found in zip(images, there, strict=True) if found]
+    with open_hashes(cache_dir) as hashes:
+        now = list(hashes.sha256_many([image.record.path for image in present]))
+    findings = [
+        finding_about("missing", [image], "put the file back, or take its row out")
+        for image, found in zip(images, there, strict=True)
+        if not found
+    ]
+    again = f"run `mirip-fast embed {shown(dataset.source)}` again, and train again"
+    for image, sha in zip(present, now, strict=True):
+        if isinstance(sha, ImageError):
+            findings.append(
+                finding_about("unreadable", [image], "mend or replace the file", str(sha))
+            )
+        elif sha != image.sha256:
+            findings.append(finding_about("changed", [image], again))
+    return findings
+
+
+def finding_about(
+    kind: str, images: Sequence[AuditImage], advice: str, value: str = "", weight: float = 0.0
+) -> Finding:
+    """A finding about images, with all that is known of them."""
+    return Finding(
+        kind,
+        images=[image.record.image_id for image in images],
+        advice=advice,
+        rows=[image.record.row for image in images if image.record.row is not None],
+        splits=[image.split or "-" for image in images] if any(i.split for i in images) else [],
+        tiers=[image.tier or "-" for image in images] if any(i.tier for i in images) else [],
+        value=value,
+        paths=[image.record.path for image in images],
+        weight=weight,
+    )
+
+
+def run_of(dataset: Dataset, output_dir: Path, run: Path | None) -> Run | None:
+    """The run that ``run`` names, else the newest finished one that was trained on the data set.
+
+    Raises:
+        RunNotFoundError: ``run`` is no run.
+    """
+    if run is not None:
+        folder = run if run.is_dir() else run.parent
+        if not Run(folder).has(SPLIT_FILE):
+            raise RunNotFoundError(f"--run {run}: there is no {folder / SPLIT_FILE}")
+        return Run(folder)
+    for found in find_runs(output_dir):
+        info = found.info
+        trained = info.get("status") == "finished" and not info.get("debug")
+        if trained and info.get("dataset") == str(dataset.source):
+            return found
+    return None
+
+
+def with_splits(
+    images: Sequence[AuditImage], dataset: Dataset, run: Run | None
+) -> tuple[list[AuditImage], str | None]:
+    """Say which split each image is in: as the run trained, else as the files of `split` say.
+
+    Returns:
+        The images, and the file or files where the splits stand; None where there are none.
+
+    Raises:
+        DataError: these files are damaged.
+    """
+    info = dataset.info
+    data = DataConfig(**info["data"])
+    split_of: dict[str, str] = {}
+    where: str | None = None
+    if run is not None:
+        path = run.path / SPLIT_FILE
+        known = load_split(path, info["tiers"], data)
+        pairs = zip(known.manifest.records, known.splits, strict=True)
+        split_of = {record.image_id: split for record, split in pairs}
+        where = str(path)
+    else:
+        files = {name: Path(info["root"]) / f"{name}_metadata.csv" for name in SPLITS}
+        files = {name: path for name, path in files.items() if path.is_file()}
+        for name, path in files.items():
+            for record in read_manifest(path, DataOptions.from_config(data)).records:
+                split_of[record.image_id] = name
+        where = ", ".join(map(str, files.values())) or None
+    found = [dataclasses.replace(i, split=split_of.get(i.record.image_id)) for i in images]
+    return found, where
+
+
+_BLOCK = 1024
+
+
+def copies(images: Sequence[AuditImage]) -> list[Finding]:
+    """Files with the same bytes under different names."""
+    findings = []
+    for same in _by(images, lambda image: image.sha256):
+        splits, tiers = _split_names(same), _tier_names(same)
+        value = f"{counted(len(same), 'file')} with the same bytes"
+        if len(splits) > 1:
+            advice = (
+                "split again with `mirip-fast split` or `train`, which keep equal files together"
+            )
+            findings.append(finding_about("copy-across-splits", same, advice, value, len(same)))
+        if len(tiers) > 1:
+            advice = "decide on one tier, and keep one of them"
+            findings.append(finding_about("copy-other-tier", same, advice, value, len(same)))
+        if len(splits) < 2 and len(tiers) < 2:
+            advice = "keep one of them, or it counts more than once"
+            findings.append(finding_about("copy", same, advice, value, len(same)))
+    return findings
+
+
+def straddling_groups(images: Sequence[AuditImage]) -> list[Finding]:
+    """Values of the group column whose images are in different splits."""
+    findings = []
+    grouped = [image for image in images if image.record.group is not None]
+    for members in _by(grouped, lambda image: image.record.group):
+        splits = _split_names(members)
+        if len(splits) > 1:
+            named = ", ".join(f"{name} {sum(i.split == name for i in members)}" for name in splits)
+            advice = "split again with `mirip-fast split` or `train`, which keep groups together"
+            value = f"group {members[0].record.group!r}: {named}"
+            found = finding_about("group-across-splits", members, advice, value, len(members))
+            findings.append(found)
+    return findings
+
+
+def near_duplicates(
+    gallery: Gallery, groups: Iterable[Sequence[int]], images: Sequence[AuditImage]
+) -> list[Finding]:
+    """What is wrong with groups of near duplicates.
+
+    Args:
+        gallery: the works.
+        groups: numbers of contents, from :func:`mirip_fast.features.gallery.near_groups`.
+        images: the same works as the audit knows them.
+    """
+    by_hash: dict[bytes, list[AuditImage]] = defaultdict(list)
+    for image in images:
+        by_hash[image.sha256].append(image)
+    place = {sha: i for i, sha in enumerate(by_hash)}  # the order of the data
+    findings = []
+    for group in groups:
+        numbers = sorted(group, key=lambda number: place[gallery.hashes[number]])
+        contents = [by_hash[gallery.hashes[number]] for number in numbers]
+        members = [image for content in contents for image in content]
+        rows = gallery.vectors.read(np.array(numbers))
+        splits = [_split_names(content) for content in contents]
+        tiers = [_tier_names(content) for content in contents]
+        across = "split again with `--near-groups near_groups.csv`, which keeps them together"
+        other = "look at them: if they show the same work, decide on one tier"
+        found = [
+            _near("near-across-splits", members, contents, rows, splits, across),
+            _near("near-other-tier", members, contents, rows, tiers, other),
+        ]
+        if found == [None, None]:
+            each = [[str(i)] for i in range(len(contents))]
+            harmless = "look at them: of one work, keep the best picture"
+            found.append(_near("near", members, contents, rows, each, harmless))
+        findings += [finding for finding in found if finding is not None]
+    return findings
+
+
+def _near(
+    kind: str,
+    members: Sequence[AuditImage],
+    contents: Sequence[Sequence[AuditImage]],
+    rows: FloatArray,
+    labels: Sequence[Sequence[str]],
+    advice: str,
+) -> Finding | None:
+    """A finding that names the closest two contents with different labels; None without such."""
+    if len({name for names in labels for name in names}) < 2:
+        return None
+    one, two, cosine = closest_pair(rows, labels)
+    if one == two:
+        return None  # copies of one content have different labels, and no other content has any
+    names = " and ".join(contents[i][0].record.image_id for i in (one, two))
+    value = f"cosine {cosine:.3f} ({names})"
+    return finding_about(kind, members, advice, value, cosine)
+
+
+def closest_pair(rows: FloatArray, labels: Sequence[Sequence[str]]) -> tuple[int, int, float]:
+    """The closest two rows that do not have the one same label: (row, row, cosine).
+
+    Args:
+        rows: [n, D] unit vectors.
+        labels: per row the labels it has; without any it is in no pair.
+    """
+    codes: dict[tuple[str, ...], int] = {}
+    code = np.array([codes.setdefault(tuple(names), len(codes)) for names in labels])
+    mixed = np.array([len(names) > 1 for names in labels])
+    known = np.array([len(names) > 0 for names in labels])
+    best = (0, 0, -np.inf)
+    for start in range(0, len(rows), _BLOCK):
+        here = slice(start, start + _BLOCK)
+        cosines = rows[here] @ rows.T
+        differ = (code[here, None] != code) | mixed[here, None]
+        differ &= known[here, None] & known
+        differ[np.arange(len(cosines)), start + np.arange(len(cosines))] = False
+        cosines[~differ] = -np.inf
+        one, two = np.unravel_index(int(cosines.argmax()), cosines.shape)
+        if cosines[one, two] > best[2]:
+            best = (start + int(one), int(two), float(cosines[one, two]))
+    return best
+
+
+def _by(
+    images: Sequence[AuditImage], key: Callable[[AuditImage], Hashable]
+) -> Iterable[list[AuditImage]]:
+    found: dict[Hashable, list[AuditImage]] = defaultdict(list)
+    for image in images:
+        found[key(image)].append(image)
+    return [members for members in found.values() if len(members) > 1]
+
+
+def _split_names(images: Iterable[AuditImage]) -> list[str]:
+    return sorted({image.split for image in images if image.split is not None})
+
+
+def _tier_names(images: Iterable[AuditImage]) -> list[str]:
+    return sorted({image.tier for image in images if image.tier is not None})
+
+
+def contradictions(scores: NDArray[np.float64], tiers: NDArray[np.int64]) -> NDArray[np.float64]:
+    """[n]: the share, 0 to 1, of comparisons with images of other tiers that each image's score gets wrong.
+
+    Wrong is a score above that of an image of a better tier, or below that of a worse one; equal scores
+    are half wrong. NaN where all images have one tier.
+
+    Args:
+        scores: [n], higher is better.
+        tiers: [n], 0 is the best.
+    """
+    right, compared = PairCounter(scores, tiers).by_image()
+    return 1 - ratio(right, compared)
+
+
+def disagreements(
+    held_out: HeldOut, tier_names: Sequence[str], images: Sequence[AuditImage], share: float
+) -> list[Finding]:
+    """Findings about images that are wrong in at least ``share`` of their comparisons.
+
+    Args:
+        held_out: scores of images by heads that had not seen them.
+        tier_names: best first.
+        images: what is known of the images; those with a held-out score are found by name.
+        share: 0 to 1.
+    """
+    known = {image.record.image_id: image for image in images}
+    wrong = contradictions(held_out.scores, held_out.order)
+    guessed = tiers_by_quota(held_out.scores, held_out.order)
+    findings = []
+    for i, image_id in enumerate(held_out.ids):
+        image = known.get(image_id)
+        if image is None or not wrong[i] >= share:
+            continue  # taken out of the data
+        own, would = f"score ({held_out.scores[i]:.4g})", ""
+        if held_out.has_tiers:
+            same = image.tier == tier_names[int(held_out.tiers[i])]
+            would = f"; by its {held_out.source} {own} it would be {tier_names[int(guessed[i])]}"
+        else:
+            same = image.record.tier_score == held_out.tier_scores[i]
+            would = f" (tier_score {held_out.tier_scores[i]:g}, {held_out.source} {own})"
+        if not same:
+            continue  # graded anew since
+        what = "tiers" if held_out.has_tiers else "grades"
+        value = f"contradicts {wrong[i]:.0%} of the comparisons with other {what}{would}"
+        advice = "look at it: is the grade right, and is it the right file?"
+        findings.append(finding_about("disagreement", [image], advice, value, float(wrong[i])))
+    return findings
 
 
 @dataclass(frozen=True)
@@ -215,3 +685,55 @@ def _component_text(component: Component) -> str:
         f"one of the shortest cycles among {counted(len(component.images), 'image')} and "
         f"{counted(len(component.rows), 'judgement')} that no order agrees with"
     )
+
+
+_NAMES = 4  # images named per finding
+
+
+def audit_text(audit: Audit, top: int) -> str:
+    """What was checked, a table of the kinds found, and the ``top`` first findings of each kind."""
+    parts = ["\n".join(f"- {sentence}" for sentence in audit.checked)]
+    if not audit.findings:
+        return "\n\n".join([*parts, "Nothing was found fault with."])
+    found = counts(audit.findings)
+    rows = [
+        (severity, kind, found[kind], meaning)
+        for kind, (severity, meaning) in KINDS.items()
+        if found[kind]
+    ]
+    parts.append(format_table(("severity", "kind", "found", "meaning"), rows, "llrl"))
+    for _, kind, count, meaning in rows:
+        if top:
+            shown = [f for f in audit.findings if f.kind == kind][:top]
+            lines = [f"{meaning.capitalize()}:", *(_line(finding) for finding in shown)]
+            if count > top:
+                lines.append(f"  … and {count - top} more")
+            parts.append("\n".join([*lines, f"  → {shown[0].advice}"]))
+    return "\n\n".join(parts)
+
+
+def verdict(audit: Audit) -> str:
+    """The last line: whether the audit failed, and over what."""
+    if not audit.failed:
+        return "No finding of the kinds that --fail-on names."
+    kinds = ", ".join(f"{kind} {count}" for kind, count in counts(audit.failed).items())
+    return f"Failed: {counted(len(audit.failed), 'finding')} of the kinds that --fail-on names ({kinds})."
+
+
+def _line(finding: Finding) -> str:
+    names = [
+        _named(image, finding.tiers, finding.splits, i) for i, image in enumerate(finding.images)
+    ]
+    if finding.kind == "cycle":
+        names = [*finding.images[:_NAMES], *(["…"] if len(names) > _NAMES else [])]
+        text = " > ".join([*names, finding.images[0]])
+        text += f" (rows {', '.join(map(str, finding.rows))})"
+    else:
+        text = ", ".join(names[:_NAMES])
+        text += f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
+    return printable(f"  {text}" + (f": {finding.value}" if finding.value else ""))
+
+
+def _named(image: str, tiers: Sequence[str], splits: Sequence[str], i: int) -> str:
+    known = [values[i] for values in (tiers, splits) if values and values[i] != "-"]
+    return f"{image} ({', '.join(known)})" if known else image

@@ -1,37 +1,47 @@
-"""The graded, embedded images that phase two learns from, and how they are divided."""
+"""The graded, embedded images that phase two learns from: read, divided, and the settings that follow."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import logging
+import os
+import re
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mirip_fast.config import DataConfig, SplitConfig
+from mirip_fast.config import Config, DataConfig, EmbedConfig, SplitConfig
 from mirip_fast.data.csv_reader import closest, shown
 from mirip_fast.data.locate import tell_unlisted
-from mirip_fast.data.manifest import check_trainable, grade_remarks, only_graded, read_manifest
+from mirip_fast.data.manifest import (
+    check_trainable,
+    grade_remarks,
+    only_graded,
+    read_manifest,
+    write_manifest_csv,
+)
 from mirip_fast.data.near_groups import near_labels
 from mirip_fast.data.records import DataOptions, Manifest, Record
 from mirip_fast.data.remote import address, is_remote, path_of
 from mirip_fast.data.source_lists import is_there
 from mirip_fast.data.sources import keep_indexes_in
-from mirip_fast.data.splits import SPLITS, split_manifest
+from mirip_fast.data.splits import SPLITS, Split, split_manifest
 from mirip_fast.errors import ConfigError, DataError, ImageError, StoreError
 from mirip_fast.evaluation.metrics import codes_of, ranks
 from mirip_fast.features.datasets import Dataset, Entry
 from mirip_fast.features.phase_one import open_hashes
+from mirip_fast.features.pooling import head_kinds, is_patches, layer_of
 from mirip_fast.features.recipe import View
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.files import read_csv, write_csv
 from mirip_fast.ranking.rows import ListedPairs, Rows, with_features
+from mirip_fast.settings import config_from_dict
 from mirip_fast.text import nfc
 
 log = logging.getLogger(__name__)
@@ -441,3 +451,190 @@ def load_split(path: Path, tiers: Sequence[str], data: DataConfig) -> GradedImag
     options = DataOptions.from_config(data)
     manifest = Manifest(path, path.parent, tuple(names), tuple(records), options)
     return GradedImages(manifest, tuple(hashes), tuple(splits), tuple(near) if any(near) else None)
+
+
+#: Settings of ``embed`` that say which cache is meant and what is in it.
+_MAKE_A_CACHE = (
+    "backbone", "image_size", "resize", "patches", "layers", "tta", "precision", "store_dtype", "decode",
+)  # fmt: skip
+
+
+def with_dataset(
+    config: Config, dataset: Dataset, readout: str = "head", data: DataConfig | None = None
+) -> Config:
+    """The settings of a run on ``dataset``: how it was read and embedded is part of the run.
+
+    What this command's options say of data and embedding is put aside, but for the cache folder; the
+    features that the head sees are chosen among those that are there. ``data``, where given, says how its
+    grades are read.
+    """
+    kept = config_from_dict({"data": dataset.info["data"], "embed": dataset.info["embed"]})
+    kept.embed.cache_dir = config.embed.cache_dir
+    kinds = dataset.info["kinds"]
+    if config.head.features == "auto":
+        _tell_of_old_cache(dataset, readout)
+    if readout in ("gp", "auto", "ensemble"):
+        features = gp_features(config.head.features, kinds)
+    elif readout == "attention":
+        patches = next(filter(is_patches, kinds), None)
+        features = choose_features(config.head.features, kinds)
+        if patches is None:
+            raise ConfigError(
+                f"--readout attention looks at patch tokens; of {shown(dataset.source)} there are only "
+                f"{', '.join(kinds)}. To add them: {_again(dataset, patches='grid:7')}"
+            )
+        if not is_patches(head_kinds(features)[-1]):  # else the grid was named
+            features = f"{features}+{patches}"
+        log.info("The head sees %s", features)
+    else:
+        features = choose_features(config.head.features, kinds)
+        if features != config.head.features:
+            log.info("The head sees %s", features)
+    _check_kinds(features, readout)
+    head = dataclasses.replace(config.head, features=features)
+    return dataclasses.replace(config, data=data or kept.data, embed=kept.embed, head=head)
+
+
+def _tell_of_old_cache(dataset: Dataset, readout: str) -> None:
+    """Say what an earlier version did not keep, and what to type for it."""
+    embed, kinds = dataset.info["embed"], dataset.info["kinds"]
+    lacks = []
+    if "mean" not in kinds and any(map(is_patches, kinds)):
+        lacks.append("the mean of the patches")
+    if readout == "gp" and "layers" not in embed:
+        lacks.append("the middle blocks")
+    if lacks:
+        log.warning(
+            "An earlier version embedded %s without %s, from which a model learns more. To add them: %s",
+            shown(dataset.source), " and ".join(lacks), _again(dataset),
+        )  # fmt: skip
+
+
+def _check_kinds(features: str, readout: str) -> None:
+    """Refuse ``--features`` that are none, and patch tokens where only their mean can be looked at."""
+    single = r"(cls|mean)(_[1-9]\d*)?"
+    patches = r"(\+(grid[1-9]\d*|patch))?" if readout == "attention" else ""
+    if not re.fullmatch(rf"{single}(\+{single})*{patches}", features):
+        raise ConfigError(
+            f"--features {features}: name kinds like cls, mean, cls_9 or mean_9, joined by +"
+            + (
+                "; then a grid or patch"
+                if patches
+                else "; patch tokens go with --readout attention"
+            )
+        )
+
+
+def _again(dataset: Dataset, **other: str) -> str:
+    """The command that embedded a data set, with other settings; what is there is not computed again."""
+    embed = {**dataset.info["embed"], **other}
+    flags = (
+        f"--{name.replace('_', '-')} {shlex.quote(str(embed[name]))}"
+        for name in _MAKE_A_CACHE
+        if name in embed and embed[name] != getattr(EmbedConfig(), name)
+    )
+    return " ".join(("mirip-fast embed", shlex.quote(shown(dataset.source)), *flags))
+
+
+def choose_features(wanted: str, kinds: Sequence[str]) -> str:
+    """``auto`` is CLS and mean patch token side by side where both are stored, else CLS.
+
+    Both together are what DINOv2's own linear probes look at (Oquab et al. 2023, section 7.1); measured here
+    on two data sets they were better than CLS alone, see docs/benchmarks.md.
+    """
+    if wanted != "auto":
+        return wanted
+    return "cls+mean" if "mean" in kinds else "cls"
+
+
+def gp_features(wanted: str, kinds: Sequence[str]) -> str:
+    """What a Gaussian process chooses from: CLS and patch mean of every stored layer, the first one first.
+
+    Args:
+        wanted: the setting ``head.features``; ``auto`` takes all that is there.
+        kinds: the stored kinds.
+    """
+    if wanted != "auto":
+        return wanted
+    usable = [kind for kind in kinds if kind.partition("_")[0] in ("cls", "mean")]
+    return "+".join(sorted(usable, key=lambda kind: layer_of(kind) or 1 << 30))
+
+
+def write_split_files(source: Path, config: Config, out: Path | None) -> tuple[Split, list[Path]]:
+    """Divide a graded data set and write ``train_metadata.csv`` and so on.
+
+    Where they lie outside the data, a link beside them leads to it: a list is read only with files below its
+    folder.
+
+    Args:
+        source: folder or CSV file.
+        config: the sections data and split are used; content hashes are remembered in its cache folder.
+        out: folder for the files; None: beside the data.
+
+    Raises:
+        DataError: missing or unreadable files, faulty grades, or too few images.
+    """
+    whole = read_manifest(source, DataOptions.from_config(config.data))
+    tell_unlisted(whole)
+    manifest = only_graded(whole)
+    manifest.require_files()
+    check_trainable(manifest)
+    for remark in grade_remarks(manifest):
+        log.warning(remark)
+    paths = [record.path for record in manifest.records]
+    with open_hashes(Path(config.embed.cache_dir)) as memory:
+        hashes = list(memory.sha256_many(paths))
+    for path, sha in zip(paths, hashes, strict=True):
+        if isinstance(sha, ImageError):
+            raise DataError(f"{path}: {sha}")
+    ratios = (config.split.train_ratio, config.split.val_ratio, config.split.test_ratio)
+    divided = split_manifest(
+        manifest,
+        ratios=ratios,
+        seed=config.split.split_seed,
+        duplicates=hashes,
+        near_groups=near_labels(config.split.near_groups, manifest),
+    )
+    folder = out or manifest.root
+    folder.mkdir(parents=True, exist_ok=True)
+    link = _link_to(manifest.root, folder.absolute())
+    files = []
+    for name in SPLITS:
+        part = divided.part(name)
+        if len(part):
+            if link is not None:
+                part = replace(
+                    part, records=[_through(link, manifest.root, r) for r in part.records]
+                )
+            files.append(folder / f"{name}_metadata.csv")
+            write_manifest_csv(files[-1], part)
+    return divided, files
+
+
+def _link_to(root: Path, folder: Path) -> Path | None:
+    """A link in ``folder`` to where the images are; None where they are below it, or have an address."""
+    if root.is_relative_to(folder) or is_remote(root):
+        return None
+    link = folder / (root.name or "images")
+    try:
+        if not os.path.lexists(link):
+            link.symlink_to(os.path.relpath(root.resolve(), folder.resolve()))
+        if link.resolve() == root.resolve():
+            log.info(
+                "%s is a link to %s, through which the files name the images",
+                *map(shown, (link, root)),
+            )
+            return link
+        why = "can not be made: something else has its name"
+    except OSError as error:
+        why = f"can not be made ({error.strerror})"
+    log.warning(
+        "%s: the link to the images %s, so the files have absolute names; give --image-root %s with them",
+        *(shown(link), why, shlex.quote(str(root))),
+    )
+    return None
+
+
+def _through(link: Path, root: Path, record: Record) -> Record:
+    inside = record.path.is_relative_to(root)
+    return replace(record, path=link / record.path.relative_to(root)) if inside else record

@@ -40,14 +40,13 @@ from mirip_fast.models.model_info import ModelInfo, looked_at
 from mirip_fast.models.numpy_head import NumpyHead
 from mirip_fast.models.preference import fit_pairs
 from mirip_fast.ranking.anchors import keep_anchors
-from mirip_fast.ranking.evaluate_pairs import PairReport, agreement
 from mirip_fast.ranking.finished import draw_run
 from mirip_fast.ranking.fit import fit_quietly
 from mirip_fast.ranking.folds import assign_folds, folds_of
 from mirip_fast.ranking.graded import GradedImages
 from mirip_fast.ranking.head_files import Member, save_ensemble, save_process
 from mirip_fast.ranking.held_out import HeldOut, save_held_out
-from mirip_fast.ranking.judged_pairs import JudgedPairs
+from mirip_fast.ranking.judged_pairs import JudgedPairs, PairReport, agreement
 from mirip_fast.ranking.references import write_calibration
 from mirip_fast.ranking.rows import ListedPairs, Rows, open_store, read_features
 from mirip_fast.ranking.scorer import load_score_model

@@ -43,10 +43,15 @@ from mirip_fast.features.recipe import View
 from mirip_fast.features.store import FeatureStore, differing_fields, fingerprint_id
 from mirip_fast.files import read_json, write_atomically, write_csv, write_json, write_text
 from mirip_fast.models.numpy_head import NumpyHead
-from mirip_fast.ranking.dataset_settings import with_dataset
 from mirip_fast.ranking.fit import fit_quietly
 from mirip_fast.ranking.folds import assign_folds, folds_of, units_of
-from mirip_fast.ranking.graded import GradedImages, graded_of_dataset, load_split, save_split
+from mirip_fast.ranking.graded import (
+    GradedImages,
+    graded_of_dataset,
+    load_split,
+    save_split,
+    with_dataset,
+)
 from mirip_fast.ranking.objective import make_loss, pairs_files
 from mirip_fast.ranking.rows import Rows
 from mirip_fast.runtime import resolve_device

@@ -32,12 +32,16 @@ from mirip_fast.files import write_text
 from mirip_fast.models.checkpoint import load_checkpoint
 from mirip_fast.models.model_info import ModelInfo
 from mirip_fast.ranking.anchors import keep_anchors
-from mirip_fast.ranking.dataset_settings import with_dataset
-from mirip_fast.ranking.evaluate_pairs import PairReport
 from mirip_fast.ranking.finished import finish_run
 from mirip_fast.ranking.fit import FitResult, HeadFit
-from mirip_fast.ranking.fold_plan import FoldsPlan, load_plan, plan_folds
-from mirip_fast.ranking.fold_runs import FoldRun, FoldsResult, train_folds
+from mirip_fast.ranking.folds import (
+    FoldRun,
+    FoldsPlan,
+    FoldsResult,
+    load_plan,
+    plan_folds,
+    train_folds,
+)
 from mirip_fast.ranking.graded import (
     GradedImages,
     graded_of_dataset,
@@ -46,10 +50,12 @@ from mirip_fast.ranking.graded import (
     load_split,
     save_split,
     trial,
+    with_dataset,
 )
 from mirip_fast.ranking.head_files import save_head
 from mirip_fast.ranking.judged_pairs import (
     JudgedPairs,
+    PairReport,
     load_judged_pairs,
     read_judged_pairs,
     save_judged_pairs,

@@ -12,7 +12,7 @@ from made_evaluation import made_evaluation_page, made_report
 from made_page import HOSTILE
 
 from mirip_fast.evaluation.text_table import printable
-from mirip_fast.ranking.evaluate_pairs import PairReport
+from mirip_fast.ranking.judged_pairs import PairReport
 
 pytestmark = pytest.mark.browser
 
