@@ -6,6 +6,7 @@ import hashlib
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,9 +28,10 @@ from made_tars import (
 )
 
 from mirip_fast.data import remote
+from mirip_fast.data.decode_pool import DecodeJob, DecodePool
 from mirip_fast.data.manifest import read_manifest
 from mirip_fast.data.remote import address, located, path_of
-from mirip_fast.errors import DataError
+from mirip_fast.errors import DataError, MiripError
 from mirip_fast.features.datasets import find_datasets, newest_graded
 from mirip_fast.ranking.graded import graded_of_dataset
 
@@ -178,6 +180,20 @@ def test_what_is_fetched_leaves_nothing_behind(
         f"{i:02d}.png" for i in range(60)
     ]
     assert list((tmp_path / "tmp").glob("mirip-fast-*")) == []
+
+
+def test_a_pool_that_is_closed_while_it_fetches_says_so(
+    memory: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(40):
+        put(memory, f"/b/{i}.png", picture(i))
+    real = type(memory).cat_file
+    monkeypatch.setattr(type(memory), "cat_file", lambda *a, **o: time.sleep(0.2) or real(*a, **o))
+    pool = DecodePool(1)
+    threading.Timer(0.1, pool.close).start()
+    paths = [path_of(f"memory://b/{i}.png") for i in range(40)]
+    with pytest.raises(MiripError, match="the decoding pool is closed"):
+        list(pool.decode(DecodeJob(i, p, (8,), "squash", False) for i, p in enumerate(paths)))
 
 
 def test_remote_tars(tmp_path: Path, memory: Any, fetched: list[str]) -> None:

@@ -364,7 +364,7 @@ def test_patterns_and_lists(tmp_path: Path) -> None:
         "*.TAR": "nothing has such a name",
         "*": "only tars go by a pattern",
         "{000..127}.tar": r"written out by a shell alone.*in quotes, use .*/\*\.tar",
-        "{000,003}.tar": "written out by a shell alone",
+        "{a,b}/000.tar": r"in quotes, use .*/\*/000\.tar",
     }.items():
         (tmp_path / "a.csv").write_text("x")
         with pytest.raises(DataError, match=told):
@@ -377,6 +377,8 @@ def test_patterns_and_lists(tmp_path: Path) -> None:
         (tmp_path / name / "a.png").write_bytes(picture(0))
         (record,) = read_manifest(tmp_path / name).records
         assert read_image_bytes(record.path) == picture(0)
+    make_tar(tmp_path / "{0..1}" / "0.tar", {"a.png": picture(0)})
+    assert names("{0..1}/*.tar") == ["0.tar"]
 
 
 def test_what_the_shell_spelled_out_is_one_source(

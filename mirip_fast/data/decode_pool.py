@@ -219,7 +219,7 @@ class DecodePool(Closing):
         except OSError as error:
             why = f"what was fetched can not be put there ({error.strerror})"
             told = MiripError(f"{file.parent}: {why}; TMPDIR=… names another folder")
-            future.set_exception(told)
+            future.set_exception(MiripError(_CLOSED) if self._closed.is_set() else told)
         except Exception as error:  # for the consumer to see, or it would wait for ever
             future.set_exception(error)
         else:

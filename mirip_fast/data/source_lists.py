@@ -89,10 +89,10 @@ def expand(source: Path) -> list[Path]:
     Raises:
         DataError: one of a list is missing, nothing matches, or there are braces, which a shell writes out.
     """
-    if "{" in str(source):
+    if "{" in (source.name if os.path.lexists(source.parent) else str(source)):
         raise DataError(
             f"{shown(source)}: braces are written out by a shell alone (no quotes around them); "
-            f"in quotes, use {shown(source.parent / '*.tar')}"
+            f"in quotes, use {re.sub(r'{[^{}]*}', '*', shown(source))}"
         )
     if any(mark in str(source) for mark in "*?["):
         if remote.is_remote(source):
@@ -109,7 +109,7 @@ def expand(source: Path) -> list[Path]:
     if missing:
         more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
         raise DataError(
-            f"{', '.join(missing[:_SHOWN])}{more} of {len(paths)} tars "
+            f"{', '.join(missing[:_SHOWN])}{more} of {counted(len(paths), 'tar')} "
             f"{'is' if len(missing) == 1 else 'are'} not there"
         )
     return paths
