@@ -221,13 +221,13 @@ def test_a_very_long_picture_needs_little_memory(tmp_path: Path) -> None:
     # tall one an intermediate of 1.7 GB.
     Image.new("RGB", (1, 2_000_000), (9, 99, 199)).save(tmp_path / "tall.png")
     Image.new("RGB", (12_000_000, 1), (9, 99, 199)).save(tmp_path / "wide.png")
+    Image.new("RGB", (1, 1), (9, 99, 199)).save(tmp_path / "dot.png")
     with DecodePool(1, memory_limit_bytes=400 << 20) as pool:
         for mode in ("squash", "pad", "crop"):
-            long = [
-                DecodeJob(0, tmp_path / name, (224,), mode, True)
-                for name in ("tall.png", "wide.png")
-            ]
-            for result in pool.decode(long):
+            names = ("tall.png", "wide.png", "dot.png")
+            for result in pool.decode(
+                DecodeJob(0, tmp_path / name, (224,), mode, True) for name in names
+            ):
                 assert result.reason is None
                 assert np.abs(result.images[0][111, 111].astype(int) - [9, 99, 199]).max() <= 2
 

@@ -390,12 +390,6 @@ def test_draft_keeps_at_least_twice_the_size(
     assert load_rgb(big_jpeg(width, height), draft_size=size).size == expected
 
 
-def test_draft_is_for_jpegs_alone_and_off_by_default() -> None:
-    image = waves().resize((800, 800))
-    assert load_rgb(encode(image, "PNG"), draft_size=50).size == (800, 800)
-    assert load_rgb(big_jpeg(800, 800)).size == (800, 800)
-
-
 @pytest.mark.parametrize("mode", RESIZE_MODES)
 def test_draft_looks_like_the_full_decode(mode: str) -> None:
     data = big_jpeg(1200, 900, quality=95)
@@ -475,14 +469,3 @@ def test_resize_against_a_float64_reference(mode: str, width: int, height: int) 
     resized = np.einsum("ts,swc,uw->tuc", down, noise.astype(float), across)
     expected[top : top + inner[0], left : left + inner[1]] = resized.clip(0, 255)
     assert np.abs(got - expected).max() <= 1.5  # Pillow rounds twice: after rows and after columns
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (1, 10_000), (10_000, 1), (3, 65_000), (70_000, 50)])
-@pytest.mark.parametrize("mode", RESIZE_MODES)
-def test_extreme_shapes_keep_their_colour(shape: tuple[int, int], mode: str) -> None:
-    image = Image.new("RGB", shape, (250, 128, 3))
-    square = to_array(resize_square(image, 224, mode))
-    assert square.shape == (224, 224, 3)
-    assert np.abs(square[111, 111].astype(int) - [250, 128, 3]).max() <= 1
-    if mode != "pad":
-        assert np.abs(square.astype(int) - [250, 128, 3]).max() <= 1

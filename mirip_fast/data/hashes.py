@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from mirip_fast.closing import Closing
@@ -72,9 +73,7 @@ class HashMemory(Closing):
         """Write what is not written yet and let go of the file."""
         with self._lock:
             self._guarded(self._save)
-            if self._database is not None:
-                self._database.close()
-                self._database = None
+            self._close_quietly()
 
     def sha256(self, path: Path, *, rehash: bool = False) -> bytes:
         """The SHA-256 of a file of any size, 32 bytes.
@@ -259,10 +258,8 @@ class HashMemory(Closing):
 
     def _close_quietly(self) -> None:
         if self._database is not None:
-            try:
+            with suppress(sqlite3.Error):
                 self._database.close()
-            except sqlite3.Error:
-                log.debug("closing %s failed", self._path, exc_info=True)
             self._database = None
 
 
