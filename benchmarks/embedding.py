@@ -18,8 +18,7 @@ from mirip_fast.features.backbone_files import BackboneSpec, find_backbone
 from mirip_fast.features.embed import Settings, embed
 from mirip_fast.features.engine import SpeedReport
 from mirip_fast.features.outcomes import Outcome
-from mirip_fast.features.pooling import pool_tokens
-from mirip_fast.features.recipe import Recipe, make_recipe
+from mirip_fast.features.recipe import Recipe, make_recipe, pool_tokens
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.runtime import usable_cores
 

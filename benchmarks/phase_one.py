@@ -32,7 +32,7 @@ from pictures import picture_files, small_pictures, twelve_megapixels
 
 from mirip_fast.features import shards
 from mirip_fast.features.backbone import Backbone
-from mirip_fast.features.forward import default_batch_size
+from mirip_fast.features.engine import default_batch_size
 from mirip_fast.features.shards import SeriesSpec
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.runtime import usable_cores

@@ -152,9 +152,10 @@ def export_command(resolved: Resolved, file: Path, source: Path | None, overwrit
 
     /features/cls, /features/patch, /features/views/…, /image_id, /path and, where there are grades, /tier.
     """
-    from mirip_fast.features.maintenance import choose_dataset, export_dataset
+    from mirip_fast.features.maintenance import export_dataset
+    from mirip_fast.features.neighbours import reference_dataset
 
-    dataset = choose_dataset(Path(resolved.config.embed.cache_dir), source)
+    dataset = reference_dataset(Path(resolved.config.embed.cache_dir), source)
     with Bar("B") as bar:
         done = export_dataset(dataset, file, overwrite=overwrite, progress=bar)
     for name, (shape, dtype) in done.datasets.items():

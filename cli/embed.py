@@ -16,9 +16,9 @@ from .options import command_line, config_options
 from .progress import Bar
 
 if TYPE_CHECKING:
-    from mirip_fast.features.command import EmbedDone
     from mirip_fast.features.engine import SpeedReport
     from mirip_fast.features.outcomes import Summary
+    from mirip_fast.features.phase_one import EmbedDone
 
 
 @click.command("embed")
@@ -72,9 +72,9 @@ def embed_command(
     them, finds all features there and writes the list of the images.
     """
     from mirip_fast.data.source_lists import as_one
-    from mirip_fast.features.command import check_export, each_backbone, embed_data
     from mirip_fast.features.maintenance import export_dataset
     from mirip_fast.features.outcomes import EmbedInterrupt
+    from mirip_fast.features.phase_one import check_export, each_backbone, embed_data
     from mirip_fast.runtime import distributed
 
     passes = each_backbone(resolved.config)

@@ -338,7 +338,7 @@ def embed(
     >>> works.features("cls").shape
     (583, 1024)
     """
-    from mirip_fast.features.command import each_backbone, embed_data
+    from mirip_fast.features.phase_one import each_backbone, embed_data
 
     resolved = _settings(options, config)
     with _given(source, resolved.config, keep=True) as (where, given):

@@ -14,7 +14,7 @@ from PIL import Image
 
 from mirip_fast.config import Config
 from mirip_fast.evaluation.calibration import Calibration, fit_calibration
-from mirip_fast.features.gallery import Work
+from mirip_fast.features.neighbours import Work
 from mirip_fast.portfolio import page as page_module
 from mirip_fast.portfolio.page import Reason, write_page
 from mirip_fast.portfolio.rank import RankDone

@@ -14,7 +14,7 @@ from PIL import Image
 
 from mirip_fast.config import Config
 from mirip_fast.data import remote, sources
-from mirip_fast.features.command import EmbedDone, embed_data
+from mirip_fast.features.phase_one import EmbedDone, embed_data
 
 OLD = 1_700_000_000  # a time stamp that is settled
 

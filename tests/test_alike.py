@@ -14,8 +14,8 @@ from made_cache import folder_of, picture, put, settings
 from mirip_fast_cli.main import run
 
 from mirip_fast.errors import DataError, StoreError
-from mirip_fast.features import neighbours, on_demand
-from mirip_fast.features.gallery import Work, open_gallery, stores_of
+from mirip_fast.features import neighbours, phase_one
+from mirip_fast.features.neighbours import Work, open_gallery, stores_of
 from mirip_fast.portfolio.similar import find_duplicates, find_similar
 
 DEGREES = {"가.png": 0.0, "b 🎨.png": 5.0, "c.png": 30.0, "d.png": 100.0, "e.png": 102.0}
@@ -254,11 +254,11 @@ def test_a_machine_without_the_precision_of_the_cache(
     picture(work / "art/a.png", 5)
     assert run(["embed", "art", *TINY]) == 0
     (store,) = (work / "cache").glob("*/store.json")
-    gpu = on_demand.FeatureStore.open(store.parent)
+    gpu = phase_one.FeatureStore.open(store.parent)
     gpu.fingerprint["precision"] = "bf16"  # as if it had been made on a GPU
     picture(work / "new.png", 5, compress_level=0)
     config = settings(work / "cache")
-    asked = on_demand.features_of_files(
+    asked = phase_one.features_of_files(
         [work / "new.png"], config.embed, config, like=gpu, series="cls.28"
     )
     assert asked.outcomes[0].status == "embedded"
@@ -266,6 +266,6 @@ def test_a_machine_without_the_precision_of_the_cache(
     config.embed.resize = "pad"
     with pytest.raises(StoreError, match="resize: squash ≠ pad"):
         picture(work / "new2.png", 6)
-        on_demand.features_of_files(
+        phase_one.features_of_files(
             [work / "new2.png"], config.embed, config, like=gpu, series="cls.28"
         )

@@ -24,15 +24,16 @@ from mirip_fast.errors import BackboneError, ConfigError
 from mirip_fast.features import backbone_files
 from mirip_fast.features.backbone import Backbone, load_backbone
 from mirip_fast.features.backbone_files import BackboneSpec, find_backbone
-from mirip_fast.features.pooling import (
-    head_input,
-    head_kinds,
+from mirip_fast.features.recipe import (
+    View,
+    effective_size,
     kind_shape,
+    make_recipe,
+    make_views,
     middle_layers,
     pool_tokens,
     stored_kinds,
 )
-from mirip_fast.features.recipe import View, effective_size, make_recipe, make_views
 
 Models = Callable[[str], Path]
 
@@ -442,31 +443,9 @@ def test_pooling_against_float64(kind: str, cells: int) -> None:
     assert pooled.shape[1:] == kind_shape(kind, 5, 7)
 
 
-def test_cls_and_single_patches_are_kept_as_they_are() -> None:
-    cls, patches = torch.randn(3, 5).half(), torch.randn(3, 2, 2, 5).half()
-    assert torch.equal(pool_tokens("cls", cls, patches), cls.float())
-    every = pool_tokens("patch", cls, patches)
-    assert every.shape[1:] == kind_shape("patch", 5, 2) == (4, 5)
-    assert torch.equal(every[:, 1], patches[:, 0, 1].float())  # row by row
-
-
 def test_a_mean_of_half_precision_tokens_is_taken_in_single() -> None:
     patches = torch.full((1, 40, 40, 1), 60.0, dtype=torch.float16)  # their sum is beyond float16
     assert pool_tokens("mean", torch.zeros(1, 1), patches).item() == 60.0
-
-
-def test_a_head_sees_the_kinds_side_by_side() -> None:
-    cls, mean = np.ones((2, 3), np.float16), np.zeros((2, 3), np.float16)
-    assert head_kinds("cls+mean") == ("cls", "mean") and head_kinds("cls") == ("cls",)
-    joined = head_input([cls, mean])
-    assert joined.dtype == np.float32 and joined.tolist() == [[1, 1, 1, 0, 0, 0]] * 2
-
-
-def test_stored_kinds() -> None:
-    assert stored_kinds("none") == ("cls",) and stored_kinds("grid:4") == ("cls", "mean", "grid4")
-    for wrong in ("grid", "grid:0", "some"):
-        with pytest.raises(ConfigError, match="grid:K"):
-            stored_kinds(wrong)
 
 
 @pytest.mark.parametrize("kind", sorted(MODEL_KINDS))

@@ -17,9 +17,9 @@ from PIL import Image
 
 from mirip_fast.config import Config
 from mirip_fast.errors import RunNotFoundError, StoreError
-from mirip_fast.features.command import EmbedDone, embed_data
 from mirip_fast.features.datasets import Dataset, find_datasets, newest_graded
 from mirip_fast.features.maintenance import describe_cache
+from mirip_fast.features.phase_one import EmbedDone, embed_data
 from mirip_fast.features.recipe import View
 from mirip_fast.files import list_files
 

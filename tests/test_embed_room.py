@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from pathlib import Path
 from unittest import mock
@@ -11,7 +10,6 @@ import pytest
 from test_embed import Phase, draw
 
 from mirip_fast.features import phase_one, shards
-from mirip_fast.features.phase_one import _most_shards
 from mirip_fast.files import format_bytes
 
 
@@ -25,7 +23,7 @@ def said(phase: Phase, n_images: int, caplog: pytest.LogCaptureFixture, free: in
         caplog.at_level(logging.INFO, "mirip_fast.features.phase_one"),
         mock.patch.object(phase_one.shutil, "disk_usage", return_value=mock.Mock(free=free)),
     ):
-        phase.phase.say_size(n_images)
+        phase.phase.say(n_images)
     return caplog.text
 
 
@@ -38,7 +36,7 @@ def test_what_is_announced_is_what_is_taken(
     size = phase.phase.most_bytes(3)
     text = said(phase, 3, caplog)
     assert f"The features of 3 images take at most {format_bytes(size)} more in" in text
-    assert text.count("\n") == 1 and "1.0 TiB are free" in text
+    assert text.count("\n") == 2 and "1.0 TiB are free" in text
     phase.run(paths)
     n_shards = len(list(phase.store.path.glob("*.h5")))
     assert size - n_shards * (16 << 10) <= shards_size(phase) <= size
@@ -87,17 +85,3 @@ def test_every_process_makes_shards_of_its_own(
     monkeypatch.setenv("WORLD_SIZE", "3")
     assert phase.phase.most_bytes(1) == one  # each makes a part of its own
     assert phase.phase.most_bytes(100) == 3 * one
-
-
-def test_the_most_shards_is_the_most_that_any_division_asks_for() -> None:
-    for free in itertools.product((0, 1, 2, 5, 9), repeat=2):
-        for n in range(20):
-            asked = (
-                sum(
-                    -(-max(0, part - slots) // 3)
-                    for part, slots in zip((i, n - i), free, strict=True)
-                )
-                for i in range(n + 1)
-            )
-            assert _most_shards(n, free, 3) == max(asked), (n, free)
-    assert [_most_shards(n, [6], 4096) for n in (0, 6, 7, 4102, 4103)] == [0, 0, 1, 1, 2]

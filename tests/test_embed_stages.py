@@ -23,9 +23,8 @@ from mirip_fast.data.decode_worker import Decoded
 from mirip_fast.errors import DiskFullError
 from mirip_fast.features.backbone import Backbone
 from mirip_fast.features.embed import Progress, Settings, embed
-from mirip_fast.features.engine import Engine, SpeedReport
-from mirip_fast.features.forward import default_batch_size
-from mirip_fast.features.pooling import pool_tokens
+from mirip_fast.features.engine import Engine, SpeedReport, default_batch_size
+from mirip_fast.features.recipe import pool_tokens
 from mirip_fast.features.store_writer import StoreWriter
 
 

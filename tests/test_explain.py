@@ -16,7 +16,7 @@ from PIL import Image, ImageFilter
 from small_models import backbone_of, member
 
 from mirip_fast.evaluation.calibration import fit_calibration
-from mirip_fast.features.pooling import head_kinds, pool_tokens
+from mirip_fast.features.recipe import head_kinds, pool_tokens
 from mirip_fast.portfolio import occlusion
 from mirip_fast.portfolio.explain import (
     GradedWorks,

@@ -12,13 +12,12 @@ import sys
 import time
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 from store_worker import BATCH, FINGERPRINT, SPECS, row, sha
 
 from mirip_fast.errors import DiskFullError, StoreError, StoreLockedError
-from mirip_fast.features.shards import SeriesSpec, shard_name
+from mirip_fast.features.shards import SeriesSpec
 from mirip_fast.features.store import DIRTY_FILE, FeatureStore
 
 CLS = SPECS[0]
@@ -45,25 +44,6 @@ def assert_rows(store: FeatureStore, numbers: list[int]) -> None:
         np.testing.assert_array_equal(store.read(spec.name, rows), expected)
 
 
-def test_rows_come_back_in_the_order_asked(tmp_path: Path) -> None:
-    store = new_store(tmp_path)
-    append(store, [3, 1, 2])
-    append(store, [9, 4])
-    assert_rows(FeatureStore.open(store.path), [4, 3, 9, 1, 2])
-    assert store.rows(CLS.name, [sha(77)]).tolist() == [-1]
-
-
-def test_any_hdf5_program_reads_a_shard(tmp_path: Path) -> None:
-    store = new_store(tmp_path)
-    append(store, [0, 1, 2])
-    with h5py.File(store.path / shard_name(CLS.name, 0, 0), "r") as file:
-        hashes = [bytes(h) for h in file["sha256"][:3]]
-        for number in range(3):
-            slot = hashes.index(sha(number))
-            np.testing.assert_array_equal(file["features"][slot], row(CLS, number))
-        assert file.attrs["fingerprint"] == store.fingerprint_id
-
-
 def test_series_are_filled_independently(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     append(store, [0, 1], (SPECS[0],))
@@ -79,18 +59,6 @@ def test_series_are_filled_independently(tmp_path: Path) -> None:
             False,
             False,
         ]
-
-
-def test_many_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mirip_fast.features.shards._MAX_ROWS", 4)
-    store = new_store(tmp_path)
-    append(store, list(range(6)))
-    append(store, list(range(6, 11)))
-    assert len(store.shards(CLS.name)) == 3
-    assert_rows(FeatureStore.open(store.path), list(range(11)))
-    (store.path / shard_name(CLS.name, 0, 1)).unlink()
-    with pytest.raises(StoreError, match="lacks shard 1 of series cls.14"):
-        FeatureStore.open(store.path).series()
 
 
 @pytest.mark.parametrize("dataset", ["features", "sha256", "checksum"])
@@ -134,19 +102,6 @@ def test_readers_verify_after_a_crash(tmp_path: Path) -> None:
     assert store.path and FeatureStore.open(store.path).rows(
         CLS.name, [sha(0), sha(1)]
     ).tolist() == [-1, 1]
-
-
-def test_wrong_rows_are_refused(tmp_path: Path) -> None:
-    store = new_store(tmp_path)
-    good = row(CLS, 0)[None]
-    with store.writer() as writer:
-        for bad in (good.astype("float32"), good[:, :5], np.full_like(good, np.nan)):
-            with pytest.raises(ValueError, match=r"cls\.14"):
-                writer.append([sha(0)], {CLS: bad})
-        with pytest.raises(ValueError, match="32 bytes"):
-            writer.append([b"short"], {CLS: good})
-    store.refresh()
-    assert store.series() == {}
 
 
 def test_another_fingerprint_is_refused(tmp_path: Path) -> None:
@@ -236,62 +191,6 @@ def test_a_full_disk_is_a_clean_error(tmp_path: Path) -> None:
     assert not list(store.path.glob("*.partial")) and not list(store.path.glob(".*.partial"))
     append(store, [0, 1], (CLS,))
     assert_rows(store, [0, 1])
-
-
-def _external_link(path: Path) -> None:
-    with h5py.File(path, "r+") as file:
-        del file["features"]
-        file["features"] = h5py.ExternalLink("/etc/hostname", "/x")
-
-
-def _virtual(path: Path) -> None:
-    with h5py.File(path, "r+") as file:
-        shape = file["features"].shape
-        del file["features"]
-        layout = h5py.VirtualLayout(shape=shape, dtype="f2")
-        file.create_virtual_dataset("features", layout)
-
-
-def _filtered(path: Path) -> None:
-    with h5py.File(path, "r+") as file:
-        shape = file["features"].shape
-        del file["features"]
-        file.create_dataset("features", shape, "f2", compression="gzip")
-
-
-def _external_storage(path: Path) -> None:
-    with h5py.File(path, "r+") as file:
-        shape = file["features"].shape
-        del file["features"]
-        file.create_dataset(
-            "features", shape, "f2", external=[("/etc/passwd", 0, h5py.h5f.UNLIMITED)]
-        )
-
-
-def _cut(path: Path) -> None:
-    os.truncate(path, path.stat().st_size - 5000)
-
-
-def _text(path: Path) -> None:
-    path.write_text("no HDF5 at all")
-
-
-def _other_fingerprint(path: Path) -> None:
-    with h5py.File(path, "r+") as file:
-        file.attrs["fingerprint"] = "0" * 16
-
-
-@pytest.mark.parametrize(
-    "spoil",
-    [_external_link, _virtual, _filtered, _external_storage, _cut, _text, _other_fingerprint],
-)
-def test_foreign_files_are_refused_by_name(tmp_path: Path, spoil) -> None:
-    store = new_store(tmp_path)
-    append(store, [0])
-    path = store.path / shard_name(CLS.name, 0, 0)
-    spoil(path)
-    with pytest.raises(StoreError, match=r"cls\.14-r00-00000\.h5"):
-        FeatureStore.open(store.path).series()
 
 
 def test_a_newer_store_is_left_alone(tmp_path: Path) -> None:

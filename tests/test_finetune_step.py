@@ -119,7 +119,7 @@ def test_the_loss_scale_scales_the_gradient(model_dir: ModelDir) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_scores_are_those_of_phase_one_and_the_head(model_dir: ModelDir, kind: str) -> None:
     from mirip_fast.features.backbone import load_backbone
-    from mirip_fast.features.pooling import pool_tokens
+    from mirip_fast.features.recipe import pool_tokens
 
     model = small_model(model_dir(kind)).eval()
     images, _ = pictures(3)

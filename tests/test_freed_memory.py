@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from test_embed import Phase, draw
 
-from mirip_fast.features import forward
+from mirip_fast.features import engine
 
 #: Ten passes that need 12 MiB in four blocks; how many pages the system had to give for the last five.
 PASSES = """
@@ -71,7 +71,7 @@ def test_the_users_own_settings_stay() -> None:
 
 def test_embed_asks_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(forward, "keep_freed_memory", lambda: asked.append(1))
+    monkeypatch.setattr(engine, "keep_freed_memory", lambda: asked.append(1))
     phase = Phase(tmp_path)
     phase.run([draw(tmp_path / "a.png", 1)])
     assert asked

@@ -15,8 +15,7 @@ from safetensors.torch import load_file
 from mirip_fast.data.hashes import HashMemory
 from mirip_fast.errors import BackboneError
 from mirip_fast.features.backbone import load_backbone
-from mirip_fast.features.backbone_files import BackboneSpec, find_backbone
-from mirip_fast.features.hub import locate
+from mirip_fast.features.backbone_files import BackboneSpec, find_backbone, locate
 
 Models = Callable[[str], Path]
 LARGE = "facebook/dinov2-large"

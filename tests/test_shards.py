@@ -23,9 +23,6 @@ from mirip_fast.features.shards import (
     ShardWriter,
     create_shard,
     open_shard,
-    parse_shard_name,
-    row_checksums,
-    runs,
 )
 
 SPEC = SeriesSpec("cls.14", (5,), "float16")
@@ -65,12 +62,6 @@ def test_the_space_of_a_shard_is_reserved(tmp_path: Path) -> None:
     assert info.st_blocks * 512 >= info.st_size > 4096 * 2048
 
 
-def test_rows_of_a_shard_are_limited_by_bytes() -> None:
-    assert SeriesSpec("a", (1024,), "float16").shard_rows == 4096
-    assert SeriesSpec("a", (54, 54, 1024), "float16").shard_rows == 44
-    assert SeriesSpec("a", (1 << 28,), "float32").shard_rows == 1
-
-
 @pytest.mark.parametrize(
     ("name", "shape", "dtype"),
     [
@@ -85,35 +76,6 @@ def test_rows_of_a_shard_are_limited_by_bytes() -> None:
 def test_a_series_that_can_not_be_stored(name: str, shape: tuple[int, ...], dtype: str) -> None:
     with pytest.raises(ValueError):
         SeriesSpec(name, shape, dtype)
-
-
-def test_shard_names() -> None:
-    assert parse_shard_name("cls.224-flip-r01-00012.h5") == ("cls.224-flip", 1, 12)
-    assert parse_shard_name("cls-r00-r123-123456.h5") == ("cls-r00", 123, 123456)
-    for name in (
-        "cls-r1-00000.h5",
-        "cls-r00-000000.h5",
-        "cls.h5",
-        "CLS-r00-00000.h5",
-        "x.h5.partial",
-    ):
-        assert parse_shard_name(name) is None
-
-
-def test_checksums_tell_rows_apart() -> None:
-    hashes, features = np.zeros((2, 32), np.uint8), np.zeros((2, 5), np.float16)
-    plain = row_checksums("a", hashes, features)
-    assert plain[0] == plain[1] != 0
-    assert row_checksums("b", hashes, features)[0] != plain[0]
-    hashes[1, 31], features[0, 4] = 1, 1
-    assert len({*plain.tolist(), *row_checksums("a", hashes, features).tolist()}) == 3
-    assert row_checksums("a", hashes[:0], features[:0]).shape == (0,)
-
-
-def test_runs() -> None:
-    assert list(runs(np.array([], np.int64))) == []
-    assert list(runs(np.array([3, 4, 5, 9, 11, 12]))) == [(3, 6), (9, 10), (11, 13)]
-    assert list(runs(np.arange(5), 2)) == [(0, 2), (2, 4), (4, 5)]
 
 
 def test_a_live_shard_is_never_overwritten(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from torture import BATCH, FINGERPRINT, SPECS, in_child, rows_of, sha
 from mirip_fast.errors import DiskFullError, StoppedError, StoreError, StoreLockedError
 from mirip_fast.features import maintenance, shards, store_writer
 from mirip_fast.features import store as store_files
-from mirip_fast.features.maintenance import copy_rows, prune_rows, repair_store
+from mirip_fast.features.maintenance import prune_rows, repair_store
 from mirip_fast.features.shards import SeriesSpec, Shard, shard_name
 from mirip_fast.features.store import FeatureStore, Series
 from mirip_fast.features.store_writer import StoreWriter
@@ -118,30 +118,6 @@ def test_any_selection_of_rows_is_read_right(
             assert_served(store, numbers.tolist(), spec)
 
 
-def test_what_can_not_be_read(store: FeatureStore) -> None:
-    assert store.rows("cls.14", [sha(0)]).tolist() == [-1]
-    with pytest.raises(StoreError, match=r"no series cls\.14 \(there is: none\)"):
-        store.read("cls.14", np.array([0]))
-    fill(store, range(3))
-    with pytest.raises(StoreError, match=r"no series x \(there is: cls\.14, grid2\.14\)"):
-        store.read("x", np.array([0]))
-    for rows in ([-1], [16], [3], [0, 15]):  # not there, beyond the end, empty slots
-        with pytest.raises(StoreError):
-            store.read(CLS.name, np.array(rows))
-
-
-def test_rows_keep_their_numbers_while_shards_are_added(store: FeatureStore) -> None:
-    with store.writer(part=2) as writer:
-        put(writer, range(10))
-    store.refresh()
-    before = store.rows(CLS.name, [sha(n) for n in range(10)])
-    with store.writer(part=1) as writer:
-        put(writer, range(10, 50))  # its shards sort before those of rank 1
-    store.refresh()
-    np.testing.assert_array_equal(store.read(CLS.name, before), rows_of(CLS, range(10)))
-    assert_served(store, range(50))
-
-
 def test_a_row_that_was_replaced_meanwhile_is_not_served(store: FeatureStore) -> None:
     """A damaged row's slot is used again; a reader that still knows the old row must not get the new."""
     fill(store, range(4))
@@ -165,29 +141,7 @@ def test_a_row_that_was_replaced_meanwhile_is_not_served(store: FeatureStore) ->
     assert_served(reader, [0, 1, 77, 3])
 
 
-def test_verifying_readers_and_plain_ones(store: FeatureStore) -> None:
-    fill(store, range(4))
-    shard = store.shards(CLS.name)[0]
-    with shard.path.open("r+b") as stream:
-        stream.seek(shard.features_at)
-        stream.write(b"\xff\x00\xff")
-    assert len(FeatureStore.open(store.path).valid_hashes(CLS.name)) == 4
-    assert len(FeatureStore.open(store.path, verify=True).valid_hashes(CLS.name)) == 3
-
-
 # ---- writing
-
-
-def test_a_picture_is_stored_once(store: FeatureStore) -> None:
-    with store.writer() as writer:
-        put(writer, [1, 2, 1, 3])
-        put(writer, [3, 4])
-        assert writer.missing(CLS.name, [sha(n) for n in range(6)]).tolist() == [True] + [
-            False
-        ] * 4 + [True]
-    store.refresh()
-    assert np.count_nonzero(store.shards(CLS.name)[0].checksums()) == 4
-    assert_served(store, [4, 3, 2, 1])
 
 
 def test_a_closed_writer_refuses(store: FeatureStore) -> None:
@@ -308,15 +262,6 @@ def test_a_shard_finished_just_before_a_kill_counts(store: FeatureStore) -> None
     fill(FeatureStore.open(store.path), range(40, 80))
     assert_served(FeatureStore.open(store.path), range(80))
     assert store_files.read_ranges(store.path)[CLS.name, 0] == (0, 5)
-
-
-def test_a_damaged_list_is_named(store: FeatureStore) -> None:
-    fill(store, range(3))
-    file = store_files.ranges_file(store.path, 0)
-    for content in ("", "[]", '{"schema": 9}', '{"schema": 1, "shards": {"a": [2, 1]}}'):
-        file.write_text(content)
-        with pytest.raises(StoreError, match=r"shards-r00\.json"):
-            FeatureStore.open(store.path).series()
 
 
 def test_a_strange_hdf5_file_is_named(store: FeatureStore) -> None:
@@ -532,16 +477,6 @@ def test_few_files_may_be_open(store: FeatureStore) -> None:
     assert in_child(lambda: look(0)) is None
 
 
-def test_the_second_writer_changes_nothing(store: FeatureStore) -> None:
-    with store.writer() as writer:
-        put(writer, range(5))
-        (store.path / f".{shard_name(CLS.name, 0, 9)}.1.partial").touch()
-        before = {f.name: f.read_bytes() for f in store.path.iterdir()}
-        with pytest.raises(StoreLockedError):
-            FeatureStore.open(store.path).writer(command="second")
-        assert {f.name: f.read_bytes() for f in store.path.iterdir()} == before
-
-
 def test_a_picture_that_two_ranks_stored_is_answered_once(store: FeatureStore) -> None:
     first = store.writer(part=1)
     second = FeatureStore.open(store.path).writer(part=2)
@@ -679,73 +614,6 @@ def prune(store: FeatureStore, keep: set[bytes]) -> None:
         prune_rows(store, keep)
 
 
-def test_merge_joins_stores_made_apart(store: FeatureStore, tmp_path: Path) -> None:
-    other = FeatureStore.create(tmp_path / "other", FINGERPRINT)
-    fill(store, range(30), [CLS])
-    fill(other, range(20, 60))
-    assert copy_rows(store, FeatureStore.open(other.path, verify=True)) == {
-        CLS.name: 30,
-        GRID.name: 40,
-    }
-    assert_served(store, range(60))
-    assert_served(store, range(20, 60), GRID)
-    assert copy_rows(store, FeatureStore.open(other.path, verify=True)) == {
-        CLS.name: 0,
-        GRID.name: 0,
-    }
-    assert_served(other, range(20, 60))
-
-
-def test_merge_copies_no_damaged_row(store: FeatureStore, tmp_path: Path) -> None:
-    other = FeatureStore.create(tmp_path / "other", FINGERPRINT)
-    fill(other, range(10), [CLS])
-    shard = other.shards(CLS.name)[0]
-    with shard.path.open("r+b") as stream:
-        stream.seek(shard.features_at + 3 * CLS.row_bytes)
-        stream.write(b"\x01\x02")
-    damaged = shard.sha256()[3].tobytes()
-    assert copy_rows(store, FeatureStore.open(other.path, verify=True)) == {CLS.name: 9}
-    assert store.valid_hashes(CLS.name) == {sha(n) for n in range(10)} - {damaged}
-
-
-def test_merge_refuses_other_features(store: FeatureStore, tmp_path: Path) -> None:
-    other = FeatureStore.create(tmp_path / "other", {**FINGERPRINT, "image_size": 28})
-    with pytest.raises(StoreError, match=r"image_size: 28 ≠ None"):
-        copy_rows(store, FeatureStore.open(other.path, verify=True))
-
-
-def test_prune_drops_what_nobody_names(store: FeatureStore) -> None:
-    with store.writer(part=1) as writer:
-        put(writer, range(40))
-    with store.writer(part=2) as writer:
-        put(writer, range(40, 80))
-    store.refresh()
-    keep = [n for n in range(80) if n % 5 == 0]
-    prune(store, {sha(n) for n in keep} | {sha(999)})
-    assert store.valid_hashes(CLS.name) == {sha(n) for n in keep}
-    for opened in (store, FeatureStore.open(store.path, verify=True)):
-        for spec in SPECS:
-            assert_served(opened, keep, spec)
-            assert len(opened.shards(spec.name)) == 1
-    assert len(list(store.path.glob("*.h5"))) == 2
-    before = [f.stat() for f in store.path.glob("*.h5")]
-    prune(store, {sha(n) for n in keep})
-    assert [f.stat() for f in store.path.glob("*.h5")] == before
-    fill(store, range(80, 120))  # goes on after pruning, for both kinds of runs
-    with store.writer(part=2) as writer:
-        put(writer, range(120, 130))
-    store.refresh()
-    assert_served(store, [*keep, *range(80, 130)])
-
-
-def test_prune_of_everything(store: FeatureStore) -> None:
-    fill(store, range(20))
-    prune(store, set())
-    assert FeatureStore.open(store.path).series() == {} and not list(store.path.glob("*.h5"))
-    fill(store, range(5))
-    assert_served(store, range(5))
-
-
 def test_a_full_disk_while_pruning_changes_nothing(store: FeatureStore) -> None:
     fill(store, range(60))
     before = {f.name: f.read_bytes() for f in store.path.glob("*.h5")}
@@ -804,23 +672,6 @@ def test_a_reader_survives_pruning(store: FeatureStore) -> None:
         reader.read(CLS.name, rows)
     reader.refresh()
     assert_served(reader, range(7))
-
-
-def test_repair_puts_empty_shards_in_place(store: FeatureStore) -> None:
-    fill(store, range(48))
-    (store.path / shard_name(CLS.name, 0, 1)).unlink()
-    os.truncate(store.path / shard_name(CLS.name, 0, 2), 500)
-    (store.path / shard_name(GRID.name, 0, 0)).write_bytes(b"no")
-    done = repair_store(store.path)
-    assert len(done) == 5
-    assert (store.path / f"{shard_name(GRID.name, 0, 0)}.damaged").read_bytes() == b"no"
-    with FeatureStore.open(store.path).writer() as writer:
-        lacking = [writer.missing(s.name, [sha(n) for n in range(48)]).sum() for s in SPECS]
-        assert lacking == [32, 16]
-        put(writer, range(48))
-    for spec in SPECS:
-        assert_served(FeatureStore.open(store.path), range(48), spec)
-    assert repair_store(store.path) == []
 
 
 def test_repair_where_a_whole_series_is_gone(store: FeatureStore) -> None:

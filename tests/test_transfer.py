@@ -12,12 +12,12 @@ import pytest
 import torch
 from test_embed import Phase, draw
 
-from mirip_fast.features import forward
+from mirip_fast.features import engine
 from mirip_fast.features.backbone import load_backbone
 from mirip_fast.features.backbone_files import build_tiny_random
 from mirip_fast.features.embed import Settings, embed
 from mirip_fast.features.engine import Speed, SpeedReport
-from mirip_fast.features.needs import wanted_series
+from mirip_fast.features.recipe import wanted_series
 
 LOG: list[str] = []
 
@@ -74,7 +74,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: FakeEvent.current)
     monkeypatch.setattr(torch, "empty", unpinned)
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda *_: None)
-    monkeypatch.setattr(forward, "_is_cuda", lambda _: True)
+    monkeypatch.setattr(engine, "_is_cuda", lambda _: True)
     LOG.clear()
     FakeEvent.made = 0
 
@@ -83,10 +83,10 @@ def test_copies_and_passes_wait_for_each_other(tmp_path: Path, gpu: None) -> Non
     phase = Phase(tmp_path, tta="flip")
     speed = Speed()
     backbone = phase.load()
-    runner = forward.Forward(backbone, phase.recipe, 1, 4, speed)
+    runner = engine.Forward(backbone, phase.recipe, 1, 4, speed)
     rng = np.random.default_rng(0)
     images = [(rng.integers(0, 256, (28, 28, 3), dtype=np.uint8),) for _ in range(3)]
-    batch = forward.Batch(
+    batch = engine.Batch(
         tuple(wanted_series(phase.recipe)), [bytes([i]) * 32 for i in range(3)], images
     )
     (done,) = runner.run(batch)

@@ -12,10 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from mirip_fast.errors import BackboneError
-from mirip_fast.features.backbone_files import BackboneSpec, build_tiny_random
-from mirip_fast.features.hub import weight_files
-from mirip_fast.features.pooling import layer_of, pool_tokens
+from mirip_fast.errors import BackboneError, MiripError
+from mirip_fast.features.backbone_files import (
+    BackboneSpec,
+    build_tiny_random,
+    first_line,
+    weight_files,
+)
+from mirip_fast.features.recipe import layer_of, pool_tokens
 from mirip_fast.runtime import is_out_of_memory, torch_dtype
 
 log = logging.getLogger(__name__)
@@ -73,9 +77,15 @@ class Backbone:
         """
         try:
             return features_of(self.spec, self.model, pixels, kinds)
-        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
-            if self.compiled or is_out_of_memory(error):
+        except MiripError:  # also that the run was stopped
+            raise
+        except Exception as error:
+            if is_out_of_memory(error):
                 raise
+            if self.compiled:
+                raise BackboneError(
+                    f"--compile does not work here ({first_line(error)}); the same command without it does"
+                ) from error
             raise BackboneError(
                 f"--backbone {self.spec.name}: the model can not run on {pixels.shape[-2]} × "
                 f"{pixels.shape[-1]} pixels: {_said(error)}"
@@ -276,7 +286,7 @@ def features_of(
         spec: what the backbone is.
         model: the bare transformers model.
         pixels: [B, 3, H, W] normalised, H and W multiples of the patch size.
-        kinds: as in :mod:`mirip_fast.features.pooling`.
+        kinds: as in :mod:`mirip_fast.features.recipe`.
 
     Returns:
         kind → [B, \*shape], at least float32.

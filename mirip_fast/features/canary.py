@@ -9,13 +9,11 @@ nothing can be compared, a warning says so.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
 import platform
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, InvalidStateError
+from collections.abc import Mapping
 from importlib import metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,143 +35,117 @@ CANARY_FILE = "canary.json"
 #: Largest relative difference |a - b| / |a| of a token that the same computation may show on another
 #: machine, by compute precision. Other batch sizes, thread counts and kernels differ by a tenth of it.
 TOLERANCE = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 5e-2}
-_KINDS = ("cls", "mean")
+
+#: Series → [D] of the picture.
+Rows = Mapping[str, NDArray[np.float32]]
 
 
 class CanaryError(StoreError):
     """The backbone gives other features than those in the store; nothing was written."""
 
 
-class Canary:
-    """The check of one run. One thread checks, others wait for the verdict.
+def check_canary(folder: Path, recipe: Recipe, backbone: Backbone, copies: int = 1) -> None:
+    """Compute the picture's features and compare them with those of the store in ``folder``, or keep them.
 
     Args:
-        folder: the store's folder.
+        folder: the store's.
         recipe: how pictures are decoded, and in which precision the backbone computes.
+        backbone: the loaded backbone.
+        copies: pictures in the batch, for code that was compiled for a batch size.
+
+    Raises:
+        CanaryError: they differ; says what changed and what to type.
     """
-
-    def __init__(self, folder: Path, recipe: Recipe):
-        self._file, self._recipe = folder / CANARY_FILE, recipe
-        self._verdict: Future[None] = Future()
-
-    def check(self, backbone: Backbone, copies: int = 1) -> None:
-        """Compute the picture's features and compare them with the stored ones, or store them.
-
-        Args:
-            backbone: the loaded backbone.
-            copies: pictures in the batch, for code that was compiled for a batch size.
-
-        Raises:
-            CanaryError: they differ; says what changed and what to type.
-        """
-        try:
-            self._compare(self._features(backbone, copies), versions(backbone))
-        except BaseException as error:
-            self.give_up(error)
-            raise
-        with contextlib.suppress(InvalidStateError):  # given up meanwhile
-            self._verdict.set_result(None)
-
-    def wait(self) -> None:
-        """Wait for the verdict; raises what :meth:`check` raised."""
-        self._verdict.result()
-
-    def give_up(self, error: BaseException) -> None:
-        """Let those go who wait; they see ``error``. A verdict that is there already stays."""
-        # Asking first whether there is one would leave a moment in which another thread gives it.
-        with contextlib.suppress(InvalidStateError):
-            self._verdict.set_exception(error)
-
-    def _features(self, backbone: Backbone, copies: int) -> dict[str, NDArray[np.float32]]:
-        import torch
-
-        view = self._recipe.views[0]
-        with torch.inference_mode():
-            square = picture(self._recipe, view.size)
-            pixels = backbone.normalise(torch.from_numpy(np.stack([square] * copies)))
-            rows = backbone.features(pixels.flip(-1) if view.flip else pixels, _KINDS)
-        return {f"{kind}.{view.name}": row[0].float().cpu().numpy() for kind, row in rows.items()}
-
-    def _compare(self, ours: dict[str, NDArray[np.float32]], made_with: dict[str, str]) -> None:
-        stored, before = self._stored()
-        if not all(np.isfinite(row).all() for row in ours.values()):
-            if stored:
-                raise CanaryError(self._text("are not finite", before, made_with))
-            # Each picture's row is judged alone; those that fit are stored.
-            log.warning(
-                "The features of the built-in test picture are not finite in %s: later runs can not be "
-                "compared with this one%s.",
-                self._recipe.precision,
-                "" if self._recipe.precision == "fp32" else "; --precision fp32 may help",
-            )
-            return
-        if not stored and self._has_rows():
-            # Of several processes another may have stored both since: the picture comes before any row.
-            stored, before = self._stored()
-            if not stored:
+    file, usual, now = folder / CANARY_FILE, TOLERANCE[recipe.precision], versions(backbone)
+    ours = _features(recipe, backbone, copies)
+    kept, before = _kept(file, recipe)
+    if finite := all(np.isfinite(row).all() for row in ours.values()):
+        if not kept and _has_rows(folder, recipe):
+            kept, before = _kept(file, recipe)  # another process may have stored it before its rows
+            if not kept:
                 log.warning(
-                    "%s is not there, but features are: whether the backbone still gives such ones can "
-                    "not be told. The test picture's features are stored anew. If the libraries or the "
-                    "device changed since, embed into another --cache-dir; if you have the file, stop "
-                    "and put it back.",
-                    self._file,
+                    "%s is not there, but features are: whether the backbone still gives such ones cannot "
+                    "be told. The test picture's features are stored anew. If the libraries or the device "
+                    "changed since, embed into another --cache-dir; if you have the file, stop and put it "
+                    "back.",
+                    file,
                 )
-        worst = 0.0
-        for name, row in ours.items():
-            if name in stored:
-                old = stored[name]
-                if old.shape != row.shape:
-                    raise CanaryError(self._text("have another shape", before, made_with))
-                scale = max(float(np.linalg.norm(old)), 1e-12)
-                worst = max(worst, float(np.linalg.norm(row - old)) / scale)
-        if worst > TOLERANCE[self._recipe.precision]:
-            raise CanaryError(self._text(f"differ by {worst:.2%}", before, made_with))
-        if not ours.keys() <= stored.keys():
-            features = {name: [float(f"{x:.7g}") for x in row] for name, row in ours.items()}
-            kept = {**{n: r.tolist() for n, r in stored.items()}, **features}
-            write_canary(self._file, self._recipe.fingerprint_id, kept, before or made_with)
-
-    def _stored(self) -> tuple[dict[str, NDArray[np.float32]], dict[str, str]]:
-        try:
-            return read_canary(self._file, self._recipe.fingerprint_id)
-        except FileNotFoundError:
-            return {}, {}
-        except (OSError, ValueError) as error:
-            raise CanaryError(
-                f"{self._file} can not be read ({error}). It holds the features of a test picture that "
-                "shows whether this cache still fits the installed libraries. Put it back, delete it if they "
-                "have not changed since (this run then keeps its own), or embed into another --cache-dir."
-            ) from error
-
-    def _has_rows(self) -> bool:
-        shards = find_shards(self._file.parent, self._recipe.fingerprint_id).values()
-        return any(shard.checksums().any() for series in shards for shard in series)
-
-    def _text(self, how: str, before: dict[str, str], now: dict[str, str]) -> str:
-        changed = [
-            f"{name} {before.get(name, 'none')} → {now.get(name, 'none')}"
-            for name in dict.fromkeys([*before, *now])
-            if before.get(name) != now.get(name)
-        ]
-        what = "; ".join(changed) or "nothing that is recorded: the weights' code, or the hardware"
-        usual = TOLERANCE[self._recipe.precision]
-        return (
-            f"The backbone gives other features than those in {self._file.parent}: those of a built-in "
-            f"test picture {how} (up to {usual:.1%} would be arithmetic). Changed since: {what}. "
-            "Nothing was written, as features of both kinds must not be compared with each other. "
-            "To embed everything anew with what is installed now, give another --cache-dir; to go on "
-            "with this cache, install the earlier versions."
+    elif not kept:  # each picture's row is judged alone; those that fit are stored
+        log.warning(
+            "The features of the built-in test picture are not finite in %s: later runs cannot be compared "
+            "with this one%s.",
+            recipe.precision,
+            "" if recipe.precision == "fp32" else "; --precision fp32 may help",
         )
+        return
+    worst = difference(kept, ours)
+    if not finite or worst > usual:
+        how = f"differ by {worst:.2%}" if finite else "are not finite"
+        what = (
+            changes(before, now) or "nothing that is recorded: the weights' code, or the hardware"
+        )
+        raise CanaryError(
+            f"The backbone gives other features than those in {folder}: those of a built-in test picture "
+            f"{how} (up to {usual:.1%} would be arithmetic). Changed since: {what}. Nothing was written, as "
+            "features of both kinds must not be compared with each other. To embed everything anew with "
+            "what is installed now, give another --cache-dir; to go on with this cache, install the "
+            "earlier versions."
+        )
+    if not ours.keys() <= kept.keys():
+        write_canary(file, recipe.fingerprint_id, {**ours, **kept}, before or now)
+
+
+def _features(recipe: Recipe, backbone: Backbone, copies: int) -> dict[str, NDArray[np.float32]]:
+    import torch
+
+    view = recipe.views[0]
+    with torch.inference_mode():
+        squares = np.stack([picture(recipe, view.size)] * copies)
+        pixels = backbone.normalise(torch.from_numpy(squares))
+        rows = backbone.features(pixels.flip(-1) if view.flip else pixels, ("cls", "mean"))
+    return {f"{kind}.{view.name}": row[0].float().cpu().numpy() for kind, row in rows.items()}
+
+
+def _kept(file: Path, recipe: Recipe) -> tuple[Rows, Mapping[str, str]]:
+    try:
+        return read_canary(file, recipe.fingerprint_id)
+    except FileNotFoundError:
+        return {}, {}
+    except (OSError, ValueError) as error:
+        raise CanaryError(
+            f"{file} cannot be read ({error}). It holds the features of a test picture that shows whether "
+            "this cache still fits the installed libraries. Put it back, delete it if they have not changed "
+            "since (this run then keeps its own), or embed into another --cache-dir."
+        ) from error
+
+
+def _has_rows(folder: Path, recipe: Recipe) -> bool:
+    shards = find_shards(folder, recipe.fingerprint_id).values()
+    return any(shard.checksums().any() for series in shards for shard in series)
+
+
+def difference(ours: Rows, theirs: Rows) -> float:
+    """The largest |a - b| / |a| among the series of both; infinite where shapes differ."""
+    worst = 0.0
+    for name in ours.keys() & theirs.keys():
+        a, b = ours[name].astype(np.float64), theirs[name].astype(np.float64)
+        apart = float(np.linalg.norm(a - b) / np.linalg.norm(a)) if a.shape == b.shape else np.inf
+        worst = max(worst, apart)
+    return worst
+
+
+def changes(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """``torch 2.8.0 → 2.9.0; …``: what two computations were not made with alike."""
+    names = [n for n in {**before, **now} if before.get(n) != now.get(n)]
+    return "; ".join(f"{n} {before.get(n, 'none')} → {now.get(n, 'none')}" for n in names)
 
 
 def write_canary(
-    file: Path,
-    fingerprint_id: str,
-    features: Mapping[str, Sequence[float]],
-    made_with: Mapping[str, str],
+    file: Path, fingerprint_id: str, features: Rows, made_with: Mapping[str, str]
 ) -> None:
-    """Keep the test picture's features, by series, with the store that they belong to and a checksum."""
-    content = {"features": features, "made_with": made_with, "fingerprint": fingerprint_id}
+    """Keep the test picture's features, with the store that they belong to and a checksum."""
+    rows = {name: [float(f"{x:.9g}") for x in row] for name, row in features.items()}
+    content = {"features": rows, "made_with": made_with, "fingerprint": fingerprint_id}
     write_json(file, {**content, "sha256": _digest(content)})
 
 
@@ -183,7 +155,7 @@ def read_canary(
     """The test picture's features by series, [D] each, and what made them.
 
     Raises:
-        OSError: the file can not be read.
+        OSError: the file cannot be read.
         ValueError: it is damaged, empty, or of another store.
     """
     content: dict[str, Any] = read_json(file)
@@ -222,15 +194,12 @@ def versions(backbone: Backbone) -> dict[str, str]:
     import torch
     from PIL import features
 
-    found = {name: metadata.version(name) for name in ("torch", "transformers", "pillow", "numpy")}
-    found["JPEG library"] = features.version("jpg") or "unknown"
-    device = backbone.device
-    if device.type == "cuda":
-        found["device"] = torch.cuda.get_device_name(device)
-        found["CUDA"] = str(torch.version.cuda)
-    else:
-        found["device"] = (
-            f"{device.type} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-        )
-    found["compiled"] = "yes" if backbone.compiled else "no"
-    return found
+    device, cuda = backbone.device, backbone.device.type == "cuda"
+    cpu = f"{device.type} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return {
+        **{name: metadata.version(name) for name in ("torch", "transformers", "pillow", "numpy")},
+        "JPEG library": features.version("jpg") or "unknown",
+        "device": torch.cuda.get_device_name(device) if cuda else cpu,
+        **({"CUDA": str(torch.version.cuda)} if cuda else {}),
+        "compiled": "yes" if backbone.compiled else "no",
+    }

@@ -22,17 +22,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.errors import MiripError, RunNotFoundError, StoreError
-from mirip_fast.features.canary import CANARY_FILE, TOLERANCE, read_canary, write_canary
+from mirip_fast.features.canary import (
+    CANARY_FILE,
+    TOLERANCE,
+    changes,
+    difference,
+    read_canary,
+    write_canary,
+)
 from mirip_fast.features.datasets import (
     Dataset,
     copy_dataset,
     datasets_beside,
-    find_datasets,
     remove_dataset,
     unfinished_datasets,
 )
-from mirip_fast.features.pooling import layer_of
-from mirip_fast.features.recipe import series_name
+from mirip_fast.features.recipe import layer_of, series_name
 from mirip_fast.features.shards import (
     SeriesSpec,
     Shard,
@@ -384,7 +389,7 @@ def _check_canary(store: FeatureStore, report: StoreReport) -> None:
         if report.rows:
             report.faults.append(f"{file} is missing. {why}")
     except (OSError, ValueError) as error:
-        report.faults.append(f"{file} can not be read ({error}). {why}")
+        report.faults.append(f"{file} cannot be read ({error}). {why}")
 
 
 def _check_datasets(store: FeatureStore, datasets: Sequence[Dataset], report: StoreReport) -> None:
@@ -901,26 +906,16 @@ def _join_canaries(target: FeatureStore, source: FeatureStore, *, force: bool) -
     features, made_with = theirs
     if ours is None:
         if not target.series():
-            kept = {name: [float(f"{x:.7g}") for x in row] for name, row in features.items()}
-            write_canary(target.path / CANARY_FILE, target.fingerprint_id, kept, made_with)
+            write_canary(target.path / CANARY_FILE, target.fingerprint_id, features, made_with)
         return
-    worst = 0.0
-    for name in ours[0].keys() & features.keys():
-        a, b = ours[0][name].astype(np.float64), features[name].astype(np.float64)
-        apart = float(np.linalg.norm(a - b) / np.linalg.norm(a)) if a.shape == b.shape else np.inf
-        worst = max(worst, apart)
+    worst = difference(ours[0], features)
     usual = TOLERANCE.get(str(target.fingerprint.get("precision")), min(TOLERANCE.values()))
     if worst > usual and not force:
-        changed = [
-            f"{name} {ours[1].get(name, 'none')} and {made_with.get(name, 'none')}"
-            for name in dict.fromkeys([*ours[1], *made_with])
-            if ours[1].get(name) != made_with.get(name)
-        ]
         raise StoreError(
             f"{source.path} and {target.path} do not agree: their features of the built-in test picture "
             f"differ by {worst:.2%} (up to {usual:.1%} would be arithmetic). They were made with "
-            f"{'; '.join(changed) or 'the same libraries'}. Nothing was copied. Embed one of them anew, or "
-            "add --force to join them nevertheless."
+            f"{changes(ours[1], made_with) or 'the same libraries'}. Nothing was copied. Embed one of them "
+            "anew, or add --force to join them nevertheless."
         )
 
 
@@ -937,7 +932,7 @@ def _canary(
         if force:
             return None
         raise StoreError(
-            f"{file} can not be read ({error}): whether both caches were computed alike can not be told. "
+            f"{file} cannot be read ({error}): whether both caches were computed alike cannot be told. "
             "Nothing was copied. Put it back, or add --force to join them nevertheless."
         ) from error
 
@@ -954,27 +949,6 @@ class Exported:
     images: int
     left_out: int  # images without features, because they failed
     bytes: int
-
-
-def choose_dataset(cache_dir: Path, source: Path | None) -> Dataset:
-    """The data set of ``source``, else the one embedded last.
-
-    Raises:
-        RunNotFoundError: there is none; says which ones there are.
-    """
-    datasets = find_datasets(cache_dir)
-    if not datasets:
-        raise RunNotFoundError(
-            f"Nothing is embedded in {cache_dir.resolve()} yet: run `mirip-fast embed data/` first."
-        )
-    for dataset in datasets:
-        if source is None or dataset.is_called(source):
-            return dataset
-    names = ", ".join(dict.fromkeys(str(dataset.source) for dataset in datasets[:5]))
-    raise RunNotFoundError(
-        f"--data {source}: not embedded in {cache_dir.resolve()} (there is: {names}); run "
-        f"`mirip-fast embed {source}` first."
-    )
 
 
 def export_dataset(

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import shutil
+import time
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mirip_fast.config import EmbedConfig
+from mirip_fast.config import Config, EmbedConfig
+from mirip_fast.data.csv_reader import shown
 from mirip_fast.data.hashes import HashMemory
-from mirip_fast.features.backbone_files import find_backbone
+from mirip_fast.data.locate import tell_unlisted
+from mirip_fast.data.manifest import read_manifest
+from mirip_fast.data.packed_records import PathsOf
+from mirip_fast.data.records import DataOptions
+from mirip_fast.data.sources import keep_indexes_in
+from mirip_fast.errors import BackboneError, StoreError
+from mirip_fast.features.backbone_files import find_backbone, names_of_backbones
+from mirip_fast.features.datasets import Dataset, save_dataset
 from mirip_fast.features.embed import Progress, Settings, embed
 from mirip_fast.features.engine import SpeedReport
-from mirip_fast.features.needs import wanted_series
-from mirip_fast.features.outcomes import Outcome
-from mirip_fast.features.recipe import Recipe, make_recipe
+from mirip_fast.features.outcomes import InputHashes, Outcome, Summary, ledger, summarise
+from mirip_fast.features.recipe import Recipe, make_recipe, wanted_series
 from mirip_fast.features.shards import shard_bytes
-from mirip_fast.features.store import FeatureStore
-from mirip_fast.files import format_bytes
-from mirip_fast.runtime import distributed, resolve_device, resolve_precision
+from mirip_fast.features.store import FeatureStore, differing_fields
+from mirip_fast.files import format_bytes, open_file, temporary_folder
+from mirip_fast.runtime import Ranks, distributed, our_cores, resolve_device, resolve_precision
+from mirip_fast.settings import config_from_dict
 
 if TYPE_CHECKING:
     import torch
@@ -82,8 +93,14 @@ class PhaseOne:
             total += shards * shard_bytes(spec)
         return total
 
-    def say_size(self, n_images: int) -> None:
-        """Tell the room that ``n_images`` take at most and what is free; warn if that may be too little."""
+    def say(self, n_images: int) -> None:
+        """Tell how ``n_images`` are embedded, what room that takes at most, and what is free."""
+        size, name = self.recipe.size, self.recipe.backbone.name
+        log.info(
+            "Backbone %s at %d × %d pixels, %s on %s",
+            shown(Path(name)) if Path(name).is_dir() else name,
+            *(size, size, self.recipe.precision, self.device),
+        )
         size = self.most_bytes(n_images)
         free = shutil.disk_usage(self.store.path).free
         log.info(
@@ -111,13 +128,10 @@ def _most_shards(n_rows: int, free: Sequence[int], shard_rows: int) -> int:
         free: per part, the slots that are free in its shards.
         shard_rows: rows of a new shard.
     """
-    shards, left = 0, n_rows
-    # A part gets a shard for the first row that does not fit: most are made if the fullest come first.
-    for slots in sorted(free):
-        if left <= slots or (shards and slots >= shard_rows):
-            break
-        shards, left = shards + 1, left - slots - 1
-    return shards + left // shard_rows if shards else 0
+    if len(free) == 1:
+        return -(-max(0, n_rows - free[0]) // shard_rows)
+    short = sum(slots < n_rows for slots in free)  # each may begin one that it does not fill
+    return min(n_rows, short + n_rows // shard_rows) if short else 0
 
 
 def open_hashes(cache_dir: Path) -> HashMemory:
@@ -151,3 +165,282 @@ def prepare(options: EmbedConfig, device_name: str, hashes: HashMemory) -> Phase
 def with_kinds(phase: PhaseOne, kinds: tuple[str, ...]) -> PhaseOne:
     """The same phase one, restricted to the token kinds that a head needs."""
     return dataclasses.replace(phase, recipe=dataclasses.replace(phase.recipe, kinds=kinds))
+
+
+@dataclass(frozen=True)
+class EmbedDone:
+    """What `embed` leaves behind.
+
+    One of several processes (see :class:`mirip_fast.runtime.Ranks`) has the summary of its share, and no data
+    set: a run alone writes that, once all have ended.
+    """
+
+    dataset: Dataset | None
+    summary: Summary
+    compute_seconds: float  # from the first to the last batch, start-up left out
+    store_path: Path
+    speed: SpeedReport | None = None  # where the time went, if anything was computed here
+    failures: Sequence[tuple[str, str]] = ()  # name and reason of each image that could not be read
+    ranks: Ranks | None = None
+
+
+def default_workers(configured: int | None) -> int:
+    """Processes that decode, when none are asked for: one per core, at most 16."""
+    return min(16, our_cores()) if configured is None else configured
+
+
+def settings_of(
+    options: EmbedConfig, count: int, *, rehash: bool = False, command: str = ""
+) -> Settings:
+    """How ``count`` images are embedded by the options of a command; see :class:`Settings`."""
+    return Settings(
+        workers=min(count, default_workers(options.workers)),
+        max_pixels=round(options.max_megapixels * 1e6),
+        batch_size=options.embed_batch_size,
+        rehash=rehash,
+        command=command,
+    )
+
+
+def embed_data(
+    source: Path | str,
+    config: Config,
+    *,
+    limit: int | None = None,
+    rehash: bool = False,
+    command: str = "",
+    progress: Callable[[Progress], None] = lambda _: None,
+    engine: str = "local",
+    actors: int | None = None,
+    backbones: Sequence[str] = (),
+) -> EmbedDone:
+    """Embed a data set and write its ledger.
+
+    Started by torchrun or srun, each process takes its share and writes a part of the store of its own; no
+    process waits for another, or knows of it. The ledger is written by a run alone after them.
+
+    Args:
+        source: folder, CSV file, tar, pattern of tars, or address of one.
+        config: the sections data, embed and runtime are used.
+        limit: a trial of the first ``limit`` images.
+        rehash: read every file again instead of trusting size and time.
+        command: what is running, for whoever finds the store locked.
+        progress: called from this thread while it goes on.
+        engine: ``local``, or ``ray`` for the actors of a cluster.
+        actors: of Ray: how many; None: one per GPU, without GPUs one per machine.
+        backbones: all that the data set is embedded with, if there are more; see :func:`each_backbone`.
+
+    Raises:
+        MiripError: see :func:`mirip_fast.features.phase_one.prepare` and
+            :func:`mirip_fast.features.embed.embed`.
+    """
+    started = time.monotonic()
+    options = config.embed
+    names = names_of_backbones(options.backbone)  # found again from any working folder
+    options = dataclasses.replace(options, backbone=",".join(names))
+    if len(backbones) > 1:
+        number = backbones.index(options.backbone) + 1
+        log.info("Pass %d of %d, with %s", number, len(backbones), options.backbone)
+    data = config.data
+    if data.image_root is not None:
+        data = dataclasses.replace(data, image_root=str(Path(data.image_root).absolute()))
+    keep_indexes_in(Path(options.cache_dir))
+    manifest = read_manifest(source, DataOptions.from_config(data))
+    ranks = distributed()
+    if ranks is None or ranks.rank == 0:
+        tell_unlisted(manifest)
+    if limit is not None:
+        manifest = manifest.first(limit)
+    log.info("%d images in %s", len(manifest), shown(manifest.source))
+    paths = PathsOf(manifest.records)
+    settings = settings_of(options, len(manifest), rehash=rehash, command=command)
+    if ranks is not None:
+        settings = dataclasses.replace(settings, part=ranks.rank + 1)
+    began = ended = 0.0
+
+    def told(counts: Progress) -> None:
+        nonlocal ended
+        ended = time.monotonic()
+        progress(counts)
+
+    def begin(phase: PhaseOne) -> None:
+        nonlocal began, ended
+        phase.say(len(manifest))
+        began = ended = time.monotonic()
+
+    device, speed = config.runtime.device, list[SpeedReport]()
+    if engine == "ray":
+        from mirip_fast.features.ray_engine import embed_on_ray
+
+        phase, outcomes = embed_on_ray(paths, options, device, settings, actors, told, begin)
+    else:
+        with open_hashes(Path(options.cache_dir)) as hashes:
+            phase = prepare(options, device, hashes)
+            begin(phase)
+            if ranks is not None:
+                mine = [i for i, path in enumerate(paths) if ranks.takes(path)]
+                paths = PathsOf(manifest.records, mine)
+                log.info("Rank %d of %d: its share is %d images", ranks.rank, ranks.size, len(mine))
+            outcomes = phase.embed(paths, hashes, settings, told, speed.append)
+    dataset = None
+    if ranks is None:
+        dataset = save_dataset(
+            phase.store.path, manifest, outcomes, phase.recipe, data, options,
+            limit=limit, backbones=backbones,
+        )  # fmt: skip
+    failures = [
+        (shown(paths[i]), outcome.reason or "")
+        for i, outcome in enumerate(outcomes)
+        if outcome.status == "failed"
+    ]
+    return EmbedDone(
+        dataset=dataset,
+        summary=summarise(outcomes, started),
+        compute_seconds=ended - began,
+        store_path=phase.store.path,
+        speed=speed[-1] if speed else None,
+        failures=failures,
+        ranks=ranks,
+    )
+
+
+def each_backbone(config: Config) -> list[Config]:
+    """The settings of each pass of `embed`: one for every backbone that ``config`` names, by commas.
+
+    All are looked for before the first pass begins.
+
+    Raises:
+        BackboneError: one can not be found, or is named twice.
+    """
+    names = names_of_backbones(config.embed.backbone)
+    if len(names) > 1:
+        with open_hashes(Path(config.embed.cache_dir)) as hashes:
+            for name in names:
+                find_backbone(name, hashes.sha256)
+    embeds = [dataclasses.replace(config.embed, backbone=name) for name in names]
+    return [dataclasses.replace(config, embed=embed) for embed in embeds]
+
+
+def check_export(file: Path) -> None:
+    """See before hours of work that an export can be written there.
+
+    Raises:
+        StoreError: no folder for it, or something else than an HDF5 file is there.
+    """
+    if not file.parent.is_dir():
+        raise StoreError(f"--export {file}: there is no folder {file.parent}")
+    if file.is_dir():
+        raise StoreError(f"--export {file} is a folder; name a file in it, such as features.h5")
+    if file.exists():
+        start = b""
+        with contextlib.suppress(ValueError), open_file(file) as stream:  # a pipe, a device
+            start = stream.read(8)
+        if start != b"\x89HDF\r\n\x1a\n":
+            raise StoreError(f"--export {file} is there and no HDF5 file; choose another name")
+
+
+@dataclass(frozen=True)
+class OnDemand:
+    """What became of the files, and the store that has the features of the readable ones."""
+
+    outcomes: Sequence[Outcome]
+    store: FeatureStore
+    series: str
+
+
+def embed_options(reference: Dataset) -> EmbedConfig:
+    """How a data set was embedded."""
+    return config_from_dict({"embed": reference.info["embed"]}).embed
+
+
+def features_of_files(
+    paths: Sequence[Path],
+    options: EmbedConfig,
+    config: Config,
+    *,
+    like: FeatureStore | None = None,
+    series: str | None = None,
+    rehash: bool = False,
+    command: str = "",
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> OnDemand:
+    """The CLS tokens of image files, embedding those that are not in the cache.
+
+    Neither torch nor the backbone is needed where ``like`` has all of them. A cache that can not be
+    written to (read-only, full, in use) is left alone: the features are then kept until the program ends.
+
+    Args:
+        paths: image files.
+        options: backbone and preprocessing.
+        config: cache folder, device, batch size, workers.
+        like: the store whose features they will be compared with; None for none.
+        series: the series compared in ``like``.
+        rehash: read every file again instead of trusting size and time.
+        command: what is running, for whoever finds the store locked.
+        progress: called after every committed batch.
+
+    Raises:
+        StoreError: the backbone or its preprocessing is not that of ``like``; names the fields.
+        BackboneError: features are missing and the backbone can not be found.
+    """
+    cache_dir = Path(config.embed.cache_dir)
+    with open_hashes(cache_dir) as hashes:
+        if like is not None and series is not None:
+            known = list(hashes.sha256_many(paths, rehash=rehash))
+            readable = [sha for sha in known if isinstance(sha, bytes)]
+            if (like.rows(series, readable) >= 0).all():
+                return OnDemand(ledger(InputHashes.of(known)), like, series)
+        phase = _prepare(options, config, like, hashes)
+        settings = settings_of(config.embed, len(paths), rehash=rehash, command=command)
+        outcomes, store = _embed(phase, paths, hashes, settings, progress)
+        series = phase.recipe.series(phase.recipe.views[0], "cls").name
+    return OnDemand(outcomes, store, series)
+
+
+def _prepare(
+    options: EmbedConfig, config: Config, like: FeatureStore | None, hashes: HashMemory
+) -> PhaseOne:
+    """Phase one for the CLS token of the whole image, on this machine."""
+    from mirip_fast.runtime import resolve_device, supported_precisions
+
+    options = dataclasses.replace(options, cache_dir=config.embed.cache_dir, tta="none")
+    if like is not None:
+        wanted = like.fingerprint["precision"]
+        possible = supported_precisions(resolve_device(config.runtime.device))
+        options.precision = wanted if wanted in possible else "fp32"
+    phase = with_kinds(prepare(options, config.runtime.device, hashes), ("cls",))
+    if like is not None:
+        ours = {**phase.recipe.fingerprint, "precision": like.fingerprint["precision"]}
+        if ours != like.fingerprint:
+            raise StoreError(
+                f"The backbone or its preprocessing is not that of {like.path} "
+                f"({differing_fields(like.fingerprint, ours)}). Give the same backbone with "
+                "--backbone DIR."
+            )
+        if phase.recipe.precision != like.fingerprint["precision"]:
+            log.warning(
+                "The cache holds %s features; this machine computes in fp32, which differs by about 1 %%",
+                like.fingerprint["precision"],
+            )
+    return phase
+
+
+def _embed(
+    phase: PhaseOne,
+    paths: Sequence[Path],
+    hashes: HashMemory,
+    settings: Settings,
+    progress: Callable[[Progress], None],
+) -> tuple[Sequence[Outcome], FeatureStore]:
+    try:
+        return phase.embed(paths, hashes, settings, progress), phase.store
+    except BackboneError:
+        raise
+    except (StoreError, OSError) as error:
+        log.warning("%s (the features computed now are not kept)", error)
+    ending = contextlib.ExitStack()
+    folder = ending.enter_context(temporary_folder())
+    store = FeatureStore.create(folder / phase.recipe.fingerprint_id, phase.recipe.fingerprint)
+    weakref.finalize(store, ending.close)
+    spare = dataclasses.replace(phase, store=store)
+    return spare.embed(paths, hashes, settings, progress), store

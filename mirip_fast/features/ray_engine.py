@@ -32,7 +32,7 @@ from mirip_fast.features.outcomes import (
 )
 from mirip_fast.features.phase_one import PhaseOne, open_hashes, prepare
 from mirip_fast.features.recipe import Recipe
-from mirip_fast.features.store import differing_fields
+from mirip_fast.features.store import FeatureStore, differing_fields
 
 if TYPE_CHECKING:
     from mirip_fast.features.backbone import Backbone
@@ -98,8 +98,8 @@ def embed_on_ray(
     settings: Settings,
     actors: int | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
-    on_recipe: Callable[[Recipe], None] = lambda _: None,
-) -> Sequence[Outcome]:
+    begin: Callable[[PhaseOne], None] = lambda _: None,
+) -> tuple[PhaseOne, Sequence[Outcome]]:
     """Make sure that every readable image has its features, on the cluster of ``RAY_ADDRESS`` or here.
 
     Args:
@@ -109,10 +109,10 @@ def embed_on_ray(
         settings: batch size and so on; decoding processes are per actor.
         actors: how many; None: one per GPU of the cluster, without GPUs one per machine.
         progress: called from this thread with every chunk.
-        on_recipe: told what is computed, before anything is.
+        begin: told what is computed, before anything is.
 
     Returns:
-        One outcome per path, as :func:`mirip_fast.features.embed.embed` gives them.
+        What the actors agree on, and one outcome per path as :func:`mirip_fast.features.embed.embed` gives.
 
     Raises:
         ConfigError: Ray is not installed, or machines would compute different features.
@@ -129,7 +129,7 @@ def embed_on_ray(
     if ours:
         ray.init(logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
     try:
-        return _Driver(ray, paths, options, device, settings, actors, progress, on_recipe).run()
+        return _Driver(ray, paths, options, device, settings, actors, progress, begin).run()
     finally:
         if ours:
             ray.shutdown()
@@ -145,9 +145,9 @@ class _Driver:
         settings: Settings,
         actors: int | None,
         progress: Callable[[Progress], None],
-        on_recipe: Callable[[Recipe], None],
+        begin: Callable[[PhaseOne], None],
     ):
-        self._ray, self._paths, self._progress, self._on_recipe = ray, paths, progress, on_recipe
+        self._ray, self._paths, self._progress, self._begin = ray, paths, progress, begin
         there = ray.cluster_resources()
         gpus, cpus = int(there.get("GPU", 0)), there.get("CPU", 1)
         gpu = gpus > 0 and device != "cpu"
@@ -166,13 +166,14 @@ class _Driver:
         n = len(paths)
         self._todo = deque(range(i, min(i + size, n)) for i in range(0, n, size))
         self._losses: dict[object, int] = {}  # by actor and by chunk
-        self._recipe: Recipe | None = None
+        self._options = options
+        self._phase: PhaseOne | None = None
         self._known = InputHashes(len(paths))
         self._embedded: set[bytes] = set()
         self._failures: dict[bytes, str] = {}
         self._done = np.zeros(len(paths), bool)
 
-    def run(self) -> Sequence[Outcome]:
+    def run(self) -> tuple[PhaseOne, Sequence[Outcome]]:
         started = time.monotonic()
         try:
             self._hand_out()
@@ -183,7 +184,8 @@ class _Driver:
         finally:
             for actor in self._actors:
                 self._ray.kill(actor)
-        return ledger(self._known, self._flags(), self._failures)
+        assert self._phase is not None
+        return self._phase, ledger(self._known, self._flags(), self._failures)
 
     def _hand_out(self) -> None:
         ray = self._ray
@@ -238,14 +240,18 @@ class _Driver:
         return False
 
     def _same_recipe(self, recipe: Recipe) -> None:
-        if self._recipe is None:
-            self._recipe = recipe
-            self._on_recipe(recipe)
-        elif recipe.fingerprint != self._recipe.fingerprint:
+        if self._phase is None:
+            import torch
+
+            folder = Path(self._options.cache_dir) / recipe.fingerprint_id
+            store = FeatureStore.create(folder, recipe.fingerprint)
+            self._phase = PhaseOne(recipe, store, torch.device("cpu"))
+            self._begin(self._phase)
+        elif recipe.fingerprint != self._phase.recipe.fingerprint:
             raise ConfigError(
                 "The machines would compute different features "
-                f"({differing_fields(self._recipe.fingerprint, recipe.fingerprint)}). Give --device and "
-                "--precision that all of them have."
+                f"({differing_fields(self._phase.recipe.fingerprint, recipe.fingerprint)}). Give --device "
+                "and --precision that all of them have."
             )
 
     def _take_in(self, chunk: range, outcomes: Sequence[Outcome]) -> None:

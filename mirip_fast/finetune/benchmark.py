@@ -21,8 +21,7 @@ from mirip_fast.evaluation.benchmark import (
 )
 from mirip_fast.features.backbone import load_model
 from mirip_fast.features.backbone_files import BackboneSpec
-from mirip_fast.features.pooling import head_kinds
-from mirip_fast.features.recipe import effective_size
+from mirip_fast.features.recipe import effective_size, head_kinds
 from mirip_fast.finetune.data import Sample
 from mirip_fast.finetune.fit import FullFit, Graded, Plan
 from mirip_fast.finetune.model import ScoringModel

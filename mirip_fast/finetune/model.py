@@ -21,7 +21,7 @@ from mirip_fast.config import FinetuneConfig
 from mirip_fast.errors import BackboneError, ConfigError
 from mirip_fast.features.backbone import UNUSED
 from mirip_fast.features.backbone_files import BackboneSpec
-from mirip_fast.features.pooling import head_kinds, pool_tokens
+from mirip_fast.features.recipe import head_kinds, pool_tokens
 from mirip_fast.models.head import RankingHead
 
 #: Layer numbers of what is no block, see :func:`layer_of`.

@@ -18,10 +18,9 @@ from mirip_fast.data.near_groups import near_labels
 from mirip_fast.data.records import DataOptions, Record
 from mirip_fast.data.splits import SPLITS, split_manifest
 from mirip_fast.errors import CheckpointError, ConfigError, DataError, ImageError, RunNotFoundError
-from mirip_fast.features.command import default_workers
 from mirip_fast.features.datasets import newest_graded
 from mirip_fast.features.outcomes import warn_of_flat
-from mirip_fast.features.phase_one import open_hashes
+from mirip_fast.features.phase_one import default_workers, open_hashes
 from mirip_fast.features.recipe import Recipe
 from mirip_fast.features.store import differing_fields
 from mirip_fast.models.checkpoint import load_checkpoint

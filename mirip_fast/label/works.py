@@ -30,11 +30,10 @@ from mirip_fast.data.csv_reader import counted, shown
 from mirip_fast.data.records import Record
 from mirip_fast.data.splits import SPLITS
 from mirip_fast.errors import DataError, MiripError
-from mirip_fast.features.command import embed_data
 from mirip_fast.features.datasets import Dataset, find_datasets, newest_dataset
 from mirip_fast.features.embed import Progress
-from mirip_fast.features.on_demand import embed_options
-from mirip_fast.features.pooling import head_kinds
+from mirip_fast.features.phase_one import embed_data, embed_options
+from mirip_fast.features.recipe import head_kinds
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.files import temporary_folder
 from mirip_fast.models.preference import fit_pairs

@@ -9,8 +9,7 @@ from typing import Any
 
 from mirip_fast.config import Config, EmbedConfig
 from mirip_fast.errors import CheckpointError
-from mirip_fast.features.pooling import head_kinds
-from mirip_fast.features.recipe import View
+from mirip_fast.features.recipe import View, head_kinds
 from mirip_fast.features.store import fingerprint_id
 from mirip_fast.settings import config_from_dict
 

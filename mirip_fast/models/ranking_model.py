@@ -16,8 +16,7 @@ from mirip_fast.data.hashes import HashMemory
 from mirip_fast.errors import BackboneError, CheckpointError
 from mirip_fast.features.backbone import features_of, load_model
 from mirip_fast.features.backbone_files import find_backbone
-from mirip_fast.features.pooling import head_kinds
-from mirip_fast.features.recipe import effective_size, make_recipe
+from mirip_fast.features.recipe import effective_size, head_kinds, make_recipe
 from mirip_fast.files import temporary_folder
 from mirip_fast.models.checkpoint import ABOUT, load_checkpoint, usual_names
 from mirip_fast.models.finetuned import FINETUNED, deploy, is_finetuned, write_backbone

@@ -24,11 +24,9 @@ from mirip_fast.data.decode_pool import DecodePool, load_pictures, picture_job
 from mirip_fast.data.image_files import is_unchanged
 from mirip_fast.data.sources import is_gone
 from mirip_fast.errors import DataError, ImageError, MiripError, StoreError
-from mirip_fast.features.command import settings_of
-from mirip_fast.features.forward import default_batch_size
-from mirip_fast.features.gallery import Work, open_gallery
-from mirip_fast.features.neighbours import unit
-from mirip_fast.features.phase_one import open_hashes
+from mirip_fast.features.engine import default_batch_size
+from mirip_fast.features.neighbours import Work, open_gallery, unit
+from mirip_fast.features.phase_one import open_hashes, settings_of
 from mirip_fast.features.recipe import series_name
 from mirip_fast.files import write_atomically
 from mirip_fast.portfolio.similar import Match, nearest_works

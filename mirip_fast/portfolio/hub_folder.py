@@ -18,7 +18,7 @@ from typing import Any
 from mirip_fast import __version__
 from mirip_fast.config import EmbedConfig
 from mirip_fast.errors import ConfigError, DataError, StoreError
-from mirip_fast.features.pooling import layer_of
+from mirip_fast.features.recipe import layer_of
 from mirip_fast.files import (
     LIST_FILE,
     list_files,

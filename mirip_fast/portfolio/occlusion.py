@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from mirip_fast.features.backbone import Backbone
-from mirip_fast.features.pooling import head_kinds
+from mirip_fast.features.recipe import head_kinds
 from mirip_fast.ranking.torch_score import MeanHead
 from mirip_fast.runtime import in_passes, keep_freed_memory
 

@@ -36,8 +36,8 @@ from mirip_fast.data.remote import address
 from mirip_fast.data.sources import is_place
 from mirip_fast.errors import DataError
 from mirip_fast.evaluation.text_table import printable
-from mirip_fast.features.command import default_workers
-from mirip_fast.features.gallery import Work, open_gallery
+from mirip_fast.features.neighbours import Work, open_gallery
+from mirip_fast.features.phase_one import default_workers
 from mirip_fast.features.recipe import series_name
 from mirip_fast.files import write_atomically
 from mirip_fast.portfolio.rank import RankDone

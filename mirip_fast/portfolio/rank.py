@@ -20,8 +20,8 @@ from mirip_fast.data.remote import address
 from mirip_fast.data.sources import keep_indexes_in
 from mirip_fast.errors import DataError
 from mirip_fast.evaluation.calibration import Calibration
-from mirip_fast.features.command import settings_of
 from mirip_fast.features.embed import Progress
+from mirip_fast.features.phase_one import settings_of
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.files import write_csv
 from mirip_fast.portfolio.rank_intervals import CONFIDENCE

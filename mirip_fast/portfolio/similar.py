@@ -17,19 +17,21 @@ from mirip_fast.data.records import DataOptions
 from mirip_fast.errors import DataError
 from mirip_fast.features.datasets import find_datasets
 from mirip_fast.features.embed import Progress
-from mirip_fast.features.gallery import (
+from mirip_fast.features.neighbours import (
+    FloatArray,
     Gallery,
     Work,
     base_series,
     datasets_like,
     near_groups,
     open_gallery,
+    open_index,
     reference_dataset,
     stores_of,
+    unit,
     works_of_datasets,
 )
-from mirip_fast.features.neighbours import FloatArray, open_index, unit
-from mirip_fast.features.on_demand import embed_options, features_of_files
+from mirip_fast.features.phase_one import embed_options, features_of_files
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.files import spreadsheet_safe, write_csv
 

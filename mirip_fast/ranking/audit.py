@@ -28,16 +28,17 @@ from mirip_fast.errors import ConfigError, ImageError, RunNotFoundError
 from mirip_fast.evaluation.metrics import PairCounter, ratio, tiers_by_quota
 from mirip_fast.evaluation.text_table import format_table, printable
 from mirip_fast.features.datasets import Dataset, find_datasets
-from mirip_fast.features.gallery import (
+from mirip_fast.features.neighbours import (
+    FloatArray,
     Gallery,
     Work,
     base_series,
     near_groups,
     open_gallery,
+    open_index,
     reference_dataset,
     stores_of,
 )
-from mirip_fast.features.neighbours import FloatArray, open_index
 from mirip_fast.features.phase_one import open_hashes
 from mirip_fast.files import spreadsheet_safe, write_csv
 from mirip_fast.ranking.graded import load_split
@@ -369,7 +370,7 @@ def near_duplicates(
 
     Args:
         gallery: the works.
-        groups: numbers of contents, from :func:`mirip_fast.features.gallery.near_groups`.
+        groups: numbers of contents, from :func:`mirip_fast.features.neighbours.near_groups`.
         images: the same works as the audit knows them.
     """
     by_hash: dict[bytes, list[AuditImage]] = defaultdict(list)

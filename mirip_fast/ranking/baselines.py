@@ -14,7 +14,7 @@ from mirip_fast.config import Config
 from mirip_fast.errors import MiripError
 from mirip_fast.evaluation.bootstrap import Interval, paired_bootstrap
 from mirip_fast.evaluation.report import Report
-from mirip_fast.features.pooling import is_patches
+from mirip_fast.features.recipe import is_patches
 from mirip_fast.models.gp import normal_scores
 from mirip_fast.ranking.graded import GradedImages, load_split
 from mirip_fast.ranking.rows import open_store, read_features

@@ -23,8 +23,8 @@ from mirip_fast.evaluation.metrics import codes_of
 from mirip_fast.evaluation.plots import draw_report, write_contact_sheet
 from mirip_fast.evaluation.report import Mistake, Report, evaluate
 from mirip_fast.evaluation.text_table import format_table
-from mirip_fast.features.command import settings_of
 from mirip_fast.features.embed import Progress
+from mirip_fast.features.phase_one import settings_of
 from mirip_fast.files import write_json
 from mirip_fast.ranking.baselines import Baseline, compare_with_baselines
 from mirip_fast.ranking.graded import GradedImages, load_split

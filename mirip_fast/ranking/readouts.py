@@ -32,8 +32,7 @@ from mirip_fast.errors import ConfigError, DataError, TrainingError
 from mirip_fast.evaluation.bootstrap import paired_bootstrap
 from mirip_fast.evaluation.metrics import pairwise_accuracy
 from mirip_fast.evaluation.report import Report, evaluate
-from mirip_fast.features.pooling import head_kinds, is_patches, layer_of
-from mirip_fast.features.recipe import series_name
+from mirip_fast.features.recipe import head_kinds, is_patches, layer_of, series_name
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.models.gp import GaussianProcess, normal_scores
 from mirip_fast.models.model_info import ModelInfo, looked_at

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.errors import StoreError
-from mirip_fast.features.pooling import head_input, head_kinds, is_patches
-from mirip_fast.features.recipe import View, series_name
+from mirip_fast.features.recipe import View, head_input, head_kinds, is_patches, series_name
 from mirip_fast.features.shards import SeriesSpec
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.models.model_info import ModelInfo

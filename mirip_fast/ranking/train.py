@@ -26,7 +26,7 @@ from mirip_fast.features.datasets import (
     newest_dataset,
     newest_graded,
 )
-from mirip_fast.features.pooling import is_patches
+from mirip_fast.features.recipe import is_patches
 from mirip_fast.features.store import STORE_FILE, FeatureStore, differing_fields
 from mirip_fast.files import write_text
 from mirip_fast.models.checkpoint import load_checkpoint
