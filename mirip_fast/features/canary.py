@@ -58,10 +58,12 @@ def check_canary(folder: Path, recipe: Recipe, backbone: Backbone, copies: int =
     """
     file, usual, now = folder / CANARY_FILE, TOLERANCE[recipe.precision], versions(backbone)
     ours = _features(recipe, backbone, copies)
-    kept, before = _kept(file, recipe)
+    kept, before = read_canary(file, recipe.fingerprint_id)
     if finite := all(np.isfinite(row).all() for row in ours.values()):
-        if not kept and _has_rows(folder, recipe):
-            kept, before = _kept(file, recipe)  # another process may have stored it before its rows
+        shards = [] if kept else find_shards(folder, recipe.fingerprint_id).values()
+        if any(shard.checksums().any() for series in shards for shard in series):
+            # Another process may have stored it before its rows.
+            kept, before = read_canary(file, recipe.fingerprint_id)
             if not kept:
                 log.warning(
                     "%s is not there, but features are: whether the backbone still gives such ones cannot "
@@ -106,24 +108,6 @@ def _features(recipe: Recipe, backbone: Backbone, copies: int) -> dict[str, NDAr
     return {f"{kind}.{view.name}": row[0].float().cpu().numpy() for kind, row in rows.items()}
 
 
-def _kept(file: Path, recipe: Recipe) -> tuple[Rows, Mapping[str, str]]:
-    try:
-        return read_canary(file, recipe.fingerprint_id)
-    except FileNotFoundError:
-        return {}, {}
-    except (OSError, ValueError) as error:
-        raise CanaryError(
-            f"{file} cannot be read ({error}). It holds the features of a test picture that shows whether "
-            "this cache still fits the installed libraries. Put it back, delete it if they have not changed "
-            "since (this run then keeps its own), or embed into another --cache-dir."
-        ) from error
-
-
-def _has_rows(folder: Path, recipe: Recipe) -> bool:
-    shards = find_shards(folder, recipe.fingerprint_id).values()
-    return any(shard.checksums().any() for series in shards for shard in series)
-
-
 def difference(ours: Rows, theirs: Rows) -> float:
     """The largest |a - b| / |a| among the series of both; infinite where shapes differ."""
     worst = 0.0
@@ -149,31 +133,35 @@ def write_canary(
     write_json(file, {**content, "sha256": _digest(content)})
 
 
-def read_canary(
-    file: Path, fingerprint_id: str
-) -> tuple[dict[str, NDArray[np.float32]], dict[str, str]]:
-    """The test picture's features by series, [D] each, and what made them.
+def read_canary(file: Path, fingerprint_id: str) -> tuple[Rows, dict[str, str]]:
+    """The test picture's features by series, [D] each, and what made them; empty where there is no file.
 
     Raises:
-        OSError: the file cannot be read.
-        ValueError: it is damaged, empty, or of another store.
+        CanaryError: it cannot be read, is damaged, or of another store.
     """
-    content: dict[str, Any] = read_json(file)
     try:
+        content: dict[str, Any] = read_json(file)
         rows = {str(k): np.array(v, np.float32) for k, v in content["features"].items()}
         made_with = {str(k): str(v) for k, v in content["made_with"].items()}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"an entry is missing or wrong ({error!r})") from error
-    if not rows or not all(row.ndim == 1 and row.any() for row in rows.values()):
-        raise ValueError("it holds no features")
-    if not all(np.isfinite(row).all() for row in rows.values()):
-        raise ValueError("a feature is not finite")
-    # Files of before have neither of the two.
-    if content.get("fingerprint", fingerprint_id) != fingerprint_id:
-        raise ValueError(f"it is of another store, {content['fingerprint']}")
-    if "sha256" in content and content.pop("sha256") != _digest(content):
-        raise ValueError("its content does not match its checksum")
-    return rows, made_with
+        if not rows or not all(row.ndim == 1 and row.any() for row in rows.values()):
+            raise ValueError("it holds no features")
+        if not all(np.isfinite(row).all() for row in rows.values()):
+            raise ValueError("a feature is not finite")
+        # Files of before have neither of the two.
+        if content.get("fingerprint", fingerprint_id) != fingerprint_id:
+            raise ValueError(f"it is of another store, {content['fingerprint']}")
+        if "sha256" in content and content.pop("sha256") != _digest(content):
+            raise ValueError("its content does not match its checksum")
+        return rows, made_with
+    except FileNotFoundError:
+        return {}, {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        why = f"an entry is missing: {error}" if isinstance(error, KeyError) else error
+        raise CanaryError(
+            f"{file} cannot be read ({why}). It holds the features of a test picture that shows whether "
+            "this cache still fits the installed libraries. Put it back, delete it if they have not changed "
+            "since (the next run then keeps its own), or embed into another --cache-dir."
+        ) from error
 
 
 def _digest(content: Mapping[str, Any]) -> str:

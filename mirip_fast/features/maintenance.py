@@ -380,16 +380,14 @@ def _recognised(
 def _check_canary(store: FeatureStore, report: StoreReport) -> None:
     """Whether the features of the built-in test picture are there and are this store's."""
     file = store.path / CANARY_FILE
-    why = (
-        "Put it back; without it `mirip-fast embed` keeps the features that today's libraries give."
-    )
     try:
-        read_canary(file, store.fingerprint_id)
-    except FileNotFoundError:
-        if report.rows:
-            report.faults.append(f"{file} is missing. {why}")
-    except (OSError, ValueError) as error:
-        report.faults.append(f"{file} cannot be read ({error}). {why}")
+        if not read_canary(file, store.fingerprint_id)[0] and report.rows:
+            report.faults.append(
+                f"{file} is missing. Put it back; without it `mirip-fast embed` keeps the features that "
+                "today's libraries give."
+            )
+    except StoreError as error:
+        report.faults.append(str(error))
 
 
 def _check_datasets(store: FeatureStore, datasets: Sequence[Dataset], report: StoreReport) -> None:
@@ -900,41 +898,27 @@ def _cosines(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
 
 def _join_canaries(target: FeatureStore, source: FeatureStore, *, force: bool) -> None:
     """Compare the features of the built-in test picture, which tell what computed each store."""
-    ours, theirs = _canary(target, force=force), _canary(source, force=force)
-    if theirs is None:
-        return
-    features, made_with = theirs
-    if ours is None:
-        if not target.series():
-            write_canary(target.path / CANARY_FILE, target.fingerprint_id, features, made_with)
-        return
-    worst = difference(ours[0], features)
+    try:
+        ours, before = read_canary(target.path / CANARY_FILE, target.fingerprint_id)
+        theirs, made_with = read_canary(source.path / CANARY_FILE, source.fingerprint_id)
+    except StoreError as error:
+        if force:
+            return
+        raise StoreError(
+            f"{error} Nothing was copied: whether both caches were computed alike cannot be told. Add "
+            "--force to join them nevertheless."
+        ) from error
+    if theirs and not ours and not target.series():
+        write_canary(target.path / CANARY_FILE, target.fingerprint_id, theirs, made_with)
+    worst = difference(ours, theirs)
     usual = TOLERANCE.get(str(target.fingerprint.get("precision")), min(TOLERANCE.values()))
     if worst > usual and not force:
         raise StoreError(
             f"{source.path} and {target.path} do not agree: their features of the built-in test picture "
             f"differ by {worst:.2%} (up to {usual:.1%} would be arithmetic). They were made with "
-            f"{changes(ours[1], made_with) or 'the same libraries'}. Nothing was copied. Embed one of them "
+            f"{changes(before, made_with) or 'the same libraries'}. Nothing was copied. Embed one of them "
             "anew, or add --force to join them nevertheless."
         )
-
-
-def _canary(
-    store: FeatureStore, *, force: bool
-) -> tuple[dict[str, NDArray[np.float32]], dict[str, str]] | None:
-    """Features of a store's test picture and what made them; None where nothing can be gone by."""
-    file = store.path / CANARY_FILE
-    try:
-        return read_canary(file, store.fingerprint_id)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        if force:
-            return None
-        raise StoreError(
-            f"{file} cannot be read ({error}): whether both caches were computed alike cannot be told. "
-            "Nothing was copied. Put it back, or add --force to join them nevertheless."
-        ) from error
 
 
 # -------------------------------------------------------------------------------------------- export
