@@ -18,11 +18,13 @@ from PIL import Image
 
 from mirip_fast.evaluation.calibration import Calibration, fit_calibration
 from mirip_fast.evaluation.text_table import display_width
-from mirip_fast.portfolio.rank_intervals import (
+from mirip_fast.portfolio.ranking import (
     rank_intervals,
+    rank_scores,
+    ranking_table,
     ranks_of,
+    write_ranking,
 )
-from mirip_fast.portfolio.ranking import rank_scores, ranking_table, write_ranking
 from mirip_fast.training.run_folder import accept_files
 
 TIERS = ("S", "A", "B", "C")
@@ -50,11 +52,11 @@ def test_interval_ends_are_order_statistics_of_the_ranks(heads, k):
     ranks = np.sort([plain_ranks(row) for row in draws], axis=0)
     own = np.arange(1, 10)
     found = rank_intervals(draws, own)
-    assert found.low.tolist() == np.minimum(ranks[k - 1], own).tolist()
-    assert found.high.tolist() == np.maximum(ranks[heads - k], own).tolist()
+    assert found[0].tolist() == np.minimum(ranks[k - 1], own).tolist()
+    assert found[1].tolist() == np.maximum(ranks[heads - k], own).tolist()
     turned = rank_intervals(draws + np.arange(9) * 99, own)  # the heads rank the other way round
-    assert turned.low.tolist() == np.minimum(own[::-1], own).tolist()
-    assert turned.high.tolist() == np.maximum(own[::-1], own).tolist()
+    assert turned[0].tolist() == np.minimum(own[::-1], own).tolist()
+    assert turned[1].tolist() == np.maximum(own[::-1], own).tolist()
 
 
 def world(rng, heads, n=30):
@@ -71,12 +73,12 @@ def test_intervals_hold_the_rank_of_a_further_head_and_the_true_rank():
         truth, scores = world(rng, 51)
         new, draws = scores[0], scores[1:]
         order = np.argsort(-new)
-        spread = rank_intervals(draws[:, order], np.arange(1, 31))
+        low, high, _ = rank_intervals(draws[:, order], np.arange(1, 31))
         raw = np.sort(ranks_of(draws[:, order]), axis=0)  # not widened by the head's own rank
         further.append((raw[0] <= np.arange(1, 31)) & (np.arange(1, 31) <= raw[-1]))
         true_rank = ranks_of(truth)[order]
-        true.append((spread.low <= true_rank) & (true_rank <= spread.high))
-        widths.append((spread.high - spread.low).mean())
+        true.append((low <= true_rank) & (true_rank <= high))
+        widths.append((high - low).mean())
     assert (
         0.95 <= np.mean(further) <= 0.985
     )  # 1 − 2/51 = 0.961, and more as ranks are whole numbers
@@ -90,10 +92,10 @@ def test_settled_is_95_percent_of_the_draws_against_both_neighbours():
     draws[:, 1] = np.where(np.arange(100) < 95, 2, 0)  # 95 of 100 above the third
     draws[:, 2] = 1
     draws[:, 3] = np.where(np.arange(100) < 94, 0.5, 1.5)  # 94 of 100 below the third
-    assert rank_intervals(draws, [1, 2, 3, 4]).settled.tolist() == [True, True, False, False]
+    assert rank_intervals(draws, [1, 2, 3, 4])[2].tolist() == [True, True, False, False]
     same = np.zeros((60, 2))
-    assert rank_intervals(same, [1, 1]).settled.tolist() == [False, False]
-    assert rank_intervals(np.zeros((60, 1)), [1]).settled.tolist() == [True]
+    assert rank_intervals(same, [1, 1])[2].tolist() == [False, False]
+    assert rank_intervals(np.zeros((60, 1)), [1])[2].tolist() == [True]
 
 
 def test_what_is_known_goes_with_the_right_work():

@@ -41,8 +41,7 @@ from mirip_fast.features.phase_one import default_workers
 from mirip_fast.features.recipe import series_name
 from mirip_fast.files import write_atomically
 from mirip_fast.portfolio.rank import RankDone
-from mirip_fast.portfolio.rank_intervals import CONFIDENCE
-from mirip_fast.portfolio.ranking import given_columns, of_tiers
+from mirip_fast.portfolio.ranking import CONFIDENCE, given_columns, of_tiers
 from mirip_fast.portfolio.similar import Match, group_copies
 from mirip_fast.portfolio.thumbnails import encode_picture, make_thumbnails
 from mirip_fast.ranking.held_out import load_held_out

@@ -24,8 +24,7 @@ from mirip_fast.features.embed import Progress
 from mirip_fast.features.phase_one import settings_of
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.files import write_csv
-from mirip_fast.portfolio.rank_intervals import CONFIDENCE
-from mirip_fast.portfolio.ranking import rank_scores, write_ranking
+from mirip_fast.portfolio.ranking import CONFIDENCE, rank_scores, write_ranking
 from mirip_fast.ranking.anchors import Anchors
 from mirip_fast.ranking.references import load_calibration, made_with
 from mirip_fast.ranking.scorer import Scored, ScoreModel, score_files

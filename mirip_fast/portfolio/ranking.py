@@ -11,14 +11,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mirip_fast.evaluation.calibration import Calibration
+from mirip_fast.evaluation.metrics import IntArray
 from mirip_fast.evaluation.text_table import format_table, printable, shorten
 from mirip_fast.files import spreadsheet_safe, write_csv, write_json
-from mirip_fast.portfolio.rank_intervals import rank_intervals, ranks_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
 UNKNOWN = "unknown"
+CONFIDENCE = 0.95
 
 #: Columns that ranking.csv has whatever is known.
 _ALWAYS = (
@@ -71,8 +72,7 @@ def rank_scores(
     known: dict[str, Any] = {"rank": ranks}
     if draws is not None and len(order):
         interval = rank_intervals(draws[:, order], ranks)
-        known["rank_low"], known["rank_high"] = interval.low, interval.high
-        known["settled"] = interval.settled
+        known["rank_low"], known["rank_high"], known["settled"] = interval
     known["score"] = values
     if draws is not None and len(order):
         known["score_sd"] = draws[:, order].std(axis=0, ddof=1)
@@ -207,3 +207,49 @@ def _cell(name: str, value: Any, *, own: bool) -> str:
         )
         return format(value, form)
     return spreadsheet_safe(str(value))
+
+
+def ranks_of(scores: ArrayLike) -> IntArray:
+    """[…, n] scores → ranks along the last axis, 1 = the highest; equal scores share the better rank."""
+    falling = -np.asarray(scores, dtype=np.float64)
+    rows = falling.reshape(-1, falling.shape[-1])
+    ranks = [np.searchsorted(np.sort(row), row, side="left") + 1 for row in rows]
+    return np.array(ranks, dtype=np.int64).reshape(falling.shape)
+
+
+def rank_intervals(
+    draws: ArrayLike, own_ranks: ArrayLike
+) -> tuple[IntArray, IntArray, NDArray[np.bool_]]:
+    """95 % intervals of the ranks, and whose order is settled.
+
+    Draws are of :meth:`mirip_fast.ranking.scorer.ScoreModel.draw`: the interval says where the graders may
+    put a work. It goes from the k-th smallest to the k-th largest of a work's ranks in H draws, k = ⌊(H +
+    1) · (1 − confidence) / 2⌋, so that a further draw of the same kind falls outside with at most 1 −
+    confidence (order statistics of exchangeable draws). It is widened to hold the work's own rank.
+    docs/uncertainty.md tells how often intervals were measured to hold the truth.
+
+    Args:
+        draws: [H, n] scores of n works in H draws, the works in the order of their own scores.
+        own_ranks: [n] ranks by the model's own scores.
+
+    Returns:
+        ``low`` and ``high`` [n], 1 = best, low ≤ own rank ≤ high; ``settled`` [n] bool, whether the work
+        scores higher than the next one, and lower than the one before, in at least 95 % of the draws each.
+    """
+    scores, own = np.asarray(draws, dtype=np.float64), np.asarray(own_ranks, dtype=np.int64)
+    ranks = np.sort(ranks_of(scores), axis=0)
+    outside = _outside(len(scores))
+    ahead = (np.sign(scores[:, :-1] - scores[:, 1:]) / 2 + 0.5).mean(axis=0)
+    clear = np.r_[
+        True, ahead >= CONFIDENCE, True
+    ]  # before the first, between neighbours, after the last
+    return (
+        np.minimum(ranks[outside - 1], own),
+        np.maximum(ranks[-outside], own),
+        clear[:-1] & clear[1:],
+    )
+
+
+def _outside(draws: int) -> int:
+    """k: the interval goes from the k-th smallest to the k-th largest of the draws."""
+    return max(1, int((draws + 1) * (1 - CONFIDENCE) / 2))
