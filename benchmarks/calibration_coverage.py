@@ -1,4 +1,7 @@
-"""How often intervals of the calibration error hold the true error, in worlds where it is known.
+"""How often intervals of the calibration error and of pairwise accuracy hold the truth, where it is known.
+
+The first table: independent works. The second: groups of eight works, whose grades and scores differ from
+group to group, too.
 
 python benchmarks/calibration_coverage.py [--sets 150]
 """
@@ -9,7 +12,9 @@ import argparse
 
 import numpy as np
 
+from mirip_fast.evaluation.bootstrap import accuracy_interval
 from mirip_fast.evaluation.calibration import fit_temperature
+from mirip_fast.evaluation.metrics import pairwise_accuracy
 from mirip_fast.evaluation.reliability import reliability
 from mirip_fast.evaluation.text_table import format_table
 
@@ -19,6 +24,14 @@ def world(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
     scores = rng.normal(size=n)
     grade = scores + 0.6 * rng.logistic(size=n)
     return scores, 3 - np.searchsorted([-1.3, 0.3, 1.9], grade)
+
+
+def grouped(rng: np.random.Generator, groups: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Scores, tiers and group names of eight works per group."""
+    of = np.repeat(np.arange(groups), 8)
+    grade = 0.6 * rng.normal(size=groups)[of] + rng.normal(size=len(of))
+    scores = grade + 0.7 * rng.normal(size=groups)[of] + 0.8 * rng.normal(size=len(of))
+    return scores, 3 - np.searchsorted([-1.5, 0.0, 1.2], grade), [f"g{i}" for i in of]
 
 
 def main() -> None:
@@ -55,6 +68,18 @@ def main() -> None:
         "mean width",
     ]
     print(format_table(headers, rows, "rlrrrr"))
+    true = np.mean([pairwise_accuracy(*grouped(rng, 500)[:2]) for _ in range(5)])
+    rows = []
+    for groups in (4, 6, 10, 20, 40):
+        spans = [
+            accuracy_interval(*grouped(rng, groups), rounds=400, seed=seed)
+            for seed in range(asked.sets)
+        ]
+        held = [span is not None and span.low <= true <= span.high for span in spans]
+        width = np.mean([span.high - span.low for span in spans if span is not None])
+        rows.append([groups, f"{true:.4f}", f"{np.mean(held):.0%}", f"{width:.3f}"])
+    headers = ["groups", "true accuracy", "held by 95 % interval", "mean width"]
+    print(format_table(headers, rows, "rrrr"))
 
 
 if __name__ == "__main__":

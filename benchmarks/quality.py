@@ -1,18 +1,20 @@
 """How well and how truly works are scored that were not learned from, by every method on the same splits.
 
-    python benchmarks/quality.py [--seeds 5] [--only METHOD,METHOD] [DATA ...]
+    python benchmarks/quality.py [--seeds 1] [--folds 5] [--only METHOD|METHOD] [--subset N] [DATA ...]
 
-DATA are graded data sets that `mirip-fast embed` has put into the cache folder here, or .npz files of rows:
-``<layer>.cls`` and ``<layer>.mean`` [n, D] for layers by number, ``tier`` [n] (0 is the best), and optionally
-``tier_score`` and ``group`` [n]. Without any, rows are made up whose grades are a noisy function of them.
+DATA are data sets that `mirip-fast embed` (best with --layers auto) has put into the cache folder here. Their
+grades count, or with ``DATA::TASTE`` those computed from their pictures: colour (saturation), texture, layout
+(left against right), mood (dark and yellow), with noise. Without any DATA, rows are made up.
 
-Five folds, stratified by tier, groups and near duplicates whole, repeated; an eighth of what is not held out
-stops the heads. Differences are paired, with the interval of Nadeau and Bengio (2003), which allows for
-training sets that overlap from fold to fold.
+Folds stratified by tier, repeated, near duplicates and groups whole (but for groups of more than a fifth of
+all works); an eighth of what is not held out stops the heads. Differences are paired, with the interval of
+Nadeau and Bengio (2003), which allows for training sets that overlap from fold to fold.
 
 Of methods that say how sure they are, the second table tells: the expected calibration error of pair
 probabilities (ECE); Brier score and log loss of tier probabilities, with those of the tiers' shares; how
-often the 95 % interval of a held-out work's rank holds its rank by the finer grade, and its mean width.
+often the 95 % interval of a held-out work's grade holds its grade, and that of its rank the rank by the finer
+grade and the rank by the same method on half of the other works; the intervals' mean width; and Kendall's τ
+between the ranks by either half.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ import numpy as np
 import rankers
 from made_cache import as_tiers, bent_grades
 from numpy.typing import NDArray
+from PIL import Image
 from rankers import Fitted, Graded, Ranker
+from scipy.stats import kendalltau
 
 from mirip_fast.data.stratify import join_units, stratify
 from mirip_fast.evaluation.calibration import fit_calibration
@@ -37,42 +41,70 @@ from mirip_fast.evaluation.reliability import reliability
 from mirip_fast.evaluation.text_table import format_table
 from mirip_fast.features.datasets import newest_graded
 from mirip_fast.features.neighbours import groups_of, unit
+from mirip_fast.features.pooling import layer_of
 from mirip_fast.features.store import FeatureStore
+from mirip_fast.models.gp import normal_scores
+from mirip_fast.portfolio.rank_intervals import rank_intervals, ranks_of
+from mirip_fast.ranking.readouts import left_out_together
 from mirip_fast.ranking.rows import read_features
 from mirip_fast.runtime import cpu_threads
 
 Array = NDArray[Any]
 
-FOLDS, INNER_SHARE = 5, 0.125
+INNER_SHARE = 0.125
 NEAR = 0.98  # cosine of CLS features above which two images are taken for copies of one
 DRAWS = 500
-DEFAULT = "head (the default)"
+DEFAULT = "Gaussian process, all layers (the default)"
+TASTES = ("colour", "texture", "layout", "mood")
 
 
-def cached(source: Path, cache: Path) -> tuple[list[Array], Graded]:
+def cached(asked: str, cache: Path, subset: int | None) -> tuple[list[Array], Graded]:
     """Blocks of features, the last layer's last, and the grades of a data set."""
-    if source.suffix == ".npz":
-        with np.load(source) as file:
-            found = dict(file)
-        layers = sorted({int(name.split(".")[0]) for name in found if "." in name})
-        blocks = [found[f"{layer}.{kind}"] for layer in layers for kind in ("cls", "mean")]
-        n = len(found["tier"])
-        groups = found.get("group", np.arange(n))
-        return blocks, Graded(blocks[-1], found["tier"], groups, found.get("tier_score"))
-    dataset = newest_graded(cache, source)
+    source, _, taste = asked.partition("::")
+    dataset = newest_graded(cache, Path(source))
     store = FeatureStore.open(dataset.store_path)
-    entries = [e for e in dataset.entries() if e.outcome.sha256 and e.record.tier is not None]
+    entries = [
+        e for e in dataset.entries() if e.outcome.sha256 and (taste or e.record.tier is not None)
+    ]
+    if subset:
+        some = np.random.default_rng(0).permutation(len(entries))[:subset]
+        entries = [entries[i] for i in sorted(some)]
     hashes = [entry.outcome.sha256 or b"" for entry in entries]
     views = dataset.views()[:1]
-    blocks = [read_features(store, hashes, kind, views)[:, 0] for kind in ("cls", "mean")]
+    stored = {name.partition(".")[0] for name in store.series()}
+    kinds = sorted(
+        (k for k in stored if k.partition("_")[0] in ("cls", "mean")),
+        key=lambda k: (layer_of(k) or 999, k),
+    )
+    blocks = [read_features(store, hashes, kind, views)[:, 0] for kind in kinds]
+    if taste:
+        grade = np.array([of_picture(entry.record.path, taste) for entry in entries])
+        grade = (grade - grade.mean()) / grade.std()
+        grade += 0.5 * np.random.default_rng(1).normal(size=len(grade))
+        return blocks, Graded(blocks[-1], as_tiers(grade), np.arange(len(grade)), grade)
     grades = [entry.record.tier_score for entry in entries]
-    groups = [e.record.group or f"alone {i}" for i, e in enumerate(entries)]
+    names = left_out_together([entry.record.group for entry in entries], 0)
+    groups = [name or f"alone {i}" for i, name in enumerate(names)]
     return blocks, Graded(
         blocks[-1],
         np.array([entry.record.tier for entry in entries]),
         np.unique(groups, return_inverse=True)[1],
         None if None in grades else np.array(grades, dtype=np.float64),
     )
+
+
+def of_picture(path: Path, taste: str) -> float:
+    """What a taste likes, of one picture."""
+    with Image.open(path) as image:
+        r, g, b = np.moveaxis(np.asarray(image.convert("RGB").resize((64, 64)), float) / 255, 2, 0)
+    grey = (r + g + b) / 3
+    if taste == "colour":
+        return float((np.max([r, g, b], 0) - np.min([r, g, b], 0)).mean())
+    if taste == "texture":
+        return float(np.hypot(*np.gradient(grey)).mean())
+    if taste == "layout":
+        return float((grey[:, :32] - grey[:, 32:]).mean())
+    return float(((r + g) / 2 - b).mean() - grey.mean())
 
 
 def made_up(n: int, width: int, seed: int) -> tuple[list[Array], Graded]:
@@ -83,36 +115,29 @@ def made_up(n: int, width: int, seed: int) -> tuple[list[Array], Graded]:
 
 def methods(blocks: list[Array], finer: bool) -> dict[str, tuple[Array, Ranker]]:
     """Every method with the rows it sees; layers only where there are several."""
-    last, n, width = np.hstack(blocks[-2:]), len(blocks), 2 * blocks[0].shape[1]
+    last, every, n, width = (
+        np.hstack(blocks[-2:]),
+        np.hstack(blocks),
+        len(blocks),
+        2 * blocks[0].shape[1],
+    )
     found: dict[str, tuple[Array, Ranker]] = {
-        DEFAULT: (last, rankers.head()),
-        "classic head: sampled pairs, CLS": (blocks[-2], rankers.head(train__pairs="sampled")),
-        "ridge on tier": (last, rankers.ridge("tier")),
-        "ridge on tier_score": (last, rankers.ridge("grade")),
-        "ordinal logistic": (last, rankers.ordinal),
-        "pairwise logistic": (last, rankers.pairwise_logistic),
-        "LightGBM lambdarank": (last, rankers.lambdarank),
-        "nearest neighbours": (last, rankers.nearest()),
-        "Laplace kernel ridge": (last, rankers.laplacian()),
-        "gp": (last, rankers.gp(2)),
-        "mean of gp, ridge": (last, rankers.mean_of(rankers.gp(2), rankers.ridge("tier"))),
-        "mean of gp, ridge, head": (
-            last,
-            rankers.mean_of(rankers.gp(2), rankers.ridge("tier"), rankers.head()),
+        DEFAULT: (every, rankers.gp(n)),
+        "Gaussian process, last layer": (last, rankers.gp(2)),
+        "head, last layer": (last, rankers.head()),
+        "mean of process and head": (
+            every,
+            rankers.mean_of(rankers.gp(n), rankers.on_last(rankers.head(), width)),
         ),
+        "ridge on tier": (every, rankers.ridge("tier")),
+        "ridge on tier, last layer": (last, rankers.ridge("tier")),
+        "ridge on tier_score": (every, rankers.ridge("grade")),
+        "Laplace kernel ridge": (every, rankers.laplacian()),
+        "ordinal logistic": (every, rankers.ordinal),
+        "pairwise logistic": (every, rankers.pairwise_logistic),
+        "LightGBM lambdarank": (every, rankers.lambdarank),
+        "nearest neighbours": (every, rankers.nearest()),
     }
-    if n > 2:
-        every = np.hstack(blocks)
-        found |= {
-            "head, all layers": (every, rankers.head()),
-            "ridge on tier, all layers": (every, rankers.ridge("tier")),
-            "Laplace kernel ridge, all layers": (every, rankers.laplacian()),
-            "gp, all layers": (every, rankers.gp(n)),
-            "mean of gp, all layers, and head": (
-                every,
-                rankers.mean_of(rankers.gp(n), rankers.on_last(rankers.head(), width)),
-            ),
-        }
     return found if finer else {k: v for k, v in found.items() if "tier_score" not in k}
 
 
@@ -133,7 +158,7 @@ def divide(tiers: Array, groups: list[int], shares: list[float], seed: int) -> A
     return stratify([str(t) for t in tiers], units, names, shares, seed)
 
 
-def trust(fitted: Fitted, test: Graded) -> dict[str, float]:
+def trust(fitted: Fitted, halves: list[Fitted], test: Graded) -> dict[str, float]:
     """What :func:`main` shows of how truly held-out works are scored; empty where it is unknown."""
     if fitted.held_out is None:
         return {}
@@ -151,24 +176,31 @@ def trust(fitted: Fitted, test: Graded) -> dict[str, float]:
             found["Brier" + name] = ((p - np.eye(len(names))[test.tiers]) ** 2).sum(1).mean()
             own = p[np.arange(len(said)), test.tiers]
             found["log loss" + name] = -np.log(np.maximum(own, 1e-6)).mean()
-    if fitted.draw is not None and test.grades is not None:
-        ranks = fitted.draw(test.features, DRAWS).argsort(1).argsort(1)
-        low, high = np.quantile(ranks, [0.025, 0.975], axis=0)
-        true = test.grades.argsort().argsort()
-        found["rank held"] = ((low <= true) & (true <= high)).mean()
-        found["width of ranks"] = ((high - low) / len(true)).mean()
+    if fitted.draw is not None:
+        drawn, y = fitted.draw(test.features, DRAWS), normal_scores(test.tiers)
+        low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+        found["grade held"] = ((low <= y) & (y <= high)).mean()
+        order = np.argsort(-said)
+        span = rank_intervals(drawn[:, order], np.arange(1, len(order) + 1))
+        found["width of ranks"] = ((span.high - span.low) / len(order)).mean()
+        others = [half.score(test.features) for half in halves]
+        for name, truth in (("finer grade", test.grades), ("other half", others[0])):
+            if truth is not None:
+                true = ranks_of(truth)[order]
+                found["rank held, " + name] = ((span.low <= true) & (true <= span.high)).mean()
+        found["τ of halves"] = kendalltau(*others).statistic
     return found
 
 
 def cross_validate(
-    graded: Graded, cls: Array, asked: dict[str, tuple[Array, Ranker]], seeds: int
+    graded: Graded, cls: Array, asked: dict[str, tuple[Array, Ranker]], seeds: int, folds: int
 ) -> dict[str, dict[str, list[float]]]:
     """By method and figure, one value per seed and fold: accuracy, seconds, and those of :func:`trust`."""
     groups = together(cls, graded.groups)
     found: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in asked}
     for seed in range(seeds):
-        fold = divide(graded.tiers, groups, [1 / FOLDS] * FOLDS, seed)
-        for k in range(FOLDS):
+        fold = divide(graded.tiers, groups, [1 / folds] * folds, seed)
+        for k in range(folds):
             rest, test = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
             shares = [1 - INNER_SHARE, INNER_SHARE]
             part = divide(graded.tiers[rest], [groups[i] for i in rest], shares, seed)
@@ -182,53 +214,70 @@ def cross_validate(
                 fitted = ranker(rows(rest[part == 0]), rows(rest[part == 1]), seed)
                 values = {"seconds": time.perf_counter() - started}
                 values["accuracy"] = pairwise_accuracy(fitted.score(x[test]), graded.tiers[test])
-                for figure, value in (values | trust(fitted, rows(test))).items():
+                halves = []
+                if fitted.draw is not None:
+                    half = divide(graded.tiers[rest], [groups[i] for i in rest], [0.5, 0.5], seed)
+                    halves = [ranker(rows(rest[half == h]), rows(rest[:0]), seed) for h in (0, 1)]
+                for figure, value in (values | trust(fitted, halves, rows(test))).items():
                     found[name][figure].append(float(value))
         print(f"  repetition {seed + 1} of {seeds} done", flush=True)
     return found
 
 
-def interval(differences: Array) -> str:
+def interval(differences: Array, folds: int) -> str:
     """Mean difference in points with its corrected 95 % interval."""
     from scipy.stats import t
 
     n, mean, spread = len(differences), differences.mean(), differences.std(ddof=1)
-    half = spread * t.ppf(0.975, n - 1) * (1 / n + 1 / (FOLDS - 1)) ** 0.5
+    half = spread * t.ppf(0.975, n - 1) * (1 / n + 1 / (folds - 1)) ** 0.5
     return f"{100 * mean:+.1f} ± {100 * half:.1f}"
 
 
 def main() -> None:
     """Print two tables per data set."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("data", nargs="*", type=Path, help="embedded, graded data sets, or .npz")
+    parser.add_argument("data", nargs="*", help="embedded data sets, DATA or DATA::TASTE")
     parser.add_argument("--cache-dir", type=Path, default=Path("cache"))
-    parser.add_argument("--seeds", type=int, default=5, help="repetitions of the five folds")
+    parser.add_argument("--seeds", type=int, default=1, help="repetitions of the folds")
+    parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--subset", type=int, help="so many works of each set, drawn at random")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", help="names of methods, separated by |")
     options = parser.parse_args()
     logging.getLogger("mirip_fast").setLevel(logging.WARNING)
-    sets = {str(path): cached(path, options.cache_dir) for path in options.data}
-    for title, (blocks, graded) in (sets or {"made-up rows": made_up(1000, 192, 0)}).items():
+    for title in options.data or ["made-up rows"]:
+        blocks, graded = (
+            cached(title, options.cache_dir, options.subset)
+            if options.data
+            else made_up(options.subset or 1000, 192, 0)
+        )
         asked = methods(blocks, graded.grades is not None)
         if options.only:
             asked = {n: m for n, m in asked.items() if n in {DEFAULT, *options.only.split("|")}}
-        print(f"{title}: {len(graded.tiers)} images, {options.seeds} × {FOLDS} fits")
+        print(f"{title}: {len(graded.tiers)} images, {options.seeds} × {options.folds} fits")
         with cpu_threads(options.threads):
-            found = cross_validate(graded, blocks[-2], asked, options.seeds)
+            found = cross_validate(graded, blocks[-2], asked, options.seeds, options.folds)
         ours = np.array(found[DEFAULT]["accuracy"])
         lines = [
             (
                 name,
                 f"{np.mean(of['accuracy']):.4f}",
-                "" if name == DEFAULT else interval(np.array(of["accuracy"]) - ours),
+                "" if name == DEFAULT else interval(np.array(of["accuracy"]) - ours, options.folds),
                 f"{np.mean(of['seconds']):.2f}",
             )
             for name, of in found.items()
         ]
         heads = ("method", "accuracy", "minus the default, points", "s per fit")
         print(format_table(heads, lines, align="lrrr"))
-        sure = ("ECE", "Brier", "Brier of the shares", "log loss", "log loss of the shares")
-        sure += ("rank held", "width of ranks")
+        sure = (
+            "ECE",
+            "Brier",
+            "Brier of the shares",
+            "log loss",
+            "log loss of the shares",
+            "grade held",
+        )
+        sure += ("rank held, finer grade", "rank held, other half", "width of ranks", "τ of halves")
         rows = [
             (name, *(f"{np.nanmean(of[f]):.3f}" if of.get(f) else "" for f in sure))
             for name, of in found.items()

@@ -31,7 +31,7 @@ from mirip_fast.training.trackers import Trackers
 Array = NDArray[Any]
 
 _PENALTIES = 10.0 ** np.arange(-1, 6)
-_PAIRS = 20_000
+_PAIRS = 5_000
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ def ordinal(train: Graded, inner: Graded, seed: int) -> Fitted:
 
 
 def pairwise_logistic(train: Graded, inner: Graded, seed: int) -> Fitted:
-    """Logistic regression of the differences of 20,000 pairs; the penalty chosen on ``inner``."""
+    """Logistic regression of the differences of 5,000 pairs; the penalty chosen on ``inner``."""
     from sklearn.linear_model import LogisticRegression
 
     rng = np.random.default_rng(seed)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.stats import norm, t
 from sklearn import metrics as sklearn_metrics
 
 from mirip_fast.errors import ConfigError, DataError
@@ -269,7 +270,9 @@ def test_intervals_are_those_of_rows_that_are_repeated(seed: int) -> None:
     assert paired.first == pairwise_accuracy(first, tiers, within)
     for interval, values in ((found, alone), (paired.interval, differences)):
         assert interval is not None and (interval.rounds, interval.dropped) == (80, 0)
-        expected = np.percentile(values, [2.5, 97.5])
+        count = len(set(filter(None, names))) + list(names).count(None)
+        low = norm.cdf((count / (count - 1)) ** 0.5 * t.ppf(0.025, count - 1))
+        expected = np.quantile(values, [low, 1 - low])
         assert [interval.low, interval.high] == pytest.approx(expected.tolist(), abs=1e-12)
 
 

@@ -7,6 +7,10 @@ Bootstrap*; Field & Welsh 2007). An image without a group is a group of its own.
 as integer image weights [n], how often each image's group was drawn, which the functions of
 :mod:`mirip_fast.evaluation.metrics` take.
 
+Few groups vary less among their resamples than groups do: with G of them the interval goes from the
+percentile Φ(√(G / (G − 1)) · t) to its mirror image, t the quantile of Student's distribution with G − 1
+degrees of freedom (expanded percentiles; Hesterberg 2015, *What Teachers Should Know About the Bootstrap*).
+
 The interval covers the choice of images and groups. It does not cover another training run or
 disagreement among graders, and an accuracy of exactly 0 or 1 gets an interval of zero width, which
 shows too few mistakes to count, not certainty.
@@ -40,7 +44,7 @@ class Interval:
 
     Attributes:
         low, high: its ends, in the unit of the statistic.
-        confidence: share of resamples between them (0–1).
+        confidence: that it holds the true value (0–1).
         rounds: resamples that it rests on.
         dropped: resamples left out because the statistic did not exist in them (no pair was drawn).
     """
@@ -91,14 +95,14 @@ def bootstrap(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> dict[Key, Interval | None]:
-    """Percentile intervals of several figures at once, from the same resamples.
+    """Expanded percentile intervals of several figures at once, from the same resamples.
 
     Args:
         statistic: [n] image weights → name → figure; NaN where it does not exist. The names are the same
             for all weights.
         codes: [n] group codes 0 … G−1.
         rounds: resamples; with 0 there are no intervals.
-        confidence: share of resamples inside an interval, between 0 and 1.
+        confidence: of the intervals, between 0 and 1.
         seed: of ``numpy.random.PCG64``; the same codes, rounds and seed give the same resamples.
 
     Returns:
@@ -111,6 +115,8 @@ def bootstrap(
         raise ConfigError(f"bootstrap rounds: {rounds} is negative; 0 means no interval")
     if not 0 < confidence < 1:
         raise ConfigError(f"confidence: {confidence} is not between 0 and 1 (0.95 is usual)")
+    from scipy.special import ndtr, stdtrit
+
     n_groups = int(codes.max(initial=-1)) + 1
     rng = np.random.Generator(np.random.PCG64(seed))
     drawn: dict[Key, list[float]] = {}
@@ -118,7 +124,12 @@ def bootstrap(
         times = np.bincount(rng.integers(n_groups, size=n_groups), minlength=n_groups)
         for name, value in statistic(times[codes]).items():
             drawn.setdefault(name, []).append(value)
-    return {name: _percentiles(np.array(values), confidence) for name, values in drawn.items()}
+    tail = (1 - confidence) / 2
+    if n_groups > 1:
+        tail = float(ndtr((n_groups / (n_groups - 1)) ** 0.5 * stdtrit(n_groups - 1, tail)))
+    return {
+        name: _percentiles(np.array(values), tail, confidence) for name, values in drawn.items()
+    }
 
 
 def varying_pairs(tiers: IntArray, codes: IntArray, n_tiers: int) -> NDArray[np.bool_]:
@@ -199,11 +210,10 @@ def accuracy_interval(
     return found.get("accuracy")
 
 
-def _percentiles(values: FloatArray, confidence: float) -> Interval | None:
-    """The percentile interval of [R] resampled values; NaN are counted and left out."""
+def _percentiles(values: FloatArray, tail: float, confidence: float) -> Interval | None:
+    """The interval of [R] values without ``tail`` of them at either end; NaN are counted and left out."""
     kept = values[np.isfinite(values)]
     if not len(kept):
         return None
-    tail = (1 - confidence) / 2
     low, high = np.quantile(kept, [tail, 1 - tail])
     return Interval(float(low), float(high), confidence, len(kept), len(values) - len(kept))
