@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
-from scipy.stats import norm, t
 from sklearn import metrics as sklearn_metrics
 
 from mirip_fast.errors import ConfigError, DataError
@@ -271,7 +270,7 @@ def test_intervals_are_those_of_rows_that_are_repeated(seed: int) -> None:
     for interval, values in ((found, alone), (paired.interval, differences)):
         assert interval is not None and (interval.rounds, interval.dropped) == (80, 0)
         count = len(set(filter(None, names))) + list(names).count(None)
-        low = norm.cdf((count / (count - 1)) ** 0.5 * t.ppf(0.025, count - 1))
+        low = stats.norm.cdf((count / (count - 1)) ** 0.5 * stats.t.ppf(0.025, count - 1))
         expected = np.quantile(values, [low, 1 - low])
         assert [interval.low, interval.high] == pytest.approx(expected.tolist(), abs=1e-12)
 
@@ -339,7 +338,7 @@ def test_unknown_rather_than_made_up(scores: Any, tiers: Any, groups: Any, round
 
 def coverage(copies: int, use_groups: bool, trials: int = 100) -> float:
     """Share of intervals that hold the true accuracy; each image stands ``copies`` times in its group."""
-    truth = stats.norm.cdf(1 / np.sqrt(2))  # P(N(1, 1) > N(0, 1))
+    truth = stats.stats.norm.cdf(1 / np.sqrt(2))  # P(N(1, 1) > N(0, 1))
     rng = np.random.default_rng(11)
     hits = 0
     for trial in range(trials):

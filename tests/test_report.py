@@ -83,9 +83,11 @@ def test_figures_and_intervals_are_those_of_rows_that_are_repeated():
         found[codes[case["within"].index(row.name)]] = row.accuracy, row.interval
         assert row.name in known
     assert found.keys() == point.keys()
+    count = report.n_groups
+    tail = stats.norm.cdf((count / (count - 1)) ** 0.5 * stats.t.ppf(0.05, count - 1))
     for name, (value, interval) in found.items():
         assert value == pytest.approx(point[name], abs=1e-12), name
-        low, high = np.quantile([each[name] for each in drawn if name in each], [0.05, 0.95])
+        low, high = np.quantile([each[name] for each in drawn if name in each], [tail, 1 - tail])
         assert (interval.low, interval.high) == pytest.approx((low, high), abs=1e-12), name
 
     assert report.n_images == n and report.ndcg.keys() == {5, 20}
