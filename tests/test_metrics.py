@@ -338,7 +338,7 @@ def test_unknown_rather_than_made_up(scores: Any, tiers: Any, groups: Any, round
 
 def coverage(copies: int, use_groups: bool, trials: int = 100) -> float:
     """Share of intervals that hold the true accuracy; each image stands ``copies`` times in its group."""
-    truth = stats.stats.norm.cdf(1 / np.sqrt(2))  # P(N(1, 1) > N(0, 1))
+    truth = stats.norm.cdf(1 / np.sqrt(2))  # P(N(1, 1) > N(0, 1))
     rng = np.random.default_rng(11)
     hits = 0
     for trial in range(trials):
