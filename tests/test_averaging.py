@@ -105,13 +105,11 @@ def assert_judged(fit: HeadFit, folder: Path) -> None:
 def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, options: dict[str, object]) -> None:
     whole = run_in(tmp_path / "whole")
     make(**options).run(whole, Trackers({}))
-    for epoch in range(1, 7):
+    for epoch in (2, 4):
         run = run_in(tmp_path / str(epoch))
         fit = make(**options)
         fit.resume(load_checkpoint(whole.path / f"checkpoint_epoch_{epoch}.pt"))
         fit.run(run, Trackers({}))
-        if epoch == 6:
-            continue  # nothing was left to do
         first, second = load_checkpoint(whole.last), load_checkpoint(run.last)
         assert equal(first["model_state_dict"], second["model_state_dict"])
         of_training = [c["training_state"]["averaging"] for c in (first, second)]

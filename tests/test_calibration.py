@@ -8,7 +8,6 @@ import math
 import numpy as np
 import pytest
 from scipy.optimize import minimize, minimize_scalar
-from sklearn.linear_model import LogisticRegression
 from test_metrics import row_resamples
 
 from mirip_fast.errors import DataError
@@ -16,7 +15,6 @@ from mirip_fast.evaluation import reliability as module
 from mirip_fast.evaluation.calibration import (
     MIN_IMAGES,
     Calibration,
-    OrdinalModel,
     difference_blocks,
     fit_calibration,
     fit_ordinal,
@@ -51,28 +49,16 @@ def listed(scores, tiers, within=None) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("seed", "spread"), [(0, 1.0), (1, 0.01), (2, 300.0)])
-def test_temperature_is_that_of_a_logistic_regression(seed, spread):
+@pytest.mark.parametrize("inside", [False, True])
+def test_temperature_is_that_of_a_logistic_regression(seed, spread, inside):
     scores, tiers = graded(seed, 150)
     scores = scores * spread
-    fitted = fit_temperature(scores, tiers)
-    d = listed(scores, tiers)
-    assert (fitted.pairs, fitted.images, fitted.separated) == (len(d), 150, False)
+    within = np.random.default_rng(3).integers(-1, 4, 150) if inside else None
+    fitted = fit_temperature(scores, tiers, within)
+    d = listed(scores, tiers, within)
+    assert (fitted.pairs, fitted.separated) == (len(d), False)
     brute = minimize_scalar(lambda b: np.logaddexp(0, -b * d / spread).mean(), bounds=(1e-3, 30))
     assert fitted.value == pytest.approx(spread / brute.x, rel=1e-4)
-    sign = np.where(np.arange(len(d)) % 2, 1, -1)  # both classes, as sklearn wants
-    model = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-10, max_iter=500)
-    model.fit((d * sign / spread)[:, None], sign > 0)
-    assert fitted.value == pytest.approx(spread / model.coef_[0, 0], rel=1e-4)
-
-
-def test_temperature_inside_a_column():
-    scores, tiers = graded(3, 120)
-    within = np.random.default_rng(3).integers(-1, 4, 120)
-    d = listed(scores, tiers, within)
-    brute = minimize_scalar(lambda b: np.logaddexp(0, -b * d).mean(), bounds=(1e-3, 30))
-    fitted = fit_temperature(scores, tiers, within)
-    assert fitted.pairs == len(d)
-    assert fitted.value == pytest.approx(1 / brute.x, rel=1e-4)
 
 
 def test_temperature_of_many_images_starts_from_a_sample_and_ends_at_the_same():
@@ -122,25 +108,13 @@ def direct_likelihood(scores, tiers):
     return start[0], start[1:]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_ordinal_fit_is_the_likelihood_maximum(seed):
     scores, tiers = graded(seed, 200)
     model = fit_ordinal(scores, tiers, 4)
     slope, thresholds = direct_likelihood(scores, tiers)
     assert model.slope == pytest.approx(slope, rel=1e-4)
     np.testing.assert_allclose(model.thresholds, thresholds, rtol=1e-3, atol=1e-4)
-
-
-def test_ordinal_fit_recovers_the_truth():
-    rng = np.random.default_rng(0)
-    scores = rng.normal(3, 2, 20_000)
-    truth = OrdinalModel(4, (0, 1, 2, 3), 0.8, (-5.4, -3.4, -0.9), False)
-    chance = truth.probabilities(scores).cumsum(axis=1)
-    tiers = (rng.random(20_000)[:, None] > chance).sum(axis=1)
-    model = fit_ordinal(scores, tiers, 4)
-    assert model.slope == pytest.approx(0.8, abs=0.03)
-    np.testing.assert_allclose(model.thresholds, truth.thresholds, atol=0.12)
-    assert np.abs(model.probabilities(scores) - truth.probabilities(scores)).max() < 0.02
 
 
 def test_probabilities_are_probabilities():

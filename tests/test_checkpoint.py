@@ -8,6 +8,7 @@ import pickle
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -108,66 +109,50 @@ def test_foreign_and_damaged_files_are_told(tmp_path: Path) -> None:
         load_checkpoint(tmp_path)
 
 
-def no_space(*_: object) -> None:
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
-def test_a_full_disk_at_the_end_leaves_the_old_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def saved(tmp_path: Path) -> Iterator[Path]:
+    """A checkpoint that is still there, alone and unchanged, when the test ends."""
     path = tmp_path / "last_model.pt"
     save_checkpoint(path, content())
     before = path.read_bytes()
-    monkeypatch.setattr(os, "fsync", no_space)
-    with pytest.raises(DiskFullError, match=r"last_model\.pt.*are free"):
-        save_checkpoint(path, content())
+    yield path
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("kib", [0, 4, 300])
-def test_a_full_disk_in_the_middle_leaves_the_old_one(tmp_path: Path, kib: int) -> None:
-    path = tmp_path / "last_model.pt"
-    save_checkpoint(path, content())
-    before = path.read_bytes()
-    assert len(before) > 400 << 10
+@pytest.mark.parametrize("kib", [0, 300])
+def test_a_full_disk_in_the_middle_leaves_the_old_one(saved: Path, kib: int) -> None:
+    assert saved.stat().st_size > 400 << 10
     # The kernel itself refuses to let a file grow beyond the limit, in the midst of torch's writing.
     _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (kib << 10, hard))
     try:
         with pytest.raises(DiskFullError, match=r"last_model\.pt"):
-            save_checkpoint(path, content())
+            save_checkpoint(saved, content())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
-    load_checkpoint(path)
 
 
-def test_ctrl_c_in_the_middle_leaves_the_old_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_full_disk_at_the_end_leaves_the_old_one(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "last_model.pt"
-    save_checkpoint(path, content())
-    before = path.read_bytes()
+    def no_space(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    def stop(*_: object) -> None:
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(DiskFullError, match=r"last_model\.pt.*are free"):
+        save_checkpoint(saved, content())
+
+
+class Stopping:
+    """Pickled into the file, it stops the writing as Ctrl-C does."""
+
+    def __reduce__(self) -> tuple[object, ...]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mirip_fast.models.checkpoint.torch.save", stop)
+
+def test_ctrl_c_in_the_middle_leaves_the_old_one(saved: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        save_checkpoint(path, content())
-    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
-
-
-def test_an_interruption_inside_torch_is_not_hidden(tmp_path: Path) -> None:
-    class Stopping:
-        """Pickled into the file, it stops the writing."""
-
-        def __reduce__(self) -> tuple[object, ...]:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        save_checkpoint(tmp_path / "c.pt", content(epoch=Stopping()))
-    assert not list(tmp_path.iterdir())
+        save_checkpoint(saved, content(epoch=Stopping()))
 
 
 def test_a_folder_that_can_not_be_written_is_told_by_the_files_own_name(tmp_path: Path) -> None:

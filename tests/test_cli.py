@@ -262,6 +262,7 @@ def test_the_project_file_and_precedence(work: Path, capfd: pytest.CaptureFixtur
         (["embed", "data", "--backbone", "./nothing"], "no such folder"),
         (["embed", "data", *TINY, "--image-size", "5"], "smaller than one patch"),
         (["embed", "data", *TINY, "--patches", "grid:x"], "grid:K"),
+        (["embed", "data", *TINY, "--patches", "grid:99"], "largest is grid:2"),
         (["embed", "data", *TINY, "--device", "cuda:99"], "this machine has"),
         (["train"], "--head-only"),
         (["train", "--head-only"], "mirip-fast embed data/"),

@@ -30,14 +30,10 @@ from mirip_fast import (
     TrainingConfig,
     batch_compare,
 )
-from mirip_fast.config import EmbedConfig
-from mirip_fast.errors import BackboneError, CheckpointError, ConfigError, ImageError, TrainingError
-from mirip_fast.features.backbone_files import tiny_random_spec
-from mirip_fast.features.recipe import make_recipe
+from mirip_fast.errors import BackboneError, CheckpointError, ImageError, TrainingError
 from mirip_fast.models.checkpoint import KEYS, load_checkpoint
 from mirip_fast.models.head import RankingHead
 from mirip_fast.models.losses import PairLoss, pair_loss
-from mirip_fast.ranking.graded import choose_features
 
 BLOCKS = (
     """
@@ -285,11 +281,9 @@ def test_an_image_whose_side_is_no_multiple_of_the_patch_is_resized(work: Path) 
     image = Image.open(work / "image1.jpg")
     with torch.inference_mode():
         for side, whole in ((48, 42), (55, 42), (56, 56)):
-            odd = transforms.functional.to_tensor(
-                image.resize((side, side), Image.Resampling.BICUBIC)
-            )
-            even = transforms.functional.to_tensor(
-                image.resize((whole, whole), Image.Resampling.BICUBIC)
+            odd, even = (
+                transforms.functional.to_tensor(image.resize((n, n), Image.Resampling.BICUBIC))
+                for n in (side, whole)
             )
             a, b = model.extract(odd[None]), model.extract(even[None])
             assert torch.nn.functional.cosine_similarity(a, b) > 0.97
@@ -312,7 +306,7 @@ def test_batch_compare_names_the_file_that_it_can_not_read(
         batch_compare(model, [("image1.jpg", "torn.jpg")], transform)
 
 
-def test_a_frozen_backbone_stays_as_it_is(work: Path) -> None:
+def test_a_backbone_learns_and_is_saved_unless_it_is_frozen(work: Path) -> None:
     model = PairwiseRankingModel("tiny-random")
     model.train()
     assert not model.backbone.training and model.projector.training
@@ -320,11 +314,7 @@ def test_a_frozen_backbone_stays_as_it_is(work: Path) -> None:
     train, val = loaders(work)
     Trainer(model, TrainingConfig(max_epochs=1, learning_rate=1e-2, device="cpu")).fit(train, val)
     assert all(torch.equal(before[k], v) for k, v in model.backbone.state_dict().items())
-
-
-def test_a_trained_backbone_is_saved(work: Path) -> None:
     model = PairwiseRankingModel("tiny-random", freeze_backbone=False)
-    train, val = loaders(work)
     Trainer(model, TrainingConfig(max_epochs=1, device="cpu")).fit(train, val)
     state = load_checkpoint(work / "checkpoints" / "best_model.pt")["model_state_dict"]
     assert any(key.startswith("backbone.") for key in state)
@@ -407,11 +397,10 @@ def test_scores_and_labels_of_either_shape_are_the_same_pairs(
 def test_scores_of_another_shape_are_refused_by_their_shape(shape: tuple[int, ...]) -> None:
     images, labels = torch.zeros(8, 3, 2, 2), torch.ones(8)
     model = AuthorsModel(shape)
+    benchmarks = PerformanceBenchmarks(model, "cpu", image_size=2, batch_size=8)
     for call in (
         lambda: Evaluator(model, "cpu").evaluate([(images, images, labels)]),
-        lambda: PerformanceBenchmarks(
-            model, "cpu", image_size=2, batch_size=8
-        ).measure_training_step(),
+        benchmarks.measure_training_step,
         lambda: pair_loss(*model(images, images), labels),
         lambda: PairLoss()(model(images, images)[0], torch.arange(8)),
     ):
@@ -434,22 +423,8 @@ def test_any_module_is_trained_measured_and_compared(work: Path) -> None:
     assert one["score1"] == two["score2"] and {one["winner"], two["winner"]} == {"image1", "image2"}
 
 
-@pytest.fixture(scope="module")
-def head_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with images, and a command-line run on them with a backbone of its own."""
-    folder = tmp_path_factory.mktemp("head_run")
-    make_images(folder / "data")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        options = ["--backbone", "tiny-random", "--image-size", "28", "--workers", "0"]
-        assert run(["embed", "data", *options]) == 0
-        options = ["--epochs", "2", "--projector-hidden-dim", "24", "--projector-output-dim", "12"]
-        assert run(["train", "--head-only", "--features", "cls+mean", *options]) == 0
-    return folder
-
-
-def test_the_documents_inference_loads_a_command_line_run(head_run: Path) -> None:
-    (path,) = head_run.glob("runs/*/best_model.pt")
+def test_the_documents_inference_loads_a_command_line_run(headed: Path) -> None:
+    (path,) = headed.glob("runs/*/best_model.pt")
     checkpoint = torch.load(path)
     model = PairwiseRankingModel()
     model.load_state_dict(checkpoint["model_state_dict"])
@@ -462,11 +437,8 @@ def test_the_documents_inference_loads_a_command_line_run(head_run: Path) -> Non
         assert torch.equal(loaded.score(x), head.eval()(loaded.extract(x)))
 
 
-def test_commands_read_what_trainer_wrote(
-    head_run: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(head_run)
-    train, val = loaders(head_run)
+def test_commands_read_what_trainer_wrote(headed: Path) -> None:
+    train, val = loaders(headed)
     model = PairwiseRankingModel("tiny-random")
     config = TrainingConfig(max_epochs=1, checkpoint_dir="checkpoints", device="cpu")
     Trainer(model, config).fit(train, val)
@@ -474,7 +446,6 @@ def test_commands_read_what_trainer_wrote(
     assert run(["evaluate", "--checkpoint", "checkpoints/best_model.pt", *graded]) == 0
     assert run(["rank", "data/images", "--checkpoint", "checkpoints/best_model.pt"]) == 0
     assert len(pd.read_csv("ranking.csv")) == 40
-    capfd.readouterr()
 
 
 def foreign(path: Path, **more: object) -> PairwiseRankingModel:
@@ -508,7 +479,7 @@ def test_a_published_checkpoint_is_imported_without_running_it(
     assert load_checkpoint(path, ())["config"] == {"learning_rate": 1e-4}
 
 
-def test_weights_of_another_architecture_or_backbone_are_refused(head_run: Path) -> None:
+def test_weights_of_another_architecture_or_backbone_are_refused(headed: Path) -> None:
     state = PairwiseRankingModel("tiny-random").state_dict()
     state["score_head.5.weight"] = state.pop("score_head.layers.3.weight")
     state["score_head.4.weight"] = torch.zeros(7)
@@ -518,21 +489,10 @@ def test_weights_of_another_architecture_or_backbone_are_refused(head_run: Path)
         PairwiseRankingModel()(torch.zeros(1, 3, 28, 28), torch.zeros(1, 3, 28, 28))
 
 
-def test_a_grid_keeps_the_mean_that_a_head_sees_and_has_no_more_cells_than_patches() -> None:
-    spec = tiny_random_spec()
-    for patches in ("grid:4", "all"):
-        kinds = make_recipe(
-            EmbedConfig(image_size=56, patches=patches, layers="last"), spec, "fp32"
-        ).kinds
-        assert choose_features("auto", kinds) == "cls+mean"
-    with pytest.raises(ConfigError, match=r"4×4 patches.*largest is grid:4"):
-        make_recipe(EmbedConfig(image_size=56, patches="grid:99"), spec, "fp32")
-
-
 def test_a_wandb_setting_asks_for_wandb_and_the_folder_of_images_means_its_data_set(
-    head_run: Path, monkeypatch: pytest.MonkeyPatch
+    headed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(head_run)
+    monkeypatch.chdir(headed)
     started = []
     monkeypatch.setattr(
         "mirip_fast.training.trackers.WandbTracker",

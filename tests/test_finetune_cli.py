@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,10 @@ import fsspec
 import numpy as np
 import pytest
 import torch
+from forked import start
+from made_run import draw, make_data
 from mirip_fast_cli.main import run
 from PIL import Image
-from test_cli import TINY, draw, make_data
 
 from mirip_fast import PairwiseRankingModel
 from mirip_fast.ranking.scorer import load_score_model, score_files
@@ -28,37 +32,6 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     make_data(tmp_path / "data")
     return tmp_path
-
-
-class Restored:
-    """A working folder that is made once, by commands, and put back as it was for every test."""
-
-    def __init__(self, root: Path, images: int, *head_only: str):
-        self.place, self.kept = root / "work", root / "kept"
-        self.place.mkdir()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.chdir(self.place)
-            make_data(self.place / "data", images)
-            assert run(["embed", "data", *TINY]) == 0
-            assert run(["train", "--head-only", "--epochs", "4", *head_only]) == 0
-        self.place.rename(self.kept)
-
-    def __call__(self, monkeypatch: pytest.MonkeyPatch) -> Path:
-        shutil.rmtree(self.place, ignore_errors=True)
-        shutil.copytree(self.kept, self.place)
-        monkeypatch.chdir(self.place)
-        return self.place
-
-
-@pytest.fixture(scope="session")
-def one_head(tmp_path_factory: pytest.TempPathFactory) -> Restored:
-    return Restored(tmp_path_factory.mktemp("head"), 40)
-
-
-@pytest.fixture
-def headed(one_head: Restored, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder in which a head-only run has finished."""
-    return one_head(monkeypatch)
 
 
 def newest(work: Path, mode: str = "full") -> Path:
@@ -76,6 +49,12 @@ def loaded(path: Path) -> dict[str, Any]:
     content = torch.load(path, weights_only=True)
     assert isinstance(content, dict)
     return content
+
+
+def wait_for(folder: Path, pattern: str) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not list(folder.glob(pattern)):
+        time.sleep(0.005)
 
 
 def test_from_a_head_to_a_ranking(
@@ -118,10 +97,8 @@ def test_from_a_head_to_a_ranking(
 def test_a_numbered_checkpoint_and_a_moved_run_are_models_too(headed: Path) -> None:
     assert run([*FULL, "--save-every-n-epochs", "1", "--learning-rate", "1e-3"]) == 0
     folder = newest(headed)
-    assert (
-        run(["evaluate", "--checkpoint", str(folder / "checkpoint_epoch_1.pt"), "--split", "val"])
-        == 0
-    )
+    first = str(folder / "checkpoint_epoch_1.pt")
+    assert run(["evaluate", "--checkpoint", first, "--split", "val"]) == 0
     assert (folder / "backbone-checkpoint_epoch_1" / "model.safetensors").is_file()
     moved = headed / "elsewhere"
     folder.rename(moved)
@@ -147,51 +124,39 @@ def test_without_a_head_run_the_head_learns_first(
     (work / "data" / "images" / "broken.png").write_bytes(b"no image")
     with (work / "data" / "metadata.csv").open("a") as stream:
         stream.write("bad,broken.png,S,회화\n")
+    listed = [f"id{i:02d}" for i in range(0, 40, 3)]
+    (work / "near.csv").write_text("near_group,image_id\n" + "".join(f"near,{i}\n" for i in listed))
     options = ["--backbone", "tiny-random", "--image-size", "28", "--learning-rate", "1e-3"]
-    assert run([*FULL, "data", *options]) == 0
+    assert run([*FULL, "data", *options, "--near-groups", "near.csv"]) == 0
     err = capfd.readouterr().err
     assert "No finished head-only run" in err and "first 1: head only" in err
     assert "1 of 41 images can not be read and are left out" in err and "broken.png" in err
     weights = loaded(newest(work) / "best_model.pt")
     assert weights["config"]["embed"]["image_size"] == 28
-    assert run(["evaluate"]) == 0
-
-
-def test_near_duplicates_stay_in_one_split_of_a_plain_folder(work: Path) -> None:
-    listed = [f"id{i:02d}" for i in range(0, 40, 3)]
-    rows = "".join(f"near,{image_id}\n" for image_id in listed)
-    (work / "near.csv").write_text("near_group,image_id\n" + rows)
-    options = ["--backbone", "tiny-random", "--image-size", "28", "--near-groups", "near.csv"]
-    assert run([*FULL, "data", *options, "--debug"]) == 0
     with (newest(work) / "split.csv").open(encoding="utf-8-sig", newline="") as stream:
         table = {row["image_id"]: row for row in csv.DictReader(stream)}
     assert {table[image_id]["near_group"] for image_id in listed} == {"near"}
     assert len({table[image_id]["split"] for image_id in listed}) == 1
+    assert run(["evaluate"]) == 0
 
 
 def refused(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
     capfd.readouterr()
     assert run(arguments) == 1
-    return capfd.readouterr().err
+    error = capfd.readouterr().err
+    assert "Traceback" not in error
+    return error
 
 
-def test_another_backbone_or_preprocessing_is_refused(
+def test_what_can_not_be_is_told(
     headed: Path, model_dir: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
     runs = len(list((headed / "runs").iterdir()))
-    error = refused([*FULL, "--image-size", "42", "--resize", "pad"], capfd)
-    assert "image_size" in error and "resize" in error and "28" in error and "42" in error
-    assert "--init-from none" in error
-    error = refused([*FULL, "--backbone", str(model_dir("vit"))], capfd)
-    assert "backbone" in error and "model_type" in error
-    error = refused([*FULL, "--features", "mean"], capfd)
-    assert "head.features" in error and "has cls+mean" in error
-    assert len(list((headed / "runs").iterdir())) == runs
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
+    for options, *words in (
+        # Another backbone or preprocessing than the head's.
+        (["--image-size", "42", "--resize", "pad"], "image_size", "resize", "28", "42", "--init-from none"),
+        (["--backbone", str(model_dir("vit"))], "backbone", "model_type"),
+        (["--features", "mean"], "head.features", "has cls+mean"),
         (["--strategy", "last:9"], "has 4 blocks"),
         (["--init-from", "nowhere"], "--init-from nowhere"),
         (["--init-from", "none", "elsewhere"], "elsewhere"),
@@ -203,20 +168,12 @@ def test_another_backbone_or_preprocessing_is_refused(
         (["--report-to", "nobody"], "--report-to nobody"),
         (["--resume", "latest", "--output-dir", "empty"], "--resume latest"),
         (["--head-only"], "Say what to train"),
-    ],
-)
-def test_what_can_not_be_is_told(
-    headed: Path, options: list[str], message: str, capfd: pytest.CaptureFixture[str]
-) -> None:
-    error = refused([*FULL, *options], capfd)
-    assert message in error and "Traceback" not in error
-
-
-def test_options_of_the_other_mode_are_refused(
-    work: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+    ):  # fmt: skip
+        error = refused([*FULL, *options], capfd)
+        assert all(word in error for word in words), (options, error)
     error = refused(["train", "--head-only", "--strategy", "full", "--image-size", "28"], capfd)
     assert "--strategy" in error and "--image-size" in error and "only with --full" in error
+    assert len(list((headed / "runs").iterdir())) == runs
 
 
 def test_kept_images_and_workers_give_the_same_run(headed: Path) -> None:
@@ -343,3 +300,32 @@ def test_resume_latest_means_the_newest_of_its_kind(
     assert "was not written by `mirip-fast train --head-only`" in error
     error = refused(["train", "--full", "--resume", str(head)], capfd)
     assert "can not be resumed by `train --full`" in error
+
+
+LONG = [*FULL[:-4], "--epochs", "5", "--batch-size", "8", "--augment", "strong", "--mixup", "0.2",
+        "--stochastic-depth", "0.2", "--ema-decay", "0.9", "--learning-rate", "1e-3",
+        "--early-stopping-patience", "0", "--save-every-n-epochs", "1"]  # fmt: skip
+
+
+def test_killed_or_preempted_and_resumed_equals_uninterrupted(headed: Path) -> None:
+    """To the last bit."""
+    command = [*LONG, "--init-from", str(newest(headed, "head-only")), "--output-dir"]
+    assert run([*command, "whole"]) == 0
+    (whole,) = Path("whole").iterdir()
+    for how, expected in (("SIGKILL", -signal.SIGKILL), ("SIGUSR1", 75)):
+        (process,) = start(lambda how=how: run([*command, how]), 1, headed / "process")
+        wait_for(Path(how), "*/checkpoint_epoch_2.pt")
+        os.kill(process.pid, getattr(signal, how))
+        code, _, err = process.wait()
+        assert code == expected, "the training ended before it could be stopped"
+        (folder,) = Path(how).iterdir()
+        if how != "SIGKILL":
+            assert f"Stopped by {how}" in err and "--resume latest" in err
+            assert info(folder)["status"] == "interrupted"
+        assert run(["train", "--full", "--resume", "latest", "--output-dir", how]) == 0
+        for name in ("last_model.pt", "best_model.pt"):
+            a, b = (loaded(each / name)["model_state_dict"] for each in (whole, folder))
+            assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+        assert info(folder)["status"] == "finished"
+        epochs = [row.split(",")[0] for row in (folder / "history.csv").read_text().split()[1:]]
+        assert epochs == [str(i) for i in range(1, 6)]

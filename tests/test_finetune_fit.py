@@ -79,18 +79,9 @@ def test_it_learns(model_dir: ModelDir, tmp_path: Path) -> None:
     assert best["best_accuracy"] == result.best_accuracy and "training_state" not in best
 
 
-NOISE = {
-    "stochastic_depth": 0.5,
-    "patch_dropout": 0.3,
-    "mixup": 0.4,
-    "cutmix": 1.0,
-    "accumulation_steps": 2,
-}
+NOISE = {"stochastic_depth": 0.5, "patch_dropout": 0.3, "mixup": 0.4, "cutmix": 1.0, "accumulation_steps": 2}  # fmt: skip
 RESUMED = [
-    (1, "full", {}, {}),
     (6, "full", {"ema_decay": 0.9}, NOISE),
-    (4, "full", {"ema_decay": 0.9}, NOISE),
-    (5, "llrd", {"swa_start": 2}, {}),
     (5, "lora", {"ema_decay": 0.9}, NOISE),
     (4, "gradual", {}, {"unfreeze": "1:0,2:1,3:all", "gradient_checkpointing": True}),
     (7, "last:1", {"swa_start": 2}, NOISE),
@@ -151,28 +142,39 @@ def test_a_checkpoint_of_another_model_is_refused(model_dir: ModelDir, tmp_path:
             fit.resume(load_checkpoint(checkpoint))
 
 
-def test_out_of_memory_makes_smaller_micro_batches_of_the_same_batch(
-    model_dir: ModelDir, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    whole, small = make_run(tmp_path / "whole"), make_run(tmp_path / "small")
-    make_fit(model_dir("dinov2"), make_config()).run(whole)
-    fit = make_fit(model_dir("dinov2"), make_config())
-    model, biggest = fit.score, 0
+def out_of_memory(images: int, fit: FullFit, *, judging: bool) -> list[int]:
+    """From now on, ``fit`` has room for so many images at once; the numbers that it does take."""
+    sizes: list[int] = []
 
-    def tight(images: torch.Tensor) -> torch.Tensor:
-        nonlocal biggest
-        if len(images) > 3:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB")
-        biggest = max(biggest, len(images))
-        return model(images)
+    def tight(given: torch.Tensor) -> torch.Tensor:
+        if fit.model.training != judging:
+            if len(given) > images:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB")
+            sizes.append(len(given))
+        return fit.model(given)
 
     fit.score = tight
+    return sizes
+
+
+@pytest.fixture(scope="module")
+def whole(model_dir: ModelDir, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that had all the memory that it wanted."""
+    run = make_run(tmp_path_factory.mktemp("whole") / "run")
+    make_fit(model_dir("dinov2"), make_config()).run(run)
+    return run
+
+
+def test_out_of_memory_makes_smaller_micro_batches_of_the_same_batch(
+    model_dir: ModelDir, whole: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    small = make_run(tmp_path / "small")
+    fit = make_fit(model_dir("dinov2"), make_config())
+    sizes = out_of_memory(3, fit, judging=False)
     with caplog.at_level("WARNING", logger="mirip_fast"):
         fit.run(small)
-    assert fit.parts_per_step == 4 and biggest == 3
-    told = [
-        record.getMessage() for record in caplog.records if "Out of memory" in record.getMessage()
-    ]
+    assert fit.parts_per_step == 4 and max(sizes) == 2  # of batches of 8
+    told = [text for text in caplog.messages if "Out of memory" in text]
     assert len(told) == 2 and "4 micro-batches of at most 3 images" in told[1]
     first, second = (load_checkpoint(run.last)["model_state_dict"] for run in (whole, small))
     for name, value in first.items():
@@ -180,35 +182,12 @@ def test_out_of_memory_makes_smaller_micro_batches_of_the_same_batch(
             assert torch.allclose(value, second[name], atol=2e-5), name
 
 
-def test_an_image_that_does_not_fit_alone_ends_the_run_with_advice(
-    model_dir: ModelDir, tmp_path: Path
-) -> None:
-    fit = make_fit(model_dir("dinov2"), make_config())
-
-    def full(_: torch.Tensor) -> torch.Tensor:
-        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
-
-    fit.score = full
-    with pytest.raises(TrainingError, match=r"one image at a time.*--gradient-checkpointing"):
-        fit.run(make_run(tmp_path / "run"))
-
-
 def test_out_of_memory_while_judging_makes_smaller_passes(
-    model_dir: ModelDir, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    model_dir: ModelDir, whole: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    whole, small = make_run(tmp_path / "whole"), make_run(tmp_path / "small")
-    make_fit(model_dir("dinov2"), make_config()).run(whole)
+    small = make_run(tmp_path / "small")
     fit = make_fit(model_dir("dinov2"), make_config())
-    sizes: list[int] = []
-
-    def tight(images: torch.Tensor) -> torch.Tensor:
-        if not fit.model.training:
-            if len(images) > 3:
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB")
-            sizes.append(len(images))
-        return fit.model(images)
-
-    fit.score = tight
+    sizes = out_of_memory(3, fit, judging=True)
     with caplog.at_level("WARNING", logger="mirip_fast"):
         fit.run(small)
     told = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
@@ -225,14 +204,15 @@ def test_out_of_memory_while_judging_makes_smaller_passes(
     again.resume(load_checkpoint(small.last))
     assert again.evaluated_at_once == 3
 
-    def full(images: torch.Tensor) -> torch.Tensor:
-        if not again.model.training:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        return again.model(images)
 
-    again.score, again.epoch = full, 3
+@pytest.mark.parametrize("judging", [False, True])
+def test_an_image_that_does_not_fit_alone_ends_the_run_with_advice(
+    model_dir: ModelDir, tmp_path: Path, judging: bool
+) -> None:
+    fit = make_fit(model_dir("dinov2"), make_config())
+    out_of_memory(0, fit, judging=judging)
     with pytest.raises(TrainingError, match=r"one image at a time.*--gradient-checkpointing"):
-        again.run(small)
+        fit.run(make_run(tmp_path / "run"))
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_rates(
@@ -258,12 +238,8 @@ def test_averages_are_what_is_judged_and_kept(
     assert not torch.equal(raw[name], kept[name])
     assert torch.equal(last["model_state_dict"][name.removeprefix("head.")], kept[name])
     if kind == "swa":
-        ends = [
-            load_checkpoint(run.path / f"checkpoint_epoch_{e}.pt")["training_state"]["learning"][
-                name
-            ]
-            for e in (3, 4)
-        ]
+        files = [run.path / f"checkpoint_epoch_{epoch}.pt" for epoch in (3, 4)]
+        ends = [load_checkpoint(path)["training_state"]["learning"][name] for path in files]
         assert torch.allclose(kept[name], torch.stack(ends).mean(0), atol=1e-7)
         rates = [float(row["learning_rate"]) for row in run.history()]
         assert rates[1] == rates[2] == rates[3]

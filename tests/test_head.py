@@ -31,16 +31,6 @@ def test_the_documents_layers() -> None:
     assert head(torch.randn(5, 1024)).shape == (5,)
 
 
-def test_widths_and_dropout_are_settings() -> None:
-    config = HeadConfig(
-        projector_hidden_dim=7, projector_output_dim=6, score_hidden_dim=5, projector_dropout=0.3
-    )
-    head = RankingHead(9, config)
-    shapes = [tuple(p.shape) for p in head.parameters() if p.dim() == 2]
-    assert shapes == [(7, 9), (6, 7), (5, 6), (1, 5)]
-    assert [m.p for m in head.modules() if isinstance(m, nn.Dropout)] == [0.3, 0.3]
-
-
 def test_the_head_against_its_formula_in_double_precision() -> None:
     projector, score_head = Projector(12, 10, 8).eval().double(), ScoreHead(8, 6).eval().double()
     p = {name: value.detach().numpy() for name, value in projector.named_parameters()}
@@ -65,27 +55,17 @@ def test_the_head_against_its_formula_in_double_precision() -> None:
     np.testing.assert_allclose(score_head(embeddings).detach().numpy(), expected, atol=1e-12)
 
 
-@pytest.mark.parametrize("n", [0, 1, 7, 8192, 9000])
-def test_numpy_head_equals_torch(n: int) -> None:
-    head = RankingHead(24, NARROW).eval()
-    features = np.random.default_rng(0).standard_normal((n, 24)).astype(np.float32) * 5
-    with torch.no_grad():
-        expected = head(torch.from_numpy(features)).numpy()
-    scores = numpy_of(head)(features)
-    assert scores.shape == (n,) and scores.dtype == np.float32
-    np.testing.assert_allclose(scores, expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("scale", [0.0, 1e-4, 300.0])
-def test_numpy_head_equals_torch_on_trained_looking_weights(scale: float) -> None:
+@pytest.mark.parametrize("n", [0, 1, 9000])
+@pytest.mark.parametrize("scale", [0.0, 1e-4, 5.0, 300.0])
+def test_numpy_head_equals_torch(n: int, scale: float) -> None:
     head = RankingHead(24, NARROW).eval()
     with torch.no_grad():
         for parameter in head.parameters():  # norms and biases that are not 1 and 0
             parameter.add_(torch.randn_like(parameter))
-        features = (torch.randn(50, 24) * scale + 1).half().float()
+        features = (torch.randn(n, 24) * scale + 1).half().float()
         expected = head(features).numpy()
     scores = numpy_of(head)(features.numpy().astype(np.float16))
-    assert np.ptp(expected) > 0 or scale == 0
+    assert scores.shape == (n,) and scores.dtype == np.float32
     np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-4 if scale > 1 else 1e-5)
 
 

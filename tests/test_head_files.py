@@ -74,15 +74,9 @@ def test_an_ensemble_is_the_mean_of_standardised_members(
     members = [Member(head(0), 3.0, 0.5), Member(head(1), -100.0, 20.0)]
     model = load_score_model(save_ensemble(tmp_path, members, INFO))
     assert model.info == INFO
-    expected = np.array(
-        [
-            [
-                ((float(head(0)(row[None])[0]) - 3) / 0.5 + (float(head(1)(row[None])[0]) + 100) / 20) / 2
-                for row in views
-            ]
-            for views in features
-        ]
-    )  # fmt: skip
+    rows = features.reshape(-1, 5)
+    parts = (head(0)(rows) - 3) / 0.5, (head(1)(rows) + 100) / 20
+    expected = np.mean(parts, axis=0).reshape(9, 2)
     store = object()
     views = model.score_views(store, [b""] * 9)  # type: ignore[arg-type]
     assert views.shape == (9, 2)

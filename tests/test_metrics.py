@@ -17,7 +17,6 @@ from mirip_fast.evaluation import metrics
 from mirip_fast.evaluation.bootstrap import (
     accuracy_interval,
     bootstrap,
-    group_codes,
     paired_bootstrap,
 )
 from mirip_fast.evaluation.metrics import PairCounter, pairwise_accuracy
@@ -54,7 +53,7 @@ def summed(table: dict[Any, list[float]], place: Any) -> dict[Any, list[float]]:
     return result
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(16))
 def test_pairs_are_counted_as_in_the_double_loop(seed: int) -> None:
     scores, tiers, within, n_tiers, weights = random_case(seed)
     rows = np.repeat(np.arange(len(scores)), weights)
@@ -76,7 +75,7 @@ def test_pairs_are_counted_as_in_the_double_loop(seed: int) -> None:
             pairwise_accuracy(scores, tiers, within, weights)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(12))
 def test_figures_are_those_of_scipy_and_scikit_learn(seed: int) -> None:
     scores, tiers, _, n_tiers, weights = random_case(seed)
     rng = np.random.default_rng(seed)
@@ -145,10 +144,6 @@ def test_counts_beyond_32_bits_without_listing_pairs() -> None:
         tracemalloc.stop()
 
 
-def test_half_precision_scores_tie_as_they_are() -> None:
-    assert pairwise_accuracy(np.array([1.0001, 1.0], dtype=np.float16), [0, 1]) == 0.5
-
-
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize(
     "figure",
@@ -165,12 +160,6 @@ def test_a_score_that_is_not_finite_is_named(figure: Any, bad: float) -> None:
         figure([0.0, bad, 1.0], [0, 1, 2])
 
 
-@pytest.mark.parametrize("scores, tiers", [([1.0, 2.0], [1, 1]), ([1.0], [0]), ([], [])])
-def test_no_pair_is_an_error(scores: Any, tiers: Any) -> None:
-    with pytest.raises(DataError, match="at least two tiers"):
-        pairwise_accuracy(scores, tiers)
-
-
 @pytest.mark.parametrize(
     "tiers, message",
     [
@@ -185,6 +174,9 @@ def test_unfit_tiers(tiers: Any, message: str) -> None:
         PairCounter([1.0, 2.0], tiers, 3)
     with pytest.raises(DataError, match=message):
         metrics.ndcg_at_k([1.0, 2.0], tiers, 1, 3)
+    for scores, same in (([1.0, 2.0], [1, 1]), ([1.0], [0]), ([], [])):
+        with pytest.raises(DataError, match="at least two tiers"):
+            pairwise_accuracy(scores, same)
 
 
 def test_what_is_not_defined_is_nan() -> None:
@@ -220,14 +212,6 @@ def test_quota_keeps_the_tier_shares_and_never_profits_from_the_order_of_the_row
         again = metrics.tiers_by_quota(scores[shuffled], tiers[shuffled])
         assert (again == predicted[shuffled]).all()
     assert (metrics.tiers_by_quota(np.zeros(9), [0, 0, 0, 1, 1, 2, 2, 2, 2]) == 1).all()
-
-
-def test_codes() -> None:
-    assert metrics.codes_of(["회화", "", "조소", None, "회화"]).tolist() == [0, -1, 1, -1, 0]
-    assert group_codes(["b", None, "a", "", "b", None], 6).tolist() == [0, 1, 2, 3, 0, 4]
-    assert group_codes(None, 3).tolist() == [0, 1, 2]
-    with pytest.raises(DataError, match="2 values, but there are 3"):
-        group_codes(["a", "b"], 3)
 
 
 def make_case(seed: int, n: int = 40) -> tuple[Any, ...]:
@@ -304,21 +288,6 @@ def test_any_figure_can_be_drawn_and_the_seed_decides() -> None:
             bootstrap(figures, codes, **settings)  # type: ignore[arg-type]
         with pytest.raises(ConfigError):
             paired_bootstrap([1.0, 2.0], [1.0, 2.0], [0, 1], **settings)  # type: ignore[arg-type]
-
-
-def test_a_paired_interval_of_alike_scores_is_narrow() -> None:
-    rng = np.random.default_rng(0)
-    tiers = rng.integers(0, 4, 200)
-    scores = rng.normal(size=200) - tiers
-    same = paired_bootstrap(scores, 3 * scores + 1, tiers, rounds=100)
-    assert same.interval is not None
-    assert (same.difference, same.interval.low, same.interval.high) == (0, 0, 0)
-    alike = paired_bootstrap(
-        scores, scores + rng.normal(size=200) * 0.1, tiers, rounds=200
-    ).interval
-    alone = accuracy_interval(scores, tiers, rounds=200)
-    assert alike is not None and alone is not None
-    assert alike.high - alike.low < 0.5 * (alone.high - alone.low)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,6 @@
 """One report: its figures are those of the metrics, its JSON is plain, its mistakes the worst."""
 
 import json
-import subprocess
-import sys
 from collections import Counter
 
 import numpy as np
@@ -94,11 +92,8 @@ def test_figures_and_intervals_are_those_of_rows_that_are_repeated():
     assert report.tier_counts == tuple(np.bincount(tiers, minlength=4))
     named = {group for group in case["groups"] if group}
     assert report.n_groups == len(named) + case["groups"].count(None)
-    assert [(row.name, row.worse) for row in report.tier_pairs] == [
-        ("S", "A"),
-        ("S", "C"),
-        ("A", "C"),
-    ]
+    ordered = [("S", "A"), ("S", "C"), ("A", "C")]
+    assert [(row.name, row.worse) for row in report.tier_pairs] == ordered
     assert report.n_pairs == sum(row.pairs for row in report.tier_pairs)
     assert report.within_pairs == sum(row.pairs for row in report.within_values)
     assert report.spearman_images == (~np.isnan(grades)).sum() < n
@@ -161,16 +156,10 @@ def test_undefined_figures_are_none_and_said():
     assert "no sign of certainty" in report.to_table()
 
 
-@pytest.mark.parametrize("numbers", [np.float32, np.float64])
-def test_lists_and_arrays_alike(numbers):
-    case = make_case()
-    case["scores"] = case["scores"].astype(numbers)
-    lists = {**case, "scores": case["scores"].tolist(), "tiers": case["tiers"].tolist()}
-    assert judged(case) == judged(lists)
-
-
 def test_what_can_not_be_judged_is_named():
     case = make_case()
+    lists = {**case, "scores": case["scores"].tolist(), "tiers": case["tiers"].tolist()}
+    assert judged(case) == judged(lists)
     bad = case["scores"].copy()
     bad[7] = np.nan
     with pytest.raises(DataError, match="그림-7.png"):
@@ -221,7 +210,7 @@ def greedy(scores, tiers, k, within, cap):
     return taken
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(6))
 def test_worst_mistakes_are_those_of_the_full_list(seed):
     rng = np.random.default_rng(seed)
     n = int(rng.integers(3, 60))
@@ -276,12 +265,3 @@ def test_the_report_holds_a_calibration_against_the_images():
     few = fit_calibration(scores[:20], tiers[:20], NAMES, source="validation")
     unknown = judged(case, calibration=few)
     assert unknown.probabilities is None and "20 held-out works (validation)" in unknown.to_table()
-
-
-def test_importing_it_loads_nothing_heavy():
-    code = (
-        "import sys; import mirip_fast.evaluation.report; "
-        "sys.exit(str([m for m in ('torch', 'pandas', 'scipy') if m in sys.modules] or ''))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stderr.strip() == ""

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 from made_evaluation import made_report
+from made_run import TINY, Restored
 from mirip_fast_cli.main import run
 from PIL import Image
-from test_cli import TINY, make_data
 
-from mirip_fast.evaluation import plots
-from mirip_fast.evaluation.plots import draw_report, tier_colours
+from mirip_fast.evaluation.plots import draw_report
 from mirip_fast.ranking.finished import plot_curves, read_curves
 from mirip_fast.training.run_folder import Run
 
@@ -51,33 +50,6 @@ def test_whatever_is_judged_is_drawn(
             assert picture.format == "PNG" and min(picture.size) > 200
 
 
-def test_the_violins_are_given_the_scores_of_their_tier(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from matplotlib.axes import Axes
-
-    given = []
-    original = Axes.violinplot
-
-    def noted(self: Axes, dataset: Any, **options: Any) -> Any:
-        given.append((options["positions"], dataset))
-        return original(self, dataset, **options)
-
-    monkeypatch.setattr(Axes, "violinplot", noted)
-    report = made_report()
-    plots.plot_scores_by_tier(tmp_path / "v.png", report, "made")
-    assert [positions for positions, _ in given] == [[3], [2], [1], [0]]  # the best on top
-    for tier, (_, scores) in enumerate(given):
-        np.testing.assert_array_equal(scores, report.scores[report.tiers == tier])
-
-
-def test_tier_colours_grow_lighter() -> None:
-    for count in (1, 4, 26):
-        colours = tier_colours(count)
-        light = [sum(int(colour[i : i + 2], 16) for i in (1, 3, 5)) for colour in colours]
-        assert len(colours) == count and light == sorted(light)
-
-
 def test_curves_of_folds_are_read_in_their_order(tmp_path: Path) -> None:
     head = "epoch,train/loss,val/loss,train/accuracy,val/accuracy\n"
     (tmp_path / "folds.json").write_text('{"fold_of": [0, 1, 2, -1]}')
@@ -95,30 +67,22 @@ def test_curves_of_folds_are_read_in_their_order(tmp_path: Path) -> None:
     assert read_curves(Run(tmp_path / "nothing")) == []
 
 
+@pytest.fixture(scope="session")
+def eighty(tmp_path_factory: pytest.TempPathFactory) -> Restored:
+    return Restored(tmp_path_factory.mktemp("eighty"), 80, ["embed", "data", *TINY])
+
+
 @pytest.fixture
-def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    make_data(tmp_path / "data", 80)
-    assert run(["embed", "data", *TINY]) == 0
-    return tmp_path
+def work(eighty: Restored, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return eighty(monkeypatch)
 
 
 def pictures(folder: Path) -> set[str]:
     return {path.name for path in folder.glob("*.png")}
 
 
-TRAIN = [
-    "train",
-    "--head-only",
-    "--epochs",
-    "3",
-    "--test-ratio",
-    "0.3",
-    "--train-ratio",
-    "0.4",
-    "--val-ratio",
-    "0.3",
-]
+TRAIN = [*("train", "--head-only", "--epochs", "3"), *("--test-ratio", "0.3"),
+         *("--train-ratio", "0.4", "--val-ratio", "0.3")]  # fmt: skip
 
 
 def test_train_and_evaluate_leave_their_pictures(

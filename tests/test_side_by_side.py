@@ -7,25 +7,31 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_run import TINY, Restored
 from mirip_fast_cli.main import run
 from sklearn.linear_model import RidgeCV
 from sklearn.preprocessing import StandardScaler
-from test_cli import TINY, make_data
 
+from mirip_fast.config import Config
 from mirip_fast.evaluation.bootstrap import paired_bootstrap
 from mirip_fast.ranking.baselines import ridge_scores
+from mirip_fast.ranking.evaluate import evaluate_side_by_side, evaluate_split, pick_model
 from mirip_fast.training.run_folder import accept_files
 
 
-@pytest.fixture
-def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    make_data(tmp_path / "data", 80)
-    assert run(["embed", "data", *TINY]) == 0
+@pytest.fixture(scope="session")
+def two_runs(tmp_path_factory: pytest.TempPathFactory) -> Restored:
     head = ["train", "--head-only", "--test-ratio", "0.3", "--train-ratio", "0.6"]
-    assert run([*head, "--epochs", "1", "--name", "one"]) == 0
-    assert run([*head, "--epochs", "20", "--name", "twenty", "--learning-rate", "1e-3"]) == 0
-    return tmp_path
+    return Restored(
+        tmp_path_factory.mktemp("runs"), 80, ["embed", "data", *TINY],
+        [*head, "--epochs", "1", "--name", "one"],
+        [*head, "--epochs", "20", "--name", "twenty", "--learning-rate", "1e-3"],
+    )  # fmt: skip
+
+
+@pytest.fixture
+def work(two_runs: Restored, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return two_runs(monkeypatch)
 
 
 def folder(work: Path, name: str) -> str:
@@ -71,14 +77,10 @@ def test_runs_stand_side_by_side(work: Path, capfd: pytest.CaptureFixture[str]) 
 
 
 def test_the_difference_is_that_of_the_paired_bootstrap(work: Path) -> None:
-    from mirip_fast.config import Config
-    from mirip_fast.ranking.evaluate import evaluate_side_by_side, evaluate_split, pick_model
-
     models = [pick_model(Path(folder(work, name)), Path("runs")) for name in ("one", "twenty")]
-    reports = [evaluate_split(model, "test", Config()).report for model in models]
+    first, second = (evaluate_split(model, "test", Config()).report for model in models)
     result = evaluate_side_by_side(models, "test", Config())
-    first, second = (np.asarray(report.scores) for report in reports)
-    expected = paired_bootstrap(second, first, reports[0].tiers)
+    expected = paired_bootstrap(second.scores, first.scores, first.tiers)
     assert result.rows[1].difference == expected
 
 
@@ -128,30 +130,21 @@ def test_the_ridge_regression_is_that_of_scikit_learn() -> None:
         np.testing.assert_allclose(found - found.mean(), expected - expected.mean(), atol=1e-4)
 
 
-def test_other_splits_are_refused(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert (
-        run(["train", "--head-only", "--epochs", "1", "--split-seed", "7", "--name", "other"]) == 0
-    )
+def test_what_can_not_be_compared_is_refused(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    runs = [folder(work, "one"), folder(work, "twenty")]
+    other = ["--epochs", "1", "--split-seed", "7", "--name", "other"]
+    assert run(["train", "--head-only", *other]) == 0
     capfd.readouterr()
-    assert run(["evaluate", folder(work, "one"), folder(work, "other")]) == 1
+    assert run(["evaluate", runs[0], folder(work, "other")]) == 1
     err = capfd.readouterr().err
     assert "differ: 24 and 8 images" in err and "--split-seed" in err
-
-
-def test_other_grades_are_refused(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    path = work / folder(work, "twenty") / "split.csv"
+    assert run(["evaluate", *runs, "--test-data", "data/metadata.csv"]) == 1
+    assert "leave out --checkpoint" in capfd.readouterr().err
+    path = work / runs[1] / "split.csv"
     lines = path.read_text(encoding="utf-8").splitlines()
     at = next(i for i, line in enumerate(lines) if ",test," in line and ",S," in line)
     lines[at] = lines[at].replace(",S,", ",C,")
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     accept_files(path.parent)
-    assert run(["evaluate", folder(work, "one"), folder(work, "twenty")]) == 1
+    assert run(["evaluate", *runs]) == 1
     assert "1 of them graded differently" in capfd.readouterr().err
-
-
-def test_options_of_one_model_do_not_go_with_several(
-    work: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    runs = [folder(work, "one"), folder(work, "twenty")]
-    assert run(["evaluate", *runs, "--test-data", "data/metadata.csv"]) == 1
-    assert "leave out --checkpoint" in capfd.readouterr().err

@@ -10,14 +10,14 @@ import threading
 from pathlib import Path
 
 import pytest
+from made_run import TINY, draw
 from mirip_fast_cli.main import run
-from test_embed import draw
 
 SIGNALS = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 
 #: What every script begins with; ``told`` signals this very process.
 BEGIN = """
-import os, signal, sys, time
+import atexit, ctypes, os, signal, sys, threading, time
 import click
 from mirip_fast_cli import interrupted, main
 
@@ -32,11 +32,10 @@ def say(text):
 def instead(body):
     main._Commands.get_command = lambda *_: click.command("config")(body)
     sys.argv[1:] = ["config"]
+    main.main()
 """
 
-EMBED = (
-    BEGIN
-    + """
+EMBED = """
 from mirip_fast.features.engine import Engine
 
 stop, finish = Engine.stop, Engine.finish
@@ -54,11 +53,12 @@ def cleaning_up(engine):
 Engine.finish, Engine.stop = first, cleaning_up
 main.main()
 """
-)
+AT_ONCE = "Ended at once. What was committed before is kept."
+STOPPED = "Stopped. What was saved is kept. The same command goes on from there."
 
-HANGING = (
-    BEGIN
-    + """
+#: What happens → the command's body, its exit status and what is said in the end.
+CASES = {
+    "a later signal ends a clean-up that hangs": ("""
 interrupted._AT_ONCE_AFTER_SECONDS = 1.0
 
 def hang():
@@ -74,35 +74,13 @@ def hang():
         time.sleep(30)
 
 instead(hang)
-main.main()
-"""
-)
-
-TYPED_AGAIN = (
-    BEGIN
-    + """
-interrupted._SENT_TOGETHER_SECONDS = 0.0
-
-def clean_up():
-    try:
-        told()
-        time.sleep(30)
-    finally:
-        told()
-
-instead(clean_up)
-main.main()
-"""
-)
-
-STUCK = (
-    BEGIN
-    + """
-import threading
+""", 130, f"still there\n\n{AT_ONCE}\n"),
+    # As a process does that waits for one that is gone, in torch's or a driver's code, to which Python's
+    # handlers do not get: the signals are blocked for this thread alone.
+    "a second signal ends code that never comes back": ("""
 interrupted._SENT_TOGETHER_SECONDS = interrupted._AT_ONCE_AFTER_SECONDS = 0.1
 
 def be_stuck():
-    # In C code, to which Python's handlers do not get: the signals are blocked for this thread alone.
     signal.pthread_sigmask(signal.SIG_BLOCK, {number})
 
     def signals():
@@ -112,18 +90,12 @@ def be_stuck():
             told()
 
     threading.Thread(target=signals).start()
-    import ctypes
     ctypes.CDLL(None).sleep(30)
 
 instead(be_stuck)
-main.main()
-"""
-)
-
-BUSY = (
-    BEGIN
-    + """
-import threading
+""", 130, f"{AT_ONCE}\n"),
+    # It would be ended inside torch, which C++ takes for a fault of the program.
+    "a thread that works on does not abort the process": ("""
 import torch
 from mirip_fast.threads import WorkThread
 
@@ -141,15 +113,8 @@ def leave_a_thread_behind():
     time.sleep(30)
 
 instead(leave_a_thread_behind)
-main.main()
-"""
-)
-
-LATE = (
-    BEGIN
-    + """
-import atexit
-
+""", 130, f"{STOPPED}\n"),
+    "a signal after the end changes nothing": ("""
 class Last:
     def __del__(self, kill=os.kill, process=os.getpid(), number=number):  # in the interpreter's very end
         kill(process, number)
@@ -163,13 +128,9 @@ def done():
     click.echo("the results")
 
 instead(done)
-main.main()
-"""
-)
-
-IGNORED = (
-    BEGIN
-    + """
+""", 0, "the results\n"),
+    # A shell has jobs in the background ignore Ctrl-C.
+    "a signal that was ignored stays so": ("""
 signal.signal(number, signal.SIG_IGN)
 
 def work():
@@ -177,44 +138,47 @@ def work():
     click.echo("the results")
 
 instead(work)
-main.main()
+""", 0, "the results\n"),
+}  # fmt: skip
+
+TYPED_AGAIN = """
+interrupted._SENT_TOGETHER_SECONDS = 0.0
+
+def clean_up():
+    try:
+        told()
+        time.sleep(30)
+    finally:
+        told()
+
+instead(clean_up)
 """
-)
 
 
 def ended(script: str, number: int, *arguments: str, cwd: Path | None = None) -> tuple[int, str]:
     """Exit status and what was said."""
     done = subprocess.run(
-        [sys.executable, "-c", script, str(int(number)), *arguments],
+        [sys.executable, "-c", BEGIN + script, str(int(number)), *arguments],
         cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120, check=False,
     )  # fmt: skip
     return done.returncode, done.stdout
 
 
-@SIGNALS
-def test_signals_during_the_clean_up_do_not_break_it_off(tmp_path: Path, number: int) -> None:
+def test_signals_during_the_clean_up_do_not_break_it_off(tmp_path: Path) -> None:
     for i in range(3):
-        draw(tmp_path / "data" / f"{i}.png", i)
-    tiny = ("--backbone", "tiny-random", "--image-size", "28", "--workers", "0")
-    code, said = ended(EMBED, number, "embed", "data", *tiny, cwd=tmp_path)
+        draw(tmp_path / "data" / f"{i}.png", 0.5, i)
+    code, said = ended(EMBED, signal.SIGINT, "embed", "data", *TINY, cwd=tmp_path)
     assert code == 130, said
     assert "the engine has stopped" in said and "Stopped. What was saved is kept." in said
     assert "Traceback" not in said and "Exception" not in said
 
 
 @SIGNALS
-def test_a_clean_up_that_hangs_is_ended_by_a_later_signal(number: int) -> None:
-    code, said = ended(HANGING, number)
-    assert code == 130 and said.split("\n") == [
-        "still there", "", "Ended at once. What was committed before is kept.", "",
-    ]  # fmt: skip
-
-
-@SIGNALS
-def test_code_that_never_comes_back_is_ended_after_a_second_signal(number: int) -> None:
-    """As a process does that waits for one that is gone, in torch's or a driver's code."""
-    code, said = ended(STUCK, number)
-    assert (code, said.strip()) == (130, "Ended at once. What was committed before is kept.")
+@pytest.mark.parametrize("what", CASES)
+def test_a_signal(what: str, number: int) -> None:
+    script, code, said = CASES[what]
+    found, heard = ended(script, number)
+    assert (found, heard.strip()) == (code, said.strip())
 
 
 @SIGNALS
@@ -223,26 +187,6 @@ def test_who_presses_again_is_told_when_that_will_do_something(number: int) -> N
     typed = number == signal.SIGINT
     assert code == 130 and ("seconds at most it will be ended at once" in said) == typed
     assert "Stopped. What was saved is kept." in said
-
-
-def test_a_thread_that_works_on_does_not_abort_the_process() -> None:
-    """It would be ended inside torch, which C++ takes for a fault of the program."""
-    code, said = ended(BUSY, signal.SIGTERM)
-    assert (code, said.strip()) == (
-        130,
-        "Stopped. What was saved is kept. The same command goes on from there.",
-    )
-
-
-@SIGNALS
-def test_a_signal_after_the_end_changes_nothing(number: int) -> None:
-    assert ended(LATE, number) == (0, "the results\n")
-
-
-@SIGNALS
-def test_a_signal_that_was_ignored_stays_so(number: int) -> None:
-    """A shell has jobs in the background ignore Ctrl-C."""
-    assert ended(IGNORED, number) == (0, "the results\n")
 
 
 def said_by(*arguments: str, cwd: Path, before: str = "") -> tuple[int, str]:
@@ -259,12 +203,9 @@ def test_a_working_folder_that_is_gone_is_told(tmp_path: Path) -> None:
     assert code == 1 and "Error: The working folder is gone" in said and said.count("\n") == 1
 
 
-TINY = ("--backbone", "tiny-random", "--image-size", "28", "--workers", "0")
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits address space")
 def test_too_tight_a_limit_of_memory_is_named(tmp_path: Path) -> None:
-    draw(tmp_path / "data" / "0.png", 0)
+    draw(tmp_path / "data" / "0.png", 0.5, 0)
     code, said = said_by("embed", "data", *TINY, cwd=tmp_path, before="ulimit -v 307200;")
     assert code == 1 and "this process may have 300 MiB (ulimit -v)" in said, said
     assert "fault of mirip-fast" not in said and "Traceback" not in said
@@ -276,7 +217,7 @@ def test_threads_that_are_not_to_be_had_are_told(
     def refuse(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    draw(tmp_path / "data" / "0.png", 0)
+    draw(tmp_path / "data" / "0.png", 0.5, 0)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(threading.Thread, "start", refuse)
     assert run(["embed", "data", *TINY]) == 1
