@@ -169,7 +169,7 @@ def test_stopped_resumed_and_trained_in_parts_it_is_the_same(folded_heads: Path)
 
 
 def test_processes_train_folds_together(folded_heads: Path) -> None:
-    command = [*FOLDED, "--device", "cpu", "--epochs", "1", "--output-dir", "many"]
+    command = [*FOLDED, "--device", "cpu", "--output-dir", "many"]
     command += ["--init-from", str(newest(folded_heads, "folds"))]
     ended = finish(start(lambda: run(command), 2, folded_heads / "ranks"))
     assert [code for code, _, _ in ended] == [0, 0], ended
