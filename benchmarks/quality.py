@@ -41,10 +41,10 @@ from mirip_fast.evaluation.reliability import reliability
 from mirip_fast.evaluation.text_table import format_table
 from mirip_fast.features.datasets import newest_graded
 from mirip_fast.features.neighbours import groups_of, unit
-from mirip_fast.features.pooling import layer_of
+from mirip_fast.features.recipe import layer_of
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.models.gp import normal_scores
-from mirip_fast.portfolio.rank_intervals import rank_intervals, ranks_of
+from mirip_fast.portfolio.ranking import rank_intervals, ranks_of
 from mirip_fast.ranking.readouts import left_out_together
 from mirip_fast.ranking.rows import read_features
 from mirip_fast.runtime import cpu_threads
