@@ -13,7 +13,7 @@ from PIL import Image
 
 from mirip_fast.config import Config
 from mirip_fast.data.manifest import read_manifest
-from mirip_fast.data.records import DataOptions
+from mirip_fast.data.table import DataOptions
 from mirip_fast.features.datasets import save_dataset
 from mirip_fast.features.outcomes import Outcome
 from mirip_fast.features.phase_one import open_hashes, prepare
@@ -89,10 +89,10 @@ def made_cache(folder: Path, n: int, width: int = 1024) -> tuple[Path, Path]:
         patches="none", cache_dir=str(cache),
     )  # fmt: skip
     manifest = read_manifest(data / "metadata.csv", DataOptions.from_config(config.data))
-    order = [int(record.image_id) for record in manifest.records]
+    order = [int(image_id) for image_id in manifest.ids]
     with open_hashes(cache) as memory:
         phase = prepare(config.embed, "cpu", memory)
-        list(memory.sha256_many([record.path for record in manifest.records]))
+        list(memory.sha256_many(manifest.paths))
     spec = phase.recipe.series(phase.recipe.views[0], "cls")
     assert spec.name == series_name(phase.recipe.views[0], "cls")
     with phase.store.writer(command="benchmark") as writer:

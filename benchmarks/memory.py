@@ -18,7 +18,6 @@ from common import Line, machine, show
 from mirip_fast_cli.main import run
 
 from mirip_fast.data.manifest import read_manifest
-from mirip_fast.data.packed_records import PathsOf
 
 
 def make(folder: Path, n: int) -> None:
@@ -35,7 +34,7 @@ def loop(folder: Path, n: int) -> None:
     spec, _ = load("tiny-random")
     spec = dataclasses.replace(spec, hidden_size=1024)
     phase = PhaseOne(spec, Stub(spec), 224, folder / "store")
-    paths = PathsOf(read_manifest(folder / "pictures").records)
+    paths = read_manifest(folder / "pictures").paths
     phase.run(paths[:1000])
     before = _peak()
     phase.run(paths)

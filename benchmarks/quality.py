@@ -63,13 +63,14 @@ def cached(asked: str, cache: Path, subset: int | None) -> tuple[list[Array], Gr
     source, _, taste = asked.partition("::")
     dataset = newest_graded(cache, Path(source))
     store = FeatureStore.open(dataset.store_path)
-    entries = [
-        e for e in dataset.entries() if e.outcome.sha256 and (taste or e.record.tier is not None)
-    ]
+    images = dataset.embedded()
+    if not taste:
+        images = images.dropna(subset="tier")
     if subset:
-        some = np.random.default_rng(0).permutation(len(entries))[:subset]
-        entries = [entries[i] for i in sorted(some)]
-    hashes = [entry.outcome.sha256 or b"" for entry in entries]
+        some = np.random.default_rng(0).permutation(len(images))[:subset]
+        images = images.iloc[sorted(some)]
+    images = images.reset_index(drop=True)
+    hashes = images["sha256"].tolist()
     views = dataset.views()[:1]
     stored = {name.partition(".")[0] for name in store.series()}
     kinds = sorted(
@@ -78,18 +79,18 @@ def cached(asked: str, cache: Path, subset: int | None) -> tuple[list[Array], Gr
     )
     blocks = [read_features(store, hashes, kind, views)[:, 0] for kind in kinds]
     if taste:
-        grade = np.array([of_picture(entry.record.path, taste) for entry in entries])
+        grade = np.array([of_picture(Path(file), taste) for file in images["file"]])
         grade = (grade - grade.mean()) / grade.std()
         grade += 0.5 * np.random.default_rng(1).normal(size=len(grade))
         return blocks, Graded(blocks[-1], as_tiers(grade), np.arange(len(grade)), grade)
-    grades = [entry.record.tier_score for entry in entries]
-    names = left_out_together([entry.record.group for entry in entries], 0)
+    grades = images["tier_score"].to_numpy(np.float64)
+    names = left_out_together(images["group"].tolist(), 0)
     groups = [name or f"alone {i}" for i, name in enumerate(names)]
     return blocks, Graded(
         blocks[-1],
-        np.array([entry.record.tier for entry in entries]),
+        images["tier"].cat.codes.to_numpy(np.int64),
         np.unique(groups, return_inverse=True)[1],
-        None if None in grades else np.array(grades, dtype=np.float64),
+        None if np.isnan(grades).any() else grades,
     )
 
 

@@ -69,22 +69,15 @@ class Works:
         """
         import pandas as pd
 
-        tiers = self.dataset.info["tiers"]
-        rows = []
-        for entry in self.dataset.entries():
-            work, outcome = entry.record, entry.outcome
-            row = {
-                "image_id": work.image_id,
-                "file": str(work.path),
-                "sha256": None if outcome.sha256 is None else outcome.sha256.hex(),
-                "status": outcome.status,
-                "reason": outcome.reason,
-                "tier": None if work.tier is None else tiers[work.tier],
-                "tier_score": work.tier_score,
-                "group": work.group,
-            }
-            rows.append({**row, **work.extra})
-        return pd.DataFrame(rows)
+        from mirip_fast.data.table import or_none, own_columns
+
+        table = self.dataset.images()
+        known = ("image_id", "file", "sha256", "status", "reason", "tier", "tier_score", "group")
+        hashes = [None if sha is None else sha.hex() for sha in table["sha256"]]
+        return table[[*known, *own_columns(table)]].assign(
+            sha256=pd.Series(hashes, dtype=object),
+            tier=pd.Series(or_none(table["tier"]), dtype=object),
+        )
 
     def features(self, kinds: str | None = None, *, view: int = 0) -> NDArray[np.float32]:
         """[n, D] features in the order of :attr:`images`; NaN in the rows of images that failed.

@@ -11,7 +11,7 @@ from PIL import Image
 
 from mirip_fast.config import Config, DataConfig
 from mirip_fast.data.manifest import read_manifest
-from mirip_fast.data.records import DataOptions
+from mirip_fast.data.table import DataOptions
 from mirip_fast.errors import ImageError
 from mirip_fast.features.datasets import Dataset, save_dataset
 from mirip_fast.features.outcomes import InputHashes, ledger
@@ -49,12 +49,12 @@ def put(config: Config, source: Path, degrees: Mapping[str, float]) -> Dataset:
     cache = Path(config.embed.cache_dir)
     with open_hashes(cache) as hashes:
         phase = prepare(config.embed, "cpu", hashes)
-        known = list(hashes.sha256_many([record.path for record in manifest.records]))
+        known = list(hashes.sha256_many(manifest.paths))
     spec = phase.recipe.series(phase.recipe.views[0], "cls")
     features: dict[bytes, np.ndarray] = {}
     failures = {}
-    for record, sha in zip(manifest.records, known, strict=True):
-        angle = degrees.get(record.path.name)
+    for path, sha in zip(manifest.paths, known, strict=True):
+        angle = degrees.get(path.name)
         if isinstance(sha, ImageError):
             continue
         if angle is None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from made_tables import images_of
 from PIL import Image
 
 from mirip_fast.config import Config
@@ -76,9 +77,7 @@ def counts(done: EmbedDone) -> tuple[int, int, int, int]:
 def reasons(done: EmbedDone) -> dict[str, str]:
     assert done.dataset is not None
     return {
-        e.record.image_id: e.outcome.reason or ""
-        for e in done.dataset.entries()
-        if e.outcome.status == "failed"
+        e.image_id: e.reason or "" for e in images_of(done.dataset.images()) if e.status == "failed"
     }
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from made_cache import picture, put, settings
+from made_tables import images_of
 from mirip_fast_cli.main import run
 
 from mirip_fast.config import Config, SplitConfig
@@ -66,13 +67,13 @@ def make(work: Path, extra: dict[str, tuple[str, str, float]] | None = None) -> 
 def trained(work: Path, config: Config, split_of: dict[str, str], scores: dict[str, float]) -> Path:
     """A finished run with these splits and held-out scores."""
     manifest = read_manifest(work / "data")
-    splits = tuple(split_of.get(record.image_id, "train") for record in manifest.records)
+    splits = tuple(split_of.get(record.image_id, "train") for record in images_of(manifest))
     folder = work / "runs/a-run"
     folder.mkdir(parents=True, exist_ok=True)
     source = str(manifest.source)
     write_json(folder / "run.json", {"status": "finished", "dataset": source, "started": "2026"})
-    save_split(folder / "split.csv", GradedImages(manifest, (b"x",) * len(manifest), splits))
-    records = [record for record in manifest.records if record.image_id in scores]
+    save_split(folder / "split.csv", GradedImages(manifest, (bytes(32),) * len(manifest), splits))
+    records = [record for record in images_of(manifest) if record.image_id in scores]
     if records:
         held_out = HeldOut(
             ids=[r.image_id for r in records],

@@ -20,6 +20,7 @@ from unittest import mock
 import h5py
 import numpy as np
 import pytest
+from made_tables import images_of
 from mirip_fast_cli.main import run
 from PIL import Image
 
@@ -100,7 +101,7 @@ def the_store(cache: Path) -> FeatureStore:
 def features(cache: Path, dataset: Dataset) -> np.ndarray:
     """Every feature of a data set, side by side, in its order."""
     store = FeatureStore.open(dataset.store_path)
-    hashes = [e.outcome.sha256 for e in dataset.entries() if e.outcome.status != "failed"]
+    hashes = [e.sha256 for e in images_of(dataset.images()) if e.status != "failed"]
     parts = [store.read(s, store.rows(s, hashes)) for s in dataset.series()]
     return np.concatenate([part.reshape(len(hashes), -1) for part in parts], axis=1)
 
@@ -127,7 +128,7 @@ def verified(cache: Path) -> StoreReport:
 def image_at(cache: Path, series: str, slot: int) -> set[Path]:
     sha = the_store(cache).shards(series)[0].sha256()[slot].tobytes()
     (dataset,) = find_datasets(cache)
-    return {e.record.path for e in dataset.entries() if e.outcome.sha256 == sha}
+    return {e.path for e in images_of(dataset.images()) if e.sha256 == sha}
 
 
 # ---- info
@@ -187,7 +188,7 @@ def test_a_damaged_row_is_named_by_its_image(cache: Path, part: str, bit: int) -
 
 def test_a_twin_is_named_by_both_files(cache: Path, data: Path) -> None:
     (dataset,) = find_datasets(cache)
-    sha = next(e.outcome.sha256 for e in dataset.entries() if e.record.path.name == "twin.png")
+    sha = next(e.sha256 for e in images_of(dataset.images()) if e.path.name == "twin.png")
     flip(the_store(cache), "mean.28", int(the_store(cache).rows("mean.28", [sha])[0]), "features")
     (row,) = verified(cache).damaged
     assert {path.name for path in row.images} == {"twin.png", "그림 0.png"}
@@ -210,7 +211,7 @@ def test_repair_makes_embed_compute_exactly_what_is_damaged(cache: Path, data: P
     assert words[:2] == ["mirip-fast", "embed"]
     assert run([*words[1:], "--device", "cpu"]) == 0
     (again,) = find_datasets(cache)
-    statuses = [e.outcome.status for e in again.entries()]
+    statuses = [e.status for e in images_of(again.images())]
     assert statuses.count("embedded") == 3 and statuses.count("present") == N - 3
     assert verified(cache).whole
     np.testing.assert_array_equal(features(cache, again), before)
@@ -432,16 +433,16 @@ def test_export_is_what_the_store_holds(cache: Path, data: Path) -> None:
     told: list[tuple[int, int]] = []
     done = export_dataset(dataset, Path("out.h5"), progress=lambda *p: told.append(p))
     assert done.images == N + 1 and done.left_out == 1 and told[-1] == (4 * 128 * (N + 1),) * 2
-    entries = [e for e in dataset.entries() if e.outcome.status != "failed"]
+    entries = [e for e in images_of(dataset.images()) if e.status != "failed"]
     with h5py.File("out.h5") as file:
         parts = [
             file[f"features/{name}"][:]
             for name in ("cls", "patch", "views/28-flip/cls", "views/28-flip/patch")
         ]
         np.testing.assert_array_equal(np.concatenate(parts, axis=1), features(cache, dataset))
-        assert file["image_id"].asstr()[:].tolist() == [e.record.image_id for e in entries]
-        assert file["path"].asstr()[:].tolist() == [str(e.record.path) for e in entries]
-        assert file["tier"].asstr()[:].tolist() == ["SA"[e.record.tier] for e in entries]
+        assert file["image_id"].asstr()[:].tolist() == [e.image_id for e in entries]
+        assert file["path"].asstr()[:].tolist() == [str(e.path) for e in entries]
+        assert file["tier"].asstr()[:].tolist() == ["SA"[e.tier] for e in entries]
         assert json.loads(file.attrs["fingerprint"]) == the_store(cache).fingerprint
         assert file.attrs["source"] == str(data)
 
@@ -505,9 +506,9 @@ def test_caches_made_apart_are_joined(cache: Path, other: Path, data: Path, tmp_
     (again,) = merge_caches(cache, [other])
     assert set(again.added.values()) == {0} and not again.datasets
     assert {f: f.read_bytes() for f in other.rglob("*") if f.is_file()} == before
-    ids = [e.record for d in find_datasets(other) for e in d.entries()]
+    ids = [e.image_id for d in find_datasets(other) for e in images_of(d.images())]
     copy = next(d for d in find_datasets(cache) if d.source == tmp_path / "elsewhere")
-    assert [e.record for e in copy.entries()] == ids
+    assert [e.image_id for e in images_of(copy.images())] == ids
 
 
 def test_other_fingerprints_come_as_stores_of_their_own(
@@ -539,7 +540,7 @@ def test_two_data_sets_of_one_name_are_both_kept(cache: Path, data: Path, tmp_pa
     (done,) = merge_caches(cache, [tmp_path / "machine2"])
     assert done.twice == [str(data)]
     newest, older = find_datasets(cache)
-    assert len(newest.entries()) == N + 1 and older.entries() == first.entries()
+    assert len(newest.images()) == N + 1 and images_of(older.images()) == images_of(first.images())
     assert newest.folder.name == f"{first.folder.name}-2"
     (again,) = merge_caches(cache, [tmp_path / "machine2"])
     assert again.datasets == [] and len(find_datasets(cache)) == 2

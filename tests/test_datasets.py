@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_tables import images_of
 from PIL import Image
 
 from mirip_fast.config import Config
@@ -21,7 +22,7 @@ from mirip_fast.features.datasets import Dataset, find_datasets, newest_graded
 from mirip_fast.features.maintenance import describe_cache
 from mirip_fast.features.phase_one import EmbedDone, embed_data
 from mirip_fast.features.recipe import View
-from mirip_fast.files import list_files
+from mirip_fast.files import list_files, write_csv
 
 
 @pytest.fixture
@@ -88,15 +89,38 @@ def test_entries_are_read_as_they_were_written(graded_folder: Path, cache: Path)
     )
     (graded_folder / "metadata.csv").write_text("\n".join(text) + "\n", encoding="utf-8")
     done = put(graded_folder)
-    entries = done.dataset.entries()
+    entries = images_of(done.dataset.images())
     assert done.summary.failed == 0 and len(entries) == 40
-    first, odd = entries[0].record, entries[2].record
+    first, odd = entries[0], entries[2]
     assert (first.tier, first.tier_score, first.group) == (0, 9.5, "g0")
-    assert entries[1].record.tier_score == 9.5 - 1 / 7  # to the last bit
-    assert first.extra == {"department": "회화"} and first.path.is_absolute()
+    assert entries[1].tier_score == 9.5 - 1 / 7  # to the last bit
+    assert first.own == {"department": "회화"} and first.path.is_absolute()
     assert odd.path.name == 'odd, "name"\n새 줄 🎨.png' and odd.path.is_file()
-    assert odd.group is None and odd.tier == 2 and entries[2].outcome.status == "embedded"
-    assert len({entry.outcome.sha256 for entry in entries}) == 40
+    assert odd.group is None and odd.tier == 2 and entries[2].status == "embedded"
+    assert len({entry.sha256 for entry in entries}) == 40
+
+
+def test_a_ledger_of_an_older_version_is_read(graded_folder: Path, cache: Path) -> None:
+    """It has ``path``, and what else the CSV file says as JSON; a column may be called as one of ours."""
+    text = (graded_folder / "metadata.csv").read_text(encoding="utf-8").splitlines()
+    text = [
+        text[0] + ",status,given_file,memo",
+        *(f"{line},dried,f,{i}" for i, line in enumerate(text[1:])),
+    ]
+    (graded_folder / "metadata.csv").write_text("\n".join(text) + "\n", encoding="utf-8")
+    dataset = put(graded_folder).dataset
+    kept = dataset.images()
+    assert [*kept.columns[-4:]] == ["department", "given_status", "given_given_file", "memo"]
+    assert images_of(kept)[1].own == {
+        "department": "회화", "status": "dried", "given_file": "f", "memo": "1",
+    }  # fmt: skip
+    rows = csv_rows(dataset.folder / "manifest.csv")
+    own = ("department", "given_status", "given_given_file", "memo")
+    for row, image in zip(rows, images_of(kept), strict=True):
+        row["path"] = row.pop("file")
+        row["extra"] = json.dumps(image.own)
+    write_csv(dataset.folder / "manifest.csv", [n for n in rows[0] if n not in own], rows)
+    assert dataset.images().equals(kept)
 
 
 def test_a_name_that_is_no_utf8_is_kept(cache: Path, tmp_path: Path) -> None:
@@ -106,7 +130,7 @@ def test_a_name_that_is_no_utf8_is_kept(cache: Path, tmp_path: Path) -> None:
     except OSError:
         pytest.skip("this file system takes UTF-8 names only")
     dataset = put(folder).dataset
-    assert {entry.record.path.name for entry in dataset.entries()} == {
+    assert {entry.path.name for entry in images_of(dataset.images())} == {
         "1.png", "2.png", "caf\udce9.png",
     }  # fmt: skip
 
@@ -118,11 +142,11 @@ def test_a_damaged_ledger_is_told(graded_folder: Path, cache: Path) -> None:
     for damage in (text.replace(",S,", ",Q,", 1), text.replace("image_id", "x", 1), text[:200]):
         manifest.write_text(damage, encoding="utf-8")
         with pytest.raises(StoreError, match="mirip-fast embed") as error:
-            dataset.entries()
+            images_of(dataset.images())
         assert "manifest.csv" in str(error.value)
     manifest.unlink()
     with pytest.raises(StoreError, match="mirip-fast embed"):
-        dataset.entries()
+        images_of(dataset.images())
 
 
 def test_a_damaged_description_is_told(graded_folder: Path, cache: Path) -> None:
@@ -214,7 +238,7 @@ def test_two_data_sets_share_a_store_but_no_ledger(
     (tmp_path / "moved" / "graded").symlink_to(pictures(tmp_path / "elsewhere"))
     second = put(other).dataset
     assert first.store_path == second.store_path and first.folder != second.folder
-    assert len(first.entries()) == 40 and len(second.entries()) == 3
+    assert len(first.images()) == 40 and len(second.images()) == 3
     (info,) = describe_cache(cache).stores
     assert {series.name: series.rows for series in info.series} == {"cls.28": 43, "mean.28": 43}
     assert [dataset.backbone for dataset in info.datasets] == ["tiny-random"] * 2

@@ -14,7 +14,6 @@ from PIL import Image
 from mirip_fast.config import EmbedConfig
 from mirip_fast.data.hashes import HashMemory
 from mirip_fast.data.manifest import read_manifest
-from mirip_fast.data.packed_records import PathsOf
 from mirip_fast.features import embed as embed_module
 from mirip_fast.features.embed import Settings
 from mirip_fast.features.outcomes import summarise
@@ -89,7 +88,7 @@ def test_a_name_costs_few_bytes(tmp_path: Path, table: bool) -> None:
         (tmp_path / "metadata.csv").write_text(text)
     tracemalloc.start()
     manifest = read_manifest(tmp_path)
-    paths = PathsOf(manifest.records)
+    paths = manifest.paths
     assert [os.path.relpath(path, tmp_path) for path in paths] == names
     gc.collect()
     there = tracemalloc.get_traced_memory()[0]

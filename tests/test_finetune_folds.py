@@ -164,7 +164,7 @@ def test_stopped_resumed_and_trained_in_parts_it_is_the_same(folded_heads: Path)
                 for each in (other, whole)
             )
             assert all(torch.equal(found[name], value) for name, value in expected.items())
-        scores = [[row["score"] for row in rows(r / "held_out.csv")] for r in (other, whole)]
+        scores = [[float(row["score"]) for row in rows(r / "held_out.csv")] for r in (other, whole)]
         assert scores[0] == scores[1]
 
 

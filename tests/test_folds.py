@@ -21,7 +21,7 @@ from mirip_fast_cli.main import run
 from test_cli import TINY, draw, make_data
 
 from mirip_fast.config import DataConfig, HeadConfig
-from mirip_fast.data.records import DataOptions, Manifest, Record
+from mirip_fast.data.table import Manifest, image_table
 from mirip_fast.errors import ConfigError, DataError
 from mirip_fast.features.datasets import newest_graded
 from mirip_fast.features.store import FeatureStore
@@ -37,14 +37,19 @@ TRAIN = ["train", "--head-only", "--features", "cls", "--epochs", "8", "--batch-
 
 def graded(n: int = 120, groups: int = 60, copies: bool = True) -> GradedImages:
     """Images in groups of two, every tenth a copy of the one three before it; a sixth is the test split."""
-    records, hashes, splits = [], [], []
+    groups_of, hashes, splits = [], [], []
     for i in range(n):
-        group = None if i % 4 == 3 else f"g{i % groups}"
-        records.append(Record(f"id{i}", Path(f"{i}.png"), tier=(i // 7) % 4, group=group))
+        groups_of.append(None if i % 4 == 3 else f"g{i % groups}")
         copy_of = i - 3 if copies and i % 10 == 9 else i
         hashes.append(copy_of.to_bytes(32, "big"))
         splits.append("test" if i % 12 in (0, 1) else ("val" if i % 12 == 2 else "train"))
-    manifest = Manifest(Path("m.csv"), Path(), TIERS, tuple(records), DataOptions())
+    columns = {
+        "image_id": [f"id{i}" for i in range(n)],
+        "file": [f"{i}.png" for i in range(n)],
+        "tier": [(i // 7) % 4 for i in range(n)],
+        "group": groups_of,
+    }
+    manifest = Manifest(Path("m.csv"), Path(), TIERS, image_table(columns, TIERS))
     return GradedImages(manifest, tuple(hashes), tuple(splits))
 
 
@@ -67,7 +72,7 @@ def test_every_image_is_left_out_once_and_the_test_split_never(folds: int) -> No
 
 def together(images: GradedImages, parts: list[str]) -> None:
     """What belongs together is in one part."""
-    for labels in ([r.group for r in images.manifest.records], images.hashes):
+    for labels in (images.manifest.groups, images.hashes):
         part_of: dict[object, str] = {}
         for label, part in zip(labels, parts, strict=True):
             if label is not None and part != "test":

@@ -9,10 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from made_tables import named_table
 
 from mirip_fast.data.pair_files import read_pairs
-from mirip_fast.data.records import Record
 from mirip_fast.errors import DataError, DiskFullError
 from mirip_fast.label import judgement_file
 from mirip_fast.label.judgement_file import COLUMNS, JudgementFile
@@ -26,8 +27,8 @@ def row(one: str, other: str, label: int = 1) -> dict[str, str]:
     }  # fmt: skip
 
 
-def records(*names: str) -> list[Record]:
-    return [Record(image_id=name, path=Path("/works") / name, filename=name) for name in names]
+def known(*names: str) -> pd.DataFrame:
+    return named_table(Path("/works"), [*names])
 
 
 def test_what_is_written_is_what_training_reads(tmp_path: Path) -> None:
@@ -37,7 +38,7 @@ def test_what_is_written_is_what_training_reads(tmp_path: Path) -> None:
         for label, names in ((1, "ab"), (-1, "bc"), (0, "ca")):
             file.append(row(f"{names[0]}.png", f"{names[1]}.png", label))
         assert file.has_rows
-    read = read_pairs([path], records("a.png", "b.png", "c.png"), [Path("/works")])
+    read = read_pairs([path], known("a.png", "b.png", "c.png"), [Path("/works")])
     assert read.images.tolist() == [[0, 1], [1, 2], [2, 0]] and read.label.tolist() == [1, -1, 0]
     assert read.extra[0] == {
         "time": "2026-01-02T03:04:05+09:00", "judge": "Kim", "seconds": "1.5", "kind": "teach",
@@ -83,7 +84,7 @@ def test_hostile_names_come_back_as_they_are(tmp_path: Path) -> None:
         with JudgementFile(path) as file:
             for i in range(start, len(NAMES) - 1, 2):
                 file.append(row(NAMES[i], NAMES[i + 1]))
-    read = read_pairs([path], records(*NAMES), [Path("/works")])
+    read = read_pairs([path], known(*NAMES), [Path("/works")])
     assert sorted(read.images.tolist()) == [[i, i + 1] for i in range(len(NAMES) - 1)]
 
 
@@ -138,7 +139,7 @@ def test_a_last_line_that_was_cut_short(tmp_path: Path, cut: int) -> None:
             assert file.aside.read_bytes().endswith(torn[len(whole) :] + b"\n")
         file.append(row("e.png", "f.png"))
     names = ("a.png", "b.png", "c\n.png", "d.png", "e.png", "f.png")
-    assert read_pairs([path], records(*names), [Path("/works")]).label[-1] == 1
+    assert read_pairs([path], known(*names), [Path("/works")]).label[-1] == 1
 
 
 def test_a_file_made_by_hand_is_gone_on_from(tmp_path: Path) -> None:
@@ -149,7 +150,7 @@ def test_a_file_made_by_hand_is_gone_on_from(tmp_path: Path) -> None:
         assert file.has_rows and file.mended is None
         file.append(row("b.png", "c.png", -1))
     assert path.read_text(encoding="utf-8") == text + "\n-1;c.png;;b.png\n"
-    read = read_pairs([path], records("a.png", "b.png", "c.png"), [Path("/works")])
+    read = read_pairs([path], known("a.png", "b.png", "c.png"), [Path("/works")])
     assert read.images.tolist() == [[0, 1], [1, 2]]
 
 
@@ -205,7 +206,7 @@ def test_the_first_judgement_can_be_taken_back(tmp_path: Path) -> None:
         file.append(row("a.png", "b.png"))
         file.take_back()
         file.append(row("c.png", "d.png"))
-    read = read_pairs([path], records("c.png", "d.png"), [Path("/works")])
+    read = read_pairs([path], known("c.png", "d.png"), [Path("/works")])
     assert read.images.tolist() == [[0, 1]]
 
 

@@ -10,6 +10,7 @@ from unicodedata import normalize
 
 import numpy as np
 import pytest
+from made_tables import images_of
 from PIL import Image
 
 from mirip_fast.config import DataConfig
@@ -21,7 +22,7 @@ from mirip_fast.data.manifest import (
     read_manifest,
     write_manifest_csv,
 )
-from mirip_fast.data.records import DataOptions, Manifest
+from mirip_fast.data.table import DataOptions, Manifest
 from mirip_fast.errors import DataError
 from mirip_fast.files import read_csv, write_csv
 
@@ -59,9 +60,9 @@ def test_separators_and_byte_order_marks(data: Path, separator: str, encoding: s
     ]
     write(data, "\r\n".join(rows).replace(",", separator) + "\r\n", encoding)
     manifest = read_manifest(data)
-    first, second = manifest.records
+    first, second = images_of(manifest)
     assert (first.image_id, first.tier, first.tier_score, first.group) == ("1", 0, 9.5, "김")
-    assert first.extra == {"학과": "회화"} and first.path == data / "images" / "a.png"
+    assert first.own == {"학과": "회화"} and first.path == data / "images" / "a.png"
     assert (second.tier, second.tier_score, second.group) == (3, None, None)
     assert second.row == 3 and manifest.has_grades and not manifest.missing()
 
@@ -71,14 +72,14 @@ def test_separators_and_byte_order_marks(data: Path, separator: str, encoding: s
 )
 def test_where_files_are_looked_for(data: Path, name: str) -> None:
     write(data, f"image_id,image_path,tier\n1,{name},S\n")
-    assert read_manifest(data).records[0].path == data / "images" / "sub" / "c.png"
+    assert images_of(read_manifest(data))[0].path == data / "images" / "sub" / "c.png"
 
 
 def test_absolute_paths_and_image_root(data: Path, tmp_path: Path) -> None:
     elsewhere = picture(tmp_path / "elsewhere" / "x.png")
     write(data, f"image_id,filename,tier\n1,{elsewhere},S\n2,x.png,A\n")
     manifest = read_manifest(data, options(image_root=str(tmp_path / "elsewhere")))
-    assert [record.path for record in manifest.records] == [elsewhere, elsewhere]
+    assert [record.path for record in images_of(manifest)] == [elsewhere, elsewhere]
 
 
 def test_other_names_and_tiers(data: Path) -> None:
@@ -90,7 +91,7 @@ def test_other_names_and_tiers(data: Path) -> None:
             score_column="points", group_column="person",
         ),
     )  # fmt: skip
-    assert [(r.image_id, r.tier, r.tier_score, r.group) for r in manifest.records] == [
+    assert [(r.image_id, r.tier, r.tier_score, r.group) for r in images_of(manifest)] == [
         ("1", 0, 3.0, "x"), ("2", 2, 1.0, "y"),
     ]  # fmt: skip
 
@@ -116,7 +117,7 @@ def test_missing_columns_are_told_with_what_there_is(data: Path) -> None:
 def test_missing_files_are_kept_until_they_are_required(data: Path) -> None:
     write(data, "image_id,filename,tier\n1,a.png,S\n2,gone.png,A\n")
     manifest = read_manifest(data)
-    assert [record.image_id for record in manifest.missing()] == ["2"]
+    assert manifest.missing().ids == ["2"]
     with pytest.raises(DataError, match=r"metadata\.csv:3, filename: .*gone\.png"):
         manifest.require_files()
 
@@ -126,7 +127,7 @@ def test_a_folder_per_tier_and_a_plain_folder(tmp_path: Path) -> None:
         for i in range(2):
             picture(tmp_path / "graded" / tier / "deep" / f"{i}.png")
     manifest = read_manifest(tmp_path / "graded")
-    assert manifest.has_grades and [r.tier for r in manifest.records] == [3, 3, 0, 0]
+    assert manifest.has_grades and [r.tier for r in images_of(manifest)] == [3, 3, 0, 0]
 
 
 def told_of(caplog: pytest.LogCaptureFixture, source: Path, *tiers: str) -> tuple[Manifest, str]:
@@ -208,7 +209,7 @@ def test_composed_and_decomposed_folder_names_are_one_tier(
     tiers = (normalize(form, "대상"), normalize(form, "입선"))
     manifest = read_manifest(tmp_path, DataOptions(tiers=tiers))
     assert manifest.tier_counts() == {tiers[0]: 2, tiers[1]: 1}
-    assert not manifest.missing() and {r.image_id for r in manifest.records} == set(names)
+    assert not len(manifest.missing()) and {r.image_id for r in images_of(manifest)} == set(names)
     assert len(read_manifest(tmp_path / normalize(form, "입선"))) == 1
 
 
@@ -253,7 +254,7 @@ def test_korean_excel_files_are_explained(data: Path) -> None:
     with pytest.raises(DataError, match=r"(?s)metadata\.csv.*encoding"):
         read_manifest(data)
     manifest = read_manifest(data, options(encoding="cp949"))
-    assert manifest.records[0].path.name == "한글 그림.png"
+    assert images_of(manifest)[0].path.name == "한글 그림.png"
 
 
 def test_round_trip(data: Path) -> None:
@@ -261,8 +262,8 @@ def test_round_trip(data: Path) -> None:
     manifest = read_manifest(data)
     write_manifest_csv(data / "copy.csv", manifest)
     again = read_manifest(data / "copy.csv")
-    assert [(r.image_id, r.path, r.tier, r.group, r.extra) for r in again.records] == [
-        (r.image_id, r.path, r.tier, r.group, r.extra) for r in manifest.records
+    assert [(r.image_id, r.path, r.tier, r.group, r.own) for r in images_of(again)] == [
+        (r.image_id, r.path, r.tier, r.group, r.own) for r in images_of(manifest)
     ]
 
 
@@ -295,7 +296,7 @@ def test_columns_that_differ_in_no_letter_are_read_and_told(
 ) -> None:
     """Else applicants straddle the splits, and nobody knows."""
     write(data, f"Image ID,File Name,TIER,{score},{group}\n1,a.png,S,9,kim\n2,b.png,A,8,lee\n")
-    records = read_manifest(data).records
+    records = images_of(read_manifest(data))
     assert [(r.image_id, r.tier, r.tier_score, r.group) for r in records] == [
         ("1", 0, 9.0, "kim"), ("2", 1, 8.0, "lee"),
     ]  # fmt: skip
@@ -313,7 +314,7 @@ def test_columns_one_letter_off_are_told_and_others_are_not(
     data: Path, told: pytest.LogCaptureFixture, column: str, flag: str | None
 ) -> None:
     write(data, f"filename,tier,{column}\na.png,S,kim\nb.png,A,lee\n")
-    assert read_manifest(data).records[0].extra == {column: "kim"}
+    assert images_of(read_manifest(data))[0].own == {column: "kim"}
     hint = f"column '{column}' is not read; did you mean {flag} {column}?"
     assert (hint in told.text) if flag else not told.text
 
@@ -341,8 +342,8 @@ def test_names_are_one_in_both_unicode_forms(data: Path) -> None:
         data,
         options(id_column="이름", tier_column=grade, group_column="지원자", tiers=f"{gold},은"),
     )
-    first, second, _ = manifest.records
-    assert (first.tier, first.group, first.extra) == (second.tier, second.group, second.extra)
+    first, second, _ = images_of(manifest)
+    assert (first.tier, first.group, first.own) == (second.tier, second.group, second.own)
     assert first.path.is_file() and manifest.tiers == ("금", "은")
 
 
@@ -350,13 +351,13 @@ def test_tiers_spelled_otherwise_are_read_and_told(
     data: Path, told: pytest.LogCaptureFixture
 ) -> None:
     write(data, "filename,tier\na.png,s \nb.png,Ａ\n한글 그림.png,a\nsub/c.png,A\n")
-    assert [record.tier for record in read_manifest(data).records] == [0, 1, 1, 1]
+    assert [record.tier for record in images_of(read_manifest(data))] == [0, 1, 1, 1]
     assert "'a' as 'A' (1), 's' as 'S' (1), 'Ａ' as 'A' (1)" in told.text
     write(data, "filename,tier\na.png,1.0\nb.png,2.0\n")
-    assert [r.tier for r in read_manifest(data, options(tiers="1,2")).records] == [0, 1]
+    assert [r.tier for r in images_of(read_manifest(data, options(tiers="1,2")))] == [0, 1]
     write(data, "filename,tier\na.png,A-\nb.png,a\nsub/c.png,A\n")
     manifest = read_manifest(data, options(tiers="A,A-,a"))
-    assert [record.tier for record in manifest.records] == [1, 2, 0]
+    assert [record.tier for record in images_of(manifest)] == [1, 2, 0]
 
 
 def test_the_order_of_unknown_tiers_is_never_guessed(data: Path) -> None:
@@ -380,7 +381,7 @@ def test_the_line_that_tells_excel_the_separator_is_no_header(data: Path, first:
 def test_unicode_text_of_excel_is_read(data: Path, encoding: str) -> None:
     mark = "\ufeff" if encoding == "utf-16-be" else ""
     write(data, mark + "filename\ttier\tgroup\r\n한글 그림.png\tS\t홍길동\r\n", encoding)
-    (record,) = read_manifest(data).records
+    (record,) = images_of(read_manifest(data))
     assert record.group == "홍길동" and record.path.is_file()
 
 
@@ -399,7 +400,7 @@ def test_cells_that_are_lacking_or_nameless_are_told(
     data: Path, told: pytest.LogCaptureFixture
 ) -> None:
     write(data, "filename,tier,group,\na.png,S\nb.png,A,x,lost\n")
-    assert [record.group for record in read_manifest(data).records] == [None, "x"]
+    assert [record.group for record in images_of(read_manifest(data))] == [None, "x"]
     assert "1 row has fewer values than columns (first: row 2)" in told.text
     assert "values in a column without a name are not read (1 row)" in told.text
 
@@ -419,11 +420,16 @@ def test_old_paths_are_read_by_their_ends_where_no_doubt_is_left(
     write(data, "filename,tier\n" + rows)
     manifest = read_manifest(data)
     assert not manifest.missing()
-    assert [r.path.name for r in manifest.records] == ["a.png", "c.png", "한글 그림.png", "b.png"]
+    assert [r.path.name for r in images_of(manifest)] == [
+        "a.png",
+        "c.png",
+        "한글 그림.png",
+        "b.png",
+    ]
     assert "4 file names read by the end of the path" in told.text
     told.clear()
     write(data, "filename,tier\n/x/1/a.png,S\n/x/2/a.png,S\n/x/b.png,A\nb.png,A\nold/sub/c.png,A\n")
-    assert [r.row for r in read_manifest(data).missing()] == [2, 3, 4, 6]  # two people's a.png
+    assert read_manifest(data).missing().table["row"].tolist() == [2, 3, 4, 6]  # two people's a.png
     assert (
         "4 of 5 image files are not there (row 2: '/x/1/a.png'. Did you mean 'a.png'?" in told.text
     )
@@ -476,7 +482,7 @@ def test_grades_under_capital_letters_are_read(
     data: Path, told: pytest.LogCaptureFixture, name: str
 ) -> None:
     (data / name).write_text(GRADES)
-    assert [record.tier for record in read_manifest(data).records] == [0, 1, None]
+    assert [record.tier for record in images_of(read_manifest(data))] == [0, 1, None]
     assert f"{name} is read as metadata.csv" in told.text
 
 
@@ -521,7 +527,7 @@ def test_works_without_a_grade_are_counted_and_left_out(
 ) -> None:
     write(data, GRADES + "4,한글 그림.png,\n")
     graded = only_graded(read_manifest(data))
-    assert [record.image_id for record in graded.records] == ["1", "2"]
+    assert [record.image_id for record in images_of(graded)] == ["1", "2"]
     assert "2 of 4 works have a grade; the others (first: row 4, '3') are left out" in told.text
     write(data, GRADES.replace(",S\n", ",\n").replace(",A\n", ",\n"))
     assert len(only_graded(read_manifest(data))) == 3

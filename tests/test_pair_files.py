@@ -6,18 +6,19 @@ import logging
 import unicodedata
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from made_tables import named_table
 
 from mirip_fast.data.cycles import read_judgements
 from mirip_fast.data.pair_files import Judgements, read_pairs
-from mirip_fast.data.records import Record
 from mirip_fast.errors import DataError
 
 NAMES = ["a.png", "sub/b.png", "c.png", "그림.png"]
 
 
-def records(root: Path) -> list[Record]:
-    return [Record(f"id{i}", root / name, filename=name) for i, name in enumerate(NAMES)]
+def known(root: Path) -> pd.DataFrame:
+    return named_table(root, NAMES, [f"id{i}" for i in range(len(NAMES))])
 
 
 def read(tmp_path: Path, text: str, **options: str) -> Judgements:
@@ -25,7 +26,7 @@ def read(tmp_path: Path, text: str, **options: str) -> Judgements:
     path.parent.mkdir(exist_ok=True)
     path.write_text(text, encoding="utf-8")
     root = tmp_path / "data" / "images"
-    return read_pairs([path], records(root), [tmp_path / "data", root], **options)
+    return read_pairs([path], known(root), [tmp_path / "data", root], **options)
 
 
 def faults(tmp_path: Path, text: str) -> str:
@@ -54,8 +55,8 @@ def test_images_are_known_by_file_path_and_id(tmp_path: Path) -> None:
 def test_a_file_name_comes_before_an_id(tmp_path: Path) -> None:
     path = tmp_path / "pairs.csv"
     path.write_text("image_path_1,image_path_2,label\nx,y,1\n")
-    known = [Record("x", Path("/d/y"), filename="y"), Record("z", Path("/d/x"), filename="x")]
-    assert read_pairs([path], known, []).images.tolist() == [[1, 0]]
+    images = named_table(Path("/d"), ["y", "x"], ["x", "z"])
+    assert read_pairs([path], images, []).images.tolist() == [[1, 0]]
 
 
 def test_separators_and_spellings_of_labels(tmp_path: Path) -> None:
@@ -167,7 +168,7 @@ def test_what_a_zero_means_is_asked_where_it_is_in_doubt(
     caplog.set_level(logging.INFO, "mirip_fast")
     path = tmp_path / "pairs.csv"
     path.write_text(ZEROS + more)
-    judged = read_pairs([path], records(tmp_path), [tmp_path], zero=zero)
+    judged = read_pairs([path], known(tmp_path), [tmp_path], zero=zero)
     assert judged.label.tolist() == labels
     assert (said in caplog.text) if said else not caplog.text
     judgements, ties = read_judgements(path, zero=zero)
@@ -180,6 +181,6 @@ def test_several_files_are_one_list_of_judgements(
     for name, label in (("one.csv", 1), ("two.csv", -1)):
         (tmp_path / name).write_text(f"image_path_1,image_path_2,label\na.png,c.png,{label}\n")
     files = [tmp_path / "one.csv", tmp_path / "two.csv"]
-    judged = read_pairs(files, records(tmp_path), [tmp_path])
+    judged = read_pairs(files, known(tmp_path), [tmp_path])
     assert judged.label.tolist() == [1, -1] and judged.files == files
     assert f"(rows {files[0]}:2 and {files[1]}:2)" in caplog.text

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_tables import images_of
 from mirip_fast_cli.main import run
 from test_embed import draw
 
@@ -60,11 +61,11 @@ def features(cache: str) -> tuple[dict[str, np.ndarray], Dataset]:
     (dataset,) = find_datasets(Path(cache))
     store = FeatureStore.open(dataset.store_path, verify=True)
     found = {}
-    for entry in dataset.entries():
-        if entry.outcome.status != "failed":
-            assert entry.outcome.sha256 is not None
-            row = store.rows("cls.28", [entry.outcome.sha256])
-            found[entry.record.path.name] = store.read("cls.28", row)[0]
+    for entry in images_of(dataset.images()):
+        if entry.status != "failed":
+            assert entry.sha256 is not None
+            row = store.rows("cls.28", [entry.sha256])
+            found[entry.path.name] = store.read("cls.28", row)[0]
     return found, dataset
 
 
@@ -94,7 +95,7 @@ def test_three_processes_one_of_them_killed(work: Path, capfd: pytest.CaptureFix
     assert many.keys() == whole.keys()
     for name, row in whole.items():
         np.testing.assert_allclose(many[name], row, atol=1e-5, err_msg=name)
-    statuses = [entry.outcome.status for entry in dataset.entries()]
+    statuses = [entry.status for entry in images_of(dataset.images())]
     assert statuses.count("failed") == 1 and statuses.count("duplicate") == 6
     assert len(statuses) == 67
 
@@ -132,7 +133,7 @@ def test_ray_actors_of_which_one_is_killed(work: Path, capfd: pytest.CaptureFixt
     assert many.keys() == whole.keys()
     for name, row in whole.items():
         assert many[name].tobytes() == row.tobytes(), name
-    statuses = [entry.outcome.status for entry in dataset.entries()]
+    statuses = [entry.status for entry in images_of(dataset.images())]
     assert statuses.count("failed") == 1 and statuses.count("duplicate") == 6
     parts = {s.part for s in FeatureStore.open(dataset.store_path).shards("cls.28")}
     assert len(parts) > 1 and 0 not in parts

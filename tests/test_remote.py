@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 import fsspec
 import pytest
+from made_tables import images_of
 from made_tars import (
     another_process,
     config_of,
@@ -113,10 +114,10 @@ def test_a_folder_is_fetched_once(
     done = embedded("memory://b", tmp_path, workers=workers)
     assert counts(done) == (5, 0, 0, 0)
     assert len(fetched) == 5
-    manifest = {e.record.image_id: e for e in done.dataset.entries()}
+    manifest = {e.image_id: e for e in images_of(done.dataset.images())}
     assert sorted(manifest) == ["A/1.png", "B/2.png", "C/3.png", "S/0.png", "S/4.png"]
-    assert manifest["B/2.png"].outcome.sha256 == hashlib.sha256(picture(2)).digest()
-    assert manifest["B/2.png"].record.tier == 2
+    assert manifest["B/2.png"].sha256 == hashlib.sha256(picture(2)).digest()
+    assert manifest["B/2.png"].tier == 2
     text = (done.dataset.folder / "manifest.csv").read_text()
     assert "memory://b/B/2.png" in text and "/memory:/" not in text
     fetched.clear()
@@ -176,7 +177,7 @@ def test_what_is_fetched_leaves_nothing_behind(
         put(memory, f"/b/{i:02d}.png", picture(i))
     done = embedded("memory://b", tmp_path, workers=2)
     assert counts(done) == (60, 0, 0, 0)
-    assert [e.record.image_id for e in done.dataset.entries()] == [
+    assert [e.image_id for e in images_of(done.dataset.images())] == [
         f"{i:02d}.png" for i in range(60)
     ]
     assert list((tmp_path / "tmp").glob("mirip-fast-*")) == []
@@ -203,7 +204,7 @@ def test_remote_tars(tmp_path: Path, memory: Any, fetched: list[str]) -> None:
     pattern = "memory://b/0.tar,1.tar,2.tar"
     done = embedded(pattern, tmp_path, workers=1)
     assert counts(done) == (12, 0, 0, 0)
-    assert done.dataset.entries()[5].record.image_id == "1.tar/0005.png"
+    assert images_of(done.dataset.images())[5].image_id == "1.tar/0005.png"
     assert fetched.count("index memory://b/1.tar") == 1 and len(fetched) == 3 + 12
     fetched.clear()
     for source in (pattern, "memory://b", "memory://b/*.tar"):
@@ -224,7 +225,7 @@ def test_a_remote_tar_that_is_replaced_gives_no_wrong_name(tmp_path: Path, memor
     put(memory, "/b/x.tar", make_tar(tmp_path / "x.tar", {"z.png": picture(1)}).read_bytes())
     from mirip_fast.data.hashes import HashMemory
 
-    (told,) = HashMemory(None).sha256_many([manifest.records[0].path])
+    (told,) = HashMemory(None).sha256_many([images_of(manifest)[0].path])
     assert "the tar changed" in str(told)
 
 
@@ -233,7 +234,7 @@ def test_a_remote_table(tmp_path: Path, memory: Any) -> None:
     put(memory, "/secret.png", picture(1))
     put(memory, "/b/metadata.csv", b"filename,tier\na.png,S\n../secret.png,A\ngone.png,B\n")
     manifest = read_manifest("memory://b")
-    assert [address(r.path) for r in manifest.records] == [
+    assert [address(r.path) for r in images_of(manifest)] == [
         "memory://b/images/a.png", "memory://b/images/%2E%2E/secret.png", "memory://b/images/gone.png",
     ]  # fmt: skip
     assert len(manifest.missing()) == 2
@@ -246,7 +247,7 @@ def test_a_table_with_capital_letters_and_pictures_that_it_does_not_name(
     for name in ("a", "b"):
         put(memory, f"/b/images/{name}.png", picture(0))
     put(memory, "/b/metadata.CSV", b"filename,tier\na.png,S\n")
-    assert [record.tier for record in read_manifest("memory://b").records] == [0]
+    assert [record.tier for record in images_of(read_manifest("memory://b"))] == [0]
     assert "memory://b/metadata.CSV is read as metadata.csv" in caplog.text
     assert (
         "1 picture in memory://b/images is named by no row of memory://b/metadata.CSV: b.png\n"
@@ -401,7 +402,7 @@ def test_what_a_bucket_has_beside_pictures_is_told(
         put(memory, "/b/" + name, content)
     with caplog.at_level("INFO", "mirip_fast"):
         manifest = read_manifest("memory://b")
-    assert [(r.image_id, r.tier) for r in manifest.records] == [("A/b.jfif", 1), ("S/a", 0)]
+    assert [(r.image_id, r.tier) for r in images_of(manifest)] == [("A/b.jfif", 1), ("S/a", 0)]
     assert (
         "3 files passed over: 1 .psd, 1 .txt, 1 without an ending; 2 pictures left out as hidden"
         in caplog.text

@@ -9,19 +9,21 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mirip_fast.data.records import Manifest, Record
 from mirip_fast.data.splits import SPLITS, DataSplitter, split_manifest
+from mirip_fast.data.table import Manifest, image_table
 from mirip_fast.errors import ConfigError, MiripError
 
 TIERS = ("S", "A", "B", "C")
 
 
 def manifest(tiers: list[int], groups: list[str | None] | None = None) -> Manifest:
-    records = tuple(
-        Record(f"id{i:04d}", Path(f"/none/{i}.png"), tier, None, groups[i] if groups else None)
-        for i, tier in enumerate(tiers)
-    )
-    return Manifest(Path("/none/metadata.csv"), Path("/none"), TIERS, records)
+    columns = {
+        "image_id": [f"id{i:04d}" for i in range(len(tiers))],
+        "file": [f"/none/{i}.png" for i in range(len(tiers))],
+        "tier": tiers,
+        "group": groups or [None] * len(tiers),
+    }
+    return Manifest(Path("/none/metadata.csv"), Path("/none"), TIERS, image_table(columns, TIERS))
 
 
 @pytest.mark.parametrize("seed", range(20))

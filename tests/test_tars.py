@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from made_tables import images_of
 from made_tars import (
     OLD,
     add,
@@ -35,9 +36,9 @@ from mirip_fast.data import sources
 from mirip_fast.data.decode_pool import DecodeJob, DecodePool
 from mirip_fast.data.image_files import read_image_bytes
 from mirip_fast.data.manifest import read_manifest, write_manifest_csv
-from mirip_fast.data.records import DataOptions
 from mirip_fast.data.source_lists import as_one
 from mirip_fast.data.sources import index_tar
+from mirip_fast.data.table import DataOptions
 from mirip_fast.errors import DataError
 from mirip_fast.features.datasets import newest_graded
 from mirip_fast.ranking.graded import graded_of_dataset
@@ -66,7 +67,7 @@ def test_a_tar_has_the_rows_of_its_folder(tmp_path: Path, workers: int) -> None:
     again = embedded(tmp_path / "data", tmp_path)
     assert counts(again) == (0, 6, 0, 0)
     ours, theirs = (
-        [(e.record.image_id, e.record.tier, e.outcome.sha256) for e in done.dataset.entries()]
+        [(e.image_id, e.tier, e.sha256) for e in images_of(done.dataset.images())]
         for done in (first, again)
         if done.dataset
     )
@@ -81,7 +82,7 @@ def test_a_table_with_capital_letters_and_pictures_that_it_does_not_name(
     tar = make_tar(
         tmp_path / "x.tar", {"METADATA.csv": table, "a.png": picture(0), "sub/b": picture(1)}
     )
-    assert [record.tier for record in read_manifest(tar).records] == [0]
+    assert [record.tier for record in images_of(read_manifest(tar))] == [0]
     assert "x.tar/METADATA.csv is read as metadata.csv" in caplog.text
     assert "1 picture in " in caplog.text and "METADATA.csv: b\n" in caplog.text
 
@@ -90,12 +91,15 @@ def test_shards_and_their_labels(tmp_path: Path) -> None:
     for number in range(3):
         make_tar(tmp_path / "d" / f"{number:03d}.tar", samples(4 * number))
     manifest = read_manifest(tmp_path / "d" / "000.tar,001.tar,002.tar")
-    assert [r.image_id for r in manifest.records][3:5] == ["000.tar/0003.png", "001.tar/0004.png"]
-    assert [r.tier for r in manifest.records] == [0, 1, 2, 3] * 3
-    assert [r.tier_score for r in manifest.records] == [i / 2 for i in range(12)]
-    assert manifest.records[0].extra == {"dept": "oil"}
-    same = [read_manifest(s).records for s in (tmp_path / "d", tmp_path / "d" / "*.tar")]
-    assert same == [manifest.records] * 2
+    assert [r.image_id for r in images_of(manifest)][3:5] == [
+        "000.tar/0003.png",
+        "001.tar/0004.png",
+    ]
+    assert [r.tier for r in images_of(manifest)] == [0, 1, 2, 3] * 3
+    assert [r.tier_score for r in images_of(manifest)] == [i / 2 for i in range(12)]
+    assert images_of(manifest)[0].own == {"dept": "oil"}
+    same = [images_of(read_manifest(s)) for s in (tmp_path / "d", tmp_path / "d" / "*.tar")]
+    assert same == [images_of(manifest)] * 2
     assert not manifest.missing()
 
 
@@ -104,13 +108,13 @@ def test_class_files_and_folders_as_tiers(tmp_path: Path) -> None:
         tmp_path / "c.tar",
         {"a.b.png": picture(0), "a.cls": "B\n", "z.png": picture(1), "z.cls": "S"},
     )
-    assert [r.tier for r in read_manifest(by_class).records] == [2, 0]
+    assert [r.tier for r in images_of(read_manifest(by_class))] == [2, 0]
     folders = make_tar(tmp_path / "f.tar", {"S/a.png": picture(0), "C/b.png": picture(1)})
-    assert [r.tier for r in read_manifest(folders).records] == [0, 3]
+    assert [r.tier for r in images_of(read_manifest(folders))] == [0, 3]
     numbers = make_tar(tmp_path / "n.tar", {"a.png": picture(0), "a.cls": "0"})
     with pytest.raises(DataError, match=r"n.tar/a.png: unknown tier '0'.*(\n.*)*order: 0 1\."):
         read_manifest(numbers)
-    assert read_manifest(numbers, DataOptions(tiers=("0", "1"))).records[0].tier == 0
+    assert images_of(read_manifest(numbers, DataOptions(tiers=("0", "1"))))[0].tier == 0
     broken = make_tar(tmp_path / "b.tar", {"a.png": picture(0), "a.json": "{"})
     with pytest.raises(DataError, match=r"b.tar/a.png: a.json: not readable"):
         read_manifest(broken)
@@ -133,11 +137,11 @@ def test_what_a_tar_has_beside_pictures_is_told(
         caplog.clear()
         with caplog.at_level(logging.INFO, "mirip_fast"):
             manifest = read_manifest(source)
-        assert [(r.filename, r.tier, r.group) for r in manifest.records] == [
+        assert [(r.named, r.tier, r.group) for r in images_of(manifest)] == [
             ("x.tar/S/a.jfif", 0, None), ("x.tar/S/b", 0, None), (f"x.tar/C/{nfd}.png", 3, "g")
         ]  # fmt: skip
         assert "3 files passed over: 2 .psd, 1 .jxl; 4 pictures left out as hidden" in caplog.text
-    assert [read_image_bytes(r.path) for r in manifest.records] == [picture(i) for i in range(3)]
+    assert [read_image_bytes(r.path) for r in images_of(manifest)] == [picture(i) for i in range(3)]
     table = tmp_path / "list.csv"
     table.write_text("filename,tier\ndata/x.tar/C/그림.png,S\ndata/x.tar/S/.c.png,A\n")
     assert not read_manifest(table).missing()  # by its other form, and hidden but asked for
@@ -148,7 +152,7 @@ def test_a_table_beside_the_tars_names_members(tmp_path: Path) -> None:
     (tmp_path / "metadata.csv").write_text("filename,tier\nx.tar/sub/a.png,S\nx.tar/한글.png,A\n")
     manifest = read_manifest(tmp_path)
     assert not manifest.missing()
-    assert read_image_bytes(manifest.records[1].path) == picture(1)
+    assert read_image_bytes(images_of(manifest)[1].path) == picture(1)
     assert counts(embedded(tmp_path, tmp_path)) == (2, 0, 0, 0)
 
 
@@ -160,7 +164,7 @@ def test_a_table_in_a_tar_can_not_name_files_outside(tmp_path: Path) -> None:
     done = embedded(tmp_path / "x.tar", tmp_path)
     assert counts(done) == (1, 0, 0, 3)
     inside = os.fspath(tmp_path / "x.tar")
-    assert all(str(e.record.path).startswith(inside) for e in done.dataset.entries())
+    assert all(str(e.path).startswith(inside) for e in images_of(done.dataset.images()))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -200,7 +204,7 @@ def test_hostile_members_are_refused_one_by_one(tmp_path: Path, workers: int) ->
         "empty.png": "the file is empty",
         "noise.png": told["h.tar/noise.png"],
     }
-    kept = {e.record.image_id: e.outcome.sha256 for e in done.dataset.entries()}
+    kept = {e.image_id: e.sha256 for e in images_of(done.dataset.images())}
     assert kept["h.tar/" + long] == hashlib.sha256(picture(3)).digest()
     assert kept["h.tar/twice.png"] == hashlib.sha256(picture(5)).digest()
     with done.dataset.failures_csv.open(encoding="utf-8-sig", newline="") as stream:
@@ -332,7 +336,7 @@ def test_a_young_tar_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert tar.stat().st_size == size  # nothing but its content tells
     another_process()
     done = embedded(tar, tmp_path)
-    assert done.dataset.entries()[0].outcome.sha256 == hashlib.sha256(picture(1)).digest()
+    assert images_of(done.dataset.images())[0].sha256 == hashlib.sha256(picture(1)).digest()
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -355,7 +359,7 @@ def test_patterns_and_lists(tmp_path: Path) -> None:
         make_tar(tmp_path / f"{i:03d}.tar", {"a.png": picture(i)})
 
     def names(source: str) -> list[str]:
-        return [r.image_id.partition("/")[0] for r in read_manifest(tmp_path / source).records]
+        return [name.partition("/")[0] for name in read_manifest(tmp_path / source).ids]
 
     assert names("00?.tar") == ["000.tar", "001.tar", "003.tar"]
     assert names("003.tar,000.tar") == ["003.tar", "000.tar"]
@@ -375,8 +379,8 @@ def test_patterns_and_lists(tmp_path: Path) -> None:
     for name in ("{0..1}", "a.tar,b.tar", "x.tar"):  # a folder that is called so is a folder
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.png").write_bytes(picture(0))
-        (record,) = read_manifest(tmp_path / name).records
-        assert read_image_bytes(record.path) == picture(0)
+        (path,) = read_manifest(tmp_path / name).paths
+        assert read_image_bytes(path) == picture(0)
     make_tar(tmp_path / "{0..1}" / "0.tar", {"a.png": picture(0)})
     assert names("{0..1}/*.tar") == ["0.tar"]
 
@@ -418,15 +422,15 @@ def test_a_manifest_of_tars_can_be_written_and_read(tmp_path: Path) -> None:
     manifest = read_manifest(tmp_path / "x.tar")
     write_manifest_csv(tmp_path / "list.csv", manifest)
     again = read_manifest(tmp_path / "list.csv")
-    assert [(r.image_id, r.path, r.tier) for r in again.records] == [
-        (r.image_id, r.path, r.tier) for r in manifest.records
+    assert [(r.image_id, r.path, r.tier) for r in images_of(again)] == [
+        (r.image_id, r.path, r.tier) for r in images_of(manifest)
     ]
 
 
 def test_images_beside_tars_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     make_tar(tmp_path / "x.tar", {"a.png": picture(0)})
     (tmp_path / "b.png").write_bytes(picture(1))
-    assert [r.image_id for r in read_manifest(tmp_path).records] == ["b.png"]
+    assert [r.image_id for r in images_of(read_manifest(tmp_path))] == ["b.png"]
     assert "1 tar is not looked into" in caplog.text
 
 

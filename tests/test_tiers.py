@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from made_page import works
+from made_tables import images_of
 from mirip_fast_cli.main import run
 from PIL import Image
 
@@ -261,7 +262,7 @@ def test_anchors_are_medoids_of_the_cached_features(work: Path) -> None:
     for tier in range(4):
         index = np.flatnonzero(images.tiers == tier)
         distances = cosine_distances(rows[index])
-        ids = [images.manifest.records[i].image_id for i in index]
+        ids = [images_of(images.manifest)[i].image_id for i in index]
         chosen = [ids.index(anchor.image_id) for anchor in found.works if anchor.tier == tier]
 
         def cost(those: list[int], distances: np.ndarray = distances) -> float:

@@ -21,7 +21,7 @@ from mirip_fast.data.sources import METADATA_NAME, entries_in
 from mirip_fast.text import folded, nfc
 
 if TYPE_CHECKING:
-    from mirip_fast.data.records import Manifest
+    from mirip_fast.data.table import Manifest
 
 log = logging.getLogger(__name__)
 
@@ -225,8 +225,8 @@ def tell_unlisted(manifest: Manifest) -> None:
     folders: set[str] = set()
 
     def listed() -> Iterator[int]:
-        for record in manifest.records:
-            folder, name = os.path.split(record.path)
+        for file in manifest.table["file"]:
+            folder, name = os.path.split(file)
             folders.add(folder)
             yield code(folder, name)
 

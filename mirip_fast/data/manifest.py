@@ -14,8 +14,6 @@ import numpy as np
 from mirip_fast.data.csv_reader import Problems, absolute, closest, counted, shown
 from mirip_fast.data.image_files import IMAGE_EXTENSIONS, passed_over, scan_folder, tell_passed_over
 from mirip_fast.data.manifest_rows import IMAGE_FOLDER, records_from_csv
-from mirip_fast.data.packed_records import PackedRecords
-from mirip_fast.data.records import DataOptions, Manifest, Record
 from mirip_fast.data.remote import is_remote, located
 from mirip_fast.data.source_lists import (
     expand,
@@ -26,6 +24,14 @@ from mirip_fast.data.source_lists import (
     tiers_by_folder,
 )
 from mirip_fast.data.sources import METADATA_NAME, is_tar
+from mirip_fast.data.table import (
+    DataOptions,
+    Manifest,
+    given_name,
+    image_table,
+    or_none,
+    own_columns,
+)
 from mirip_fast.errors import DataError
 from mirip_fast.files import write_csv
 from mirip_fast.text import folded
@@ -33,7 +39,6 @@ from mirip_fast.text import folded
 __all__ = [
     "DataOptions",
     "Manifest",
-    "Record",
     "check_trainable",
     "grade_remarks",
     "only_graded",
@@ -113,16 +118,27 @@ def write_manifest_csv(path: Path, manifest: Manifest) -> None:
         DataError: a value can not be written in the manifest's encoding.
         DiskFullError: there is no room.
     """
-    options = manifest.options
+    options, table = manifest.options, manifest.table
     folder = absolute(path).parent
-    rows = [
-        {**row, manifest.image_column: _name_from(folder, record)}
-        for row, record in zip(manifest.to_rows(), manifest.records, strict=True)
-    ]
+    files = zip(table["named"], table["file"], strict=True)
+    cells = {
+        options.id_column: manifest.ids,
+        manifest.image_column: [_name_from(folder, named, Path(file)) for named, file in files],
+    }
+    for name, usual, column in (
+        (options.tier_column, "tier", table["tier"]),
+        (options.score_column, "tier_score", table["tier_score"]),
+        (options.group_column, "group", table["group"]),
+    ):
+        if name != usual or column.notna().any():  # one asked for by name has to be there
+            cells[name] = or_none(column)
+    for own in own_columns(table):
+        cells.setdefault(given_name(own), table[own].tolist())
+    rows = (dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True))
     try:
         write_csv(
             path,
-            manifest.columns(),
+            cells,
             rows,
             separator=options.separator or ",",
             encoding=options.encoding,
@@ -139,28 +155,22 @@ def only_graded(manifest: Manifest) -> Manifest:
 
     Reading the manifest told how many have no tier; how many have no finer grade is told here.
     """
-    records, options = manifest.records, manifest.options
-    graded = [i for i, record in enumerate(records) if record.tier is not None]
-    finer = [i for i, record in enumerate(records) if record.tier_score is not None]
-    if (
-        len({r.tier for r in records} - {None}) > 1
-        or len({r.tier_score for r in records} - {None}) < 2
-    ):
-        return manifest.subset(graded) if 0 < len(graded) < len(manifest) else manifest
-    if graded:
+    table, options = manifest.table, manifest.options
+    graded, finer = table["tier"].notna(), table["tier_score"].notna()
+    if table["tier"].nunique() > 1 or table["tier_score"].nunique() < 2:
+        return manifest.subset(np.flatnonzero(graded)) if graded.any() else manifest
+    if graded.any():
         logger.warning(
             "%s: all tiers are %r: they are left aside, and the column %r counts",
-            *(shown(manifest.source), manifest.tiers[records[graded[0]].tier or 0]),
-            options.score_column,
+            *(shown(manifest.source), table["tier"][graded].iloc[0], options.score_column),
         )
-    if len(finer) < len(records):
-        empty = next(record for record in records if record.tier_score is None)
+    if not finer.all():
         logger.warning(
             "%s: %s of %s have a number in the column %r; the others (first: %r) are left out",
-            *(shown(manifest.source), f"{len(finer):,}", counted(len(records), "work")),
-            *(options.score_column, empty.image_id),
+            *(shown(manifest.source), f"{finer.sum():,}", counted(len(table), "work")),
+            *(options.score_column, table["image_id"][~finer].iloc[0]),
         )
-    return replace(manifest, records=tuple(replace(records[i], tier=None) for i in finer))
+    return manifest.subset(np.flatnonzero(finer)).without_tiers()
 
 
 def check_trainable(manifest: Manifest) -> None:
@@ -177,13 +187,13 @@ def check_trainable(manifest: Manifest) -> None:
         return
     column = manifest.options.tier_column
     problems = Problems(manifest.source)
-    if all(record.tier is None for record in manifest.records):
+    if manifest.table["tier"].isna().all():
         problems.add(
             f"the images have no grades. A column {column!r} with {'/'.join(manifest.tiers)} is "
             "needed (another name: --tier-column), one of numbers "
             f"{manifest.options.score_column!r} (--score-column), or one folder per tier"
         )
-        if any(record.tier_score is not None for record in manifest.records):
+        if manifest.table["tier_score"].notna().any():
             problems.hint(
                 f"The column {manifest.options.score_column!r} has the same number everywhere."
             )
@@ -192,12 +202,12 @@ def check_trainable(manifest: Manifest) -> None:
     if len(counts) == 1:
         (only,) = counts
         problems.add(f"every image has tier {only!r}; at least two tiers are needed", column=column)
-    for record in manifest.records:
-        if record.tier is not None and counts[manifest.tiers[record.tier]] == 1:
+    for tier, image_id, row in manifest.table[["tier", "image_id", "row"]].itertuples(index=False):
+        if counts.get(tier) == 1:
             problems.add(
-                f"tier {manifest.tiers[record.tier]!r} has one image, {record.image_id!r}; training "
+                f"tier {tier!r} has one image, {image_id!r}; training "
                 "and testing need two or more. Add images, or give it a neighbouring tier",
-                row=record.row,
+                row=row or None,
                 column=column,
             )
     problems.raise_if_any()
@@ -227,11 +237,9 @@ def _order(manifest: Manifest) -> str | None:
     They do where, of two tiers with five such grades and more each, a work of the better tier has the lower
     grade in three of four pairs.
     """
-    of_tier: dict[int, list[float]] = {}
-    for record in manifest.records:
-        if record.tier is not None and record.tier_score is not None:
-            of_tier.setdefault(record.tier, []).append(record.tier_score)
-    grades = {tier: np.sort(of_tier[tier]) for tier in sorted(of_tier) if len(of_tier[tier]) >= 5}
+    graded = manifest.table.dropna(subset=["tier", "tier_score"])
+    of_tier = graded.groupby("tier", observed=True)["tier_score"]
+    grades = {str(tier): np.sort(scores) for tier, scores in of_tier if len(scores) >= 5}
     for better, worse in itertools.combinations(grades, 2):
         places = (
             np.searchsorted(grades[worse], grades[better], side) for side in ("left", "right")
@@ -241,7 +249,7 @@ def _order(manifest: Manifest) -> str | None:
             return (
                 f"--tiers {','.join(manifest.tiers)} may be the wrong way round: by the column "
                 f"{manifest.options.score_column!r} (higher is better) the order is "
-                f"{', '.join(manifest.tiers[tier] for tier in by_grade)}"
+                f"{', '.join(by_grade)}"
             )
     return None
 
@@ -280,16 +288,15 @@ def _from_names(folder: Path, found: Sequence[str], options: DataOptions) -> Man
     names = found if os.sep == "/" else [name.replace(os.sep, "/") for name in found]
     tiers = tiers_by_folder(folder, names, options) if options.with_grades else {}
     start = os.path.join(folder, "")  # noqa: PTH118 (thousands of calls)
-    records = PackedRecords(
-        Record(
-            image_id=name,
-            path=Path(start + name),
-            tier=tiers.get(name.partition("/")[0] if "/" in name else ""),
-            filename=name,
-        )
-        for name in names
-    )
-    return Manifest(folder, folder, options.tiers, records, options, (folder,))
+    tops = (name.partition("/")[0] if "/" in name else "" for name in names)
+    columns = {
+        "image_id": names,
+        "file": [str(Path(start + name)) for name in names],
+        "named": names,
+        "tier": [tiers.get(top) for top in tops],
+    }
+    table = image_table(columns, options.tiers)
+    return Manifest(folder, folder, options.tiers, table, options, (folder,))
 
 
 def _metadata_in(folder: Path) -> Path | None:
@@ -364,13 +371,10 @@ def _not_found(source: Path) -> str:
     return f"{shown(source)}: no such file or folder.{hint}"
 
 
-def _name_from(folder: Path, record: Record) -> str:
-    """How a CSV file in ``folder`` names the record's file."""
-    if record.filename and record.path in (
-        folder / record.filename,
-        folder / IMAGE_FOLDER / record.filename,
-    ):
-        return record.filename
-    if record.path.is_relative_to(folder):
-        return record.path.relative_to(folder).as_posix()
-    return str(record.path)
+def _name_from(folder: Path, named: str, file: Path) -> str:
+    """How a CSV file in ``folder`` names a file that its source calls ``named``."""
+    if named and file in (folder / named, folder / IMAGE_FOLDER / named):
+        return named
+    if file.is_relative_to(folder):
+        return file.relative_to(folder).as_posix()
+    return str(file)

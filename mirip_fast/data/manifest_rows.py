@@ -1,14 +1,16 @@
-"""From the rows of a graded CSV file to records, with every fault of the file told at once."""
+"""From the rows of a graded CSV file to the table of images, with every fault of the file told at once."""
 
 from __future__ import annotations
 
 import logging
 import math
 import os
+import sys
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mirip_fast.data.csv_reader import (
     Problems,
@@ -23,10 +25,12 @@ from mirip_fast.data.csv_reader import (
     with_known_names,
 )
 from mirip_fast.data.locate import FileFinder
-from mirip_fast.data.packed_records import PackedRecords
-from mirip_fast.data.records import DataOptions, Manifest, Record
 from mirip_fast.data.sources import entries_in, is_place, safe_name
+from mirip_fast.data.table import DataOptions, Manifest, image_table, own_column
 from mirip_fast.text import folded, nfc
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -54,12 +58,11 @@ def records_from_csv(path: Path, options: DataOptions) -> Manifest:
     places = [path.parent, path.parent / IMAGE_FOLDER]
     if options.image_root is not None:
         places.insert(0, options.image_root)
-    records = Rows(table, columns, options, FileFinder(places)).read()
     return Manifest(
         source=path,
         root=options.image_root or path.parent,
         tiers=options.tiers,
-        records=PackedRecords(records),
+        table=Rows(table, columns, options, FileFinder(places)).read(),
         options=replace(options, image_column=columns.image),
         places=tuple(dict.fromkeys(places)),
     )
@@ -159,7 +162,7 @@ def _find_columns(table: Table, options: DataOptions) -> Columns:
 
 
 class Rows:
-    """Turns the rows of one table into records and collects their faults."""
+    """Turns the rows of one CSV file into a table of images and collects their faults."""
 
     def __init__(
         self,
@@ -187,43 +190,53 @@ class Rows:
         there = (place for place in reversed(finder.places) if place.is_dir() or entries_in(place))
         self.expected = next(there, finder.places[0])
         used = {columns.image, columns.id, columns.tier, columns.score, columns.group}
-        self.extra = [name for name in table.columns if name and name not in used]
+        self.own = [name for name in table.columns if name and name not in used]
+        names = ("image_id", "file", "named", "row", "tier", "tier_score", "group")
+        #: Column → what the rows say, as far as they are read.
+        self.made: dict[str, list[Any]] = {
+            name: [] for name in (*names, *map(own_column, self.own))
+        }
 
-    def read(self) -> list[Record]:
-        """All records, one per image_id.
+    def read(self) -> pd.DataFrame:
+        """All images, one per image_id.
 
         Raises:
             DataError: any row is faulty.
         """
-        records = [self._record(row, cells) for row, cells in self.table.rows]
-        self._tell_tiers(records)
+        for row, cells in self.table.rows:
+            self._add(row, cells)
+        self._tell_tiers()
         if self.outside:
             self.problems.hint(
                 "Files elsewhere are read only where their folder is named: --image-root "
                 + os.path.commonpath(self.outside)
             )
-        unique = self._without_duplicates(records)
+        unique = self._without_duplicates()
         self.problems.raise_if_any()
-        self._tell_ungraded(unique)
-        return self._with_moved(unique) if self.nowhere else unique
+        if len(unique) < len(self.table.rows):
+            self.made = {name: [made[i] for i in unique] for name, made in self.made.items()}
+        self._tell_ungraded()
+        if self.nowhere:
+            self._find_moved()
+        return image_table(self.made, self.names)
 
-    def _tell_ungraded(self, records: Sequence[Record]) -> None:
+    def _tell_ungraded(self) -> None:
         """Say how many works have no grade, where there is a column of grades."""
-        empty = [record for record in records if record.tier is None]
-        if self.columns.tier is None or not empty:
+        tiers = self.made["tier"]
+        if self.columns.tier is None or None not in tiers:
             return
-        graded = len(records) - len(empty)
-        first = f"row {empty[0].row}, {empty[0].image_id!r}"
+        first, graded = tiers.index(None), len(tiers) - tiers.count(None)
+        named = f"row {self.made['row'][first]}, {self.made['image_id'][first]!r}"
         log.warning(
             "%s: %s of %s a grade; %s",
             *(shown(self.table.path), f"{graded:,}" if graded else "none"),
-            f"{counted(len(records), 'work')} {'have' if graded > 1 else 'has'}",
-            f"the others (first: {first}) are left out where grades are needed"
+            f"{counted(len(tiers), 'work')} {'have' if graded > 1 else 'has'}",
+            f"the others (first: {named}) are left out where grades are needed"
             if graded
             else f"the column {self.columns.tier!r} is empty",
         )
 
-    def _record(self, row: int, cells: list[str]) -> Record:
+    def _add(self, row: int, cells: list[str]) -> None:
         columns = self.columns
         values = {
             name: cell if name == columns.image else nfc(cell.strip())
@@ -232,19 +245,21 @@ class Rows:
         filename = values[columns.image]  # as written: it is looked for on the disk
         if not filename.strip():
             self.problems.add("empty; an image file is expected", row=row, column=columns.image)
-        image_id = nfc(filename if columns.id is None else values[columns.id].strip())
+        image_id = nfc(filename) if columns.id is None else values[columns.id]
         if not image_id.strip() and columns.id is not None:
             self.problems.add("empty; every image needs its own name", row=row, column=columns.id)
-        return Record(
-            image_id=image_id,
-            path=self._path(row, filename),
-            tier=self._tier(row, values[columns.tier]) if columns.tier else None,
-            tier_score=self._score(row, values[columns.score]) if columns.score else None,
-            group=(values[columns.group] or None) if columns.group else None,
-            extra={name: values[name] for name in self.extra},
-            row=row,
-            filename=filename,
+        known = (
+            filename if image_id == filename else image_id,  # one object: there may be millions
+            str(self._path(row, filename)),
+            filename,
+            row,
+            self._tier(row, values[columns.tier]) if columns.tier else None,
+            self._score(row, values[columns.score]) if columns.score else None,
+            (values[columns.group] or None) if columns.group else None,
+            *(sys.intern(values[name]) for name in self.own),
         )
+        for made, value in zip(self.made.values(), known, strict=True):
+            made.append(value)
 
     def _path(self, row: int, filename: str) -> Path:
         """Where the file is, or where it was expected."""
@@ -268,41 +283,40 @@ class Rows:
                 )
         return found
 
-    def _with_moved(self, records: list[Record]) -> list[Record]:
-        """The records with the files found that old absolute paths mean; what is missing is told.
+    def _find_moved(self) -> None:
+        """Find the files that old absolute paths mean; what is missing is told.
 
         A path is taken by its end only where no other name in the table means the same file.
         """
-        missing = [record for record in records if record.row in self.nowhere]
-        moved = {record.row: self.finder.find_moved(record.filename) for record in missing}
-        names: dict[Path, set[str]] = defaultdict(set)
-        for record in records:
-            names[moved.get(record.row) or record.path].add(nfc(record.filename.strip()))
-        sure = {row: path for row, path in moved.items() if path and len(names[path]) == 1}
+        rows, named, files = (self.made[name] for name in ("row", "named", "file"))
+        missing = [i for i, row in enumerate(rows) if row in self.nowhere]
+        moved = {i: self.finder.find_moved(named[i]) for i in missing}
+        names: dict[str, set[str]] = defaultdict(set)
+        for i, file in enumerate(files):
+            names[str(moved.get(i) or file)].add(nfc(named[i].strip()))
+        sure = {i: path for i, path in moved.items() if path and len(names[str(path)]) == 1}
         where = shown(self.table.path)
-        left = [record for record in missing if record.row not in sure]
-        taken = [record for record in missing if record.row in sure]
-        if taken:
+        left = [i for i in missing if i not in sure]
+        for taken in list(sure)[:1]:
             log.warning(
-                "%s: %s by the end of the path, which leads nowhere as a whole (first: row %s, '%s' is %s)",
-                *(where, f"{counted(len(taken), 'file name')} read", taken[0].row),
-                *(taken[0].filename, shown(sure[taken[0].row])),
+                "%s: %s read by the end of the path, which leads nowhere as a whole "
+                "(first: row %s, '%s' is %s)",
+                *(where, counted(len(sure), "file name"), rows[taken], named[taken]),
+                shown(sure[taken]),
             )
         if left:
             some = (
-                f"row {record.row}: '{record.filename}'.{self.finder.suggest(record.filename)}"
-                for record in left[:_MISSING_SHOWN]
+                f"row {rows[i]}: '{named[i]}'.{self.finder.suggest(named[i])}"
+                for i in left[:_MISSING_SHOWN]
             )
             log.warning(
                 "%s: %d of %s %s not there (%s%s)",
-                *(where, len(left), counted(len(records), "image file")),
+                *(where, len(left), counted(len(rows), "image file")),
                 *("is" if len(left) == 1 else "are", " ".join(some)),
                 " …" if len(left) > _MISSING_SHOWN else "",
             )
-        return [
-            replace(record, path=sure[record.row]) if record.row in sure else record
-            for record in records
-        ]
+        for i, path in sure.items():
+            files[i] = str(path)
 
     def _tier(self, row: int, name: str) -> int | None:
         if not name:
@@ -318,7 +332,7 @@ class Rows:
                 self.spellings[name, self.names[tier]] += 1
         return tier
 
-    def _tell_tiers(self, records: Sequence[Record]) -> None:
+    def _tell_tiers(self) -> None:
         """Note the tiers that are unknown; warn of those that are known and were spelled otherwise."""
         if self.spellings:
             said = [f"{old!r} as {new!r} ({n:,})" for (old, new), n in self.spellings.items()]
@@ -333,7 +347,7 @@ class Rows:
                 row=rows[0],
                 column=self.columns.tier,
             )
-        counts = Counter(self.names[r.tier] for r in records if r.tier is not None)
+        counts = Counter(self.names[tier] for tier in self.made["tier"] if tier is not None)
         counts.update({name: len(rows) for name, rows in self.unknown_tiers.items()})
         some = ", ".join(
             f"{name} {counts[name]:,}" for name in sorted(counts, key=str.casefold)[:_TIERS_SHOWN]
@@ -357,20 +371,20 @@ class Rows:
         self.problems.add(f"{text!r} is no number{hint}", row=row, column=self.columns.score)
         return None
 
-    def _without_duplicates(self, records: list[Record]) -> list[Record]:
-        """One record per image_id; rows that repeat another exactly are dropped with a remark."""
-        first: dict[str, Record] = {}
+    def _without_duplicates(self) -> list[int]:
+        """One place per image_id; rows that repeat another exactly are dropped with a remark."""
+        first: dict[str, int] = {}
         repeated = 0
-        for record in records:
-            known = first.setdefault(record.image_id, record)
-            if known is record or not record.image_id:
+        for i, image_id in enumerate(self.made["image_id"]):
+            known = first.setdefault(image_id, i)
+            if known == i or not image_id:
                 continue
-            different = self._differences(known, record)
+            different = self._differences(known, i)
             repeated += not different
             for column, old, new in different:
                 self.problems.add(
-                    f"{record.image_id!r} has {new!r} here and {old!r} in row {known.row}",
-                    row=record.row,
+                    f"{image_id!r} has {new!r} here and {old!r} in row {self.made['row'][known]}",
+                    row=self.made["row"][i],
                     column=column,
                 )
         if repeated:
@@ -380,17 +394,16 @@ class Rows:
             )
         return list(first.values())
 
-    def _differences(self, one: Record, other: Record) -> list[tuple[str, str, str]]:
+    def _differences(self, one: int, other: int) -> list[tuple[str, str, str]]:
         """Where two rows with the same image_id disagree: (column, value, other value)."""
-        columns = self.columns
-        pairs = [
-            (columns.image, one.filename.strip(), other.filename.strip()),
-            (columns.tier, self._tier_name(one), self._tier_name(other)),
-            (columns.score, str(one.tier_score), str(other.tier_score)),
-            (columns.group, one.group or "", other.group or ""),
-            *((name, one.extra[name], other.extra[name]) for name in self.extra),
-        ]
-        return [(column or "", old, new) for column, old, new in pairs if old != new]
-
-    def _tier_name(self, record: Record) -> str:
-        return "" if record.tier is None else self.names[record.tier]
+        columns, made = self.columns, self.made
+        tier_names = {None: ""} | dict(enumerate(self.names))
+        texts: tuple[tuple[str | None, str, Callable[[Any], Any]], ...] = (
+            (columns.image, "named", str.strip),
+            (columns.tier, "tier", tier_names.get),
+            (columns.score, "tier_score", str),
+            (columns.group, "group", lambda group: group or ""),
+            *((name, own_column(name), str) for name in self.own),
+        )
+        pairs = [(c or "", text(made[k][one]), text(made[k][other])) for c, k, text in texts]
+        return [(column, old, new) for column, old, new in pairs if old != new]

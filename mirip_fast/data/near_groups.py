@@ -16,7 +16,7 @@ from mirip_fast.data.csv_reader import (
     spelled,
     with_known_names,
 )
-from mirip_fast.data.records import Manifest
+from mirip_fast.data.table import Manifest
 from mirip_fast.errors import DataError
 from mirip_fast.files import open_file, write_csv
 from mirip_fast.text import nfc
@@ -74,7 +74,7 @@ def read_near_groups(path: Path, manifest: Manifest) -> list[str | None]:
                 column=GROUP,
             )
     problems.raise_if_any()
-    ids = [nfc(record.image_id.strip()) for record in manifest.records]
+    ids = [nfc(image_id.strip()) for image_id in manifest.ids]
     labels = [group_of.get(image_id) for image_id in ids]
     unknown = len(group_of) - len(set(ids) & set(group_of))
     if unknown == len(group_of):

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +27,10 @@ from mirip_fast.data.csv_reader import (
     with_known_names,
 )
 from mirip_fast.data.locate import alike_key, ends_of
-from mirip_fast.data.records import Record
 from mirip_fast.text import nfc
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +46,7 @@ class Judgements:
 
     Attributes:
         files: [p] the file of each.
-        images: [p, 2] int64, indexes of the two images among the records.
+        images: [p, 2] int64, indexes of the two images in the table.
         label: [p] int64; 1 the first image is better, −1 the second, 0 a tie.
         weight: [p] float64, at least 0; 1 where the file says nothing.
         rows: [p] line in the file, 1-based.
@@ -63,14 +66,14 @@ class Judgements:
 
 def read_pairs(
     paths: Sequence[Path],
-    records: Sequence[Record],
+    images: pd.DataFrame,
     places: Sequence[Path],
     *,
     zero: str | None = None,
     separator: str | None = None,
     encoding: str = "utf-8",
 ) -> Judgements:
-    """Read files of judged pairs of the images in ``records``.
+    """Read files of judged pairs of the images in a table.
 
     An image is named as the data set names it (its file), by its path (absolute, or relative to one of
     the places or to the folder of the pairs file), or by its image_id. Pairs that are judged both ways are
@@ -79,7 +82,7 @@ def read_pairs(
     Args:
         paths: CSV files with the columns image_path_1, image_path_2, label and, if there are weights,
             weight; any other columns are kept.
-        records: the images.
+        images: the table of images.
         places: folders that the data set's file names start from.
         zero: what the label 0 means in a file without −1: ``tie``, or that the ``second`` image is better;
             ``None`` takes ties and warns where there is a 1.
@@ -90,7 +93,7 @@ def read_pairs(
         DataError: a file can not be read, a column is missing, or rows are faulty (unknown images,
             the same image twice, labels other than 1, 0, −1, weights below 0); all faults in one message.
     """
-    parts = [_read_file(path, records, places, zero, separator, encoding) for path in paths]
+    parts = [_read_file(path, images, places, zero, separator, encoding) for path in paths]
     judged = Judgements(
         files=[path for part in parts for path in part.files],
         images=np.concatenate([part.images for part in parts]),
@@ -105,7 +108,7 @@ def read_pairs(
 
 def _read_file(
     path: Path,
-    records: Sequence[Record],
+    images: pd.DataFrame,
     places: Sequence[Path],
     zero: str | None,
     separator: str | None,
@@ -113,9 +116,9 @@ def _read_file(
 ) -> Judgements:
     table = pairs_table(path, separator=separator, encoding=encoding)
     problems = Problems(path)
-    finder = _Finder(records, [*places, path.parent, path.parent / "images"])
+    finder = _Finder(images, [*places, path.parent, path.parent / "images"])
     used = {FIRST, SECOND, LABEL, WEIGHT}
-    images, labels, weights, extra = [], [], [], []
+    pairs, labels, weights, extra = [], [], [], []
     for row, cells in table.rows:
         values = dict(zip(table.columns, cells, strict=True))
         pair = [_image(values[name], finder, problems, row, name) for name in (FIRST, SECOND)]
@@ -123,14 +126,14 @@ def _read_file(
             problems.add(
                 f"both images are {values[FIRST].strip()!r}; a pair has two", row=row, column=SECOND
             )
-        images.append(pair)
+        pairs.append(pair)
         labels.append(verdict(values[LABEL], problems, row))
         weights.append(_weight(values.get(WEIGHT, ""), problems, row))
         extra.append({name: text for name, text in values.items() if name and name not in used})
     if finder.missed:
         problems.hint(
-            f"{counted(len(records), 'image')} are known, such as {finder.example!r}. Names are those of "
-            "the data set's file column, paths, or its image_id."
+            f"{counted(len(finder.names), 'image')} are known, such as {finder.example!r}. Names are those "
+            "of the data set's file column, paths, or its image_id."
         )
     problems.raise_if_any()
     if finder.moved:
@@ -138,11 +141,11 @@ def _read_file(
         log.warning(
             "%s: %s known by the end of the path (first: '%s' is %s)",
             *(shown(path), counted(len(finder.moved), "file name")),
-            *(old, records[number].filename or records[number].image_id),
+            *(old, finder.names[number]),
         )
     return Judgements(
         files=[path] * len(labels),
-        images=np.array(images, dtype=np.int64).reshape(-1, 2),
+        images=np.array(pairs, dtype=np.int64).reshape(-1, 2),
         label=np.array(with_zeros(path, labels, zero), dtype=np.int64),
         weight=np.array(weights, dtype=np.float64),
         rows=[row for row, _ in table.rows],
@@ -184,26 +187,27 @@ def named(name: str, problems: Problems, row: int, column: str) -> bool:
 
 
 class _Finder:
-    """Finds a record by the name that a pairs file gives it, without asking the disk."""
+    """Finds an image by the name that a pairs file gives it, without asking the disk."""
 
-    def __init__(self, records: Sequence[Record], places: Sequence[Path]):
+    def __init__(self, images: pd.DataFrame, places: Sequence[Path]):
         self._places = [str(place) for place in dict.fromkeys(places)]
-        self._by_path = {_spelled(str(r.path)): i for i, r in enumerate(records)}
-        self._by_file = {nfc(r.filename): i for i, r in enumerate(records) if r.filename}
-        self._by_id = {nfc(r.image_id): i for i, r in enumerate(records)}
-        self._names = [r.filename or r.image_id for r in records]
+        ids, named = images["image_id"].tolist(), images["named"].tolist()
+        self._by_path = {_spelled(file): i for i, file in enumerate(images["file"])}
+        self._by_file = {nfc(name): i for i, name in enumerate(named) if name}
+        self._by_id = {nfc(image_id): i for i, image_id in enumerate(ids)}
+        self.names = [name or image_id for name, image_id in zip(named, ids, strict=True)]
         self._alike: dict[str, list[str]] = defaultdict(list)
-        for name in self._names:
+        for name in self.names:
             self._alike[alike_key(name)].append(name)
-        self.moved: dict[int, str] = {}  # record → the old absolute path that was taken for it
+        self.moved: dict[int, str] = {}  # image → the old absolute path that was taken for it
         self.missed = 0
 
     @property
     def example(self) -> str:
-        return next(iter(self._names), "")
+        return next(iter(self.names), "")
 
     def find(self, name: str) -> int | None:
-        """Index of the record called ``name``; file names come before ids."""
+        """Index of the image called ``name``; file names come before ids."""
         composed = nfc(name.strip())
         for spelling in (composed, composed.replace("\\", "/")):
             found = self._by_name(spelling)
@@ -231,7 +235,7 @@ class _Finder:
         if self.missed > _HINTS:  # no more are shown, and each costs a look at all names
             return ""
         alike = self._alike.get(alike_key(name))
-        close = alike[0] if alike else closest(name.strip(), self._names)
+        close = alike[0] if alike else closest(name.strip(), self.names)
         return f" Did you mean {close!r}?" if close else ""
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mirip_fast.data.images import load_rgb
-from mirip_fast.data.records import DataOptions
+from mirip_fast.data.table import DataOptions
 from mirip_fast.errors import ConfigError, DataError
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mirip_fast.data import remote
 from mirip_fast.data.csv_reader import Problems, Table, counted, shown
@@ -28,8 +29,6 @@ from mirip_fast.data.image_files import (
 )
 from mirip_fast.data.locate import FileFinder, tell_unnamed
 from mirip_fast.data.manifest_rows import IMAGE_COLUMNS, Columns, Rows, records_from_csv
-from mirip_fast.data.packed_records import PackedRecords
-from mirip_fast.data.records import DataOptions, Manifest, Record
 from mirip_fast.data.sources import (
     DAMAGED,
     METADATA_NAME,
@@ -38,8 +37,12 @@ from mirip_fast.data.sources import (
     safe_name,
     tar_index,
 )
+from mirip_fast.data.table import DataOptions, Manifest, image_table, joined, tier_column
 from mirip_fast.errors import DataError
 from mirip_fast.text import folded, nfc
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 logger = logging.getLogger(__name__)
 
@@ -221,19 +224,19 @@ def read_tars(source: Path, tars: Sequence[Path], options: DataOptions) -> Manif
     labels = [indexes[tar].labels_of(name) for tar, name, _ in names]
     if options.with_grades and any(labels):
         ids = [image_id for _, _, image_id in names]
-        records = _from_labels(source, root, ids, labels, options)
-        if any(record.tier is not None for record in records):
-            return Manifest(source, root, options.tiers, PackedRecords(records), options, (root,))
+        table = _from_labels(source, root, ids, labels, options)
+        if table["tier"].notna().any():
+            return Manifest(source, root, options.tiers, table, options, (root,))
     else:
-        records = tuple(Record(image_id=i, path=root / i, filename=i) for _, _, i in names)
+        ids = [image_id for _, _, image_id in names]
+        places = [str(root / image_id) for image_id in ids]
+        table = image_table({"image_id": ids, "file": places, "named": ids}, options.tiers)
     tops = [name.partition("/")[0] if "/" in name else "" for _, name, _ in names]
     if options.with_grades:
         lacking = f"{METADATA_NAME} in the tars, no .json or .cls with a {options.tier_column}"
         tiers = tiers_by_folder(source, [name for _, name, _ in names], options, lacking=lacking)
-        records = tuple(
-            replace(record, tier=tiers.get(top)) for record, top in zip(records, tops, strict=True)
-        )
-    return Manifest(source, root, options.tiers, PackedRecords(records), options, (root,))
+        table["tier"] = tier_column([tiers.get(top) for top in tops], options.tiers)
+    return Manifest(source, root, options.tiers, table, options, (root,))
 
 
 def remark_on_tars(folder: Path, number: int) -> None:
@@ -317,7 +320,7 @@ def _from_table(where: Path, name: str, pictures: Sequence[str], options: DataOp
     if table.name != METADATA_NAME:  # it has capital letters
         logger.warning("%s is read as %s", shown(table), METADATA_NAME)
     manifest = records_from_csv(table, options)
-    listed = {str(record.path) for record in manifest.records}
+    listed = set(manifest.table["file"])
     beside = (str(where / picture) for picture in pictures)
     tell_unnamed(table, (path for path in beside if path not in listed))
     return manifest
@@ -333,6 +336,8 @@ def _is_picture(path: Path) -> bool:
 
 def _from_tables(source: Path, tables: dict[Path, list[str]], options: DataOptions) -> Manifest:
     """One manifest of tars that each have a ``metadata.csv``."""
+    import pandas as pd
+
     manifests = []
     for tar, names in tables.items():
         if len(names) != 1:
@@ -344,20 +349,19 @@ def _from_tables(source: Path, tables: dict[Path, list[str]], options: DataOptio
         manifests.append(_from_table(tar, names[0], pictures, options))
     if len(manifests) == 1:
         return replace(manifests[0], source=source)
-    records = [record for manifest in manifests for record in manifest.records]
-    first: dict[str, Record] = {}
+    table = joined([manifest.table for manifest in manifests])
+    first: dict[str, str] = {}
     problems = Problems(source)
-    for record in records:
-        other = first.setdefault(record.image_id, record)
-        if other is not record:
-            problems.add(f"{record.image_id!r} names {shown(other.path)} and {shown(record.path)}")
+    for image_id, file in zip(table["image_id"], table["file"], strict=True):
+        other = first.setdefault(image_id, file)
+        if other != file:
+            problems.add(f"{image_id!r} names {shown(Path(other))} and {shown(Path(file))}")
     problems.raise_if_any()
     root = Path(os.path.commonpath([tar.parent for tar in tables]))
     places = tuple(place for manifest in manifests for place in manifest.places)
     # Rows of several tables have no one number; file names start from the folder of the tars.
-    whole = PackedRecords(
-        replace(record, row=None, filename=os.path.relpath(record.path, root)) for record in records
-    )
+    named = [os.path.relpath(file, root) for file in table["file"]]
+    whole = table.assign(row=0, named=pd.Series(named, dtype=object))
     return Manifest(source, root, options.tiers, whole, manifests[0].options, places)
 
 
@@ -367,8 +371,8 @@ def _from_labels(
     ids: Sequence[str],
     labels: Sequence[dict[str, str]],
     options: DataOptions,
-) -> tuple[Record, ...]:
-    """Records with what the samples' ``.json`` and ``.cls`` files say, read like the rows of a table."""
+) -> pd.DataFrame:
+    """Images with what the samples' ``.json`` and ``.cls`` files say, read like the rows of a table."""
     keys = dict.fromkeys(key for known in labels for key in known)
     tier, own_id = options.tier_column, options.id_column
     # Numbers that JSON files call image_id are rarely unique over many tars: such ids are asked for by name.
@@ -393,7 +397,7 @@ def _from_labels(
     )
     table = Table(source, tuple(columns), rows)
     reader = Rows(table, meaning, options, _Below(root), problems)
-    return tuple(replace(record, row=None) for record in reader.read())
+    return reader.read().assign(row=0)
 
 
 class _ByName(Problems):

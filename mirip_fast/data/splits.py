@@ -32,7 +32,7 @@ class Split:
 
     Attributes:
         manifest: the images.
-        assignment: ``train``, ``val`` or ``test`` for each record of the manifest.
+        assignment: ``train``, ``val`` or ``test`` for each image of the manifest.
     """
 
     manifest: Manifest
@@ -42,7 +42,7 @@ class Split:
         return self.assignment[index]
 
     def indexes(self, name: str) -> NDArray[np.int64]:
-        """Record indexes of one split, ascending: int64 ``[n]``."""
+        """Indexes of the images of one split, ascending: int64 ``[n]``."""
         return np.flatnonzero(np.array(self.assignment) == name).astype(np.int64)
 
     def part(self, name: str) -> Manifest:
@@ -75,11 +75,6 @@ class Split:
         table = self.deviations()
         return max((abs(value) for row in table.values() for value in row.values()), default=0.0)
 
-    def to_rows(self) -> list[dict[str, object]]:
-        """The manifest's rows with a further column ``split``."""
-        rows = self.manifest.to_rows()
-        return [row | {"split": name} for row, name in zip(rows, self.assignment, strict=True)]
-
 
 def split_manifest(
     manifest: Manifest,
@@ -96,7 +91,7 @@ def split_manifest(
     as many groups as there are splits reaches every split. The order of the records does not matter.
 
     Args:
-        manifest: the images; ``Record.group`` is respected.
+        manifest: the images; their groups are respected.
         ratios: shares of train, val and test; val or test may be 0.
         seed: another seed gives another split.
         duplicates: per record a hash of the file's content; equal ones stay together. ``None`` entries
@@ -111,11 +106,10 @@ def split_manifest(
         DataError: there are too few images or groups for a split that can be used.
     """
     check_ratios(ratios)
-    records = manifest.records
-    labelings: list[Sequence[Hashable | None]] = [[record.group for record in records]]
+    labelings: list[Sequence[Hashable | None]] = [manifest.groups]
     labelings += [labels for labels in (duplicates, near_groups) if labels is not None]
-    tiers = [_UNGRADED if r.tier is None else manifest.tiers[r.tier] for r in records]
-    names = [record.image_id for record in records]
+    tiers = manifest.table["tier"].astype(object).fillna(_UNGRADED).tolist()
+    names = manifest.ids
     _tell_two_grades(names, tiers, duplicates or ())
     return Split(manifest, tuple(_divide(tiers, names, labelings, ratios, seed)))
 

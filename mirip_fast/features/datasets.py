@@ -10,21 +10,20 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
-import json
 import logging
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mirip_fast.config import DataConfig, EmbedConfig
-from mirip_fast.data.manifest import Manifest, Record
 from mirip_fast.data.remote import address, located, path_of
+from mirip_fast.data.table import COLUMNS, Manifest, own_columns, read_images, write_images
 from mirip_fast.errors import RunNotFoundError, StoreError
-from mirip_fast.features.outcomes import STATUSES, Outcome
+from mirip_fast.features.outcomes import Outcome
 from mirip_fast.features.recipe import Recipe, View, series_name
 from mirip_fast.features.shards import unreadable
 from mirip_fast.features.store import listed
@@ -33,7 +32,6 @@ from mirip_fast.files import (
     fsync_folder,
     has_file,
     list_files,
-    read_csv,
     read_json,
     scratch_folder,
     write_csv,
@@ -41,27 +39,20 @@ from mirip_fast.files import (
 )
 from mirip_fast.settings import settings, yaml_text
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 log = logging.getLogger(__name__)
 
 _FOLDER = "datasets"
-_COLUMNS = (
-    "image_id", "path", "status", "reason", "tier", "tier_score", "group", "row", "sha256", "extra",
-)  # fmt: skip
 _INFO_FILE = "dataset.json"
+_LEDGER = "manifest.csv"
 #: What dataset.json holds, as far as anything depends on it.
 _INFO: dict[str, Any] = {
     "source": str, "root": str, "tiers": list, "graded": bool, "images": int, "failed": int,
     "limit": int | None, "backbone": str, "views": list, "kinds": list, "data": dict, "embed": dict,
     "embedded_at": str,
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One line of the ledger: an input, and what became of it."""
-
-    record: Record
-    outcome: Outcome
 
 
 @dataclass(frozen=True)
@@ -147,23 +138,27 @@ class Dataset:
 
     def hashes(self) -> set[bytes]:
         """The content hashes of its images that have features."""
-        outcomes = (entry.outcome for entry in self.entries())
-        return {o.sha256 for o in outcomes if o.sha256 is not None and o.status != "failed"}
+        return set(self.embedded()["sha256"])
 
-    def entries(self) -> list[Entry]:
-        """The ledger, in the order of the data.
+    def embedded(self) -> pd.DataFrame:
+        """Those of its :meth:`images` that have features."""
+        images = self.images()
+        return images[images["status"] != "failed"].reset_index(drop=True)
+
+    def images(self) -> pd.DataFrame:
+        """The ledger: its images in the order of the data, see :mod:`mirip_fast.data.table`.
 
         Raises:
-            StoreError: the manifest is damaged.
+            StoreError: it is damaged.
         """
-        path = self.folder / "manifest.csv"
+        path = self.folder / _LEDGER
         info = self.info
         try:
-            rows = read_csv(path, _COLUMNS)
-            if len(rows) != info["images"]:
-                raise ValueError(f"{len(rows)} of {info['images']} images are in it")
-            return [_parse_line(row, list(info["tiers"])) for row in rows]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            images = read_images(path, info["tiers"], ("status", "reason"))
+            if len(images) != info["images"]:
+                raise ValueError(f"{len(images)} of {info['images']} images are in it")
+            return images
+        except (OSError, ValueError) as error:
             raise StoreError(
                 f"{path} can not be read ({error}); run `mirip-fast embed {info['source']}` again"
             ) from error
@@ -206,17 +201,16 @@ def save_dataset(
         StoreError: it can not be written, and there is none that says the same.
     """
     dataset = Dataset(dataset_folder(store_path, manifest))
+    images = _ledger(manifest, outcomes)
     info = {
         "name": _name_of(manifest),
         "source": address(manifest.source),
         "root": address(manifest.root),
         "tiers": list(manifest.tiers),
         # Faulty grades count: training tells what is wrong with them.
-        "graded": any(
-            record.tier is not None or record.tier_score is not None for record in manifest.records
-        ),
+        "graded": bool(images[["tier", "tier_score"]].notna().any(axis=None)),
         "images": len(manifest),
-        "failed": sum(outcome.status == "failed" for outcome in outcomes),
+        "failed": int((images["status"] == "failed").sum()),
         "limit": limit,
         "backbone": recipe.backbone.name,
         "views": [[view.size, view.flip] for view in recipe.views],
@@ -228,12 +222,12 @@ def save_dataset(
     if len(backbones) > 1:
         info["backbones"] = list(backbones)
     try:
-        _write(dataset, manifest.records, outcomes, info)
+        _write(dataset, images, info)
     except StoreError:
         raise
     except OSError as error:
         what = f"{error.filename or dataset.folder} can not be written ({error.strerror})"
-        if not _says_the_same(dataset, manifest.records, outcomes, info):
+        if not _says_the_same(dataset, images, info):
             raise StoreError(
                 f"{what}. The features are in the cache, but training goes by this list of the images, "
                 "which is missing or out of date: make the folder writable and run the same command "
@@ -260,7 +254,7 @@ def copy_dataset(dataset: Dataset, store_path: Path) -> tuple[Dataset, bool]:
     Raises:
         StoreError: its ledger is damaged.
     """
-    info, entries = dataset.info, dataset.entries()
+    info, images = dataset.info, dataset.images()
     for number in itertools.count(1):
         name = dataset.folder.name if number == 1 else f"{dataset.folder.name}-{number}"
         copy = Dataset(store_path / _FOLDER / name)
@@ -268,11 +262,11 @@ def copy_dataset(dataset: Dataset, store_path: Path) -> tuple[Dataset, bool]:
             shutil.rmtree(copy.folder, ignore_errors=True)  # what a full disk or a kill left
             break
         with contextlib.suppress(StoreError):  # a damaged one stays, and is told by verify
-            if copy.entries() == entries and copy.series() == dataset.series():
+            if copy.images().equals(images) and copy.series() == dataset.series():
                 return copy, False
     with scratch_folder(copy.folder.parent, copy.folder.name) as scratch:
         made = Dataset(scratch / name)
-        _write(made, [each.record for each in entries], [each.outcome for each in entries], info)
+        _write(made, images, info)
         made.folder.rename(copy.folder)
     fsync_folder(copy.folder.parent)
     return copy, True
@@ -386,105 +380,53 @@ def newest_dataset(cache_dir: Path, source: Path | None = None) -> Dataset:
     return newest_graded(cache_dir, source)
 
 
-def _write(
-    dataset: Dataset,
-    records: Sequence[Record],
-    outcomes: Sequence[Outcome],
-    info: Mapping[str, Any],
-) -> None:
-    """Write the three files of a data set; without the last one it is none."""
+def _ledger(manifest: Manifest, outcomes: Sequence[Outcome]) -> pd.DataFrame:
+    """The images, and what became of them."""
+    import pandas as pd
 
-    def rows() -> Iterator[dict[str, object]]:  # one after the other: there may be millions
-        for record, outcome in zip(records, outcomes, strict=True):
-            yield _line(record, outcome, info["tiers"])
-
-    failed = (
-        {"path": address(records[i].path), "reason": outcome.reason}
-        for i, outcome in enumerate(outcomes)
-        if outcome.status == "failed"
+    found = {
+        "status": [outcome.status for outcome in outcomes],
+        "reason": [outcome.reason for outcome in outcomes],
+        "sha256": [outcome.sha256 for outcome in outcomes],
+    }
+    return manifest.table.assign(
+        **{name: pd.Series(values, dtype=object) for name, values in found.items()}
     )
-    write_csv(dataset.folder / "manifest.csv", _COLUMNS, rows())
-    write_csv(dataset.failures_csv, ("path", "reason"), failed)
+
+
+def _write(dataset: Dataset, images: pd.DataFrame, info: Mapping[str, Any]) -> None:
+    """Write the three files of a data set; without the last one it is none."""
+    failed = images[images["status"] == "failed"]
+    reasons = zip(failed["file"], failed["reason"], strict=True)
+    rows = [{"path": address(Path(file)), "reason": why} for file, why in reasons]
+    write_images(dataset.folder / _LEDGER, images)
+    write_csv(dataset.failures_csv, ("path", "reason"), rows)
     write_json(dataset.folder / _INFO_FILE, info)
     if not (dataset.folder / LIST_FILE).exists():
         list_files(dataset.folder)
 
 
-def _says_the_same(
-    dataset: Dataset,
-    records: Sequence[Record],
-    outcomes: Sequence[Outcome],
-    info: Mapping[str, Any],
-) -> bool:
+def _says_the_same(dataset: Dataset, images: pd.DataFrame, info: Mapping[str, Any]) -> bool:
     """Whether the files of a data set tell of the same images, with features of the same kinds.
 
     When they were computed, and by what options of the same results, makes no difference.
     """
     try:
-        there = dataset.info
-        rows = read_csv(dataset.folder / "manifest.csv", _COLUMNS)
-    except (OSError, ValueError):
+        there, known = dataset.info, dataset.images()
+    except StoreError:
         return False
     free = ("embed", "embedded_at")
     if any(there.get(key) != info[key] for key in info if key not in free):
         return False
-
-    ours = (_line(r, o, info["tiers"]) for r, o in zip(records, outcomes, strict=True))
-    return [*map(_lasting, rows)] == [*map(_lasting, ours)]
+    return _lasting(known).equals(_lasting(images))
 
 
-def _line(record: Record, outcome: Outcome, tiers: Sequence[str]) -> dict[str, object]:
-    """The cells of one line."""
-    return {
-        "image_id": record.image_id,
-        "path": address(record.path),
-        "status": outcome.status,
-        "reason": outcome.reason,
-        "tier": None if record.tier is None else tiers[record.tier],
-        "tier_score": record.tier_score,
-        "group": record.group,
-        "row": record.row,
-        "sha256": outcome.sha256.hex() if outcome.sha256 else None,
-        "extra": json.dumps(record.extra, ensure_ascii=False) if record.extra else None,
-    }
-
-
-def _lasting(cells: Mapping[str, object]) -> list[str]:
-    """What a line says of its image, whichever run computed the features."""
-    texts = {key: "" if cells.get(key) is None else str(cells[key]) for key in _COLUMNS}
-    if texts["status"] == "embedded":
-        texts["status"] = "present"
-    return list(texts.values())
-
-
-def _parse_line(row: dict[str, str], tiers: list[str]) -> Entry:
-    """What one line says; nothing in it is trusted.
-
-    Args:
-        row: the cells as they stand in the file.
-        tiers: names of the tiers, the best first.
-
-    Raises:
-        ValueError, KeyError, TypeError: it is damaged.
-    """
-    if None in row.values() or None in row:
-        raise ValueError(f"{row['image_id']}: the line is cut short")
-    record = Record(
-        image_id=row["image_id"],
-        path=path_of(row["path"]),
-        tier=tiers.index(row["tier"]) if row["tier"] else None,
-        tier_score=float(row["tier_score"]) if row["tier_score"] else None,
-        group=row["group"] or None,
-        extra=json.loads(row["extra"]) if row["extra"] else {},
-        row=int(row["row"]) if row["row"] else None,
-    )
-    sha256 = bytes.fromhex(row["sha256"]) if row["sha256"] else None
-    length = 0 if sha256 is None else len(sha256)
-    if row["status"] not in STATUSES or length not in (
-        (32, 0) if row["status"] == "failed" else (32,)
-    ):
-        raise ValueError(f"{row['image_id']}: status {row['status']!r}, sha256 {row['sha256']!r}")
-    return Entry(record, Outcome(row["status"], sha256, row["reason"] or None))
+def _lasting(images: pd.DataFrame) -> pd.DataFrame:
+    """What a ledger says of its images, whichever run computed the features."""
+    own = own_columns(images)
+    lasting = images[[c for c in COLUMNS if c in images.columns and c != "named"] + own]
+    status = lasting["status"].where(lasting["status"] != "embedded", "present")
+    return lasting.assign(status=status, **{name: lasting[name].fillna("") for name in own})
 
 
 def _check_info(info: Mapping[str, Any]) -> None:

@@ -348,11 +348,12 @@ def _check_shard(
     if damaged and not names:
         for dataset in datasets:
             with contextlib.suppress(StoreError):  # told with the data sets
-                for entry in dataset.entries():
-                    if entry.outcome.sha256 is not None:
-                        known = names.setdefault(entry.outcome.sha256, [])
-                        if entry.record.path not in known:
-                            known.append(entry.record.path)
+                images = dataset.images()
+                for sha256, file in zip(images["sha256"], images["file"], strict=True):
+                    if sha256 is not None:
+                        known = names.setdefault(sha256, [])
+                        if Path(file) not in known:
+                            known.append(Path(file))
     for slot in damaged:
         sha = _recognised(shard, slot, hashes[slot], names)
         report.damaged.append(DamagedRow(shard.path, slot, sha, tuple(names.get(sha, ()))))
@@ -969,11 +970,10 @@ def export_dataset(
     if (file.parent / STORE_FILE).exists():
         raise StoreError(f"{file} would lie among a store's shards; choose another folder")
     store = FeatureStore.open(dataset.store_path)
-    entries, specs = dataset.entries(), store.series()
-    there = [entry for entry in entries if entry.outcome.status != "failed"]
-    if not there:
+    there, specs = dataset.embedded(), store.series()
+    if not len(there):
         raise StoreError(f"{dataset.source}: no image has features; see {dataset.failures_csv}")
-    hashes = [entry.outcome.sha256 or b"" for entry in there]
+    hashes = there["sha256"].tolist()
     series = {}
     for view in dataset.views():
         folder = "" if view == dataset.views()[0] else f"views/{view.name}/"
@@ -1007,11 +1007,10 @@ def export_dataset(
             written += piece.nbytes
             progress(written, total)
 
-    tiers = dataset.info["tiers"]
     columns = {
-        "image_id": [entry.record.image_id for entry in there],
-        "path": [str(entry.record.path) for entry in there],
-        "tier": ["" if e.record.tier is None else tiers[e.record.tier] for e in there],
+        "image_id": there["image_id"].tolist(),
+        "path": there["file"].tolist(),
+        "tier": there["tier"].astype(object).fillna("").tolist(),
     }
     if not any(columns["tier"]):
         del columns["tier"]
@@ -1033,4 +1032,6 @@ def export_dataset(
         },
     )
     shapes = {f"/{n}": ((len(there), *spec.shape), spec.dtype) for n, (spec, _) in wanted.items()}
-    return Exported(file, shapes, len(there), len(entries) - len(there), file.stat().st_size)
+    return Exported(
+        file, shapes, len(there), dataset.info["images"] - len(there), file.stat().st_size
+    )

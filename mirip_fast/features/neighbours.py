@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.data.csv_reader import counted, shown
+from mirip_fast.data.table import or_none
 from mirip_fast.errors import DiskFullError, RunNotFoundError, StoreError
 from mirip_fast.features.datasets import Dataset, find_datasets
 from mirip_fast.features.recipe import series_name
@@ -455,13 +456,11 @@ def works_of_datasets(datasets: Iterable[Dataset]) -> list[Work]:
     """Every embedded file once; a file of several data sets as the first of them knows it."""
     found: dict[Path, Work] = {}
     for dataset in datasets:
-        tiers = list(dataset.info["tiers"])
-        for entry in dataset.entries():
-            record, outcome = entry.record, entry.outcome
-            if outcome.sha256 is not None and outcome.status != "failed":
-                tier = None if record.tier is None else tiers[record.tier]
-                work = Work(record.path, record.image_id, outcome.sha256, tier)
-                found.setdefault(record.path, work)
+        images = dataset.embedded()
+        columns = (images["file"], images["image_id"], images["sha256"], or_none(images["tier"]))
+        for file, image_id, sha256, tier in zip(*columns, strict=True):
+            work = Work(Path(file), image_id, sha256, tier)
+            found.setdefault(work.path, work)
     return list(found.values())
 
 

@@ -15,12 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.data.csv_reader import shown
+from mirip_fast.data.table import STATUSES
 from mirip_fast.errors import ImageError
 
 log = logging.getLogger(__name__)
-
-#: What became of an input; every input has exactly one.
-STATUSES = ("embedded", "present", "duplicate", "failed")
 
 _UNSEEN = "it was not looked at; run the same command again"
 _NAMED = 20  # pictures of a single colour

@@ -18,9 +18,8 @@ from mirip_fast.data.csv_reader import shown
 from mirip_fast.data.hashes import HashMemory
 from mirip_fast.data.locate import tell_unlisted
 from mirip_fast.data.manifest import read_manifest
-from mirip_fast.data.packed_records import PathsOf
-from mirip_fast.data.records import DataOptions
 from mirip_fast.data.sources import keep_indexes_in
+from mirip_fast.data.table import DataOptions
 from mirip_fast.errors import BackboneError, StoreError
 from mirip_fast.features.backbone_files import find_backbone, names_of_backbones
 from mirip_fast.features.datasets import Dataset, save_dataset
@@ -250,9 +249,9 @@ def embed_data(
     if ranks is None or ranks.rank == 0:
         tell_unlisted(manifest)
     if limit is not None:
-        manifest = manifest.first(limit)
+        manifest = manifest.subset(range(min(limit, len(manifest))))
     log.info("%d images in %s", len(manifest), shown(manifest.source))
-    paths = PathsOf(manifest.records)
+    paths = manifest.paths
     settings = settings_of(options, len(manifest), rehash=rehash, command=command)
     if ranks is not None:
         settings = dataclasses.replace(settings, part=ranks.rank + 1)
@@ -279,7 +278,7 @@ def embed_data(
             begin(phase)
             if ranks is not None:
                 mine = [i for i, path in enumerate(paths) if ranks.takes(path)]
-                paths = PathsOf(manifest.records, mine)
+                paths = [paths[i] for i in mine]
                 log.info("Rank %d of %d: its share is %d images", ranks.rank, ranks.size, len(mine))
             outcomes = phase.embed(paths, hashes, settings, told, speed.append)
     dataset = None

@@ -15,8 +15,8 @@ from mirip_fast.data.decode_pool import DecodeJob, DecodePool
 from mirip_fast.data.locate import tell_unlisted
 from mirip_fast.data.manifest import check_trainable, grade_remarks, only_graded, read_manifest
 from mirip_fast.data.near_groups import near_labels
-from mirip_fast.data.records import DataOptions, Record
 from mirip_fast.data.splits import SPLITS, split_manifest
+from mirip_fast.data.table import DataOptions
 from mirip_fast.errors import CheckpointError, ConfigError, DataError, ImageError, RunNotFoundError
 from mirip_fast.features.datasets import newest_graded
 from mirip_fast.features.outcomes import warn_of_flat
@@ -141,7 +141,7 @@ def check_unchanged(images: GradedImages, cache_dir: Path) -> None:
     Raises:
         DataError: names the first such file, and how many there are.
     """
-    paths = [record.path for record in images.manifest.records]
+    paths = images.manifest.paths
     with open_hashes(cache_dir) as memory:
         known = list(memory.sha256_many(paths))
     wrong = [
@@ -275,16 +275,16 @@ def _source_of_folder(source: Path, config: Config) -> Source:
     manifest.require_files()
     check_trainable(manifest)
     with open_hashes(Path(config.embed.cache_dir)) as memory:
-        known = list(memory.sha256_many([record.path for record in manifest.records]))
+        known = list(memory.sha256_many(manifest.paths))
     reasons = {i: str(sha) for i, sha in enumerate(known) if isinstance(sha, ImageError)}
-    reasons |= _undecodable(manifest.records, set(reasons), config)
+    reasons |= _undecodable(manifest.paths, set(reasons), config)
     if reasons:
         first = next(iter(reasons))
         log.warning(
             "%d of %d images can not be read and are left out (first: %s: %s)",
             len(reasons),
             len(manifest),
-            manifest.records[first].path,
+            manifest.paths[first],
             reasons[first],
         )
     good = [i for i in range(len(manifest)) if i not in reasons]
@@ -305,12 +305,12 @@ def _source_of_folder(source: Path, config: Config) -> Source:
     return Source(images, config.data, config.embed, str(manifest.source))
 
 
-def _undecodable(records: Sequence[Record], known_bad: set[int], config: Config) -> dict[int, str]:
+def _undecodable(paths: Sequence[Path], known_bad: set[int], config: Config) -> dict[int, str]:
     """Index → reason of the files that no decoder can read."""
     limit = round(config.embed.max_megapixels * 1e6)
     jobs = (
-        DecodeJob(i, record.path, (_CHECK_SIZE,), "squash", True, max_pixels=limit)
-        for i, record in enumerate(records)
+        DecodeJob(i, path, (_CHECK_SIZE,), "squash", True, max_pixels=limit)
+        for i, path in enumerate(paths)
         if i not in known_bad
     )
     reasons, flat = {}, []
@@ -319,6 +319,6 @@ def _undecodable(records: Sequence[Record], known_bad: set[int], config: Config)
             if item.reason is not None:
                 reasons[item.index] = item.reason
             elif item.flat:
-                flat.append(records[item.index].path)
+                flat.append(paths[item.index])
     warn_of_flat(flat)
     return reasons

@@ -340,7 +340,7 @@ class Setup:
         """The images of a split, with a loader that ``ending`` closes."""
         part, settings, recipe = self.images.part(split), self.config.finetune, self.recipe
         pictures = Pictures(
-            [record.path for record in part.manifest.records],
+            part.manifest.paths,
             recipe.size,
             resize=recipe.resize,
             draft=recipe.decode == "fast",
@@ -361,7 +361,7 @@ class Setup:
         return Graded(
             tiers=part.tiers,
             grades=-part.tiers.astype(np.float64) if by_tier else part.tier_scores,
-            groups=[record.group for record in part.manifest.records],
+            groups=part.manifest.groups,
             within=None if within is None else pairable(codes_of(part.column(within))),
             load=batches.load,
             waited=lambda: batches.waited,
@@ -418,7 +418,7 @@ class Setup:
         within = self.config.evaluate.within
         if run.info.get("mode") != "fold":  # folds are calibrated together, on what each left out
             model = load_score_model(run.best)
-            paths = [record.path for record in self.images.part("val").manifest.records]
+            paths = self.images.part("val").manifest.paths
             scored = score_files(
                 model, paths,
                 cache_dir=Path(self.config.embed.cache_dir), device=self.device.type,
@@ -512,7 +512,7 @@ class FullFolds:
             DataError: an image can not be read any more.
         """
         embed = self.plan.config.embed
-        paths = [record.path for record in images.manifest.records]
+        paths = images.manifest.paths
         workers = min(len(paths), default_workers(embed.workers))
         settings = Settings(workers=workers, max_pixels=UTMOST_PIXELS)  # they were admitted before
         scored = score_files(

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from mirip_fast.config import TrackingConfig, TrainConfig
-from mirip_fast.data.records import DataOptions
+from mirip_fast.data.table import DataOptions
 from mirip_fast.errors import CheckpointError, TrainingError
 from mirip_fast.evaluation.evaluator import PairLoader, score_pairs
 from mirip_fast.models.checkpoint import load_checkpoint, save_checkpoint

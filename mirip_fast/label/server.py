@@ -30,6 +30,7 @@ from mirip_fast.data.csv_reader import counted, shown
 from mirip_fast.data.decode_pool import DecodePool, picture_job
 from mirip_fast.data.pair_files import read_pairs
 from mirip_fast.data.splits import SPLITS
+from mirip_fast.data.table import joined
 from mirip_fast.errors import (
     CheckpointError,
     ConfigError,
@@ -440,7 +441,7 @@ def _judgements_of(works: Works, file: JudgementFile) -> list[Judgement]:
         return []
     manifest = works.images.manifest
     places = [*manifest.places, manifest.root]
-    read = read_pairs([file.path], [*manifest.records, *works.others], places)
+    read = read_pairs([file.path], joined([manifest.table, works.others]), places)
     log.info("%s: going on after %s", shown(file.path), counted(len(read), "judgement"))
     judged = []
     for (one, other), label, extra in zip(

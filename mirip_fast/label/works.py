@@ -20,14 +20,13 @@ from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.config import Config
 from mirip_fast.data.csv_reader import counted, shown
-from mirip_fast.data.records import Record
 from mirip_fast.data.splits import SPLITS
 from mirip_fast.errors import DataError, MiripError
 from mirip_fast.features.datasets import Dataset, find_datasets, newest_dataset
@@ -46,6 +45,9 @@ from mirip_fast.ranking.scorer import load_score_model
 from mirip_fast.ranking.train import Request, train_head
 from mirip_fast.settings import Resolved, config_from_dict
 from mirip_fast.text import nfc
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +71,7 @@ class Works:
 
     dataset: Dataset
     images: GradedImages
-    others: Sequence[Record]
+    others: pd.DataFrame
     shown: NDArray[np.bool_]
     features: NDArray[np.float32]
     blocks: Sequence[int]
@@ -80,11 +82,11 @@ class Works:
 
     def name(self, number: int) -> str:
         """What a file of pairs calls a work: its file, as the data set names it."""
-        return _name(self.images.manifest.records[number])
+        return self.images.manifest.names[number]
 
     def path(self, number: int) -> Path:
         """The file of a work."""
-        return self.images.manifest.records[number].path
+        return Path(self.images.manifest.table["file"].iloc[number])
 
     def in_split(self, split: str) -> NDArray[np.int64]:
         """The works of one split that may be shown."""
@@ -162,24 +164,21 @@ def _as_embedded(folder: Path, resolved: Resolved) -> Config:
     return dataclasses.replace(config, embed=embed)
 
 
-def _name(record: Record) -> str:
-    return record.filename or record.image_id
-
-
 def _may_be_shown(images: GradedImages) -> NDArray[np.bool_]:
     """Leave out what no file of pairs can name, links that lead elsewhere, and second copies; tell it."""
     manifest = images.manifest
     places = {place.resolve() for place in (manifest.root, *manifest.places)}
-    composed = [nfc(_name(record)) for record in manifest.records]
+    names = manifest.names
+    composed = [nfc(name) for name in names]
     times = Counter(composed)
     keep = np.ones(len(images), dtype=bool)
     seen: set[bytes] = set()
     reasons: Counter[str] = Counter()
-    for i, (record, sha) in enumerate(zip(manifest.records, images.hashes, strict=True)):
-        real = record.path.resolve()
+    for i, (path, sha) in enumerate(zip(manifest.paths, images.hashes, strict=True)):
+        real = path.resolve()
         if not any(real.is_relative_to(place) for place in places):
             why = "outside the folder (a link, or a path in the CSV file)"
-        elif not _can_be_written(_name(record)) or times[composed[i]] > 1:
+        elif not _can_be_written(names[i]) or times[composed[i]] > 1:
             why = "with a name that no CSV file can hold or tell apart"
         elif sha in seen:
             why = "with the same bytes as another"

@@ -235,9 +235,10 @@ class GradedWorks:
         if (self._store.rows(self._series, images.hashes) < 0).all():
             raise StoreError(f"{self._store.path} has no features of the run's graded images")
         self._works: dict[str, dict[bytes, Work]] = {tier: {} for tier in self._tiers}
-        for record, sha in zip(images.manifest.records, images.hashes, strict=True):
-            tier = self._tiers[record.tier or 0]
-            self._works[tier].setdefault(sha, Work(record.path, record.image_id, sha, tier))
+        known = images.manifest
+        columns = (known.paths, known.ids, images.hashes, known.table["tier"])
+        for path, image_id, sha, tier in zip(*columns, strict=True):
+            self._works[tier].setdefault(sha, Work(path, image_id, sha, tier))
         self._calibration = load_calibration(model)
         held_out = load_held_out(folder, self._tiers)
         if held_out is not None and len(held_out):

@@ -287,8 +287,8 @@ def _run_images(model: ScoreModel) -> tuple[list[Path], list[bytes]]:
     images = load_split(folder / SPLIT_FILE, model.info.tiers, Run(folder).data)
     order = sorted(range(len(images)), key=lambda i: images.splits[i])  # test, train, val
     order.sort(key=lambda i: images.splits[i] == "train")
-    records = images.manifest.records
-    return [records[i].path for i in order], [images.hashes[i] for i in order]
+    paths = images.manifest.paths
+    return [paths[i] for i in order], [images.hashes[i] for i in order]
 
 
 def _readable_images(model: ScoreModel, folder: Path | None, count: int) -> list[Path]:

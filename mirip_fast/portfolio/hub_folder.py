@@ -364,9 +364,9 @@ def _data(model: ScoreModel) -> str:
 
 def _groups(images: GradedImages) -> str:
     splits_of: dict[str, set[str]] = {}
-    for record, split in zip(images.manifest.records, images.splits, strict=True):
-        if record.group is not None:
-            splits_of.setdefault(record.group, set()).add(split)
+    for group, split in zip(images.manifest.groups, images.splits, strict=True):
+        if group is not None:
+            splits_of.setdefault(group, set()).add(split)
     if not splits_of:
         return ""
     whole = all(len(splits) == 1 for splits in splits_of.values())

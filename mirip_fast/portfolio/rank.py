@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from mirip_fast.config import Config
 from mirip_fast.data.locate import tell_unlisted
 from mirip_fast.data.manifest import read_manifest
-from mirip_fast.data.records import DataOptions
 from mirip_fast.data.remote import address
 from mirip_fast.data.sources import keep_indexes_in
+from mirip_fast.data.table import DataOptions, given_name, own_columns
 from mirip_fast.errors import DataError
 from mirip_fast.evaluation.calibration import Calibration
 from mirip_fast.features.embed import Progress
@@ -148,28 +148,27 @@ def rank_folder(
     Raises:
         DataError: no image could be read.
     """
-    import pandas as pd
-
     options = dataclasses.replace(DataOptions.from_config(config.data), with_grades=False)
     keep_indexes_in(Path(config.embed.cache_dir))
     manifest = read_manifest(folder, options)
     tell_unlisted(manifest)
-    records = manifest.records
-    scored = _score(model, [r.path for r in records], config, backbone, rehash, command, progress)
+    files = manifest.table["file"].tolist()
+    scored = _score(model, manifest.paths, config, backbone, rehash, command, progress)
     failures = [
-        (str(record.path), outcome.reason or "")
-        for record, outcome in zip(records, scored.outcomes, strict=True)
+        (file, outcome.reason or "")
+        for file, outcome in zip(files, scored.outcomes, strict=True)
         if outcome.status == "failed"
     ]
-    if len(failures) == len(records):
+    if len(failures) == len(files):
         path, reason = address(Path(failures[0][0])), failures[0][1]
         raise DataError(
-            f"{folder}: none of {len(records)} images could be read (first: {path}: {reason})"
+            f"{folder}: none of {len(files)} images could be read (first: {path}: {reason})"
         )
-    names = [os.path.relpath(record.path, manifest.root) for record in records]
-    works = pd.DataFrame({"file": names, "image_id": [record.image_id for record in records]})
-    for column in dict.fromkeys(name for record in records for name in record.extra):
-        works[column] = [record.extra.get(column) for record in records]
+    names = [os.path.relpath(file, manifest.root) for file in files]
+    own = own_columns(manifest.table)
+    works = manifest.table[["file", "image_id", *own]].assign(file=names)
+    given = {c: given_name(c) for c in own}
+    works = works.rename(columns={c: n for c, n in given.items() if n not in works.columns})
     calibration = load_calibration(model)
     draws, no_intervals = _draws(model, scored)
     ranking = rank_scores(

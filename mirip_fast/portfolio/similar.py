@@ -13,7 +13,7 @@ import numpy as np
 from mirip_fast.config import Config
 from mirip_fast.data.csv_reader import absolute, counted, shown
 from mirip_fast.data.manifest import read_manifest
-from mirip_fast.data.records import DataOptions
+from mirip_fast.data.table import DataOptions
 from mirip_fast.errors import DataError
 from mirip_fast.features.datasets import find_datasets
 from mirip_fast.features.embed import Progress
@@ -194,10 +194,8 @@ def find_duplicates(
             embed, its_series = embed_options(reference), base_series(reference)
             like = FeatureStore.open(reference.store_path)
         options = dataclasses.replace(DataOptions.from_config(config.data), with_grades=False)
-        records = [
-            record for folder in folders for record in read_manifest(folder, options).records
-        ]
-        paths = {record.path: record.image_id for record in records}
+        manifests = [read_manifest(folder, options) for folder in folders]
+        paths = {path: name for m in manifests for path, name in zip(m.paths, m.ids, strict=True)}
         asked = features_of_files(
             list(paths), embed, config,
             like=like, series=its_series, rehash=rehash, command=command, progress=progress,

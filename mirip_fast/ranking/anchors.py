@@ -251,8 +251,7 @@ def write_anchors(
         DataError: fewer than two tiers have held-out works.
         StoreError: features are missing.
     """
-    ids = (record.image_id for record in images.manifest.records)
-    hashes = dict(zip(ids, images.hashes, strict=True))
+    hashes = dict(zip(images.manifest.ids, images.hashes, strict=True))
     anchors = choose_anchors(held_out, hashes, model.info.tiers, store, model, asked)
     try:
         save_anchors(model.checkpoint, anchors)
@@ -339,7 +338,7 @@ def _graded(model: ScoreModel) -> tuple[GradedImages, HeldOut]:
             f"--tiers: {folder} has no held-out scores ({HELD_OUT_FILE}) to choose anchors by; train again, "
             "or name the run with --checkpoint"
         )
-    missing = set(held_out.ids) - {record.image_id for record in images.manifest.records}
+    missing = set(held_out.ids) - set(images.manifest.ids)
     if missing:
         raise DataError(
             f"{folder / HELD_OUT_FILE} names {min(missing)!r}, which {SPLIT_FILE} beside it does not have"

@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +20,11 @@ from mirip_fast.data.cycles import Component, find_components, read_judgements
 from mirip_fast.data.locate import FileFinder
 from mirip_fast.data.manifest import read_manifest
 from mirip_fast.data.near_groups import NEAR_GROUPS_FILE, write_near_groups
-from mirip_fast.data.records import DataOptions, Record
 from mirip_fast.data.remote import is_remote
 from mirip_fast.data.source_lists import is_there
 from mirip_fast.data.sources import keep_indexes_in
 from mirip_fast.data.splits import SPLITS
+from mirip_fast.data.table import DataOptions, joined, or_none
 from mirip_fast.errors import ConfigError, ImageError, RunNotFoundError
 from mirip_fast.evaluation.metrics import PairCounter, ratio, tiers_by_quota
 from mirip_fast.evaluation.text_table import format_table, printable
@@ -44,6 +45,9 @@ from mirip_fast.files import spreadsheet_safe, write_csv
 from mirip_fast.ranking.graded import load_split
 from mirip_fast.ranking.held_out import HeldOut, load_held_out
 from mirip_fast.training.run_folder import SPLIT_FILE, Run, find_runs
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -169,13 +173,20 @@ class AuditImage:
     """One image that was embedded.
 
     Attributes:
-        record: its name, file and grades, as the data reads now.
+        image_id: its name.
+        path: its file.
+        row: line in the CSV file; None without one.
+        group, tier_score: as the data reads now; None without one.
         sha256: of the bytes whose features are in the cache.
         tier: name of its tier, None without a grade.
         split: train, val or test; None where it is in none.
     """
 
-    record: Record
+    image_id: str
+    path: Path
+    row: int | None
+    group: str | None
+    tier_score: float | None
     sha256: bytes
     tier: str | None
     split: str | None = None
@@ -191,56 +202,55 @@ def look_at(dataset: Dataset, cache_dir: Path) -> tuple[list[AuditImage], list[F
     Raises:
         DataError: the CSV file is faulty.
     """
-    info = dataset.info
-    entries = {entry.record.path: entry for entry in dataset.entries()}
-    records = _current_records(dataset)
+    kept = dataset.images()
+    place = {file: i for i, file in enumerate(kept["file"])}
+    status, reasons, hashes = (kept[name].tolist() for name in ("status", "reason", "sha256"))
     findings: list[Finding] = []
     images = []
-    for record in records:
-        entry = entries.get(record.path)
-        tier = None if record.tier is None else list(info["tiers"])[record.tier]
-        sha256 = None if entry is None else entry.outcome.sha256
-        image = AuditImage(record, sha256 or b"", tier)
-        if entry is None:
+    for image in _current_images(dataset, kept):
+        i = place.get(str(image.path))
+        if i is None:
             advice = f"run `mirip-fast embed {shown(dataset.source)}` again"
             findings.append(finding_about("not-embedded", [image], advice))
-        elif entry.outcome.status == "failed" or sha256 is None:
+        elif status[i] == "failed":
             advice = "mend or replace the file; it is left out of training and ranking"
-            reason = entry.outcome.reason or ""
-            findings.append(finding_about("unreadable", [image], advice, reason))
+            findings.append(finding_about("unreadable", [image], advice, reasons[i] or ""))
         else:
-            images.append(image)
+            images.append(dataclasses.replace(image, sha256=hashes[i]))
     return images, findings + _gone_or_changed(images, cache_dir, dataset)
 
 
-def _current_records(dataset: Dataset) -> list[Record]:
-    """The data's records as its source reads now; those of the ledger where it can not be read."""
-    kept = [entry.record for entry in dataset.entries()]
+def _current_images(dataset: Dataset, kept: pd.DataFrame) -> list[AuditImage]:
+    """The data's images as its source reads now; those of the ledger where it can not be read."""
+    info, now = dataset.info, kept
     keep_indexes_in(dataset.store_path.parent)
-    if not is_there(dataset.source):
+    if is_there(dataset.source):
+        data = DataOptions.from_config(DataConfig(**info["data"]))
+        now = read_manifest(dataset.source, data).table[: info["limit"]]
+        from_folder = os.path.isdir(dataset.source)  # noqa: PTH112 - a list of tars is longer than names may be
+        if from_folder and (now["row"] == 0).all():
+            # A folder's list lacks the files that are gone.
+            now = joined([now, kept[~kept["file"].isin(now["file"])]])
+    else:
         why = "lies at an address" if is_remote(dataset.source) else "is gone"
         log.warning("%s %s: the grades kept in the cache are audited", shown(dataset.source), why)
-        return kept
-    info = dataset.info
-    manifest = read_manifest(dataset.source, DataOptions.from_config(DataConfig(**info["data"])))
-    records = list(manifest.records)
-    if info["limit"]:
-        records = records[: info["limit"]]
-    from_folder = os.path.isdir(dataset.source)  # noqa: PTH112 - a list of tars is longer than names may be
-    if from_folder and all(record.row is None for record in records):
-        known = {record.path for record in records}  # a folder's list lacks the files that are gone
-        records += [record for record in kept if record.path not in known]
-    return records
+    columns = ("image_id", "file", "row", "group", "tier_score", "tier")
+    return [
+        AuditImage(name, Path(file), row or None, group, score, b"", tier)
+        for name, file, row, group, score, tier in zip(
+            *(or_none(now[column]) for column in columns), strict=True
+        )
+    ]
 
 
 def _gone_or_changed(
     images: Sequence[AuditImage], cache_dir: Path, dataset: Dataset
 ) -> list[Finding]:
     finder = FileFinder()
-    there = [finder.exists(image.record.path) for image in images]
+    there = [finder.exists(image.path) for image in images]
     present = [image for image, found in zip(images, there, strict=True) if found]
     with open_hashes(cache_dir) as hashes:
-        now = list(hashes.sha256_many([image.record.path for image in present]))
+        now = list(hashes.sha256_many([image.path for image in present]))
     findings = [
         finding_about("missing", [image], "put the file back, or take its row out")
         for image, found in zip(images, there, strict=True)
@@ -263,13 +273,13 @@ def finding_about(
     """A finding about images, with all that is known of them."""
     return Finding(
         kind,
-        images=[image.record.image_id for image in images],
+        images=[image.image_id for image in images],
         advice=advice,
-        rows=[image.record.row for image in images if image.record.row is not None],
+        rows=[image.row for image in images if image.row is not None],
         splits=[image.split or "-" for image in images] if any(i.split for i in images) else [],
         tiers=[image.tier or "-" for image in images] if any(i.tier for i in images) else [],
         value=value,
-        paths=[image.record.path for image in images],
+        paths=[image.path for image in images],
         weight=weight,
     )
 
@@ -311,17 +321,16 @@ def with_splits(
     if run is not None:
         path = run.path / SPLIT_FILE
         known = load_split(path, info["tiers"], data)
-        pairs = zip(known.manifest.records, known.splits, strict=True)
-        split_of = {record.image_id: split for record, split in pairs}
+        split_of = dict(zip(known.manifest.ids, known.splits, strict=True))
         where = str(path)
     else:
         files = {name: Path(info["root"]) / f"{name}_metadata.csv" for name in SPLITS}
         files = {name: path for name, path in files.items() if path.is_file()}
         for name, path in files.items():
-            for record in read_manifest(path, DataOptions.from_config(data)).records:
-                split_of[record.image_id] = name
+            ids = read_manifest(path, DataOptions.from_config(data)).ids
+            split_of |= dict.fromkeys(ids, name)
         where = ", ".join(map(str, files.values())) or None
-    found = [dataclasses.replace(i, split=split_of.get(i.record.image_id)) for i in images]
+    found = [dataclasses.replace(i, split=split_of.get(i.image_id)) for i in images]
     return found, where
 
 
@@ -351,13 +360,13 @@ def copies(images: Sequence[AuditImage]) -> list[Finding]:
 def straddling_groups(images: Sequence[AuditImage]) -> list[Finding]:
     """Values of the group column whose images are in different splits."""
     findings = []
-    grouped = [image for image in images if image.record.group is not None]
-    for members in _by(grouped, lambda image: image.record.group):
+    grouped = [image for image in images if image.group is not None]
+    for members in _by(grouped, lambda image: image.group):
         splits = _split_names(members)
         if len(splits) > 1:
             named = ", ".join(f"{name} {sum(i.split == name for i in members)}" for name in splits)
             advice = "split again with `mirip-fast split` or `train`, which keep groups together"
-            value = f"group {members[0].record.group!r}: {named}"
+            value = f"group {members[0].group!r}: {named}"
             found = finding_about("group-across-splits", members, advice, value, len(members))
             findings.append(found)
     return findings
@@ -413,7 +422,7 @@ def _near(
     one, two, cosine = closest_pair(rows, labels)
     if one == two:
         return None  # copies of one content have different labels, and no other content has any
-    names = " and ".join(contents[i][0].record.image_id for i in (one, two))
+    names = " and ".join(contents[i][0].image_id for i in (one, two))
     value = f"cosine {cosine:.3f} ({names})"
     return finding_about(kind, members, advice, value, cosine)
 
@@ -485,7 +494,7 @@ def disagreements(
         images: what is known of the images; those with a held-out score are found by name.
         share: 0 to 1.
     """
-    known = {image.record.image_id: image for image in images}
+    known = {image.image_id: image for image in images}
     wrong = contradictions(held_out.scores, held_out.order)
     guessed = tiers_by_quota(held_out.scores, held_out.order)
     findings = []
@@ -498,7 +507,7 @@ def disagreements(
             same = image.tier == tier_names[int(held_out.tiers[i])]
             would = f"; by its {held_out.source} {own} it would be {tier_names[int(guessed[i])]}"
         else:
-            same = image.record.tier_score == held_out.tier_scores[i]
+            same = image.tier_score == held_out.tier_scores[i]
             would = f" (tier_score {held_out.tier_scores[i]:g}, {held_out.source} {own})"
         if not same:
             continue  # graded anew since
@@ -588,7 +597,7 @@ def _dataset(cache_dir: Path, data: Path | None) -> Dataset:
 
 
 def _gallery(dataset: Dataset, images: Sequence[AuditImage]) -> Gallery:
-    works = [Work(i.record.path, i.record.image_id, i.sha256, i.tier) for i in images]
+    works = [Work(i.path, i.image_id, i.sha256, i.tier) for i in images]
     return open_gallery(works, stores_of([dataset]), base_series(dataset))
 
 
@@ -601,7 +610,7 @@ def _near_rows(
         for number in numbers
     }
     rows = [
-        (group_of[image.sha256], image.record.image_id, image.record.path)
+        (group_of[image.sha256], image.image_id, image.path)
         for image in images
         if image.sha256 in group_of
     ]
@@ -609,7 +618,7 @@ def _near_rows(
 
 
 def _about_images(images: Sequence[AuditImage]) -> str:
-    graded = sum(image.tier is not None or image.record.tier_score is not None for image in images)
+    graded = sum(image.tier is not None or image.tier_score is not None for image in images)
     grades = (
         "all graded" if graded == len(images) else f"{graded} graded" if graded else "no grades"
     )

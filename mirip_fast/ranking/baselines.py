@@ -110,7 +110,7 @@ def compare_with_baselines(
         try:
             done = paired_bootstrap(
                 report.scores, score(), report.tiers,
-                [record.group for record in works.manifest.records],
+                works.manifest.groups,
                 within=report.within, finer=not report.tier_names,
                 rounds=config.evaluate.bootstrap_rounds,
             )  # fmt: skip

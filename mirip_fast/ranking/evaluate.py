@@ -16,7 +16,7 @@ from mirip_fast.config import Config
 from mirip_fast.data.csv_reader import counted
 from mirip_fast.data.image_files import is_unchanged
 from mirip_fast.data.manifest import only_graded, read_manifest
-from mirip_fast.data.records import DataOptions
+from mirip_fast.data.table import DataOptions
 from mirip_fast.errors import DataError, StoreError
 from mirip_fast.evaluation.bootstrap import Interval, PairedDifference, paired_bootstrap
 from mirip_fast.evaluation.metrics import codes_of
@@ -160,8 +160,7 @@ def evaluate_split(
     report = _report(scores, images, config, model)
     about = f"{split} split, {len(images)} images"
     path = folder / f"evaluation_{split}.json"
-    ids = [record.image_id for record in images.manifest.records]
-    hashes = dict(zip(ids, images.hashes, strict=True))
+    hashes = dict(zip(images.manifest.ids, images.hashes, strict=True))
     beside = (
         compare_with_baselines(model, images, report, config, own_test=split == "test")
         if baselines
@@ -183,7 +182,7 @@ def _split_scores(model: ScoreModel, images: GradedImages, config: Config) -> ND
 
 def _score_again(model: ScoreModel, images: GradedImages, config: Config) -> NDArray[np.float32]:
     """Scores of a split's image files; every file has to be the one that was split."""
-    paths = [record.path for record in images.manifest.records]
+    paths = images.manifest.paths
     scored = score_files(
         model, paths,
         cache_dir=Path(config.embed.cache_dir), device=config.runtime.device,
@@ -225,7 +224,7 @@ def evaluate_files(
         )
     scored = score_files(
         model,
-        [record.path for record in manifest.records],
+        manifest.paths,
         cache_dir=Path(config.embed.cache_dir),
         device=config.runtime.device,
         backbone=backbone,
@@ -253,7 +252,7 @@ def evaluate_files(
 
 
 def _files(images: GradedImages) -> dict[str, Path]:
-    return {record.image_id: record.path for record in images.manifest.records}
+    return dict(zip(images.manifest.ids, images.manifest.paths, strict=True))
 
 
 def _report(
@@ -262,15 +261,14 @@ def _report(
     config: Config,
     model: ScoreModel,
 ) -> Report:
-    records = images.manifest.records
-    within = config.evaluate.within
+    manifest, within = images.manifest, config.evaluate.within
     return evaluate(
         scores,
         images.tiers if images.has_tiers else None,
-        tier_names=images.manifest.tiers,
-        image_ids=[record.image_id for record in records],
-        groups=[record.group for record in records],
-        tier_scores=[record.tier_score for record in records],
+        tier_names=manifest.tiers,
+        image_ids=manifest.ids,
+        groups=manifest.groups,
+        tier_scores=manifest.tier_scores,
         within=None if within is None else images.column(within),
         calibration=load_calibration(model),
         seen=made_with(model, images.hashes),
@@ -346,7 +344,7 @@ def evaluate_side_by_side(models: Sequence[ScoreModel], split: str, config: Conf
     for model, part in zip(models[1:], parts[1:], strict=True):
         _require_same(models[0], first, model, part, split)
     rows: list[Row] = []
-    tiers, groups = first.order, [record.group for record in first.manifest.records]
+    tiers, groups = first.order, first.manifest.groups
     within = config.evaluate.within
     codes = None if within is None else codes_of(first.column(within))
     base = np.empty(0)

@@ -170,8 +170,7 @@ def _held_out_report(
         return None, ""
     value_of: dict[str, str | None] = {}
     if within is not None:
-        ids = (record.image_id for record in images.manifest.records)
-        value_of = dict(zip(ids, images.column(within), strict=True))
+        value_of = dict(zip(images.manifest.ids, images.column(within), strict=True))
     report = evaluate(
         held_out.scores,
         held_out.tiers if held_out.has_tiers else None,

@@ -139,10 +139,8 @@ def folds_of(images: GradedImages, fold_of: NDArray[np.int64], split: SplitConfi
 
 def units_of(images: GradedImages) -> NDArray[np.int64]:
     """[n] number of each image's unit: its group, joined with copies and near duplicates of its pictures."""
-    records = images.manifest.records
-    groups = [record.group for record in records]
-    names = [record.image_id for record in records]
-    labelings: list[Sequence[Hashable | None]] = [groups, images.hashes, names]
+    manifest = images.manifest
+    labelings: list[Sequence[Hashable | None]] = [manifest.groups, images.hashes, manifest.ids]
     if images.near is not None:
         labelings.append(images.near)
     return join_units(len(images), labelings)
@@ -153,10 +151,9 @@ def _divide(
 ) -> NDArray[np.int64]:
     """The part of each image of ``index``."""
     part = images.manifest.subset(index)
-    tiers = [part.tiers[record.tier or 0] for record in part.records]
-    names = [record.image_id for record in part.records]
+    tiers = [part.tiers[max(tier, 0)] for tier in part.tier_codes]
     units = np.unique(units_of(images)[index], return_inverse=True)[1]
-    return stratify(tiers, units.astype(np.int64), names, ratios, seed)
+    return stratify(tiers, units.astype(np.int64), part.ids, ratios, seed)
 
 
 @dataclass(frozen=True)
@@ -429,9 +426,9 @@ def _judge(
         scores,
         plan.images.tiers[index],
         tier_names=part.tiers,
-        image_ids=[record.image_id for record in part.records],
-        groups=[record.group for record in part.records],
-        tier_scores=[record.tier_score for record in part.records],
+        image_ids=part.ids,
+        groups=part.groups,
+        tier_scores=part.tier_scores,
         within=None if column is None else [column[i] for i in index],
         rounds=rounds,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
 import re
@@ -11,7 +10,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,27 +26,34 @@ from mirip_fast.data.manifest import (
     write_manifest_csv,
 )
 from mirip_fast.data.near_groups import near_labels
-from mirip_fast.data.records import DataOptions, Manifest, Record
 from mirip_fast.data.remote import address, is_remote, path_of
 from mirip_fast.data.source_lists import is_there
 from mirip_fast.data.sources import keep_indexes_in
 from mirip_fast.data.splits import SPLITS, Split, split_manifest
+from mirip_fast.data.table import (
+    DataOptions,
+    Manifest,
+    given_name,
+    joined,
+    own_column,
+    own_columns,
+    read_images,
+    write_images,
+)
 from mirip_fast.errors import ConfigError, DataError, ImageError, StoreError
 from mirip_fast.evaluation.metrics import codes_of, ranks
-from mirip_fast.features.datasets import Dataset, Entry
+from mirip_fast.features.datasets import Dataset
 from mirip_fast.features.phase_one import open_hashes
 from mirip_fast.features.recipe import View, head_kinds, is_patches, layer_of
 from mirip_fast.features.store import FeatureStore
-from mirip_fast.files import read_csv, write_csv
 from mirip_fast.ranking.rows import ListedPairs, Rows, with_features
 from mirip_fast.settings import config_from_dict
 from mirip_fast.text import nfc
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    import pandas as pd
 
-_SPLIT_COLUMNS = (
-    "image_id", "split", "path", "tier", "tier_score", "group", "near_group", "sha256", "extra",
-)  # fmt: skip
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,7 @@ class GradedImages:
     @property
     def has_tiers(self) -> bool:
         """Whether every image has a tier."""
-        return all(record.tier is not None for record in self.manifest.records)
+        return bool(self.manifest.table["tier"].notna().all())
 
     @property
     def tier_names(self) -> tuple[str, ...]:
@@ -95,7 +101,7 @@ class GradedImages:
         Raises:
             DataError: images have neither.
         """
-        if self.has_tiers or any(record.tier_score is None for record in self.manifest.records):
+        if self.has_tiers or self.manifest.table["tier_score"].isna().any():
             return self.tiers
         return ranks(self.tier_scores)
 
@@ -111,7 +117,7 @@ class GradedImages:
                 "The run's images have no tiers; this needs them (--data with a tier column, or "
                 "--test-data FILE.csv with grades)"
             )
-        return np.array([record.tier for record in self.manifest.records], dtype=np.int64)
+        return self.manifest.tier_codes
 
     @property
     def tier_scores(self) -> NDArray[np.float64]:
@@ -120,12 +126,12 @@ class GradedImages:
         Raises:
             DataError: images have none; names the first.
         """
-        scores = [record.tier_score for record in self.manifest.records]
-        absent = [r for r in self.manifest.records if r.tier_score is None]
-        if absent:
+        scores = self.manifest.table["tier_score"]
+        absent = self.manifest.table["image_id"][scores.isna()]
+        if len(absent):
             raise DataError(
                 f"--label tier_score: {len(absent):,} of {len(self):,} images have no number in the column "
-                f"{self.manifest.options.score_column!r} (first: {absent[0].image_id}). Fill it, take the "
+                f"{self.manifest.options.score_column!r} (first: {absent.iloc[0]}). Fill it, take the "
                 "images out, or train on the tiers (--label tier)."
             )
         return np.array(scores, dtype=np.float64)
@@ -136,18 +142,18 @@ class GradedImages:
         Raises:
             DataError: no image has that column; names those there are.
         """
-        records, name = self.manifest.records, nfc(name)
+        table, name = self.manifest.table, nfc(name)
         if name == self.manifest.options.group_column:
-            return [record.group for record in records]
-        known = {key for record in records for key in record.extra}
-        if any(record.group is not None for record in records):
+            return self.manifest.groups
+        known = set(map(given_name, own_columns(table)))
+        if table["group"].notna().any():
             known.add(self.manifest.options.group_column)
         if name not in known:
             there = ", ".join(sorted(known)) or "no further columns"
             close = closest(name, known)
             hint = f". Did you mean {close}?" if close else ""
             raise DataError(f"--within {name}: the data has no such column; it has {there}{hint}")
-        return [record.extra.get(name) or None for record in records]
+        return [value or None for value in table[own_column(name)]]
 
     def labels(
         self, within: str | None, *, label: str = "tier", pairs: ListedPairs | None = None
@@ -164,10 +170,10 @@ class GradedImages:
         """
         graded = self.has_tiers or label == "tier" if pairs is None else self.manifest.has_grades
         return Rows(
-            ids=[record.image_id for record in self.manifest.records],
+            ids=self.manifest.ids,
             features=np.empty((len(self), 0, 0), dtype=np.float32),
             tiers=self.tiers if graded else np.full(len(self), -1, dtype=np.int64),
-            groups=[record.group for record in self.manifest.records],
+            groups=self.manifest.groups,
             within=None if within is None else pairable(codes_of(self.column(within))),
             tier_scores=self.tier_scores if label == "tier_score" else None,
             pairs=pairs,
@@ -220,18 +226,16 @@ def graded_of_dataset(
     if need_tiers:
         graded = only_graded(manifest)
         if len(graded) < len(manifest):
-            kept = {record.image_id for record in graded.records}
-            rows = zip(hashes, manifest.records, strict=True)
-            hashes = [sha for sha, record in rows if record.image_id in kept]
+            kept = set(graded.ids)
+            hashes = [sha for sha, name in zip(hashes, manifest.ids, strict=True) if name in kept]
         manifest = graded
     if need_tiers or manifest.has_grades:
         check_trainable(manifest)
         for remark in grade_remarks(manifest):
             log.warning(remark)
-    elif any(record.tier is not None for record in manifest.records):
+    elif manifest.table["tier"].notna().any():
         log.warning("Not every image has a tier: tiers are left aside, the judged pairs count")
-        records = tuple(dataclasses.replace(r, tier=None) for r in manifest.records)
-        manifest = dataclasses.replace(manifest, records=records)
+        manifest = manifest.without_tiers()
     ratios = (split.train_ratio, split.val_ratio, split.test_ratio)
     near = near_labels(split.near_groups, manifest)
     divided = split_manifest(
@@ -245,9 +249,10 @@ def graded_of_dataset(
     )
 
 
-def left_out(dataset: Dataset) -> list[Record]:
+def left_out(dataset: Dataset) -> pd.DataFrame:
     """The images of a data set that could not be embedded."""
-    return [entry.record for entry in dataset.entries() if entry.outcome.status == "failed"]
+    images = dataset.images()
+    return images[images["status"] == "failed"]
 
 
 def graded_of_files(
@@ -272,34 +277,31 @@ def graded_of_files(
     manifests = {name: read_manifest(path, options) for name, path in files.items()}
     if need_tiers:
         manifests = {name: only_graded(manifest) for name, manifest in manifests.items()}
-    records: list[Record] = []
     splits: list[str] = []
     for name, manifest in manifests.items():
         manifest.require_files()
-        records += manifest.records
         splits += [name] * len(manifest)
+    train = manifests["train"]
+    whole = dataclasses.replace(train, table=joined([m.table for m in manifests.values()]))
+    paths = whole.paths
     with open_hashes(cache_dir) as memory:
-        known = list(memory.sha256_many([record.path for record in records]))
+        known = list(memory.sha256_many(paths))
     first: dict[bytes, int] = {}
     hashes: list[bytes] = []
-    for i, (record, sha) in enumerate(zip(records, known, strict=True)):
+    for i, (path, sha) in enumerate(zip(paths, known, strict=True)):
         if isinstance(sha, ImageError):
-            raise DataError(f"{record.path}: {sha}")
+            raise DataError(f"{path}: {sha}")
         other = first.setdefault(sha, i)
         if splits[other] != splits[i]:
             raise DataError(
-                f"{record.path} (in {files[splits[i]]}) is the same picture as {records[other].path} "
+                f"{path} (in {files[splits[i]]}) is the same picture as {paths[other]} "
                 f"(in {files[splits[other]]}): a picture belongs in one split"
             )
         hashes.append(sha)
-    train = manifests["train"]
     if need_tiers or train.has_grades:
         check_trainable(train)
         for remark in grade_remarks(train):
             log.warning(remark)
-    whole = Manifest(
-        train.source, train.root, train.tiers, tuple(records), train.options, train.places
-    )
     return GradedImages(whole, tuple(hashes), tuple(splits))
 
 
@@ -313,7 +315,7 @@ def trial(images: GradedImages, n: int) -> GradedImages:
     """About ``n`` of the images, every tier of every split in its share (``--debug``)."""
     if len(images) <= n:
         return images
-    keys = [(s, r.tier or 0) for s, r in zip(images.splits, images.manifest.records, strict=True)]
+    keys = [*zip(images.splits, images.manifest.tier_codes.tolist(), strict=True)]
     order = sorted(range(len(images)), key=lambda i: keys[i])
     index = sorted({order[int(i)] for i in np.linspace(0, len(order) - 1, n)})
     return images.subset(index)
@@ -321,7 +323,7 @@ def trial(images: GradedImages, n: int) -> GradedImages:
 
 def _current(dataset: Dataset, data: DataConfig) -> tuple[Manifest, list[bytes]]:
     """The data set's manifest as its source reads now, and the hash of each embedded image."""
-    entries = dataset.entries()
+    known = dataset.images()
     info = dataset.info
     options = DataOptions.from_config(data)
     keep_indexes_in(dataset.store_path.parent)
@@ -337,80 +339,55 @@ def _current(dataset: Dataset, data: DataConfig) -> tuple[Manifest, list[bytes]]
             log.info("%s: the grades are those it had when embedded", shown(dataset.source))
         else:
             log.warning("%s is gone: the grades kept in the cache are used", dataset.source)
-        records = _with_tiers([entry.record for entry in entries], info["tiers"], options.tiers)
+        table = known.assign(tier=_with_tiers(known["tier"], options.tiers))
         root = path_of(info["root"])
-        manifest = Manifest(dataset.source, root, options.tiers, tuple(records), options)
-    by_path = {entry.record.path: entry for entry in entries}
-    found = [by_path.get(record.path) for record in manifest.records]
-    _refuse_new(dataset, manifest, found)
-    failed = [entry for entry in found if entry is not None and entry.outcome.status == "failed"]
-    if failed:
+        manifest = Manifest(dataset.source, root, options.tiers, table, options)
+    place = {file: i for i, file in enumerate(known["file"])}
+    found = np.array([place.get(file, -1) for file in manifest.table["file"]], dtype=np.int64)
+    _refuse_new(dataset, manifest.subset(np.flatnonzero(found < 0)), len(manifest))
+    usable = (known["status"] != "failed").to_numpy()[found]
+    if not usable.all():
         log.warning(
             "%d of %d images could not be embedded and are left out (%s)",
-            len(failed),
+            len(usable) - usable.sum(),
             len(manifest),
             dataset.failures_csv,
         )
-    usable = [i for i, entry in enumerate(found) if entry and entry.outcome.status != "failed"]
-    hashes = [entry.outcome.sha256 for entry in (found[i] for i in usable) if entry]
-    return manifest.subset(usable), [sha for sha in hashes if sha is not None]
+    hashes = known["sha256"].iloc[found[usable]].tolist()
+    return manifest.subset(np.flatnonzero(usable)), hashes
 
 
-def _with_tiers(records: list[Record], kept: Sequence[str], tiers: Sequence[str]) -> list[Record]:
-    """Records whose tier counts into ``kept``, counted into ``tiers``.
+def _with_tiers(kept: pd.Series[Any], tiers: Sequence[str]) -> pd.Series[Any]:
+    """A column of tiers as one that counts into ``tiers``.
 
     Raises:
-        DataError: a tier that records have is not among ``tiers``.
+        DataError: a tier that images have is not among ``tiers``.
     """
-    if tuple(kept) == tuple(tiers):
-        return records
-    absent = {kept[r.tier] for r in records if r.tier is not None} - set(tiers)
+    absent = set(kept.dropna()) - set(tiers)
     if absent:
         raise DataError(
             f"--tiers {','.join(tiers)}: the grades kept in the cache have {', '.join(sorted(absent))}, too: "
             "name all tiers, the best first"
         )
-    return [
-        record
-        if record.tier is None
-        else dataclasses.replace(record, tier=tiers.index(kept[record.tier]))
-        for record in records
-    ]
+    return kept.cat.set_categories(list(tiers), ordered=True)
 
 
-def _refuse_new(dataset: Dataset, manifest: Manifest, found: Sequence[Entry | None]) -> None:
+def _refuse_new(dataset: Dataset, new: Manifest, images: int) -> None:
     source = address(dataset.source)
-    new = [record for record, entry in zip(manifest.records, found, strict=True) if entry is None]
-    if new:
+    if len(new):
         raise StoreError(
-            f"{len(new)} of {len(manifest)} images of {source} are new since it was embedded "
-            f"(first: {new[0].path}). Run `mirip-fast embed {shlex.quote(source)}` again."
+            f"{len(new)} of {images} images of {source} are new since it was embedded "
+            f"(first: {new.paths[0]}). Run `mirip-fast embed {shlex.quote(source)}` again."
         )
 
 
 def save_split(path: Path, images: GradedImages) -> None:
     """Write which image is in which split, with all that evaluating needs."""
-    tiers = images.manifest.tiers
-    rows: list[dict[str, Any]] = []
-    near = images.near or (None,) * len(images)
-    for record, sha, split, near_group in zip(
-        images.manifest.records, images.hashes, images.splits, near, strict=True
-    ):
-        extra = json.dumps(record.extra, ensure_ascii=False) if record.extra else None
-        rows.append(
-            {
-                "image_id": record.image_id,
-                "split": split,
-                "path": address(record.path),
-                "tier": None if record.tier is None else tiers[record.tier],
-                "tier_score": record.tier_score,
-                "group": record.group,
-                "near_group": near_group,
-                "sha256": sha.hex(),
-                "extra": extra,
-            }
-        )
-    write_csv(path, _SPLIT_COLUMNS, rows)
+    import pandas as pd
+
+    more = {"sha256": images.hashes, "split": images.splits, "near_group": images.near}
+    columns = {name: pd.Series(v, dtype=object) for name, v in more.items() if v is not None}
+    write_images(path, images.manifest.table.assign(**columns))
 
 
 def load_split(path: Path, tiers: Sequence[str], data: DataConfig) -> GradedImages:
@@ -419,26 +396,9 @@ def load_split(path: Path, tiers: Sequence[str], data: DataConfig) -> GradedImag
     Raises:
         DataError: the file is missing or damaged.
     """
-    names = list(tiers)
-    records, hashes, splits = [], [], []
-    near: list[str | None] = []
     try:
-        # Older runs have no near_group.
-        for row in read_csv(path, [name for name in _SPLIT_COLUMNS if name != "near_group"]):
-            records.append(
-                Record(
-                    image_id=row["image_id"],
-                    path=path_of(row["path"]),
-                    tier=names.index(row["tier"]) if row["tier"] else None,
-                    tier_score=float(row["tier_score"]) if row["tier_score"] else None,
-                    group=row["group"] or None,
-                    extra=json.loads(row["extra"]) if row["extra"] else {},
-                )
-            )
-            hashes.append(bytes.fromhex(row["sha256"]))
-            splits.append(row["split"])
-            near.append(row.get("near_group") or None)
-        if not records:
+        table = read_images(path, tiers, ("split",))
+        if not len(table):
             raise ValueError("no image is in it")
     except FileNotFoundError as error:
         raise DataError(
@@ -448,8 +408,11 @@ def load_split(path: Path, tiers: Sequence[str], data: DataConfig) -> GradedImag
     except (OSError, ValueError) as error:
         raise DataError(f"{path} can not be read: {error}") from error
     options = DataOptions.from_config(data)
-    manifest = Manifest(path, path.parent, tuple(names), tuple(records), options)
-    return GradedImages(manifest, tuple(hashes), tuple(splits), tuple(near) if any(near) else None)
+    near = table.pop("near_group") if "near_group" in table else None
+    hashes, splits = table.pop("sha256"), table.pop("split")
+    manifest = Manifest(path, path.parent, tuple(tiers), table, options)
+    groups = None if near is None or near.isna().all() else tuple(near)
+    return GradedImages(manifest, tuple(hashes), tuple(splits), groups)
 
 
 #: Settings of ``embed`` that say which cache is meant and what is in it.
@@ -573,6 +536,8 @@ def write_split_files(source: Path, config: Config, out: Path | None) -> tuple[S
     Raises:
         DataError: missing or unreadable files, faulty grades, or too few images.
     """
+    import pandas as pd
+
     whole = read_manifest(source, DataOptions.from_config(config.data))
     tell_unlisted(whole)
     manifest = only_graded(whole)
@@ -580,7 +545,7 @@ def write_split_files(source: Path, config: Config, out: Path | None) -> tuple[S
     check_trainable(manifest)
     for remark in grade_remarks(manifest):
         log.warning(remark)
-    paths = [record.path for record in manifest.records]
+    paths = manifest.paths
     with open_hashes(Path(config.embed.cache_dir)) as memory:
         hashes = list(memory.sha256_many(paths))
     for path, sha in zip(paths, hashes, strict=True):
@@ -602,9 +567,9 @@ def write_split_files(source: Path, config: Config, out: Path | None) -> tuple[S
         part = divided.part(name)
         if len(part):
             if link is not None:
-                part = replace(
-                    part, records=[_through(link, manifest.root, r) for r in part.records]
-                )
+                files_there = [str(_through(link, manifest.root, path)) for path in part.paths]
+                table = part.table.assign(file=pd.Series(files_there, dtype=object))
+                part = replace(part, table=table)
             files.append(folder / f"{name}_metadata.csv")
             write_manifest_csv(files[-1], part)
     return divided, files
@@ -634,6 +599,5 @@ def _link_to(root: Path, folder: Path) -> Path | None:
     return None
 
 
-def _through(link: Path, root: Path, record: Record) -> Record:
-    inside = record.path.is_relative_to(root)
-    return replace(record, path=link / record.path.relative_to(root)) if inside else record
+def _through(link: Path, root: Path, path: Path) -> Path:
+    return link / path.relative_to(root) if path.is_relative_to(root) else path

@@ -58,13 +58,13 @@ class HeldOut:
     @classmethod
     def of(cls, images: GradedImages, scores: NDArray[np.floating], source: str) -> HeldOut:
         """The scores [n] of these images, in their order."""
-        records = images.manifest.records
+        manifest = images.manifest
         return cls(
-            ids=[record.image_id for record in records],
-            paths=[record.path for record in records],
+            ids=manifest.ids,
+            paths=manifest.paths,
             tiers=images.tiers if images.has_tiers else np.full(len(images), -1),
-            tier_scores=[record.tier_score for record in records],
-            groups=[record.group for record in records],
+            tier_scores=manifest.tier_scores,
+            groups=manifest.groups,
             source=source,
             scores=scores.astype(np.float64),
         )

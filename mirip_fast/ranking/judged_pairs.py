@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from mirip_fast.config import Config
 from mirip_fast.data.csv_reader import counted, shown
 from mirip_fast.data.pair_files import LABEL, WEIGHT, read_pairs
-from mirip_fast.data.records import Record
 from mirip_fast.data.splits import SPLITS
+from mirip_fast.data.table import joined
 from mirip_fast.errors import DataError
 from mirip_fast.evaluation.bootstrap import bootstrap
 from mirip_fast.evaluation.metrics import listed_accuracy
@@ -26,6 +26,9 @@ from mirip_fast.ranking.rows import ListedPairs, open_store
 from mirip_fast.ranking.scorer import ScoreModel
 from mirip_fast.settings import config_from_dict
 from mirip_fast.training.run_folder import SPLIT_FILE, Run
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -74,10 +77,10 @@ class JudgedPairs:
 
     def listed(self, split: str, images: GradedImages, part: GradedImages) -> ListedPairs:
         """The pairs of one split, as rows of its :meth:`part`."""
-        place = {record.image_id: i for i, record in enumerate(part.manifest.records)}
-        records = images.manifest.records
+        place = {image_id: i for i, image_id in enumerate(part.manifest.ids)}
+        ids = images.manifest.ids
         here = np.flatnonzero(np.array(self.splits) == split)
-        rows = [[place[records[i].image_id] for i in pair] for pair in self.images[here]]
+        rows = [[place[ids[i]] for i in pair] for pair in self.images[here]]
         return ListedPairs(
             np.array(rows, dtype=np.int64).reshape(-1, 2), self.label[here], self.weight[here]
         )
@@ -86,7 +89,7 @@ class JudgedPairs:
 def read_judged_pairs(
     paths: Sequence[Path],
     images: GradedImages,
-    left_out: Sequence[Record],
+    left_out: pd.DataFrame,
     zero: str | None = None,
     *,
     across: bool = False,
@@ -107,15 +110,16 @@ def read_judged_pairs(
         DataError: faulty rows.
     """
     manifest = images.manifest
-    whole = [*manifest.records, *left_out]
+    whole = joined([manifest.table, left_out])
+    ids = whole["image_id"].tolist()
     places = [*manifest.places, manifest.root]
     judged = read_pairs(paths, whole, places, zero=zero, encoding=manifest.options.encoding)
     fates = [_fate(images, int(one), int(other), across) for one, other in judged.images]
     table = [
         {
             **judged.extra[i],
-            "image_id_1": whole[judged.images[i, 0]].image_id,
-            "image_id_2": whole[judged.images[i, 1]].image_id,
+            "image_id_1": ids[judged.images[i, 0]],
+            "image_id_2": ids[judged.images[i, 1]],
             LABEL: int(judged.label[i]),
             WEIGHT: repr(float(judged.weight[i])),
             "split": fate if fate in SPLITS else None,
@@ -149,7 +153,7 @@ def load_judged_pairs(folder: Path, images: GradedImages) -> JudgedPairs | None:
         DataError: the file is damaged.
     """
     path = folder / PAIRS_FILE
-    number = {record.image_id: i for i, record in enumerate(images.manifest.records)}
+    number = {image_id: i for i, image_id in enumerate(images.manifest.ids)}
     try:
         if not has_file(path):
             return None
@@ -268,7 +272,8 @@ def evaluate_pairs(model: ScoreModel, split: str, config: Config) -> PairReport 
         return PairReport(0, ties, None, None, split, graded)
     store = open_store(Path(config.embed.cache_dir), model.info)
     scores = model.score(store, part.hashes)
-    groups = [record.group or record.image_id for record in part.manifest.records]
+    known = zip(part.manifest.groups, part.manifest.ids, strict=True)
+    groups = [group or name for group, name in known]
     codes = np.unique(np.array(groups), return_inverse=True)[1]
     accuracy, interval = agreement(scores, pairs, codes, config.evaluate.bootstrap_rounds)
     return PairReport(pairs.decided, ties, accuracy, interval, split, graded)

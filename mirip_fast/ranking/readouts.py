@@ -291,11 +291,10 @@ def _folds(
     learned: GradedImages, together: Sequence[str | None], config: Config
 ) -> NDArray[np.int64]:
     """[n] the fold of each work; what is left out together is in one."""
-    records = [
-        dataclasses.replace(record, group=name)
-        for record, name in zip(learned.manifest.records, together, strict=True)
-    ]
-    manifest = dataclasses.replace(learned.manifest, records=records)
+    import pandas as pd
+
+    table = learned.manifest.table.assign(group=pd.Series(together, dtype=object))
+    manifest = dataclasses.replace(learned.manifest, table=table)
     grouped = dataclasses.replace(learned, manifest=manifest)
     return assign_folds(grouped, config.train.folds or _PARTS, config.split.split_seed)
 
@@ -442,7 +441,7 @@ def _fit_judged(
     rows = read_features(store, learned.hashes, info.features, info.views).mean(axis=1)
     posterior = fit_pairs(rows, pairs, label, weight, blocks=info.blocks, seed=seed)
     path = save_process(run.path, posterior.process(), info)
-    names = left_out_together([r.group for r in learned.manifest.records], seed)
+    names = left_out_together(learned.manifest.groups, seed)
     groups = np.unique([n or f"\n{i}" for i, n in enumerate(names)], return_inverse=True)[1]
     folds = np.random.default_rng(seed).permutation(int(groups.max()) + 1)[groups] % _FOLDS
     scores = np.zeros(len(learned))

@@ -89,8 +89,7 @@ def write_calibration(
     """
     codes = None
     if within is not None:
-        ids = (record.image_id for record in images.manifest.records)
-        value_of = dict(zip(ids, images.column(within), strict=True))
+        value_of = dict(zip(images.manifest.ids, images.column(within), strict=True))
         codes = codes_of([value_of[image_id] for image_id in held_out.ids])
     names = model.info.tiers if held_out.has_tiers else ()
     calibration = fit_calibration(

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from mirip_fast.config import EmbedConfig
 from mirip_fast.data.hashes import HashMemory
-from mirip_fast.data.records import DataOptions
 from mirip_fast.data.remote import is_remote
+from mirip_fast.data.table import DataOptions
 from mirip_fast.errors import BackboneError, CheckpointError, ImageError, StoreError
 from mirip_fast.features.backbone_files import find_backbone, names_of_backbones
 from mirip_fast.features.embed import Progress, Settings
