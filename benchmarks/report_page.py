@@ -79,7 +79,7 @@ def make_page(folder: Path, n: int, data: Path | None) -> tuple[Path, float]:
     grades = folder / "works" / "metadata.csv"
     grades.write_text("\n".join(["filename,tier", *rows]) + "\n", encoding="utf-8")
     _quietly("embed", str(grades), "--backbone", "tiny-random", "--image-size", "28")
-    _quietly("train", "--head-only", "--epochs", "2", "--bootstrap", "50")
+    _quietly("train", "--head-only")
     started = time.perf_counter()
     _quietly("rank", "works", "--html", "report.html", "--tiers")
     return folder / "report.html", time.perf_counter() - started

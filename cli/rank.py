@@ -164,7 +164,8 @@ def _tell_what_it_rests_on(done: RankDone) -> None:
     if known.unknown is not None:
         lines = [f"0-100 and tiers {known.unknown}"]
     else:
-        lines.insert(0, f"0-100 and tiers: from {known.images} held-out works ({known.source}).")
+        what = "0-100 and tiers" if known.tier_names else "0-100"
+        lines.insert(0, f"{what}: from {known.images} held-out works ({known.source}).")
     if done.anchors is not None:
         lines += _about_anchors(done.anchors)
     if done.seen:

@@ -108,8 +108,8 @@ class EmbedConfig:
     )
     patches: str = option(
         "mean",
-        "Patch features kept beside the CLS token: none, their mean, a K×K grid of means (grid:K), "
-        "or all of them.",
+        "Patch features kept beside the CLS token: none, their mean, mean and standard deviation (std), a "
+        "K×K grid of means (grid:K), or all of them.",
     )
     layers: str = option(
         "auto",

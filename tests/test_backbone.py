@@ -443,6 +443,13 @@ def test_pooling_against_float64(kind: str, cells: int) -> None:
     assert pooled.shape[1:] == kind_shape(kind, 5, 7)
 
 
+def test_the_standard_deviation_of_patches_is_kept_of_every_layer() -> None:
+    patches = torch.randn(3, 7, 7, 5)
+    pooled = pool_tokens("std_6", torch.randn(3, 5), patches).double().numpy()
+    np.testing.assert_allclose(pooled, patches.double().numpy().std(axis=(1, 2)), atol=1e-6)
+    assert stored_kinds("std", (6,)) == ("cls", "mean", "std", "cls_6", "mean_6", "std_6")
+
+
 def test_a_mean_of_half_precision_tokens_is_taken_in_single() -> None:
     patches = torch.full((1, 40, 40, 1), 60.0, dtype=torch.float16)  # their sum is beyond float16
     assert pool_tokens("mean", torch.zeros(1, 1), patches).item() == 60.0

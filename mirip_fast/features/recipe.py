@@ -32,18 +32,21 @@ def stored_kinds(patches: str, layers: Sequence[int] = ()) -> tuple[str, ...]:
     grid or all patches their mean, which a head sees.
 
     Args:
-        patches: none, mean, grid:K or all.
+        patches: none, mean, std (mean and standard deviation), grid:K or all.
         layers: blocks before the last one, whose CLS token and patch mean are kept, too.
 
     Raises:
         ConfigError: ``patches`` is none of these.
     """
     grid = re.fullmatch(r"grid:([1-9]\d?)", patches)
-    kinds = {"none": ("cls",), "mean": ("cls", "mean"), "all": ("cls", "mean", "patch")}
+    kinds = {
+        "none": ("cls",), "mean": ("cls", "mean"), "std": ("cls", "mean", "std"),
+        "all": ("cls", "mean", "patch"),
+    }  # fmt: skip
     if grid is None and patches not in kinds:
-        raise ConfigError(f"--patches {patches}: use none, mean, grid:K (like grid:4) or all")
+        raise ConfigError(f"--patches {patches}: use none, mean, std, grid:K (like grid:4) or all")
     last = ("cls", "mean", f"grid{int(grid[1])}") if grid else kinds[patches]
-    of_layer = ("cls",) if patches == "none" else ("cls", "mean")
+    of_layer = last if patches in ("none", "std") else ("cls", "mean")
     return (*last, *(f"{kind}_{layer}" for layer in layers for kind in of_layer))
 
 
@@ -92,7 +95,7 @@ def kind_shape(kind: str, hidden_size: int, side: int) -> tuple[int, ...]:
         side: patches along one edge of the image.
     """
     kind = kind.partition("_")[0]
-    if kind in ("cls", "mean"):
+    if kind in ("cls", "mean", "std"):
         return (hidden_size,)
     if kind == "patch":
         return (side * side, hidden_size)
@@ -119,6 +122,8 @@ def pool_tokens(kind: str, cls: torch.Tensor, patches: torch.Tensor) -> torch.Te
     patches = _at_least_float32(patches)
     if kind == "mean":
         return patches.mean(dim=(1, 2))
+    if kind == "std":
+        return patches.std(dim=(1, 2), correction=0)
     if kind == "patch":
         return patches.flatten(1, 2)
     cells = int(kind.removeprefix("grid"))

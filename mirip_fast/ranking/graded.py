@@ -518,7 +518,7 @@ def gp_features(wanted: str, kinds: Sequence[str]) -> str:
     """
     if wanted != "auto":
         return wanted
-    usable = [kind for kind in kinds if kind.partition("_")[0] in ("cls", "mean")]
+    usable = [kind for kind in kinds if kind.partition("_")[0] in ("cls", "mean", "std")]
     return "+".join(sorted(usable, key=lambda kind: layer_of(kind) or 1 << 30))
 
 
