@@ -96,4 +96,4 @@ def test_a_name_costs_few_bytes(tmp_path: Path, table: bool) -> None:
     gc.collect()
     kept = there - tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
-    assert len(names) * 5 < kept < len(names) * 100
+    assert len(names) * 5 < kept < len(names) * 400  # 40 of the 150 MB that 100,000 may take

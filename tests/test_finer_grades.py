@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mirip_fast_cli.main import run
+from scipy import stats
 from test_cli import TINY, draw
 from test_metrics import row_resamples
 
@@ -159,7 +160,8 @@ def test_accuracy_by_finer_grades_counts_every_pair_once() -> None:
             gaps = np.sign(scores[rows][:, None] - scores[rows])[better]
             values.append(((gaps + 1) / 2).mean())
         assert found is not None
-        expected = tuple(np.quantile(values, [0.025, 0.975]))
+        tail = stats.norm.cdf((30 / 29) ** 0.5 * stats.t.ppf(0.025, 29))
+        expected = tuple(np.quantile(values, [tail, 1 - tail]))
         assert (found.low, found.high) == pytest.approx(expected, abs=1e-12)
 
 

@@ -69,7 +69,7 @@ def test_folds_are_judged_on_what_they_left_out_and_joined_to_one_model(
         left_out = {r["image_id"]: r for r in rows(own / "split.csv") if r["split"] == LEFT_OUT}
         seen |= left_out.keys()
         model = load_score_model(own / "best_model.pt")
-        paths = [Path(row["path"]) for row in left_out.values()]
+        paths = [Path(row["file"]) for row in left_out.values()]
         raw = score_files(model, [*paths, *new], cache_dir=Path("cache")).scores.astype(float)
         mean, std = raw[: len(paths)].mean(), raw[: len(paths)].std()
         found = [held_out[image_id] for image_id in left_out]

@@ -325,7 +325,7 @@ def test_grades_of_a_source_that_is_gone_take_another_order_too(
     assert run(["train", "--head-only", "--tiers", "gold,silver,bronze"]) == 0
     (folder,) = (tmp_path / "runs").iterdir()
     (first, *_) = rows_of(folder / "split.csv")
-    assert Path(first["path"]).parent.name == first["tier"]
+    assert Path(first["file"]).parent.name == first["tier"]
     assert json.loads((folder / "anchors.json").read_text())["anchors"][0]["tier"] == "gold"
     capfd.readouterr()
     assert run(["train", "--head-only", "--tiers", "gold,silver"]) == 1

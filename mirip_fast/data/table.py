@@ -22,7 +22,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -267,6 +267,27 @@ def _of_older_version(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
     return made
 
 
+class _Paths(Sequence[Path]):
+    """Files as paths, each made when it is asked for: a path takes ten times the memory of its name."""
+
+    def __init__(self, files: list[str]):
+        self._files = files
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    @overload
+    def __getitem__(self, index: int) -> Path: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> _Paths: ...
+
+    def __getitem__(self, index: int | slice) -> Path | _Paths:
+        if isinstance(index, slice):
+            return _Paths(self._files[index])
+        return Path(self._files[index])
+
+
 @dataclass(frozen=True, eq=False)
 class Manifest:
     """The images of a data set, in the order of its rows (a folder: sorted by path).
@@ -296,9 +317,9 @@ class Manifest:
         return self.table["image_id"].tolist()
 
     @property
-    def paths(self) -> list[Path]:
+    def paths(self) -> Sequence[Path]:
         """[n] image files."""
-        return [Path(file) for file in self.table["file"]]
+        return _Paths(self.table["file"].tolist())
 
     @property
     def names(self) -> list[str]:

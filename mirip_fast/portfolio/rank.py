@@ -232,7 +232,9 @@ def _draws(model: ScoreModel, scored: Scored) -> tuple[NDArray[np.float64] | Non
         else -1
         for outcome in scored.outcomes
     ]
-    drawn = model.draw(scored.store, list(place), DRAWS) if place else None
+    first = {i: row for row, i in reversed(list(enumerate(index)))}
+    scores = scored.scores[[first[i] for i in range(len(place))]]
+    drawn = model.draw(scored.store, list(place), scores, DRAWS) if place else None
     if drawn is None:
         return None, _NO_INTERVALS
     return np.where(np.array(index) >= 0, drawn[:, index], np.nan), None

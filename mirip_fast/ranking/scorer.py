@@ -131,19 +131,29 @@ class ScoreModel:
         return self.process is not None or self.errors is not None
 
     def draw(
-        self, store: FeatureStore, hashes: Sequence[bytes], draws: int
+        self,
+        store: FeatureStore,
+        hashes: Sequence[bytes],
+        scores: NDArray[np.floating],
+        draws: int,
     ) -> NDArray[np.float64] | None:
         """[draws, n] grades that n works may get, in the unit of :meth:`score`; None where it is not known.
 
         They vary as much as the graded works' own grades do around what the model had said of them
         without their group: with other training works, and with the graders' noise.
 
+        Args:
+            store: has what a Gaussian process looks at.
+            hashes: SHA-256 of the n works.
+            scores: [n] what the model says of them.
+            draws: how many.
+
         Raises:
             StoreError: a series or row is missing.
         """
         if self.errors is not None:
             drawn = np.random.default_rng(0).choice(self.errors, size=(draws, len(hashes)))
-            return np.asarray(self.score(store, hashes) + drawn, dtype=np.float64)
+            return np.asarray(scores + drawn, dtype=np.float64)
         if self.process is None:
             return None
         features = read_features(store, hashes, self.info.features, self.info.views)
