@@ -372,6 +372,8 @@ def train(
 
     >>> model = mf.train(works, tiers="gold,silver,bronze")
     """
+    from mirip_fast.ranking.evaluate import pick_model
+
     resolved = _settings(options, config)
     made = resolved.config
     if works is not None and not isinstance(works, Works):
@@ -392,7 +394,7 @@ def train(
         grades = ("tiers", "tier_column", "score_column", "group_column")
         again = {name: getattr(made.data, name) for name in grades if name in options}
         run, _ = train_head(made, Request(data, grades=again))
-    return Model(_scorer(run.path), made)
+    return Model(pick_model(run.path, run.path.parent), made)
 
 
 def load(
@@ -421,12 +423,6 @@ def load(
 
     where = None if path is None else Path(path)
     return Model(pick_model(where, Path(made.train.output_dir)), made)
-
-
-def _scorer(run: Path) -> ScoreModel:
-    from mirip_fast.ranking.evaluate import pick_model
-
-    return pick_model(run, run.parent)
 
 
 def _of_hub(repo_id: str) -> str:

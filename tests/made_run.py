@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -40,6 +41,12 @@ def draw(path: Path, brightness: float, seed: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.clip(rng.normal(255 * brightness, 20, (32, 32, 3)), 0, 255).astype(np.uint8)
     Image.fromarray(pixels).save(path)
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """The lines of a CSV file, as they stand in it."""
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        return list(csv.DictReader(stream))
 
 
 def make_data(folder: Path, n: int = 40) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from made_run import rows_of
 from mirip_fast_cli.main import run
 from scipy import stats
 from test_cli import TINY, draw
@@ -46,11 +46,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def work(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(trained)
     yield trained
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        return list(csv.DictReader(stream))
 
 
 def test_works_are_ranked_without_an_option_and_without_tiers(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 import shutil
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made_run import rows_of
 from mirip_fast_cli.main import run
 from mirip_fast_cli.train import say_result
 from test_cli import TINY, draw, make_data
@@ -47,11 +47,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def work(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(trained)
     yield trained
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        return list(csv.DictReader(stream))
 
 
 def test_tiers_and_intervals_are_there_without_an_option(work: Path) -> None:

@@ -226,18 +226,20 @@ def _draws(model: ScoreModel, scored: Scored) -> tuple[NDArray[np.float64] | Non
     """[H, n] grades that the readable works may get, NaN for the others; or why not."""
     # The same picture under two names is scored once: rounding must not order it.
     place: dict[bytes, int] = {}
-    index = [
-        place.setdefault(outcome.sha256, len(place))
-        if outcome.status != "failed" and outcome.sha256 is not None
-        else -1
-        for outcome in scored.outcomes
-    ]
-    first = {i: row for row, i in reversed(list(enumerate(index)))}
-    scores = scored.scores[[first[i] for i in range(len(place))]]
+    index = np.array(
+        [
+            place.setdefault(outcome.sha256, len(place))
+            if outcome.status != "failed" and outcome.sha256 is not None
+            else -1
+            for outcome in scored.outcomes
+        ]
+    )
+    scores = np.empty(len(place), scored.scores.dtype)
+    scores[index[index >= 0]] = scored.scores[index >= 0]
     drawn = model.draw(scored.store, list(place), scores, DRAWS) if place else None
     if drawn is None:
         return None, _NO_INTERVALS
-    return np.where(np.array(index) >= 0, drawn[:, index], np.nan), None
+    return np.where(index >= 0, drawn[:, index], np.nan), None
 
 
 def _score(
