@@ -30,6 +30,7 @@ _GRADES = {
     "--tier-column": "tier_column",
     "--score-column": "score_column",
     "--group-column": "group_column",
+    "--grader-column": "grader_column",
 }
 
 

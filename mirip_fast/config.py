@@ -59,6 +59,9 @@ class DataConfig:
     group_column: str = option(
         "group", "CSV column naming images that must stay in one split (one applicant, one post)."
     )
+    grader_column: str = option(
+        "grader", "CSV column naming who gave the tier, where a work has a row per grader."
+    )
     image_root: str | None = option(
         None,
         "Folder that image files are relative to (auto: the CSV's folder and its images/); files elsewhere "

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from mirip_fast.data.csv_reader import Problems, absolute, closest, counted, shown
+from mirip_fast.data.graders import PREFIX, grader_names
 from mirip_fast.data.image_files import IMAGE_EXTENSIONS, passed_over, scan_folder, tell_passed_over
 from mirip_fast.data.manifest_rows import IMAGE_FOLDER, records_from_csv
 from mirip_fast.data.remote import is_remote, located
@@ -132,8 +133,9 @@ def write_manifest_csv(path: Path, manifest: Manifest) -> None:
     ):
         if name != usual or column.notna().any():  # one asked for by name has to be there
             cells[name] = or_none(column)
+    graders = {PREFIX + name: f"{options.tier_column}_{name}" for name in grader_names(table)}
     for own in own_columns(table):
-        cells.setdefault(given_name(own), table[own].tolist())
+        cells.setdefault(graders.get(own, given_name(own)), table[own].tolist())
     rows = (dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True))
     try:
         write_csv(

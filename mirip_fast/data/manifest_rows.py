@@ -7,10 +7,12 @@ import math
 import os
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from mirip_fast.data.csv_reader import (
     Problems,
@@ -24,6 +26,7 @@ from mirip_fast.data.csv_reader import (
     spelled,
     with_known_names,
 )
+from mirip_fast.data.graders import PREFIX, consensus, grader_of
 from mirip_fast.data.locate import FileFinder
 from mirip_fast.data.sources import entries_in, is_place, safe_name
 from mirip_fast.data.table import DataOptions, Manifest, image_table, own_column
@@ -71,7 +74,8 @@ def records_from_csv(path: Path, options: DataOptions) -> Manifest:
 def _expected_columns(options: DataOptions) -> list[str]:
     images = IMAGE_COLUMNS if options.image_column is None else (options.image_column,)
     others = (options.tier_column, options.score_column, options.group_column)
-    return [options.id_column, *images, *(others if options.with_grades else ())]
+    grades = others if options.with_grades else ()
+    return [options.id_column, *images, options.grader_column, *grades]
 
 
 def _looked_for(table: Table, options: DataOptions) -> list[str]:
@@ -83,13 +87,18 @@ def _looked_for(table: Table, options: DataOptions) -> list[str]:
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a table that have a meaning; ``None`` where the table lacks one."""
+    """The columns of a table that have a meaning; ``None`` where the table lacks one.
+
+    ``graders`` are columns with the tiers of one grader each, by their names alone: column → grader.
+    """
 
     image: str
     id: str | None
     tier: str | None
     score: str | None
     group: str | None
+    grader: str | None = None
+    graders: Mapping[str, str] = field(default_factory=dict)
 
 
 def _find_columns(table: Table, options: DataOptions) -> Columns:
@@ -135,18 +144,29 @@ def _find_columns(table: Table, options: DataOptions) -> Columns:
         return None
 
     own_id = optional(options.id_column, defaults.id_column, "--id-column")
+    grader = optional(options.grader_column, defaults.grader_column, "--grader-column")
     if not options.with_grades:
         problems.raise_if_any()
-        return Columns(image=image or "", id=own_id, tier=None, score=None, group=None)
+        return Columns(image or "", own_id, tier=None, score=None, group=None, grader=grader)
+    names = ((name, grader_of(name, options.tier_column, options.score_column)) for name in free)
+    graders = {name: one for name, one in names if one is not None}
     columns = Columns(
         image=image or "",
         id=own_id,
-        tier=optional(options.tier_column, defaults.tier_column, "--tier-column"),
+        tier=None
+        if graders and options.tier_column not in table.columns
+        else optional(options.tier_column, defaults.tier_column, "--tier-column"),
         score=optional(options.score_column, defaults.score_column, "--score-column"),
         group=optional(options.group_column, defaults.group_column, "--group-column"),
+        grader=grader,
+        graders=graders,
     )
+    for name, one in columns.graders.items():
+        alike = [other for other, two in columns.graders.items() if folded(two) == folded(one)]
+        if alike[0] != name:
+            problems.add(f"one grader's, as the column {alike[0]!r} is", column=name)
     problems.raise_if_any()
-    if columns.tier is None:
+    if columns.tier is None and not columns.graders:
         close = misspelled(options.tier_column, free) or closest(options.tier_column, free)
         log.warning(
             "%s: no column %r, so its images have no %s; it has: %s%s",
@@ -177,14 +197,14 @@ class Rows:
         self.tiers = {nfc(name): index for index, name in enumerate(options.tiers)}
         loose = [folded(name) for name in options.tiers]
         self.loose = {name: i for i, name in enumerate(loose) if loose.count(name) == 1}
-        self.names = options.tiers
+        self.names, self.options = options.tiers, options
         self.finder = finder
         self.problems = Problems(table.path) if problems is None else problems
         self.inside = [os.path.join(place, "") for place in finder.places]  # noqa: PTH118 (with its /)
         self.nowhere: set[int] = set()  # rows whose file is not there
         self.outside: list[str] = []  # folders of files that lie elsewhere
         self.spellings: Counter[tuple[str, str]] = Counter()  # of tiers: as written, as read
-        self.unknown_tiers: dict[str, list[int]] = {}  # name → its rows
+        self.unknown_tiers: dict[tuple[str, str], list[int]] = {}  # column, name → its rows
         self.confined = is_place(table.path)
         # Where a file that is nowhere is said to be: below the last place that is a folder.
         there = (place for place in reversed(finder.places) if place.is_dir() or entries_in(place))
@@ -205,25 +225,184 @@ class Rows:
         """
         for row, cells in self.table.rows:
             self._add(row, cells)
+        graders = {} if self.columns.grader is None else self._graders_of_rows()
+        grades = self._grades_in_columns()
+        if graders and grades:
+            self.problems.add(
+                f"grades stand in the columns {', '.join(self.columns.graders)}, too: keep one of both",
+                column=self.columns.grader,
+            )
         self._tell_tiers()
         if self.outside:
             self.problems.hint(
                 "Files elsewhere are read only where their folder is named: --image-root "
                 + os.path.commonpath(self.outside)
             )
-        unique = self._without_duplicates()
+        unique = self._without_duplicates(graders)
+        works = self._works(unique, graders) if graders else {}
         self.problems.raise_if_any()
-        if len(unique) < len(self.table.rows):
+        if graders:
+            grades = self._join(works, graders)
+        elif len(unique) < len(self.table.rows):
             self.made = {name: [made[i] for i in unique] for name, made in self.made.items()}
-        self._tell_ungraded()
+            grades = {name: [codes[i] for i in unique] for name, codes in grades.items()}
+        if self.options.with_grades and grades:
+            self._agree(grades)
+        self._tell_ungraded(self.options.with_grades and bool(grades))
         if self.nowhere:
             self._find_moved()
         return image_table(self.made, self.names)
 
-    def _tell_ungraded(self) -> None:
+    def _grades_in_columns(self) -> dict[str, list[int | None]]:
+        """Grader → tier [n] of each row, of the columns that hold one grader's tiers each.
+
+        Which do is told by what is in them: ``tier_note`` may hold anything.
+        """
+        texts = {name: self.made[own_column(name)] for name in self.columns.graders}
+        are = [name for name, cells in texts.items() if any(folded(t) in self.loose for t in cells)]
+        if not are and self.columns.tier is None:
+            are = [name for name, cells in texts.items() if any(cells)]  # unknown tiers, to be told
+        for name, cells in texts.items():
+            if name not in are and any(cells):
+                log.warning(
+                    "%s: column '%s' holds no grader's tiers (first: %r); it is kept as it is",
+                    *(shown(self.table.path), spelled(name), next(filter(None, cells))),
+                )
+        rows = self.made["row"]
+        grades = {}
+        for name in are:
+            del self.made[own_column(name)]
+            grades[self.columns.graders[name]] = [
+                self._tier(row, text, name) for row, text in zip(rows, texts[name], strict=True)
+            ]
+        return grades
+
+    def _graders_of_rows(self) -> dict[str, str]:
+        """A grader as written → the name; of a file with a row per work and grader. None of one grader's."""
+        cells, rows = self.made[own_column(self.columns.grader or "")], self.made["row"]
+        names: dict[str, str] = {}  # folded → as first written
+        graders = {cell: names.setdefault(folded(cell), cell) for cell in cells if cell}
+        if len(names) < 2 or not any(tier not in (None, "") for tier in self._given_tiers()):
+            return {}
+        if len(graders) > len(names):
+            said = (f"{old!r} as {new!r}" for old, new in graders.items() if old != new)
+            log.warning("%s: graders are read %s", shown(self.table.path), ", ".join(said))
+        for row, cell, tier in zip(rows, cells, self.made["tier"], strict=True):
+            if not cell and tier is not None:
+                self.problems.add("empty; who gave the tier?", row=row, column=self.columns.grader)
+        if "score" in names:
+            self.problems.add("no grader can be called 'score'", column=self.columns.grader)
+        return graders
+
+    def _given_tiers(self) -> list[Any]:
+        """[n] tier of each row; its text where grades are not read."""
+        own = own_column(self.options.tier_column)
+        return self.made["tier"] if own not in self.made else self.made[own]
+
+    def _works(self, unique: list[int], graders: Mapping[str, str]) -> dict[str, list[int]]:
+        """Image id → its rows among ``unique``; where they contradict each other is noted."""
+        works: dict[str, list[int]] = defaultdict(list)
+        files: dict[str, str] = {}
+        for i in unique:
+            image_id, row, named = (self.made[name][i] for name in ("image_id", "row", "named"))
+            works[image_id].append(i)
+            first = files.setdefault(named.strip(), image_id)
+            if first != image_id and named.strip():
+                self.problems.add(
+                    f"{named!r} is {image_id!r} here and {first!r} above; a work has one name, which "
+                    "the rows of all its graders give",
+                    row=row,
+                    column=self.columns.id,
+                )
+        for image_id, rows in works.items():
+            first_said: dict[str, tuple[str, int]] = {}
+            for i in rows:
+                for column, text in self._texts(i, graded=False):
+                    old, row = first_said.setdefault(column, (text, i)) if text else (text, i)
+                    if old != text:
+                        self.problems.add(
+                            f"{image_id!r} has {text!r} here and {old!r} in row {self.made['row'][row]}",
+                            row=self.made["row"][i],
+                            column=column,
+                        )
+                        self.problems.hint(
+                            "What a grader says of a work, such as a comment, cannot differ among its rows: "
+                            f"beside {self.options.tier_column} and {self.options.score_column} columns tell "
+                            "of the work. Take such a column out."
+                        )
+        return works
+
+    def _join(
+        self, works: Mapping[str, list[int]], graders: Mapping[str, str]
+    ) -> dict[str, list[Any]]:
+        """Make one row of each work's rows; returns the tiers [n] by grader.
+
+        A finer grade is the mean over the rows; any other cell is the first that is not empty.
+        """
+        written, tiers = self.made[own_column(self.columns.grader or "")], self._given_tiers()
+        grades: dict[str, list[Any]] = {name: [None] * len(works) for name in graders.values()}
+        for work, rows in enumerate(works.values()):
+            for i in rows:
+                if written[i]:
+                    grades[graders[written[i]]][work] = tiers[i]
+
+        def one(name: str, values: list[Any]) -> Any:
+            there = [value for value in values if value not in (None, "")]
+            if name == "tier_score" and there:
+                return math.fsum(there) / len(there)
+            return there[0] if there else values[0]
+
+        gone = {own_column(self.columns.grader or ""), own_column(self.options.tier_column)}
+        self.made = {
+            name: [one(name, [made[i] for i in rows]) for rows in works.values()]
+            for name, made in self.made.items()
+            if name not in gone
+        }
+        self.made["tier"] = [None] * len(works)
+        if not self.options.with_grades:
+            self.made |= {PREFIX + name: [t or "" for t in own] for name, own in grades.items()}
+        return grades
+
+    def _agree(self, grades: dict[str, list[int | None]]) -> None:
+        """Keep the graders' tiers as columns; what no one decided is their consensus."""
+        of_all = np.array(list(grades.values()), dtype=np.float64).T
+        common = consensus(of_all)
+        tiers, scores = self.made["tier"], self.made["tier_score"]
+        given = sum(tier is not None for tier in tiers)
+        self.made["tier"] = [
+            common_tier if tier is None and common_tier >= 0 else tier
+            for tier, common_tier in zip(tiers, common.tolist(), strict=True)
+        ]
+        if all(score is None for score in scores):
+            counts = np.isfinite(of_all).sum(axis=1)
+            sums = np.nansum(len(self.names) - 1 - of_all, axis=1)
+            self.made["tier_score"] = [
+                total / count if count else None
+                for total, count in zip(sums.tolist(), counts.tolist(), strict=True)
+            ]
+        texts: dict[int | None, str] = {None: "", **dict(enumerate(self.names))}
+        self.made |= {PREFIX + name: [texts[t] for t in own] for name, own in grades.items()}
+        several = int((np.isfinite(of_all).sum(axis=1) > 1).sum())
+        who = (f"{name} ({sum(t is not None for t in own):,})" for name, own in grades.items())
+        filled = int((common >= 0).sum()) if not given else 0
+        log.info(
+            "%s: %s (works graded): %s; %s of %s have two grades and more. %s",
+            *(
+                shown(self.table.path),
+                counted(len(grades), "grader"),
+                ", ".join(who),
+                f"{several:,}",
+            ),
+            counted(len(common), "work"),
+            "A work's tier is the median, halfway between two the worse one"
+            if filled
+            else f"A work's tier is that of the column {self.columns.tier!r}, where it is empty the median",
+        )
+
+    def _tell_ungraded(self, several: bool) -> None:
         """Say how many works have no grade, where there is a column of grades."""
         tiers = self.made["tier"]
-        if self.columns.tier is None or None not in tiers:
+        if (self.columns.tier is None and not several) or None not in tiers:
             return
         first, graded = tiers.index(None), len(tiers) - tiers.count(None)
         named = f"row {self.made['row'][first]}, {self.made['image_id'][first]!r}"
@@ -233,6 +412,8 @@ class Rows:
             f"{counted(len(tiers), 'work')} {'have' if graded > 1 else 'has'}",
             f"the others (first: {named}) are left out where grades are needed"
             if graded
+            else "the columns of grades are empty"
+            if self.columns.tier is None
             else f"the column {self.columns.tier!r} is empty",
         )
 
@@ -253,7 +434,7 @@ class Rows:
             str(self._path(row, filename)),
             filename,
             row,
-            self._tier(row, values[columns.tier]) if columns.tier else None,
+            self._tier(row, values[columns.tier], columns.tier) if columns.tier else None,
             self._score(row, values[columns.score]) if columns.score else None,
             (values[columns.group] or None) if columns.group else None,
             *(sys.intern(values[name]) for name in self.own),
@@ -318,7 +499,7 @@ class Rows:
         for i, path in sure.items():
             files[i] = str(path)
 
-    def _tier(self, row: int, name: str) -> int | None:
+    def _tier(self, row: int, name: str, column: str) -> int | None:
         if not name:
             return None
         tier = self.tiers.get(name)
@@ -327,7 +508,7 @@ class Rows:
             # Tables that went through a float column say 1.0 where the tier is 1.
             tier = self.loose.get(plain, self.loose.get(plain.removesuffix(".0")))
             if tier is None:
-                self.unknown_tiers.setdefault(name, []).append(row)
+                self.unknown_tiers.setdefault((column, name), []).append(row)
             else:
                 self.spellings[name, self.names[tier]] += 1
         return tier
@@ -339,16 +520,17 @@ class Rows:
             log.warning("%s: tiers are read %s", shown(self.table.path), ", ".join(sorted(said)))
         if not self.unknown_tiers:
             return
-        for name, rows in self.unknown_tiers.items():
+        for (column, name), rows in self.unknown_tiers.items():
             close = closest(name, self.names)
             self.problems.add(
                 f"unknown tier {name!r}{f' ({len(rows):,} rows)' if len(rows) > 1 else ''}."
                 + (f" Did you mean {close!r}?" if close else ""),
                 row=rows[0],
-                column=self.columns.tier,
+                column=column,
             )
         counts = Counter(self.names[tier] for tier in self.made["tier"] if tier is not None)
-        counts.update({name: len(rows) for name, rows in self.unknown_tiers.items()})
+        for (_, name), rows in self.unknown_tiers.items():
+            counts[name] += len(rows)
         some = ", ".join(
             f"{name} {counts[name]:,}" for name in sorted(counts, key=str.casefold)[:_TIERS_SHOWN]
         )
@@ -371,19 +553,24 @@ class Rows:
         self.problems.add(f"{text!r} is no number{hint}", row=row, column=self.columns.score)
         return None
 
-    def _without_duplicates(self) -> list[int]:
-        """One place per image_id; rows that repeat another exactly are dropped with a remark."""
-        first: dict[str, int] = {}
+    def _without_duplicates(self, graders: Mapping[str, str]) -> list[int]:
+        """One place per image_id, and per grader of it; rows that repeat another exactly are dropped with a
+        remark."""
+        first: dict[tuple[str, str | None], int] = {}
+        written = self.made[own_column(self.columns.grader or "")] if graders else None
         repeated = 0
         for i, image_id in enumerate(self.made["image_id"]):
-            known = first.setdefault(image_id, i)
+            grader = None if written is None else graders.get(written[i])
+            known = first.setdefault((image_id, grader), i)
             if known == i or not image_id:
                 continue
-            different = self._differences(known, i)
+            pairs = zip(self._texts(known), self._texts(i), strict=True)
+            different = [(column, old, new) for (column, old), (_, new) in pairs if old != new]
             repeated += not different
+            whose = repr(image_id) + ("" if grader is None else f" by {grader!r}")
             for column, old, new in different:
                 self.problems.add(
-                    f"{image_id!r} has {new!r} here and {old!r} in row {self.made['row'][known]}",
+                    f"{whose} has {new!r} here and {old!r} in row {self.made['row'][known]}",
                     row=self.made["row"][i],
                     column=column,
                 )
@@ -394,16 +581,20 @@ class Rows:
             )
         return list(first.values())
 
-    def _differences(self, one: int, other: int) -> list[tuple[str, str, str]]:
-        """Where two rows with the same image_id disagree: (column, value, other value)."""
+    def _texts(self, i: int, *, graded: bool = True) -> list[tuple[str, str]]:
+        """What a row says: (column, text); without ``graded`` what it says of the work, not of a grading."""
         columns, made = self.columns, self.made
         tier_names = {None: ""} | dict(enumerate(self.names))
-        texts: tuple[tuple[str | None, str, Callable[[Any], Any]], ...] = (
+        texts: list[tuple[str | None, str, Callable[[Any], Any]]] = [
             (columns.image, "named", str.strip),
             (columns.tier, "tier", tier_names.get),
-            (columns.score, "tier_score", str),
+            (columns.score, "tier_score", lambda score: "" if score is None else str(score)),
             (columns.group, "group", lambda group: group or ""),
-            *((name, own_column(name), str) for name in self.own),
-        )
-        pairs = [(c or "", text(made[k][one]), text(made[k][other])) for c, k, text in texts]
-        return [(column, old, new) for column, old, new in pairs if old != new]
+            *((name, own_column(name), str) for name in self.own if own_column(name) in made),
+        ]
+        grading = (columns.grader, self.options.tier_column, self.options.score_column)
+        return [
+            (name or "", text(made[key][i]))
+            for name, key, text in texts
+            if graded or name not in grading
+        ]

@@ -7,7 +7,8 @@ Columns (:data:`COLUMNS`), as far as a step knows them; all others are the user'
 - ``named``: the file as its CSV file names it, or relative to the folder; empty where that is not kept;
 - ``sha256``: 32 bytes, of the file's content; None where it could not be read;
 - ``status``: what became of it when it was embedded; ``reason``: why that failed;
-- ``tier``: a category; the first of the categories is the best tier;
+- ``tier``: a category; the first of the categories is the best tier. Several graders have a column
+  ``tier_<grader>`` each (:mod:`mirip_fast.data.graders`), which counts as the user's own;
 - ``tier_score``: float64, a grade finer than the tier, higher is better;
 - ``group``: images with the same group stay in one split;
 - ``split``: train, val or test; ``near_group``: its group of near duplicates;
@@ -61,6 +62,7 @@ class DataOptions:
         tier_column: column with the tier.
         score_column: column with a grade finer than the tier (a number, higher is better).
         group_column: column naming images that must stay in one split.
+        grader_column: column naming who gave the tier, where a work has a row per grader.
         image_root: folder that image files are relative to, before the CSV's own folder; files outside of
             both are refused.
         separator: between cells; ``None`` finds it out.
@@ -79,6 +81,7 @@ class DataOptions:
     tier_column: str = "tier"
     score_column: str = "tier_score"
     group_column: str = "group"
+    grader_column: str = "grader"
     image_root: Path | None = None
     separator: str | None = None
     encoding: str = "utf-8"
@@ -102,6 +105,7 @@ class DataOptions:
             tier_column=nfc(config.tier_column),
             score_column=nfc(config.score_column),
             group_column=nfc(config.group_column),
+            grader_column=nfc(config.grader_column),
             image_root=None if config.image_root is None else Path(config.image_root),
             separator={"tab": "\t", "\\t": "\t"}.get(config.separator or "", config.separator),
             encoding=config.encoding,
