@@ -12,10 +12,10 @@ import click
 from mirip_fast.data.csv_reader import counted
 from mirip_fast.evaluation.text_table import format_table, printable
 from mirip_fast.files import format_bytes
+from mirip_fast.progress import Bar
 from mirip_fast.settings import Resolved
 
 from .options import command_line, config_options
-from .progress import Bar
 
 if TYPE_CHECKING:
     from mirip_fast.features.maintenance import (

@@ -8,7 +8,7 @@ import click
 
 from mirip_fast.settings import Resolved
 
-from .options import command_line, config_options, moved_backbone
+from .options import checkpoint_option, command_line, config_options, moved_backbone
 
 _PATH = click.Path(path_type=Path)
 
@@ -16,9 +16,7 @@ _PATH = click.Path(path_type=Path)
 @click.command("compare")
 @click.argument("first", type=_PATH)
 @click.argument("second", type=_PATH)
-@click.option(
-    "--checkpoint", type=_PATH, help="Run or .pt file (default: the newest finished run)."
-)
+@checkpoint_option
 @moved_backbone
 @config_options("train.output_dir", "embed.cache_dir", "embed.max_megapixels", "runtime")
 def compare_command(

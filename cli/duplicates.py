@@ -7,10 +7,10 @@ from pathlib import Path
 import click
 
 from mirip_fast.data.csv_reader import counted
+from mirip_fast.progress import Bar
 from mirip_fast.settings import Resolved
 
 from .options import command_line, config_options
-from .progress import Bar
 
 _PATH = click.Path(path_type=Path)
 

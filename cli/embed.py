@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import click
 
 from mirip_fast.errors import ConfigError
+from mirip_fast.progress import Bar
 from mirip_fast.settings import Resolved
 
 from .interrupted import Interrupted, only_results_are_left
 from .options import command_line, config_options
-from .progress import Bar
 
 if TYPE_CHECKING:
     from mirip_fast.features.engine import SpeedReport

@@ -9,19 +9,17 @@ import click
 
 from mirip_fast.config import Config
 from mirip_fast.errors import ConfigError
+from mirip_fast.progress import Bar
 from mirip_fast.settings import Resolved
 
-from .options import config_options, given_flags, moved_backbone
-from .progress import Bar
+from .options import checkpoint_option, config_options, given_flags, moved_backbone
 
 _PATH = click.Path(path_type=Path)
 
 
 @click.command("evaluate")
 @click.argument("runs", metavar="[RUN]…", nargs=-1, type=_PATH)
-@click.option(
-    "--checkpoint", type=_PATH, help="Run or .pt file (default: the newest finished run)."
-)
+@checkpoint_option
 @click.option(
     "--test-data", type=_PATH, help="CSV file of graded images (default: the run's test split)."
 )

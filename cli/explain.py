@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mirip_fast.progress import Bar
 from mirip_fast.settings import Resolved
 
-from .options import command_line, config_options, moved_backbone
-from .progress import Bar
+from .options import checkpoint_option, command_line, config_options, moved_backbone
 
 if TYPE_CHECKING:
     from mirip_fast.portfolio.explain import Explained
@@ -20,9 +20,7 @@ _PATH = click.Path(path_type=Path)
 
 @click.command("explain")
 @click.argument("images", type=_PATH, nargs=-1, required=True, metavar="IMAGE...")
-@click.option(
-    "--checkpoint", type=_PATH, help="Run or .pt file (default: the newest finished run)."
-)
+@checkpoint_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -50,6 +48,8 @@ def explain_command(
     A region counts by how much the score changes when it is blurred away. Writes NAME.explain.png: the
     map over the picture, and the graded works that it looks like. Needs the backbone.
     """
+    from tqdm import tqdm
+
     from mirip_fast.portfolio.explain import Explainer, check_paths, explain_to_files
     from mirip_fast.ranking.evaluate import pick_model
 
@@ -61,7 +61,7 @@ def explain_command(
         for explained, target in explain_to_files(
             explainer, paths, out, progress=bar.add, failures=failures
         ):
-            bar.write(_told(explained, target))
+            tqdm.write(_told(explained, target))  # above the bar
     for path, reason in failures:
         click.echo(f"Not explained: {path}: {reason}", err=True)
     return 1 if failures else 0

@@ -9,7 +9,7 @@ import click
 
 from mirip_fast.settings import Resolved
 
-from .options import config_options, moved_backbone
+from .options import checkpoint_option, config_options, moved_backbone
 
 if TYPE_CHECKING:
     from mirip_fast.portfolio.export import Exported
@@ -18,9 +18,7 @@ _PATH = click.Path(path_type=Path)
 
 
 @click.command("export")
-@click.option(
-    "--checkpoint", type=_PATH, help="Run or .pt file (default: the newest finished run)."
-)
+@checkpoint_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mirip_fast.progress import Bar
 from mirip_fast.settings import Resolved
 
 from .options import command_line, config_options
-from .progress import Bar
 
 if TYPE_CHECKING:
     from mirip_fast.label.server import LabelRun

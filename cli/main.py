@@ -23,7 +23,7 @@ from .interrupted import Interrupted, StopSignals
 
 #: Commands in the order of the help page; each is a function of its name in the module of its name.
 COMMANDS = (
-    "embed", "audit", "train", "sweep", "evaluate", "rank", "compare", "explain", "similar",
+    "embed", "audit", "train", "sweep", "evaluate", "use", "rank", "compare", "explain", "similar",
     "duplicates", "label", "export", "split", "cache", "verify", "benchmark", "demo", "config",
 )  # fmt: skip
 
@@ -66,9 +66,13 @@ class _Commands(click.Group):
             )
 
 
-def _less_said(context: click.Context, parameter: click.Parameter, quiet: bool) -> None:
-    if quiet:
-        logging.getLogger("mirip_fast").setLevel(logging.WARNING)
+def _say_less_or_more(context: click.Context, parameter: click.Parameter, given: bool) -> None:
+    if given:
+        level = logging.WARNING if parameter.name == "quiet" else logging.DEBUG
+        package = logging.getLogger("mirip_fast")
+        package.setLevel(level)
+        for handler in package.handlers if level == logging.DEBUG else ():
+            handler.setFormatter(_Lines("%(relativeCreated)6d ms  %(message)s"))
 
 
 def _anywhere(hidden: bool) -> list[click.Option]:
@@ -79,8 +83,12 @@ def _anywhere(hidden: bool) -> list[click.Option]:
             help="Show where in the program an error arose.",
         ),
         click.Option(
-            ["--quiet", "-q"], is_flag=True, expose_value=False, hidden=hidden, callback=_less_said,
-            help="Print results, warnings and errors only.",
+            ["--quiet", "-q"], is_flag=True, expose_value=False, hidden=hidden,
+            callback=_say_less_or_more, help="Print results, warnings and errors only.",
+        ),
+        click.Option(
+            ["--verbose", "-v"], is_flag=True, expose_value=False, hidden=hidden,
+            callback=_say_less_or_more, help="Print also when each line came, and details.",
         ),
     ]  # fmt: skip
 
@@ -137,9 +145,24 @@ def cli() -> None:
     """
 
 
+class _Lines(logging.Formatter):
+    """Warnings in yellow, where the terminal has colours."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = super().format(record)
+        return _coloured(line, "yellow") if record.levelno >= logging.WARNING else line
+
+
+def _coloured(text: str, colour: str) -> str:
+    """The text in a colour, in a terminal; NO_COLOR (no-color.org) turns colours off."""
+    if os.environ.get("NO_COLOR") or not sys.stderr.isatty():
+        return text
+    return click.style(text, fg=colour)
+
+
 def _log_to_terminal() -> None:
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_Lines("%(message)s"))
     package = logging.getLogger("mirip_fast")
     package.handlers = [handler]
     package.setLevel(logging.INFO)
@@ -206,16 +229,17 @@ def run(arguments: list[str], signals: StopSignals | None = None) -> int:
         if show_traceback:
             raise
         limit = reached_limit(error.__cause__ if isinstance(error, MiripError) else error)
-        _say(f"Error: {_text(error)}" + (f"\n{limit}" if limit else ""))
+        _say(_coloured("Error:", "red") + f" {_text(error)}" + (f"\n{limit}" if limit else ""))
         return 1
     except Exception as error:
         if show_traceback:
             raise
         if limit := reached_limit(error):
-            _say(f"Error: {limit} ({type(error).__name__}: {error})")
+            _say(_coloured("Error:", "red") + f" {limit} ({type(error).__name__}: {error})")
             return 1
         _say(
-            f"Error: {type(error).__name__}: {error}\nThis is a fault of mirip-fast itself. "
+            _coloured("Error:", "red")
+            + f" {type(error).__name__}: {error}\nThis is a fault of mirip-fast itself. "
             "`mirip-fast --traceback …` shows where; please report it."
         )
         return 1

@@ -85,7 +85,12 @@ def command_line() -> str:
     return " ".join(["mirip-fast", *sys.argv[1:]])
 
 
-#: For commands that use a trained model, which knows its backbone.
+#: For commands that use a trained model.
+checkpoint_option = click.option(
+    "--checkpoint", type=click.Path(path_type=Path),
+    help="Run or model file (default: the run of `mirip-fast use`, else the newest finished one).",
+)  # fmt: skip
+#: For those that need its backbone, which it knows.
 moved_backbone = click.option(
     "--backbone", multiple=True, callback=lambda *given: ",".join(given[2]) or None,
     help="Where the model's backbone is now, if it moved (default: where it was).",

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mirip_fast.progress import Bar
 from mirip_fast.settings import Resolved
 
-from .options import command_line, config_options, moved_backbone
-from .progress import Bar
+from .options import checkpoint_option, command_line, config_options, moved_backbone
 
 _PATH = click.Path(path_type=Path)
 _WIDTH = 100
@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 
 @click.command("rank")
 @click.argument("folder", nargs=-1, required=True, metavar="FOLDER")
-@click.option(
-    "--checkpoint", type=_PATH, help="Run or .pt file (default: the newest finished run)."
-)
+@checkpoint_option
 @click.option("--top", type=click.IntRange(min=1), help="Show the best N only; the files have all.")
 @click.option(
     "--out",
@@ -54,6 +52,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option("--rehash", is_flag=True, help="Read every file again instead of trusting its time.")
 @click.option("--strict", is_flag=True, help="Exit with status 1 if any image failed.")
+@click.option("--anyway", is_flag=True, help="Sort by a model that is no better than chance, too.")
 @moved_backbone
 @config_options(
     "train.output_dir",
@@ -82,6 +81,7 @@ def rank_command(
     anchors: int | None,
     rehash: bool,
     strict: bool,
+    anyway: bool,
 ) -> int:
     """Sort the images in FOLDER by score, best first.
 
@@ -118,7 +118,7 @@ def rank_command(
     with Bar(" images") as bar:
         done = rank_folder(
             model, source, resolved.config, anchors=found,
-            backbone=backbone, rehash=rehash, command=command_line(), progress=bar.embedding,
+            backbone=backbone, rehash=rehash, anyway=anyway, command=command_line(), progress=bar.embedding,
         )  # fmt: skip
     files = done.write(out)
     click.echo(ranking_table(done.ranking[:top]))

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
+from mirip_fast.progress import Bar
 from mirip_fast.settings import Resolved
 
 from .interrupted import Interrupted
 from .options import config_options
-from .progress import Bar
 
 
 @click.command("sweep")

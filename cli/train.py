@@ -235,6 +235,9 @@ def say_result(
     from mirip_fast.evaluation.report import Report
     from mirip_fast.ranking.folds import FoldsResult
     from mirip_fast.ranking.judged_pairs import PairReport
+    from mirip_fast.ranking.references import load_calibration
+    from mirip_fast.ranking.scorer import load_score_model
+    from mirip_fast.training.run_folder import run_in_use
 
     missing = False
     if isinstance(result, PairReport):
@@ -269,8 +272,14 @@ def say_result(
         )
         _warn_of_the_order(result.report)
     click.echo(f"Run: {run.path}")
-    if not missing and not debug:
-        click.echo("Next: mirip-fast evaluate, or mirip-fast rank FOLDER")
+    if missing or debug:
+        return
+    if chance := load_calibration(load_score_model(run.model)).chance:
+        click.secho(f"{chance} `rank` refuses to sort by it without --anyway.", fg="red", err=True)
+    used = run_in_use(run.path.parent)
+    if used is not None and used.path.name != run.path.name:
+        click.echo(f"{used.path} stays in use; `mirip-fast use {run.path}` takes this one")
+    click.echo("Next: mirip-fast evaluate, or mirip-fast rank FOLDER")
 
 
 def _warn_of_the_order(report: Report) -> None:

@@ -18,9 +18,8 @@ import dataclasses
 import hashlib
 import os
 import shutil
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -30,6 +29,7 @@ from numpy.typing import NDArray
 
 from mirip_fast.config import PROJECT_FILE, Config
 from mirip_fast.errors import ConfigError, DataError, RunNotFoundError
+from mirip_fast.progress import Bar
 from mirip_fast.settings import Resolved, resolve, settings
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
     from mirip_fast.evaluation.report import Report
     from mirip_fast.features.datasets import Dataset
-    from mirip_fast.features.embed import Progress
     from mirip_fast.portfolio.explain import Explained
     from mirip_fast.ranking.scorer import ScoreModel
 
@@ -136,6 +135,7 @@ class Model:
         source: Source,
         *,
         tiers: bool = False,
+        anyway: bool = False,
         out: str | os.PathLike[str] | None = None,
         html: str | os.PathLike[str] | None = None,
         **options: Any,
@@ -145,6 +145,7 @@ class Model:
         Args:
             source: what to sort; grades in it are not looked at.
             tiers: compare with graded works of every tier, too: columns ``wins_<tier>``.
+            anyway: sort by a model that is no better than chance, too.
             out: write ranking.csv and ranking.json into this folder.
             html: write the page of the ranking to this file.
             options: settings by their names.
@@ -157,7 +158,7 @@ class Model:
             read, ``names`` all works in the order of ``source``, ``warnings`` what to know of the numbers.
 
         Raises:
-            DataError: no image could be read.
+            DataError: no image could be read, or the model is no better than chance.
         """
         from mirip_fast.portfolio.page import check_page_path, write_page
         from mirip_fast.portfolio.rank import rank_folder
@@ -169,9 +170,15 @@ class Model:
         anchors = None
         if tiers:
             anchors = find_anchors(self.scorer, Path(config.embed.cache_dir), None)
-        with _given(source, config) as (where, config), _bar("images") as bar:
+        with _given(source, config) as (where, config), Bar(" images") as bar:
             done = rank_folder(
-                self.scorer, where, config, anchors=anchors, command=_COMMAND, progress=bar
+                self.scorer,
+                where,
+                config,
+                anchors=anchors,
+                anyway=anyway,
+                command=_COMMAND,
+                progress=bar.embedding,
             )
         if out is not None:
             done.write(Path(out))
@@ -211,8 +218,10 @@ class Model:
         config = _settings(options, base=self.config).config
         if data is None:
             return evaluate_split(self.scorer, split, config).report
-        with _given(data, config) as (where, config), _bar("images") as bar:
-            return evaluate_files(self.scorer, Path(where), None, config, None, bar).report
+        with _given(data, config) as (where, config), Bar(" images") as bar:
+            return evaluate_files(
+                self.scorer, Path(where), None, config, None, bar.embedding
+            ).report
 
     def explain(
         self, images: Sequence[str | os.PathLike[str]] | str | os.PathLike[str], **options: Any
@@ -337,9 +346,9 @@ def embed(
     with _given(source, resolved.config, keep=True) as (where, given):
         passes = each_backbone(given)
         for number, each in enumerate(passes):
-            with _bar("images") as bar:
+            with Bar(" images") as bar:
                 done = embed_data(
-                    where, each, limit=limit, command=_COMMAND, progress=bar,
+                    where, each, limit=limit, command=_COMMAND, progress=bar.embedding,
                     backbones=[one.embed.backbone for one in passes],
                 )  # fmt: skip
             if number == 0:
@@ -504,23 +513,3 @@ def _given(source: Source, config: Config, *, keep: bool = False) -> Iterator[tu
     finally:
         if not keep:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _bar(unit: str) -> Iterator[Callable[[Progress], None]]:
-    """A progress bar in notebooks and terminals; it appears with the first update."""
-    shown: list[Any] = []
-
-    def update(progress: Progress) -> None:
-        if not shown:
-            from tqdm.auto import tqdm
-
-            off = not sys.stderr.isatty() and "ipykernel" not in sys.modules
-            shown.append(tqdm(total=progress.total, unit=f" {unit}", leave=False, disable=off))
-        shown[0].update(progress.done - shown[0].n)
-
-    try:
-        yield update
-    finally:
-        for bar in shown:
-            bar.close()

@@ -32,6 +32,7 @@ from mirip_fast.evaluation.metrics import (
     PairCounter,
     pairwise_accuracy,
 )
+from mirip_fast.progress import steps
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -120,7 +121,7 @@ def bootstrap(
     n_groups = int(codes.max(initial=-1)) + 1
     rng = np.random.Generator(np.random.PCG64(seed))
     drawn: dict[Key, list[float]] = {}
-    for _ in range(rounds if n_groups else 0):
+    for _ in steps(range(rounds if n_groups else 0), "resamples"):
         times = np.bincount(rng.integers(n_groups, size=n_groups), minlength=n_groups)
         for name, value in statistic(times[codes]).items():
             drawn.setdefault(name, []).append(value)

@@ -112,6 +112,7 @@ class Calibration:
         temperature: of the pair probability; None if unknown.
         ordinal: of the tier probabilities; None if unknown, or without tiers.
         reference: held-out scores, rising; empty if unknown.
+        accuracy: held-out pairwise accuracy and the ends of its 95 % interval (0–1 each); None if unknown.
     """
 
     source: str
@@ -122,6 +123,19 @@ class Calibration:
     temperature: Temperature | None
     ordinal: OrdinalModel | None
     reference: tuple[float, ...]
+    accuracy: tuple[float, float, float] | None = None
+
+    @property
+    def chance(self) -> str | None:
+        """A sentence where the scores are not shown to be better than chance; else None, or if unknown."""
+        if self.unknown is not None or self.accuracy is None or self.accuracy[1] > 0.5:
+            return None
+        percent = [f"{100 * value:.1f}" for value in self.accuracy]
+        return (
+            f"The model is no better than chance, as far as {self.images} held-out works tell: it orders "
+            f"{percent[0]} % of their pairs as the grades do (95 % interval: {percent[1]} to "
+            f"{percent[2]} %); guessing orders 50 %."
+        )
 
     @property
     def images(self) -> int:
@@ -218,6 +232,7 @@ class Calibration:
             "ordinal": self.ordinal and _lists(asdict(self.ordinal)),
             "warnings": self.warnings(),
             "reference": list(self.reference),
+            "accuracy": self.accuracy and list(self.accuracy),
         }
 
     @classmethod
@@ -247,6 +262,7 @@ class Calibration:
                 temperature=temperature,
                 ordinal=model,
                 reference=tuple(float(score) for score in values["reference"]),
+                accuracy=tuple(values["accuracy"]) if values.get("accuracy") else None,
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"an entry is missing or wrong ({error!r})") from error

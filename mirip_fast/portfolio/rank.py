@@ -130,6 +130,7 @@ def rank_folder(
     anchors: Anchors | None = None,
     backbone: str | None = None,
     rehash: bool = False,
+    anyway: bool = False,
     command: str = "",
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> RankDone:
@@ -142,12 +143,19 @@ def rank_folder(
         anchors: the model's, to tell each work's win rates against graded works of each tier.
         backbone: another place of the model's backbone, if it moved.
         rehash: read every file again instead of trusting size and time.
+        anyway: sort by a model that is no better than chance, too.
         command: what is running, for whoever finds the store locked.
         progress: called after every committed batch.
 
     Raises:
-        DataError: no image could be read.
+        DataError: no image could be read, or the model is no better than chance.
     """
+    calibration = load_calibration(model)
+    if calibration.chance and not anyway:
+        raise DataError(
+            f"{calibration.chance} More graded works may help, or another backbone or readout; --anyway "
+            "sorts by it all the same."
+        )
     options = dataclasses.replace(DataOptions.from_config(config.data), with_grades=False)
     keep_indexes_in(Path(config.embed.cache_dir))
     manifest = read_manifest(folder, options)
@@ -169,7 +177,6 @@ def rank_folder(
     works = manifest.table[["file", "image_id", *own]].assign(file=names)
     given = {c: given_name(c) for c in own}
     works = works.rename(columns={c: n for c, n in given.items() if n not in works.columns})
-    calibration = load_calibration(model)
     draws, no_intervals = _draws(model, scored)
     ranking = rank_scores(
         works, scored.scores, view_spread=scored.view_spread, calibration=calibration, draws=draws,

@@ -18,7 +18,7 @@ from mirip_fast.ranking.fit import HeadFit
 from mirip_fast.ranking.rows import Rows
 from mirip_fast.ranking.scorer import load_score_model
 from mirip_fast.training.presets import choose_preset
-from mirip_fast.training.run_folder import Run, newest_model
+from mirip_fast.training.run_folder import Run, default_run
 from mirip_fast.training.trackers import Trackers
 
 _EPOCHS = 2  # measured; the rest is reckoned
@@ -89,7 +89,7 @@ def _seconds_per_epoch(config: Config, images: int, input_dim: int, device: torc
 def looks_through(output_dir: Path) -> EmbedConfig | None:
     """Backbone and preprocessing of the newest finished run's model; None where there is none."""
     try:
-        model = load_score_model(newest_model(output_dir).model)
+        model = load_score_model(default_run(output_dir).model)
     except RunNotFoundError:
         return None
     return (model.members[0].info or model.info).embed
@@ -98,7 +98,7 @@ def looks_through(output_dir: Path) -> EmbedConfig | None:
 def measured_accuracy(output_dir: Path) -> tuple[float | None, str]:
     """Test pairwise accuracy of the newest finished run, and where it is from."""
     try:
-        run = newest_model(output_dir)
+        run = default_run(output_dir)
         report = read_json(run.path / "evaluation_test.json")
         return float(report["pairwise_accuracy"]), str(run.path)
     except (RunNotFoundError, FileNotFoundError):

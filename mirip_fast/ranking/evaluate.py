@@ -32,7 +32,7 @@ from mirip_fast.ranking.references import load_calibration, made_with
 from mirip_fast.ranking.rows import open_store
 from mirip_fast.ranking.scorer import ScoreModel, load_score_model, score_files
 from mirip_fast.settings import config_from_dict
-from mirip_fast.training.run_folder import SPLIT_FILE, Run, newest_model, run_of_checkpoint
+from mirip_fast.training.run_folder import SPLIT_FILE, Run, default_run, run_of_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def pick_model(checkpoint: Path | None, output_dir: Path) -> ScoreModel:
         CheckpointError: it can not be read.
     """
     if checkpoint is None:
-        run = newest_model(output_dir)
+        run = default_run(output_dir)
         path = run.model
     else:
         run, path = run_of_checkpoint(checkpoint)

@@ -38,6 +38,7 @@ from mirip_fast.models.gp import GaussianProcess, normal_scores
 from mirip_fast.models.model_info import ModelInfo, looked_at
 from mirip_fast.models.numpy_head import NumpyHead
 from mirip_fast.models.preference import fit_pairs
+from mirip_fast.progress import steps
 from mirip_fast.ranking.anchors import keep_anchors
 from mirip_fast.ranking.finished import draw_run
 from mirip_fast.ranking.fit import fit_quietly
@@ -339,7 +340,7 @@ def _fit_heads(
     )
     device = resolve_device(config.runtime.device)
     members, held_out = [], np.empty(len(rows))
-    for number, fold in enumerate(folds_of(learned, fold_of, config.split)):
+    for number, fold in enumerate(steps(folds_of(learned, fold_of, config.split), "heads")):
         train = dataclasses.replace(config.train, seed=config.train.seed + number)
         own = dataclasses.replace(config, train=train)
         arrays, _ = fit_quietly(rows.subset(fold.train), rows.subset(fold.val), own, device)
@@ -454,9 +455,10 @@ def _fit_judged(
     save_held_out(run.path, held_out, info.tiers)
     model = load_score_model(path)
     listed = ListedPairs(pairs, label, weight)
-    write_calibration(model, held_out, images, None, listed)
-    keep_anchors(model, images, store)
     accuracy, interval = agreement(scores, listed, groups, _ROUNDS, seed)
+    known = None if interval is None else (accuracy, *interval)
+    write_calibration(model, held_out, images, None, listed, known)
+    keep_anchors(model, images, store)
     ties = int((label == 0).sum())
     report = PairReport(listed.decided, ties, accuracy, interval, "left-out", images.has_tiers)
     run.update(

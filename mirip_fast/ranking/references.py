@@ -6,6 +6,7 @@ model file it was made for, and is left aside beside another one.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.errors import DataError
+from mirip_fast.evaluation.bootstrap import accuracy_interval
 from mirip_fast.evaluation.calibration import Calibration, fit_calibration
-from mirip_fast.evaluation.metrics import codes_of
+from mirip_fast.evaluation.metrics import codes_of, pairwise_accuracy
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.files import has_file, read_csv, read_json, sha256_of, write_json
 from mirip_fast.ranking.anchors import keep_anchors
@@ -29,6 +31,7 @@ log = logging.getLogger(__name__)
 
 #: File of a shared model, which has no split.csv: the contents that it was made with, and no names.
 MADE_WITH_FILE = "made_with.csv"
+_ROUNDS = 200  # bootstrap resamples behind the accuracy that is kept with a model
 
 
 def write_validation_references(
@@ -76,6 +79,7 @@ def write_calibration(
     images: GradedImages,
     within: str | None,
     judged: ListedPairs | None = None,
+    accuracy: tuple[float, float, float] | None = None,
 ) -> Calibration:
     """Learn from held-out scores and write calibration.json beside the model.
 
@@ -86,6 +90,7 @@ def write_calibration(
         within: the column inside whose values works are compared, or None.
         judged: pairs of the works of ``held_out`` that the probability of a pair is learned from; None: all
             pairs of different grades.
+        accuracy: of the judged pairs, and its interval; None computes that of the grades.
     """
     codes = None
     if within is not None:
@@ -97,6 +102,15 @@ def write_calibration(
         source=held_out.source, within=codes, within_name=within,
         judged=None if judged is None else judged.better_first,
     )  # fmt: skip
+    if judged is None and calibration.unknown is None:
+        order, finer = held_out.order, not held_out.has_tiers
+        interval = accuracy_interval(
+            held_out.scores, order, held_out.groups, within=codes, finer=finer, rounds=_ROUNDS
+        )
+        if interval is not None:
+            value = pairwise_accuracy(held_out.scores, order, codes, finer=finer)
+            accuracy = (value, interval.low, interval.high)
+    calibration = dataclasses.replace(calibration, accuracy=accuracy)
     save_calibration(model.checkpoint, calibration)
     for warning in calibration.warnings():
         log.info("Probabilities %s" if calibration.unknown else "Calibration: %s", warning)

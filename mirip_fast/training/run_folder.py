@@ -46,6 +46,11 @@ PROCESS = "gp.safetensors"
 RUN_FILE = "run.json"
 SPLIT_FILE = "split.csv"
 FOLDS_FILE = "folds.json"
+IN_USE_FILE = "in_use"  # beside the runs: the name of the one that commands take
+
+_ANOTHER_IN_USE = (
+    "`mirip-fast use RUN` names another, `mirip-fast use --newest` goes back to the newest"
+)
 
 _LOG = "train.log"
 #: What a run's folder holds before there is a checkpoint.
@@ -415,13 +420,60 @@ def _started(run: Run) -> datetime:
     return datetime.fromtimestamp(run.path.stat().st_mtime).astimezone()
 
 
-def newest_model(output_dir: Path) -> Run:
-    """The newest finished run that is no trial and has a model.
+def run_in_use(output_dir: Path) -> Run | None:
+    """The run that :func:`use_run` named; None where none is named.
+
+    Raises:
+        RunNotFoundError: it is gone.
+        CheckpointError: its name cannot be read.
+    """
+    path = output_dir / IN_USE_FILE
+    try:
+        name = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}. {_ANOTHER_IN_USE}") from error
+    if not name:
+        return None
+    if Path(name).name != name or not is_run(output_dir / name):
+        raise RunNotFoundError(f"{path} names {name}, which is no run there. {_ANOTHER_IN_USE}")
+    return Run(output_dir / name)
+
+
+def use_run(output_dir: Path, folder: Path | None) -> None:
+    """Have commands take this run, until another is named, where none is named to them.
+
+    Args:
+        output_dir: folder of the runs.
+        folder: the run; None goes back to the newest finished one.
+
+    Raises:
+        RunNotFoundError: there is no such run in ``output_dir``, or it is a trial or not finished.
+    """
+    path = output_dir / IN_USE_FILE
+    if folder is None:
+        path.unlink(missing_ok=True)
+        return
+    run, _ = run_of_checkpoint(folder if folder.exists() else output_dir / folder)
+    if run.path.resolve().parent != output_dir.resolve():
+        raise RunNotFoundError(
+            f"{folder} is not in {output_dir.resolve()}: only a run there can be the one in use. Name it "
+            "with --checkpoint, or its folder of runs with --output-dir"
+        )
+    if run.info.get("debug") or run.info.get("status") != "finished":
+        what = "a trial" if run.info.get("debug") else run.info.get("status", "not finished")
+        raise RunNotFoundError(f"{run.path} is {what}: only a finished run can be the one in use")
+    write_text(path, f"{run.path.resolve().name}\n")
+
+
+def default_run(output_dir: Path) -> Run:
+    """The run in use, else the newest finished one that is no trial and has a model.
 
     Raises:
         RunNotFoundError: there is none; says what there is and what to type.
         CheckpointError: a newer one is damaged.
     """
+    if used := run_in_use(output_dir):
+        return used
     runs = find_runs(output_dir)
     for run in runs:
         info = run.info
