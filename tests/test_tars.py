@@ -128,7 +128,7 @@ def test_what_a_tar_has_beside_pictures_is_told(
     tar = make_tar(tmp_path / "data" / "x.tar", {
         "S/a.jfif": picture(0), "S/b": picture(1), f"C/{nfd}.png": picture(2), "C/그림.json": '{"group": "g"}',
         "__MACOSX/S/._a.png": b"", "S/._b.png": b"", "@eaDir/a.png": picture(3), "S/.c.png": picture(4),
-        "__MACOSX/metadata.csv": "filename\n", "d.psd": b"8BPS", "e.PSD": b"8BPS", "f.jxl": b"\xff\n",
+        "__MACOSX/metadata.csv": "filename\n", "d.psd": b"8BPS", "e.PSD": b"8BPS", "f.ai": b"%!PS",
     })  # fmt: skip
     for name in ("._x.tar", "@Recycle/x.tar"):
         (tmp_path / "data" / name).parent.mkdir(exist_ok=True)
@@ -140,7 +140,7 @@ def test_what_a_tar_has_beside_pictures_is_told(
         assert [(r.named, r.tier, r.group) for r in images_of(manifest)] == [
             ("x.tar/S/a.jfif", 0, None), ("x.tar/S/b", 0, None), (f"x.tar/C/{nfd}.png", 3, "g")
         ]  # fmt: skip
-        assert "3 files passed over: 2 .psd, 1 .jxl; 4 pictures left out as hidden" in caplog.text
+        assert "3 files passed over: 2 .psd, 1 .ai; 4 pictures left out as hidden" in caplog.text
     assert [read_image_bytes(r.path) for r in images_of(manifest)] == [picture(i) for i in range(3)]
     table = tmp_path / "list.csv"
     table.write_text("filename,tier\ndata/x.tar/C/그림.png,S\ndata/x.tar/S/.c.png,A\n")

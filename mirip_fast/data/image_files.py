@@ -16,16 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from mirip_fast.data.formats import EXTRAS, KINDS, can_read
 from mirip_fast.errors import DataError, ImageError
 
 log = logging.getLogger(__name__)
 
-#: File name endings (lower case) of pictures; such files are never passed over. HEIC is among them so that
-#: it is told as a failure. Of other files, the first bytes decide.
+#: File name endings (lower case) of pictures. Those of a kind that needs a package which is not installed
+#: are passed over and counted, others never. Of other files, the first bytes decide.
 IMAGE_EXTENSIONS: frozenset[str] = frozenset(
     {
         ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".pjpeg", ".pjp", ".mpo", ".png", ".apng",
-        ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".hif",
+        ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", *KINDS,
     }
 )  # fmt: skip
 #: Endings of files that are not opened to see whether they are pictures.
@@ -128,7 +129,7 @@ def scan_folder(root: Path) -> Found:
                 found.tars.append(path[start:])
             elif taken is None and not (taken := is_picture_file(path)):
                 found.passed[kind_of(name) if os.path.exists(path) else "broken link(s)"] += 1  # noqa: PTH110
-            if taken:
+            if taken and can_read(ending_of(name), found.passed):
                 found.pictures.append(path[start:])
     found.pictures.sort(key=os.fsencode)
     found.tars.sort(key=os.fsencode)
@@ -177,21 +178,28 @@ def kind_of(name: str) -> str:
 
 
 def passed_over(passed: Mapping[str, int]) -> str:
-    """What to tell of files that were left out: ``3 files passed over: 2 .psd, 1 .jxl``; "" of none.
+    """What to tell of files that were left out: ``3 files passed over: 2 .psd, 1 .ai``; "" of none.
 
     Args:
         passed: kind → how many; hidden pictures stand under their folder with a ``/`` or as ``.*``.
     """
+    told = [
+        f"{n:,} {kind} file{'' if n == 1 else 's'} passed over: pip install {EXTRAS[kind].package}"
+        for kind, n in passed.items()
+        if kind in EXTRAS and n
+    ]
+    passed = {kind: n for kind, n in passed.items() if kind not in EXTRAS}
     hidden = {kind: n for kind, n in passed.items() if kind.endswith(("/", "*")) and n}
     others = {kind: n for kind, n in passed.items() if not kind.endswith(("/", "*")) and n}
-    return "; ".join(
+    told += [
         f"{sum(kinds.values()):,} {what}{'' if sum(kinds.values()) == 1 else 's'} {why}: {by_number(kinds)}"
         for kinds, what, why in (
             (others, "file", "passed over"),
             (hidden, "picture", "left out as hidden or a system's own"),
         )
         if kinds
-    )
+    ]
+    return "; ".join(told)
 
 
 def by_number(kinds: Mapping[str, int]) -> str:
@@ -207,7 +215,8 @@ def tell_passed_over(source: str, passed: Mapping[str, int]) -> None:
     """Tell on the screen what was left out of ``source``, if anything was."""
     text = passed_over(passed)
     if text:
-        log.info("%s: %s", source, text)
+        level = logging.WARNING if any(kind in EXTRAS for kind in passed) else logging.INFO
+        log.log(level, "%s: %s", source, text)
 
 
 def _refuse_folder(error: OSError) -> None:

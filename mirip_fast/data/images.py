@@ -46,6 +46,7 @@ from PIL import (
     WebPImagePlugin,  # noqa: F401
 )
 
+from mirip_fast.data.formats import JXL_STARTS, jxl_size, package_for
 from mirip_fast.data.image_files import HEIC_BRANDS, one_line, read_image_bytes
 from mirip_fast.errors import ConfigError, ImageError
 
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 #: The formats that are decoded (Pillow's names; phones' multi-picture JPEGs count as JPEG).
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # and those of EXTRAS
 #: Largest picture that is decoded where no other limit is given, in pixels (at 4 bytes each 0.36 GB).
 MAX_PIXELS = 89_500_000
 #: Largest picture that is decoded at all: a JPEG (at reduced scale), or one that a higher limit admits.
@@ -91,8 +92,7 @@ _SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"BM", "a damaged BMP"),
     (b"II*\0", "a damaged or unusual TIFF"),
     (b"MM\0*", "a damaged or unusual TIFF"),
-    (b"\xff\x0a", "a JPEG XL file; export it as JPEG or PNG"),
-    (b"\0\0\0\x0cJXL ", "a JPEG XL file; export it as JPEG or PNG"),
+    *((start, "a damaged JPEG XL") for start in JXL_STARTS),
     (b"\0\x05\x16\x07", "macOS side information about a picture, not the picture itself"),
     (b"8BPS", "a Photoshop file; export it as JPEG or PNG"),
     (b"%PDF", "a PDF; export its pages as JPEG or PNG"),
@@ -240,22 +240,30 @@ def _without_pillows_limit() -> Iterator[None]:
 def _open(data: bytes, max_pixels: int) -> Image.Image:
     """Read the header alone; refuse foreign formats and too many pixels."""
     try:
-        image = _identify(data)
+        image = _identify(data, max_pixels)
     except UnidentifiedImageError as error:
         # A colour profile or comment block that is cut short makes Pillow give up on the whole JPEG.
         plain = _without_jpeg_metadata(data)
         if plain is None:
             raise ImageError(_describe_unreadable(data)) from error
         try:
-            image = _identify(plain)
+            image = _identify(plain, max_pixels)
         except UnidentifiedImageError:
             raise ImageError(_describe_unreadable(data)) from error
     _check_size(image, max_pixels)
     return image
 
 
-def _identify(data: bytes) -> Image.Image:
-    image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+def _identify(data: bytes, max_pixels: int) -> Image.Image:
+    formats: tuple[str, ...] = FORMATS
+    if data[4:8] == b"ftyp" and data[8:12] in HEIC_BRANDS:
+        package_for("HEIC").register_heif_opener(decode_threads=1)
+        formats = (*FORMATS, "HEIF")
+    elif data.startswith(JXL_STARTS) and (size := jxl_size(data)):
+        package_for("JPEG XL").JpegXLImagePlugin.DECODE_THREADS = 0
+        _refuse_more(size, min(max_pixels, UTMOST_PIXELS))  # all its pixels are decoded right away
+        formats = ("JXL",)
+    image: Image.Image = Image.open(io.BytesIO(data), formats=formats)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         return _tiff_page(data, _full_page(image))
     return image
@@ -312,8 +320,13 @@ def _tiff_page(data: bytes, number: int) -> TiffImagePlugin.TiffImageFile:
 
 
 def _check_size(image: Image.Image, max_pixels: int) -> None:
-    width, height = image.size
-    limit = UTMOST_PIXELS if image.format in _JPEGS else min(max_pixels, UTMOST_PIXELS)
+    _refuse_more(
+        image.size, UTMOST_PIXELS if image.format in _JPEGS else min(max_pixels, UTMOST_PIXELS)
+    )
+
+
+def _refuse_more(size: tuple[int, int], limit: int) -> None:
+    width, height = size
     if width * height > limit:
         way = "; --max-megapixels raises it" if limit < UTMOST_PIXELS >= width * height else ""
         raise ImageError(
@@ -422,6 +435,8 @@ def _is_flat(image: Image.Image) -> bool:
 
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 to 8; 1 (as stored) where there is none or it makes no sense."""
+    if image.format == "HEIF" or (image.format == "JXL" and not getattr(image, "jpeg", None)):
+        return 1  # the decoder has turned it
     try:
         value = image.getexif().get(_ORIENTATION_TAG)
     except Exception:  # the parser of broken EXIF raises many things; none is worth the picture
@@ -568,7 +583,7 @@ def _describe_unreadable(data: bytes) -> str:
 
 def _describe_boxes(brand: bytes) -> str:
     if brand in HEIC_BRANDS:
-        return "a HEIC picture; export it as JPEG"
+        return "a damaged HEIC picture, or one in a form that is not read"
     if brand in (b"avif", b"avis"):
         return "a damaged AVIF, or one that the installed Pillow can not decode"
     return "a film, not a picture"

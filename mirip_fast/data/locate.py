@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mirip_fast.data.csv_reader import counted, shown
-from mirip_fast.data.image_files import folders_below, is_picture_file, named_picture
+from mirip_fast.data.formats import can_read
+from mirip_fast.data.image_files import ending_of, folders_below, is_picture_file, named_picture
 from mirip_fast.data.sources import METADATA_NAME, entries_in
 from mirip_fast.text import folded, nfc
 
@@ -237,6 +238,8 @@ def tell_unlisted(manifest: Manifest) -> None:
         for i in np.flatnonzero(np.isin(codes, known, invert=True)):
             path = os.path.join(folder, names[i])  # noqa: PTH118 (thousands of calls)
             taken = named_picture(names[i], Counter())
+            if taken and not can_read(ending_of(names[i]), Counter()):
+                continue
             if taken or (taken is None and is_picture_file(path)):
                 found.append(path)
     tell_unnamed(table, found)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from mirip_fast.data import remote
 from mirip_fast.data.csv_reader import Problems, Table, counted, shown
+from mirip_fast.data.formats import can_read
 from mirip_fast.data.image_files import (
     HEAD_BYTES,
     IMAGE_EXTENSIONS,
@@ -213,6 +214,7 @@ def read_tars(source: Path, tars: Sequence[Path], options: DataOptions) -> Manif
         (tar, name, os.path.relpath(tar, root) + "/" + name)
         for tar, index in indexes.items()
         for name in index.images()
+        if can_read(ending_of(name), passed)
     ]
     if not names:
         files = sum(index.files for index in indexes.values())
@@ -270,7 +272,7 @@ def read_remote(source: Path, options: DataOptions) -> Manifest | tuple[Path, li
             tables.append(name)
             continue
         taken = named_picture(name, passed)
-        if taken:
+        if taken and can_read(ending_of(name), passed):
             images.append(name)
         elif taken is None:
             tars.append(path) if is_tar(path) else unsure.append(name)

@@ -58,7 +58,7 @@ UNREADABLE = "\0"
 #: The name under which the rest of a damaged tar is told.
 DAMAGED = "(damaged)"
 
-_VERSION = 3
+_VERSION = 4
 _IN_TAR = re.compile(r"\.tar(?=/)", re.IGNORECASE)
 _HEADER_BYTES = 16 << 20  # for one member's names; more is no name
 _LABEL_BYTES = 64 << 10
