@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-browser torture check format docs bench clean
+.PHONY: help demo test test-browser torture check format docs words bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/'
@@ -41,6 +41,9 @@ format: $(READY)  ## format the code
 
 docs: $(READY)  ## write the settings file, option tables and pages of commands from the code
 	$(BIN)/python docs/generate.py
+
+words: $(READY)  ## bring the catalogues of translations up to date with the messages in the code
+	$(BIN)/python docs/messages.py
 
 bench: $(READY)  ## measure both phases: make bench BENCH="--data DIR --backbone DIR" GRADED=DIR
 	$(BIN)/python benchmarks/phase_one.py $(BENCH)

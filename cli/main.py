@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import difflib
 import importlib
+import inspect
 import logging
 import os
 import sys
@@ -15,6 +17,7 @@ import click
 
 from mirip_fast import __version__
 from mirip_fast.errors import ConfigError, MiripError
+from mirip_fast.language import language, language_of_terminal, languages, set_language, tr
 from mirip_fast.runtime import reached_limit
 from mirip_fast.threads import any_works
 
@@ -41,7 +44,7 @@ class _Commands(click.Group):
         command: click.Command = getattr(module, f"{name}_command")
         _take_anywhere(command)
         _tell_twice(command)
-        return command
+        return _translated(command)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -90,6 +93,10 @@ def _anywhere(hidden: bool) -> list[click.Option]:
             ["--verbose", "-v"], is_flag=True, expose_value=False, hidden=hidden,
             callback=_say_less_or_more, help="Print also when each line came, and details.",
         ),
+        click.Option(  # run() has looked for it before anything is said
+            ["--lang"], type=click.Choice(languages()), expose_value=False, hidden=hidden,
+            help="Language to speak (default: the terminal's, where there is a translation).",
+        ),
     ]  # fmt: skip
 
 
@@ -100,6 +107,34 @@ def _take_anywhere(command: click.Command) -> None:
     if isinstance(command, click.Group):
         for below in command.commands.values():
             _take_anywhere(below)
+
+
+def _translated(command: click.Command) -> click.Command:
+    """The command with its help, and that of those below it, in the language that is spoken."""
+    if language() == "en":
+        return command
+    found = copy.copy(command)
+    paragraphs = inspect.cleandoc(command.help or "").split("\n\n")
+    found.help = "\n\n".join(
+        p if p.startswith("\b") else tr(" ".join(p.split())) for p in paragraphs
+    )
+    found.params = [copy.copy(parameter) for parameter in command.params]
+    for parameter in found.params:
+        if isinstance(parameter, click.Option) and parameter.help:
+            parameter.help = tr(parameter.help)
+    if isinstance(found, click.Group):
+        found.commands = {name: _translated(below) for name, below in found.commands.items()}
+    return found
+
+
+def _language_of(arguments: list[str]) -> str:
+    """The language that ``--lang`` names among the arguments, else the terminal's."""
+    for number, argument in enumerate(arguments):
+        name, _, value = argument.partition("=")
+        if name == "--lang":
+            value = value or "".join(arguments[number + 1 : number + 2])
+            return value if value in languages() else "en"  # which click then refuses
+    return language_of_terminal()
 
 
 def _tell_twice(command: click.Command) -> None:
@@ -149,7 +184,7 @@ class _Lines(logging.Formatter):
     """Warnings in yellow, where the terminal has colours."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line = super().format(record)
+        line = super().format(record).replace(record.getMessage(), tr(record.getMessage()))
         return _coloured(line, "yellow") if record.levelno >= logging.WARNING else line
 
 
@@ -203,6 +238,7 @@ def run(arguments: list[str], signals: StopSignals | None = None) -> int:
         signals: told by the command when it is over, if they are taken over.
     """
     show_traceback = "--traceback" in arguments
+    set_language(_language_of(arguments))
     _log_to_terminal()
     try:
         _require_working_folder()
@@ -213,7 +249,11 @@ def run(arguments: list[str], signals: StopSignals | None = None) -> int:
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.ClickException as error:
-        error.show()
+        text = tr(error.format_message())
+        told = click.ClickException(text)
+        if isinstance(error, click.UsageError):
+            told = click.UsageError(text, error.ctx)
+        told.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort) as error:
         cause = error.__cause__  # click wraps it
@@ -229,7 +269,7 @@ def run(arguments: list[str], signals: StopSignals | None = None) -> int:
         if show_traceback:
             raise
         limit = reached_limit(error.__cause__ if isinstance(error, MiripError) else error)
-        _say(_coloured("Error:", "red") + f" {_text(error)}" + (f"\n{limit}" if limit else ""))
+        _say(_coloured("Error:", "red") + f" {tr(_text(error))}" + (f"\n{limit}" if limit else ""))
         return 1
     except Exception as error:
         if show_traceback:
@@ -263,4 +303,4 @@ def _text(error: Exception) -> str:
 
 
 def _say(text: str) -> None:
-    click.echo(text, err=True)
+    click.echo(tr(text), err=True)

@@ -18,6 +18,7 @@ FLOORS = (
         "mirip_fast.closing",
         "mirip_fast.errors",
         "mirip_fast.files",
+        "mirip_fast.language",
         "mirip_fast.progress",
         "mirip_fast.config",
         "mirip_fast.settings",

@@ -9,6 +9,8 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 
+from mirip_fast.language import tr
+
 _GAP = "  "
 # File names may hold what moves the cursor, ends the line, reverses the text or can not be encoded.
 _UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
@@ -56,7 +58,9 @@ def format_table(
     align = "l" * len(headers) if align is None else align
     if len(align) != len(headers) or set(align) - {"l", "r"}:
         raise ValueError(f"align={align!r}: give one of l, r for each of {len(headers)} columns")
-    cells = [[printable(str(cell)) for cell in row] for row in [headers, *rows]]
+    cells = [
+        [printable(str(cell)) for cell in row] for row in [[tr(name) for name in headers], *rows]
+    ]
     for number, row in enumerate(cells[1:], start=1):
         if len(row) != len(headers):
             raise ValueError(f"row {number} has {len(row)} cells, the header has {len(headers)}")

@@ -1,0 +1,103 @@
+"""The language that people are spoken to in: English, or a translation of it.
+
+Messages are written in English where they arise, with what varies filled in. A translation is found by the
+whole text, or by its form: the entry «{} of {} images» of a catalogue fits «3 of 7 images», and so do its
+parts. What no entry fits stays English. Catalogues are gettext's (``locale/<language>/LC_MESSAGES``, compiled
+by ``python docs/messages.py``); click takes its own words from the same ones.
+"""
+
+from __future__ import annotations
+
+import functools
+import gettext
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+_FOLDER = Path(__file__).with_name("locale")
+_LEAST = 6  # letters of an entry, beside its blanks, that say enough to be known by
+_SENTENCES = re.compile(r"(?<=[.;:!?)»]) +(?=\S)")
+#: Blanks that hold words of the program, rather than a user's name or path, are translated too.
+_WORDS = re.compile(r"[\d,.]* ?[a-z][a-z-]*( [a-z-]+)*|(\S+ ){3,}\S+", re.DOTALL)
+
+_language = "en"
+
+
+def languages() -> list[str]:
+    """The languages there are, English first."""
+    return ["en", *sorted(path.name for path in _FOLDER.glob("*") if path.is_dir())]
+
+
+def language_of_terminal() -> str:
+    """The language that the environment asks for (LC_ALL, LC_MESSAGES, LANG), else English."""
+    names = (os.environ.get(name, "") for name in ("LC_ALL", "LC_MESSAGES", "LANG"))
+    wanted = next((name for name in names if name), "")[:2].lower()
+    return wanted if wanted in languages() else "en"
+
+
+def set_language(name: str) -> None:
+    """Speak this language from now on; one of :func:`languages`."""
+    global _language  # noqa: PLW0603 (the language of a process)
+    _language = name
+    os.environ["LANGUAGE"] = name
+    gettext.bindtextdomain("messages", str(_FOLDER))
+
+
+def language() -> str:
+    """The language that is spoken."""
+    return _language
+
+
+def tr(text: str) -> str:
+    """``text`` in the language that is spoken."""
+    return text if _language == "en" or not text else _translated(text, _language)
+
+
+def _translated(text: str, language: str) -> str:
+    exact, forms = _catalogue(language)
+    if text in exact:
+        return exact[text]
+    blank = text[: len(text) - len(text.lstrip())]
+    core = text.strip()
+    if core in exact:
+        return blank + exact[core] + text[len(blank) + len(core) :]
+    for known, form, translation in forms:
+        if known in core and (match := form.fullmatch(core)):
+            parts = [_part(part, language) for part in match.groups()]
+            filled = translation.format(*parts)
+            return blank + filled + text[len(blank) + len(core) :]
+    for separator in ("\n", _SENTENCES):
+        pieces = re.split(separator, text)
+        if len(pieces) > 1:
+            between = "\n" if separator == "\n" else " "
+            return between.join(_translated(piece, language) if piece else "" for piece in pieces)
+    return text
+
+
+def _part(text: str, language: str) -> str:
+    return _translated(text, language) if _WORDS.fullmatch(text) else text
+
+
+@functools.cache
+def _catalogue(language: str) -> tuple[Mapping[str, str], list[tuple[str, re.Pattern[str], str]]]:
+    """Whole texts, and forms with blanks: a part that each has to hold, its expression, its translation."""
+    found = gettext.translation("messages", str(_FOLDER), [language], fallback=True)
+    entries: dict[str, str] = getattr(found, "_catalog", {})
+    exact, forms = {}, []
+    for text, translation in entries.items():
+        if not isinstance(text, str) or not text:
+            continue
+        if "{}" not in text:
+            exact[text] = translation
+            continue
+        fixed = text.split("{}")
+        longest = max(fixed, key=len)
+        if len(re.sub(r"\W", "", "".join(fixed))) < _LEAST and not longest.strip():
+            continue
+        form = "(.+?)".join(map(re.escape, fixed))
+        numbered = translation.replace("{}", "\0").replace("{", "{{").replace("}", "}}")
+        numbered = re.sub(r"\{\{(\d+)\}\}", r"{\1}", numbered).replace("\0", "{}")
+        forms.append((longest, re.compile(form, re.DOTALL), numbered))
+    forms.sort(key=lambda entry: -len(entry[1].pattern))
+    return exact, forms
