@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
-from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -168,61 +167,43 @@ def counts(findings: Iterable[Finding]) -> Counter[str]:
     return Counter(finding.kind for finding in findings)
 
 
-@dataclass(frozen=True)
-class AuditImage:
-    """One image that was embedded.
-
-    Attributes:
-        image_id: its name.
-        path: its file.
-        row: line in the CSV file; None without one.
-        group, tier_score: as the data reads now; None without one.
-        sha256: of the bytes whose features are in the cache.
-        tier: name of its tier, None without a grade.
-        split: train, val or test; None where it is in none.
-    """
-
-    image_id: str
-    path: Path
-    row: int | None
-    group: str | None
-    tier_score: float | None
-    sha256: bytes
-    tier: str | None
-    split: str | None = None
+#: What is known of an image that was embedded; ``split`` is where it was split.
+_KNOWN = ("image_id", "file", "row", "group", "tier_score", "tier", "sha256")
 
 
-def look_at(dataset: Dataset, cache_dir: Path) -> tuple[list[AuditImage], list[Finding]]:
+def look_at(dataset: Dataset, cache_dir: Path) -> tuple[pd.DataFrame, list[Finding]]:
     """The embedded images of a data set, and what is wrong with its files.
 
     Args:
         dataset: an embedded data set; its folder or CSV file is read again where it is still there.
         cache_dir: where content hashes are remembered.
 
+    Returns:
+        A table of images with grades as the data reads now, and findings.
+
     Raises:
         DataError: the CSV file is faulty.
     """
-    kept = dataset.images()
-    place = {file: i for i, file in enumerate(kept["file"])}
-    status, reasons, hashes = (kept[name].tolist() for name in ("status", "reason", "sha256"))
-    findings: list[Finding] = []
-    images = []
-    for image in _current_images(dataset, kept):
-        i = place.get(str(image.path))
-        if i is None:
-            advice = f"run `mirip-fast embed {shown(dataset.source)}` again"
-            findings.append(finding_about("not-embedded", [image], advice))
-        elif status[i] == "failed":
-            advice = "mend or replace the file; it is left out of training and ranking"
-            findings.append(finding_about("unreadable", [image], advice, reasons[i] or ""))
-        else:
-            images.append(dataclasses.replace(image, sha256=hashes[i]))
+    kept = dataset.images().drop_duplicates("file", keep="last").set_index("file")
+    now = _current_images(dataset)
+    for name in ("status", "reason", "sha256"):
+        now[name] = now["file"].map(kept[name])
+    again = f"run `mirip-fast embed {shown(dataset.source)}` again"
+    left_out = "mend or replace the file; it is left out of training and ranking"
+    absent, failed = now["status"].isna(), now["status"] == "failed"
+    findings = [finding_about("not-embedded", image, again) for image in _each(now[absent])]
+    findings += [
+        finding_about("unreadable", image, left_out, image["reason"].iloc[0])
+        for image in _each(now[failed])
+    ]
+    images = now.loc[~absent & ~failed, [*_KNOWN]]
     return images, findings + _gone_or_changed(images, cache_dir, dataset)
 
 
-def _current_images(dataset: Dataset, kept: pd.DataFrame) -> list[AuditImage]:
+def _current_images(dataset: Dataset) -> pd.DataFrame:
     """The data's images as its source reads now; those of the ledger where it can not be read."""
-    info, now = dataset.info, kept
+    info, kept = dataset.info, dataset.images()
+    now = kept
     keep_indexes_in(dataset.store_path.parent)
     if is_there(dataset.source):
         data = DataOptions.from_config(DataConfig(**info["data"]))
@@ -234,52 +215,52 @@ def _current_images(dataset: Dataset, kept: pd.DataFrame) -> list[AuditImage]:
     else:
         why = "lies at an address" if is_remote(dataset.source) else "is gone"
         log.warning("%s %s: the grades kept in the cache are audited", shown(dataset.source), why)
-    columns = ("image_id", "file", "row", "group", "tier_score", "tier")
-    return [
-        AuditImage(name, Path(file), row or None, group, score, b"", tier)
-        for name, file, row, group, score, tier in zip(
-            *(or_none(now[column]) for column in columns), strict=True
-        )
-    ]
+    return now.reset_index(drop=True)
 
 
-def _gone_or_changed(
-    images: Sequence[AuditImage], cache_dir: Path, dataset: Dataset
-) -> list[Finding]:
+def _gone_or_changed(images: pd.DataFrame, cache_dir: Path, dataset: Dataset) -> list[Finding]:
     finder = FileFinder()
-    there = [finder.exists(image.path) for image in images]
-    present = [image for image, found in zip(images, there, strict=True) if found]
-    with open_hashes(cache_dir) as hashes:
-        now = list(hashes.sha256_many([image.path for image in present]))
-    findings = [
-        finding_about("missing", [image], "put the file back, or take its row out")
-        for image, found in zip(images, there, strict=True)
-        if not found
-    ]
+    there = np.array([finder.exists(Path(file)) for file in images["file"]], dtype=bool)
+    put_back = "put the file back, or take its row out"
+    findings = [finding_about("missing", one, put_back) for one in _each(images[~there])]
     again = f"run `mirip-fast embed {shown(dataset.source)}` again, and train again"
-    for image, sha in zip(present, now, strict=True):
+    present = images[there]
+    with open_hashes(cache_dir) as hashes:
+        now = list(hashes.sha256_many([Path(file) for file in present["file"]]))
+    for number, (before, sha) in enumerate(zip(present["sha256"], now, strict=True)):
+        image = present.iloc[[number]] if sha != before else present
         if isinstance(sha, ImageError):
             findings.append(
-                finding_about("unreadable", [image], "mend or replace the file", str(sha))
+                finding_about("unreadable", image, "mend or replace the file", str(sha))
             )
-        elif sha != image.sha256:
-            findings.append(finding_about("changed", [image], again))
+        elif sha != before:
+            findings.append(finding_about("changed", image, again))
     return findings
 
 
+def _each(images: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """Each row as a table of its own."""
+    return (images.iloc[number : number + 1] for number in range(len(images)))
+
+
 def finding_about(
-    kind: str, images: Sequence[AuditImage], advice: str, value: str = "", weight: float = 0.0
+    kind: str, images: pd.DataFrame, advice: str, value: str | None = "", weight: float = 0.0
 ) -> Finding:
     """A finding about images, with all that is known of them."""
+    names = {name: or_none(images[name]) for name in ("split", "tier") if name in images}
+    splits, tiers = (
+        [value or "-" for value in names.get(name, [])] if any(names.get(name, [])) else []
+        for name in ("split", "tier")
+    )
     return Finding(
         kind,
-        images=[image.image_id for image in images],
+        images=images["image_id"].tolist(),
         advice=advice,
-        rows=[image.row for image in images if image.row is not None],
-        splits=[image.split or "-" for image in images] if any(i.split for i in images) else [],
-        tiers=[image.tier or "-" for image in images] if any(i.tier for i in images) else [],
-        value=value,
-        paths=[image.path for image in images],
+        rows=[row for row in images["row"] if row],
+        splits=splits,
+        tiers=tiers,
+        value=value or "",
+        paths=[Path(file) for file in images["file"]],
         weight=weight,
     )
 
@@ -304,12 +285,13 @@ def run_of(dataset: Dataset, output_dir: Path, run: Path | None) -> Run | None:
 
 
 def with_splits(
-    images: Sequence[AuditImage], dataset: Dataset, run: Run | None
-) -> tuple[list[AuditImage], str | None]:
+    images: pd.DataFrame, dataset: Dataset, run: Run | None
+) -> tuple[pd.DataFrame, str | None]:
     """Say which split each image is in: as the run trained, else as the files of `split` say.
 
     Returns:
-        The images, and the file or files where the splits stand; None where there are none.
+        The images with a column ``split`` (None: in none), and the file or files where the splits stand;
+        None where there are none.
 
     Raises:
         DataError: these files are damaged.
@@ -330,18 +312,18 @@ def with_splits(
             ids = read_manifest(path, DataOptions.from_config(data)).ids
             split_of |= dict.fromkeys(ids, name)
         where = ", ".join(map(str, files.values())) or None
-    found = [dataclasses.replace(i, split=split_of.get(i.image_id)) for i in images]
-    return found, where
+    splits = [split_of.get(image_id) for image_id in images["image_id"]]
+    return images.assign(split=np.array(splits, dtype=object)), where
 
 
 _BLOCK = 1024
 
 
-def copies(images: Sequence[AuditImage]) -> list[Finding]:
+def copies(images: pd.DataFrame) -> list[Finding]:
     """Files with the same bytes under different names."""
     findings = []
-    for same in _by(images, lambda image: image.sha256):
-        splits, tiers = _split_names(same), _tier_names(same)
+    for same in _several(images, "sha256"):
+        splits, tiers = _names(same, "split"), _names(same, "tier")
         value = f"{counted(len(same), 'file')} with the same bytes"
         if len(splits) > 1:
             advice = (
@@ -357,23 +339,22 @@ def copies(images: Sequence[AuditImage]) -> list[Finding]:
     return findings
 
 
-def straddling_groups(images: Sequence[AuditImage]) -> list[Finding]:
+def straddling_groups(images: pd.DataFrame) -> list[Finding]:
     """Values of the group column whose images are in different splits."""
     findings = []
-    grouped = [image for image in images if image.group is not None]
-    for members in _by(grouped, lambda image: image.group):
-        splits = _split_names(members)
+    for members in _several(images, "group"):
+        splits = _names(members, "split")
         if len(splits) > 1:
-            named = ", ".join(f"{name} {sum(i.split == name for i in members)}" for name in splits)
+            named = ", ".join(f"{name} {(members['split'] == name).sum()}" for name in splits)
             advice = "split again with `mirip-fast split` or `train`, which keep groups together"
-            value = f"group {members[0].group!r}: {named}"
+            value = f"group {members['group'].iloc[0]!r}: {named}"
             found = finding_about("group-across-splits", members, advice, value, len(members))
             findings.append(found)
     return findings
 
 
 def near_duplicates(
-    gallery: Gallery, groups: Iterable[Sequence[int]], images: Sequence[AuditImage]
+    gallery: Gallery, groups: Iterable[Sequence[int]], images: pd.DataFrame
 ) -> list[Finding]:
     """What is wrong with groups of near duplicates.
 
@@ -382,36 +363,32 @@ def near_duplicates(
         groups: numbers of contents, from :func:`mirip_fast.features.neighbours.near_groups`.
         images: the same works as the audit knows them.
     """
-    by_hash: dict[bytes, list[AuditImage]] = defaultdict(list)
-    for image in images:
-        by_hash[image.sha256].append(image)
+    by_hash = dict(tuple(images.groupby("sha256", sort=False)))
     place = {sha: i for i, sha in enumerate(by_hash)}  # the order of the data
     findings = []
     for group in groups:
         numbers = sorted(group, key=lambda number: place[gallery.hashes[number]])
         contents = [by_hash[gallery.hashes[number]] for number in numbers]
-        members = [image for content in contents for image in content]
         rows = gallery.vectors.read(np.array(numbers))
-        splits = [_split_names(content) for content in contents]
-        tiers = [_tier_names(content) for content in contents]
+        splits = [_names(content, "split") for content in contents]
+        tiers = [_names(content, "tier") for content in contents]
         across = "split again with `--near-groups near_groups.csv`, which keeps them together"
         other = "look at them: if they show the same work, decide on one tier"
         found = [
-            _near("near-across-splits", members, contents, rows, splits, across),
-            _near("near-other-tier", members, contents, rows, tiers, other),
+            _near("near-across-splits", contents, rows, splits, across),
+            _near("near-other-tier", contents, rows, tiers, other),
         ]
         if found == [None, None]:
             each = [[str(i)] for i in range(len(contents))]
             harmless = "look at them: of one work, keep the best picture"
-            found.append(_near("near", members, contents, rows, each, harmless))
+            found.append(_near("near", contents, rows, each, harmless))
         findings += [finding for finding in found if finding is not None]
     return findings
 
 
 def _near(
     kind: str,
-    members: Sequence[AuditImage],
-    contents: Sequence[Sequence[AuditImage]],
+    contents: Sequence[pd.DataFrame],
     rows: FloatArray,
     labels: Sequence[Sequence[str]],
     advice: str,
@@ -422,9 +399,9 @@ def _near(
     one, two, cosine = closest_pair(rows, labels)
     if one == two:
         return None  # copies of one content have different labels, and no other content has any
-    names = " and ".join(contents[i][0].image_id for i in (one, two))
+    names = " and ".join(contents[i]["image_id"].iloc[0] for i in (one, two))
     value = f"cosine {cosine:.3f} ({names})"
-    return finding_about(kind, members, advice, value, cosine)
+    return finding_about(kind, joined(contents), advice, value, cosine)
 
 
 def closest_pair(rows: FloatArray, labels: Sequence[Sequence[str]]) -> tuple[int, int, float]:
@@ -452,21 +429,13 @@ def closest_pair(rows: FloatArray, labels: Sequence[Sequence[str]]) -> tuple[int
     return best
 
 
-def _by(
-    images: Sequence[AuditImage], key: Callable[[AuditImage], Hashable]
-) -> Iterable[list[AuditImage]]:
-    found: dict[Hashable, list[AuditImage]] = defaultdict(list)
-    for image in images:
-        found[key(image)].append(image)
-    return [members for members in found.values() if len(members) > 1]
+def _several(images: pd.DataFrame, column: str) -> Iterator[pd.DataFrame]:
+    """The images of each value that several of them have."""
+    return (same for _, same in images.groupby(column, sort=False) if len(same) > 1)
 
 
-def _split_names(images: Iterable[AuditImage]) -> list[str]:
-    return sorted({image.split for image in images if image.split is not None})
-
-
-def _tier_names(images: Iterable[AuditImage]) -> list[str]:
-    return sorted({image.tier for image in images if image.tier is not None})
+def _names(images: pd.DataFrame, column: str) -> list[str]:
+    return sorted({name for name in or_none(images[column]) if name is not None})
 
 
 def contradictions(scores: NDArray[np.float64], tiers: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -484,7 +453,7 @@ def contradictions(scores: NDArray[np.float64], tiers: NDArray[np.int64]) -> NDA
 
 
 def disagreements(
-    held_out: HeldOut, tier_names: Sequence[str], images: Sequence[AuditImage], share: float
+    held_out: HeldOut, tier_names: Sequence[str], images: pd.DataFrame, share: float
 ) -> list[Finding]:
     """Findings about images that are wrong in at least ``share`` of their comparisons.
 
@@ -494,27 +463,27 @@ def disagreements(
         images: what is known of the images; those with a held-out score are found by name.
         share: 0 to 1.
     """
-    known = {image.image_id: image for image in images}
+    place = {image_id: i for i, image_id in enumerate(images["image_id"])}
     wrong = contradictions(held_out.scores, held_out.order)
     guessed = tiers_by_quota(held_out.scores, held_out.order)
     findings = []
     for i, image_id in enumerate(held_out.ids):
-        image = known.get(image_id)
-        if image is None or not wrong[i] >= share:
+        if image_id not in place or not wrong[i] >= share:
             continue  # taken out of the data
+        image = images.iloc[[place[image_id]]]
         own, would = f"score ({held_out.scores[i]:.4g})", ""
         if held_out.has_tiers:
-            same = image.tier == tier_names[int(held_out.tiers[i])]
+            same = image["tier"].iloc[0] == tier_names[int(held_out.tiers[i])]
             would = f"; by its {held_out.source} {own} it would be {tier_names[int(guessed[i])]}"
         else:
-            same = image.tier_score == held_out.tier_scores[i]
+            same = image["tier_score"].iloc[0] == held_out.tier_scores[i]
             would = f" (tier_score {held_out.tier_scores[i]:g}, {held_out.source} {own})"
         if not same:
             continue  # graded anew since
         what = "tiers" if held_out.has_tiers else "grades"
         value = f"contradicts {wrong[i]:.0%} of the comparisons with other {what}{would}"
         advice = "look at it: is the grade right, and is it the right file?"
-        findings.append(finding_about("disagreement", [image], advice, value, float(wrong[i])))
+        findings.append(finding_about("disagreement", image, advice, value, float(wrong[i])))
     return findings
 
 
@@ -568,7 +537,7 @@ def audit(
     findings += copies(images)
     findings += straddling_groups(images)
     listed: list[tuple[str, str, Path]] = []
-    if images:
+    if len(images):
         gallery = _gallery(dataset, images)
         index = open_index(gallery.vectors, gallery.folder, gallery.series)
         groups = [g for g in near_groups(gallery, config.audit.near_cosine, index) if len(g) > 1]
@@ -596,13 +565,14 @@ def _dataset(cache_dir: Path, data: Path | None) -> Dataset:
     return graded[0] if graded else reference_dataset(cache_dir, data)
 
 
-def _gallery(dataset: Dataset, images: Sequence[AuditImage]) -> Gallery:
-    works = [Work(i.path, i.image_id, i.sha256, i.tier) for i in images]
+def _gallery(dataset: Dataset, images: pd.DataFrame) -> Gallery:
+    known = (or_none(images[name]) for name in ("image_id", "sha256", "tier"))
+    works = [Work(Path(file), *rest) for file, *rest in zip(images["file"], *known, strict=True)]
     return open_gallery(works, stores_of([dataset]), base_series(dataset))
 
 
 def _near_rows(
-    gallery: Gallery, groups: Sequence[Sequence[int]], images: Sequence[AuditImage]
+    gallery: Gallery, groups: Sequence[Sequence[int]], images: pd.DataFrame
 ) -> list[tuple[str, str, Path]]:
     group_of = {
         gallery.hashes[number]: f"near-{place}"
@@ -610,15 +580,17 @@ def _near_rows(
         for number in numbers
     }
     rows = [
-        (group_of[image.sha256], image.image_id, image.path)
-        for image in images
-        if image.sha256 in group_of
+        (group_of[sha], image_id, Path(file))
+        for sha, image_id, file in zip(
+            *(images[c] for c in ("sha256", "image_id", "file")), strict=True
+        )
+        if sha in group_of
     ]
     return sorted(rows, key=lambda row: (int(row[0].removeprefix("near-")), row[1]))
 
 
-def _about_images(images: Sequence[AuditImage]) -> str:
-    graded = sum(image.tier is not None or image.tier_score is not None for image in images)
+def _about_images(images: pd.DataFrame) -> str:
+    graded = int((images["tier"].notna() | images["tier_score"].notna()).sum())
     grades = (
         "all graded" if graded == len(images) else f"{graded} graded" if graded else "no grades"
     )
@@ -635,7 +607,7 @@ def _about_splits(where: str | None) -> str:
 
 
 def _scores(
-    dataset: Dataset, run: Run | None, images: Sequence[AuditImage], share: float
+    dataset: Dataset, run: Run | None, images: pd.DataFrame, share: float
 ) -> tuple[list[Finding], str]:
     """Findings from held-out scores, and a sentence about where these come from."""
     tiers = dataset.info["tiers"]
