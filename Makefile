@@ -2,22 +2,34 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+CORE := $(VENV)/.core
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-browser torture check format docs words bench clean
+# CPU=1 installs PyTorch without CUDA, from the index that PyTorch documents for it: 1.7 GB in place of 6.2.
+# TORCH_INDEX=… names another one, such as a mirror.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+.PHONY: help demo test test-browser torture check format docs words site wheel bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/'
 
-$(READY): pyproject.toml
+$(CORE): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "Python 3.10 or newer is needed; choose one with: make PYTHON=python3.12 …"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
+ifdef CPU
+	$(BIN)/python -m pip install --quiet --index-url $(TORCH_INDEX) 'torch>=2.4' 'torchvision>=0.19'
+endif
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(READY): $(CORE)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
 
-demo: $(READY)  ## set up and run the whole tool on generated pictures
+demo: $(CORE)  ## set up and run the whole tool on generated pictures
 	$(BIN)/mirip-fast demo
 
 test: $(READY)  ## set up and run all tests, a process of them per core
@@ -45,10 +57,16 @@ docs: $(READY)  ## write the settings file, option tables and pages of commands 
 words: $(READY)  ## bring the catalogues of translations up to date with the messages in the code
 	$(BIN)/python docs/messages.py
 
+site: $(READY)  ## build the documents as a web site in site/, with search and an API reference
+	$(BIN)/python -m mkdocs build --quiet --strict
+
+wheel: $(READY)  ## build the wheel in dist/
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+
 bench: $(READY)  ## measure both phases: make bench BENCH="--data DIR --backbone DIR" GRADED=DIR
 	$(BIN)/python benchmarks/phase_one.py $(BENCH)
 	$(BIN)/python benchmarks/phase_two.py
 	$(BIN)/python benchmarks/quality.py $(GRADED)
 
 clean:  ## remove the virtual environment and what tests leave
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache

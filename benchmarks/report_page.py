@@ -182,7 +182,7 @@ def main() -> None:
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
-        raise SystemExit("playwright is missing: pip install 'mirip-fast[dev]'") from None
+        raise SystemExit("playwright is missing: pip install playwright") from None
     browser = next((found for name in _NAMES if (found := shutil.which(name))), None)
     if browser is None:
         raise SystemExit("Chromium is missing (Debian: apt install chromium)")

@@ -16,6 +16,8 @@ from mirip_fast.text import nfc
 
 #: Settings of the working folder, read by every command where the file exists.
 PROJECT_FILE = "mirip.yaml"
+#: Kinds of pairwise loss; models/losses.py computes them.
+LOSSES = ("margin", "logistic")
 
 
 def option(
@@ -220,7 +222,7 @@ class TrainConfig:
     loss: str = option(
         "margin",
         "Pairwise loss: margin (ranking hinge) or logistic (RankNet).",
-        choices=("margin", "logistic"),
+        choices=LOSSES,
     )
     margin: float = option(1.0, "How far apart the margin loss pushes two scores.", low=0)
     label_smoothing: float = option(

@@ -231,10 +231,11 @@ def to_yaml(config: Config, *, comments: bool = False, only: frozenset[str] | No
 
 def _read_yaml(path: Path, problems: list[str]) -> Iterator[tuple[str, Any]]:
     """The dotted keys and values of a YAML file; what is wrong with its shape goes to ``problems``."""
+    shipped = shipped_settings()
     try:
-        tree = _load_yaml(path)
+        tree = _load_yaml(path if path.exists() else shipped.get(path.name, path))
     except FileNotFoundError:
-        problems.append(f"{path}: there is no such file")
+        problems.append(f"{path}: there is no such file; these come along: {', '.join(shipped)}")
         return
     except (OSError, ValueError) as error:
         problems.append(f"{path}: {_short(' '.join(str(error).split()), 300)}")
@@ -258,6 +259,14 @@ def _read_yaml(path: Path, problems: list[str]) -> Iterator[tuple[str, Any]]:
             problems.append(
                 f"{path}: '{section}' is a section; write its settings below it, indented"
             )
+
+
+def shipped_settings() -> dict[str, Path]:
+    """Name → file of the settings that come along: ``configs/`` of the repository, also in the wheel."""
+    package = Path(__file__).parent
+    inside, beside = package / "configs", package.parent / "configs"
+    folder = inside if inside.is_dir() else beside
+    return {path.name: path for path in sorted(folder.glob("*.yaml"))}
 
 
 def _load_yaml(path: Path) -> Any:

@@ -108,7 +108,7 @@ def test_all_faults_of_all_places_are_told_at_once(tmp_path: Path) -> None:
     ]
     assert lines[4].startswith(f"{second}: sections are expected")
     assert lines[5].startswith(f"{third}: ") and "line" in lines[5]
-    assert lines[6] == f"{absent}: there is no such file"
+    assert lines[6].startswith(f"{absent}: there is no such file; these come along: classic.yaml, ")
     assert lines[7] == "--projector-dropout: head.projector_dropout: 2.0 is above 0.99"
     assert lines[8] == "--seed: train.seed: 'x' is no whole number"
 

@@ -108,11 +108,13 @@ def test_every_command_that_is_named_exists(path: Path) -> None:
             assert name != "cache" or not sub or (name, sub) in known, line
 
 
-#: Flags of torchrun, srun, docker, tensorboard and of the programs in benchmarks/.
+#: Flags of torchrun, srun, docker, pip, uv, pipx, tensorboard and of the programs in benchmarks/.
 FOREIGN = {
     "--nproc_per_node", "--nnodes", "--rdzv_backend", "--rdzv_endpoint", "--rdzv_id", "--standalone",
     "--array", "--nodes", "--ntasks-per-node", "--gpus-per-task", "--gpus-per-node", "--cpus-per-task",
     "--time", "--signal", "--requeue", "--kill-on-bad-exit", "--logdir", "--shm-size",
+    "--build-arg", "--rm", "--user", "--gpus", "--index-url", "--extra-index-url", "--torch-backend",
+    "--pip-args", "--no-index", "--find-links",
 }  # fmt: skip
 
 

@@ -374,7 +374,7 @@ def test_without_the_packages(
 ) -> None:
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert run(["label", "photos"]) == 1
-    assert "pip install 'mirip-fast[label]'" in capfd.readouterr().err
+    assert "pip install starlette uvicorn" in capfd.readouterr().err
 
 
 IGNORING = """

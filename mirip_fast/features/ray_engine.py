@@ -123,7 +123,7 @@ def embed_on_ray(
         import ray
     except ImportError as error:
         raise ConfigError(
-            "--engine ray needs Ray: `pip install 'mirip-fast[ray]'`. Without it, --engine local."
+            "--engine ray needs Ray: `pip install ray`. Without it, --engine local."
         ) from error
     ours = not ray.is_initialized()
     if ours:

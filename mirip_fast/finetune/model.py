@@ -240,9 +240,7 @@ def add_lora(model: ScoringModel, settings: FinetuneConfig) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
-        raise ConfigError(
-            "--strategy lora needs the peft library: pip install 'mirip-fast[lora]'"
-        ) from None
+        raise ConfigError("--strategy lora needs the peft library: pip install peft") from None
     targets = _targets(model, settings.lora_targets)
     config = LoraConfig(
         r=settings.lora_rank, lora_alpha=settings.lora_alpha, target_modules=sorted(targets)

@@ -93,7 +93,7 @@ def require_packages() -> None:
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise ConfigError(
-            f"`mirip-fast label` needs the package {error.name}: pip install 'mirip-fast[label]'"
+            f"`mirip-fast label` needs the package {error.name}: pip install starlette uvicorn"
         ) from error
     del starlette
 

@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from mirip_fast.config import LOSSES
 from mirip_fast.errors import ConfigError
 
-KINDS = ("margin", "logistic")
 LABELS = ("tier", "tier_score")
 
 #: Above so many tiers, tiles are the cheaper way.
@@ -289,8 +289,8 @@ def _loss_dtype(scores: Tensor) -> torch.dtype:
 
 
 def _check_kind(kind: str, margin: float, label_smoothing: float) -> None:
-    if kind not in KINDS:
-        raise ConfigError(f"unknown loss {kind!r}; there are {', '.join(KINDS)}")
+    if kind not in LOSSES:
+        raise ConfigError(f"unknown loss {kind!r}; there are {', '.join(LOSSES)}")
     if not 0 <= margin < math.inf:
         raise ConfigError(f"margin is {margin}; it must be a number of at least 0")
     if not 0 <= label_smoothing <= 1:

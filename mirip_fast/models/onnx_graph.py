@@ -1,7 +1,6 @@
 """Torch modules as ONNX graphs: writing one, running it, making it smaller.
 
-``onnx``, ``onnxscript`` and ``onnxruntime`` are extras (``pip install 'mirip-fast[onnx]'``) and imported here
-only, inside functions.
+``onnx``, ``onnxscript`` and ``onnxruntime`` are an extra and imported here only, inside functions.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ def require_onnx() -> None:
         except ImportError:
             raise ConfigError(
                 f"Exporting to ONNX needs {name}, which is not installed: "
-                "pip install 'mirip-fast[onnx]'"
+                "pip install onnx onnxscript onnxruntime"
             ) from None
 
 

@@ -119,9 +119,7 @@ class TensorBoardTracker:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            raise ConfigError(
-                "TensorBoard is not installed: pip install 'mirip-fast[tensorboard]'"
-            ) from None
+            raise ConfigError("TensorBoard is not installed: pip install tensorboard") from None
         self._writer = SummaryWriter(str(run_dir / "tensorboard"))
         self._writer.add_text("config", f"```\n{settings}\n```")
 
