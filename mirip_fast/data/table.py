@@ -186,7 +186,7 @@ def joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     import pandas as pd
 
     whole = pd.concat(tables, ignore_index=True)
-    texts = whole.columns[whole.dtypes == object]
+    texts = whole.columns[whole.dtypes == np.dtype(object)]
     whole[texts] = whole[texts].where(whole[texts].notna(), None)
     return whole
 
