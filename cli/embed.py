@@ -64,9 +64,9 @@ def embed_command(
 ) -> int:
     """Compute the features of every image in DATA once, and keep them.
 
-    DATA is a folder with images/ and metadata.csv, any folder of images, a folder per tier, a CSV file, or
-    tars: data.tar, 'data/*.tar', or several by name. All of these may lie at an address, such as
-    s3://bucket/folder.
+    DATA is a folder with images/ and metadata.csv or .xlsx, any folder of images, a folder per tier, a CSV
+    file or Excel workbook, or tars: data.tar, 'data/*.tar', or several by name. All of these may lie at an
+    address, such as s3://bucket/folder.
 
     Started by torchrun or srun, each process takes its share of the images; the same command alone, after
     them, finds all features there and writes the list of the images.

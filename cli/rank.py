@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     "data.image_root",
     "data.separator",
     "data.encoding",
+    "data.sheet",
     "runtime",
 )
 def rank_command(
@@ -85,7 +86,7 @@ def rank_command(
 ) -> int:
     """Sort the images in FOLDER by score, best first.
 
-    FOLDER may also be a CSV file, tars ('x/*.tar', or several by name) or an address (s3://bucket/folder).
+    FOLDER may also be a CSV file or Excel workbook, tars ('x/*.tar', or several by name) or an address (s3://bucket/folder).
 
     0-100 is the percentile among graded works that the model had not trained on; the tier is the most
     probable one, with the probability of each tier beside it, learned from the same works.

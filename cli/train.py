@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mirip_fast.data.sources import METADATA_NAMES
 from mirip_fast.errors import ConfigError, MiripError, PreemptedError
 from mirip_fast.settings import Resolved
 
@@ -178,18 +179,17 @@ def _data_set(data: Path | None, resolved: Resolved) -> Path | None:
 
     Unless ``data/images`` was embedded itself.
     """
-    if data is None or not data.is_dir() or (data / "metadata.csv").is_file():
+    if data is None or not data.is_dir() or any((data / name).is_file() for name in METADATA_NAMES):
         return data
     parent = data.absolute().parent
-    if data.name.lower() != "images" or not (parent / "metadata.csv").is_file():
+    tables = [parent / name for name in METADATA_NAMES if (parent / name).is_file()]
+    if data.name.lower() != "images" or not tables:
         return data
     from mirip_fast.features.datasets import find_datasets
 
     if any(known.is_called(data) for known in find_datasets(Path(resolved.config.embed.cache_dir))):
         return data
-    click.echo(
-        f"{data} is described by {parent / 'metadata.csv'}: that data set is meant", err=True
-    )
+    click.echo(f"{data} is described by {tables[0]}: that data set is meant", err=True)
     return data.parent
 
 

@@ -501,7 +501,7 @@ def _given(source: Source, config: Config, *, keep: bool = False) -> Iterator[tu
     text = table.to_csv(index=False)
     name = f"{hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}.csv"
     data = dataclasses.replace(
-        config.data, image_column=column, separator=",", encoding="utf-8",
+        config.data, image_column=column, separator=",", encoding="utf-8", sheet=None,
         image_root=os.path.commonpath([str(Path(file).parent) for file in table[column]]),
     )  # fmt: skip
     folder = Path(config.embed.cache_dir) / "tables" if keep else Path(tempfile.mkdtemp())

@@ -71,6 +71,10 @@ class DataConfig:
     )
     separator: str | None = option(None, "CSV separator (auto: found out from the file).")
     encoding: str = option("utf-8", "CSV encoding, with or without a byte order mark.")
+    sheet: str | None = option(
+        None,
+        "Sheet of an Excel workbook, where one describes the images (auto: the first not hidden).",
+    )
 
     def tier_names(self) -> list[str]:
         """The names of the tiers, best first."""

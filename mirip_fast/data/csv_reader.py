@@ -1,4 +1,4 @@
-"""Reading small CSV files made by people: separators, encodings, and all their faults at once."""
+"""Reading small tables made by people, CSV files and Excel workbooks: all their faults at once."""
 
 from __future__ import annotations
 
@@ -25,39 +25,39 @@ log = logging.getLogger(__name__)
 SEPARATORS = (",", ";", "\t", "|")
 _SAVE_AS_UTF8 = "save it in the spreadsheet program as «CSV UTF-8»"
 #: How files begin that are no CSV, whatever their names end with.
-_OTHER_KINDS = {
-    b"PK\x03\x04": "an Excel workbook or zip file",
-    b"\xd0\xcf\x11\xe0": "an Excel workbook",
-    b"PAR1": "a Parquet file",
-}
+_OTHER_KINDS = {b"PAR1": "a Parquet file"}
 #: The first line with which a file tells Excel its separator.
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?[^\S\r\n]*(?:\r\n|\r|\n)', re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Table:
-    """The cells of a CSV file.
+    """The cells of a CSV file, or of a sheet of an Excel workbook.
 
     Attributes:
         path: the file.
         columns: names in the header, composed (NFC), without surrounding blanks; a column without a
             name is "".
         rows: per data row its 1-based line (where it starts) and one cell per column, as written.
+        sheet: the sheet's name; None of a CSV file.
     """
 
     path: Path
     columns: tuple[str, ...]
     rows: list[tuple[int, list[str]]]
+    sheet: str | None = None
 
 
 class Problems:
     """Collects what is wrong with a file, so that one error can tell it all.
 
-    Each problem becomes a line «file:row, column: text»; past ``limit`` they are only counted.
+    Each problem becomes a line «file:row, column: text», of a workbook «file, sheet 'name', row 2, column:
+    text»; past ``limit`` they are only counted.
     """
 
-    def __init__(self, path: Path, limit: int = 20) -> None:
-        self._path = shown(path)
+    def __init__(self, path: Path, limit: int = 20, sheet: str | None = None) -> None:
+        self._path = shown(path) + ("" if sheet is None else f", sheet {sheet!r}")
+        self._row = ":" if sheet is None else ", row "
         self._limit = limit
         self._lines: list[str] = []
         self._hints: list[str] = []
@@ -67,7 +67,7 @@ class Problems:
 
     def add(self, text: str, *, row: int | None = None, column: str | None = None) -> None:
         """Note a problem, with the 1-based line and the column where there is one."""
-        where = self._path + ("" if row is None else f":{row}")
+        where = self._path + ("" if row is None else f"{self._row}{row}")
         self._lines.append(f"{where}{'' if column is None else f', {column}'}: {text}")
 
     def hint(self, text: str) -> None:
@@ -116,8 +116,9 @@ def read_table(
     separator: str | None = None,
     encoding: str = "utf-8",
     encoding_errors: str = "strict",
+    sheet: str | None = None,
 ) -> Table:
-    """Read a CSV file with a header.
+    """Read a CSV file with a header, or a sheet of an Excel workbook.
 
     Args:
         path: the file.
@@ -126,6 +127,7 @@ def read_table(
         encoding: any name Python knows; ``utf-8`` is read with or without a byte order mark, and
             UTF-16 as well where such a mark says so.
         encoding_errors: ``strict``, or ``surrogateescape`` for lists of file names that are no UTF-8.
+        sheet: of a workbook; ``None`` takes the first that is not hidden.
 
     Returns:
         The table. Blank lines and a first line such as ``sep=;`` are left out, short rows are filled with
@@ -134,7 +136,21 @@ def read_table(
     Raises:
         DataError: the file can not be read, is not text in that encoding, is no CSV, or has no rows.
     """
-    text = _decode(path, _read_bytes(path), encoding, encoding_errors)
+    from mirip_fast.data.xlsx import is_workbook, read_sheet
+
+    data = _read_bytes(path)
+    if is_workbook(path, data):
+        if path.suffix.lower() in (".csv", ".tsv", ".txt"):
+            log.warning("%s: an Excel workbook by its content; it is read as one", shown(path))
+        name, rows = read_sheet(path, data, sheet)
+        if not rows:
+            raise DataError(
+                f"{shown(path)}, sheet {name!r}: empty. Its first row names the columns: {_example(expected)}"
+            )
+        return _check_shape(path, rows, expected, name)
+    if sheet is not None:
+        log.warning("%s: no Excel workbook, so there is no sheet %r", shown(path), sheet)
+    text = _decode(path, data, encoding, encoding_errors)
     start = 1
     told = _SEPARATOR_LINE.match(text)
     if told is not None:
@@ -145,7 +161,7 @@ def read_table(
     elif len(separator) != 1:
         raise DataError(f"--separator {separator!r}: one character is expected, such as , or ;")
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    rows: list[tuple[int, list[str]]] = []
+    rows = []
     first = start
     try:
         for cells in reader:
@@ -163,11 +179,27 @@ def read_table(
     return _check_shape(path, rows, expected)
 
 
-def _check_shape(path: Path, rows: list[tuple[int, list[str]]], expected: Sequence[str]) -> Table:
+def _check_shape(
+    path: Path,
+    rows: list[tuple[int, list[str]]],
+    expected: Sequence[str],
+    sheet: str | None = None,
+) -> Table:
     """Split off the header and give every row as many cells as it has columns."""
+    problems = Problems(path, sheet=sheet)
+    fits = [
+        len({_key(cell) for cell in cells} & set(map(_key, expected))) for _, cells in rows[:30]
+    ]
+    if not fits[0] and max(fits) > 0:
+        row, names = rows[fits.index(max(fits))]
+        problems.add(
+            f"the names of the columns stand here ({listed(names)}), below other text. Take out the rows "
+            "above: the first row has to name the columns",
+            row=row,
+        )
+        problems.raise_if_any()
     (header_row, header), *body = rows
     columns = tuple(nfc(name.strip()) for name in header)
-    problems = Problems(path)
     for name in sorted({name for name in columns if name and columns.count(name) > 1}):
         written = {ascii(raw.strip()) for raw in header if nfc(raw.strip()) == name}
         problems.add(
@@ -176,7 +208,7 @@ def _check_shape(path: Path, rows: list[tuple[int, list[str]]], expected: Sequen
             row=header_row,
             column=name,
         )
-    short = [row for row, cells in body if len(cells) < len(columns)]
+    short = [row for row, cells in body if len(cells) < len(columns) and sheet is None]
     places = [place for place, name in enumerate(columns) if not name]
     nameless = sum(
         any(cells[place].strip() for place in places if place < len(cells)) for _, cells in body
@@ -204,7 +236,7 @@ def _check_shape(path: Path, rows: list[tuple[int, list[str]]], expected: Sequen
             "%s: values in a column without a name are not read (%s)",
             *(shown(path), counted(nameless, "row")),
         )
-    return Table(path, columns, body)
+    return Table(path, columns, body, sheet)
 
 
 def with_known_names(table: Table, names: Sequence[str]) -> Table:

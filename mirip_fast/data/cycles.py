@@ -84,7 +84,7 @@ def read_judgements(
         DataError: the file is unreadable, or rows or columns are faulty (all faults in one message).
     """
     table = pairs_table(path, separator=separator)
-    problems = Problems(path)
+    problems = Problems(path, sheet=table.sheet)
     pairs, labels = [], []
     for row, cells in table.rows:
         values = dict(zip(table.columns, cells, strict=True))

@@ -18,7 +18,7 @@ import numpy as np
 from mirip_fast.data.csv_reader import counted, shown
 from mirip_fast.data.formats import can_read
 from mirip_fast.data.image_files import ending_of, folders_below, is_picture_file, named_picture
-from mirip_fast.data.sources import METADATA_NAME, entries_in
+from mirip_fast.data.sources import METADATA_NAME, METADATA_NAMES, entries_in
 from mirip_fast.text import folded, nfc
 
 if TYPE_CHECKING:
@@ -264,7 +264,7 @@ def _looked_through(table: Path, listed: set[str]) -> Iterator[tuple[str, list[s
     seen: set[str] = set()
     runs: tuple[str, ...] = ()
     top = str(table.parent)
-    if folded(table.name) != METADATA_NAME:
+    if folded(table.name) not in METADATA_NAMES:
         top = os.path.join(top, "images")  # noqa: PTH118
     if os.path.isdir(top):  # noqa: PTH112
         for folder, names in folders_below(top, Counter(), refuse=None):

@@ -19,12 +19,13 @@ from mirip_fast.data.remote import is_remote, located
 from mirip_fast.data.source_lists import (
     expand,
     is_pattern,
+    pick_table,
     read_remote,
     read_tars,
     remark_on_tars,
     tiers_by_folder,
 )
-from mirip_fast.data.sources import METADATA_NAME, is_tar
+from mirip_fast.data.sources import METADATA_NAME, METADATA_NAMES, is_tar
 from mirip_fast.data.table import (
     DataOptions,
     Manifest,
@@ -50,7 +51,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 #: Endings of tables, and how the names of those begin that hold grades.
-_TABLES = (".csv", ".tsv", ".xlsx", ".xls", ".ods", ".parquet", ".jsonl")
+_TABLES = (".csv", ".tsv", ".xlsx", ".xlsm", ".xls", ".ods", ".parquet", ".jsonl")
 _TEXTS = (".txt", ".json")  # tables only by their names
 _GRADES = ("metadata", "meta", "grade", "label", "tier", "score", "등급", "성적", "평가")
 #: Tables that mirip-fast itself writes and nobody means.
@@ -64,10 +65,10 @@ def read_manifest(source: Path | str, options: DataOptions | None = None) -> Man
     """Read what is known about the images of a data set.
 
     Args:
-        source: a CSV file; a folder with a ``metadata.csv`` (file names are relative to the folder,
-            its ``images/`` or ``options.image_root``); a folder with one folder per tier; any folder
-            of images, searched recursively; a tar, several as ``data/*.tar`` or ``data/0.tar,1.tar``,
-            or a folder of tars; or an address of one of these, such as ``s3://bucket/folder``.
+        source: a CSV file or Excel workbook; a folder with a ``metadata.csv`` or ``.xlsx`` (file names are
+            relative to it, its ``images/`` or ``options.image_root``); a folder with one folder per tier;
+            any folder of images, searched recursively; a tar, several as ``data/*.tar`` or
+            ``data/0.tar,1.tar``, or a folder of tars; or an address of one of these, such as ``s3://bucket/folder``.
         options: column names, tiers, encoding; ``None`` takes the defaults.
 
     Returns:
@@ -188,7 +189,7 @@ def check_trainable(manifest: Manifest) -> None:
     if manifest.has_scores:
         return
     column = manifest.options.tier_column
-    problems = Problems(manifest.source)
+    problems = Problems(manifest.source, sheet=manifest.options.sheet)
     if manifest.table["tier"].isna().all():
         problems.add(
             f"the images have no grades. A column {column!r} with {'/'.join(manifest.tiers)} is "
@@ -298,29 +299,25 @@ def _from_names(folder: Path, found: Sequence[str], options: DataOptions) -> Man
         "tier": [tiers.get(top) for top in tops],
     }
     table = image_table(columns, options.tiers)
+    options = replace(options, sheet=None)  # there is no workbook
     return Manifest(folder, folder, options.tiers, table, options, (folder,))
 
 
 def _metadata_in(folder: Path) -> Path | None:
-    """The folder's metadata.csv, also with capital letters, which is told; None without one.
+    """The folder's metadata.csv or metadata.xlsx, also with capital letters; None without one.
 
     Raises:
         DataError: several could be meant, or it is no file.
     """
-    table = folder / METADATA_NAME
-    if table.is_file():
-        return table
-    alike = [folder / e.name for e in _entries(folder) if folded(e.name) == METADATA_NAME]
-    if len(alike) > 1:
-        raise DataError(
-            f"{shown(folder)}: {' and '.join(path.name for path in alike)}; leave one, as {METADATA_NAME}"
-        )
-    for path in alike:
-        if not path.is_file():
-            raise DataError(f"{shown(path)}: no file that can be read")
-        logger.warning("%s is read as %s", shown(path), METADATA_NAME)
-        return path
-    return None
+    names = [entry.name for entry in _entries(folder) if folded(entry.name) in METADATA_NAMES]
+    if (
+        not names and not (folder / METADATA_NAME).is_file()
+    ):  # also where the folder can not be listed
+        return None
+    path = folder / pick_table(folder, names or [METADATA_NAME])
+    if not path.is_file():
+        raise DataError(f"{shown(path)}: no file that can be read")
+    return path
 
 
 def _remark_on_tables(folder: Path) -> None:
@@ -333,8 +330,8 @@ def _remark_on_tables(folder: Path) -> None:
     ways = []
     for path in near[:_TABLES_SHOWN]:
         way = f"save it as CSV UTF-8, named {METADATA_NAME}"
-        if path.suffix.lower() in (".csv", ".tsv", ".txt"):
-            named = path.parent != folder and folded(path.name) == METADATA_NAME
+        if path.suffix.lower() in (".csv", ".tsv", ".txt", ".xlsx", ".xlsm"):
+            named = path.parent != folder and folded(path.name) in METADATA_NAMES
             way = f"to use it, give {shown(path.parent) if named else 'its name'} instead"
         ways.append(f"{shown(path)} ({way})")
     if ways:

@@ -55,6 +55,7 @@ def records_from_csv(path: Path, options: DataOptions) -> Manifest:
         separator=options.separator,
         encoding=options.encoding,
         encoding_errors=options.encoding_errors,
+        sheet=options.sheet,
     )
     table = with_known_names(table, _looked_for(table, options))
     columns = _find_columns(table, options)
@@ -66,7 +67,7 @@ def records_from_csv(path: Path, options: DataOptions) -> Manifest:
         root=options.image_root or path.parent,
         tiers=options.tiers,
         table=Rows(table, columns, options, FileFinder(places)).read(),
-        options=replace(options, image_column=columns.image),
+        options=replace(options, image_column=columns.image, sheet=table.sheet),
         places=tuple(dict.fromkeys(places)),
     )
 
@@ -107,7 +108,7 @@ def _find_columns(table: Table, options: DataOptions) -> Columns:
     Raises:
         DataError: the image column, or a column that was named by an option, is not there.
     """
-    problems = Problems(table.path)
+    problems = Problems(table.path, sheet=table.sheet)
     defaults = DataOptions()
     exists = listed(table.columns)
     free = [name for name in table.columns if name and name not in _expected_columns(options)]
@@ -199,7 +200,7 @@ class Rows:
         self.loose = {name: i for i, name in enumerate(loose) if loose.count(name) == 1}
         self.names, self.options = options.tiers, options
         self.finder = finder
-        self.problems = Problems(table.path) if problems is None else problems
+        self.problems = Problems(table.path, sheet=table.sheet) if problems is None else problems
         self.inside = [os.path.join(place, "") for place in finder.places]  # noqa: PTH118 (with its /)
         self.nowhere: set[int] = set()  # rows whose file is not there
         self.outside: list[str] = []  # folders of files that lie elsewhere

@@ -53,7 +53,7 @@ def read_near_groups(path: Path, manifest: Manifest) -> list[str | None]:
         return [None] * len(manifest)  # audit found none
     table = read_table(path, expected=(GROUP, ID), encoding_errors="surrogateescape")
     table = with_known_names(table, (GROUP, ID))
-    problems = Problems(path)
+    problems = Problems(path, sheet=table.sheet)
     for name in (GROUP, ID):
         if name not in table.columns:
             close = closest(name, table.columns)

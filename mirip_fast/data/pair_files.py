@@ -115,7 +115,7 @@ def _read_file(
     encoding: str,
 ) -> Judgements:
     table = pairs_table(path, separator=separator, encoding=encoding)
-    problems = Problems(path)
+    problems = Problems(path, sheet=table.sheet)
     finder = _Finder(images, [*places, path.parent, path.parent / "images"])
     used = {FIRST, SECOND, LABEL, WEIGHT}
     pairs, labels, weights, extra = [], [], [], []
@@ -162,7 +162,7 @@ def pairs_table(path: Path, *, separator: str | None = None, encoding: str = "ut
     known = (FIRST, SECOND, LABEL, WEIGHT)
     table = read_table(path, expected=known, separator=separator, encoding=encoding)
     table = with_known_names(table, known)
-    problems = Problems(path)
+    problems = Problems(path, sheet=table.sheet)
     free = [name for name in table.columns if name and name not in known]
     for name in (FIRST, SECOND, LABEL):
         if name not in table.columns:

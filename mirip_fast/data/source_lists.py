@@ -33,6 +33,7 @@ from mirip_fast.data.manifest_rows import IMAGE_COLUMNS, Columns, Rows, records_
 from mirip_fast.data.sources import (
     DAMAGED,
     METADATA_NAME,
+    METADATA_NAMES,
     UNREADABLE,
     is_tar,
     safe_name,
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_TABLES = (".csv", ".tsv", ".txt")
+_TABLES = (".csv", ".tsv", ".txt", ".xlsx", ".xlsm")
 _LIST = re.compile(r"\.tar,.*\.tar$", re.IGNORECASE | re.DOTALL)
 _SHOWN = 5
 _QUESTIONS = 16  # to a service, at once
@@ -268,7 +269,7 @@ def read_remote(source: Path, options: DataOptions) -> Manifest | tuple[Path, li
             refused += ending_of(raw) in IMAGE_EXTENSIONS
             continue
         path = source / name
-        if folded(name) == METADATA_NAME:
+        if folded(name) in METADATA_NAMES:
             tables.append(name)
             continue
         taken = named_picture(name, passed)
@@ -277,12 +278,7 @@ def read_remote(source: Path, options: DataOptions) -> Manifest | tuple[Path, li
         elif taken is None:
             tars.append(path) if is_tar(path) else unsure.append(name)
     if tables:
-        if len(tables) > 1 and METADATA_NAME not in tables:
-            raise DataError(
-                f"{shown(source)}: {' and '.join(tables)}; leave one, as {METADATA_NAME}"
-            )
-        table = METADATA_NAME if METADATA_NAME in tables else tables[0]
-        return _from_table(source, table, images, options)
+        return _from_table(source, pick_table(source, tables), images, options)
     with ThreadPoolExecutor(_THREADS, "mirip-look") as pool:
         for name, there in zip(
             unsure, pool.map(_is_picture, [source / n for n in unsure]), strict=True
@@ -316,11 +312,33 @@ def _from_remote_file(source: Path, options: DataOptions) -> Manifest | None:
     return records_from_csv(source, options)
 
 
+def pick_table(folder: Path, names: Sequence[str]) -> str:
+    """The one of a folder's metadata.csv and metadata.xlsx to read; what is doubtful in it is told.
+
+    Raises:
+        DataError: several could be meant.
+    """
+    for usual in METADATA_NAMES:
+        alike = [name for name in names if folded(name.rpartition("/")[2]) == usual]
+        found = [name for name in alike if name == usual] or alike
+        if len(found) > 1:
+            raise DataError(f"{shown(folder)}: {' and '.join(found)}; leave one, as {usual}")
+        if found:
+            break
+    if not found[0].endswith(usual):  # it has capital letters
+        logger.warning("%s is read as %s", shown(folder / found[0]), usual)
+    others = [name for name in names if name not in alike]
+    if others:
+        logger.warning(
+            "%s is read, and %s beside it is not: give its name to read it instead",
+            *(shown(folder / found[0]), " and ".join(others)),
+        )
+    return found[0]
+
+
 def _from_table(where: Path, name: str, pictures: Sequence[str], options: DataOptions) -> Manifest:
     """What a table in a tar or at an address lists; pictures beside it that it does not name are told."""
     table = where / name
-    if table.name != METADATA_NAME:  # it has capital letters
-        logger.warning("%s is read as %s", shown(table), METADATA_NAME)
     manifest = records_from_csv(table, options)
     listed = set(manifest.table["file"])
     beside = (str(where / picture) for picture in pictures)
@@ -348,7 +366,7 @@ def _from_tables(source: Path, tables: dict[Path, list[str]], options: DataOptio
                 + (f" ({', '.join(names)}); one is expected" if names else ", as other tars have")
             )
         pictures = [name for name in tar_index(tar).images() if name != DAMAGED]
-        manifests.append(_from_table(tar, names[0], pictures, options))
+        manifests.append(_from_table(tar, pick_table(tar, names), pictures, options))
     if len(manifests) == 1:
         return replace(manifests[0], source=source)
     table = joined([manifest.table for manifest in manifests])

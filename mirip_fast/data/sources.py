@@ -53,6 +53,8 @@ log = logging.getLogger(__name__)
 
 INDEX_FOLDER = "tars"
 METADATA_NAME = "metadata.csv"
+#: What a table that describes its folder is called; the first is taken before the second.
+METADATA_NAMES = (METADATA_NAME, "metadata.xlsx")
 #: Key of a sample's labels under which stands why they could not be read.
 UNREADABLE = "\0"
 #: The name under which the rest of a damaged tar is told.
@@ -90,7 +92,7 @@ class Member:
 
 @dataclass
 class TarIndex:
-    """The images of a tar, its ``metadata.csv`` files, and the labels of its WebDataset samples.
+    """The images of a tar, its ``metadata.csv`` or ``.xlsx`` files, and the labels of its WebDataset samples.
 
     Attributes:
         members: safe name → member, in the order of the tar; refused ones are among them.
@@ -108,7 +110,9 @@ class TarIndex:
 
     def images(self) -> list[str]:
         """Names of the images that are not hidden, in order, and of what is damaged."""
-        return [n for n in self.members if ending_of(n) != ".csv" and not hidden_part(n)]
+        return [
+            n for n in self.members if ending_of(n) not in (".csv", ".xlsx") and not hidden_part(n)
+        ]
 
     def tables(self) -> list[str]:
         """Names of the ``metadata.csv`` files at the top, or in a folder there."""
@@ -488,7 +492,7 @@ class _Capped:
 
 
 def _is_table(name: str) -> bool:
-    return folded(name.rpartition("/")[2]) == METADATA_NAME
+    return folded(name.rpartition("/")[2]) in METADATA_NAMES
 
 
 def _is_image(stream: IO[bytes], name: str, member: Member, passed: Counter[str]) -> bool:

@@ -67,6 +67,7 @@ class DataOptions:
             both are refused.
         separator: between cells; ``None`` finds it out.
         encoding: of the CSV file; utf-8 with or without a byte order mark.
+        sheet: of an Excel workbook; ``None`` takes the first that is not hidden.
         with_grades: whether tiers, scores and groups are read; without, their columns are like any other.
         encoding_errors: ``surrogateescape`` reads files with file names that are no UTF-8, as
             :func:`write_manifest_csv` writes them; ``strict`` refuses such a file.
@@ -85,6 +86,7 @@ class DataOptions:
     image_root: Path | None = None
     separator: str | None = None
     encoding: str = "utf-8"
+    sheet: str | None = None
     with_grades: bool = True
     encoding_errors: str = "strict"
 
@@ -109,6 +111,7 @@ class DataOptions:
             image_root=None if config.image_root is None else Path(config.image_root),
             separator={"tab": "\t", "\\t": "\t"}.get(config.separator or "", config.separator),
             encoding=config.encoding,
+            sheet=config.sheet,
         )
 
 
@@ -389,7 +392,7 @@ class Manifest:
         missing = self.missing()
         if not len(missing):
             return
-        problems = Problems(self.source, limit=_MISSING_SHOWN)
+        problems = Problems(self.source, _MISSING_SHOWN, self.options.sheet)
         finder = FileFinder(self.places or (self.root,))
         rows = zip(*(missing.table[column] for column in ("named", "file", "row")), strict=True)
         for number, (named, file, row) in enumerate(rows):
