@@ -10,7 +10,13 @@ import click
 from mirip_fast.progress import Bar
 from mirip_fast.settings import Resolved
 
-from .options import checkpoint_option, command_line, config_options, moved_backbone
+from .options import (
+    checkpoint_option,
+    command_line,
+    config_options,
+    given_flags,
+    moved_backbone,
+)
 
 _PATH = click.Path(path_type=Path)
 _WIDTH = 100
@@ -61,6 +67,9 @@ if TYPE_CHECKING:
     "embed.workers",
     "embed.max_megapixels",
     "explain",
+    "data.by",
+    "evaluate.portfolio",
+    "evaluate.within",
     "data.id_column",
     "data.image_column",
     "data.image_root",
@@ -98,11 +107,14 @@ def rank_command(
     With --tiers, each work is compared with anchors: graded works of every tier that the model had not
     trained on. «>A %» is the share of tier A's anchors that a work beats. The tier stays the most probable
     one; «sure %» is its probability.
+
+    With --by, applicants are ranked, each with their works; with --within, inside each value of that column.
     """
     from mirip_fast.data.source_lists import as_one
     from mirip_fast.portfolio.rank import rank_folder
     from mirip_fast.portfolio.ranking import ranking_table
     from mirip_fast.ranking.anchors import find_anchors
+    from mirip_fast.ranking.applicants import check_portfolio
     from mirip_fast.ranking.evaluate import pick_model
 
     if anchors and not tiers:
@@ -113,6 +125,11 @@ def rank_command(
         from mirip_fast.portfolio.page import check_page_path
 
         check_page_path(html)
+    if resolved.config.data.by is None and given_flags("evaluate_"):
+        raise click.UsageError(
+            "--portfolio and --within are about applicants: name their column with --by"
+        )
+    check_portfolio(resolved.config.evaluate.portfolio)
     source = as_one(folder)
     model = pick_model(checkpoint, Path(resolved.config.train.output_dir))
     found = find_anchors(model, Path(resolved.config.embed.cache_dir), anchors) if tiers else None
@@ -122,9 +139,18 @@ def rank_command(
             backbone=backbone, rehash=rehash, anyway=anyway, command=command_line(), progress=bar.embedding,
         )  # fmt: skip
     files = done.write(out)
-    click.echo(ranking_table(done.ranking[:top]))
-    if top is not None and top < len(done.ranking):
-        click.echo(f"… and {len(done.ranking) - top} more in {files[0]}")
+    people = done.applicants
+    if people is None:
+        click.echo(ranking_table(done.ranking[:top]))
+        shown, where = done.ranking, files[0]
+    else:
+        ranks = dict(zip(done.ranking["file"], done.ranking["rank"], strict=True))
+        click.echo(people.to_text(ranks, top, _WIDTH))
+        shown, where = people.table, files[2]
+    if top is not None and top < len(shown):
+        click.echo(f"… and {len(shown) - top} more in {where}")
+    for line in () if people is None else (people.why, *people.remarks):
+        click.echo(click.wrap_text(line, width=_WIDTH))
     _tell_what_it_rests_on(done)
     if html is not None:
         files += _write_page(html, explain or 0, done, resolved.config, backbone)

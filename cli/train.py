@@ -31,6 +31,8 @@ _GRADES = {
     "--tier-column": "tier_column",
     "--score-column": "score_column",
     "--group-column": "group_column",
+    "--by": "by",
+    "--applicants": "applicants",
     "--grader-column": "grader_column",
 }
 
@@ -251,6 +253,8 @@ def say_result(
             f"Each work by a model without its group: pairwise accuracy {result.pairwise_accuracy:.4f} "
             f"({_span(result)})"
         )
+        if result.applicants is not None:
+            click.echo(f"Left out, too: {result.applicants['said']}")
         _warn_of_the_order(result)
     elif not isinstance(result, FoldsResult):
         why = "no better epoch for a while" if result.stopped_early else "all epochs done"

@@ -148,14 +148,17 @@ class Model:
             anyway: sort by a model that is no better than chance, too.
             out: write ranking.csv and ranking.json into this folder.
             html: write the page of the ranking to this file.
-            options: settings by their names.
+            options: settings by their names; ``by="applicant"`` ranks applicants (``portfolio="best:3"``,
+                ``within="department"``).
 
         Returns:
             A row per readable work, the best first, with the columns of
             :func:`mirip_fast.portfolio.ranking.rank_scores`: rank and its 95 % interval, score (higher is
             better), 0–100, tier and its probabilities as far as they are known, file, image_id, and the
-            columns of ``source``. Its ``attrs``: ``failures`` lists (file, reason) of works that could not be
-            read, ``names`` all works in the order of ``source``, ``warnings`` what to know of the numbers.
+            columns of ``source``; with ``by`` also ``applicant``, ``applicant_rank``, its interval and
+            ``applicant_score``. Its ``attrs``: ``applicants`` a dict per applicant, the best first;
+            ``failures`` lists (file, reason) of works that could not be read, ``names`` all works in
+            the order of ``source``, ``warnings`` what to know of the numbers.
 
         Raises:
             DataError: no image could be read, or the model is no better than chance.
@@ -188,6 +191,9 @@ class Model:
         ranking.attrs["failures"] = done.failures
         ranking.attrs["names"] = done.names
         ranking.attrs["warnings"] = done.calibration.warnings()
+        if done.applicants is not None:
+            ranking.attrs["applicants"] = done.applicants.records()
+            ranking.attrs["warnings"] += [done.applicants.why, *done.applicants.remarks]
         return ranking
 
     def score(self, source: Source, **options: Any) -> pd.DataFrame:
@@ -400,7 +406,7 @@ def train(
     else:
         from mirip_fast.ranking.train import Request, train_head
 
-        grades = ("tiers", "tier_column", "score_column", "group_column")
+        grades = ("tiers", "tier_column", "score_column", "group_column", "by", "applicants")
         again = {name: getattr(made.data, name) for name in grades if name in options}
         run, _ = train_head(made, Request(data, grades=again))
     return Model(pick_model(run.path, run.path.parent), made)

@@ -64,6 +64,14 @@ class DataConfig:
     grader_column: str = option(
         "grader", "CSV column naming who gave the tier, where a work has a row per grader."
     )
+    by: str | None = option(
+        None,
+        "CSV column with the name of each work's applicant; folder: a folder per applicant. Works of one "
+        "stay in one split, and are ranked and evaluated together (auto: no applicants).",
+    )
+    applicants: str | None = option(
+        None, "CSV file with a row per applicant: the column of --by, and the tier (auto: none)."
+    )
     image_root: str | None = option(
         None,
         "Folder that image files are relative to (auto: the CSV's folder and its images/); files elsewhere "
@@ -401,6 +409,11 @@ class EvaluateConfig:
         "CSV column inside which comparisons are fair: training takes its pairs from inside one value "
         "of it, judging tells their accuracy too (auto: all images together; a run is judged as it was "
         "trained).",
+    )
+    portfolio: str | None = option(
+        None,
+        "How works make an applicant's score: mean, median, or best:K, the mean of the best K (auto: what "
+        "orders graded applicants best that were not trained on, else the mean).",
     )
 
 

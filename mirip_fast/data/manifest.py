@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mirip_fast.data.applicants import with_applicants
 from mirip_fast.data.csv_reader import Problems, absolute, closest, counted, shown
 from mirip_fast.data.graders import PREFIX, grader_names
 from mirip_fast.data.image_files import IMAGE_EXTENSIONS, passed_over, scan_folder, tell_passed_over
@@ -55,7 +56,9 @@ _TABLES = (".csv", ".tsv", ".xlsx", ".xlsm", ".xls", ".ods", ".parquet", ".jsonl
 _TEXTS = (".txt", ".json")  # tables only by their names
 _GRADES = ("metadata", "meta", "grade", "label", "tier", "score", "등급", "성적", "평가")
 #: Tables that mirip-fast itself writes and nobody means.
-_OURS = {"ranking", "failures", "audit", "near_groups", "duplicates", "similar", "sweep", "pairs"}
+_OURS = {
+    "ranking", "applicants", "failures", "audit", "near_groups", "duplicates", "similar", "sweep", "pairs",
+}  # fmt: skip
 _TABLES_SHOWN = 5
 
 _COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -78,7 +81,10 @@ def read_manifest(source: Path | str, options: DataOptions | None = None) -> Man
         DataError: the source does not exist, holds no images, or is faulty; all faults of a CSV file
             are told at once, each with its line and column.
     """
-    options = options or DataOptions()
+    return with_applicants(_read(source, options or DataOptions()))
+
+
+def _read(source: Path | str, options: DataOptions) -> Manifest:
     source = located(source)
     if options.image_root is not None:
         image_root = absolute(options.image_root)

@@ -63,6 +63,8 @@ class DataOptions:
         score_column: column with a grade finer than the tier (a number, higher is better).
         group_column: column naming images that must stay in one split.
         grader_column: column naming who gave the tier, where a work has a row per grader.
+        by: column with the applicants' names; ``folder``: a folder per applicant.
+        applicants: CSV file of applicants' grades.
         image_root: folder that image files are relative to, before the CSV's own folder; files outside of
             both are refused.
         separator: between cells; ``None`` finds it out.
@@ -83,6 +85,8 @@ class DataOptions:
     score_column: str = "tier_score"
     group_column: str = "group"
     grader_column: str = "grader"
+    by: str | None = None
+    applicants: str | None = None
     image_root: Path | None = None
     separator: str | None = None
     encoding: str = "utf-8"
@@ -108,6 +112,8 @@ class DataOptions:
             score_column=nfc(config.score_column),
             group_column=nfc(config.group_column),
             grader_column=nfc(config.grader_column),
+            by=None if config.by is None else nfc(config.by.strip()),
+            applicants=config.applicants,
             image_root=None if config.image_root is None else Path(config.image_root),
             separator={"tab": "\t", "\\t": "\t"}.get(config.separator or "", config.separator),
             encoding=config.encoding,

@@ -7,6 +7,7 @@ code.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from itertools import combinations
@@ -152,6 +153,8 @@ class Report:
         image_ids, scores, tiers, within, grades: what was evaluated, [n] each: tiers are codes, 0 = best (the
             ranks of the finer grades without tiers), within codes are None without the column, finer
             grades NaN where there are none.
+        applicants: how the applicants are ordered whose works these are; None where nobody asked; see
+            :func:`mirip_fast.ranking.applicants.applicant_accuracy`.
     """
 
     tier_names: tuple[str, ...]
@@ -190,6 +193,7 @@ class Report:
     tiers: IntArray = field(repr=False, compare=False)
     within: IntArray | None = field(repr=False, compare=False)
     grades: FloatArray = field(repr=False, compare=False)
+    applicants: dict[str, Any] | None = None
 
     def worst_mistakes(self, k: int = 10, *, max_per_image: int = 2) -> list[Mistake]:
         """At most ``k`` wrongly ordered pairs, largest gap first, an image at most twice by default.
@@ -228,7 +232,7 @@ class Report:
         """Plain JSON types, every number finite or None, with the ``mistakes`` worst mistakes."""
         made_below = {
             "image_ids", "scores", "tiers", "within", "grades",
-            "tier_pairs", "within_values", "groups", "by_quota",
+            "tier_pairs", "within_values", "groups", "by_quota", "applicants",
         }  # fmt: skip
         plain = {
             f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name not in made_below
@@ -243,12 +247,15 @@ class Report:
             ]
         for name, value in (_plain(self.by_quota) or {}).items():  # tier_accuracy and so on
             plain[name if name.startswith(("macro", "confusion")) else f"tier_{name}"] = value
+        if self.applicants is not None:
+            plain["applicants"] = self.applicants
         plain["worst_mistakes"] = [asdict(mistake) for mistake in self.worst_mistakes(mistakes)]
         return plain
 
     def to_table(self, mistakes: int = 5) -> str:
         """Text for a terminal: figures, tier pairs, confusion matrix, the worst mistakes, warnings."""
-        return _report_text(self, mistakes)
+        said = [] if self.applicants is None else [textwrap.fill(self.applicants["said"], 100)]
+        return "\n\n".join([_report_text(self, mistakes), *said])
 
     def __str__(self) -> str:
         return self.to_table()

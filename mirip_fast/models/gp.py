@@ -50,6 +50,31 @@ def normal_scores(tiers: ArrayLike) -> FloatArray:
     return result
 
 
+def draw_errors(
+    errors: FloatArray,
+    size: tuple[int, int],
+    seed: int = 0,
+    together: NDArray[np.int64] | None = None,
+    shared: float = 0.0,
+) -> FloatArray:
+    """[draws, k] of the known errors, drawn with replacement, and no bell curve.
+
+    Args:
+        errors: [m].
+        size: draws, k.
+        seed: of the draws.
+        together: [k] numbers of sets 0 … G − 1 whose works err alike; None: every work alone.
+        shared: correlation of the errors of two works of one set (0–1): each takes its set's error, and not
+            one of its own, with the chance √shared, so that each work's errors stay as they are.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(len(errors), size=size)
+    if together is not None and shared > 0:
+        common = rng.integers(len(errors), size=(size[0], int(together.max(initial=-1)) + 1))
+        drawn = np.where(rng.random(size) < shared**0.5, common[:, together], drawn)
+    return errors[drawn]
+
+
 @dataclass(frozen=True)
 class GaussianProcess:
     """A fitted process; :meth:`arrays` and :meth:`from_arrays` keep it to the bit.
@@ -198,17 +223,25 @@ class GaussianProcess:
         """
         return self._predict(rows)[1]
 
-    def draw(self, rows: ArrayLike, draws: int, seed: int = 0) -> FloatArray:
+    def draw(
+        self,
+        rows: ArrayLike,
+        draws: int,
+        seed: int = 0,
+        *,
+        together: NDArray[np.int64] | None = None,
+        shared: float = 0.0,
+    ) -> FloatArray:
         """[draws, k] values that the grader may give to k works: score + spread × error.
 
-        The errors are those of the left-out training rows, drawn with replacement, and no bell curve.
+        The errors are those of the left-out training rows, as :func:`draw_errors` draws them.
 
         Raises:
             CheckpointError: the features have another width than those it was trained on.
         """
         score, spread = self._predict(rows)
-        drawn = np.random.default_rng(seed).integers(len(self.errors), size=(draws, len(score)))
-        result: FloatArray = score + spread * self.errors[drawn]
+        size = (draws, len(score))
+        result: FloatArray = score + spread * draw_errors(self.errors, size, seed, together, shared)
         return result
 
     def _predict(self, rows: ArrayLike) -> tuple[FloatArray, FloatArray]:

@@ -183,6 +183,7 @@ def write_page(
             }
             for work, sha, name in works
         ],
+        **_people(done),
         "failures": [
             {"name": printable(os.path.relpath(file, done.root)), "reason": printable(reason)}
             for file, reason in done.failures
@@ -299,6 +300,27 @@ def _about(done: RankDone) -> dict[str, Any]:
     }
 
 
+def _people(done: RankDone) -> dict[str, Any]:
+    """Applicants, the best first, with the places of their works in the ranking; and what is said of them."""
+    people = done.applicants
+    if people is None:
+        return {"applicants": None, "portfolio": None}
+    place = {file: i for i, file in enumerate(done.ranking["file"])}
+    listed = [
+        {
+            **person,
+            "name": printable(person["name"]),
+            "works": [place[file] for file in person["works"]],
+        }
+        for person in people.records()
+    ]
+    said = [printable(text) for text in (people.why, *people.remarks)]
+    return {
+        "applicants": listed,
+        "portfolio": {"by": printable(people.by), "within": people.within, "said": said},
+    }
+
+
 def _works(
     done: RankDone, page: Path, stacks: Mapping[int, tuple[int, Match]]
 ) -> Iterator[dict[str, Any]]:
@@ -307,6 +329,10 @@ def _works(
     ranking = done.ranking
     chances, wins = of_tiers(ranking, "p").values(), of_tiers(ranking, "wins").values()
     given = given_columns(ranking)
+    if (
+        done.applicants is not None and done.applicants.by == "applicant"
+    ):  # which stands before the file
+        given.append("applicant")
     for i, work in enumerate(ranking.to_dict("records")):
         stack, match = stacks.get(i, (None, None))
         rates = [None if math.isnan(work[c]) else round(work[c], 4) for c in wins]

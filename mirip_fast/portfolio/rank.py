@@ -12,20 +12,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mirip_fast.config import Config
+from mirip_fast.config import Config, EvaluateConfig
+from mirip_fast.data.applicants import applicants_of, names_some
+from mirip_fast.data.csv_reader import counted
 from mirip_fast.data.locate import tell_unlisted
 from mirip_fast.data.manifest import read_manifest
 from mirip_fast.data.remote import address
 from mirip_fast.data.sources import keep_indexes_in
-from mirip_fast.data.table import DataOptions, given_name, own_columns
+from mirip_fast.data.table import DataOptions, Manifest, given_name, own_columns
 from mirip_fast.errors import DataError
 from mirip_fast.evaluation.calibration import Calibration
 from mirip_fast.features.embed import Progress
 from mirip_fast.features.phase_one import settings_of
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.files import write_csv
+from mirip_fast.portfolio.applicants import Applicants, of_works, rank_applicants
 from mirip_fast.portfolio.ranking import CONFIDENCE, rank_scores, write_ranking
 from mirip_fast.ranking.anchors import Anchors
+from mirip_fast.ranking.applicants import choose_portfolio, shared_error
+from mirip_fast.ranking.graded import column_of
 from mirip_fast.ranking.references import load_calibration, made_with
 from mirip_fast.ranking.scorer import Scored, ScoreModel, score_files
 
@@ -59,6 +64,7 @@ class RankDone:
         hashes: a work's name → SHA-256 of its file.
         store: holds the works' features.
         anchors: what the works were compared with; None where they were not.
+        applicants: whose works they are, in order; None where nobody asked.
     """
 
     source: Path
@@ -74,12 +80,14 @@ class RankDone:
     hashes: Mapping[str, bytes]
     store: FeatureStore
     anchors: Anchors | None = None
+    applicants: Applicants | None = None
 
     def write(self, out: Path) -> list[Path]:
-        """Write ranking.csv and ranking.json into a folder, and failures.csv where works failed.
+        """Write ranking.csv and ranking.json into a folder, applicants.csv with applicants, and failures.csv
+        where works failed.
 
         Returns:
-            The two files of the ranking.
+            The files but for failures.csv.
         """
         known = self.calibration
         about: dict[str, Any] = {
@@ -100,7 +108,16 @@ class RankDone:
         }
         if self.anchors is not None:
             about["anchors"] = {**self.anchors.to_dict(), "remarks": self.anchors.remarks()}
+        people = self.applicants
+        if people is not None:
+            about["applicants"] = people.records()
+            about["portfolio"] = {
+                "by": people.by, "within": people.within, "made_by": people.how, "why": people.why,
+                "remarks": list(people.remarks),
+            }  # fmt: skip
         files = write_ranking(out, self.ranking, about)
+        if people is not None:
+            files.append(people.write(out))
         if self.failures:
             rows = [{"path": address(Path(path)), "reason": why} for path, why in self.failures]
             write_csv(out / "failures.csv", ("path", "reason"), rows)
@@ -178,9 +195,15 @@ def rank_folder(
     given = {c: given_name(c) for c in own}
     works = works.rename(columns={c: n for c, n in given.items() if n not in works.columns})
     draws, no_intervals = _draws(model, scored)
+    applicants, columns = None, None
+    if manifest.options.by is not None:
+        applicants, columns = _applicants(model, manifest, names, scored, config.evaluate)
+        works = works.drop(
+            columns=[c for c in works.columns if c == manifest.options.by == "applicant"]
+        )
     ranking = rank_scores(
         works, scored.scores, view_spread=scored.view_spread, calibration=calibration, draws=draws,
-        win_rates=None if anchors is None else _win_rates(anchors, scored),
+        win_rates=None if anchors is None else _win_rates(anchors, scored), applicants=columns,
     )  # fmt: skip
     hashes = {
         name: outcome.sha256
@@ -191,7 +214,7 @@ def rank_folder(
         manifest.source, model, ranking, failures, names, calibration,
         0 if draws is None else len(draws), no_intervals,
         made_with(model, (outcome.sha256 for outcome in scored.outcomes)),
-        manifest.root, hashes, scored.store, anchors,
+        manifest.root, hashes, scored.store, anchors, applicants,
     )  # fmt: skip
 
 
@@ -247,6 +270,83 @@ def _draws(model: ScoreModel, scored: Scored) -> tuple[NDArray[np.float64] | Non
     if drawn is None:
         return None, _NO_INTERVALS
     return np.where(index >= 0, drawn[:, index], np.nan), None
+
+
+def _applicants(
+    model: ScoreModel,
+    manifest: Manifest,
+    files: Sequence[str],
+    scored: Scored,
+    config: EvaluateConfig,
+) -> tuple[Applicants, dict[str, NDArray[Any]]]:
+    """The applicants in order, and what each work says of its own."""
+    by, remarks = str(manifest.options.by), []
+    names = applicants_of(manifest)
+    within = None if config.within is None else column_of(manifest, config.within)
+    if within is not None:
+        inside = [
+            None if value is None else name for name, value in zip(names, within, strict=True)
+        ]
+        lost = [file for file, a, b in zip(files, names, inside, strict=True) if a and not b]
+        if lost:
+            remarks.append(
+                f"{counted(len(lost), 'work')} without a value in {config.within!r}, ranked as works only: "
+                f"{names_some(lost)}"
+            )
+        names = inside
+    how, why = choose_portfolio(model, by, config.portfolio)
+    nobody = [
+        file for file, name in zip(files, applicants_of(manifest), strict=True) if name is None
+    ]
+    if nobody:
+        remarks.append(
+            f"{counted(len(nobody), 'work')} without an applicant, ranked as works only: {names_some(nobody)}"
+        )
+    # The same picture handed in twice by one applicant counts once.
+    seen, counting, copies = set(), [], []
+    for file, name, value, outcome in zip(
+        files, names, within or [None] * len(names), scored.outcomes, strict=True
+    ):
+        key = (name, value, outcome.sha256)
+        again = name is not None and outcome.sha256 is not None and key in seen
+        copies += [file] if again else []
+        counting.append(None if again else name)
+        seen.add(key)
+    if copies:
+        remarks.append(
+            f"{counted(len(copies), 'work')} handed in twice by one applicant, counted once: "
+            f"{names_some(copies)}"
+        )
+    readable = [i for i, outcome in enumerate(scored.outcomes) if outcome.status != "failed"]
+    failed = sorted({*filter(None, names)} - {names[i] or "" for i in readable})
+    if failed:
+        remarks.append(
+            f"{counted(len(failed), 'applicant')} not ranked, as no work of theirs could be read: "
+            f"{names_some(failed)}"
+        )
+    shared = shared_error(model)
+    together = np.unique([names[i] or f"\n{i}" for i in readable], return_inverse=True)[1]
+    drawn = model.draw(
+        scored.store, [scored.outcomes[i].sha256 or b"" for i in readable], scored.scores[readable], DRAWS,
+        together=together.astype(np.int64), shared=shared or 0.0,
+    )  # fmt: skip
+    draws = None
+    if drawn is not None:
+        draws = np.full((DRAWS, len(names)), np.nan)
+        draws[:, readable] = drawn
+        remarks.append(
+            "95 % of an applicant's rank: how far grades lie from what the model had said of graded works "
+            "that it had not trained on, and which works were handed in."
+            + (
+                " How alike its errors on works of one applicant are is not known (it takes ten groups of "
+                "graded works), so they count as independent: such intervals are too narrow."
+                if shared is None
+                else f" Its errors on two works of one applicant correlate by {shared:.2f}."
+            )
+        )
+    table = rank_applicants(counting, scored.scores, files, how, draws=draws, within=within)
+    people = Applicants(by, config.within, table, how, why, tuple(remarks))
+    return people, of_works(table, names, within)
 
 
 def _score(

@@ -37,6 +37,7 @@ def rank_scores(
     calibration: Calibration | None = None,
     draws: NDArray[np.float64] | None = None,
     win_rates: Mapping[str, NDArray[np.float64]] | None = None,
+    applicants: Mapping[str, NDArray[Any]] | None = None,
 ) -> pd.DataFrame:
     """Sort works by score, best first. Equal scores share the better rank, as in sports: 1, 2, 2, 4.
 
@@ -48,6 +49,7 @@ def rank_scores(
         draws: [H, n] scores of the same works in H draws, of
             :meth:`mirip_fast.ranking.scorer.ScoreModel.draw`.
         win_rates: tier → [n] shares of its anchors that the works beat, NaN for unknown.
+        applicants: further columns [n], of :func:`mirip_fast.portfolio.applicants.of_works`.
 
     Returns:
         A row per scored work. What is unknown of all of them has no column.
@@ -58,6 +60,8 @@ def rank_scores(
           ``view_spread``, ``score_100`` (percentile among held-out works);
         - ``tier`` (the most probable one), ``p_<tier>`` (probabilities, which sum to 1), ``wins_<tier>``
           (shares of the anchors of a tier that it beats, NaN where the tier has none);
+        - ``applicant``, ``applicant_rank``, ``applicant_rank_low``, ``applicant_rank_high``,
+          ``applicant_score``: whose work it is and where that applicant stands, None for works of nobody;
         - ``file``, ``image_id``, and the further columns of ``works``. One that is called as one of the
           others gets ``given_`` before its name.
     """
@@ -87,6 +91,7 @@ def rank_scores(
         known.update((f"p_{tier}", chances[:, k]) for k, tier in enumerate(names))
     for tier, rates in (win_rates or {}).items():
         known[f"wins_{tier}"] = rates[order]
+    known.update((name, cells[order]) for name, cells in (applicants or {}).items())
     for column in ("file", "image_id"):
         known[column] = works[column].to_numpy()[order]
     for column in works.columns:
@@ -167,14 +172,16 @@ def write_ranking(folder: Path, ranking: pd.DataFrame, about: dict[str, Any]) ->
     """
     chances, wins = of_tiers(ranking, "p"), of_tiers(ranking, "wins")
     given = given_columns(ranking)
-    columns = [*_ALWAYS, *chances.values(), *wins.values(), "file", "image_id", *given]
+    known = [c for c in ranking.columns if c not in given]
+    applicants = [c for c in known if c.startswith("applicant")]
+    columns = [*_ALWAYS, *chances.values(), *wins.values(), *applicants, "file", "image_id", *given]
     rows, works = [], []
     for row in ranking.to_dict("records"):
         work = {name: _plain(value) for name, value in row.items()}
         rows.append({c: _cell(c, work.get(c), own=c not in given) for c in columns})
         works.append(
             {
-                **{name: work.get(name) for name in (*_ALWAYS, "file", "image_id")},
+                **{name: work.get(name) for name in (*_ALWAYS, *applicants, "file", "image_id")},
                 "tier_probabilities": {t: work[c] for t, c in chances.items()} or None,
                 "win_rates": {t: work[c] for t, c in wins.items()} or None,
                 "given": {name: work[name] for name in given},
@@ -194,13 +201,13 @@ def _plain(value: Any) -> Any:
 def _cell(name: str, value: Any, *, own: bool) -> str:
     """A cell as ranking.csv has it; what is not known says so, but for cells that were given empty."""
     if value is None:
-        return UNKNOWN if own else ""
+        return UNKNOWN if own and not name.startswith("applicant") else ""
     if isinstance(value, bool) and own:
         return "yes" if value else "no"
     if isinstance(value, float) and own:
         form = (
             ".6g"
-            if name in ("score", "score_sd", "view_spread")
+            if name in ("score", "score_sd", "view_spread", "applicant_score")
             else ".2f"
             if name == "score_100"
             else ".4f"

@@ -26,6 +26,7 @@ from mirip_fast.evaluation.text_table import format_table
 from mirip_fast.features.embed import Progress
 from mirip_fast.features.phase_one import settings_of
 from mirip_fast.files import write_json
+from mirip_fast.ranking.applicants import evaluate_applicants
 from mirip_fast.ranking.baselines import Baseline, compare_with_baselines
 from mirip_fast.ranking.graded import GradedImages, load_split
 from mirip_fast.ranking.references import load_calibration, made_with
@@ -262,7 +263,7 @@ def _report(
     model: ScoreModel,
 ) -> Report:
     manifest, within = images.manifest, config.evaluate.within
-    return evaluate(
+    report = evaluate(
         scores,
         images.tiers if images.has_tiers else None,
         tier_names=manifest.tiers,
@@ -274,6 +275,8 @@ def _report(
         seen=made_with(model, images.hashes),
         rounds=config.evaluate.bootstrap_rounds,
     )
+    people = evaluate_applicants(model, scores, images, config)
+    return dataclasses.replace(report, applicants=people)
 
 
 @dataclass(frozen=True)

@@ -137,23 +137,8 @@ class GradedImages:
         return np.array(scores, dtype=np.float64)
 
     def column(self, name: str) -> list[str | None]:
-        """[n] values of a CSV column.
-
-        Raises:
-            DataError: no image has that column; names those there are.
-        """
-        table, name = self.manifest.table, nfc(name)
-        if name == self.manifest.options.group_column:
-            return self.manifest.groups
-        known = set(map(given_name, own_columns(table)))
-        if table["group"].notna().any():
-            known.add(self.manifest.options.group_column)
-        if name not in known:
-            there = ", ".join(sorted(known)) or "no further columns"
-            close = closest(name, known)
-            hint = f". Did you mean {close}?" if close else ""
-            raise DataError(f"--within {name}: the data has no such column; it has {there}{hint}")
-        return [value or None for value in table[own_column(name)]]
+        """[n] values of a CSV column; see :func:`column_of`."""
+        return column_of(self.manifest, name)
 
     def labels(
         self, within: str | None, *, label: str = "tier", pairs: ListedPairs | None = None
@@ -197,6 +182,26 @@ class GradedImages:
         """
         labels = self.labels(within, label=label, pairs=pairs)
         return with_features(labels, store, self.hashes, features, views)
+
+
+def column_of(manifest: Manifest, name: str) -> list[str | None]:
+    """[n] values of the column that ``--within`` names.
+
+    Raises:
+        DataError: no image has that column; names those there are.
+    """
+    table, name, options = manifest.table, nfc(name), manifest.options
+    if name == options.group_column and options.with_grades:
+        return manifest.groups
+    known = set(map(given_name, own_columns(table)))
+    if table["group"].notna().any():
+        known.add(options.group_column)
+    if name not in known:
+        there = ", ".join(sorted(known)) or "no further columns"
+        close = closest(name, known)
+        hint = f". Did you mean {close}?" if close else ""
+        raise DataError(f"--within {name}: the data has no such column; it has {there}{hint}")
+    return [value or None for value in table[own_column(name)]]
 
 
 def graded_of_dataset(

@@ -40,6 +40,7 @@ from mirip_fast.models.numpy_head import NumpyHead
 from mirip_fast.models.preference import fit_pairs
 from mirip_fast.progress import steps
 from mirip_fast.ranking.anchors import keep_anchors
+from mirip_fast.ranking.applicants import evaluate_applicants
 from mirip_fast.ranking.finished import draw_run
 from mirip_fast.ranking.fit import fit_quietly
 from mirip_fast.ranking.folds import assign_folds, folds_of
@@ -274,6 +275,8 @@ def _fit(
         image_ids=held_out.ids, groups=held_out.groups, tier_scores=held_out.tier_scores,
         calibration=calibration, rounds=_ROUNDS,
     )  # fmt: skip
+    people = evaluate_applicants(model, held_out.scores, learned, config)
+    report = dataclasses.replace(report, applicants=people)
     run.update(
         status="finished",
         readout=fitted.name,

@@ -23,7 +23,7 @@ from mirip_fast.features.outcomes import InputHashes, Outcome, ledger
 from mirip_fast.features.phase_one import PhaseOne, open_hashes, prepare, with_kinds
 from mirip_fast.features.recipe import series_name
 from mirip_fast.features.store import FeatureStore, differing_fields
-from mirip_fast.models.gp import GaussianProcess
+from mirip_fast.models.gp import GaussianProcess, draw_errors
 from mirip_fast.models.model_info import ModelInfo, beside
 from mirip_fast.models.numpy_head import NumpyHead
 from mirip_fast.ranking.head_files import Member, load_head, load_members
@@ -136,6 +136,9 @@ class ScoreModel:
         hashes: Sequence[bytes],
         scores: NDArray[np.floating],
         draws: int,
+        *,
+        together: NDArray[np.int64] | None = None,
+        shared: float = 0.0,
     ) -> NDArray[np.float64] | None:
         """[draws, n] grades that n works may get, in the unit of :meth:`score`; None where it is not known.
 
@@ -147,17 +150,19 @@ class ScoreModel:
             hashes: SHA-256 of the n works.
             scores: [n] what the model says of them.
             draws: how many.
+            together, shared: works that err alike, as for :func:`mirip_fast.models.gp.draw_errors`.
 
         Raises:
             StoreError: a series or row is missing.
         """
         if self.errors is not None:
-            drawn = np.random.default_rng(0).choice(self.errors, size=(draws, len(hashes)))
+            drawn = draw_errors(self.errors, (draws, len(hashes)), 0, together, shared)
             return np.asarray(scores + drawn, dtype=np.float64)
         if self.process is None:
             return None
         features = read_features(store, hashes, self.info.features, self.info.views)
-        return self.process.draw(features.mean(axis=1), draws)
+        rows = features.mean(axis=1)
+        return self.process.draw(rows, draws, together=together, shared=shared)
 
     def _by_head(
         self, heads: Sequence[Member], store: FeatureStore, hashes: Sequence[bytes]

@@ -1,0 +1,207 @@
+"""Applicants with several works each: their order, its interval, their grades; what an office would lose."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_run import TINY, rows_of
+from mirip_fast_cli.main import run
+from PIL import Image
+
+import mirip_fast as mf
+
+APPLICANTS = 28
+
+
+def name_of(number: int) -> str:
+    return f"지원자 {number:02d}"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder: 28 applicants of three works each, works graded near their applicant; a run on them."""
+    root = tmp_path_factory.mktemp("office") / "made"
+    rng = np.random.default_rng(0)
+    (root / "data" / "images").mkdir(parents=True)
+    rows, grades = ["image_id,filename,tier,지원자,학과"], ["지원자,tier"]
+    new, pictures = ["filename,지원자,학과"], rng.normal(0, 40, (APPLICANTS, 3, 28, 28, 3))
+    for a in range(APPLICANTS):
+        tier = a % 4
+        level = 200 - 30 * tier + rng.normal(0, 12)
+        for w in range(3):
+            name = f"작품 {a}-{w}.png"
+            pixels = (pictures[a, w] + level + rng.normal(0, 12)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(root / "data" / "images" / name)
+            given = int(np.clip(tier + rng.integers(-1, 2), 0, 3))
+            department = "회화" if a % 3 else "조소"
+            rows.append(f"id{a}-{w},{name},{'SABC'[given]},{name_of(a)},{department}")
+            new.append(f"{name},{name_of(a)},{department}")
+        grades.append(f"{name_of(a)},{'SABC'[tier]}")
+    for file, lines in (("metadata.csv", rows), ("grades.csv", grades), ("new.csv", new)):
+        (root / "data" / file).write_text("\n".join(lines) + "\n", encoding="utf-8-sig")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        assert run(["--quiet", "embed", "data", *TINY]) == 0
+        assert run(["--quiet", "train", "--head-only", "--by", "지원자"]) == 0
+    return root
+
+
+@pytest.fixture
+def office(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(made, tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "work"
+
+
+def flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+def test_applicants_are_in_order_each_with_their_works(
+    office: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Single works scattered over ranks 2, 37, 41, 68 say nothing of whom to admit."""
+    table = pd.read_csv("data/new.csv", encoding="utf-8-sig")
+    table.loc[4, "지원자"] = " "
+    again = table.iloc[6].copy()  # the same picture, handed in twice under two names
+    again["filename"] = "copy.png"
+    shutil.copy(Path("data/images") / table.iloc[6]["filename"], "data/images/copy.png")
+    broken = pd.Series({"filename": "broken.png", "지원자": "김 깨짐", "학과": "회화"})
+    Path("data/images/broken.png").write_bytes(b"no picture")
+    table = pd.concat([table, pd.DataFrame([again, broken])])
+    table.to_csv("data/new.csv", index=False, encoding="utf-8")
+    assert run(["rank", "data/new.csv", "--by", "지원자", "--html", "page.html", *TINY[-2:]]) == 0
+    told = flat(capfd.readouterr().out)
+    assert "An applicant's score is the mean of their works' scores:" in told
+    assert "1 work without an applicant, ranked as works only: images/작품 1-1.png" in told
+    assert "1 work handed in twice by one applicant, counted once: images/copy.png" in told
+    assert "1 applicant not ranked, as no work of theirs could be read: 김 깨짐" in told
+    assert "correlate by" in told and f"{name_of(1)}" in told
+    people, works = rows_of(Path("applicants.csv")), rows_of(Path("ranking.csv"))
+    assert len(people) == APPLICANTS and [p["rank"] for p in people] == sorted(
+        (p["rank"] for p in people), key=int
+    )
+    scores = {w["file"]: float(w["score"]) for w in works}
+    for person in people:
+        files = person["files"].split("; ")
+        assert len(files) == int(person["works"]) == (2 if person["applicant"] == name_of(1) else 3)
+        assert float(person["score"]) == pytest.approx(
+            np.mean([scores[f] for f in files]), abs=1e-4
+        )
+        assert int(person["rank_low"]) <= int(person["rank"]) <= int(person["rank_high"])
+    of = {p["applicant"]: p for p in people}
+    for work in works:
+        if work["file"] == "images/작품 1-1.png":
+            assert work["applicant"] == work["applicant_rank"] == ""
+        else:
+            own = of[work["지원자"]]
+            assert work["applicant"] == work["지원자"]
+            assert (work["applicant_rank"], work["applicant_rank_high"]) == (
+                own["rank"],
+                own["rank_high"],
+            )
+    read = json.loads(Path("ranking.json").read_text())
+    assert read["applicants"][0]["name"] == people[0]["applicant"]
+    assert read["applicants"][0]["works"] == people[0]["files"].split("; ")
+    inside = json.loads(
+        re.search(r'id="data">(.*?)</script>', Path("page.html").read_text(), re.S)[1]
+    )
+    first = inside["applicants"][0]
+    assert [inside["works"][i]["name"] for i in first["works"]] == read["applicants"][0]["works"]
+
+
+def test_the_middle_and_the_best_and_departments(
+    office: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Who paints is not compared with who sculpts; the weaker works of an applicant may not count."""
+    for how, made in (("median", np.median), ("best:2", lambda s: np.mean(np.sort(s)[-2:]))):
+        assert (
+            run(["rank", "data/new.csv", "--by", "지원자", "--portfolio", how, "--within", "학과"])
+            == 0
+        )
+        scores = {w["file"]: float(w["score"]) for w in rows_of(Path("ranking.csv"))}
+        people = rows_of(Path("applicants.csv"))
+        for person in people:
+            own = [scores[f] for f in person["files"].split("; ")]
+            assert float(person["score"]) == pytest.approx(made(own), abs=1e-4)
+        for department in ("회화", "조소"):
+            ranks = [int(p["rank"]) for p in people if p["학과"] == department]
+            assert ranks == list(range(1, len(ranks) + 1))
+    assert run(["rank", "data/new.csv", "--by", "지원자", "--portfolio", "best"]) == 1
+    assert "use mean, median or best:3" in capfd.readouterr().err
+    assert run(["rank", "data/new.csv", "--within", "학과"]) == 2
+    assert run(["rank", "data/new.csv", "--by", "지원"]) == 1
+    assert "Did you mean 지원자? A folder per applicant: --by folder" in flat(
+        capfd.readouterr().err
+    )
+
+
+def test_a_folder_per_applicant(office: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for row in rows_of(Path("data/new.csv"))[:18]:
+        place = Path("받은 것") / row["학과"] / row["지원자"]
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copy(Path("data/images") / row["filename"], place)
+    assert run(["rank", "받은 것", "--by", "folder/folder"]) == 0
+    assert {p["applicant"] for p in rows_of(Path("applicants.csv"))} == {
+        f"{'회화' if a % 3 else '조소'}/{name_of(a)}" for a in range(6)
+    }
+    capfd.readouterr()
+    assert run(["rank", "받은 것", "--by", "folder"]) == 0  # departments: told
+    assert "If those are the applicants: --by folder/folder" in flat(capfd.readouterr().err)
+
+
+def test_the_same_in_python(office: Path) -> None:
+    table = pd.read_csv("data/new.csv", encoding="utf-8-sig").rename(
+        columns={"지원자": "applicant"}
+    )
+    table["filename"] = ["data/images/" + name for name in table["filename"]]
+    ranking = mf.load().rank(table, by="applicant", portfolio="best:1")
+    assert "given_applicant" not in ranking
+    for name, own in ranking.groupby("applicant"):
+        assert (own["applicant_score"] == own["score"].max()).all(), name
+    assert (ranking["applicant_rank_low"] <= ranking["applicant_rank_high"]).all()
+    people = ranking.attrs["applicants"]
+    assert [p["rank"] for p in people] == sorted(p["rank"] for p in people)
+
+
+def test_grades_of_applicants_choose_and_are_evaluated(
+    office: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """All works of an applicant stay in one split; their own grades say how well they are ordered."""
+    lines = Path("data/grades.csv").read_text(encoding="utf-8-sig").splitlines()
+    Path("data/grades.csv").write_text("\n".join([*lines[:-1], "없는 사람,A"]), encoding="utf-8")
+    shares = ["--train-ratio", "0.4", "--val-ratio", "0.3", "--test-ratio", "0.3"]
+    train = ["train", "--head-only", "--by", "지원자", "--applicants", "data/grades.csv", *shares]
+    assert run(train) == 0
+    out, err = map(flat, capfd.readouterr())
+    assert "1 applicant without a work: 없는 사람" in err
+    assert f"1 applicant without a grade: {name_of(APPLICANTS - 1)}" in err
+    assert "Left out, too: Applicants (column 지원자)" in out
+    newest = max(Path("runs").iterdir())
+    splits = pd.read_csv(newest / "split.csv", encoding="utf-8-sig")
+    assert (splits.groupby("지원자")["split"].nunique() == 1).all()
+    assert run(["evaluate"]) == 0
+    told = flat(capfd.readouterr().out)
+    read = json.loads((newest / "evaluation_test.json").read_text())["applicants"]
+    assert read["graded_by"] == "applicants" and read["said"] in told
+    works = splits[splits["split"] == "test"]
+    assert (read["applicants"], read["works"]) == (works["지원자"].nunique(), len(works))
+    assert run(["rank", "data/new.csv", "--by", "지원자"]) == 0
+    told = flat(capfd.readouterr().out)
+    assert re.search(r"of \d\d graded applicants that the model had not trained on it orders", told)
+    assert read["portfolio"].replace("best:", "mean of the best ") in told
+    for wrong, said in (
+        ("지원자,tier\n지원자 01,S\n지원자 01,A\n", "has another grade in a row above"),
+        ("지원자,tier\n지원자 01,1등\n", "unknown tier '1등'; known are S, A, B, C"),
+        ("이름,tier\n지원자 01,S\n", "no column '지원자'"),
+        ("지원자,tier\n누구,S\n", "none of 1 applicant (first: 누구) has a work"),
+    ):
+        Path("data/grades.csv").write_text(wrong, encoding="utf-8")
+        assert run(train) == 1
+        assert said in flat(capfd.readouterr().err)
