@@ -176,7 +176,7 @@ def test_grades_of_applicants_choose_and_are_evaluated(
     """All works of an applicant stay in one split; their own grades say how well they are ordered."""
     lines = Path("data/grades.csv").read_text(encoding="utf-8-sig").splitlines()
     Path("data/grades.csv").write_text("\n".join([*lines[:-1], "없는 사람,A"]), encoding="utf-8")
-    shares = ["--train-ratio", "0.4", "--val-ratio", "0.3", "--test-ratio", "0.3"]
+    shares = ["--train-ratio", "0.5", "--val-ratio", "0.25", "--test-ratio", "0.25"]
     train = ["train", "--head-only", "--by", "지원자", "--applicants", "data/grades.csv", *shares]
     assert run(train) == 0
     out, err = map(flat, capfd.readouterr())
