@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import ClassVar
+from unittest.mock import MagicMock
 
 import numpy as np
 import pandas as pd
@@ -202,7 +205,36 @@ def test_a_model_goes_to_the_hub_and_comes_back(
         pd.testing.assert_frame_equal(mf.load("user/name").rank("new"), model.rank("new"))
     finally:
         server.shutdown()
-    assert "user/name" in done and "README.md" in _Hub.files
+    assert "user/name" in done
+    card = _Hub.files["README.md"].decode()
+    assert "](calibration.png)" in card and _Hub.files["calibration.png"].startswith(b"\x89PNG")
+
+
+def test_the_page_for_a_space_ranks_what_it_is_given(
+    there: Path, model: mf.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a stand-in for gradio, which hands the chosen files to the function of the button."""
+    path = Path(__file__).parent.parent / "examples" / "space" / "app.py"
+    spec = importlib.util.spec_from_file_location("app", path)
+    assert spec is not None and spec.loader is not None
+    app = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(app)
+    gradio = MagicMock()
+    monkeypatch.setitem(sys.modules, "gradio", gradio)
+    model.export("for_a_space")
+    monkeypatch.setenv("MODEL", "for_a_space")
+    app.main()
+    gradio.Blocks.return_value.__enter__.return_value.launch.assert_called_once()
+    (pressed, given, shown), _ = gradio.Button.return_value.click.call_args
+    assert given is gradio.File.return_value and len(shown) == 3
+    before = sorted(Path("cache").rglob("*"))
+    table, pictures, told = pressed([f"new/00{i}.png" for i in range(8)] + ["new/broken.png"])
+    assert list(table["file"]) == [caption.partition(". ")[2] for _, caption in pictures]
+    assert list(table["rank"]) == list(range(1, 9)) and {"score_100", "tier"} <= {*table}
+    assert Path(pictures[0][0]).is_file() and "09 broken.png cannot be read" in told
+    assert sorted(Path("cache").rglob("*")) == before  # nothing of a visitor's pictures is kept
+    assert pressed(None)[2] == "Choose some pictures."
+    assert pressed(["new/broken.png"])[1] == []
 
 
 def test_the_estimator_keeps_the_conventions() -> None:

@@ -114,7 +114,7 @@ FOREIGN = {
     "--array", "--nodes", "--ntasks-per-node", "--gpus-per-task", "--gpus-per-node", "--cpus-per-task",
     "--time", "--signal", "--requeue", "--kill-on-bad-exit", "--logdir", "--shm-size",
     "--build-arg", "--rm", "--user", "--gpus", "--index-url", "--extra-index-url", "--torch-backend",
-    "--pip-args", "--no-index", "--find-links",
+    "--pip-args", "--force-reinstall", "--no-index", "--find-links",
 }  # fmt: skip
 
 

@@ -255,6 +255,7 @@ def test_the_card_tells_the_runs_own_figures(work: Path) -> None:
     rows = [line.split() for line in card.splitlines() if line.startswith("| S |")]
     assert [int(cell) for cell in rows[0][3::2]][-1] == 10  # ten pictures of S, counted by split
     assert sum(int(cell) for cell in rows[0][3:-2:2]) == 10
+    assert f"fingerprint of its features: `{model.info.fingerprint_id}`" in card
     assert "40 graded pictures" in card and "base_model: facebook/dinov2-large" in card
     for heading in ("## Intended use", "## Limits", "## Data"):
         assert heading in card

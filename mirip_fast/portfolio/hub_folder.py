@@ -51,6 +51,7 @@ _OUT_OF_FOLD = "evaluation_out_of_fold.json"
 _TEST = "evaluation_test.json"
 _CARD = "README.md"
 _SETTINGS = "config.json"
+_PLOT = "calibration.png"
 #: What a shared model may have: of an earlier export, none of it may stay beside another model.
 _MODEL_FILES = (
     ENSEMBLE, PROCESS, CALIBRATION_FILE, ANCHORS_FILE, MADE_WITH_FILE, LIST_FILE,
@@ -78,15 +79,17 @@ def write_hub_folder(
         DataError: the run's files are damaged.
     """
     own = model_files(model)
-    refuse_existing(out, (*own, _SETTINGS, _CARD), overwrite=overwrite)
+    refuse_existing(out, (*own, _SETTINGS, _CARD, _PLOT), overwrite=overwrite)
     info = shareable(model.info)
     with scratch_folder(out, "export") as folder:
         known = write_model(model, folder, cache_dir)
         backbones = ", ".join(each.embed.backbone for each in info.backbones)
         write_json(folder / _SETTINGS, _settings(model, info))
         write_text(folder / _CARD, model_card(model, backbones, known))
+        if plot := _reliability_plot(model):
+            shutil.copyfile(plot, folder / _PLOT)
         list_files(folder)
-        return put_in_place(folder, out, own)
+        return put_in_place(folder, out, [*own, _PLOT])
 
 
 def model_files(model: ScoreModel) -> list[str]:
@@ -251,20 +254,24 @@ def model_card(model: ScoreModel, backbone: str, known: Sequence[str] = ()) -> s
         "Scores pictures so that those a particular grader would put higher score higher. It was trained "
         f"with mirip-fast on the pictures described below; it is {_kind(model)}.",
         f"- backbone: `{backbone}` (a score is refused if its weights are others)\n"
+        f"- fingerprint of its features: {_fingerprints(info)}\n"
         f"- it looks at: {' and '.join(_tokens_text(kind) for kind in info.kinds)}\n"
         f"- views of each picture: {views}; made square by `{info.embed.resize}`\n"
         f"- {_readout(model)}\n"
         f"- tiers, best first: {', '.join(info.tiers) or 'none'}\n"
         f"- what it tells besides scores: {'; '.join(known) or 'nothing'}",
         "## Use",
-        "```bash\npip install mirip-fast\n"
-        "mirip-fast rank pictures/ --checkpoint THIS_FOLDER\n```\n\n"
+        "With mirip-fast installed:\n\n"
+        "```bash\nmirip-fast rank pictures/ --checkpoint THIS_FOLDER\n```\n\n"
+        "```python\nimport mirip_fast as mf\n\n"
+        'mf.load("THIS_FOLDER or user/name").rank("pictures/")\n```\n\n'
         "If the backbone lies in a folder of your own, add `--backbone FOLDER`.",
         "## Data",
         _data(model),
         _kept_of_works(model),
         "## How good it is",
         _accuracy(model),
+        *_calibration(model),
         "## Intended use",
         "Sorting a portfolio as a first reading, finding works that deserve a second look, and checking a "
         "grader's consistency: by people who know the grades it was trained on, with a person deciding.",
@@ -279,6 +286,28 @@ def model_card(model: ScoreModel, backbone: str, known: Sequence[str] = ()) -> s
         "- Lighting, framing and the camera change a score; photograph works alike before comparing them.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _fingerprints(info: ModelInfo) -> str:
+    """Of weights, pixels and libraries' settings: what `mirip-fast cache info` lists stores by."""
+    return ", ".join(f"`{each.fingerprint_id}`" for each in info.backbones)
+
+
+def _calibration(model: ScoreModel) -> list[str]:
+    if _reliability_plot(model) is None:
+        return []
+    return [
+        f"![predicted probability against observed frequency]({_PLOT})\n\n"
+        "How often the work with the higher score is the better one, by the probability that the model "
+        "gives: on the dotted line probabilities come true."
+    ]
+
+
+def _reliability_plot(model: ScoreModel) -> Path | None:
+    """The run's drawing of how well its probabilities hold; it names no work."""
+    names = ("evaluation_test_reliability.png", "held_out_reliability.png")
+    found = (model.checkpoint.parent / name for name in names)
+    return next((path for path in found if path.is_file()), None)
 
 
 def _readout(model: ScoreModel) -> str:
