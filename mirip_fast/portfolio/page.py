@@ -1,4 +1,4 @@
-"""`rank --html`: a ranked portfolio as one page to look at.
+"""`rank --html`: a ranked portfolio as one page to look at and to work on.
 
 Up to about 2,900 works lie in one file below 30 MB, each with a copy as large as its share of that
 allows: 1,024 pixels for some 280 works, 544 for 1,000. More works get a folder of copies beside the page.
@@ -62,7 +62,18 @@ _LIKE_SIDE, _LIKE_BYTES = 160, 12_000
 
 # Of each kind of page, by its folder: the scripts after those that all pages share.
 _SCRIPTS = {
-    "page_files": ("gallery.js", "compare.js", "large.js", "main.js"),
+    "page_files": (
+        "gallery.js",
+        "marks.js",
+        "select.js",
+        "filters.js",
+        "exports.js",
+        "compare.js",
+        "large.js",
+        "zoom.js",
+        "keys.js",
+        "main.js",
+    ),
     "evaluation_files": ("plots.js", "parts.js", "main.js"),
 }
 _SHARED_SCRIPTS = ("words.js", "elements.js", "theme.js", "charts.js")
@@ -178,6 +189,7 @@ def write_page(
         "works": [
             {
                 **work,
+                "key": _key(name, sha),
                 "picture": copies[sha],
                 **why.get(done.root / name, {"map": None, "likes": []}),
             }
@@ -277,6 +289,10 @@ def _about(done: RankDone) -> dict[str, Any]:
         sharpness = 0 if math.isinf(temperature) else 1 / temperature
     anchors = done.anchors
     return {
+        # What the user says of works is kept under these names, by this page and by later ones.
+        "key": _key(address(done.root.absolute())),
+        "live": False,
+        "columns": [printable(column) for column in given_columns(done.ranking)],
         "title": printable(done.root.absolute().name) or "portfolio",
         "made": datetime.now().astimezone().isoformat(timespec="minutes"),
         "model": printable(run.name),
@@ -347,6 +363,7 @@ def _works(
             "tier": done.calibration.tier_names.index(work["tier"]) if chances else None,
             "wins": rates or None,
             "name": printable(work["file"]),
+            **({} if printable(work["file"]) == work["file"] else {"file": work["file"]}),
             "id": printable(work["image_id"]),
             "given": [
                 [printable(c), printable(str(work[c]))]
@@ -358,6 +375,12 @@ def _works(
             "exact": match is not None and match.exact,
             "cosine": match and round(match.cosine, 4),
         }
+
+
+def _key(text: str, content: bytes = b"") -> str:
+    """16 hexadecimal digits: the same for the same work, and for the same folder."""
+    named = text.encode("utf-8", "surrogateescape") + b"\0" + content
+    return hashlib.sha256(named).hexdigest()[:16]
 
 
 def _address(file: Path, page: Path) -> str | None:

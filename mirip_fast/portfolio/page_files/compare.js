@@ -1,27 +1,11 @@
-// Two works side by side.
+// Two to four works side by side.
 
 let picked = [];
 
 function pickWork(work) {
   picked = picked.includes(work) ? picked.filter((other) => other !== work) : [...picked, work];
-  for (const [place, other] of shown.entries()) dressCard(other, place === current);
-  if (picked.length === 2) openCompare(...picked);
-  drawTray();
-}
-
-function dropPicks() {
-  picked = [];
-  for (const [place, work] of shown.entries()) dressCard(work, place === current);
-  drawTray();
-}
-
-function drawTray() {
-  const tray = document.getElementById("tray");
-  tray.hidden = picked.length !== 1;
-  tray.replaceChildren();
-  if (tray.hidden) return;
-  tray.append(pictureOf(picked[0]), make("span", { text: say("compareFirst") }),
-    iconButton("close", say("cancel"), dropPicks));
+  if (picked.length === 2) openCompare(picked);
+  selectionChanged();
 }
 
 // P(left is better): the logistic function of the difference of scores over the temperature.
@@ -38,27 +22,38 @@ function verdict(left, right) {
   return say("verdict", { side, chance: percent(Math.max(chance, 1 - chance)) });
 }
 
-function openCompare(left, right) {
+function openCompare(works) {
   const dialog = document.getElementById("compare");
-  const title = make("h2", { id: "compared", text: verdict(left, right) });
+  const [left, right] = works;
+  const two = works.length === 2;
+  const title = make("h2", { id: "compared", text: two ? verdict(left, right) : sayCount("compared", works.length) });
   const close = iconButton("close", say("close"), () => dialog.close(), "quiet close");
-  const marks = [{ score: left.score, className: "first" }, { score: right.score, className: "second" }];
-  const side = (work, where) => {
-    const figure = make("figure", {}, make("div", { class: "stage" }, ...pictureAndOriginal(work)),
-      make("figcaption", {}, make("span", { class: `side ${where}`, text: say(where) }), labelOf(work), tierBars(work)));
-    return figure;
+  const lines = works.map(({ score }, place) => ({ score, className: ["first", "second", "third", "fourth"][place] }));
+  const side = (work, place) => {
+    const where = make("span", { class: `side ${lines[place].className}`, text: two ? say(place ? "right" : "left") : place + 1 });
+    const better = make("button", { type: "button", class: "plain better", text: say("putFirst"), click: () => putFirst(work, works) });
+    return make("figure", {}, make("div", { class: "stage" }, ...pictureAndOriginal(work), place ? null : zoomButton()),
+      make("figcaption", {}, where, labelOf(work), two ? tierBars(work) : null, better));
   };
   dialog.setAttribute("aria-labelledby", "compared");
   dialog.replaceChildren(
     make("header", {}, title, close),
-    make("div", { class: "pair" }, side(left, "left"), side(right, "right")),
-    ...(data.curves ? [make("footer", {}, curvesChart(marks))] : []),
+    make("div", { class: `pair of${works.length}` }, ...works.map(side)),
+    ...(data.curves && two ? [make("footer", {}, curvesChart(lines))] : []),
   );
-  dialog.showModal();
+  if (!dialog.open) dialog.showModal();
   dialog.focus();
 }
 
+// The user finds it the best of those that are compared: it goes before all of them in their order.
+function putFirst(work, works) {
+  const best = works.filter((other) => other !== work).sort(ORDERS.mine)[0];
+  if (ORDERS.mine(work, best) > 0) moveBeside(work, best, -1);
+  byId("compared").textContent = say("nowFirst", { name: work.name });
+}
+
 document.getElementById("compare").addEventListener("close", () => {
-  dropPicks();
+  picked = [];
+  selectionChanged();
   document.getElementById("compare").replaceChildren();
 });

@@ -3,19 +3,28 @@
 // Names from a Mac hold Hangul in parts: both they and what is searched for are put together.
 const folded = (text) => text.normalize("NFC").toLowerCase();
 
-data.works.forEach((work, place) => {
-  work.place = place;
-  work.found = folded(`${work.name} ${work.id}`);
-});
+data.works.forEach((work, place) => (work.place = place));
 
-const view = { text: "", tiers: new Set(), sort: "best", stacked: true, opened: new Set() };
-let shown = []; // works with a card, in order
+// What a search looks at.
+function foundIn(work) {
+  work.found ??= folded([work.name, work.id, ...work.given.map(([, value]) => value)].join(" "));
+  const { tags, note } = markOf(work);
+  return tags || note ? `${work.found} ${folded(`${(tags ?? []).join(" ")} ${note ?? ""}`)}` : work.found;
+}
+
+const view = {
+  text: "", tiers: new Set(), sort: "best", stacked: true, opened: new Set(),
+  columns: new Map(), marked: "", unsettled: false, // see filters.js
+};
+let fitting = []; // works that pass the filters, in order
+let shown = []; // those with a card
 let leaderOf = new Map(); // stack → [shown work, others of the stack that fit]
 let current = 0; // place in `shown` of the card that has the focus, or had it last
 
 const names = new Intl.Collator(language, { numeric: true });
 const ORDERS = {
   best: (a, b) => a.place - b.place,
+  mine: (a, b) => atOf(a) - atOf(b) || a.place - b.place,
   lowest: (a, b) => b.place - a.place,
   name: (a, b) => names.compare(a.name, b.name) || a.place - b.place,
   unsure: (a, b) => a.chances[a.tier] - b.chances[b.tier] || a.place - b.place,
@@ -26,6 +35,7 @@ function possibleOrders() {
   const known = ["best", "lowest", "name"];
   if (data.works[0].chances !== null) known.push("unsure");
   if (data.works[0].low !== null) known.push("widest");
+  if (data.works.some(isMoved) || view.sort === "mine") known.unshift("mine");
   return known;
 }
 
@@ -33,8 +43,9 @@ function arrange() {
   const words = folded(view.text).split(/\s+/).filter(Boolean);
   const fits = (work) =>
     (view.tiers.size === 0 || view.tiers.has(work.tier)) &&
-    words.every((word) => work.found.includes(word));
-  const fitting = data.works.filter(fits).sort(ORDERS[view.sort]);
+    passesFilters(work) &&
+    words.every((word) => foundIn(work).includes(word));
+  fitting = data.works.filter(fits).sort(ORDERS[view.sort]);
   leaderOf = new Map();
   shown = fitting.filter((work) => {
     if (!view.stacked || work.stack === null || view.opened.has(work.stack)) return true;
@@ -43,23 +54,54 @@ function arrange() {
     else leaderOf.set(work.stack, { work, others: [] });
     return !first;
   });
-  return fitting.length;
 }
 
 const cards = new Map(); // work → its card, kept so that pictures stay decoded
+const BLOCK = 60; // works whose cards are made together, when they come near: no page lays out thousands
+const near = new IntersectionObserver(
+  (entries) => {
+    for (const { isIntersecting, target } of entries) if (isIntersecting) fillBlock(target);
+  },
+  { rootMargin: "1500px" },
+);
+addEventListener("beforeprint", () => [...byId("grid").children].forEach(fillBlock));
+let perRow = 1;
+let rowHeight = 320;
 
 function drawGrid() {
   const focused = shown[current];
-  const fitting = arrange();
+  arrange();
   current = Math.max(0, shown.indexOf(focused));
   const grid = document.getElementById("grid");
-  grid.replaceChildren(...shown.map(cardOf));
-  for (const [place, work] of shown.entries()) dressCard(work, place === current);
+  perRow = columns();
+  grid.style.setProperty("--columns", perRow);
+  near.disconnect();
+  const size = blockSize();
+  const blocks = Array.from({ length: Math.ceil(shown.length / size) }, (_, place) => {
+    const block = make("ul", { class: "block" });
+    block.works = shown.slice(place * size, (place + 1) * size);
+    block.style.minHeight = `${Math.ceil(block.works.length / perRow) * rowHeight}px`;
+    return block;
+  });
+  grid.replaceChildren(...blocks);
+  for (const place of new Set([0, Math.floor(current / size)])) if (blocks[place]) fillBlock(blocks[place]);
+  for (const block of blocks) if (!block.firstChild) near.observe(block);
   document.getElementById("nothing").hidden = shown.length > 0;
   const all = sayCount("works", data.works.length);
   const count = document.getElementById("count");
   count.textContent =
-    fitting === data.works.length ? all : say("shown", { shown: fitting.toLocaleString(language), all });
+    fitting.length === data.works.length ? all : say("shown", { shown: fitting.length.toLocaleString(language), all });
+}
+
+const blockSize = () => perRow * Math.ceil(BLOCK / perRow);
+
+function fillBlock(block) {
+  near.unobserve(block);
+  if (block.firstChild) return;
+  block.append(...block.works.map(cardOf));
+  for (const work of block.works) dressCard(work, work === shown[current]);
+  block.style.minHeight = "";
+  rowHeight = block.offsetHeight / Math.ceil(block.works.length / perRow) || rowHeight;
 }
 
 function cardOf(work) {
@@ -70,12 +112,20 @@ function cardOf(work) {
 function newCard(work) {
   const name = work.name;
   const open = make("button", {
-    type: "button", class: "open", "aria-label": say("open", { name }), click: () => openLarge(work),
+    type: "button", class: "open", "aria-label": say("open", { name }),
+    click: (event) => {
+      if (event.shiftKey) selectTo(work);
+      else if (event.ctrlKey || event.metaKey) select(work);
+      else openLarge(work);
+    },
   }, make("span", { class: "frame" }, pictureOf(work, { lazy: true })));
   const pick = iconButton("compare", say("comparePick", { name }), () => pickWork(work), "pick");
   const more = make("button", { type: "button", class: "more", click: () => openStack(work) });
-  for (const button of [pick, more]) button.tabIndex = -1; // `c` and the large view do the same
-  return make("li", { class: "card" }, open, pick, more, labelOf(work));
+  const tick = iconButton("tick", say("selectOne", { name }), (event) => (event.shiftKey ? selectTo(work) : select(work)), "tick");
+  tick.setAttribute("aria-pressed", selected.has(work));
+  for (const button of [pick, more, tick]) button.tabIndex = -1; // keys do the same
+  return make("li", { class: selected.has(work) ? "card selected" : "card" },
+    make("div", { class: "work" }, open, tick, pick, more, labelOf(work)), marksLine(work));
 }
 
 // What changes from one drawing to the next.
@@ -127,7 +177,8 @@ function openStack(work) {
 function focusCard(place) {
   if (shown.length === 0) return;
   const next = Math.min(Math.max(place, 0), shown.length - 1);
-  if (shown[current]) cards.get(shown[current]).querySelector(".open").tabIndex = -1;
+  fillBlock(byId("grid").children[Math.floor(next / blockSize())]);
+  if (shown[current]) cards.get(shown[current])?.querySelector(".open").setAttribute("tabindex", -1);
   current = next;
   const button = cards.get(shown[current]).querySelector(".open");
   button.tabIndex = 0;
@@ -143,7 +194,7 @@ document.getElementById("grid").addEventListener("focusin", (event) => {
   const card = event.target.closest(".card");
   const place = shown.findIndex((work) => cards.get(work) === card);
   if (place < 0 || place === current) return;
-  if (shown[current]) cards.get(shown[current]).querySelector(".open").tabIndex = -1;
+  if (shown[current]) cards.get(shown[current])?.querySelector(".open").setAttribute("tabindex", -1);
   current = place;
   card.querySelector(".open").tabIndex = 0;
 });

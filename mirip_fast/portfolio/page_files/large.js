@@ -43,7 +43,10 @@ function pictureAndOriginal(work) {
     return [small, note];
   }
   const whole = make("img", { alt: work.name, class: "whole", draggable: "false" });
-  whole.addEventListener("load", () => small.replaceWith(whole));
+  whole.addEventListener("load", () => {
+    small.replaceWith(whole);
+    drawZoom();
+  });
   whole.addEventListener("error", () => (note.hidden = false));
   whole.src = work.original;
   return [small, note];
@@ -61,12 +64,17 @@ function openLarge(work) {
   };
   dialog.setAttribute("aria-label", work.name);
   dialog.replaceChildren(
-    make("div", { class: "stage" }, ...stageOf(work), arrow("previous", -1), arrow("next", 1)),
-    make("aside", {}, ...panelOf(work)),
+    make("div", { class: "stage" }, ...stageOf(work), arrow("previous", -1), arrow("next", 1), zoomButton()),
+    make("aside", {}, ...panelOf(work).filter(Boolean)),
     iconButton("close", say("close"), () => dialog.close(), "quiet close"),
   );
   if (!dialog.open) dialog.showModal();
   dialog.focus();
+  fitAgain();
+}
+
+function zoomButton() {
+  return make("button", { type: "button", class: "plain zoom", text: "1:1", title: say("keyZoom"), "aria-label": say("keyZoom"), click: toggleZoom });
 }
 
 function stepLarge(step) {
@@ -94,7 +102,8 @@ function panelOf(work) {
     links.append(make("a", { class: "plain", href: work.original, target: "_blank", rel: "noopener", text: say("original") }));
   }
   const tiers = data.tiers.length ? part(say("tiersTitle"), tierBars(work)) : null;
-  return [head, givenOf(work), tiers, comparedOf(work), score, whyOf(work), alikeOf(work), links];
+  const said = part(say("yourMarks"), markControls([work]));
+  return [head, said, givenOf(work), tiers, comparedOf(work), score, whyOf(work), alikeOf(work), links];
 }
 
 // What the user's own table says of it.
@@ -135,7 +144,8 @@ large.addEventListener("close", () => {
 
 let touchedAt = null;
 large.addEventListener("touchstart", (event) => {
-  touchedAt = event.touches.length === 1 && event.target.closest(".stage") ? event.touches[0] : null;
+  const swipes = event.touches.length === 1 && zoom.by === 0;
+  touchedAt = swipes && event.target.closest(".stage") ? event.touches[0] : null;
 }, { passive: true });
 large.addEventListener("touchend", (event) => {
   if (touchedAt === null) return;

@@ -11,11 +11,13 @@ function remembered(key) {
   }
 }
 
+// Whether it is remembered.
 function remember(key, value) {
   try {
     localStorage.setItem(`mirip-fast-${key}`, value);
+    return true;
   } catch {
-    // not remembered
+    return false;
   }
 }
 
