@@ -92,14 +92,15 @@ def _texts(tree: ast.Module, with_docstrings: bool) -> Iterator[str]:
             text = node.value
         else:
             continue
-        text = re.sub(r"%(\.\d+)?[sdfr]", "{}", text).replace("%%", "%").strip()
+        text = re.sub(r"%[-+#0]*\d*(\.\d+)?[sdfrg]", "{}", text).replace("%%", "%").strip()
+        text = re.sub(r"\{[^{} ]+\}", "{}", text)
         if _says_something(text):
             yield text
 
 
 def _says_something(text: str) -> bool:
     words = re.findall(r"[A-Za-z]{2,}", text.replace("{}", ""))
-    return len(words) > 1 and " " in text and not text.startswith("--")
+    return len(words) > (3 if text.startswith("--") else 1) and " " in text
 
 
 if __name__ == "__main__":

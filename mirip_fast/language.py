@@ -16,10 +16,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 _FOLDER = Path(__file__).with_name("locale")
-_LEAST = 6  # letters of an entry, beside its blanks, that say enough to be known by
+_LEAST = 8  # letters of an entry, beside its blanks, that say enough to be known by
 _SENTENCES = re.compile(r"(?<=[.;:!?)»]) +(?=\S)")
 #: Blanks that hold words of the program, rather than a user's name or path, are translated too.
-_WORDS = re.compile(r"[\d,.]* ?[a-z][a-z-]*( [a-z-]+)*|(\S+ ){3,}\S+", re.DOTALL)
+_WORDS = re.compile(r"[\d,.]* ?[a-z][a-z-]*( [a-z-]+)*|.*\S \S.*", re.DOTALL)
 
 _language = "en"
 
@@ -55,24 +55,36 @@ def tr(text: str) -> str:
 
 
 def _translated(text: str, language: str) -> str:
-    exact, forms = _catalogue(language)
-    if text in exact:
-        return exact[text]
-    blank = text[: len(text) - len(text.lstrip())]
-    core = text.strip()
-    if core in exact:
-        return blank + exact[core] + text[len(blank) + len(core) :]
-    for known, form, translation in forms:
-        if known in core and (match := form.fullmatch(core)):
-            parts = [_part(part, language) for part in match.groups()]
-            filled = translation.format(*parts)
-            return blank + filled + text[len(blank) + len(core) :]
-    for separator in ("\n", _SENTENCES):
-        pieces = re.split(separator, text)
-        if len(pieces) > 1:
-            between = "\n" if separator == "\n" else " "
-            return between.join(_translated(piece, language) if piece else "" for piece in pieces)
+    found = _known(text, language)
+    if found is not None:
+        return found
+    lines = text.split("\n")
+    if len(lines) > 1:
+        return "\n".join(_translated(line, language) for line in lines)
+    pieces = _SENTENCES.split(text)
+    for count in range(len(pieces) - 1, 0, -1):  # as many sentences together as an entry holds
+        first = " ".join(pieces[:count])
+        found = _translated(first, language) if count == 1 else _known(first, language)
+        if found is not None:
+            return f"{found} {_translated(' '.join(pieces[count:]), language)}"
     return text
+
+
+def _known(text: str, language: str) -> str | None:
+    """The translation of an entry that is, or whose form fits, the whole text; None where there is none."""
+    exact, forms = _catalogue(language)
+    core = text.strip()
+    start = text.index(core)
+    found = exact.get(core)
+    for known, form, names, translation in forms if found is None else ():
+        if known in core and (match := form.fullmatch(core)):
+            parts = [
+                part if quoted else _part(part, language)
+                for part, quoted in zip(match.groups(), names, strict=True)
+            ]
+            found = translation.format(*parts)
+            break
+    return None if found is None else text[:start] + found + text[start + len(core) :]
 
 
 def _part(text: str, language: str) -> str:
@@ -80,8 +92,11 @@ def _part(text: str, language: str) -> str:
 
 
 @functools.cache
-def _catalogue(language: str) -> tuple[Mapping[str, str], list[tuple[str, re.Pattern[str], str]]]:
-    """Whole texts, and forms with blanks: a part that each has to hold, its expression, its translation."""
+def _catalogue(
+    language: str,
+) -> tuple[Mapping[str, str], list[tuple[str, re.Pattern[str], list[bool], str]]]:
+    """Whole texts, and forms with blanks: a part that each has to hold, its expression, which of its blanks
+    hold names, its translation."""
     found = gettext.translation("messages", str(_FOLDER), [language], fallback=True)
     entries: dict[str, str] = getattr(found, "_catalog", {})
     exact, forms = {}, []
@@ -93,11 +108,15 @@ def _catalogue(language: str) -> tuple[Mapping[str, str], list[tuple[str, re.Pat
             continue
         fixed = text.split("{}")
         longest = max(fixed, key=len)
-        if len(re.sub(r"\W", "", "".join(fixed))) < _LEAST and not longest.strip():
+        if not longest.strip():
             continue
-        form = "(.+?)".join(map(re.escape, fixed))
+        short = (
+            len(re.sub(r"\W", "", "".join(fixed))) < _LEAST
+        )  # «{} rows» is known by its number, too
+        form = (r"([\d,.]+)" if short else "(.*?)").join(map(re.escape, fixed))
         numbered = translation.replace("{}", "\0").replace("{", "{{").replace("}", "}}")
         numbered = re.sub(r"\{\{(\d+)\}\}", r"{\1}", numbered).replace("\0", "{}")
-        forms.append((longest, re.compile(form, re.DOTALL), numbered))
+        names = [part.endswith(("'", "`", "«")) for part in fixed[:-1]]
+        forms.append((longest, re.compile(form, re.DOTALL), names, numbered))
     forms.sort(key=lambda entry: -len(entry[1].pattern))
     return exact, forms

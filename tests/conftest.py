@@ -15,6 +15,7 @@ from typing import Any
 # Threads that wait for each other only cost time here.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["LC_ALL"] = "C.UTF-8"  # commands speak English, whatever the terminal's language
 
 import numpy as np
 import pytest

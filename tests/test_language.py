@@ -1,0 +1,82 @@
+"""The command line in Korean: what people read is translated, and what is theirs stays as it is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from made_run import make_data
+from mirip_fast_cli.main import run
+
+from mirip_fast.language import languages, set_language, tr
+
+ROOT = Path(__file__).resolve().parent.parent
+_BLANK = re.compile(r"\{\d*\}")
+
+
+@pytest.fixture(autouse=True)
+def _english_again() -> object:
+    yield
+    set_language("en")
+
+
+def test_help_and_errors_are_korean_where_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["rank", "--lang", "ko", "--help"]) == 0
+    told = capsys.readouterr().out
+    assert "사용법" in told and "정렬합니다" in told and "--anyway" in told
+    assert run(["--lang", "ko", "rnak"]) == 2
+    err = capsys.readouterr().err
+    assert "오류" in err and "'rank'" in err  # a name is no word
+    monkeypatch.setenv("LC_ALL", "ko_KR.UTF-8")
+    assert run(["rank", "--help"]) == 0
+    assert "사용법" in capsys.readouterr().out
+    assert run(["rank", "--help", "--lang", "en"]) == 0
+    assert "Usage" in capsys.readouterr().out
+    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
+    assert run(["rank", "--help"]) == 0
+    assert "Usage" in capsys.readouterr().out
+    assert run(["rank", "--lang", "kr"]) == 2 and "ko" in capsys.readouterr().err
+
+
+def test_a_result_is_korean_and_names_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_data(Path("no grades"), 4)  # a folder that is called as something that is said
+    tiny = ["--backbone", "tiny-random", "--image-size", "28", "--workers", "0"]
+    assert run(["--lang", "ko", "embed", "no grades", *tiny]) == 0
+    told = capsys.readouterr()
+    assert "이미지 4개" in told.out + told.err and "no grades" in told.err
+
+
+def test_what_no_entry_fits_stays_english() -> None:
+    set_language("ko")
+    assert tr("Purple elephants of 3 kinds.") == "Purple elephants of 3 kinds."
+    assert tr("") == ""
+
+
+def test_catalogues_fit_the_messages_of_today(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four of five messages at least; more are told by `make words`, which adds what is new."""
+    pytest.importorskip("babel")
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    from babel.messages.mofile import read_mo
+    from babel.messages.pofile import read_po
+    from messages import messages
+
+    for language in languages()[1:]:
+        folder = ROOT / "mirip_fast/locale" / language / "LC_MESSAGES"
+        entries, compiled = (
+            {entry.id: entry.string for entry in read((folder / name).open("rb")) if entry.id}
+            for read, name in ((read_po, "messages.po"), (read_mo, "messages.mo"))
+        )
+        assert {k: v for k, v in entries.items() if v} == compiled, "run `make words`"
+        for text, translation in entries.items():
+            if translation:
+                assert len(_BLANK.findall(text)) == len(_BLANK.findall(translation)), text
+        now = messages()
+        missing = [text for text in now if not entries.get(text)]
+        assert len(missing) < len(now) / 5, missing[:20]
