@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 _PATH = click.Path(path_type=Path)
 #: Exit status of a run that a signal stopped and that is to be resumed (EX_TEMPFAIL of sysexits.h).
 _PREEMPTED = 75
+_PAIRWISE = (
+    "Pairwise accuracy: of two works with different grades, how often the better one scores higher; guessing "
+    "gives 0.5."
+)
 #: What grades are called can be said anew when training: they are read again from the data set's own file.
 _GRADES = {
     "--tiers": "tiers",
@@ -253,6 +257,7 @@ def say_result(
             f"Each work by a model without its group: pairwise accuracy {result.pairwise_accuracy:.4f} "
             f"({_span(result)})"
         )
+        click.echo(_PAIRWISE)
         if result.applicants is not None:
             click.echo(f"Left out, too: {result.applicants['said']}")
         _warn_of_the_order(result)
