@@ -74,6 +74,7 @@ _GRADES = {
     "embed.image_size",
     "embed.resize",
     "embed.decode",
+    "embed.colours",
     "embed.precision",
     "embed.workers",
     "embed.max_megapixels",

@@ -152,6 +152,12 @@ class EmbedConfig:
         "fast reads a JPEG at reduced scale where that leaves twice the target size; exact never.",
         choices=("fast", "exact"),
     )
+    colours: str = option(
+        "srgb",
+        "srgb applies the colour profiles of pictures (phones' wide gamut, CMYK); stored leaves the numbers "
+        "as they are in the file, as caches of earlier versions have them.",
+        choices=("srgb", "stored"),
+    )
     embed_batch_size: int | None = option(
         None,
         "Images per forward pass (auto: by the device's memory).",

@@ -183,6 +183,8 @@ def config_from_dict(values: Mapping[str, Mapping[str, Any]]) -> Config:
     """
     known = {setting.key: setting for setting in settings()}
     config = Config()
+    if "embed" in values:  # what is not said there is as it was before it could be said
+        config.embed.colours = "stored"
     for section, entries in values.items():
         for name, value in entries.items() if isinstance(entries, Mapping) else ():
             setting = known.get(f"{section}.{name}")

@@ -518,7 +518,7 @@ def test_the_fingerprint_is_of_what_shapes_the_numbers(tmp_path: Path) -> None:
     ]  # fmt: skip
     other = [
         replace(base, image_size=42), replace(base, resize="pad"), replace(base, decode="exact"),
-        replace(base, store_dtype="float32"),
+        replace(base, store_dtype="float32"), replace(base, colours="stored"),
     ]  # fmt: skip
     identity = make_recipe(base, spec, "fp32").fingerprint_id
     assert {make_recipe(o, spec, "fp32").fingerprint_id for o in same} == {identity}
@@ -531,8 +531,12 @@ def test_the_fingerprint_is_of_what_shapes_the_numbers(tmp_path: Path) -> None:
     assert len({identity, *ids}) == 1 + len(ids)
     moved = replace(spec, name="elsewhere", folder=Path("elsewhere"))
     assert make_recipe(base, moved, "fp32").fingerprint_id == identity
-    # Names a cache on every machine: if this changes, PREPROCESSING_VERSION or the backbone did.
-    assert identity == "809ec5df84d3dbca"
+    # Name a cache on every machine: if these change, PREPROCESSING_VERSIONS or the backbone did.
+    assert (
+        make_recipe(replace(base, colours="stored"), spec, "fp32").fingerprint_id
+        == "809ec5df84d3dbca"
+    )
+    assert identity == "123c1b0d218197e2"
 
 
 def test_damage_found_meanwhile_is_mended_in_the_same_run(

@@ -57,6 +57,7 @@ class DecodeJob:
         ask: whether to ask, once the hash is known, which of ``sizes`` are wanted at all.
         piece: where the content lies, for a tar's member or what was fetched; None: at ``path``.
         max_pixels: the largest picture that is decoded; JPEGs may be larger.
+        srgb: whether colour profiles are applied.
     """
 
     index: int
@@ -67,6 +68,7 @@ class DecodeJob:
     ask: bool = False
     piece: Piece | None = None
     max_pixels: int = MAX_PIXELS
+    srgb: bool = True
 
     def __post_init__(self) -> None:
         if self.mode not in (*RESIZE_MODES, FIT):
@@ -104,6 +106,7 @@ class Decoded:
         sizes: side lengths of ``buffers``.
         stamp: what to remember the hash by; None if the file is too young for that.
         flat: whether the picture is of a single colour.
+        bad_profile: whether it has a colour profile that could not be used.
     """
 
     index: int
@@ -117,6 +120,7 @@ class Decoded:
     sizes: tuple[int, ...] = ()
     stamp: Stamp | None = None
     flat: bool = False
+    bad_profile: bool = False
 
     @property
     def images(self) -> tuple[NDArray[np.uint8], ...]:
@@ -143,7 +147,7 @@ def decode_job(job: DecodeJob, choose: Choose) -> Decoded:
     sha256, waited = b"", 0.0
     stamp: Stamp | None = None
     width = height = 0
-    flat = False
+    flat = bad_profile = False
     buffers: tuple[memoryview, ...] = ()
     sizes, reason = job.sizes, None
     try:
@@ -157,9 +161,11 @@ def decode_job(job: DecodeJob, choose: Choose) -> Decoded:
         if sizes:
             with one_reason():
                 squares = decode_squares(
-                    data, sizes, job.mode, draft=job.draft, max_pixels=job.max_pixels
-                )
+                    data, sizes, job.mode,
+                    draft=job.draft, max_pixels=job.max_pixels, srgb=job.srgb,
+                )  # fmt: skip
                 (width, height), flat = squares.size, squares.flat
+                bad_profile = squares.bad_profile
                 buffers = tuple(to_bytes(square) for square in squares.images)
     except ImageError as error:
         width, height, buffers, sizes, reason = 0, 0, (), (), str(error)
@@ -170,6 +176,7 @@ def decode_job(job: DecodeJob, choose: Choose) -> Decoded:
         sizes=sizes,
         stamp=stamp,
         flat=flat,
+        bad_profile=bad_profile,
     )  # fmt: skip
 
 

@@ -9,8 +9,10 @@ brought to plain 8-bit RGB:
   its size. Nothing of more than :data:`UTMOST_PIXELS` is decoded.
 - animations and multi-page files: the first frame; where that is of one flat colour, the first of
   the next :data:`MAX_FRAMES` that is not. A TIFF's reduced copies and masks are passed over.
-- EXIF orientation is applied; an invalid one is ignored. Colour profiles are not applied. Broken
-  metadata never costs the picture where the decoder can do without it, nor does a missing end of a
+- EXIF orientation is applied; an invalid one is ignored, as is that of a HEIC or JPEG XL, which has its own.
+- colours are brought to sRGB where a colour profile says that they are others. One that is damaged, or of
+  another kind than the pixels, is left aside, which :class:`Squares` tells.
+- broken metadata never costs the picture where the decoder can do without it, nor does a missing end of a
   JPEG that has all its pixels.
 - transparency is laid over white, as paper would be; what could not be seen there (white lines on
   nothing) over black. A BMP whose alpha is 0 everywhere has none, as viewers take it.
@@ -46,6 +48,7 @@ from PIL import (
     WebPImagePlugin,  # noqa: F401
 )
 
+from mirip_fast.data.colours import to_srgb
 from mirip_fast.data.formats import JXL_STARTS, jxl_size, package_for
 from mirip_fast.data.image_files import HEIC_BRANDS, one_line, read_image_bytes
 from mirip_fast.errors import ConfigError, ImageError
@@ -74,6 +77,7 @@ _WHITE, _GREY, _BLACK = (255, 255, 255), (128, 128, 128), (0, 0, 0)
 _FLAT, _VISIBLE = 6, 16
 _NEW_KIND, _OLD_KIND, _SUB_PAGES = 254, 255, 330  # NewSubfileType, SubfileType, SubIFDs
 _ORIENTATION_TAG = 0x0112
+_BAD_PROFILE = "bad profile"
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -120,15 +124,21 @@ class Squares:
         size: (width, height) of the whole picture, upright, in pixels.
         images: RGB, one for each size asked for, in that order.
         flat: whether the whole picture is of a single colour.
+        bad_profile: whether it has a colour profile that could not be used.
     """
 
     size: tuple[int, int]
     images: list[Image.Image]
     flat: bool
+    bad_profile: bool = False
 
 
 def load_rgb(
-    source: Path | bytes, *, draft_size: int | None = None, max_pixels: int = MAX_PIXELS
+    source: Path | bytes,
+    *,
+    draft_size: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+    srgb: bool = True,
 ) -> Image.Image:
     """Decode one picture to RGB, upright, on white.
 
@@ -138,6 +148,7 @@ def load_rgb(
             sides at least twice this many pixels: far quicker, and still more than a resize to
             ``draft_size`` can use. The pixels differ slightly from those of a full decode.
         max_pixels: the largest picture that is decoded; JPEGs may be larger, see the module.
+        srgb: whether colour profiles are applied.
 
     Returns:
         An image of mode RGB, without metadata.
@@ -149,11 +160,19 @@ def load_rgb(
     with one_reason():
         data = _without_wrong_chunks(data)
         header = _open(data, max_pixels)
-        return _decode(data, _scale(header, draft_size), max_pixels)[0]
+        picture = _decode(data, _scale(header, draft_size), max_pixels, srgb)[0]
+        picture.info = {}
+        return picture
 
 
 def decode_squares(
-    data: bytes, sizes: Sequence[int], mode: str, *, draft: bool, max_pixels: int = MAX_PIXELS
+    data: bytes,
+    sizes: Sequence[int],
+    mode: str,
+    *,
+    draft: bool,
+    max_pixels: int = MAX_PIXELS,
+    srgb: bool = True,
 ) -> Squares:
     """Decode one picture and make a square of each of ``sizes`` from it.
 
@@ -167,6 +186,7 @@ def decode_squares(
             :func:`resize_to_fit`.
         draft: whether JPEGs are decoded at reduced scale (see :func:`load_rgb`).
         max_pixels: the largest picture that is decoded (see :func:`load_rgb`).
+        srgb: whether colour profiles are applied.
 
     Raises:
         ImageError: the picture can not be decoded.
@@ -179,13 +199,13 @@ def decode_squares(
         for size in sizes:
             scale = _scale(header, size if draft else None)
             if scale not in decoded:
-                decoded[scale] = _decode(data, scale, max_pixels)
+                decoded[scale] = _decode(data, scale, max_pixels, srgb)
             picture = decoded[scale][0]
             fit = mode == FIT
             squares.append(
                 resize_to_fit(picture, size) if fit else resize_square(picture, size, mode)
             )
-        return Squares(decoded[scale][1], squares, _is_flat(picture))
+        return Squares(decoded[scale][1], squares, _is_flat(picture), _BAD_PROFILE in picture.info)
 
 
 def to_array(image: Image.Image) -> NDArray[np.uint8]:
@@ -351,14 +371,16 @@ def _scale(header: Image.Image, size: int | None) -> int:
     return max(wanted, needed)
 
 
-def _decode(data: bytes, scale: int, max_pixels: int) -> tuple[Image.Image, tuple[int, int]]:
+def _decode(
+    data: bytes, scale: int, max_pixels: int, srgb: bool
+) -> tuple[Image.Image, tuple[int, int]]:
     """Decode at 1/scale; also give the upright (width, height) that scale 1 has."""
     # With nothing but the end missing, the pixels are the same whatever comes behind what is there. Where a
     # download broke off and zeros fill its place, the decoder takes those for pixels.
     ends = _jpeg_with_ends(_without_padding(data)) if data.endswith(bytes(16)) else ()
     if not ends:
         try:
-            whole = _decode_frame(data, scale, max_pixels)
+            whole = _decode_frame(data, scale, max_pixels, srgb)
         except OSError:
             ends = _jpeg_with_ends(data)
             if not ends:
@@ -368,7 +390,7 @@ def _decode(data: bytes, scale: int, max_pixels: int) -> tuple[Image.Image, tupl
                 ends = _jpeg_with_ends(data[: max(0, data.rfind(_JPEG_END))])
             if not ends:
                 return whole
-    first, *others = (_decode_frame(each, scale, max_pixels) for each in ends)
+    first, *others = (_decode_frame(each, scale, max_pixels, srgb) for each in ends)
     if any(other[0] != first[0] for other in others):
         raise ImageError("image file is truncated")
     return first
@@ -379,13 +401,15 @@ def _corners(image: Image.Image) -> list[object]:
     return [image.getpixel(place) for place in ((0, 0), (right, 0), (0, bottom), (right, bottom))]
 
 
-def _decode_frame(data: bytes, scale: int, max_pixels: int) -> tuple[Image.Image, tuple[int, int]]:
+def _decode_frame(
+    data: bytes, scale: int, max_pixels: int, srgb: bool
+) -> tuple[Image.Image, tuple[int, int]]:
     """The first frame or page; or of a few more the first that is not of one flat colour."""
     image = _open(data, max_pixels)
     width, height = image.size
     if scale > 1:
         image.draft(None, (width // scale, height // scale))
-    rgb, orientation = _upright(image)
+    rgb, orientation = _upright(image, srgb)
     if scale > 1:
         return rgb, (height, width) if orientation >= 5 else (width, height)
     if image.format not in _JPEGS and _is_flat(rgb):
@@ -397,7 +421,7 @@ def _decode_frame(data: bytes, scale: int, max_pixels: int) -> tuple[Image.Image
                 frame = _seek(image, data, number)
                 if frame is not None:
                     _check_size(frame, max_pixels)
-                    other, _ = _upright(frame)
+                    other, _ = _upright(frame, srgb)
                     if not _is_flat(other):
                         return other, other.size
             except Exception:  # there is no further frame, or it is damaged
@@ -414,17 +438,17 @@ def _seek(image: Image.Image, data: bytes, number: int) -> Image.Image | None:
     return image
 
 
-def _upright(image: Image.Image) -> tuple[Image.Image, int]:
+def _upright(image: Image.Image, srgb: bool) -> tuple[Image.Image, int]:
     """The frame that an image is at as upright RGB, and the orientation that it had."""
     if not isinstance(image.info.get("xmp"), bytes):
         # Pillow looks for an orientation in it, and trips over other types.
         image.info.pop("xmp", None)
     image.load()
     orientation = _orientation(image)
-    rgb = _to_rgb(image)
+    rgb, bad_profile = _to_rgb(image, srgb)
     if orientation in _UPRIGHT:
         rgb = rgb.transpose(_UPRIGHT[orientation])
-    rgb.info = {}  # or somebody turns it upright again
+    rgb.info = {_BAD_PROFILE: True} if bad_profile else {}  # or somebody turns it upright again
     return rgb, orientation
 
 
@@ -444,15 +468,26 @@ def _orientation(image: Image.Image) -> int:
     return int(value) if isinstance(value, int | float) and value in _UPRIGHT else 1
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, srgb: bool) -> tuple[Image.Image, bool]:
+    """A frame as RGB, and whether it has a colour profile that could not be used."""
+    bad_profile, profile = False, image.info.get("icc_profile", b"") if srgb else b""
     if image.mode in ("I", "F"):
         kind = "float" if image.mode == "F" else "32-bit"
         raise ImageError(f"{kind} pixels have no known range; save the picture with 8 or 16 bits")
     if image.mode.startswith("I;16"):
         image = _from_16_bit(image)
+    if image.mode == "La":
+        image = image.convert("LA")
+    if image.has_transparency_data:
+        _with_8_bit_key(image)
+    if profile or profile is None:  # Pillow has None for one that is cut short
+        try:
+            image = to_srgb(image, profile or b"")
+        except ValueError:
+            bad_profile = True
     if image.has_transparency_data:
         image = _on_paper(image)
-    return image if image.mode == "RGB" else image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB"), bad_profile
 
 
 def _from_16_bit(image: Image.Image) -> Image.Image:
@@ -471,14 +506,15 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray(grey)
 
 
-def _on_paper(image: Image.Image) -> Image.Image:
-    """Transparency laid over white; over black where it can only be seen there."""
+def _with_8_bit_key(image: Image.Image) -> None:
+    """Make the transparent colour of a 16-bit PNG one of 8 bits, as its pixels have become by now."""
     colour = image.info.get("transparency")
     if isinstance(colour, tuple) and max(colour) > 255:
-        # The transparent colour of a 16-bit PNG; its pixels have become 8-bit by now.
         image.info["transparency"] = tuple(value >> 8 for value in colour)
-    if image.mode == "La":
-        image = image.convert("LA")
+
+
+def _on_paper(image: Image.Image) -> Image.Image:
+    """Transparency laid over white; over black where it can only be seen there."""
     rgba = image.convert("RGBA")
     lowest, highest = rgba.getchannel("A").getextrema()
     if highest == 0 and image.format == "BMP":

@@ -173,7 +173,9 @@ def picture(recipe: Recipe, size: int) -> NDArray[np.uint8]:
     from mirip_fast.data.images import decode_squares, to_array
 
     data = resources.files("mirip_fast.features").joinpath("canary.jpg").read_bytes()
-    squares = decode_squares(data, (size,), recipe.resize, draft=recipe.decode == "fast")
+    squares = decode_squares(
+        data, (size,), recipe.resize, draft=recipe.decode == "fast", srgb=False
+    )
     return to_array(squares.images[0])
 
 

@@ -34,7 +34,7 @@ from mirip_fast.features.outcomes import (
     Summary,
     ledger,
     summarise_stopped,
-    warn_of_flat,
+    warn_of,
 )
 from mirip_fast.features.recipe import Need, Recipe, sizes_of, wanted_series
 from mirip_fast.features.store import FeatureStore
@@ -116,7 +116,11 @@ def embed(
         raise
     finally:
         run.close()
-    warn_of_flat(run.flat)
+    warn_of(run.flat, "of a single colour")
+    warn_of(
+        run.bad_profiles,
+        "read without the colour profile in it, which is damaged or of another kind",
+    )
     if run.report is not None:
         on_speed(run.report)
     return ledger(run.known, embedded, run.needs.failures)
@@ -157,6 +161,7 @@ class _Run:
         self.needs = Needs(store, recipe, self._open_writer)
         self.report: SpeedReport | None = None
         self.flat: list[Path] = []  # pictures of a single colour
+        self.bad_profiles: list[Path] = []  # pictures whose colour profile could not be used
 
     def go(self) -> None:
         """Look at every image; compute what is missing."""
@@ -252,7 +257,7 @@ class _Run:
                 wanted = sizes if sha is None else sizes_of(need)
                 yield DecodeJob(
                     index, path, wanted, self._recipe.resize, fast,
-                    ask=sha is None, max_pixels=self._settings.max_pixels,
+                    ask=sha is None, max_pixels=self._settings.max_pixels, srgb=self._recipe.srgb,
                 )  # fmt: skip
 
     def _accept(self, item: Decoded) -> None:
@@ -272,6 +277,8 @@ class _Run:
         need = self.needs.take(sha, item.sizes)
         if item.flat and need:
             self.flat.append(path)
+        if item.bad_profile and need:
+            self.bad_profiles.append(path)
         if item.reason is not None:
             self.needs.complete([sha], {sha: item.reason})
             self._settled += 1

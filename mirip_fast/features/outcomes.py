@@ -151,13 +151,18 @@ def ledger(
     return Ledger(inputs, statuses, reasons)
 
 
-def warn_of_flat(paths: Sequence[Path]) -> None:
-    """Warn of pictures that are of a single colour: hardly what anybody meant to be looked at."""
+def warn_of(paths: Sequence[Path], what: str) -> None:
+    """Warn of pictures that are hardly what anybody meant to be looked at.
+
+    Args:
+        paths: all of these; none: nothing is told.
+        what: how they are, such as ``of a single colour``.
+    """
     if paths:
         names = ", ".join(shown(path) for path in paths[:_NAMED])
         more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
-        what = "1 picture is" if len(paths) == 1 else f"{len(paths)} pictures are"
-        log.warning("%s of a single colour: %s%s", what, names, more)
+        many = "1 picture is" if len(paths) == 1 else f"{len(paths)} pictures are"
+        log.warning("%s %s: %s%s", many, what, names, more)
 
 
 @dataclass(frozen=True)

@@ -157,7 +157,16 @@ def prepare(options: EmbedConfig, device_name: str, hashes: HashMemory) -> Phase
             backbone.patch_size,
             recipe.size,
         )
-    store = FeatureStore.create(Path(options.cache_dir) / recipe.fingerprint_id, recipe.fingerprint)
+    folder = Path(options.cache_dir) / recipe.fingerprint_id
+    before = folder.with_name(dataclasses.replace(recipe, colours="stored").fingerprint_id)
+    if recipe.srgb and before.exists() and not folder.exists():
+        log.warning(
+            "%s holds features made without the colour profiles of pictures. They stay, as do the models "
+            "trained on them. With profiles, features are made anew in %s; --colours stored adds to the "
+            "old ones",
+            *(shown(before), shown(folder)),
+        )
+    store = FeatureStore.create(folder, recipe.fingerprint)
     return PhaseOne(recipe, store, device, options.compile)
 
 

@@ -159,8 +159,8 @@ def head_input(parts: list[NDArray[np.floating]]) -> NDArray[np.float32]:
     return np.ascontiguousarray(joined, dtype=np.float32)
 
 
-#: Raise it when decoding, resizing or pooling changes the numbers; old caches are then left alone.
-PREPROCESSING_VERSION = 1
+#: Raise them when decoding, resizing or pooling changes the numbers; old caches are then left alone.
+PREPROCESSING_VERSIONS = {"stored": 1, "srgb": 2}
 
 
 #: Side lengths of the ``scales`` views, relative to the base view.
@@ -217,10 +217,16 @@ class Recipe:
     size: int  # effective side of the base view, in pixels
     resize: str
     decode: str
+    colours: str
     precision: str  # compute precision, resolved
     store_dtype: str
     views: tuple[View, ...]  # the base view first
     kinds: tuple[str, ...]
+
+    @property
+    def srgb(self) -> bool:
+        """Whether colour profiles are applied."""
+        return self.colours == "srgb"
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -235,7 +241,7 @@ class Recipe:
             "decode": self.decode,
             "precision": self.precision,
             "store_dtype": self.store_dtype,
-            "preprocessing": PREPROCESSING_VERSION,
+            "preprocessing": PREPROCESSING_VERSIONS[self.colours],
         }
 
     @property
@@ -281,6 +287,7 @@ def make_recipe(options: EmbedConfig, backbone: BackboneSpec, precision: str) ->
         size=size,
         resize=options.resize,
         decode=options.decode,
+        colours=options.colours,
         precision=precision,
         store_dtype=options.store_dtype,
         views=views,

@@ -242,6 +242,7 @@ class Pictures:
         size: side in pixels of what the model sees.
         resize: how a picture becomes square.
         draft: whether JPEGs are decoded at reduced scale.
+        srgb: whether colour profiles are applied.
         preset: of the augmentation.
         kept: decoded squares [n, side, side, 3] uint8, see :func:`decode_all`.
     """
@@ -253,11 +254,12 @@ class Pictures:
         *,
         resize: str = "squash",
         draft: bool = True,
+        srgb: bool = True,
         preset: str = "none",
         kept: torch.Tensor | None = None,
     ):
         self.paths = [str(path) for path in paths]
-        self.size, self.resize, self.draft, self.kept = size, resize, draft, kept
+        self.size, self.resize, self.draft, self.srgb, self.kept = size, resize, draft, srgb, kept
         self.side = decode_size(preset, size)
         self.augment = make_augmentation(preset, size)
 
@@ -289,8 +291,9 @@ class Pictures:
     def _decode(self, index: int) -> torch.Tensor:
         data = read_image_bytes(Path(self.paths[index]))
         squares = decode_squares(
-            data, [self.side], self.resize, draft=self.draft, max_pixels=UTMOST_PIXELS
-        )
+            data, [self.side], self.resize,
+            draft=self.draft, max_pixels=UTMOST_PIXELS, srgb=self.srgb,
+        )  # fmt: skip
         return torch.from_numpy(to_array(squares.images[0]))
 
 
@@ -309,7 +312,15 @@ def decode_all(pictures: Pictures, workers: int) -> torch.Tensor:
     if _PROCESSES.get_start_method() != "fork":
         kept.share_memory_()  # type: ignore[no-untyped-call]
     jobs = (
-        DecodeJob(i, Path(path), (side,), pictures.resize, pictures.draft, max_pixels=UTMOST_PIXELS)
+        DecodeJob(
+            i,
+            Path(path),
+            (side,),
+            pictures.resize,
+            pictures.draft,
+            max_pixels=UTMOST_PIXELS,
+            srgb=pictures.srgb,
+        )
         for i, path in enumerate(pictures.paths)
     )
     with DecodePool(workers) as pool:

@@ -19,7 +19,7 @@ from mirip_fast.data.splits import SPLITS, split_manifest
 from mirip_fast.data.table import DataOptions
 from mirip_fast.errors import CheckpointError, ConfigError, DataError, ImageError, RunNotFoundError
 from mirip_fast.features.datasets import newest_graded
-from mirip_fast.features.outcomes import warn_of_flat
+from mirip_fast.features.outcomes import warn_of
 from mirip_fast.features.phase_one import default_workers, open_hashes
 from mirip_fast.features.recipe import Recipe
 from mirip_fast.features.store import differing_fields
@@ -320,5 +320,5 @@ def _undecodable(paths: Sequence[Path], known_bad: set[int], config: Config) -> 
                 reasons[item.index] = item.reason
             elif item.flat:
                 flat.append(paths[item.index])
-    warn_of_flat(flat)
+    warn_of(flat, "of a single colour")
     return reasons

@@ -344,6 +344,7 @@ class Setup:
             recipe.size,
             resize=recipe.resize,
             draft=recipe.decode == "fast",
+            srgb=recipe.srgb,
             preset=preset,
         )
         if settings.cache_images and _fits_in_memory(pictures):

@@ -202,7 +202,7 @@ class Explainer:
         recipe, draw_it = self._recipe, picture_job(1, path, SHOWN_SIDE)
         see_it = dataclasses.replace(
             draw_it, index=0, sizes=(recipe.views[0].size,), mode=recipe.resize,
-            draft=recipe.decode == "fast",
+            draft=recipe.decode == "fast", srgb=recipe.srgb,
         )  # fmt: skip
         with DecodePool(1) as pool:
             square, picture = pool.decode([see_it, draw_it])

@@ -327,7 +327,10 @@ def _pixel_batches(
     """
     mean, std = (np.array(v, np.float32) for v in (recipe.backbone.mean, recipe.backbone.std))
     how = tuple(sizes), recipe.resize, recipe.decode == "fast"
-    jobs = (DecodeJob(i, p, *how, max_pixels=UTMOST_PIXELS) for i, p in enumerate(paths))
+    jobs = (
+        DecodeJob(i, p, *how, max_pixels=UTMOST_PIXELS, srgb=recipe.srgb)
+        for i, p in enumerate(paths)
+    )
     with DecodePool(min(our_cores(), len(paths)), window=2 * batch) as pool:
         decoded = pool.decode(jobs)
         for part in [paths[:1], *(paths[i : i + batch] for i in range(1, len(paths), batch))]:
@@ -379,6 +382,7 @@ def preprocessing(model: ScoreModel, recipe: Recipe | None) -> dict[str, Any]:
         "inputs": [entry(_input_name(size), 3, size, size) for size in view_sizes(info)],
         "steps": list(_STEPS),
         "resize": recipe.resize,
+        "colours": recipe.colours,
         "mean": list(recipe.backbone.mean),
         "std": list(recipe.backbone.std),
         "jpeg": "decoded at 1/2, 1/4 or 1/8 where both sides stay at least twice `size`; a full decode "

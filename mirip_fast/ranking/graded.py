@@ -423,6 +423,7 @@ def load_split(path: Path, tiers: Sequence[str], data: DataConfig) -> GradedImag
 #: Settings of ``embed`` that say which cache is meant and what is in it.
 _MAKE_A_CACHE = (
     "backbone", "image_size", "resize", "patches", "layers", "tta", "precision", "store_dtype", "decode",
+    "colours",
 )  # fmt: skip
 
 
@@ -494,7 +495,7 @@ def _check_kinds(features: str, readout: str) -> None:
 
 def _again(dataset: Dataset, **other: str) -> str:
     """The command that embedded a data set, with other settings; what is there is not computed again."""
-    embed = {**dataset.info["embed"], **other}
+    embed = {"colours": "stored", **dataset.info["embed"], **other}
     flags = (
         f"--{name.replace('_', '-')} {shlex.quote(str(embed[name]))}"
         for name in _MAKE_A_CACHE
