@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import shutil
 import subprocess
@@ -10,13 +11,15 @@ from pathlib import Path
 
 import pytest
 from hostile_images import encode
+from made_formats import dng, pdf, preview
 from made_tars import make_tar
 from PIL import Image
 
 from mirip_fast.data import formats
 from mirip_fast.data.decode_pool import DecodeJob, DecodePool
+from mirip_fast.data.hashes import HashMemory
 from mirip_fast.data.images import load_rgb
-from mirip_fast.data.manifest import read_manifest
+from mirip_fast.data.manifest import read_manifest, write_manifest_csv
 from mirip_fast.errors import DataError, ImageError
 
 COLOURS = {"red": (255, 0, 0), "lime": (0, 255, 0), "blue": (0, 0, 255), "yellow": (255, 255, 0)}
@@ -142,3 +145,162 @@ def test_pictures_whose_package_is_missing_are_passed_over_and_told(
         with DecodePool(0) as pool:
             (done,) = pool.decode([DecodeJob(0, paths[0], (8,), "squash", True)])
         assert done.reason == "a HEIC picture; to read it: pip install pillow-heif"
+
+
+@pytest.mark.parametrize(
+    ("data", "size"),
+    [
+        (pdf(), (2048, 1366)),
+        (pdf(box="0 0 100000 1"), (2048, 1)),  # points: 35 metres
+        (pdf(box="0 0 0.001 0.001"), (2048, 2048)),
+        (pdf(page="/Rotate 90"), (1366, 2048)),
+        (pdf(catalog="/OpenAction<</S/JavaScript/JS(while(true){})>>"), (2048, 1366)),
+        (b"junk " * 20 + pdf(), (2048, 1366)),
+        (pdf(1001), "a PDF of 1,001 pages; up to 1,000 are read. Split it"),
+        (pdf(3), "a PDF of 3 pages; call it .pdf, or name a page"),
+        (pdf()[:-60], "a damaged PDF"),
+        (pdf()[:200], "a damaged PDF"),
+        (
+            pdf(trailer=f"/Encrypt<</Filter/Standard/V 1/R 2/O({'o' * 32})/U({'u' * 32})/P -4>>"),
+            "a PDF with a password",
+        ),
+        (pdf(trailer="/Encrypt<</Filter/Other/V 9>>"), "a PDF with a password"),
+    ],
+    ids=[
+        "plain",
+        "long",
+        "small",
+        "turned",
+        "script",
+        "junk",
+        "many",
+        "several",
+        "cut",
+        "short",
+        "locked",
+        "odd lock",
+    ],
+)
+def test_a_page_of_a_pdf_is_a_picture_of_bounded_size(
+    data: bytes, size: tuple[int, int] | str
+) -> None:
+    pytest.importorskip("pypdfium2")
+    if isinstance(size, str):
+        with pytest.raises(ImageError, match=size):
+            load_rgb(data)
+    else:
+        assert load_rgb(data).size == size
+    if data == pdf():
+        page = load_rgb(data)
+        assert [page.getpixel((x, 600)) for x in (100, 1900)] == [(255, 0, 0), (255, 255, 255)]
+        assert len(set(page.crop((1024, 0, 2048, 1366)).convert("L").tobytes())) > 10  # a word
+
+
+@pytest.mark.parametrize("source", ["folder", "csv", "tar", "file"])
+def test_a_page_of_a_pdf_is_a_work(
+    source: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("pypdfium2")
+    stream = io.BytesIO()
+    pages = [quarters(), quarters().rotate(180), Image.effect_noise((64, 32), 50).convert("RGB")]
+    pages[0].save(stream, "PDF", save_all=True, append_images=pages[1:], quality=95)
+    name, data = "김 지원.PDF", tmp_path / "data"
+    files = {
+        name: stream.getvalue(),
+        "b.pdf": pdf(),
+        "c.pdf": b"%PDF-1.4\n",
+        "d.pdf": encode(quarters(), "PNG"),
+    }
+    data.mkdir()
+    for each, content in files.items():
+        (data / each).write_bytes(content)
+    whole = [f"{name}#page={i}" for i in (1, 2, 3)]
+    expected = ["b.pdf#page=1", "c.pdf", "d.pdf", *whole]
+    if source == "csv":
+        table = data / "metadata.csv"
+        table.write_text(
+            f"image_id,filename,tier,학과\ng,{name},S,회화\nb,b.pdf,A,\nx,b.pdf#page=1,A,\n"
+        )
+        expected = [*whole, "b.pdf#page=1", "b.pdf#page=1"]
+    elif source == "tar":
+        data = make_tar(tmp_path / "x.tar", files)
+        expected = [f"x.tar/{each}" for each in expected]
+    elif source == "file":
+        data, expected = data / name, whole
+    with caplog.at_level("INFO", "mirip_fast"):
+        manifest = read_manifest(data)
+    assert sorted(manifest.table["named"]) == sorted(expected)
+    assert "each page is a work" in caplog.text
+    if source == "csv":
+        assert manifest.ids == ["g#page=1", "g#page=2", "g#page=3", "b", "x"]
+        assert [*manifest.table["tier"]] == ["S", "S", "S", "A", "A"]
+        assert [*manifest.table["학과"]] == ["회화"] * 3 + ["", ""]
+        assert not len(manifest.missing())
+        write_manifest_csv(data / "again.csv", manifest)
+        assert read_manifest(data / "again.csv").ids == manifest.ids
+    named = dict(zip(manifest.table["named"], manifest.paths, strict=True))
+    second = next(path for each, path in named.items() if each.endswith("PDF#page=2"))
+    assert seen(load_rgb(second)) == UPRIGHT[::-1]
+    with HashMemory(None) as memory, DecodePool(1) as pool:
+        (done,) = pool.decode([DecodeJob(0, second, (8,), "squash", True)])
+        assert done.sha256 == hashlib.sha256(files[name] + b"\n#page=2").digest()
+        assert memory.sha256(second) == done.sha256
+
+
+def test_what_a_pdfs_row_may_not_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pypdfium2")
+    (tmp_path / "a.pdf").write_bytes(pdf(2))
+    table = tmp_path / "metadata.csv"
+    table.write_text("filename,tier\na.pdf,S\na.pdf#page=2,A\n")
+    with pytest.raises(DataError, match="'a.pdf#page=2' is there twice, by itself and as a page"):
+        read_manifest(table)
+    table.write_text("filename,tier\na.pdf#page=3,S\nb.pdf#page=1,A\n")
+    manifest = read_manifest(table)
+    assert len(manifest.missing()) == 1
+    with pytest.raises(ImageError, match="the PDF has no page 3; the last is #page=2"):
+        load_rgb(manifest.paths[0])
+    with pytest.raises(ImageError, match="the file does not exist"):
+        load_rgb(manifest.paths[1])
+    without(monkeypatch, "PDF")
+    table.write_text("filename,tier\na.pdf,S\n")
+    with pytest.raises(ImageError, match="a PDF; to read it: pip install pypdfium2"):
+        load_rgb(read_manifest(table).paths[0])
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_of_a_raw_file_the_preview_is_taken_or_half_of_its_pixels(
+    order: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("rawpy")
+
+    def turned(data: bytes) -> tuple[tuple[int, int], list[str]]:
+        picture = load_rgb(data)
+        return picture.size, seen(picture)
+
+    upright, quarter = ["red", "blue"] * 2, ["red", "red", "blue", "blue"]
+    assert turned(dng(order=order)) == ((32, 24), upright)
+    assert turned(dng(order=order, flip=6)) == ((24, 32), quarter)
+    assert turned(dng(order=order, jpeg=preview((60, 45)))) == ((60, 45), upright)
+    assert turned(dng(order=order, jpeg=preview((60, 45)), flip=6)) == ((45, 60), quarter)
+    assert turned(dng(order=order, jpeg=preview((16, 12)))) == ((32, 24), upright)  # small
+    for name in ("a.tif", "b.jpg", "b.DNG", "c.dng"):  # b is one shot, in two files
+        (tmp_path / name).write_bytes(dng(order=order) if name != "b.jpg" else preview((9, 9)))
+    assert read_manifest(tmp_path).ids == ["a.tif", "b.jpg", "c.dng"]
+    for cut in (700, 3000, -2000):
+        with pytest.raises(ImageError, match="a damaged RAW file"):
+            load_rgb(dng(order=order)[:cut])
+    with pytest.raises(
+        ImageError, match="60000 x 60000 pixels is over the limit of 89.5 megapixels"
+    ):
+        load_rgb(dng(order=order, claimed=(60_000, 60_000)))
+
+
+def test_a_raw_file_without_its_package_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without(monkeypatch, "RAW")
+    (tmp_path / "a.nef").write_bytes(dng())
+    with pytest.raises(DataError, match="1 RAW file passed over: pip install rawpy"):
+        read_manifest(tmp_path)
+    with pytest.raises(ImageError, match="a camera's RAW file; to read it: pip install rawpy"):
+        load_rgb(tmp_path / "a.nef")

@@ -27,6 +27,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mirip_fast.data.formats import pdf_pages
 from mirip_fast.data.image_files import Piece, Stamp, read_image
 from mirip_fast.data.images import (
     FIT,
@@ -178,6 +179,17 @@ def decode_job(job: DecodeJob, choose: Choose) -> Decoded:
         flat=flat,
         bad_profile=bad_profile,
     )  # fmt: skip
+
+
+def count_pages(job: DecodeJob, _: Choose) -> Decoded:
+    """How many pages a PDF has, as the result's ``height``; see :func:`mirip_fast.data.formats.pdf_pages`."""
+    pages, reason = 0, None
+    try:
+        with one_reason():
+            pages = pdf_pages(job.read()[0])
+    except ImageError as error:
+        reason = str(error)
+    return Decoded(job.index, b"", 0, pages, (), reason, 0.0)
 
 
 def failure(job: DecodeJob, reason: str, seconds: float, sha256: bytes = b"") -> Decoded:

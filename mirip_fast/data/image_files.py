@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from mirip_fast.data.formats import EXTRAS, KINDS, can_read
+from mirip_fast.data.formats import EXTRAS, KINDS, can_read, marked
 from mirip_fast.errors import DataError, ImageError
 
 log = logging.getLogger(__name__)
@@ -34,15 +34,14 @@ UNOPENED: frozenset[str] = frozenset(
     {
         # What lies beside each picture: on a network drive, opening them all would take minutes.
         ".txt", ".caption", ".json", ".csv", ".tsv", ".xml", ".xmp", ".aae", ".cls", ".npy", ".npz", ".pt",
-        # Raw files and stills of films begin like pictures, but hold small previews.
-        ".3fr", ".arw", ".cr2", ".cr3", ".dcr", ".dng", ".erf", ".fff", ".iiq", ".kdc", ".mef", ".mos",
-        ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f",
-        ".thm",
+        # Raw files of many kinds and stills of films begin like pictures, but hold small previews.
+        ".raw", ".thm",
         # Copies of a picture that programs keep, or have not finished.
         ".bak", ".old", ".orig", ".tmp", ".part", ".partial",
         ".crdownload", ".download",
     }
 )  # fmt: skip
+_BESIDE_RAW = (".jpg", ".jpeg", ".heic", ".hif")  # what a camera keeps of the same shot
 #: Largest file that is read, in bytes.
 MAX_FILE_BYTES = 2 << 30
 #: A file changed more recently than this is not remembered: it might change again without a new time
@@ -76,7 +75,7 @@ _BMP_HEADERS = tuple(size.to_bytes(4, "little") for size in (12, 16, 40, 52, 56,
 #: A tar has a block of this size before each member.
 BLOCK_BYTES = 512
 _CHANGED = "the tar changed since it was looked through; run the same command again"
-_MAY_BE_PLACE = re.compile(r"\.tar(/|$)|^/[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
+_MAY_BE_PLACE = re.compile(r"\.tar(/|$)|\.pdf#page=|^/[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 #: (size in bytes, modification time in ns): while both stay, the content is taken to be the same.
 Stamp = tuple[int, int]
 
@@ -122,6 +121,7 @@ def scan_folder(root: Path) -> Found:
     found = Found([], [], Counter())
     start = len(os.path.join(root, ""))  # noqa: PTH118
     for folder, names in folders_below(str(root), found.passed):
+        stems = {name[: -len(e)] for name in names if (e := ending_of(name)) in _BESIDE_RAW}
         for name in names:
             path = os.path.join(folder, name)  # noqa: PTH118 - a Path for each of many is slow
             taken = named_picture(name, found.passed)
@@ -129,7 +129,9 @@ def scan_folder(root: Path) -> Found:
                 found.tars.append(path[start:])
             elif taken is None and not (taken := is_picture_file(path)):
                 found.passed[kind_of(name) if os.path.exists(path) else "broken link(s)"] += 1  # noqa: PTH110
-            if taken and can_read(ending_of(name), found.passed):
+            if KINDS.get(ending_of(name)) == "RAW" and name[: name.rfind(".")] in stems:
+                found.passed["RAW beside a JPEG or HEIC"] += bool(taken)
+            elif taken and can_read(ending_of(name), found.passed):
                 found.pictures.append(path[start:])
     found.pictures.sort(key=os.fsencode)
     found.tars.sort(key=os.fsencode)
@@ -379,7 +381,7 @@ def is_unchanged(path: Path, sha256: bytes) -> bool:
 
 
 def may_be_place(path: Path | str) -> bool:
-    """Whether a path may lead into a tar or to an address; of nearly every file one look tells that not."""
+    """Whether a path may lead into a tar or PDF or to an address; of nearly every file one look tells not."""
     return _MAY_BE_PLACE.search(str(path)) is not None
 
 
@@ -402,7 +404,7 @@ def read_image(path: Path) -> tuple[bytes, Stamp | None]:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Bytes inside a file that are an image: what a decoding process needs to know of a tar's member.
+    """Bytes in a file that are an image: what a decoding process needs to know of a tar's member or a page.
 
     Attributes:
         file: the file.
@@ -410,6 +412,7 @@ class Piece:
         size: how many they are.
         check: CRC-32 of the 512 bytes before them; None where there is nothing to check.
         stamp: what to remember their hash by; None: it is not remembered.
+        page: of a PDF, such as ``#page=3``.
     """
 
     file: str
@@ -417,6 +420,7 @@ class Piece:
     size: int
     check: int | None
     stamp: Stamp | None
+    page: str = ""
 
     def read(self) -> tuple[bytes, Stamp | None]:
         """The bytes, of a file of this machine, and what to remember their hash by.
@@ -436,7 +440,7 @@ class Piece:
             raise ImageError(one_line(reason or "too big for the memory there is")) from error
         if stamp_of(before) != stamp_of(after):
             raise ImageError("the tar changed while it was being read")
-        return checked(data, self.check, self.size), self.stamp
+        return marked(checked(data, self.check, self.size), self.page), self.stamp
 
 
 def checked(data: bytes, check: int | None, size: int) -> bytes:

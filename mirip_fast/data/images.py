@@ -3,7 +3,9 @@
 A picture is read once into memory, recognised by its content (never by its name), checked, decoded and
 brought to plain 8-bit RGB:
 
-- formats: :data:`FORMATS` only. Anything else is refused before a decoder for it is started.
+- formats: :data:`FORMATS`, and those of :mod:`mirip_fast.data.formats` where their package is installed: a
+  page of a PDF as a viewer draws it, of a camera's RAW file the preview in it. Anything else is refused
+  before a decoder for it is started.
 - size: at most :data:`MAX_PIXELS` pixels, or as many as the caller admits (checked on the header, before
   pixels are allocated), and :data:`MAX_FILE_BYTES` bytes. A larger JPEG is decoded at 1/2, 1/4 or 1/8 of
   its size. Nothing of more than :data:`UTMOST_PIXELS` is decoded.
@@ -49,7 +51,16 @@ from PIL import (
 )
 
 from mirip_fast.data.colours import to_srgb
-from mirip_fast.data.formats import JXL_STARTS, jxl_size, package_for
+from mirip_fast.data.formats import (
+    EXTRAS,
+    JXL_STARTS,
+    is_pdf,
+    is_raw,
+    jxl_size,
+    package_for,
+    pdf_page,
+    raw_picture,
+)
 from mirip_fast.data.image_files import HEIC_BRANDS, one_line, read_image_bytes
 from mirip_fast.errors import ConfigError, ImageError
 
@@ -99,7 +110,6 @@ _SIGNATURES: tuple[tuple[bytes, str], ...] = (
     *((start, "a damaged JPEG XL") for start in JXL_STARTS),
     (b"\0\x05\x16\x07", "macOS side information about a picture, not the picture itself"),
     (b"8BPS", "a Photoshop file; export it as JPEG or PNG"),
-    (b"%PDF", "a PDF; export its pages as JPEG or PNG"),
     (b"%!PS", "a PostScript file; export it as JPEG or PNG"),
     (b"PK\x03\x04", "a zip archive; unpack it first"),
 )
@@ -158,7 +168,7 @@ def load_rgb(
     """
     data = source if isinstance(source, bytes) else read_image_bytes(source)
     with one_reason():
-        data = _without_wrong_chunks(data)
+        data = _unwrapped(data, max_pixels)
         header = _open(data, max_pixels)
         picture = _decode(data, _scale(header, draft_size), max_pixels, srgb)[0]
         picture.info = {}
@@ -192,7 +202,7 @@ def decode_squares(
         ImageError: the picture can not be decoded.
     """
     with one_reason():
-        data = _without_wrong_chunks(data)
+        data = _unwrapped(data, max_pixels)
         header = _open(data, max_pixels)
         decoded: dict[int, tuple[Image.Image, tuple[int, int]]] = {}
         squares = []
@@ -255,6 +265,13 @@ def _without_pillows_limit() -> Iterator[None]:
             limit = _limits.pop()
             if not _limits:
                 Image.MAX_IMAGE_PIXELS = limit
+
+
+def _unwrapped(data: bytes, max_pixels: int) -> bytes:
+    """What Pillow can read: of a PDF a page, of a RAW file its preview or a rendering."""
+    if is_pdf(data):
+        return pdf_page(data)
+    return raw_picture(data, max_pixels) if is_raw(data) else _without_wrong_chunks(data)
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
@@ -614,7 +631,7 @@ def _describe_unreadable(data: bytes) -> str:
     for mark, what in _TEXTS:
         if mark in text:
             return what
-    return "not a picture in a known format (JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF)"
+    return f"not a picture in a known format ({', '.join((*FORMATS, *EXTRAS))})"
 
 
 def _describe_boxes(brand: bytes) -> str:

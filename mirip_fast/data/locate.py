@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mirip_fast.data.csv_reader import counted, shown
-from mirip_fast.data.formats import can_read
+from mirip_fast.data.formats import can_read, split_page
 from mirip_fast.data.image_files import ending_of, folders_below, is_picture_file, named_picture
 from mirip_fast.data.sources import METADATA_NAME, METADATA_NAMES, entries_in
 from mirip_fast.text import folded, nfc
@@ -69,8 +69,11 @@ class FileFinder:
         self._below: dict[str, list[str]] | None = None
 
     def exists(self, path: Path) -> bool:
-        """Whether there is a regular file (or a link to one) at ``path``."""
-        text = str(path)
+        """Whether there is a regular file (or a link to one, or a PDF with pages) at ``path``."""
+        text, page = split_page(str(path))
+        if page and self.exists(Path(text)):
+            return True
+        text += page
         return self._is_listed(text) or os.path.isfile(text)  # noqa: PTH113 (thousands of calls)
 
     def find(self, name: str) -> Path | None:
@@ -80,6 +83,9 @@ class FileFinder:
         and Korean syllables composed differently (macOS decomposes them); as the file system sees
         it (which may ignore case).
         """
+        whole, page = split_page(name.strip())
+        if page and (pdf := self.find(whole)) is not None:
+            return Path(f"{pdf}{page}")
         candidates = list(self._candidates(name))
         for candidate in candidates:
             if self._is_listed(candidate):
@@ -227,7 +233,7 @@ def tell_unlisted(manifest: Manifest) -> None:
 
     def listed() -> Iterator[int]:
         for file in manifest.table["file"]:
-            folder, name = os.path.split(file)
+            folder, name = os.path.split(split_page(file)[0])
             folders.add(folder)
             yield code(folder, name)
 

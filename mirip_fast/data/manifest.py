@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,17 @@ import numpy as np
 
 from mirip_fast.data.applicants import with_applicants
 from mirip_fast.data.csv_reader import Problems, absolute, closest, counted, shown
+from mirip_fast.data.decode_pool import DecodeJob, DecodePool
+from mirip_fast.data.formats import can_read, package_for
 from mirip_fast.data.graders import PREFIX, grader_names
-from mirip_fast.data.image_files import IMAGE_EXTENSIONS, passed_over, scan_folder, tell_passed_over
+from mirip_fast.data.image_files import (
+    IMAGE_EXTENSIONS,
+    ending_of,
+    passed_over,
+    scan_folder,
+    tell_passed_over,
+)
+from mirip_fast.data.images import FIT
 from mirip_fast.data.manifest_rows import IMAGE_FOLDER, records_from_csv
 from mirip_fast.data.remote import is_remote, located
 from mirip_fast.data.source_lists import (
@@ -37,6 +47,7 @@ from mirip_fast.data.table import (
 )
 from mirip_fast.errors import DataError
 from mirip_fast.files import write_csv
+from mirip_fast.runtime import usable_cores
 from mirip_fast.text import folded
 
 __all__ = [
@@ -50,6 +61,8 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+_COUNT_PAGES = "mirip_fast.data.decode_worker:count_pages"
 
 #: Endings of tables, and how the names of those begin that hold grades.
 _TABLES = (".csv", ".tsv", ".xlsx", ".xlsm", ".xls", ".ods", ".parquet", ".jsonl")
@@ -81,7 +94,44 @@ def read_manifest(source: Path | str, options: DataOptions | None = None) -> Man
         DataError: the source does not exist, holds no images, or is faulty; all faults of a CSV file
             are told at once, each with its line and column.
     """
-    return with_applicants(_read(source, options or DataOptions()))
+    return with_applicants(_by_page(_read(source, options or DataOptions())))
+
+
+def _by_page(manifest: Manifest) -> Manifest:
+    """The same with a row for each page of a PDF, which has all that the PDF's row had.
+
+    A PDF that can not be read keeps its row: decoding it tells why.
+
+    Raises:
+        DataError: a page is also in the table by itself.
+    """
+    table, where = manifest.table, shown(manifest.source)
+    pdfs = [i for i, file in enumerate(table["file"]) if ending_of(file) == ".pdf"]
+    if not pdfs or not can_read(".pdf", Counter()):
+        return manifest
+    counts = np.zeros(len(table), int)
+    jobs = (DecodeJob(i, Path(table["file"].iloc[i]), (1,), FIT, True) for i in pdfs)
+    with DecodePool(min(len(pdfs), usable_cores()), loader=_COUNT_PAGES) as pool:
+        for done in pool.decode(jobs):
+            counts[done.index] = done.height
+    rows = np.repeat(np.arange(len(table)), np.maximum(counts, 1))
+    number = np.arange(len(rows)) - np.searchsorted(rows, rows) + 1
+    marks = [f"#page={n}" if counts[i] else "" for i, n in zip(rows, number, strict=True)]
+    table = table.iloc[rows].reset_index(drop=True)
+    for column in ("file", "named"):
+        table[column] = [name + mark for name, mark in zip(table[column], marks, strict=True)]
+    table["image_id"] = [
+        name + (mark if counts[i] > 1 else "")
+        for name, mark, i in zip(table["image_id"], marks, rows, strict=True)
+    ]
+    twice = table["image_id"][table["image_id"].duplicated()]
+    if len(twice):
+        raise DataError(
+            f"{where}: {twice.iloc[0]!r} is there twice, by itself and as a page of its PDF; leave one"
+        )
+    there = counted(int(counts.sum()), "page"), counted(int((counts > 0).sum()), "PDF")
+    logger.info("%s: %s in %s; each page is a work", where, *there)
+    return replace(manifest, table=table)
 
 
 def _read(source: Path | str, options: DataOptions) -> Manifest:
@@ -110,6 +160,9 @@ def _read(source: Path | str, options: DataOptions) -> Manifest:
         return _read_folder(source, options)
     if not source.exists():
         raise DataError(_not_found(source))
+    if source.suffix.lower() == ".pdf":
+        package_for("PDF")
+        return replace(_from_names(source.parent, [source.name], options), source=source)
     if source.suffix.lower() in IMAGE_EXTENSIONS:
         raise DataError(f"{shown(source)}: one image; a folder of images or a CSV file is expected")
     return records_from_csv(source, options)

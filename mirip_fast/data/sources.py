@@ -23,11 +23,12 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
 from mirip_fast.data import remote
+from mirip_fast.data.formats import marked, split_page
 from mirip_fast.data.image_files import (
     BLOCK_BYTES,
     HEAD_BYTES,
@@ -44,6 +45,8 @@ from mirip_fast.data.image_files import (
     may_be_place,
     named_picture,
     one_line,
+    open_image_file,
+    settled_stamp,
 )
 from mirip_fast.errors import DataError, ImageError
 from mirip_fast.files import open_file, read_file, write_text
@@ -156,9 +159,14 @@ def is_tar(path: Path) -> bool:
 
 
 def is_place(path: Path) -> bool:
-    """Whether a path leads into a tar or to an address."""
+    """Whether a path leads into a tar or PDF, or to an address."""
     text = str(path)
-    return may_be_place(text) and (remote.is_remote(path) or _split(text) is not None)
+    if not may_be_place(text):
+        return False
+    if remote.is_remote(path) or _split(text) is not None:
+        return True
+    whole, page = split_page(text)
+    return bool(page) and Path(whole).is_file()
 
 
 def is_gone(path: Path) -> bool:
@@ -180,7 +188,7 @@ def read_place(path: Path) -> tuple[bytes, Stamp | None] | None:
         data = remote.read_bytes(Path(piece.file), piece.start - lead, lead + piece.size)
     except DataError as error:
         raise ImageError(one_line(str(error))) from error
-    return checked(data, piece.check, piece.size), piece.stamp
+    return marked(checked(data, piece.check, piece.size), piece.page), piece.stamp
 
 
 def local_piece(path: Path) -> Piece | None:
@@ -256,6 +264,15 @@ def _piece(path: Path) -> Piece | None:
     text = str(path)
     if not may_be_place(text):
         return None
+    whole, page = split_page(text)
+    if page and not os.path.isfile(text):  # noqa: PTH113
+        piece = _piece(Path(whole))
+        if piece is None:
+            with open_image_file(Path(whole)) as stream:
+                status = os.fstat(stream.fileno())
+            stamp = settled_stamp(status, time.time_ns())
+            piece = Piece(whole, 0, status.st_size, None, stamp)
+        return replace(piece, page=page)
     try:
         found = _split(text)
         if found is not None:

@@ -32,6 +32,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mirip_fast.config import Config
+from mirip_fast.data.formats import split_page
 from mirip_fast.data.remote import address
 from mirip_fast.data.sources import is_place
 from mirip_fast.errors import DataError
@@ -385,15 +386,16 @@ def _key(text: str, content: bytes = b"") -> str:
 
 def _address(file: Path, page: Path) -> str | None:
     """A file as an address from the page; None where a browser has no way (in a tar, another drive)."""
-    if is_place(file):
+    whole, of_pdf = split_page(str(file))
+    if is_place(Path(whole)):
         url = address(file)
         return url if url.startswith(("http://", "https://")) and ".tar/" not in url else None
     try:
-        relative = os.path.relpath(file, page.absolute().parent)
+        relative = os.path.relpath(whole, page.absolute().parent)
     except ValueError:
         return None
     # «./» before it, so that no name is taken for a scheme; bytes, as names need not be UTF-8.
-    return "./" + quote(os.fsencode(relative.replace(os.sep, "/")))
+    return "./" + quote(os.fsencode(relative.replace(os.sep, "/"))) + of_pdf
 
 
 def _write_pictures(folder: Path, pictures: Mapping[str, bytes]) -> None:
