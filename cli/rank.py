@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 @click.option("--top", type=click.IntRange(min=1), help="Show the best N only; the files have all.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=_PATH,
     default=Path(),
     help="Folder for ranking.csv and .json (default: here).",
 )
@@ -43,6 +44,31 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Write a page to look at: the sorted works as pictures.",
 )
+@click.option(
+    "--xlsx", type=_PATH, metavar="FILE",
+    help="Write an Excel workbook, too: small pictures, filters, colours of the tiers.",
+)  # fmt: skip
+@click.option(
+    "--sheets-by", metavar="COLUMN",
+    help="Give each value of a column (department, applicant) a sheet of its own in the workbook.",
+)  # fmt: skip
+@click.option(
+    "--sort-into", type=_PATH, metavar="DIR",
+    help="Put the pictures into a folder per tier below DIR; `mirip-fast unsort DIR` undoes it.",
+)  # fmt: skip
+@click.option(
+    "--sort-by", metavar="COLUMN",
+    help="Column that names the folders of --sort-into; rank numbers the files in one (default: tier).",
+)  # fmt: skip
+@click.option(
+    "--sort-how", type=click.Choice(("copy", "link", "move")),
+    help="What --sort-into does with the pictures (default: copy).",
+)  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Only tell what --sort-into would do.")
+@click.option(
+    "--xmp", metavar="DIR|beside",
+    help="Write XMP sidecars (stars and a keyword for the tier) into DIR, or beside the pictures.",
+)  # fmt: skip
 @click.option(
     "--explain", type=click.IntRange(min=1), metavar="N",
     help="Show in the page why the first N works have their scores; needs the backbone, and time.",
@@ -86,6 +112,13 @@ def rank_command(
     top: int | None,
     out: Path,
     html: Path | None,
+    xlsx: Path | None,
+    sheets_by: str | None,
+    sort_into: Path | None,
+    sort_by: str | None,
+    sort_how: str | None,
+    dry_run: bool,
+    xmp: str | None,
     explain: int | None,
     tiers: bool,
     anchors: int | None,
@@ -95,7 +128,8 @@ def rank_command(
 ) -> int:
     """Sort the images in FOLDER by score, best first.
 
-    FOLDER may also be a CSV file or Excel workbook, tars ('x/*.tar', or several by name) or an address (s3://bucket/folder).
+    FOLDER may also be a CSV file or Excel workbook, tars ('x/*.tar', or several by name) or an address
+    (s3://bucket/folder).
 
     0-100 is the percentile among graded works that the model had not trained on; the tier is the most
     probable one, with the probability of each tier beside it, learned from the same works.
@@ -121,14 +155,9 @@ def rank_command(
         raise click.UsageError("--anchors says how many works --tiers compares with: give both")
     if explain and html is None:
         raise click.UsageError("--explain puts maps into the page: name it with --html FILE")
-    if html is not None:
-        from mirip_fast.portfolio.page import check_page_path
-
-        check_page_path(html)
-    if resolved.config.data.by is None and given_flags("evaluate_"):
-        raise click.UsageError(
-            "--portfolio and --within are about applicants: name their column with --by"
-        )
+    _check_options(
+        resolved.config.data.by, out, html, xlsx, sheets_by, sort_into, (sort_by, sort_how, dry_run)
+    )
     check_portfolio(resolved.config.evaluate.portfolio)
     source = as_one(folder)
     model = pick_model(checkpoint, Path(resolved.config.train.output_dir))
@@ -154,7 +183,14 @@ def rank_command(
     _tell_what_it_rests_on(done)
     if html is not None:
         files += _write_page(html, explain or 0, done, resolved.config, backbone)
+    if xlsx is not None:
+        files.append(_write_workbook(xlsx, sheets_by, done, resolved.config))
     click.echo("Written: " + ", ".join(str(path) for path in files))
+    if xmp is not None:
+        _write_xmp(done, xmp)
+    failed = bool(strict and done.failures)
+    if sort_into is not None:
+        failed |= _sort(done, sort_into, sort_by or "tier", sort_how or "copy", dry_run)
     from mirip_fast.data.remote import address
     from mirip_fast.features.outcomes import failures_by_kind
 
@@ -162,7 +198,110 @@ def rank_command(
         click.echo(f"Not ranked: {line}", err=True)
     if done.failures:
         click.echo(f"Failures: {out / 'failures.csv'}", err=True)
-    return 1 if strict and done.failures else 0
+    return 1 if failed else 0
+
+
+def _check_options(
+    by: str | None,
+    out: Path,
+    html: Path | None,
+    xlsx: Path | None,
+    sheets_by: str | None,
+    sort_into: Path | None,
+    sorting: tuple[object, ...],
+) -> None:
+    """Refuse what can not be written, before anything is computed."""
+    if html is not None:
+        from mirip_fast.portfolio.page import check_page_path
+
+        check_page_path(html)
+    if sheets_by and xlsx is None:
+        raise click.UsageError("--sheets-by gives the workbook sheets: name it with --xlsx FILE")
+    if sort_into is None and any(sorting):
+        raise click.UsageError(
+            "--sort-by, --sort-how and --dry-run say how --sort-into DIR sorts: give it, too"
+        )
+    if xlsx is not None:
+        from mirip_fast.portfolio.xlsx import check_workbook_path
+
+        check_workbook_path(xlsx)
+    if by is None and given_flags("evaluate_"):
+        raise click.UsageError(
+            "--portfolio and --within are about applicants: name their column with --by"
+        )
+    ending = out.suffix.lower()
+    files = {".xlsx": "--xlsx", ".html": "--html", ".htm": "--html"}
+    others = (
+        ".csv",
+        ".json",
+        ".docx",
+        ".doc",
+        ".pdf",
+        ".xls",
+        ".ods",
+        ".odt",
+        ".txt",
+        ".xlsm",
+        ".zip",
+    )
+    if out.is_dir() or not (ending in files or ending in others or out.is_file()):
+        return
+    hint = f"; for that file give {files[ending]} {out}" if ending in files else ""
+    raise click.UsageError(
+        f"--out {out}: the folder for ranking.csv and ranking.json is expected, not a file{hint}"
+    )
+
+
+def _write_workbook(path: Path, by: str | None, done: RankDone, config: Config) -> Path:
+    from mirip_fast.portfolio.xlsx import write_workbook
+
+    pictures = [done.root / file for file in done.ranking["file"]]
+    with Bar(" pictures") as bar:
+        return write_workbook(path, done.ranking, pictures, config, sheets_by=by, progress=bar)
+
+
+def _write_xmp(done: RankDone, where: str) -> None:
+    from mirip_fast.data.csv_reader import counted
+    from mirip_fast.portfolio.xmp import write_sidecars
+
+    written, kept = write_sidecars(done, where)
+    click.echo(f"XMP sidecars: {written:,} written ({where})")
+    if kept:
+        click.echo(
+            f"{counted(len(kept), 'sidecar')} of another program left as before (first: {kept[0]})",
+            err=True,
+        )
+
+
+def _sort(done: RankDone, into: Path, by: str, how: str, dry_run: bool) -> bool:
+    """Sort the pictures into folders; whether some could not be."""
+    from mirip_fast.data.csv_reader import counted
+    from mirip_fast.portfolio.sort_into import carry_out, plan
+
+    sorting = plan(done, into, by, how)
+    verb = {"copy": "copied", "link": "linked", "move": "moved"}[how]
+    folders = ", ".join(f"{folder or 'in it'} {n:,}" for folder, n in sorting.folders.items())
+    there = f"; {sorting.there:,} there already" if sorting.there else ""
+    works = counted(len(sorting.acts), "work")
+    if dry_run:
+        click.echo(
+            f"{works} would be {verb} into {into} ({folders}){there}. Nothing was written there"
+        )
+        for file, target in sorting.acts[:10]:
+            click.echo(f"  {file} -> {target}")
+        return False
+    click.echo(
+        f"To undo the sorting, also if it is cut off: mirip-fast unsort {shlex.quote(str(into))}"
+    )
+    with Bar(" files") as bar:
+        carry_out(sorting, bar)
+    works = counted(len(sorting.acts) - len(sorting.failures), "work")
+    click.echo(f"{works} {verb} into {into} ({folders}){there}")
+    for file, why in sorting.failures[:10]:
+        click.echo(f"Not sorted: {file}: {why}", err=True)
+    if len(sorting.failures) > 10:
+        click.echo(f"… and {len(sorting.failures) - 10:,} more could not be sorted", err=True)
+    return bool(sorting.failures)
 
 
 def _write_page(

@@ -138,6 +138,7 @@ class Model:
         anyway: bool = False,
         out: str | os.PathLike[str] | None = None,
         html: str | os.PathLike[str] | None = None,
+        xlsx: str | os.PathLike[str] | None = None,
         **options: Any,
     ) -> pd.DataFrame:
         """Sort works by score, as `mirip-fast rank`.
@@ -148,6 +149,7 @@ class Model:
             anyway: sort by a model that is no better than chance, too.
             out: write ranking.csv and ranking.json into this folder.
             html: write the page of the ranking to this file.
+            xlsx: write the ranking with small pictures to this Excel workbook.
             options: settings by their names; ``by="applicant"`` ranks applicants (``portfolio="best:3"``,
                 ``within="department"``).
 
@@ -165,11 +167,14 @@ class Model:
         """
         from mirip_fast.portfolio.page import check_page_path, write_page
         from mirip_fast.portfolio.rank import rank_folder
+        from mirip_fast.portfolio.xlsx import check_workbook_path, write_workbook
         from mirip_fast.ranking.anchors import find_anchors
 
         config = _settings(options, base=self.config).config
         if html is not None:
             check_page_path(Path(html))
+        if xlsx is not None:
+            check_workbook_path(Path(xlsx))
         anchors = None
         if tiers:
             anchors = find_anchors(self.scorer, Path(config.embed.cache_dir), None)
@@ -187,6 +192,9 @@ class Model:
             done.write(Path(out))
         if html is not None:
             write_page(Path(html), done, config)
+        if xlsx is not None:
+            pictures = [done.root / file for file in done.ranking["file"]]
+            write_workbook(Path(xlsx), done.ranking, pictures, config)
         ranking = done.ranking
         ranking.attrs["failures"] = done.failures
         ranking.attrs["names"] = done.names

@@ -1,0 +1,25 @@
+"""``mirip-fast unsort``: what ``rank --sort-into`` did is undone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command("unsort")
+@click.argument("log", type=click.Path(path_type=Path), metavar="LOG")
+def unsort_command(log: Path) -> int:
+    """Undo `rank --sort-into DIR`: moved files go back, copies and links are taken away.
+
+    LOG is DIR, or the file sorted.jsonl in it, which also tells of a sorting that was cut off. A file that
+    was changed since is left and named, with exit status 1. The log is called ….undone afterwards.
+    """
+    from mirip_fast.data.csv_reader import counted
+    from mirip_fast.portfolio.sort_into import undo
+
+    undone, left = undo(log)
+    click.echo(f"{counted(undone, 'file')} put back or taken away")
+    for path, why in left:
+        click.echo(f"Left as it is: {path}: {why}", err=True)
+    return 1 if left else 0

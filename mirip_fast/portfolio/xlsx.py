@@ -1,0 +1,235 @@
+"""A ranking as an Excel workbook: small pictures, a header that stays, filters, colours of the tiers."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from mirip_fast.config import Config
+from mirip_fast.data.csv_reader import closest, listed
+from mirip_fast.errors import DataError
+from mirip_fast.features.phase_one import default_workers
+from mirip_fast.files import write_atomically
+from mirip_fast.portfolio.ranking import given_columns, of_tiers
+from mirip_fast.portfolio.thumbnails import make_thumbnails
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_SIDE = 96  # pixels of a small picture's longer side
+_PICTURE_BYTES = 8 << 10
+_EMU = 9525  # English Metric Units of a pixel
+_MOST_SHEETS = 200
+_MOST_ROWS = 1_048_575
+_MOST_NUMBER = 10**15  # beyond, Excel changes digits
+_NO_SHEET_NAME = re.compile(r"[\[\]:*?/\\\x00-\x1f]")
+_COLOURS = ("F6D365", "A8D5A2", "A9CCE3", "D7DBDD", "E6B0AA")  # of tiers, the best first
+_WIDTHS = {"picture": 14, "file": 40, "image_id": 24}
+
+
+def check_workbook_path(path: Path, by: str | None = None) -> None:
+    """Refuse a place where no workbook can be written, before anything is computed.
+
+    Raises:
+        DataError: it has another kind of file's ending, or is a folder.
+    """
+    if path.suffix.lower() != ".xlsx":
+        raise DataError(f"--xlsx {path}: an Excel workbook is called {path.stem or 'ranking'}.xlsx")
+    if path.is_dir():
+        raise DataError(f"--xlsx {path} is a folder; name a file, such as {path / 'ranking.xlsx'}")
+
+
+def write_workbook(
+    path: Path,
+    ranking: pd.DataFrame,
+    files: Sequence[Path],
+    config: Config,
+    *,
+    sheets_by: str | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Path:
+    """Write a ranking as an Excel workbook.
+
+    Text that came with the works is never a formula; numbers among it are numbers where Excel would show
+    them as they were written. What is unknown is empty.
+
+    Args:
+        path: the workbook; replaced if it exists.
+        ranking: the sorted works, see :func:`mirip_fast.portfolio.ranking.rank_scores`.
+        files: [n] the works' pictures; one that can not be read has no small copy.
+        config: embed.workers is used.
+        sheets_by: a column; each of its values gets a sheet of its own after that of all works.
+        progress: called with pictures done and their total.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        DataError: there is no such column, or it has more values than a workbook should have sheets.
+    """
+    import openpyxl
+
+    parts = _parts(ranking, sheets_by)
+    pictures: list[bytes] = []
+    workers = min(len(files), default_workers(config.embed.workers))
+    for webp in make_thumbnails(files, _SIDE, _PICTURE_BYTES, workers=workers):
+        pictures.append(_as_jpeg(webp) if webp else b"")
+        progress(len(pictures), len(files))
+    book = openpyxl.Workbook()
+    book.remove(book.active)
+    taken = {"history"}  # a name that Excel keeps for itself
+    for name, rows in parts:
+        _fill(
+            book.create_sheet(_sheet_name(name, taken)),
+            ranking.iloc[rows],
+            [pictures[i] for i in rows],
+        )
+    write_atomically(path, book.save)
+    return path
+
+
+def _parts(ranking: pd.DataFrame, by: str | None) -> list[tuple[str, list[int]]]:
+    """Sheets: name and places in the ranking, that of all works first."""
+    parts = [("ranking", list(range(len(ranking))))]
+    if len(ranking) > _MOST_ROWS:
+        raise DataError(
+            f"A sheet has {_MOST_ROWS:,} rows; {len(ranking):,} works are in ranking.csv"
+        )
+    if by is None:
+        return parts
+    columns = [str(column) for column in ranking.columns]
+    if by not in columns:
+        close = closest(by, columns)
+        raise DataError(
+            f"--sheets-by {by}: no such column."
+            + (f" Did you mean {close!r}?" if close else "")
+            + f" There are: {listed(columns)}"
+        )
+    values = ranking[by].where(ranking[by].notna(), "").astype(str).str.strip()
+    if values.nunique() > _MOST_SHEETS:
+        raise DataError(
+            f"--sheets-by {by}: {values.nunique():,} values, and more than {_MOST_SHEETS} sheets can not be "
+            "found one's way in; name a column with fewer"
+        )
+    places: dict[str, list[int]] = {}
+    for place, value in enumerate(values):
+        places.setdefault(value, []).append(place)
+    return [*parts, *((value or f"without {by}", rows) for value, rows in places.items())]
+
+
+def _sheet_name(text: str, taken: set[str]) -> str:
+    """A name that Excel takes: 31 signs, some forbidden, none twice whatever its case; added to ``taken``."""
+    plain = _NO_SHEET_NAME.sub("_", legal_text(text)).strip("' ") or "_"
+    name, number = plain[:31].rstrip("' "), 1
+    while name.casefold() in taken:
+        number += 1
+        end = f" ({number})"
+        name = plain[: 31 - len(end)] + end
+    taken.add(name.casefold())
+    return name
+
+
+def legal_text(text: str) -> str:
+    """Text without signs that no workbook holds: control characters, bytes of names that are no UTF-8."""
+    from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
+
+    return str(ILLEGAL_CHARACTERS_RE.sub("�", os.fsencode(text).decode("utf-8", "replace")))
+
+
+def _as_jpeg(webp: bytes) -> bytes:
+    """Our own small copy as JPEG: Excel shows no WebP."""
+    stream = io.BytesIO()
+    with Image.open(io.BytesIO(webp)) as picture:
+        picture.convert("RGB").save(stream, "JPEG", quality=80)
+    return stream.getvalue()
+
+
+def _fill(sheet: Any, ranking: pd.DataFrame, pictures: Sequence[bytes]) -> None:
+    from openpyxl.styles import Alignment, Font, PatternFill
+    from openpyxl.utils import get_column_letter
+
+    columns = ["rank", "picture", *(c for c in map(str, ranking.columns) if c != "rank")]
+    own = set(columns) - set(given_columns(ranking))
+    chances = list(of_tiers(ranking, "p"))
+    fills = {
+        tier: PatternFill("solid", fgColor=_COLOURS[round(i * 4 / max(1, len(chances) - 1))])
+        for i, tier in enumerate(chances)
+    }
+    middle = Alignment(vertical="center")
+    for place, name in enumerate(columns, 1):
+        cell = sheet.cell(1, place)
+        _put(cell, name)
+        cell.font = Font(bold=True)
+        sheet.column_dimensions[get_column_letter(place)].width = _WIDTHS.get(name, 11)
+    for number, (row, jpeg) in enumerate(
+        zip(ranking.to_dict("records"), pictures, strict=True), start=2
+    ):
+        sheet.row_dimensions[number].height = 76  # points, 101 pixels
+        for place, name in enumerate(columns, 1):
+            cell = sheet.cell(number, place)
+            cell.alignment = middle
+            value = row.get(name) if name != "picture" else None
+            _put(
+                cell, value if name in own and name not in ("file", "image_id") else _number(value)
+            )
+            if name in own and name.startswith(("p_", "wins_")):
+                cell.number_format = "0%"
+            elif name in ("score", "score_sd", "view_spread", "score_100"):
+                cell.number_format = "0" if name == "score_100" else "0.0000"
+            elif name == "tier" and value in fills:
+                cell.fill = fills[str(value)]
+        if jpeg:
+            _add_picture(sheet, jpeg, number)
+    sheet.freeze_panes = "C2"
+    sheet.auto_filter.ref = f"A1:{get_column_letter(len(columns))}{len(ranking) + 1}"
+
+
+def _put(cell: Any, value: Any) -> None:
+    """Set a cell; text stays text, also where it begins like a formula."""
+    value = value.item() if hasattr(value, "item") else value
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return
+    if isinstance(value, bool):
+        value = "yes" if value else "no"
+    if isinstance(value, str):
+        value = legal_text(value)
+        cell.value = value
+        cell.data_type = "s"
+        cell.quotePrefix = value.startswith(("=", "+", "-", "@"))
+    else:
+        cell.value = value
+
+
+def _number(value: Any) -> Any:
+    """A number where a text is one that Excel shows as it is written; 00123 and 1.0 stay texts."""
+    for kind in (int, float):
+        try:
+            number = kind(value)
+        except (TypeError, ValueError):
+            continue
+        if str(number) == value and abs(number) < _MOST_NUMBER:
+            return number
+    return value
+
+
+def _add_picture(sheet: Any, jpeg: bytes, row: int) -> None:
+    """Put a picture into column B; it moves with its cell when rows are sorted, and hides with it."""
+    from openpyxl.drawing.image import Image as Drawing
+    from openpyxl.drawing.spreadsheet_drawing import AnchorMarker, TwoCellAnchor
+
+    picture = Drawing(io.BytesIO(jpeg))
+    left = 2 + (_SIDE - picture.width) // 2
+    top = 2 + (_SIDE - picture.height) // 2
+    ends = [
+        AnchorMarker(col=1, colOff=x * _EMU, row=row - 1, rowOff=y * _EMU)
+        for x, y in ((left, top), (left + picture.width, top + picture.height))
+    ]
+    picture.anchor = TwoCellAnchor(editAs="twoCell", _from=ends[0], to=ends[1])
+    sheet.add_image(picture)
