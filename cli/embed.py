@@ -134,6 +134,8 @@ def embed_command(
 
 
 def _say(done: EmbedDone) -> None:
+    from mirip_fast.evaluation.agreement import agreement
+
     s, ranks = done.summary, done.ranks
     click.echo((f"Rank {ranks.rank} of {ranks.size}: " if ranks else "") + _identity(s))
     if done.dataset is None:
@@ -146,6 +148,9 @@ def _say(done: EmbedDone) -> None:
     if s.embedded:
         click.echo(f"{s.embedded / done.compute_seconds:.1f} images/s")
     click.echo(f"Features: {done.store_path}")
+    agreed = agreement(done.dataset.images())
+    if agreed is not None:
+        click.echo(agreed.to_line())
     if s.failed:
         from mirip_fast.features.outcomes import failures_by_kind
 

@@ -112,7 +112,7 @@ def evaluate_command(
                 evaluation = evaluate_files(
                     model, test_data, image_dir, config, backbone, bar.embedding, baselines=True
                 )
-        click.echo(evaluation.report.to_table())
+        click.echo(evaluation.to_table())
         click.echo("\n" + click.wrap_text(baselines_text(evaluation.baselines), width=100))
         files = evaluation.write(out, **extra)
     if html is not None:

@@ -68,6 +68,7 @@ _GRADES = {
     "data",
     "tracking",
     "evaluate.within",
+    "evaluate.grader",
     "runtime",
     "embed.cache_dir",
     "embed.backbone",

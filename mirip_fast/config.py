@@ -421,6 +421,11 @@ class EvaluateConfig:
         "How works make an applicant's score: mean, median, or best:K, the mean of the best K (auto: what "
         "orders graded applicants best that were not trained on, else the mean).",
     )
+    grader: str | None = option(
+        None,
+        "One of several graders, whose tiers alone are learned or judged by (auto: all; a run is judged "
+        "as it was trained).",
+    )
 
 
 @dataclass

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from made_run import TINY, draw, rows_of
+from mirip_fast_cli.main import run
 
 from mirip_fast.data.manifest import read_manifest, write_manifest_csv
-from mirip_fast.data.table import DataOptions, Manifest
+from mirip_fast.data.table import DataOptions, Manifest, image_table
 from mirip_fast.errors import DataError
+from mirip_fast.evaluation.agreement import agreement, alpha
+from mirip_fast.evaluation.metrics import pairwise_accuracy, ranks
+from mirip_fast.models.gp import GaussianProcess, grader_scores, normal_scores
+from mirip_fast.models.losses import PairLoss
 
 #: Tiers by two graders; the fourth work has one grade, the last none.
 KIM, LEE = ["S", "S", "A", "C", ""], ["S", "B", "B", "", ""]
@@ -109,3 +119,178 @@ def test_rank_reads_each_work_once(tmp_path: Path) -> None:
     found = read(tmp_path, LONG, with_grades=False)  # type: ignore[arg-type]
     assert len(found) == 5
     assert found.table["tier_Lee"].tolist() == LEE
+
+
+STRICT = {"엄격 김": 1, "Mild": -1}
+
+
+@pytest.fixture(scope="module")
+def office(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An embedded data set: the brighter the better; a strict and a mild grader share 30 of 90 works, each
+    has 30 more, and ten have no grade."""
+    work = tmp_path_factory.mktemp("office")
+    rows = ["filename,tier,grader,학과"]
+    for i in range(100):
+        quality = i * 37 % 100 / 100
+        draw(work / "data" / "images" / f"작품 {i:02d}.png", 0.1 + 0.8 * quality, i)
+        who = [] if i >= 90 else [name for g, name in enumerate(STRICT) if i % 3 in (g, 2)]
+        for name in who or [""]:
+            tier = "SABC"[round(min(3, max(0, 3.4 - 4 * quality + STRICT[name])))] if name else ""
+            rows.append(f"작품 {i:02d}.png,{tier},{name},{'회화' if i % 2 else '디자인'}")
+    (work / "data" / "metadata.csv").write_text("\n".join(rows) + "\n", encoding="utf-8-sig")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(work)
+        assert run(["embed", "data", *TINY]) == 0
+        yield work
+
+
+SPLIT = ["--train-ratio", "0.5", "--val-ratio", "0.2", "--test-ratio", "0.3"]
+
+
+def test_agreement_is_told_and_the_rest_is_ranked(
+    office: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["embed", "data", *TINY]) == 0
+    told = capfd.readouterr()
+    assert "30 of 100 works have two grades and more" in told.err
+    assert "90 of 100 works have a grade" in told.err
+    assert "How far the graders agree, on 30 works" in told.out and "엄격 김 +1." in told.out
+    assert run(["train", "--head-only", *SPLIT]) == 0
+    told = capfd.readouterr()
+    assert "How far the graders agree" in told.err and "inside one grader's tiers" in told.err
+    assert run(["evaluate", "--html", "page.html", "--out", "evaluation.json"]) == 0
+    out = capfd.readouterr().out
+    assert (
+        "one grader by the others (human ceiling)" in out and "the model on the same pairs" in out
+    )
+    found = json.loads((office / "evaluation.json").read_text(encoding="utf-8"))["agreement"]
+    assert {row["grader"] for row in found["graders"]} == set(STRICT)
+    assert found["model_within"] > 0.9 and found["ceiling"] > 0.8
+    assert "humanCeiling" in (office / "page.html").read_text(encoding="utf-8")
+    assert run(["rank", "data", "--workers", "0"]) == 0
+    assert len(rows_of(office / "ranking.csv")) == 100
+
+
+@pytest.mark.parametrize("how", [[], ["--readout", "head"], ["--pairs", "sampled"]])
+def test_a_strict_and_a_mild_grader_are_not_mixed(office: Path, how: list[str]) -> None:
+    name = "-".join(how).strip("-") or "gp"
+    assert run(["-q", "train", "--head-only", *SPLIT, *how, "--output-dir", name]) == 0
+    assert run(["-q", "rank", "data", "--workers", "0", "--output-dir", name, "--out", name]) == 0
+    order = [
+        int(Path(row["file"]).stem[-2:]) * 37 % 100 for row in rows_of(Path(name) / "ranking.csv")
+    ]
+    place = np.corrcoef(order, np.arange(100)[::-1])[0, 1]
+    assert place > 0.97  # of pooled tiers: 0.91, 0.95, 0.96
+
+
+def test_one_graders_taste_is_learned(office: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["train", "--head-only", *SPLIT, "--grader", "mild", "--output-dir", "mild"]) == 0
+    (folder,) = (office / "mild").iterdir()
+    rows = rows_of(folder / "split.csv")
+    assert len(rows) == 60 and all(row["tier"] == row["tier_Mild"] for row in rows)
+    capfd.readouterr()
+    assert run(["evaluate", "--output-dir", "mild", "--test-data", "data/metadata.csv"]) == 0
+    told = capfd.readouterr()
+    assert "Mild graded 60 of 100 works: only these" in told.err and "60 images" in told.out
+    assert run(["train", "--head-only", "--grader", "Kim"]) == 1
+    assert (
+        "--grader Kim: no grader has that name; there are 엄격 김, Mild" in capfd.readouterr().err
+    )
+
+
+def test_alpha_is_the_published_one() -> None:
+    # Krippendorff 2011, «Computing Krippendorff's alpha-reliability», section C: ordinal, 0.815.
+    a = [1, 2, 3, 3, 2, 1, 4, 1, 2, 0, 0, 0]
+    b = [1, 2, 3, 3, 2, 2, 4, 1, 2, 5, 0, 3]
+    c = [0, 3, 3, 3, 2, 3, 4, 2, 2, 5, 1, 0]
+    d = [1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, 0]
+    grades = np.array([a, b, c, d], dtype=np.float64).T - 1
+    grades[grades < 0] = np.nan
+    assert alpha(grades, 5) == pytest.approx(0.815, abs=5e-4)
+    # A weight is what writing the work so often would give: so resamples are drawn.
+    times = np.arange(12) % 3
+    assert alpha(grades, 5, times) == pytest.approx(alpha(np.repeat(grades, times, axis=0), 5))
+    assert np.isnan(alpha(np.array([[1, np.nan], [np.nan, 2]]), 4))
+    assert np.isnan(alpha(np.ones((5, 2)), 4))
+
+
+def test_the_human_ceiling_counts_each_grader_against_the_others() -> None:
+    tiers = {"tier_a": list("SABC"), "tier_b": list("SBAC"), "tier_c": ["S", "S", "S", ""]}
+    table = image_table({"image_id": list("wxyz"), "file": list("wxyz"), **tiers}, tuple("SABC"))
+    found = agreement(table, [4.0, 3.0, 2.0, 1.0], rounds=50)
+    assert found is not None
+    # The others of a say S A A C, those of b S A A C too, and those of c S B B C (z, by c ungraded, aside).
+    human = {row.grader: row.ceiling for row in found.graders.itertuples()}
+    assert (
+        human["a"] == 1 and human["c"] == 0.5
+    )  # S S S: the same tier for both of a pair counts half
+    assert found.figures["ceiling"] == pytest.approx(
+        np.average([1, human["b"], 0.5], weights=[5, 5, 2])
+    )
+    assert (
+        dict(zip(found.graders["grader"], found.graders["strictness"].round(2), strict=True))["c"]
+        < 0
+    )
+    assert found.overlap == 4 and len(found.pairs) == 3
+    interval = found.intervals["ceiling"]
+    assert interval is not None and interval.low <= found.figures["ceiling"] <= interval.high
+
+
+def test_graders_of_different_works_tell_no_agreement() -> None:
+    tiers = {"tier_a": ["S", "A", "", ""], "tier_b": ["", "", "B", "C"]}
+    table = image_table({"image_id": list("wxyz"), "file": list("wxyz"), **tiers}, tuple("SABC"))
+    found = agreement(table, np.arange(4.0))
+    assert found is not None and np.isnan(found.figures["ceiling"])
+    assert "how far they agree is unknown" in found.to_line()
+    assert found.to_dict()["alpha"] is None and "unknown" in found.to_table()
+
+
+def test_a_pair_weighs_the_product_of_both() -> None:
+    rng = np.random.default_rng(0)
+    scores = torch.tensor(rng.normal(size=9), requires_grad=True)
+    tiers, inside = torch.tensor(rng.integers(0, 3, 9)), torch.tensor(rng.integers(0, 2, 9))
+    weights = torch.tensor(rng.uniform(0.3, 1, 9))
+    loss = PairLoss()(scores, tiers, inside, weights)
+    pairs = [
+        (i, j) for i in range(9) for j in range(9) if tiers[i] < tiers[j] and inside[i] == inside[j]
+    ]
+    terms = [torch.relu(1 - scores[i] + scores[j]) * weights[i] * weights[j] for i, j in pairs]
+    wanted = sum(terms) / sum(weights[i] * weights[j] for i, j in pairs)
+    assert loss.item() == pytest.approx(wanted.item())  # type: ignore[union-attr]
+    (own,) = torch.autograd.grad(loss, scores)
+    (theirs,) = torch.autograd.grad(wanted, scores)  # type: ignore[arg-type]
+    assert torch.allclose(own, theirs)
+
+
+def simulated(seed: int, n: int, *, skewed: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features [n + 200, 12], quality [n + 200], and the tiers [n, 3] of a mild, a usual and a strict
+    grader, each of another third of the works; ``skewed``: the mild one saw the worse works."""
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(n + 200, 12)).astype(np.float32)
+    quality = rows @ rng.normal(size=12) / 12**0.5 + 0.4 * rng.normal(size=n + 200)
+    who = rng.integers(3, size=n)
+    if skewed:
+        who = np.digitize(quality[:n] + 0.5 * rng.normal(size=n), [-0.5, 0.5])
+    seen = quality[:n] - np.array([-1.0, 0.0, 1.0])[who] + 0.4 * rng.normal(size=n)
+    grades = np.full((n, 3), -1)
+    grades[np.arange(n), who] = np.digitize(-seen, [-1, 0, 1])
+    return rows, quality, grades
+
+
+@pytest.mark.parametrize("skewed", [False, True])
+@pytest.mark.parametrize("exact", [1_000, 100])
+def test_training_within_graders_beats_pooled_tiers(skewed: bool, exact: int) -> None:
+    gains = []
+    for seed in range(4):
+        rows, quality, grades = simulated(seed, 200, skewed=skewed)
+        y, shares = grader_scores(grades)
+        fit = functools.partial(GaussianProcess.fit, rows[:200], exact=exact, inducing=80)
+        within, pooled = fit(y, graders=shares), fit(normal_scores(grades.max(axis=1)))
+        order = ranks(quality[200:])
+        gains.append(
+            pairwise_accuracy(within.score(rows[200:]), order, finer=True)
+            - pairwise_accuracy(pooled.score(rows[200:]), order, finer=True)
+        )
+        # What it says of works learned from is free of strictness, too.
+        assert np.corrcoef(within.left_out, quality[:200])[0, 1] > 0.5
+    assert min(gains) > 0 and np.mean(gains) > (0.03 if skewed else 0.008)

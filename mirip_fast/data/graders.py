@@ -7,6 +7,7 @@ graders' tiers, the worst tier counted as 0, the next as 1 and so on.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,13 +16,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from mirip_fast.data.csv_reader import closest
+from mirip_fast.data.csv_reader import closest, counted
 from mirip_fast.data.table import COLUMNS, Manifest, tier_column
 from mirip_fast.errors import DataError
 from mirip_fast.text import folded, nfc
 
 if TYPE_CHECKING:
     import pandas as pd
+
+log = logging.getLogger(__name__)
 
 PREFIX = "tier_"
 
@@ -75,6 +78,12 @@ def learned_grades(table: pd.DataFrame) -> NDArray[np.float64] | None:
     return grades if grades.shape[1] > 1 and agreed else None
 
 
+def named_grader(table: pd.DataFrame, name: str | None) -> str | None:
+    """The grader of a table of images who is called so, but for case and blanks; None without one."""
+    names = [] if name is None else grader_names(table)
+    return next((one for one in names if folded(one) == folded(name or "")), None)
+
+
 def of_grader(manifest: Manifest, grader: str | None) -> Manifest:
     """The same images with the tiers that one grader gave, and no grades of others; as it is for None.
 
@@ -84,7 +93,7 @@ def of_grader(manifest: Manifest, grader: str | None) -> Manifest:
     if grader is None:
         return manifest
     table, names = manifest.table, grader_names(manifest.table)
-    wanted = next((name for name in names if folded(name) == folded(grader)), None)
+    wanted = named_grader(table, grader)
     if wanted is None:
         close = closest(nfc(grader), names)
         raise DataError(
@@ -98,6 +107,13 @@ def of_grader(manifest: Manifest, grader: str | None) -> Manifest:
         )
     code = {name: i for i, name in enumerate(manifest.tiers)}
     own: Sequence[int | None] = [code.get(text) for text in table[PREFIX + wanted]]
+    graded = len(own) - own.count(None)
+    log.info(
+        "%s graded %s of %s: only these tiers count",
+        wanted,
+        f"{graded:,}",
+        counted(len(own), "work"),
+    )
     table = table.drop(columns=[PREFIX + name for name in names if name != wanted])
     table = table.assign(tier=tier_column(own, manifest.tiers), tier_score=np.nan)
     return replace(manifest, table=table)

@@ -12,6 +12,7 @@ from typing import Any
 from mirip_fast.config import Config, DataConfig, EmbedConfig, HeadConfig
 from mirip_fast.data.csv_reader import shown
 from mirip_fast.data.decode_pool import DecodeJob, DecodePool
+from mirip_fast.data.graders import of_grader
 from mirip_fast.data.locate import tell_unlisted
 from mirip_fast.data.manifest import check_trainable, grade_remarks, only_graded, read_manifest
 from mirip_fast.data.near_groups import near_labels
@@ -116,7 +117,14 @@ def find_source(path: Path | None, config: Config) -> Source:
     head_run = _find_head_run(config, path)
     cache_dir = Path(config.embed.cache_dir)
     if head_run is not None:
-        info = head_run.info
+        info, theirs = head_run.info, head_run.run.info.get("grader")
+        if config.evaluate.grader not in (None, theirs):
+            raise ConfigError(
+                f"--grader {config.evaluate.grader}: {head_run.run.path}, whose split and head are taken, "
+                f"learned from {theirs or 'all graders'}; train one with --head-only --grader, or give "
+                "--init-from none"
+            )
+        config.evaluate.grader = theirs
         images = load_split(head_run.run.path / SPLIT_FILE, info.tiers, head_run.data)
         check_unchanged(images, cache_dir)
         embed = dataclasses.replace(info.embed, cache_dir=config.embed.cache_dir)
@@ -132,7 +140,8 @@ def find_source(path: Path | None, config: Config) -> Source:
         return _source_of_folder(path, config)
     log.info("Data set %s", shown(dataset.source))
     data = config_from_dict({"data": dataset.info["data"]}).data
-    return Source(graded_of_dataset(dataset, config.split), data, config.embed, str(dataset.source))
+    images = graded_of_dataset(dataset, config.split, grader=config.evaluate.grader)
+    return Source(images, data, config.embed, str(dataset.source))
 
 
 def check_unchanged(images: GradedImages, cache_dir: Path) -> None:
@@ -271,7 +280,7 @@ def _is_of(run: Run, source: Path) -> bool:
 def _source_of_folder(source: Path, config: Config) -> Source:
     whole = read_manifest(source, DataOptions.from_config(config.data))
     tell_unlisted(whole)
-    manifest = only_graded(whole)
+    manifest = only_graded(of_grader(whole, config.evaluate.grader))
     manifest.require_files()
     check_trainable(manifest)
     with open_hashes(Path(config.embed.cache_dir)) as memory:

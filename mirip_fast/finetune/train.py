@@ -599,6 +599,7 @@ def _new_run(config: Config, request: FullRequest, source: Source, images: Grade
         dataset=source.name,
         data=dataclasses.asdict(source.data),
         within=config.evaluate.within,
+        grader=config.evaluate.grader,
         init_from=str(head_run.run.path.resolve()) if head_run is not None and taken else None,
     )
     write_text(run.path / "config.yaml", to_yaml(config))

@@ -9,6 +9,10 @@ a block that does not help gets none, so that which layers count is learned, wit
 Up to :data:`EXACT` rows nothing is approximated. Beyond, the process is conditioned on its values at
 :data:`INDUCING` rows (Quiñonero-Candela & Rasmussen 2005), so that time and memory grow with n.
 
+Where several graders graded, y is the mean of their grades of a row, and its model is f(x) + the mean of its
+graders' strictness (a normal constant each) + noise, of which a part shrinks with the number of grades. What
+strictness is found to be is taken off y, so that grades of a strict and a mild grader are not compared.
+
 What rows would score had their group been left out comes in closed form; nothing is fitted again.
 """
 
@@ -75,6 +79,23 @@ def draw_errors(
     return errors[drawn]
 
 
+def grader_scores(grades: ArrayLike) -> tuple[FloatArray, FloatArray]:
+    """What a process learns of several graders: y [n], and each one's share in it [n, G].
+
+    y is the mean over a row's graders of :func:`normal_scores` of each one's own tiers.
+
+    Args:
+        grades: [n, G] tiers, 0 = best, negative for none; every row has one.
+    """
+    codes = np.asarray(grades)
+    there = codes >= 0
+    shares: FloatArray = there / there.sum(axis=1, keepdims=True)
+    scores = np.zeros(codes.shape)
+    for g, rows in enumerate(there.T):
+        scores[rows, g] = normal_scores(codes[rows, g]) if rows.any() else 0.0
+    return (shares * scores).sum(axis=1), shares
+
+
 @dataclass(frozen=True)
 class GaussianProcess:
     """A fitted process; :meth:`arrays` and :meth:`from_arrays` keep it to the bit.
@@ -124,6 +145,7 @@ class GaussianProcess:
         exact: int = EXACT,
         inducing: int = INDUCING,
         seed: int = 0,
+        graders: NDArray[np.float64] | None = None,
     ) -> GaussianProcess:
         """Learn y from rows.
 
@@ -136,6 +158,7 @@ class GaussianProcess:
             exact: up to how many rows nothing is approximated.
             inducing: basis rows beyond that.
             seed: of the rows that amplitudes are learned from and of the basis rows, where not all are.
+            graders: [n, G] the share that each of several graders has in y; a row adds up to 1. None: one.
 
         Raises:
             DataError: fewer than two rows, the same y for all, a number that is not finite, or
@@ -149,7 +172,18 @@ class GaussianProcess:
         rng = np.random.default_rng(seed)
         some = np.sort(rng.permutation(len(x))[:SEARCH])
         centre = x.mean(axis=0, dtype=np.float64).astype(np.float32)
-        amplitudes, lengths, noise, evidence = _learn(_prepare(x[some], sizes, centre), z[some])
+        shares = np.zeros((len(x), 0)) if graders is None else graders
+        thin = (shares**2).sum(axis=1)  # 1 / number of grades
+        kinds = np.stack([np.ones(len(x)), *([thin] if np.ptp(thin) > 0 else [])])
+        amplitudes, lengths, noises, evidence, strictness = _learn(
+            _prepare(x[some], sizes, centre), z[some], shares[some], kinds[:, some]
+        )
+        if graders is not None:
+            z -= shares @ strictness
+            target = mean + sd * z
+        of_row = noises @ kinds
+        noise = float(of_row.mean())
+        relative = np.sqrt(of_row / noise)
         used = amplitudes >= _LEAST * amplitudes.sum()
         amplitudes = np.where(used, amplitudes, 0.0)
         kernel = _Kernel(sizes, amplitudes, lengths)
@@ -157,10 +191,12 @@ class GaussianProcess:
         members = _members(groups, len(x))
         if len(x) <= exact:
             basis, factor = u, np.empty((0, 0))
-            weights, error, spread = _solve(u, z, kernel, noise, members)
+            weights, error, spread = _solve(u, z, kernel, of_row, members)
         else:
             basis = u[np.sort(rng.permutation(len(x))[:inducing])]
-            weights, error, spread, noise, factor = _reduce(u, z, basis, kernel, noise, members)
+            weights, error, spread, noise, factor = _reduce(
+                u, z, basis, kernel, noise, members, relative
+            )
         left_out_sd = sd * np.sqrt(spread)
         return cls(
             blocks=sizes,
@@ -355,8 +391,8 @@ class _Kernel:
                 total += part
         return total
 
-    def square(self, u: NDArray[np.float32], noise: float) -> FloatArray:
-        """[n, n] of rows with each other, the noise on the diagonal."""
+    def square(self, u: NDArray[np.float32], noise: float | FloatArray) -> FloatArray:
+        """[n, n] of rows with each other, the noise (one, or [n]) on the diagonal."""
         k = np.empty((len(u), len(u)))
         for start in range(0, len(u), _PIECE):
             k[start : start + _PIECE] = self(u[start : start + _PIECE], u)
@@ -424,9 +460,10 @@ def _cholesky(k: FloatArray) -> FloatArray:
 
 
 def _learn(
-    parts: list[NDArray[np.float32]], z: FloatArray
-) -> tuple[FloatArray, FloatArray, float, float]:
-    """Amplitudes [B], lengths [B], noise, and the log marginal likelihood per row, which is at its maximum.
+    parts: list[NDArray[np.float32]], z: FloatArray, shares: FloatArray, kinds: FloatArray
+) -> tuple[FloatArray, FloatArray, FloatArray, float, FloatArray]:
+    """Amplitudes [B], lengths [B], noises [k] of the ``kinds`` [k, n] on the diagonal, the log marginal
+    likelihood per row, which is at its maximum, and the strictness [G] of graders of ``shares`` [n, G] of z.
 
     Its gradient by log a_b is ½ tr((α αᵀ − K⁻¹) a_b E_b), with α = K⁻¹ z (Rasmussen & Williams, 5.9).
     """
@@ -435,6 +472,7 @@ def _learn(
     from scipy.optimize import minimize
 
     n, count = len(z), len(parts)
+    start_noise, of_graders = np.array([0.3, 0.1])[: len(kinds)], shares @ shares.T
     kernels, lengths = np.empty((count, n, n)), np.ones(count)
     for b, part in enumerate(parts):
         distances = _distances(part, part)
@@ -445,8 +483,8 @@ def _learn(
 
     def cost(logs: FloatArray) -> tuple[float, FloatArray]:
         values = np.exp(logs)
-        k = 1 + np.tensordot(values[:-1], kernels, 1)
-        k[np.diag_indices(n)] += values[-1]
+        k = 1 + of_graders + np.tensordot(values[:count], kernels, 1)
+        k[np.diag_indices(n)] += values[count:] @ kinds
         factor = _cholesky(k)
         determinant = float(np.log(np.diag(factor)).sum())
         alpha = cho_solve((factor, True), z, check_finite=False)
@@ -454,24 +492,29 @@ def _learn(
         # The lower triangle twice, for the upper one; the diagonal once.
         rest = 2 * np.tril(inverse, -1) - np.outer(alpha, alpha)
         rest[np.diag_indices(n)] += np.diag(inverse)
-        slopes = np.r_[kernels.reshape(count, -1) @ rest.ravel(), np.trace(rest)]
+        slopes = np.r_[kernels.reshape(count, -1) @ rest.ravel(), kinds @ np.diag(rest)]
         value = float(z @ alpha) / 2 + determinant + n * np.log(2 * np.pi) / 2
         return value / n, values * slopes / (2 * n)
 
-    start = np.log(np.r_[np.full(count, 1 / count), 0.3])
-    bounds = [(-9.0, 4.0)] * count + [(-7.0, 3.0)]
+    start = np.log(np.r_[np.full(count, 1 / count), start_noise])
+    bounds = [(-9.0, 4.0)] * count + [(-7.0, 3.0)] * len(kinds)
     done: Any = minimize(
         cost, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 60}
     )
     values = np.exp(done.x)
-    return values[:-1], lengths, float(values[-1]), -float(done.fun)
+    strictness = np.zeros(shares.shape[1])
+    if len(strictness):
+        k = 1 + of_graders + np.tensordot(values[:count], kernels, 1)
+        k[np.diag_indices(n)] += values[count:] @ kinds
+        strictness = shares.T @ cho_solve((_cholesky(k), True), z, check_finite=False)
+    return values[:count], lengths, values[count:], -float(done.fun), strictness
 
 
 def _solve(
     u: NDArray[np.float32],
     z: FloatArray,
     kernel: _Kernel,
-    noise: float,
+    noise: FloatArray,
     members: list[NDArray[np.int64]],
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Exact: weights, errors of left-out rows, and their variances; [n] each."""
@@ -497,11 +540,13 @@ def _reduce(
     kernel: _Kernel,
     noise: float,
     members: list[NDArray[np.int64]],
+    relative: FloatArray,
 ) -> tuple[FloatArray, FloatArray, FloatArray, float, FloatArray]:
     """Approximate: weights [m], errors and variances [n] of left-out rows, the noise, the factor [m, m].
 
     With Φ = K_nm L⁻ᵀ and K_mm = L Lᵀ it is ridge regression of z on Φ. What Φ lacks of a row's own variance
-    counts as noise, in the mean over the rows that are no basis.
+    counts as noise, in the mean over the rows that are no basis. A row whose noise has ``relative`` [n] times
+    the usual standard deviation is a usual one divided by it.
     """
     from scipy.linalg import cho_solve, solve_triangular
 
@@ -510,14 +555,17 @@ def _reduce(
 
     def phi(rows: slice | NDArray[np.int64]) -> FloatArray:  # [m, k]
         result: FloatArray = solve_triangular(lower, kernel(u[rows], basis).T, lower=True)
+        result /= relative[rows]
         return result
+
+    z = z / relative
 
     gram, moment, explained = np.zeros((len(basis), len(basis))), np.zeros(len(basis)), 0.0
     for piece in pieces:
         part = phi(piece)
         gram += part @ part.T
         moment += part @ z[piece]
-        explained += float((part**2).sum())
+        explained += float(((part * relative[piece]) ** 2).sum())
     noise += max(0.0, kernel.self * len(u) - explained) / max(1, len(u) - len(basis))
     gram[np.diag_indices_from(gram)] += noise
     factor = np.tril(_cholesky(gram))
@@ -534,4 +582,5 @@ def _reduce(
         inverted = np.linalg.inv(np.eye(len(rows)) - half.T @ half)
         error[rows] = inverted @ (z[rows] - coefficients @ part)
         variance[rows] = noise * np.diag(inverted)
+    error, variance = error * relative, variance * relative**2
     return solve_triangular(lower.T, coefficients), error, variance, noise, factor

@@ -60,13 +60,20 @@ class PairLoss:
         if self.label not in LABELS:
             raise ConfigError(f"unknown label {self.label!r}; there are {', '.join(LABELS)}")
 
-    def __call__(self, scores: Tensor, labels: Tensor, within: Tensor | None = None) -> Tensor:
+    def __call__(
+        self,
+        scores: Tensor,
+        labels: Tensor,
+        within: Tensor | None = None,
+        weights: Tensor | None = None,
+    ) -> Tensor:
         """The mean loss, ready for ``backward()``.
 
         Args:
             scores: [n] or [n, 1] float16, bfloat16, float32 or float64; higher is better.
             labels: [n] or [n, 1] on the same device; int64 or another integer type for ``tier``.
             within: [n] integers; only pairs with the same number count. None: all pairs.
+            weights: [n] above 0; a pair weighs the product of both, and the loss is the weighted mean.
 
         Returns:
             Scalar, at least 0; float64 for float64 scores, else float32; on the scores' device, except
@@ -86,17 +93,19 @@ class PairLoss:
                 f"within must be one integer for each of {len(scores)} scores, not {describe(within)}"
             )
         if scores.device.type == "mps":  # which has no float64; n numbers are soon moved
-            return self(scores.cpu(), labels.cpu(), None if within is None else within.cpu())
+            others = (None if t is None else t.cpu() for t in (within, weights))
+            return self(scores.cpu(), labels.cpu(), *others)
 
         def compute(detached: Tensor) -> tuple[Tensor, Tensor]:
-            if self.kind == "margin" and within is None and 0 < tiers <= _MANY_TIERS:
+            plain = within is None and weights is None
+            if self.kind == "margin" and plain and 0 < tiers <= _MANY_TIERS:
                 return _tier_margin(detached.double(), labels.long(), tiers, self.margin)
             better = -labels.long() if self.label == "tier" else labels
             if self.kind == "margin":
                 values = detached.double()
             else:
                 values = detached if detached.dtype == torch.float64 else detached.float()
-            return _sum_tiles(values, better, within, self._terms)
+            return _sum_tiles(values, better, within, weights, self._terms)
 
         loss: Tensor = _ValueAndGradient.apply(scores, compute)
         return loss
@@ -152,6 +161,7 @@ def _sum_tiles(
     scores: Tensor,
     labels: Tensor,
     within: Tensor | None,
+    weights: Tensor | None,
     terms: Callable[[Tensor], tuple[Tensor, Tensor]],
 ) -> tuple[Tensor, Tensor]:
     """Mean over the pairs of different labels, and its gradient [n]; each pair in the dtype of ``scores``.
@@ -160,6 +170,7 @@ def _sum_tiles(
         scores: [n].
         labels: [n], higher is better.
         within: [n]; only pairs of the same number count. None: all.
+        weights: [n]; a pair weighs the product of both. None: 1.
         terms: s_lo − s_hi of some pairs → their losses and the derivatives.
     """
     n = len(scores)
@@ -168,6 +179,8 @@ def _sum_tiles(
     )  # worst first: a row's pairs are among the columns before
     ordered, label = scores[order], labels[order]
     group = None if within is None else within[order]
+    weight = None if weights is None else weights[order].to(scores.dtype)
+    whole = torch.zeros((), dtype=torch.float64, device=scores.device)
     value = torch.zeros((), dtype=torch.float64, device=scores.device)
     slopes = torch.zeros(n, dtype=torch.float64, device=scores.device)
     for top in range(0, n, TILE):
@@ -177,6 +190,9 @@ def _sum_tiles(
             counts = label[rows, None] > label[columns]
             if group is not None:
                 counts &= group[rows, None] == group[columns]
+            if weight is not None:
+                counts = counts * (weight[rows, None] * weight[columns])
+                whole += counts.sum(dtype=torch.float64)
             loss, slope = terms(ordered[columns] - ordered[rows, None])
             value += (loss * counts).sum(dtype=torch.float64)
             slope = slope * counts
@@ -185,7 +201,7 @@ def _sum_tiles(
     gradient = torch.empty_like(slopes).scatter_(0, order, slopes)
     # An infinite score may cost nothing (the best item at +∞): it must not pass unseen.
     value = value + 0.0 * scores.sum(dtype=torch.float64)
-    pairs = max(count_pairs(labels, within), 1)
+    pairs = max(count_pairs(labels, within), 1) if weight is None else float(whole) or 1.0
     return value / pairs, gradient / pairs
 
 

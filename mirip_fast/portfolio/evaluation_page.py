@@ -64,6 +64,7 @@ def write_evaluation_page(
         data["report"] = {
             **_figures(evaluation.report),
             "withinColumn": None if within is None else printable(within),
+            "agreement": _agreement(evaluation),
             "mistakes": _mistakes(evaluation, config, pictures),
             "baselines": [
                 {
@@ -134,6 +135,25 @@ def _figures(report: Report) -> dict[str, Any]:
             "overconfidence": None if pairs is None else pairs.overconfidence,
         },
         "unknown": report.probabilities_unknown and printable(report.probabilities_unknown),
+    }
+
+
+def _agreement(evaluation: Evaluation) -> dict[str, Any] | None:
+    """How far several graders agree; None where there are not, or no work has grades of two."""
+    known = evaluation.agreement
+    if known is None or not known.overlap:
+        return None
+    plain = known.to_dict()
+    names = {
+        "alpha": "alpha", "ceiling": "humanCeiling", "model": "modelOnSame", "model_within": "modelWithin",
+    }  # fmt: skip
+    return {
+        "works": known.works,
+        "overlap": known.overlap,
+        "figures": {
+            names[name]: _measure(plain[name], known.intervals.get(name)) for name in known.figures
+        },
+        "graders": [{**row, "grader": printable(row["grader"])} for row in plain["graders"]],
     }
 
 

@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 from mirip_fast.config import Config
 from mirip_fast.data.csv_reader import counted
+from mirip_fast.data.graders import named_grader, of_grader
 from mirip_fast.data.image_files import is_unchanged
 from mirip_fast.data.manifest import only_graded, read_manifest
 from mirip_fast.data.table import DataOptions
 from mirip_fast.errors import DataError, StoreError
+from mirip_fast.evaluation.agreement import Agreement, agreement
 from mirip_fast.evaluation.bootstrap import Interval, PairedDifference, paired_bootstrap
 from mirip_fast.evaluation.metrics import codes_of
 from mirip_fast.evaluation.plots import draw_report, write_contact_sheet
@@ -76,6 +78,7 @@ class Evaluation:
         within: the column inside whose values works were compared, or None.
         hashes: image id → SHA-256 of the content that was evaluated, where known.
         baselines: what the model was compared with; none where nobody asked.
+        agreement: of several graders, on the same images; None where there are not.
     """
 
     report: Report
@@ -86,6 +89,12 @@ class Evaluation:
     within: str | None = None
     hashes: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
     baselines: tuple[Baseline, ...] = ()
+    agreement: Agreement | None = None
+
+    def to_table(self) -> str:
+        """Text for a terminal: the report, and how far several graders agree."""
+        parts = [self.report.to_table()]
+        return "\n\n".join(parts if self.agreement is None else [*parts, self.agreement.to_table()])
 
     def shown_mistakes(self, k: int = 10) -> list[Mistake]:
         """The worst mistakes whose pictures are those that were evaluated.
@@ -112,6 +121,8 @@ class Evaluation:
         about = {"checkpoint": str(self.model.checkpoint), **more, **self.report.to_dict()}
         if self.baselines:
             about["baselines"] = [{**asdict(b), "word": b.word} for b in self.baselines]
+        if self.agreement is not None:
+            about["agreement"] = self.agreement.to_dict()
         write_json(path, about)
         files = [path, *draw_report(self.report, path.parent, path.stem, self.about)]
         mistakes = self.shown_mistakes()
@@ -144,11 +155,10 @@ def evaluate_split(
     """
     folder = model.checkpoint.parent
     info = Run(folder).info
-    data = config_from_dict({"data": info.get("data", {})}).data
     if config.evaluate.within is None and info.get("within"):  # compared as in training
         evaluate = dataclasses.replace(config.evaluate, within=info["within"])
         config = dataclasses.replace(config, evaluate=evaluate)
-    images = load_split(folder / SPLIT_FILE, model.info.tiers, data).part(split)
+    images = _part(model, split, config)
     if not len(images):
         raise DataError(f"{folder / SPLIT_FILE} has no images in the {split} split")
     if not (images.manifest.has_grades or images.manifest.has_scores):
@@ -168,7 +178,13 @@ def evaluate_split(
         else ()
     )
     within = config.evaluate.within
-    return Evaluation(report, path, _files(images), model, about, within, hashes, beside)
+    known = _agreement(images, scores, config)
+    return Evaluation(report, path, _files(images), model, about, within, hashes, beside, known)
+
+
+def _agreement(images: GradedImages, scores: NDArray[Any], config: Config) -> Agreement | None:
+    rounds = config.evaluate.bootstrap_rounds
+    return agreement(images.manifest.table, scores, rounds=rounds)
 
 
 def _split_scores(model: ScoreModel, images: GradedImages, config: Config) -> NDArray[np.float32]:
@@ -216,7 +232,10 @@ def evaluate_files(
         data = dataclasses.replace(data, tiers=",".join(model.info.tiers))
     if image_dir is not None:
         data = dataclasses.replace(data, image_root=str(image_dir))
-    manifest = only_graded(read_manifest(source, DataOptions.from_config(data)))
+    whole, grader = read_manifest(source, DataOptions.from_config(data)), config.evaluate.grader
+    if grader is None:  # judged as in training
+        grader = named_grader(whole.table, Run(model.checkpoint.parent).info.get("grader"))
+    manifest = only_graded(of_grader(whole, grader))
     manifest.require_files()
     if not (manifest.has_grades or manifest.has_scores):
         raise DataError(
@@ -249,7 +268,8 @@ def evaluate_files(
         compare_with_baselines(model, images, report, config, own_test=False) if baselines else ()
     )
     within = config.evaluate.within
-    return Evaluation(report, path, _files(images), model, about, within, {}, beside)
+    known = _agreement(images, scored.scores[good], config)
+    return Evaluation(report, path, _files(images), model, about, within, {}, beside, known)
 
 
 def _files(images: GradedImages) -> dict[str, Path]:
@@ -342,7 +362,7 @@ def evaluate_side_by_side(models: Sequence[ScoreModel], split: str, config: Conf
     Raises:
         DataError: their splits differ, so that one may have learnt from what another is evaluated on.
     """
-    parts = [_part(model, split) for model in models]
+    parts = [_part(model, split, config) for model in models]
     first = parts[0]
     for model, part in zip(models[1:], parts[1:], strict=True):
         _require_same(models[0], first, model, part, split)
@@ -372,10 +392,12 @@ def evaluate_side_by_side(models: Sequence[ScoreModel], split: str, config: Conf
     return SideBySide(split, len(first), tuple(rows))
 
 
-def _part(model: ScoreModel, split: str) -> GradedImages:
+def _part(model: ScoreModel, split: str, config: Config) -> GradedImages:
+    """A split of a model's run; by one grader's tiers where that is asked for."""
     folder = model.checkpoint.parent
     data = config_from_dict({"data": Run(folder).info.get("data", {})}).data
-    return load_split(folder / SPLIT_FILE, model.info.tiers, data).part(split)
+    images = load_split(folder / SPLIT_FILE, model.info.tiers, data).part(split)
+    return images.of_grader(config.evaluate.grader)
 
 
 def _require_same(

@@ -368,7 +368,7 @@ def _prepare(parent: Run, number: int, plan: FoldsPlan) -> FoldRun | None:
     run.truncate_history(epochs)
     save_split(run.path / SPLIT_FILE, images)
     about = parent.info
-    kept = {key: about[key] for key in ("data", "within") if key in about}
+    kept = {key: about[key] for key in ("data", "within", "grader") if key in about}
     run.update(name=fold_name(number), mode="fold", fold=number, **kept)
     return FoldRun(run, number, config, images, checkpoint)
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from mirip_fast.config import Config, DataConfig, EmbedConfig, SplitConfig
 from mirip_fast.data.csv_reader import closest, shown
+from mirip_fast.data.graders import learned_grades, of_grader
 from mirip_fast.data.locate import tell_unlisted
 from mirip_fast.data.manifest import (
     check_trainable,
@@ -80,6 +81,18 @@ class GradedImages:
             tuple(self.splits[i] for i in index),
             None if self.near is None else tuple(self.near[i] for i in index),
         )
+
+    def of_grader(self, grader: str | None) -> GradedImages:
+        """The images that one grader graded, with that one's tiers; all as they are for None.
+
+        Raises:
+            DataError: there is no such grader.
+        """
+        if grader is None:
+            return self
+        manifest = of_grader(self.manifest, grader)
+        theirs = dataclasses.replace(self, manifest=manifest)
+        return theirs.subset(np.flatnonzero(manifest.tier_codes >= 0))
 
     def __len__(self) -> int:
         return len(self.hashes)
@@ -154,6 +167,9 @@ class GradedImages:
             DataError: grades or the column are missing.
         """
         graded = self.has_tiers or label == "tier" if pairs is None else self.manifest.has_grades
+        grades = None
+        if pairs is None and label == "tier":
+            grades = learned_grades(self.manifest.table)
         return Rows(
             ids=self.manifest.ids,
             features=np.empty((len(self), 0, 0), dtype=np.float32),
@@ -161,6 +177,7 @@ class GradedImages:
             groups=self.manifest.groups,
             within=None if within is None else pairable(codes_of(self.column(within))),
             tier_scores=self.tier_scores if label == "tier_score" else None,
+            grades=None if grades is None else np.nan_to_num(grades, nan=-1).astype(np.int64),
             pairs=pairs,
         )
 
@@ -210,6 +227,7 @@ def graded_of_dataset(
     *,
     need_tiers: bool = True,
     data: DataConfig | None = None,
+    grader: str | None = None,
 ) -> GradedImages:
     """The graded images of an embedded data set, divided anew.
 
@@ -222,12 +240,14 @@ def graded_of_dataset(
         need_tiers: leave out images without a tier and refuse a data set that has none; else the images of
             one that has tiers for only some, or for none, are all taken as without.
         data: what its columns and tiers are called; None: as when it was embedded.
+        grader: of several, the one whose tiers count; None: all.
 
     Raises:
         DataError: files that vanished, faulty grades, or too few images.
         StoreError: images were added since the data set was embedded.
     """
     manifest, hashes = _current(dataset, data or DataConfig(**dataset.info["data"]))
+    manifest = of_grader(manifest, grader)
     if need_tiers:
         graded = only_graded(manifest)
         if len(graded) < len(manifest):
@@ -267,6 +287,7 @@ def graded_of_files(
     cache_dir: Path,
     *,
     need_tiers: bool = True,
+    grader: str | None = None,
 ) -> GradedImages:
     """Graded images from one CSV file per split (``--metadata``, ``--val-metadata``, ``--test-metadata``).
 
@@ -279,7 +300,9 @@ def graded_of_files(
     options = DataOptions.from_config(data)
     if options.image_root is None:
         options = DataOptions.from_config(DataConfig(**{**vars(data), "image_root": str(root)}))
-    manifests = {name: read_manifest(path, options) for name, path in files.items()}
+    manifests = {
+        name: of_grader(read_manifest(path, options), grader) for name, path in files.items()
+    }
     if need_tiers:
         manifests = {name: only_graded(manifest) for name, manifest in manifests.items()}
     splits: list[str] = []

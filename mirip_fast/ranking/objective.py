@@ -39,6 +39,7 @@ class DeviceRows:
         tiers: [n] int64, all −1 where the images have none.
         within: [n] int64, or None.
         tier_scores: [n] float64 (float32 on MPS, which has no other), or None.
+        grades: [n, G] int64 tiers by several graders, −1 for none; or None.
         pairs: [p, 2] rows, [p] labels and [p] weights of judged pairs, or None.
     """
 
@@ -46,6 +47,7 @@ class DeviceRows:
     tiers: torch.Tensor
     within: torch.Tensor | None
     tier_scores: torch.Tensor | None
+    grades: torch.Tensor | None
     pairs: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None
 
     def __len__(self) -> int:
@@ -64,6 +66,7 @@ class DeviceRows:
             tier_scores=None
             if rows.tier_scores is None
             else torch.from_numpy(rows.tier_scores).to(device=device, dtype=real),
+            grades=None if rows.grades is None else torch.from_numpy(rows.grades).to(device),
             pairs=None
             if pairs is None
             else (
@@ -84,6 +87,7 @@ class DeviceRows:
             self.tiers[index],
             None if self.within is None else self.within[index],
             None if self.tier_scores is None else self.tier_scores[index],
+            None if self.grades is None else self.grades[index],
             None,
         )
 
@@ -153,7 +157,13 @@ class Objective:
         self.loss = make_loss(config)
         self._pairs = train.pairs
         self._partners: PartnerDraw | None = None
-        if config.pairs == SAMPLED:
+        self._grading: NDArray[np.int64] | None = (
+            None  # image of each grading that partners are drawn for
+        )
+        if config.pairs == SAMPLED and train.grades is not None:
+            place, tiers, inside, _ = (t.numpy() for t in by_grader(*_graded(train)))
+            self._grading, self._partners = place, PartnerDraw(-tiers, inside)
+        elif config.pairs == SAMPLED:
             self._partners = PartnerDraw(
                 -train.tiers if config.label == "tier" else _labels(train, self.loss), train.within
             )
@@ -171,6 +181,7 @@ class Objective:
         if self._partners is None:
             return list(image_batches(self.units, batch_size, rng))
         drawn = self._partners.draw(rng)
+        drawn = drawn if self._grading is None else self._grading[drawn]
         return np.array_split(drawn, max(1, -(-len(drawn) // batch_size)))
 
     def batch_loss(
@@ -185,6 +196,9 @@ class Objective:
         if rows.pairs is None and batch.ndim == 1:
             scores = score_one_view(head, rows, chosen, rng)
             within = None if rows.within is None else rows.within[chosen]
+            if rows.grades is not None:
+                place, tiers, inside, weights = by_grader(rows.grades[chosen], within)
+                return self.loss(scores[place], tiers, inside, weights)
             return self.loss(scores, _labels(rows, self.loss)[chosen], within)
         if rows.pairs is None:
             images, label, weight = chosen, torch.ones_like(chosen[:, 0]), None
@@ -202,6 +216,11 @@ class Objective:
             if accuracy is not None:
                 loss = self._listed(scores[images], label, weight)
                 return Judged(float(loss), accuracy, _accuracy(scores, rows.tiers, None))
+        if rows.grades is not None:
+            place, tiers, inside, weights = by_grader(rows.grades, rows.within)
+            loss = self.loss(scores[place], tiers, inside, weights)
+            found = _accuracy(scores[place], tiers, inside)
+            return Judged(float(loss), math.nan if found is None else found, None)
         # Judged pairs are few, and may all lie elsewhere: then the tiers are what is left to judge by.
         loss = self.loss(scores, _labels(rows, self.loss), rows.within)
         by_tier = _accuracy(scores, rows.tiers, rows.within)
@@ -225,6 +244,25 @@ class Objective:
             label_smoothing=loss.label_smoothing,
             weight=weight,
         )
+
+
+def by_grader(
+    grades: torch.Tensor, within: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradings of n works by G graders: of each the work, its tier, where its pairs are, its weight.
+
+    A grading has pairs with those of the same grader alone, as one may be stricter than another. A grading of
+    a work with m grades weighs 1 / √m, so that two works that the same m graders ordered count as one pair.
+
+    Args:
+        grades: [n, G] tiers, −1 for none.
+        within: [n] codes, not negative, inside which pairs count; None: all.
+    """
+    there = grades >= 0
+    place, grader = there.nonzero(as_tuple=True)
+    inside = grader if within is None else grader + grades.shape[1] * within[place]
+    weight: torch.Tensor = there.sum(dim=1).float().rsqrt()[place]
+    return place, grades[there], inside, weight
 
 
 class PartnerDraw:
@@ -301,6 +339,7 @@ def describe_pairs(config: TrainConfig, train: Rows) -> str:
         return f"{len(train.pairs):,} judged pairs" + (f" ({ties:,} ties)" if ties else "")
     text = "all pairs" if config.pairs == ALL else "sampled pairs"
     text += " of different tier_score" if config.label == "tier_score" else ""
+    text += "" if train.grades is None else f" by one of {train.grades.shape[1]} graders"
     return text + ("" if train.within is None else " inside one value of the --within column")
 
 
@@ -343,13 +382,24 @@ def require_pairs(rows: Rows, loss: PairLoss, split: str) -> None:
             "that keep judged images together."
         )
     within = None if rows.within is None else torch.from_numpy(rows.within)
-    if not count_pairs(torch.from_numpy(_labels(rows, loss)), within):
+    labels = torch.from_numpy(_labels(rows, loss))
+    if rows.grades is not None:
+        _, labels, within, _ = by_grader(*_graded(rows))
+    if not count_pairs(labels, within):
         what = "tiers" if loss.label == "tier" else "grades"
-        where = "" if within is None else " inside one value of the --within column"
+        where = "" if rows.within is None else " inside one value of the --within column"
+        where += "" if rows.grades is None else " by one grader"
         raise DataError(
             f"The {split} split has {counted(len(rows), 'image')} and no pair of different {what}{where}: "
             "there is nothing to compare. More graded images are needed, or another --val-ratio."
         )
+
+
+def _graded(rows: Rows) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What :func:`by_grader` takes of rows with grades."""
+    assert rows.grades is not None
+    within = None if rows.within is None else torch.from_numpy(rows.within)
+    return torch.from_numpy(rows.grades), within
 
 
 def _labels(rows: Any, loss: PairLoss) -> Any:

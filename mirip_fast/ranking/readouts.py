@@ -34,7 +34,7 @@ from mirip_fast.evaluation.metrics import pairwise_accuracy
 from mirip_fast.evaluation.report import Report, evaluate
 from mirip_fast.features.recipe import head_kinds, is_patches, layer_of, series_name
 from mirip_fast.features.store import FeatureStore
-from mirip_fast.models.gp import GaussianProcess, normal_scores
+from mirip_fast.models.gp import GaussianProcess, grader_scores, normal_scores
 from mirip_fast.models.model_info import ModelInfo, looked_at
 from mirip_fast.models.numpy_head import NumpyHead
 from mirip_fast.models.preference import fit_pairs
@@ -226,6 +226,9 @@ def _fit(
     learned = images.part("train", "val")
     labels = learned.labels(None, label=config.train.label)
     y = normal_scores(labels.tiers) if labels.tier_scores is None else labels.tier_scores
+    graders = None
+    if labels.grades is not None:
+        y, graders = grader_scores(labels.grades)
     together = left_out_together(labels.groups, config.train.seed)
     fold_of = None
     if readout != "gp":
@@ -235,7 +238,7 @@ def _fit(
             if readout == "ensemble":
                 raise
             log.warning("Nothing but a Gaussian process can be tried: %s", error)
-    found = [_fit_process(labels, y, together, fold_of, learned, config, store, info)]
+    found = [_fit_process(y, graders, together, fold_of, learned, config, store, info)]
     about: dict[str, Any] = {}
     if fold_of is not None:
         last = "+".join(kind for kind in head_kinds(info.features) if layer_of(kind) is None)
@@ -304,8 +307,8 @@ def _folds(
 
 
 def _fit_process(
-    labels: Rows,
     y: NDArray[np.float64],
+    graders: NDArray[np.float64] | None,
     together: Sequence[str | None],
     fold_of: NDArray[np.int64] | None,
     learned: GradedImages,
@@ -318,7 +321,7 @@ def _fit_process(
     kinds = head_kinds(info.features)
     fit = functools.partial(
         GaussianProcess.fit, rows, y,
-        blocks=info.blocks, seed=config.train.seed,
+        blocks=info.blocks, seed=config.train.seed, graders=graders,
     )  # fmt: skip
     process = fit(together)
     used = [kind for kind, amplitude in zip(kinds, process.amplitudes, strict=True) if amplitude]

@@ -63,6 +63,8 @@ class Rows:
         groups: [n], None for an image that is its own group.
         within: [n] int64 codes of the column inside which pairs count, or None for all pairs.
         tier_scores: [n] float64, higher is better; None unless the pairs come from them.
+        grades: [n, G] int64 tiers by several graders, −1 for none: pairs are those of one grader's tiers.
+            None: pairs are those of ``tiers``.
         pairs: the judged pairs among the images; None unless the pairs come from a file.
         attention: (numbers per token, tokens before the patch tokens) where a head attends to patch
             tokens; None: it takes a row as it is.
@@ -74,6 +76,7 @@ class Rows:
     groups: Sequence[str | None]
     within: NDArray[np.int64] | None = None
     tier_scores: NDArray[np.float64] | None = None
+    grades: NDArray[np.int64] | None = None
     pairs: ListedPairs | None = None
     attention: tuple[int, int] | None = None
 
@@ -95,6 +98,7 @@ class Rows:
             groups=[self.groups[i] for i in index],
             within=None if self.within is None else self.within[index],
             tier_scores=None if self.tier_scores is None else self.tier_scores[index],
+            grades=None if self.grades is None else self.grades[index],
             pairs=None,
         )
 

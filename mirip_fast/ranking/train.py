@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 
 from mirip_fast.config import Config, DataConfig, TrainConfig
 from mirip_fast.data.csv_reader import shown
+from mirip_fast.data.graders import learned_grades
 from mirip_fast.data.remote import path_of
 from mirip_fast.errors import CheckpointError, ConfigError, StoreError
+from mirip_fast.evaluation.agreement import agreement
 from mirip_fast.evaluation.report import Report
 from mirip_fast.features.datasets import (
     Dataset,
@@ -152,6 +154,7 @@ def train_head(
     log.info("Data set %s (embedded with %s)", shown(dataset.source), " and ".join(names))
     _tell_of_others(cache_dir, datasets, request)
     images = _images(config, request, dataset, cache_dir)
+    tell_agreement(images, config)
     if not (judged_files or images.has_tiers):
         config = _by_finer_grades(config, request.data_of(dataset).score_column)
     if request.debug:
@@ -188,6 +191,21 @@ def train_head(
     if judged is not None:
         save_judged_pairs(run.path, judged)
     return run, _fit(run, config, preset, images, judged, store, info, None)
+
+
+def tell_agreement(images: GradedImages, config: Config) -> None:
+    """Say how far several graders agree, and what of their grades is learned."""
+    found = agreement(images.manifest.table)
+    if found is None:
+        return
+    log.info(found.to_line())
+    if pairs_files(config.train) or config.train.label != "tier":
+        return
+    log.info(
+        "Works are compared inside one grader's tiers, so a strict and a mild one are not mixed"
+        if learned_grades(images.manifest.table) is not None
+        else "The column of tiers is another than the graders' median: it counts as decided, and is learned"
+    )
 
 
 def _tell_of_others(cache_dir: Path, datasets: Sequence[Dataset], request: Request) -> None:
@@ -283,6 +301,7 @@ def _new_run(
         backbones=[each.embed.backbone for each in info.backbones],
         data=vars(request.data_of(dataset)),
         within=config.evaluate.within,
+        grader=config.evaluate.grader,
     )
     write_text(run.path / "config.yaml", to_yaml(config))
     return run
@@ -490,14 +509,20 @@ def _finish(
 
 
 def _images(config: Config, request: Request, dataset: Dataset, cache_dir: Path) -> GradedImages:
-    need_tiers = not pairs_files(config.train)
+    need_tiers, grader = not pairs_files(config.train), config.evaluate.grader
     if not request.split_files:
         return graded_of_dataset(
-            dataset, config.split, need_tiers=need_tiers, data=request.data_of(dataset)
+            dataset,
+            config.split,
+            need_tiers=need_tiers,
+            data=request.data_of(dataset),
+            grader=grader,
         )
     root = path_of(dataset.info["root"])
     data = request.data_of(dataset)
-    return graded_of_files(request.split_files, data, root, cache_dir, need_tiers=need_tiers)
+    return graded_of_files(
+        request.split_files, data, root, cache_dir, need_tiers=need_tiers, grader=grader
+    )
 
 
 def _with_preset(train: TrainConfig, preset: Preset) -> TrainConfig:

@@ -49,6 +49,8 @@ function notes() {
       images: report.images.toLocaleString(language), pairs: report.pairs.toLocaleString(language), groups: report.groupCount.toLocaleString(language),
       tiers: data.tiers.map((name, i) => `${name} ${report.counts[i].toLocaleString(language)}`).join(", "),
     }));
+    const human = report.agreement?.figures.humanCeiling;
+    if (human && human.value !== null) line(say("noteCeiling", { n: ofHundred(human.value), model: ofHundred(report.agreement.figures.modelOnSame.value) }));
     for (const baseline of report.baselines) lines.push(make("li", {}, ...baselineLine(baseline, report.confidence)));
     line(say("noteIntervalsHere"));
     if (report.fewGroups) line(say("noteFewGroups", { n: report.groupCount.toLocaleString(language) }), "warning");
@@ -69,6 +71,7 @@ function* sections() {
       yield part("confusion", confusionMatrix(report));
       yield part("tierPairs", tierPairRows(report));
     }
+    if (report.agreement) yield part("graders", graderTables(report), { overlap: report.agreement.overlap.toLocaleString(language), works: report.agreement.works.toLocaleString(language) });
     if (report.groups.length > 1) yield part("groups", groupRows(report));
     if (report.within.length > 1) yield part("within", withinRows(report), { column: report.withinColumn });
     const known = report.probabilities;

@@ -37,6 +37,26 @@ function measureTable(report) {
     })));
 }
 
+function table(head, rows) {
+  return make("table", { class: "measures" },
+    make("thead", {}, make("tr", {}, ...head.map((text) => make("th", { scope: "col", text })))),
+    make("tbody", {}, ...rows.map(([name, ...cells]) => make("tr", {},
+      make("th", { scope: "row" }, make("bdi", { text: name })), ...cells.map((text) => make("td", { text }))))));
+}
+
+function graderTables({ agreement, confidence }) {
+  const or = (value, write) => (value === null ? say("unknown") : write(value));
+  const signed = (value) => (value < 0 ? "−" : "+") + Math.abs(value).toLocaleString(language, { minimumFractionDigits: 2, maximumFractionDigits: 2 });
+  const figures = Object.entries(agreement.figures).filter(([, measure]) => measure.value !== null).map(([name, measure]) => {
+    const write = name === "alpha" ? asNumber : asPercent;
+    return [say(`m_${name}`), write(measure.value), spanOf(measure, write), say(`mText_${name}`)];
+  });
+  const graders = agreement.graders.map(({ grader, works, strictness, ceiling, model }) =>
+    [`${grader} (${sayCount("works", works)})`, or(strictness, signed), or(ceiling, asPercent), or(model, asPercent)]);
+  return [table([say("measure"), say("value"), say("intervalOf", { confidence: percent(confidence) }), say("meaning")], figures),
+    table([say("grader"), say("strictness"), say("byOthers"), say("modelByThis")], graders)];
+}
+
 function matrix(rows, columns, cell, { rowName, columnName }) {
   const many = columns.length > MANY_TIERS ? " many" : "";
   const name = (text) => make("bdi", { text, title: text });
