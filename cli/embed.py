@@ -148,7 +148,7 @@ def _say(done: EmbedDone) -> None:
     if s.embedded:
         click.echo(f"{s.embedded / done.compute_seconds:.1f} images/s")
     click.echo(f"Features: {done.store_path}")
-    agreed = agreement(done.dataset.images())
+    agreed = agreement(done.images)
     if agreed is not None:
         click.echo(agreed.to_line())
     if s.failed:

@@ -74,8 +74,10 @@ def learned_grades(table: pd.DataFrame) -> NDArray[np.float64] | None:
     decision is learned.
     """
     grades = grades_of(table)
+    if grades.shape[1] < 2:
+        return None
     agreed = (consensus(grades) == table["tier"].cat.codes.to_numpy()).all()
-    return grades if grades.shape[1] > 1 and agreed else None
+    return grades if agreed else None
 
 
 def named_grader(table: pd.DataFrame, name: str | None) -> str | None:

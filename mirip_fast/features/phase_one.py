@@ -34,6 +34,7 @@ from mirip_fast.runtime import Ranks, distributed, our_cores, resolve_device, re
 from mirip_fast.settings import config_from_dict
 
 if TYPE_CHECKING:
+    import pandas as pd
     import torch
 
     from mirip_fast.features.backbone import Backbone
@@ -184,6 +185,7 @@ class EmbedDone:
     """
 
     dataset: Dataset | None
+    images: pd.DataFrame  # as read, see mirip_fast.data.table
     summary: Summary
     compute_seconds: float  # from the first to the last batch, start-up left out
     store_path: Path
@@ -303,6 +305,7 @@ def embed_data(
     ]
     return EmbedDone(
         dataset=dataset,
+        images=manifest.table,
         summary=summarise(outcomes, started),
         compute_seconds=ended - began,
         store_path=phase.store.path,
