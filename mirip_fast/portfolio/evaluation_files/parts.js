@@ -37,8 +37,8 @@ function measureTable(report) {
     })));
 }
 
-function table(head, rows) {
-  return make("table", { class: "measures" },
+function table(name, head, rows) {
+  return make("table", { class: name },
     make("thead", {}, make("tr", {}, ...head.map((text) => make("th", { scope: "col", text })))),
     make("tbody", {}, ...rows.map(([name, ...cells]) => make("tr", {},
       make("th", { scope: "row" }, make("bdi", { text: name })), ...cells.map((text) => make("td", { text }))))));
@@ -53,8 +53,8 @@ function graderTables({ agreement, confidence }) {
   });
   const graders = agreement.graders.map(({ grader, works, strictness, ceiling, model }) =>
     [`${grader} (${sayCount("works", works)})`, or(strictness, signed), or(ceiling, asPercent), or(model, asPercent)]);
-  return [table([say("measure"), say("value"), say("intervalOf", { confidence: percent(confidence) }), say("meaning")], figures),
-    table([say("grader"), say("strictness"), say("byOthers"), say("modelByThis")], graders)];
+  return [table("measures", [say("measure"), say("value"), say("intervalOf", { confidence: percent(confidence) }), say("meaning")], figures),
+    make("div", { class: "scroll" }, table("graders", [say("grader"), say("strictness"), say("byOthers"), say("modelByThis")], graders))];
 }
 
 function matrix(rows, columns, cell, { rowName, columnName }) {
