@@ -39,16 +39,16 @@ class DeviceRows:
         tiers: [n] int64, all −1 where the images have none.
         within: [n] int64, or None.
         tier_scores: [n] float64 (float32 on MPS, which has no other), or None.
-        grades: [n, G] int64 tiers by several graders, −1 for none; or None.
         pairs: [p, 2] rows, [p] labels and [p] weights of judged pairs, or None.
+        grades: [n, G] int64 tiers by several graders, −1 for none; or None.
     """
 
     features: torch.Tensor
     tiers: torch.Tensor
     within: torch.Tensor | None
     tier_scores: torch.Tensor | None
-    grades: torch.Tensor | None
     pairs: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None
+    grades: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.tiers)
@@ -87,8 +87,8 @@ class DeviceRows:
             self.tiers[index],
             None if self.within is None else self.within[index],
             None if self.tier_scores is None else self.tier_scores[index],
-            None if self.grades is None else self.grades[index],
             None,
+            None if self.grades is None else self.grades[index],
         )
 
 
