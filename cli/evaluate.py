@@ -13,6 +13,7 @@ from mirip_fast.progress import Bar
 from mirip_fast.settings import Resolved
 
 from .options import checkpoint_option, config_options, given_flags, moved_backbone
+from .train import warn_of_the_order
 
 _PATH = click.Path(path_type=Path)
 
@@ -114,6 +115,7 @@ def evaluate_command(
                 )
         click.echo(evaluation.to_table())
         click.echo("\n" + click.wrap_text(baselines_text(evaluation.baselines), width=100))
+        warn_of_the_order(evaluation.report)
         files = evaluation.write(out, **extra)
     if html is not None:
         from mirip_fast.portfolio.evaluation_page import write_evaluation_page

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -262,7 +263,7 @@ def say_result(
         click.echo(_PAIRWISE)
         if result.applicants is not None:
             click.echo(f"Left out, too: {result.applicants['said']}")
-        _warn_of_the_order(result)
+        warn_of_the_order(result)
     elif not isinstance(result, FoldsResult):
         why = "no better epoch for a while" if result.stopped_early else "all epochs done"
         click.echo(
@@ -281,7 +282,7 @@ def say_result(
             f"Out-of-fold pairwise accuracy {result.report.pairwise_accuracy:.4f} "
             f"({_span(result.report)})"
         )
-        _warn_of_the_order(result.report)
+        warn_of_the_order(result.report)
     click.echo(f"Run: {run.path}")
     if missing or debug:
         return
@@ -293,19 +294,39 @@ def say_result(
     click.echo("Next: mirip-fast evaluate, or mirip-fast rank FOLDER")
 
 
-def _warn_of_the_order(report: Report) -> None:
+def warn_of_the_order(report: Report) -> None:
+    """Ask about an order of the tiers that a model clearly contradicts on works it had not trained on."""
+    tiers = list(report.tier_names)
     interval = report.pairwise_accuracy_interval
     if interval is not None and interval.high < 0.5:
-        grades = (
-            f"--tiers {','.join(report.tier_names)}"
-            if report.tier_names
-            else "The column of grades"
-        )
+        grades = f"--tiers {','.join(tiers)}" if tiers else "The column of grades"
         click.echo(
             f"Warning: {grades} may be the wrong way round, or these features "
             "say nothing of the grades: works that were left out are ordered worse than by chance",
             err=True,
         )
+        if tiers:
+            _ask(tiers[-1], tiers[0], tiers[::-1])
+        return
+    for pair in report.tier_pairs:
+        place = tiers.index(pair.name)
+        neighbours = pair.worse == tiers[place + 1]
+        if neighbours and pair.interval is not None and pair.interval.high < 0.5:
+            click.echo(
+                f"Warning: of works that were left out, those of tier {pair.worse!r} score higher than those "
+                f"of {pair.name!r}, although --tiers {','.join(tiers)} says that {pair.name!r} is better",
+                err=True,
+            )
+            swapped = [*tiers[:place], tiers[place + 1], tiers[place], *tiers[place + 2 :]]
+            _ask(tiers[place + 1], tiers[place], swapped)
+
+
+def _ask(better: str, worse: str, tiers: list[str]) -> None:
+    order = shlex.quote(",".join(tiers))
+    click.echo(
+        f"Is {better!r} better than {worse!r}? Then type: mirip-fast train --head-only --tiers {order}",
+        err=True,
+    )
 
 
 def _span(report: Report) -> str:

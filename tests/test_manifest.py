@@ -548,3 +548,23 @@ def test_pictures_that_no_row_names_are_told(data: Path, told: pytest.LogCapture
     (data / "metadata.csv").rename(data / "test_metadata.csv")  # a part, as split writes it
     tell_unlisted(read_manifest(data / "test_metadata.csv"))
     assert "no row" not in told.text
+
+
+@pytest.mark.parametrize(
+    ("tiers", "said"),
+    [("1 2 10 2", 'numerical order: 1 1, 2 2, 10 1.*Is 1 the best, or 10. --tiers "1,2,10", or --tiers "10,2,1"'),
+     ("상 중 하 하", "alphabetical order: 상 1, 중 1, 하 2"), ("수 우 미 양 가", "가 1, 미 1, 수 1, 양 1, 우 1"),
+     ("pass fail Pass", "fail 1, pass 1, Pass 1|fail 1, Pass 1, pass 1"), ("A B D F", "A 1, B 1, D 1, F 1"),
+     (" ".join(map(str, range(30))), "If they are points, the more the better: --score-column tier")],
+)  # fmt: skip
+def test_unknown_tiers_are_listed_and_no_direction_is_guessed(
+    data: Path, tiers: str, said: str
+) -> None:
+    write(
+        data,
+        "image_id,filename,tier\n"
+        + "".join(f"{i},b.png,{t}\n" for i, t in enumerate(tiers.split())),
+    )
+    with pytest.raises(DataError, match=rf"{said}(.|\n)*") as error:
+        read_manifest(data)
+    assert 'the best first: --tiers "BEST,…,WORST"' in str(error.value)

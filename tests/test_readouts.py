@@ -13,7 +13,7 @@ import pytest
 import torch
 from made_run import rows_of
 from mirip_fast_cli.main import run
-from mirip_fast_cli.train import say_result
+from mirip_fast_cli.train import warn_of_the_order
 from test_cli import TINY, draw, make_data
 
 from mirip_fast.config import Config
@@ -25,7 +25,6 @@ from mirip_fast.ranking.evaluate import pick_model
 from mirip_fast.ranking.graded import gp_features
 from mirip_fast.ranking.readouts import choose_readout, left_out_together
 from mirip_fast.ranking.torch_score import KernelHead
-from mirip_fast.training.run_folder import Run
 
 
 @pytest.fixture(scope="module")
@@ -337,5 +336,15 @@ def test_an_accuracy_wholly_below_chance_is_told(capfd: pytest.CaptureFixture[st
             image_ids=list(map(str, range(60))),
             rounds=50,
         )
-        say_result(Run(Path("x")), report, "--head-only", False)
-        assert ("--tiers S,A,B may be the wrong way round" in capfd.readouterr().err) == told
+        warn_of_the_order(report)
+        said = capfd.readouterr().err
+        assert ("--tiers S,A,B may be the wrong way round" in said) == told
+        assert ("type: mirip-fast train --head-only --tiers B,A,S" in said) == told
+    swapped = np.choose(tiers, [3.0, 1.0, 2.0])  # the model finds B better than A
+    report = evaluate(
+        swapped, tiers, tier_names="SAB", image_ids=list(map(str, range(60))), rounds=50
+    )
+    warn_of_the_order(report)
+    assert "Is 'B' better than 'A'? Then type: mirip-fast train --head-only --tiers S,B,A\n" in (
+        capfd.readouterr().err
+    )

@@ -532,14 +532,24 @@ class Rows:
         counts = Counter(self.names[tier] for tier in self.made["tier"] if tier is not None)
         for (_, name), rows in self.unknown_tiers.items():
             counts[name] += len(rows)
-        some = ", ".join(
-            f"{name} {counts[name]:,}" for name in sorted(counts, key=str.casefold)[:_TIERS_SHOWN]
-        )
-        self.problems.hint(
-            f"The tiers known are {', '.join(self.names)}. This file has, in alphabetical order: {some}"
+        numbers = all(name.isascii() and name.replace(".", "", 1).isdigit() for name in counts)
+        names = sorted(counts, key=float if numbers else str.casefold)
+        some = ", ".join(f"{name} {counts[name]:,}" for name in names[:_TIERS_SHOWN])
+        how = "in numerical order" if numbers else "in alphabetical order"
+        hint = (
+            f"The tiers known are {', '.join(self.names)}. This file has, {how}: {some}"
             f"{', …' if len(counts) > _TIERS_SHOWN else ''}. If these are its tiers, name them all in your "
             'order, the best first: --tiers "BEST,…,WORST"'
         )
+        if numbers and 1 < len(names) <= _TIERS_SHOWN:
+            # Which end is the best is the user's to say: both are offered alike.
+            hint += (
+                f". Is {names[0]} the best, or {names[-1]}? "
+                f'--tiers "{",".join(names)}", or --tiers "{",".join(names[::-1])}"'
+            )
+        if numbers and len(names) > _TIERS_SHOWN:
+            hint += f". If they are points, the more the better: --score-column {self.columns.tier}"
+        self.problems.hint(hint)
 
     def _score(self, row: int, text: str) -> float | None:
         if not text:
