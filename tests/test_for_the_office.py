@@ -77,6 +77,26 @@ def test_the_workbook_holds_the_ranking(office: Path) -> None:
     assert run([*RANK, "--xlsx", "r.xlsx", "--sheets-by", "departmnt"]) == 1
 
 
+def test_csv_files_open_in_excel_and_are_read_back(office: Path) -> None:
+    """Without a byte order mark Excel shows Korean as garbage; with one, nobody may read a column «\ufeffrank»."""
+    run(["audit"])
+    assert run(["split", "data", "--out", "parts"]) == 0 and run(RANK) == 0
+    assert run(["duplicates", "data"]) == 0
+    names = [
+        "ranking.csv",
+        "audit.csv",
+        "near_groups.csv",
+        "duplicates.csv",
+        "parts/train_metadata.csv",
+    ]
+    for name in names:
+        assert Path(name).read_bytes().startswith(b"\xef\xbb\xbf"), name
+        own = rows_of(Path(name))
+        assert not own or list(pd.read_csv(name).columns) == list(own[0])
+    table = read_table(Path("ranking.csv"), expected=("rank",))
+    assert table.columns[0] == "rank" and "department" in table.columns
+
+
 def test_cells_that_came_with_the_works_stay_what_they_were(tmp_path: Path) -> None:
     """A formula in a student's title must not run at the office; an id must not lose its zeros."""
     given = [
