@@ -54,6 +54,8 @@ def index() -> str:
         "",
     ]
     lines += [f"- {_line(DOCS / name)}" for name in names]
+    lines += ["", "## How to", ""]
+    lines += [f"- {_line(path)}" for path in sorted(DOCS.glob("howto/*.md"))]
     lines += ["", "## Commands", "", "| command | what it does |", "|---|---|"]
     for name, command in commands().items():
         sentence = first_sentence(command).replace("|", "\\|")
@@ -65,7 +67,7 @@ def _line(path: Path) -> str:
     heading, _, rest = path.read_text(encoding="utf-8").partition("\n")
     paragraph = " ".join(rest.strip().split("\n\n")[0].split())
     sentence = re.split(r"(?<=\.)\s", paragraph)[0].rstrip(":.")
-    return f"[{heading.removeprefix('# ')}]({path.name}): {sentence}."
+    return f"[{heading.removeprefix('# ')}]({path.relative_to(DOCS).as_posix()}): {sentence}."
 
 
 def generated() -> dict[Path, str]:

@@ -17,7 +17,7 @@ from mirip_fast_cli.main import cli, run
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 WRITTEN = [Path(name) for name in ("README.md", "README.ko.md")] + sorted(
-    path.relative_to(ROOT) for path in DOCS.glob("*.md")
+    path.relative_to(ROOT) for path in [*DOCS.glob("*.md"), *DOCS.glob("howto/*.md")]
 )
 PAGES = sorted(path.relative_to(ROOT) for path in DOCS.glob("commands/*.md"))
 #: Commands of the examples that take half a minute or need a package that may be missing.
@@ -68,7 +68,7 @@ def test_made_files_are_fresh_and_stale_ones_are_told(
 
 def test_the_index_lists_every_document() -> None:
     index = read(DOCS / "README.md")
-    for path in [*DOCS.glob("*.md"), *DOCS.glob("commands/*.md")]:
+    for path in DOCS.rglob("*.md"):
         assert path.name == "README.md" or f"]({path.relative_to(DOCS)})" in index, path
 
 
