@@ -50,9 +50,10 @@ def label_command(
 
     The page is for this machine only. Ctrl-C ends it.
     """
-    from mirip_fast.label.server import open_label, require_packages
+    from mirip_fast.label.server import open_label
+    from mirip_fast.serving import require_packages
 
-    require_packages()
+    require_packages("label")
 
     with Bar(" images") as bar:
         opened = open_label(

@@ -87,7 +87,7 @@ class Browser:
 
     def post(self, name: str, **said: Any) -> tuple[int, Any]:
         status, _, content = self.ask(
-            f"/{self.token}/{name}", "POST", said, X_Label_Token=self.token
+            f"/{self.token}/{name}", "POST", said, X_Mirip_Token=self.token
         )
         return status, json.loads(content)
 
@@ -149,8 +149,8 @@ def test_who_may_ask_for_what(asked: Browser) -> None:
     said = {"number": asked.state()["number"], "label": 1}
     judge = f"/{asked.token}/judge"
     assert asked.ask(judge, "POST", said)[0] == 403
-    assert asked.ask(judge, "POST", said, X_Label_Token="x")[0] == 403
-    assert asked.ask("/x/judge", "POST", said, X_Label_Token=asked.token)[0] == 404
+    assert asked.ask(judge, "POST", said, X_Mirip_Token="x")[0] == 403
+    assert asked.ask("/x/judge", "POST", said, X_Mirip_Token=asked.token)[0] == 404
     assert asked.ask(judge, "GET")[0] in (404, 405)
 
     # other names of this machine (DNS rebinding), other pages
@@ -158,7 +158,7 @@ def test_who_may_ask_for_what(asked: Browser) -> None:
         assert asked.ask(f"/{asked.token}/state", Host=host)[0] in (400, 421)
     assert asked.ask(f"/{asked.token}/state", Host="localhost:1234")[0] == 200  # a tunnel
     for origin in ("http://evil.example", "null", "https://127.0.0.1"):
-        sent = {"X_Label_Token": asked.token, "Origin": origin}
+        sent = {"X_Mirip_Token": asked.token, "Origin": origin}
         assert asked.ask(judge, "POST", said, **sent)[0] == 421
 
     # whatever is no number of a work is no picture
@@ -175,7 +175,7 @@ def test_who_may_ask_for_what(asked: Browser) -> None:
     digits = b'{"label": 1, "number": ' + b"9" * 4400 + b"}"
     for nonsense in (b"", b"no json", deep, digits, b"\xff\xfe{", b'{"number": NaN, "label": 1}', b"[]", b'{"number": 1}', b"x" * 10_000,
                      b'{"number": 1, "label": 2}', b'{"number": true, "label": 1}'):  # fmt: skip
-        assert asked.ask(judge, "POST", nonsense, X_Label_Token=asked.token)[0] == 400
+        assert asked.ask(judge, "POST", nonsense, X_Mirip_Token=asked.token)[0] == 400
 
 
 def test_odd_request_lines_are_refused(asked: Browser, capfd: pytest.CaptureFixture[str]) -> None:
@@ -465,7 +465,7 @@ def test_ctrl_c_ends_it_and_says_what_is_next(work: Path, number: int) -> None:
         connection.request("GET", f"/{token}/state")
         state = json.loads(connection.getresponse().read())
         body = json.dumps({"number": state["number"], "label": 1})
-        connection.request("POST", f"/{token}/judge", body, {"X-Label-Token": token})
+        connection.request("POST", f"/{token}/judge", body, {"X-Mirip-Token": token})
         assert connection.getresponse().status == 200
         process.send_signal(number)
         out, err = process.communicate(timeout=30)

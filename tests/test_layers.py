@@ -33,6 +33,7 @@ FLOORS = (
     ("mirip_fast.ranking",),
     # End-to-end training starts from a head-only run and leaves one: its data and scoring are shared.
     ("mirip_fast.finetune",),
+    ("mirip_fast.serving",),
     ("mirip_fast.portfolio", "mirip_fast.label"),
     ("mirip_fast.api", "mirip_fast.estimator"),
     ("mirip_fast_cli",),

@@ -1,39 +1,23 @@
-"""The local server of the page: for this machine and this session alone.
-
-It listens on 127.0.0.1 only. Every address holds a random token; whoever does not know it gets 404. Requests
-that name another host are refused, so that no foreign page reaches it through a name that resolves to
-127.0.0.1 (DNS rebinding), and what changes something needs the token in a header, which no foreign page can
-send.
-"""
+"""The page where pairs are judged, on a local server: see :mod:`mirip_fast.serving`."""
 
 from __future__ import annotations
 
 import getpass
-import io
-import json
 import logging
-import secrets
 import shlex
-import signal
-import socket
 from collections.abc import Awaitable, Callable
 from functools import lru_cache
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
-
-from PIL import Image
 
 from mirip_fast.closing import Closing
 from mirip_fast.config import Config
 from mirip_fast.data.csv_reader import counted, shown
-from mirip_fast.data.decode_pool import DecodePool, picture_job
 from mirip_fast.data.pair_files import read_pairs
 from mirip_fast.data.splits import SPLITS
 from mirip_fast.data.table import joined
 from mirip_fast.errors import (
     CheckpointError,
-    ConfigError,
     ImageError,
     MiripError,
     RunNotFoundError,
@@ -46,6 +30,14 @@ from mirip_fast.label.session import Session, StalePairError
 from mirip_fast.label.works import Retrainer, Works, prepare_works, training_config
 from mirip_fast.ranking.evaluate import pick_model
 from mirip_fast.ranking.scorer import ScoreModel
+from mirip_fast.serving import (
+    BadRequestError,
+    Guard,
+    LocalServer,
+    has_token,
+    jpeg_picture,
+    sent_json,
+)
 from mirip_fast.settings import Resolved
 
 if TYPE_CHECKING:
@@ -55,8 +47,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-HOST = "127.0.0.1"
-TOKEN_HEADER = "x-label-token"
 _PAGE = Path(__file__).with_name("page")
 _FILES = {
     "": ("index.html", "text/html; charset=utf-8"),
@@ -64,41 +54,13 @@ _FILES = {
     "label.js": ("label.js", "text/javascript; charset=utf-8"),
     "words.js": ("words.js", "text/javascript; charset=utf-8"),
 }
-_MOST_BYTES = 4096  # of what a page sends
+_MOST_BYTES = 4096  # of what the page sends
 _MOST_DIGITS = 10  # of a picture's number
-_SIDE, _QUALITY = 1600, 90  # of a picture on the page: longest side in pixels, and of JPEG
+_SIDE = 1600  # longest side of a picture on the page, in pixels
 _KEPT = 16  # pictures kept in memory: those on the page, those ahead, and a few for undo
-_HEADERS = {
-    "Content-Security-Policy": (  # data: is the page's empty icon
-        "default-src 'none'; img-src 'self' data:; style-src 'self'; script-src 'self'; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cache-Control": "no-store",
-}
 
 
-def require_packages() -> None:
-    """See before any work is done that the page can be served.
-
-    Raises:
-        ConfigError: the packages are not installed; says what to type.
-    """
-    try:
-        import starlette
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(
-            f"`mirip-fast label` needs the package {error.name}: pip install starlette uvicorn"
-        ) from error
-    del starlette
-
-
-class LabelServer:
+class LabelServer(LocalServer):
     """Serves one session until it is stopped.
 
     Args:
@@ -106,49 +68,12 @@ class LabelServer:
         picture: number of a work → its JPEG file, see :func:`jpeg_of`.
         port: where to listen; 0 takes a free one.
 
-    Attributes:
-        address: of the page, token included.
-
     Raises:
         ConfigError: the port is taken.
     """
 
     def __init__(self, session: Session, picture: Callable[[int], bytes], port: int = 0):
-        import uvicorn
-
-        self.token = secrets.token_urlsafe(24)
-        self._socket = _listen(port)
-        self.port = int(self._socket.getsockname()[1])
-        self.address = f"http://{HOST}:{self.port}/{self.token}/"
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        ignored = [number for number in numbers if signal.getsignal(number) is signal.SIG_IGN]
-
-        class Server(uvicorn.Server):
-            """A signal that whoever started this process has it ignore does not end it."""
-
-            def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-                if sig not in ignored:
-                    super().handle_exit(sig, frame)
-
-        self._server = Server(
-            uvicorn.Config(
-                make_app(session, picture, self.token), log_level="warning", access_log=False,
-                lifespan="off", ws="none", server_header=False, timeout_graceful_shutdown=2,
-            )
-        )  # fmt: skip
-
-    def run(self) -> None:
-        """Serve until Ctrl-C, SIGTERM or :meth:`stop`."""
-        try:
-            self._server.run(sockets=[self._socket])
-        except KeyboardInterrupt:
-            pass  # the way to end it
-        finally:
-            self._socket.close()
-
-    def stop(self) -> None:
-        """End :meth:`run`, from another thread."""
-        self._server.should_exit = True
+        super().__init__(lambda token: make_app(session, picture, token), port)
 
 
 def make_app(session: Session, picture: Callable[[int], bytes], token: str) -> Starlette:
@@ -188,17 +113,15 @@ def make_app(session: Session, picture: Callable[[int], bytes], token: str) -> S
         act: Callable[[dict[str, Any]], None],
     ) -> Callable[[Request], Awaitable[Response]]:
         async def answer(request: Request) -> Response:
-            if not secrets.compare_digest(
-                request.headers.get(TOKEN_HEADER, "").encode(), token.encode()
-            ):
+            if not has_token(request, token):
                 return JSONResponse({"error": "the token is missing"}, 403)
             try:
-                said = await _sent(request)
+                said = await sent_json(request, _MOST_BYTES)
                 await run_in_threadpool(act, said)
                 return JSONResponse(await run_in_threadpool(session.state))
             except StalePairError as error:
                 return JSONResponse({"error": str(error)}, 409)
-            except _BadRequest as error:
+            except BadRequestError as error:
                 return JSONResponse({"error": str(error)}, 400)
             except (MiripError, OSError) as error:  # the judge is told on the page
                 log.error("Not saved: %s", error)
@@ -219,88 +142,13 @@ def make_app(session: Session, picture: Callable[[int], bytes], token: str) -> S
         Route("/{token}/undo", post(lambda said: session.take_back()), methods=["POST"]),
         Route("/{token}/{name}", page),
     ]
-    return Starlette(routes=routes, middleware=[Middleware(_Guard, token=token)])
-
-
-class _Guard:
-    """Lets only requests for this machine by name, with the token in the address, reach the application."""
-
-    def __init__(self, app: Any, token: str):
-        self._app, self._token = app, token.encode()
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        from starlette.datastructures import Headers, MutableHeaders
-        from starlette.responses import Response
-
-        async def send_guarded(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in _HEADERS.items():
-                    headers.setdefault(name, value)
-            await send(message)
-
-        headers = Headers(scope=scope)
-        # "OPTIONS *", "CONNECT host" and other nonsense have no slash.
-        given = scope["path"].partition("/")[2].partition("/")[0].encode("utf-8", "surrogateescape")
-        refusal: Response | None = None
-        if not _is_local(headers.get("host", "")) or not _is_own(headers.get("origin")):
-            refusal = Response("This page is for this machine only", 421, media_type="text/plain")
-        elif not secrets.compare_digest(given, self._token):
-            refusal = Response("Not found", 404, media_type="text/plain")
-        await (refusal or self._app)(scope, receive, send_guarded)
-
-
-class _BadRequest(ValueError):
-    """What was sent makes no sense."""
-
-
-def _listen(port: int) -> socket.socket:
-    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((HOST, port))
-        listening.listen(128)  # a browser may ask from now on; it is answered when the server runs
-    except OSError as error:
-        listening.close()
-        raise ConfigError(
-            f"--port {port} can not be listened on ({error.strerror}); without --port a free one is taken"
-        ) from error
-    return listening
-
-
-def _is_local(host: str) -> bool:
-    """Whether a Host header names this machine, on whatever port (a tunnel may lead here)."""
-    name, _, port = host.partition(":")
-    return name.lower() in (HOST, "localhost") and (port == "" or port.isdecimal())
-
-
-def _is_own(origin: str | None) -> bool:
-    """Whether a request comes from this page, as far as the browser says."""
-    if origin is None:
-        return True
-    scheme, _, host = origin.partition("://")
-    return scheme == "http" and _is_local(host)
-
-
-async def _sent(request: Request) -> dict[str, Any]:
-    data = b""
-    async for piece in request.stream():
-        data += piece
-        if len(data) > _MOST_BYTES:
-            raise _BadRequest("too long")
-    try:
-        said = json.loads(data or b"{}")
-    except (ValueError, RecursionError) as error:
-        raise _BadRequest("no JSON") from error
-    if not isinstance(said, dict):
-        raise _BadRequest("no JSON object")
-    return said
+    return Starlette(routes=routes, middleware=[Middleware(Guard, token=token)])
 
 
 def _whole(said: dict[str, Any], key: str, allowed: tuple[int, ...] | None = None) -> int:
     value = said.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or (allowed and value not in allowed):
-        raise _BadRequest(f"{key} is missing or wrong")
+        raise BadRequestError(f"{key} is missing or wrong")
     return value
 
 
@@ -324,18 +172,7 @@ def jpeg_of(works: Works, number: int) -> bytes:
         raise ImageError("there is no such work")
     sha256 = works.images.hashes[number]
 
-    def choose(found: bytes) -> tuple[int, ...]:
-        return (_SIDE,) if found == sha256 else ()  # anything else is not even decoded
-
-    with DecodePool(1) as pool:
-        (done,) = pool.decode([picture_job(0, works.path(number), _SIDE, ask=True)], choose)
-    if done.reason is not None:
-        raise ImageError(done.reason)
-    if done.sha256 != sha256:
-        raise ImageError("its file was changed after label was started; start it again")
-    out = io.BytesIO()
-    Image.fromarray(done.images[0]).save(out, "JPEG", quality=_QUALITY)
-    return out.getvalue()
+    return jpeg_picture(works.path(number), sha256, _SIDE)
 
 
 class LabelRun(Closing):

@@ -77,7 +77,7 @@ async function send(what, said) {
   try {
     const answer = await fetch(what, {
       method: "POST",
-      headers: { "Content-Type": "application/json", "X-Label-Token": token },
+      headers: { "Content-Type": "application/json", "X-Mirip-Token": token },
       body: JSON.stringify(said),
     });
     const next = await answer.json();

@@ -93,7 +93,7 @@ async function sendAll() {
     try {
       const answer = await fetch("marks", {
         method: "POST", body: JSON.stringify({ marks: said }),
-        headers: { "content-type": "application/json", "x-token": location.pathname.split("/")[1] },
+        headers: { "content-type": "application/json", "x-mirip-token": location.pathname.split("/")[1] },
       });
       if (!answer.ok) throw new Error((await answer.json()).error);
       marks = merge(merge({}, (await answer.json()).marks), toSend);
