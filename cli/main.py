@@ -27,7 +27,7 @@ from .interrupted import Interrupted, StopSignals
 #: Commands in the order of the help page; each is a function of its name in the module of its name.
 COMMANDS = (
     "embed", "audit", "train", "sweep", "evaluate", "use", "rank", "unsort", "compare", "explain", "similar",
-    "duplicates", "label", "export", "split", "cache", "verify", "benchmark", "demo", "config",
+    "duplicates", "label", "serve", "export", "split", "cache", "verify", "benchmark", "demo", "config",
 )  # fmt: skip
 
 

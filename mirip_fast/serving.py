@@ -1,9 +1,9 @@
 """Local servers of pages: for this machine alone, unless more is asked for.
 
 A server listens on 127.0.0.1. Every address holds a random token, or the request brings it in a header;
-whoever does not know it gets 404. Requests that name another host are refused, so that no foreign page reaches it
-through a name that resolves to 127.0.0.1 (DNS rebinding), and what changes something needs the token in a
-header, which no foreign page can send.
+whoever does not know it gets 404. Requests that name another host are refused, so that no foreign page
+reaches it through a name that resolves to 127.0.0.1 (DNS rebinding), and what changes something needs the
+token in a header, which no foreign page can send.
 """
 
 from __future__ import annotations
@@ -141,8 +141,10 @@ class Guard:
         self._app, self._token = app, token.encode()
         self._names, self._public = (HOST, "localhost", *names), public
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> Any:
         """Answer one request."""
+        if scope["type"] == "lifespan":
+            return await self._app(scope, receive, send)
         from starlette.datastructures import Headers, MutableHeaders
         from starlette.responses import Response
 

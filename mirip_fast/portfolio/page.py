@@ -149,6 +149,7 @@ def write_page(
     config: Config,
     *,
     reasons: Mapping[Path, Reason] | None = None,
+    live: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Path]:
     """Write the page of a ranking.
@@ -158,6 +159,7 @@ def write_page(
         done: the ranking; held-out scores of its model's run are drawn.
         config: the sections audit (``near_cosine``) and embed (``workers``) are used.
         reasons: work's file → why it has its score, for those that were explained.
+        live: the page is served, and asks its server for originals and marks.
         progress: called with pictures done and their total.
 
     Returns:
@@ -186,15 +188,17 @@ def write_page(
     works = zip(_works(done, path, stacks), hashes, names, strict=True)
     data = {
         **_about(done),
+        "live": live,
         "pictures": None if folder is None else quote(os.fsencode(folder.name)),
         "works": [
             {
                 **work,
-                "key": _key(name, sha),
+                "key": key_of(name, sha),
+                **({"original": f"original/{number}"} if live else {}),
                 "picture": copies[sha],
                 **why.get(done.root / name, {"map": None, "likes": []}),
             }
-            for work, sha, name in works
+            for number, (work, sha, name) in enumerate(works)
         ],
         **_people(done),
         "failures": [
@@ -291,8 +295,7 @@ def _about(done: RankDone) -> dict[str, Any]:
     anchors = done.anchors
     return {
         # What the user says of works is kept under these names, by this page and by later ones.
-        "key": _key(address(done.root.absolute())),
-        "live": False,
+        "key": key_of_ranking(done),
         "columns": [printable(column) for column in given_columns(done.ranking)],
         "title": printable(done.root.absolute().name) or "portfolio",
         "made": datetime.now().astimezone().isoformat(timespec="minutes"),
@@ -378,10 +381,15 @@ def _works(
         }
 
 
-def _key(text: str, content: bytes = b"") -> str:
-    """16 hexadecimal digits: the same for the same work, and for the same folder."""
-    named = text.encode("utf-8", "surrogateescape") + b"\0" + content
+def key_of(name: str, content: bytes) -> str:
+    """16 hexadecimal digits that name a work in marks: by its file name and its content's hash."""
+    named = name.encode("utf-8", "surrogateescape") + b"\0" + content
     return hashlib.sha256(named).hexdigest()[:16]
+
+
+def key_of_ranking(done: RankDone) -> str:
+    """The same for a ranking: by its folder, so that marks stay when works are added."""
+    return key_of(address(done.root.absolute()), b"")
 
 
 def _address(file: Path, page: Path) -> str | None:
@@ -492,6 +500,7 @@ def write_html(path: Path, data: dict[str, Any], pictures: Mapping[str, bytes], 
     policy = (
         "default-src 'none'", f"script-src {_hash(script)}", f"style-src {_hash(style)}",
         "img-src data: 'self' file:",  # the page's folder, where the page is opened as a file
+        *(["connect-src 'self'"] if data.get("live") else []),
         "base-uri 'none'", "form-action 'none'", "require-trusted-types-for 'script'",
         "trusted-types 'none'",
     )  # fmt: skip

@@ -127,7 +127,7 @@ async function readMarks() {
 
 function startMarks() {
   if (data.live) {
-    readMarks();
+    readMarks().then(() => data.works.some(isMoved) && showOwnOrder());
     setInterval(readMarks, 5000);
   } else {
     marks = merge({}, parsed(remembered(STORED)));
