@@ -115,6 +115,14 @@ def test_faults_of_columns_name_the_column(tmp_path: Path) -> None:
         read(tmp_path, "filename,tier_Kim,TIER_kim\na.png,S,A\n")
 
 
+def test_columns_of_numbers_and_notes(tmp_path: Path) -> None:
+    # Through a float column 1 became 1.0; a lone column of dates is nobody's tiers.
+    found = read(tmp_path, "filename,tier 1,tier_2\na.png,1.0,2\nb.png,2.0,\n", tiers=("1", "2"))  # type: ignore[arg-type]
+    assert found.table["tier_1"].tolist() == ["1", "2"] and found.tier_counts() == {"1": 0, "2": 2}
+    found = read(tmp_path, "filename,tier_date\na.png,2020\n")
+    assert found.table["tier_date"].tolist() == ["2020"] and not found.has_grades
+
+
 def test_rank_reads_each_work_once(tmp_path: Path) -> None:
     found = read(tmp_path, LONG, with_grades=False)  # type: ignore[arg-type]
     assert len(found) == 5

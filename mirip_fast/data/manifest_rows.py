@@ -260,9 +260,13 @@ class Rows:
         Which do is told by what is in them: ``tier_note`` may hold anything.
         """
         texts = {name: self.made[own_column(name)] for name in self.columns.graders}
-        are = [name for name, cells in texts.items() if any(folded(t) in self.loose for t in cells)]
-        if not are and self.columns.tier is None:
-            are = [name for name, cells in texts.items() if any(cells)]  # unknown tiers, to be told
+        said = {name: set(cells) - {""} for name, cells in texts.items()}
+        are = [
+            name for name, words in said.items() if any(self._code(w) is not None for w in words)
+        ]
+        few = len(set().union(*said.values())) <= _TIERS_SHOWN
+        if not are and self.columns.tier is None and few and len(said) > 1:
+            are = [name for name, words in said.items() if words]  # unknown tiers, to be told
         for name, cells in texts.items():
             if name not in are and any(cells):
                 log.warning(
@@ -501,18 +505,21 @@ class Rows:
             files[i] = str(path)
 
     def _tier(self, row: int, name: str, column: str) -> int | None:
-        if not name:
-            return None
-        tier = self.tiers.get(name)
+        if not name or name in self.tiers:
+            return self.tiers.get(name)
+        tier = self._code(name)
         if tier is None:
-            plain = folded(name)
-            # Tables that went through a float column say 1.0 where the tier is 1.
-            tier = self.loose.get(plain, self.loose.get(plain.removesuffix(".0")))
-            if tier is None:
-                self.unknown_tiers.setdefault((column, name), []).append(row)
-            else:
-                self.spellings[name, self.names[tier]] += 1
+            self.unknown_tiers.setdefault((column, name), []).append(row)
+        else:
+            self.spellings[name, self.names[tier]] += 1
         return tier
+
+    def _code(self, name: str) -> int | None:
+        """The tier that is written so; None for an unknown one."""
+        plain = folded(name)
+        # Tables that went through a float column say 1.0 where the tier is 1.
+        loose = self.loose.get(plain, self.loose.get(plain.removesuffix(".0")))
+        return self.tiers.get(name, loose)
 
     def _tell_tiers(self) -> None:
         """Note the tiers that are unknown; warn of those that are known and were spelled otherwise."""
