@@ -15,6 +15,10 @@ from mirip_fast_cli.main import run
 from PIL import Image
 
 import mirip_fast as mf
+from mirip_fast.models.gp import draw_errors
+from mirip_fast.portfolio.applicants import rank_applicants
+from mirip_fast.portfolio.ranking import ranks_of
+from mirip_fast.ranking.applicants import aggregate, members_of
 
 APPLICANTS = 28
 
@@ -205,3 +209,86 @@ def test_grades_of_applicants_choose_and_are_evaluated(
         Path("data/grades.csv").write_text(wrong, encoding="utf-8")
         assert run(train) == 1
         assert said in flat(capfd.readouterr().err)
+
+
+@pytest.mark.parametrize("readout", ["gp", "head"])
+def test_grades_of_applicants_alone_are_learned_from(
+    office: Path, capfd: pytest.CaptureFixture[str], readout: str
+) -> None:
+    """Who admits people grades people; the mean of an applicant's works has that grade, and not each work."""
+    Path("data/list.csv").write_text(Path("data/new.csv").read_text(encoding="utf-8-sig"))
+    assert run(["--quiet", "embed", "data/list.csv", *TINY]) == 0
+    how = ["--by", "지원자", "--applicants", "data/grades.csv", "--data", "data/list.csv"]
+    short = ["--epochs", "8", "--val-ratio", "0.3", "--test-ratio", "0.2", "--train-ratio", "0.5"]
+    made = ["--readout", "head", *short] if readout == "head" else ["--readout", "gp"]
+    assert run(["train", "--head-only", *how, *made]) == 0
+    told = flat("".join(capfd.readouterr()))
+    assert f"is learned ({APPLICANTS} applicants, {3 * APPLICANTS} works)" in told
+    if readout == "head":
+        assert "all pairs of applicants" in told
+    assert run(["evaluate", "--bootstrap-rounds", "50"]) == 0
+    found = json.loads((max(Path("runs").iterdir()) / "evaluation_test.json").read_text())[
+        "applicants"
+    ]
+    assert found["graded_by"] == "applicants" and found["pairwise_accuracy"] > 0.6
+    assert run(["rank", "data/new.csv", "--by", "지원자"]) == 0
+    told = flat(capfd.readouterr().out)
+    assert "the mean of their works' scores: the model was trained on it." in told
+    people = rows_of(Path("applicants.csv"))
+    best = [int(p["applicant"][-2:]) % 4 for p in people[:7]]
+    assert np.mean(best) < 1 < np.mean([int(p["applicant"][-2:]) % 4 for p in people[-7:]])
+    if readout == "gp":  # one error for all works of an applicant
+        assert "correlate by 1.00" in told
+
+
+def test_a_head_learns_from_pairs_of_applicants() -> None:
+    """The loss of a batch is that of the mean scores, whichever works stand beside each other."""
+    torch = pytest.importorskip("torch")
+    from mirip_fast.config import TrainConfig
+    from mirip_fast.ranking.objective import DeviceRows, Objective, make_loss
+    from mirip_fast.ranking.rows import Rows
+
+    rng = np.random.default_rng(0)
+    sets = np.array([5, 2, 5, 9, 2, 2, 7])
+    tiers = np.array([0, 1, 0, 2, 1, 1, 1])
+    rows = Rows(
+        [str(i) for i in range(7)], rng.normal(size=(7, 1, 3)).astype(np.float32), tiers,
+        [None] * 7, sets=sets,
+    )  # fmt: skip
+    head = torch.nn.Linear(3, 1)
+    head.forward = lambda x, plain=head: torch.nn.functional.linear(x, plain.weight)[:, 0]
+    objective = Objective(TrainConfig(), rows)
+    (batch,) = objective.batches(64, np.random.default_rng(0))
+    assert objective.units == 4 and sorted(batch) == list(range(7))
+    scores = head(torch.from_numpy(rows.features[:, 0])).detach()
+    means = torch.stack([scores[torch.from_numpy(sets == s)].mean() for s in (5, 2, 9, 7)])
+    wanted = make_loss(TrainConfig())(means, torch.tensor([0, 1, 2, 1]), None)
+    device = DeviceRows.of(rows, torch.device("cpu"))
+    loss = objective.batch_loss(head, device, batch, rng)
+    assert float(loss.detach()) == pytest.approx(float(wanted), abs=1e-6)
+    assert objective.judge(head, device).loss == pytest.approx(float(wanted), abs=1e-6)
+    with pytest.raises(mf.errors.ConfigError, match="leave it out"):
+        Objective(TrainConfig(pairs="sampled"), rows)
+
+
+@pytest.mark.parametrize("how", ["mean", "best:3"])
+def test_the_interval_holds_the_true_rank(how: str) -> None:
+    """Works of one hand are misjudged alike: counted as independent, ranks would look surer than they are."""
+    rng = np.random.default_rng(0)
+    held: dict[float, list[float]] = {0.5: [], 0.0: []}
+    for _ in range(12):
+        hand = np.repeat(np.arange(30), rng.integers(1, 7, 30))
+        n = len(hand)
+        scores = rng.normal(size=30)[hand] + 0.3 * rng.normal(size=n)
+        off, errors = rng.normal(size=30) * 0.5**0.5, 0.8 * rng.normal(size=400)
+        truth = scores + 0.8 * (off[hand] + 0.5**0.5 * rng.normal(size=n))
+        names = [str(h) for h in hand]
+        true = ranks_of(aggregate(truth, members_of(names)[1], how))
+        for shared, found in held.items():
+            draws = scores + draw_errors(errors, (200, n), 1, hand, shared)
+            table = rank_applicants(names, scores, names, how, draws=draws)
+            ranks = true[table["applicant"].astype(int)]
+            found.append(
+                float(((table["rank_low"] <= ranks) & (ranks <= table["rank_high"])).mean())
+            )
+    assert np.mean(held[0.5]) > 0.95 > 0.93 > np.mean(held[0.0])

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from scipy.spatial.distance import cdist
 
 from mirip_fast.errors import CheckpointError, DataError
-from mirip_fast.models.gp import GaussianProcess, normal_scores
+from mirip_fast.models.gp import GaussianProcess, draw_errors, normal_scores
 
 N, BLOCKS = 70, (5, 4)
 RNG = np.random.default_rng(0)
@@ -30,17 +30,22 @@ REDUCED = GaussianProcess.fit(ROWS, GRADES, GROUPS, blocks=BLOCKS, exact=0, indu
 
 
 def kernel(
-    gp: GaussianProcess, a: NDArray[np.float32], b: NDArray[np.float32]
+    gp: GaussianProcess,
+    a: NDArray[np.float32],
+    b: NDArray[np.float32],
+    of: NDArray[np.float32] = ROWS,
 ) -> NDArray[np.float64]:
     total, start = np.ones((len(a), len(b))), 0
     for size, amplitude, length in zip(gp.blocks, gp.amplitudes, gp.lengths, strict=True):
-        total += amplitude * np.exp(-cdist(*(unit(x, start, size) for x in (a, b))) / length)
+        total += amplitude * np.exp(-cdist(*(unit(x, start, size, of) for x in (a, b))) / length)
         start += size
     return total
 
 
-def unit(x: NDArray[np.float32], start: int, size: int) -> NDArray[np.float64]:
-    part = (x - ROWS.mean(0, dtype=np.float64))[:, start : start + size]
+def unit(
+    x: NDArray[np.float32], start: int, size: int, of: NDArray[np.float32] = ROWS
+) -> NDArray[np.float64]:
+    part = (x - of.mean(0, dtype=np.float64))[:, start : start + size]
     return part / np.linalg.norm(part, axis=1, keepdims=True)
 
 
@@ -177,3 +182,58 @@ def test_it_is_scored_without_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+#: Sets of one to four rows with one grade; two sets in one group.
+SETS = np.repeat(np.arange(24), np.tile([1, 2, 3, 4], 6))
+SET_GRADES = normal_scores(np.random.default_rng(5).integers(0, 4, 24))[SETS]
+SET_GROUPS = [None if s % 3 else f"g{s // 6}" for s in SETS]
+OF_SETS = GaussianProcess.fit(
+    ROWS[: len(SETS)], SET_GRADES, SET_GROUPS, blocks=BLOCKS, sets=SETS, seed=0
+)
+
+
+def test_grades_of_sets_are_learned_as_means_by_plain_formulas() -> None:
+    """An applicant's grade is of all works together; in float64, each set as a row of an averaging matrix."""
+    gp, rows = OF_SETS, ROWS[: len(SETS)]
+    average = np.array([(s == SETS) / (s == SETS).sum() for s in range(24)])
+    y = average @ SET_GRADES
+    z = (y - y.mean()) / y.std()
+
+    def own(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
+        return kernel(gp, a, b, of=rows)
+
+    square = average @ own(rows, rows) @ average.T
+    inverse = np.linalg.inv(square + gp.noise * np.eye(24))
+    k = own(NEW, rows) @ average.T
+    assert np.allclose(gp.score(NEW), y.mean() + y.std() * (k @ inverse @ z), atol=1e-4)
+    variance = np.diag(own(NEW, NEW)) + gp.noise - np.einsum("ij,jk,ik->i", k, inverse, k)
+    assert np.allclose(gp.spread(NEW), y.std() * variance**0.5, atol=1e-4)
+    names = [SET_GROUPS[int(np.flatnonzero(s == SETS)[0])] or s for s in range(24)]
+    for name in set(names):
+        out = np.array([other == name for other in names])
+        here = np.isin(SETS, np.flatnonzero(out))
+        rest = np.linalg.inv(square[~out][:, ~out] + gp.noise * np.eye(int((~out).sum())))
+        k = own(rows[here], rows) @ average[~out].T
+        assert np.allclose(gp.left_out[here], y.mean() + y.std() * (k @ rest @ z[~out]), atol=1e-4)
+        variance = gp._kernel.self + gp.noise - np.einsum("ij,jk,ik->i", k, rest, k)
+        assert np.allclose(gp.left_out_sd[here], y.std() * variance**0.5, atol=1e-4)
+    assert np.allclose(average @ gp.left_out + gp.errors * (average @ gp.left_out_sd), y)
+
+
+def test_sets_of_one_row_are_rows() -> None:
+    alone = GaussianProcess.fit(ROWS, GRADES, GROUPS, blocks=BLOCKS, sets=np.arange(N)[::-1])
+    assert np.allclose(alone.score(NEW), EXACTLY.score(NEW), atol=1e-3)
+    assert np.allclose(alone.left_out, EXACTLY.left_out, atol=1e-3)
+    assert np.allclose(alone.spread(NEW), EXACTLY.spread(NEW), atol=1e-3)
+
+
+def test_works_of_one_hand_err_together_as_much_as_is_said() -> None:
+    errors = np.random.default_rng(0).gumbel(size=5_000)
+    together = np.array([0, 0, 1])
+    drawn = draw_errors(errors, (20_000, 3), 0, together, 0.4)
+    correlation = np.corrcoef(drawn.T)
+    assert correlation[0, 1] == pytest.approx(0.4, abs=0.03) and abs(correlation[0, 2]) < 0.03
+    assert np.quantile(drawn, [0.1, 0.9]) == pytest.approx(
+        np.quantile(errors, [0.1, 0.9]), abs=0.05
+    )

@@ -14,6 +14,10 @@ graders' strictness (a normal constant each) + noise, of which a part shrinks wi
 strictness is found to be is taken off y, so that grades of a strict and a mild grader are not compared.
 
 What rows would score had their group been left out comes in closed form; nothing is fitted again.
+
+Where a grade is of a set of rows (an applicant's works) and not of each, y of a set is the mean of f over its
+rows, and noise: observations through linear functionals stay exact (Rasmussen & Williams, 9.8), the kernel of
+two sets is the mean over their pairs of rows, and each row's score comes from the same f.
 """
 
 from __future__ import annotations
@@ -116,6 +120,8 @@ class GaussianProcess:
         evidence: log marginal likelihood per row of standardised y, of the rows learned from.
         told: [p, m] float64, of a process that learned from p judged pairs (:mod:`.preference`): its product
             with the kernel of a row is what they take from the variance of f; [0, 0] where y was learned.
+        sets: [n] int64, of rows that were graded in sets, the number of each row's set; then ``errors`` is
+            [s], per set (y − mean of left_out) / mean of left_out_sd; [0] where every row has its own grade.
     """
 
     blocks: NDArray[np.int64]
@@ -133,6 +139,7 @@ class GaussianProcess:
     sd: float
     evidence: float
     told: FloatArray = field(default_factory=lambda: np.empty((0, 0)))
+    sets: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
     @classmethod
     def fit(
@@ -142,6 +149,7 @@ class GaussianProcess:
         groups: Sequence[Any] | None = None,
         *,
         blocks: Sequence[int] | None = None,
+        sets: ArrayLike | None = None,
         exact: int = EXACT,
         inducing: int = INDUCING,
         seed: int = 0,
@@ -155,6 +163,8 @@ class GaussianProcess:
             groups: [n] names of what is left out together; None as a name: that row alone; None: every
                 row alone.
             blocks: numbers per block, which add up to D; None: one block.
+            sets: [n] numbers of sets that have one grade, the same y in all their rows, and lie in one group;
+                never approximated. None: every row has its own.
             exact: up to how many rows nothing is approximated.
             inducing: basis rows beyond that.
             seed: of the rows that amplitudes are learned from and of the basis rows, where not all are.
@@ -167,17 +177,25 @@ class GaussianProcess:
         x, target = np.asarray(rows), np.asarray(y, dtype=np.float64)
         sizes = np.asarray([x.shape[-1]] if blocks is None else blocks, dtype=np.int64)
         _check(x, target, groups, sizes)
-        mean, sd = float(target.mean()), float(target.std())
+        first, set_of = np.unique(
+            np.arange(len(x)) if sets is None else sets, return_index=True, return_inverse=True
+        )[1:]
+        mean, sd = float(target[first].mean()), float(target[first].std())
         z = (target - mean) / sd
         rng = np.random.default_rng(seed)
         some = np.sort(rng.permutation(len(x))[:SEARCH])
+        if sets is not None:  # whole sets
+            drawn = rng.permutation(len(first))
+            count = np.searchsorted(np.cumsum(np.bincount(set_of)[drawn]), SEARCH, side="right")
+            some = np.flatnonzero(np.isin(set_of, drawn[: max(2, int(count))]))
         centre = x.mean(axis=0, dtype=np.float64).astype(np.float32)
         shares = np.zeros((len(x), 0)) if graders is None else graders
         thin = (shares**2).sum(axis=1)  # 1 / number of grades
         kinds = np.stack([np.ones(len(x)), *([thin] if np.ptp(thin) > 0 else [])])
         amplitudes, lengths, noises, evidence, strictness = _learn(
-            _prepare(x[some], sizes, centre), z[some], shares[some], kinds[:, some]
-        )
+            _prepare(x[some], sizes, centre), z[some], shares[some], kinds[:, some],
+            None if sets is None else set_of[some],
+        )  # fmt: skip
         if graders is not None:
             z -= shares @ strictness
             target = mean + sd * z
@@ -189,7 +207,14 @@ class GaussianProcess:
         kernel = _Kernel(sizes, amplitudes, lengths)
         u = np.hstack([part for part, a in zip(_prepare(x, sizes, centre), used, strict=True) if a])
         members = _members(groups, len(x))
-        if len(x) <= exact:
+        if sets is not None:
+            basis, factor = u, np.empty((0, 0))
+            names = [
+                f"\n{s}" if groups is None or groups[i] is None else groups[i]
+                for s, i in enumerate(first)
+            ]
+            weights, error, spread = _solve_sets(u, z[first], kernel, noise, set_of, names)
+        elif len(x) <= exact:
             basis, factor = u, np.empty((0, 0))
             weights, error, spread = _solve(u, z, kernel, of_row, members)
         else:
@@ -198,6 +223,8 @@ class GaussianProcess:
                 u, z, basis, kernel, noise, members, relative
             )
         left_out_sd = sd * np.sqrt(spread)
+        average = _averaging(set_of)
+        own_error = sd * (average @ error) / (average @ left_out_sd)
         return cls(
             blocks=sizes,
             amplitudes=amplitudes,
@@ -208,7 +235,8 @@ class GaussianProcess:
             factor=factor,
             left_out=target - sd * error,
             left_out_sd=left_out_sd,
-            errors=sd * error / left_out_sd,
+            errors=own_error,
+            sets=set_of.astype(np.int64) if sets is not None else np.empty(0, np.int64),
             noise=noise,
             mean=mean,
             sd=sd,
@@ -307,7 +335,8 @@ class GaussianProcess:
             half = solve_triangular(self.factor, half, lower=True)
             approximate: FloatArray = self.noise * (1 + (half**2).sum(axis=0))
             return approximate
-        half = solve_triangular(self._basis_factor, kernel[:, self._sure].T, lower=True)
+        part = _averaging(self.sets) @ kernel.T if len(self.sets) else kernel[:, self._sure].T
+        half = solve_triangular(self._basis_factor, part, lower=True)
         exact: FloatArray = self._kernel.self + self.noise - (half**2).sum(axis=0)
         return exact
 
@@ -358,6 +387,8 @@ class GaussianProcess:
         """The Cholesky factor of the kernel of those rows, with the noise where the process is exact."""
         if len(self.factor):
             return _cholesky(self._kernel.square(self.basis, _JITTER))
+        if len(self.sets):
+            return _cholesky(_of_sets(self._kernel, self.basis, self.sets, self.noise)[1])
         return _cholesky(self._kernel.square(self.basis[self._sure], self.noise))
 
 
@@ -459,8 +490,75 @@ def _cholesky(k: FloatArray) -> FloatArray:
     return factor
 
 
+def _averaging(sets: NDArray[np.int64]) -> Any:
+    """[s, n] sparse: the mean over the rows of each set 0 … s − 1."""
+    from scipy.sparse import csr_array
+
+    share = 1 / np.bincount(sets)[sets]
+    return csr_array((share, (sets, np.arange(len(sets)))))
+
+
+def _of_sets(
+    kernel: _Kernel, u: NDArray[np.float32], sets: NDArray[np.int64], noise: float
+) -> tuple[FloatArray, FloatArray]:
+    """The kernel [n, s] of rows and sets, and [s, s] of sets with each other, the noise on its diagonal."""
+    average = _averaging(sets)
+    cross = np.empty((len(u), average.shape[0]))
+    for start in range(0, len(u), _PIECE):
+        piece = kernel(u[start : start + _PIECE], u)
+        own = np.arange(len(piece))
+        piece[own, start + own] = kernel.self
+        cross[start : start + _PIECE] = (average @ piece.T).T
+    square: FloatArray = average @ cross
+    square[np.diag_indices_from(square)] += noise
+    return cross, square
+
+
+def _solve_sets(
+    u: NDArray[np.float32],
+    z: FloatArray,
+    kernel: _Kernel,
+    noise: float,
+    sets: NDArray[np.int64],
+    groups: Sequence[Any],
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """As :func:`_solve` of [s] grades and groups of sets: weights, errors and variances of [n] left-out rows.
+
+    With B the inverse of the sets' kernel and k that of a row and the sets, the row's score without the sets
+    O is k (α − B_·O B_OO⁻¹ α_O), and what is known of it k (B − B_·O B_OO⁻¹ B_O·) k.
+    """
+    from scipy.linalg import cho_solve
+
+    cross, square = _of_sets(kernel, u, sets, noise)
+    factor = (_cholesky(square), True)
+    alpha = cho_solve(factor, z, check_finite=False)
+    inverse = cho_solve(factor, np.eye(len(z)), check_finite=False)
+    known = cross @ inverse
+    score, variance = cross @ alpha, kernel.self + noise - (known * cross).sum(axis=1)
+    places: dict[Any, list[int]] = {}
+    for place, name in enumerate(groups):
+        places.setdefault(name, []).append(place)
+    group_of = np.empty(len(z), np.int64)
+    for number, listed in enumerate(places.values()):
+        group_of[listed] = number
+    order = np.argsort(group_of[sets], kind="stable")
+    ends = np.cumsum(np.bincount(group_of[sets]))[:-1]
+    for listed, rows in zip(places.values(), np.split(order, ends), strict=True):
+        out = np.array(listed)
+        inverted = np.linalg.inv(inverse[np.ix_(out, out)])
+        part = known[np.ix_(rows, out)] @ inverted
+        score[rows] -= part @ alpha[out]
+        variance[rows] += (part * known[np.ix_(rows, out)]).sum(axis=1)
+    weights: FloatArray = alpha[sets] / np.bincount(sets)[sets]
+    return weights, z[sets] - score, variance
+
+
 def _learn(
-    parts: list[NDArray[np.float32]], z: FloatArray, shares: FloatArray, kinds: FloatArray
+    parts: list[NDArray[np.float32]],
+    z: FloatArray,
+    shares: FloatArray,
+    kinds: FloatArray,
+    sets: NDArray[np.int64] | None = None,
 ) -> tuple[FloatArray, FloatArray, FloatArray, float, FloatArray]:
     """Amplitudes [B], lengths [B], noises [k] of the ``kinds`` [k, n] on the diagonal, the log marginal
     likelihood per row, which is at its maximum, and the strictness [G] of graders of ``shares`` [n, G] of z.
@@ -471,6 +569,10 @@ def _learn(
     from scipy.linalg.lapack import dpotri
     from scipy.optimize import minimize
 
+    average = None
+    if sets is not None:
+        first, sets = np.unique(sets, return_index=True, return_inverse=True)[1:]
+        average, z, shares, kinds = _averaging(sets), z[first], shares[first], kinds[:, first]
     n, count = len(z), len(parts)
     start_noise, of_graders = np.array([0.3, 0.1])[: len(kinds)], shares @ shares.T
     kernels, lengths = np.empty((count, n, n)), np.ones(count)
@@ -479,7 +581,8 @@ def _learn(
         np.fill_diagonal(distances, 0)
         apart = distances[distances > 1e-6]
         lengths[b] = _LENGTH * float(np.median(apart)) if len(apart) else 1.0
-        kernels[b] = np.exp(distances / -lengths[b])
+        made = np.exp(distances / -lengths[b])
+        kernels[b] = made if average is None else average @ (average @ made).T
 
     def cost(logs: FloatArray) -> tuple[float, FloatArray]:
         values = np.exp(logs)

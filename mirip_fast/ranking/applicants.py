@@ -134,9 +134,10 @@ def _held_out_applicants(
     names = [name if name in grades else None for name in applicants_of(manifest)]
     known, members = members_of(names)
     tiers = np.array([grades[name] for name in known], dtype=np.int64)
-    if len(known) < _LEAST or len(set(tiers.tolist())) < 2:
+    together = sets_of(manifest) is not None
+    if not together and (len(known) < _LEAST or len(set(tiers.tolist())) < 2):
         return None
-    return held_out.scores, members, tiers, sets_of(manifest) is not None
+    return held_out.scores, members, tiers, together
 
 
 def shared_error(model: ScoreModel) -> float | None:

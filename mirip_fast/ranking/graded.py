@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.config import Config, DataConfig, EmbedConfig, SplitConfig
+from mirip_fast.data.applicants import sets_of
 from mirip_fast.data.csv_reader import closest, shown
 from mirip_fast.data.graders import learned_grades, of_grader
 from mirip_fast.data.locate import tell_unlisted
@@ -179,6 +180,7 @@ class GradedImages:
             tier_scores=self.tier_scores if label == "tier_score" else None,
             grades=None if grades is None else np.nan_to_num(grades, nan=-1).astype(np.int64),
             pairs=pairs,
+            sets=sets_of(self.manifest) if pairs is None and graded and grades is None else None,
         )
 
     def rows(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ class DeviceRows:
         tier_scores: [n] float64 (float32 on MPS, which has no other), or None.
         pairs: [p, 2] rows, [p] labels and [p] weights of judged pairs, or None.
         grades: [n, G] int64 tiers by several graders, −1 for none; or None.
+        sets: [n] int64, number of each image's set where sets are graded (applicants), or None.
     """
 
     features: torch.Tensor
@@ -49,9 +51,32 @@ class DeviceRows:
     tier_scores: torch.Tensor | None
     pairs: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None
     grades: torch.Tensor | None = None
+    sets: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.tiers)
+
+    def by_set(self, scores: torch.Tensor) -> tuple[torch.Tensor, DeviceRows]:
+        """The mean score [s] of each set's rows, with the graph of ``scores`` [n], and the sets' labels."""
+        if self.sets is None:
+            return scores, self
+        numbers, of, count = torch.unique(self.sets, return_inverse=True, return_counts=True)
+        means = scores.new_zeros(len(numbers)).index_add(0, of, scores) / count
+        places = torch.arange(len(of), device=of.device)
+        first = torch.empty_like(numbers).scatter_(
+            0, of, places
+        )  # any one: their grades are the same
+        return means, dataclasses.replace(self.at(first), sets=None)
+
+    def at(self, index: torch.Tensor) -> DeviceRows:
+        """The rows with these indexes, without judged pairs."""
+        within, scores, grades, sets = (
+            None if column is None else column[index]
+            for column in (self.within, self.tier_scores, self.grades, self.sets)
+        )
+        return DeviceRows(
+            self.features[index], self.tiers[index], within, scores, None, grades, sets
+        )
 
     @classmethod
     def of(cls, rows: Rows, device: torch.device) -> DeviceRows:
@@ -74,6 +99,7 @@ class DeviceRows:
                 torch.from_numpy(pairs.label).to(device),
                 torch.from_numpy(pairs.weight).to(device=device, dtype=real),
             ),
+            sets=None if rows.sets is None else torch.from_numpy(rows.sets).to(device),
         )
 
     def sample(self, n: int, seed: int) -> DeviceRows:
@@ -81,15 +107,7 @@ class DeviceRows:
         if len(self) <= n or self.pairs is not None:
             return self
         chosen = np.sort(np.random.default_rng(seed).choice(len(self), n, replace=False))
-        index = torch.from_numpy(chosen).to(self.tiers.device)
-        return DeviceRows(
-            self.features[index],
-            self.tiers[index],
-            None if self.within is None else self.within[index],
-            None if self.tier_scores is None else self.tier_scores[index],
-            None,
-            None if self.grades is None else self.grades[index],
-        )
+        return self.at(torch.from_numpy(chosen).to(self.tiers.device))
 
 
 @torch.inference_mode()
@@ -168,16 +186,31 @@ class Objective:
                 -train.tiers if config.label == "tier" else _labels(train, self.loss), train.within
             )
         self._images = len(train)
+        self._sets: list[NDArray[np.int64]] | None = None
+        if train.sets is not None:
+            if self._partners is not None:
+                raise ConfigError(
+                    "--pairs sampled draws pairs of works; applicants were graded: leave it out"
+                )
+            order = np.argsort(train.sets, kind="stable")
+            self._sets = np.split(
+                order, np.cumsum(np.unique(train.sets, return_counts=True)[1])[:-1]
+            )
+            self._images = len(self._sets)
 
     @property
     def units(self) -> int:
-        """What an epoch has of what a batch is counted in: images, or pairs."""
+        """What an epoch has of what a batch is counted in: images, sets of them, or pairs."""
         if self._pairs is not None:
             return len(self._pairs)
         return self._images if self._partners is None else len(self._partners)
 
     def batches(self, batch_size: int, rng: np.random.Generator) -> list[NDArray[np.int64]]:
-        """An epoch's batches: images [B], drawn pairs [B, 2], or numbers of judged pairs [B]."""
+        """An epoch's batches: images [B] (of whole sets where these are graded), drawn pairs [B, 2], or
+        numbers of judged pairs [B]."""
+        if self._sets is not None:
+            drawn_sets = image_batches(self.units, batch_size, rng)
+            return [np.concatenate([self._sets[i] for i in batch]) for batch in drawn_sets]
         if self._partners is None:
             return list(image_batches(self.units, batch_size, rng))
         drawn = self._partners.draw(rng)
@@ -199,7 +232,10 @@ class Objective:
             if rows.grades is not None:
                 place, tiers, inside, weights = by_grader(rows.grades[chosen], within)
                 return self.loss(scores[place], tiers, inside, weights)
-            return self.loss(scores, _labels(rows, self.loss)[chosen], within)
+            if rows.sets is None:
+                return self.loss(scores, _labels(rows, self.loss)[chosen], within)
+            scores, graded = rows.at(chosen).by_set(scores)
+            return self.loss(scores, _labels(graded, self.loss), graded.within)
         if rows.pairs is None:
             images, label, weight = chosen, torch.ones_like(chosen[:, 0]), None
         else:
@@ -221,6 +257,7 @@ class Objective:
             loss = self.loss(scores[place], tiers, inside, weights)
             found = _accuracy(scores[place], tiers, inside)
             return Judged(float(loss), math.nan if found is None else found, None)
+        scores, rows = rows.by_set(scores)
         # Judged pairs are few, and may all lie elsewhere: then the tiers are what is left to judge by.
         loss = self.loss(scores, _labels(rows, self.loss), rows.within)
         by_tier = _accuracy(scores, rows.tiers, rows.within)
@@ -340,6 +377,7 @@ def describe_pairs(config: TrainConfig, train: Rows) -> str:
     text = "all pairs" if config.pairs == ALL else "sampled pairs"
     text += " of different tier_score" if config.label == "tier_score" else ""
     text += "" if train.grades is None else f" by one of {train.grades.shape[1]} graders"
+    text += "" if train.sets is None else " of applicants, each by the mean of their works' scores,"
     return text + ("" if train.within is None else " inside one value of the --within column")
 
 

@@ -321,7 +321,7 @@ def _fit_process(
     kinds = head_kinds(info.features)
     fit = functools.partial(
         GaussianProcess.fit, rows, y,
-        blocks=info.blocks, seed=config.train.seed, graders=graders,
+        blocks=info.blocks, seed=config.train.seed, graders=graders, sets=labels.sets,
     )  # fmt: skip
     process = fit(together)
     used = [kind for kind, amplitude in zip(kinds, process.amplitudes, strict=True) if amplitude]

@@ -79,6 +79,7 @@ class Rows:
     grades: NDArray[np.int64] | None = None
     pairs: ListedPairs | None = None
     attention: tuple[int, int] | None = None
+    sets: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.tiers)
@@ -100,6 +101,7 @@ class Rows:
             tier_scores=None if self.tier_scores is None else self.tier_scores[index],
             grades=None if self.grades is None else self.grades[index],
             pairs=None,
+            sets=None if self.sets is None else self.sets[index],
         )
 
     @property

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.config import Config, DataConfig, TrainConfig
+from mirip_fast.data.applicants import sets_of
 from mirip_fast.data.csv_reader import shown
 from mirip_fast.data.graders import learned_grades
 from mirip_fast.data.remote import path_of
@@ -157,6 +158,13 @@ def train_head(
     tell_agreement(images, config)
     if not (judged_files or images.has_tiers):
         config = _by_finer_grades(config, request.data_of(dataset).score_column)
+    sets = None if judged_files else sets_of(images.manifest)
+    if sets is not None:
+        log.info(
+            "Applicants are graded, not works: the mean score of each one's works is learned (%d applicants, "
+            "%d works)",
+            sets.max() + 1, len(sets),
+        )  # fmt: skip
     if request.debug:
         config = _as_trial(config)
         images = images if judged_files else trial(images, _TRIAL_IMAGES)
