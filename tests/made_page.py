@@ -16,6 +16,7 @@ from mirip_fast.config import Config
 from mirip_fast.evaluation.calibration import Calibration, fit_calibration
 from mirip_fast.features.neighbours import Work
 from mirip_fast.portfolio import page as page_module
+from mirip_fast.portfolio.applicants import Applicants, rank_applicants
 from mirip_fast.portfolio.page import Reason, write_page
 from mirip_fast.portfolio.rank import RankDone
 from mirip_fast.portfolio.ranking import rank_scores
@@ -76,6 +77,7 @@ def made_ranking(
     against: bool = False,
     given: Mapping[str, Sequence[object]] | None = None,
     failures: Sequence[tuple[str, str]] = (),
+    hands: Sequence[str | None] | None = None,
 ) -> RankDone:
     """A ranking in the order of ``names``, of what stands for the model of a run in ``root``/../run."""
     run = root.parent / "run"
@@ -102,6 +104,10 @@ def made_ranking(
     win_rates = None
     if anchors is not None:
         win_rates = dict(zip(TIERS, anchors.win_rates(scores, [b""] * len(names)).T, strict=True))
+    people = None
+    if hands is not None:
+        table = rank_applicants(hands, scores, names, "mean", draws=draws)
+        people = Applicants("by", None, table, "mean", "The mean of <b>.", ())
     ranking = rank_scores(
         works(names, [f"id {i}" for i in range(len(names))], **(given or {})), scores,
         calibration=calibration if known else None, draws=draws if known else None,
@@ -120,7 +126,7 @@ def made_ranking(
     )
     return RankDone(
         root, model, ranking, list(failures), list(names), calibration if known else unknown(), 60 if known else 0,
-        None if known else "unknown: no heads", 3, root, hashes, SimpleNamespace(series=dict), anchors,
+        None if known else "unknown: no heads", 3, root, hashes, SimpleNamespace(series=dict), anchors, people,
     )  # fmt: skip
 
 

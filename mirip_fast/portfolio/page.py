@@ -64,6 +64,7 @@ _LIKE_SIDE, _LIKE_BYTES = 160, 12_000
 # Of each kind of page, by its folder: the scripts after those that all pages share.
 _SCRIPTS = {
     "page_files": (
+        "applicants.js",
         "gallery.js",
         "marks.js",
         "select.js",
@@ -296,7 +297,7 @@ def _about(done: RankDone) -> dict[str, Any]:
     return {
         # What the user says of works is kept under these names, by this page and by later ones.
         "key": key_of_ranking(done),
-        "columns": [printable(column) for column in given_columns(done.ranking)],
+        "columns": [printable(column) for column in _given(done)],
         "title": printable(done.root.absolute().name) or "portfolio",
         "made": datetime.now().astimezone().isoformat(timespec="minutes"),
         "model": printable(run.name),
@@ -341,6 +342,12 @@ def _people(done: RankDone) -> dict[str, Any]:
     }
 
 
+def _given(done: RankDone) -> list[str]:
+    """The columns that came with the works; that of applicants may stand before the file."""
+    by = None if done.applicants is None else done.applicants.by
+    return [*given_columns(done.ranking), *(["applicant"] if by == "applicant" else [])]
+
+
 def _works(
     done: RankDone, page: Path, stacks: Mapping[int, tuple[int, Match]]
 ) -> Iterator[dict[str, Any]]:
@@ -348,11 +355,7 @@ def _works(
 
     ranking = done.ranking
     chances, wins = of_tiers(ranking, "p").values(), of_tiers(ranking, "wins").values()
-    given = given_columns(ranking)
-    if (
-        done.applicants is not None and done.applicants.by == "applicant"
-    ):  # which stands before the file
-        given.append("applicant")
+    given = _given(done)
     for i, work in enumerate(ranking.to_dict("records")):
         stack, match = stacks.get(i, (None, None))
         rates = [None if math.isnan(work[c]) else round(work[c], 4) for c in wins]

@@ -184,3 +184,21 @@ def test_looking_closely_and_four_side_by_side(page: Any) -> None:
     page.keyboard.press("?")
     listed = page.locator("#keys[open] kbd").all_text_contents()
     assert {"x", "c", "n", "z", "[", "]", "f", "e"} <= set(listed)
+
+
+def test_applicants_stand_in_order_and_show_their_works_alone(tmp_path: Path, opened: Any) -> None:
+    pictures(tmp_path / "works", WORKS)
+    hands = ["나 <b>", "가", "가", "나 <b>", "나 <b>", None, "다", "다"]
+    made_page(tmp_path / "works", WORKS, tmp_path / "report.html", hands=hands)
+    page = opened(tmp_path / "report.html")
+    chips = page.locator("#people .chip")
+    assert chips.all_text_contents() == ["가", "나 <b>", "다"]
+    assert page.locator("#people li").nth(1).locator(".their").count() == 3
+    chips.nth(1).click()
+    assert names(page) == [WORKS[0], WORKS[3], WORKS[4]]
+    chips.nth(1).click()
+    page.select_option("#sort", "applicant")
+    assert names(page) == [WORKS[i] for i in (1, 2, 0, 3, 4, 6, 7, 5)]
+    page.locator("#people .their").nth(2).click()
+    assert page.locator("#large").is_visible() and WORKS[0] in page.locator("#large").text_content()
+    assert opened.wrong == []

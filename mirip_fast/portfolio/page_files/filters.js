@@ -91,6 +91,8 @@ function dropFilters() {
   view.tiers.clear();
   view.marked = view.text = byId("search").value = "";
   view.unsettled = false;
+  onlyApplicant = null;
+  drawApplicants();
   drawControls();
   drawGrid();
 }

@@ -28,6 +28,7 @@ const ORDERS = {
   lowest: (a, b) => b.place - a.place,
   name: (a, b) => names.compare(a.name, b.name) || a.place - b.place,
   unsure: (a, b) => a.chances[a.tier] - b.chances[b.tier] || a.place - b.place,
+  applicant: byApplicant,
   widest: (a, b) => b.high - b.low - (a.high - a.low) || a.place - b.place,
 };
 
@@ -35,6 +36,7 @@ function possibleOrders() {
   const known = ["best", "lowest", "name"];
   if (data.works[0].chances !== null) known.push("unsure");
   if (data.works[0].low !== null) known.push("widest");
+  if (data.applicants) known.push("applicant");
   if (data.works.some(isMoved) || view.sort === "mine") known.unshift("mine");
   return known;
 }
@@ -44,6 +46,7 @@ function arrange() {
   const fits = (work) =>
     (view.tiers.size === 0 || view.tiers.has(work.tier)) &&
     passesFilters(work) &&
+    ofApplicant(work) &&
     words.every((word) => foundIn(work).includes(word));
   fitting = data.works.filter(fits).sort(ORDERS[view.sort]);
   leaderOf = new Map();

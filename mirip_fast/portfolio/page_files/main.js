@@ -10,6 +10,7 @@ function drawHead() {
     ...(data.curves ? [make("figcaption", { text: say("curvesTitle") }), curvesChart()] : []),
   );
   byId("notes").replaceChildren(...notes().map((note) => make("li", {}, ...note)));
+  drawApplicants();
   drawControls();
   drawFailures();
 }
