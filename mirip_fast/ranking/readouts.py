@@ -238,7 +238,7 @@ def _fit(
             if readout == "ensemble":
                 raise
             log.warning("Nothing but a Gaussian process can be tried: %s", error)
-    found = [_fit_process(y, graders, together, fold_of, learned, config, store, info)]
+    found = [_fit_process(y, graders, labels.sets, together, fold_of, learned, config, store, info)]
     about: dict[str, Any] = {}
     if fold_of is not None:
         last = "+".join(kind for kind in head_kinds(info.features) if layer_of(kind) is None)
@@ -309,6 +309,7 @@ def _folds(
 def _fit_process(
     y: NDArray[np.float64],
     graders: NDArray[np.float64] | None,
+    sets: NDArray[np.int64] | None,
     together: Sequence[str | None],
     fold_of: NDArray[np.int64] | None,
     learned: GradedImages,
@@ -321,7 +322,7 @@ def _fit_process(
     kinds = head_kinds(info.features)
     fit = functools.partial(
         GaussianProcess.fit, rows, y,
-        blocks=info.blocks, seed=config.train.seed, graders=graders, sets=labels.sets,
+        blocks=info.blocks, seed=config.train.seed, graders=graders, sets=sets,
     )  # fmt: skip
     process = fit(together)
     used = [kind for kind, amplitude in zip(kinds, process.amplitudes, strict=True) if amplitude]

@@ -159,7 +159,7 @@ def train_head(
     if not (judged_files or images.has_tiers):
         config = _by_finer_grades(config, request.data_of(dataset).score_column)
     sets = None if judged_files else sets_of(images.manifest)
-    if sets is not None:
+    if sets is not None and learned_grades(images.manifest.table) is None:
         log.info(
             "Applicants are graded, not works: the mean score of each one's works is learned (%d applicants, "
             "%d works)",
