@@ -8,11 +8,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from hostile_images import encode
 from made_formats import dng, pdf, preview
 from made_tars import make_tar
+from mirip_fast_cli.main import run
 from PIL import Image
 
 from mirip_fast.data import formats
@@ -304,3 +306,34 @@ def test_a_raw_file_without_its_package_is_told(
         read_manifest(tmp_path)
     with pytest.raises(ImageError, match="a camera's RAW file; to read it: pip install rawpy"):
         load_rgb(tmp_path / "a.nef")
+
+
+def test_a_portfolio_is_ranked_page_by_page(
+    headed: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pypdfium2")
+    portfolio = Path("김 지원.pdf")
+    portfolio.write_bytes(pdf(2))
+    assert (
+        run(
+            [
+                "rank",
+                str(portfolio),
+                "--html",
+                "r.html",
+                "--sort-into",
+                "sorted",
+                "--sort-by",
+                "image_id",
+            ]
+        )
+        == 0
+    )
+    assert "2 pages in 1 PDF; each page is a work" in capfd.readouterr().err
+    page = Path("r.html").read_text(encoding="utf-8")
+    assert (
+        page.count(f"{quote(portfolio.name)}#page=") == 2
+    )  # links that a browser opens at the page
+    sorted_names = sorted(path.name for path in Path("sorted").glob("*/*"))
+    assert sorted_names == ["김 지원 (page 1).pdf", "김 지원 (page 2).pdf"]
+    assert run(["explain", f"{portfolio}#page=2"]) == 0

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mirip_fast.data.csv_reader import closest, counted, listed, shown
+from mirip_fast.data.formats import split_page
 from mirip_fast.data.sources import is_place, read_place
 from mirip_fast.errors import DataError, ImageError
 from mirip_fast.files import disk_full, fsync_folder, is_disk_full, sha256_of
@@ -93,7 +94,11 @@ def plan(done: RankDone, into: Path, by: str = "tier", how: str = "copy") -> Sor
         inside += not file.is_file()
         unknown = value is None or value != value or not str(value).strip()  # noqa: PLR0124 (NaN)
         folder = "" if by == "rank" else _name("unknown" if unknown else str(value))
-        wanted = (f"{number:0{width}d} " if by == "rank" else "") + _name(file.name)
+        whole, page = split_page(file.name)
+        own = (
+            f"{whole[:-4]} ({page[1:].replace('=', ' ')}).pdf" if page else whole
+        )  # still all its pages
+        wanted = (f"{number:0{width}d} " if by == "rank" else "") + _name(own)
         made.folders[folder] += 1
         place = into / folder
         used = taken.setdefault(place, {nfc(n).casefold() for n in _names_in(place)})
