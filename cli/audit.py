@@ -9,6 +9,7 @@ import click
 from mirip_fast.settings import Resolved
 
 from .options import config_options
+from .say import echo
 
 _PATH = click.Path(path_type=Path)
 
@@ -58,7 +59,7 @@ def audit_command(
     from mirip_fast.ranking.audit import audit, audit_text, verdict
 
     done = audit(resolved.config, data=data, run=run, pairs=pairs, out=out)
-    click.echo(audit_text(done, top))
-    click.echo("\nWritten: " + ", ".join(str(path) for path in done.files))
-    click.echo(verdict(done))
+    echo(audit_text(done, top))
+    echo("\nWritten: " + ", ".join(str(path) for path in done.files))
+    echo(verdict(done))
     return 1 if done.failed else 0

@@ -11,6 +11,7 @@ from mirip_fast.errors import MiripError
 from mirip_fast.settings import Resolved
 
 from .options import config_options
+from .say import echo
 
 
 @click.command("benchmark")
@@ -73,22 +74,20 @@ def benchmark_command(resolved: Resolved, pairs_per_step: int | None, images: in
         )
         for name, need, key, check, form in _ROWS
     ]
-    click.echo(
+    echo(
         format_table(
             ("figure (required)", "cached features", "images, frozen backbone", "fine-tuning"),
             rows,
             "lrrr",
         )
     )
-    click.echo(
-        f"On {whole['device']}, {config.embed.backbone} at {config.embed.image_size} pixels."
-    )
-    click.echo(
+    echo(f"On {whole['device']}, {config.embed.backbone} at {config.embed.image_size} pixels.")
+    echo(
         f"Memory: {whole['memory_kind']}, {pairs_per_step} pairs per step (required at {REQUIRED_BATCH})."
     )
-    click.echo("Training time: reckoned for 10,000 images and all epochs from the measured steps.")
-    click.echo(f"Fine-tuning (`train --full`): {step}")
-    click.echo(f"Accuracy: {source}")
+    echo("Training time: reckoned for 10,000 images and all epochs from the measured steps.")
+    echo(f"Fine-tuning (`train --full`): {step}")
+    echo(f"Accuracy: {source}")
 
 
 _ROWS = (

@@ -16,6 +16,7 @@ from mirip_fast.progress import Bar
 from mirip_fast.settings import Resolved
 
 from .options import command_line, config_options
+from .say import echo
 
 if TYPE_CHECKING:
     from mirip_fast.features.maintenance import (
@@ -48,7 +49,7 @@ def info_command(resolved: Resolved, as_json: bool) -> None:
         return
     for store in cache.stores:
         _say_store(store)
-    click.echo(
+    echo(
         f"{counted(len(cache.stores), 'store')}, {format_bytes(cache.bytes)} on disk; "
         f"{format_bytes(cache.free)} are free"
     )
@@ -74,18 +75,18 @@ def verify_command(resolved: Resolved, repair: bool) -> int:
         _say_report(report)
     todo = [report for report in reports if report.damaged or report.faults]
     if todo and not repair:
-        click.echo("Put it right with: mirip-fast cache verify --repair")
+        echo("Put it right with: mirip-fast cache verify --repair")
         return 1
     left = 0
     for report in todo:
         for line in repair_store(report.path, command=command_line()):
-            click.echo(f"Repaired: {printable(line)}")
+            echo(f"Repaired: {printable(line)}")
         now = reports[reports.index(report)] = verify_store(report.path)
         for fault in now.faults:
-            click.echo(f"Left: {printable(fault)}", err=True)
+            echo(f"Left: {printable(fault)}", err=True)
         left += len(now.faults) + len(now.damaged)
     for command in dict.fromkeys(item.command for r in reports for item in r.lacking):
-        click.echo(f"Compute what is missing with: {printable(command)}")
+        echo(f"Compute what is missing with: {printable(command)}")
     lacking = any(report.lacking for report in reports)
     return 1 if left or (lacking and not repair) else 0
 
@@ -127,16 +128,16 @@ def prune_command(
         _say_plan(plan)
     todo = [plan for plan in plans if not plan.empty]
     if not todo:
-        click.echo("Nothing to free.")
+        echo("Nothing to free.")
         return 0
-    click.echo(f"Together {format_bytes(sum(plan.frees for plan in todo))} would be free.")
+    echo(f"Together {format_bytes(sum(plan.frees for plan in todo))} would be free.")
     if dry_run:
         return 0
     if not yes and not click.confirm("Delete this?"):
-        click.echo("Nothing was changed.")
+        echo("Nothing was changed.")
         return 1
     freed = sum(carry_out(plan, command=command_line()) for plan in todo)
-    click.echo(f"{format_bytes(freed)} freed.")
+    echo(f"{format_bytes(freed)} freed.")
     return 0
 
 
@@ -159,10 +160,10 @@ def export_command(resolved: Resolved, file: Path, source: Path | None, overwrit
     with Bar("B") as bar:
         done = export_dataset(dataset, file, overwrite=overwrite, progress=bar)
     for name, (shape, dtype) in done.datasets.items():
-        click.echo(f"{name}  {' × '.join(map(str, shape))}  {dtype}")
+        echo(f"{name}  {' × '.join(map(str, shape))}  {dtype}")
     if done.left_out:
-        click.echo(f"{done.left_out} images that failed are left out: {dataset.failures_csv}")
-    click.echo(f"Written: {done.file} ({done.images} images, {format_bytes(done.bytes)})")
+        echo(f"{done.left_out} images that failed are left out: {dataset.failures_csv}")
+    echo(f"Written: {done.file} ({done.images} images, {format_bytes(done.bytes)})")
 
 
 @cache_command.command("merge")
@@ -202,27 +203,27 @@ def _say_store(store: StoreInfo) -> None:
         )
         if key in made
     )
-    click.echo(f"{printable(str(store.path))}  {format_bytes(store.bytes)}  {printable(what)}")
-    click.echo(f"  last written {store.changed:%Y-%m-%d %H:%M}")
+    echo(f"{printable(str(store.path))}  {format_bytes(store.bytes)}  {printable(what)}")
+    echo(f"  last written {store.changed:%Y-%m-%d %H:%M}")
     if store.writing:
-        click.echo(f"  being written to by {printable(store.writing)}")
+        echo(f"  being written to by {printable(store.writing)}")
     if store.problem:
-        click.echo(f"  PROBLEM: {printable(store.problem)}")
+        echo(f"  PROBLEM: {printable(store.problem)}")
     for d in store.datasets:
         grades = "graded" if d.graded else "no grades"
         trial = ", a trial (--limit)" if d.limit is not None else ""
-        click.echo(
+        echo(
             f"  {printable(d.source)}: {d.images} images, {d.failed} failed, {grades}{trial}, "
             f"{printable(d.backbone)}, {d.embedded_at:%Y-%m-%d %H:%M}"
         )
     if store.unused_rows:
-        click.echo(f"  {store.unused_rows} rows that no data set names (`mirip-fast cache prune`)")
+        echo(f"  {store.unused_rows} rows that no data set names (`mirip-fast cache prune`)")
     rows = [
         (s.name, " × ".join(map(str, s.shape)), s.dtype, s.rows, s.free, format_bytes(s.bytes))
         for s in store.series
     ]
     header = ("series", "row", "format", "rows", "free slots", "on disk")
-    click.echo(format_table(header, rows, align="lllrrr") + "\n")
+    echo(format_table(header, rows, align="lllrrr") + "\n")
 
 
 def _say_report(report: StoreReport) -> None:
@@ -230,68 +231,66 @@ def _say_report(report: StoreReport) -> None:
     for row in report.damaged[:_MOST_ROWS]:
         unknown = "an image that no data set names" if any(row.sha256) else "an empty slot"
         images = ", ".join(map(str, row.images)) or unknown
-        click.echo(f"Damaged: {row.shard} row {row.slot}: {printable(images)}")
+        echo(f"Damaged: {row.shard} row {row.slot}: {printable(images)}")
     if len(report.damaged) > _MOST_ROWS:
-        click.echo(f"Damaged: … and {len(report.damaged) - _MOST_ROWS} more rows")
+        echo(f"Damaged: … and {len(report.damaged) - _MOST_ROWS} more rows")
     for fault in report.faults:
-        click.echo(f"Damaged: {printable(fault)}")
+        echo(f"Damaged: {printable(fault)}")
     for item in report.lacking:
-        click.echo(
+        echo(
             f"Missing: {item.images} of {item.of} images of {printable(item.source)} have no features"
         )
     if report.killed:
-        click.echo(
-            f"{report.path}: a run was killed while it wrote; the next embed looks after that"
-        )
+        echo(f"{report.path}: a run was killed while it wrote; the next embed looks after that")
     if report.writing:
-        click.echo(f"{report.path}: being written to by {printable(report.writing)}")
+        echo(f"{report.path}: being written to by {printable(report.writing)}")
     state = "whole" if report.whole else f"{len(report.damaged)} damaged"
     shards = counted(report.shards, "shard")
-    click.echo(f"{report.path}: {counted(report.rows, 'row')} in {shards} checked, {state}")
+    echo(f"{report.path}: {counted(report.rows, 'row')} in {shards} checked, {state}")
 
 
 def _say_plan(plan: StorePlan) -> None:
     """What pruning would do in one store."""
-    click.echo(f"{plan.path}: {format_bytes(plan.frees)} to free")
+    echo(f"{plan.path}: {format_bytes(plan.frees)} to free")
     if plan.whole:
-        click.echo("  no data set uses it: the whole store would go")
+        echo("  no data set uses it: the whole store would go")
     for dataset in plan.trials:
-        click.echo(f"  forget the trial of {printable(str(dataset.source))}")
+        echo(f"  forget the trial of {printable(str(dataset.source))}")
     if plan.dropped:
-        click.echo(f"  drop {plan.dropped} rows that no data set names, keep {plan.kept}")
+        echo(f"  drop {plan.dropped} rows that no data set names, keep {plan.kept}")
     if plan.series:
-        click.echo(f"  drop the series {', '.join(plan.series)}")
+        echo(f"  drop the series {', '.join(plan.series)}")
     if plan.leftovers:
-        click.echo(f"  delete {len(plan.leftovers)} files that killed runs and repairs left")
+        echo(f"  delete {len(plan.leftovers)} files that killed runs and repairs left")
     if plan.needs:
-        click.echo(f"  needs {format_bytes(plan.needs)} of room while it works")
+        echo(f"  needs {format_bytes(plan.needs)} of room while it works")
     if plan.young:
-        click.echo(
+        echo(
             f"  kept: {plan.young} rows that no data set names, written lately (--older-than 0 drops them)"
         )
     if plan.kept_trials:
-        click.echo(f"  kept: {plan.kept_trials} trial data sets (--trials forgets them)")
+        echo(f"  kept: {plan.kept_trials} trial data sets (--trials forgets them)")
 
 
 def _say_merged(store: MergedStore) -> None:
     """What became of one store of another cache."""
-    click.echo(f"{printable(str(store.source))} → {store.target}")
+    echo(f"{printable(str(store.source))} → {store.target}")
     shared = {overlap.series: overlap for overlap in store.overlaps}
     for name, added in store.added.items():
         overlap = shared[name]
-        click.echo(f"  {name}: {added} rows added, {overlap.shared} were there")
+        echo(f"  {name}: {added} rows added, {overlap.shared} were there")
         if overlap.differing:
-            click.echo(
+            echo(
                 f"    {overlap.differing} of these differ (cosine similarity down to "
                 f"{overlap.worst:.4f}): the rows that were there stay"
             )
     for source in store.datasets:
-        click.echo(f"  data set {printable(source)} came along")
+        echo(f"  data set {printable(source)} came along")
     for source in store.twice:
-        click.echo(
+        echo(
             f"    there is another data set of {printable(source)}: both are kept, the newer one is taken"
         )
     if store.corrupt:
-        click.echo(f"  {store.corrupt} damaged rows were left out; embed computes them again")
+        echo(f"  {store.corrupt} damaged rows were left out; embed computes them again")
     for problem in store.problems:
-        click.echo(f"  left out: {printable(problem)}")
+        echo(f"  left out: {printable(problem)}")

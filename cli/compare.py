@@ -9,6 +9,7 @@ import click
 from mirip_fast.settings import Resolved
 
 from .options import checkpoint_option, command_line, config_options, moved_backbone
+from .say import echo
 
 _PATH = click.Path(path_type=Path)
 
@@ -37,23 +38,23 @@ def compare_command(
     )  # fmt: skip
     scores = done.scores
     rows = [(f"{score:.4f}", path) for score, path in zip(scores, (first, second), strict=True)]
-    click.echo(format_table(("score", "file"), rows, align="rl"))
+    echo(format_table(("score", "file"), rows, align="rl"))
     first_wins = scores[0] > scores[1]
     if scores[0] == scores[1]:
-        click.echo("A tie: both score the same")
+        echo("A tie: both score the same")
     else:
         winner = first if first_wins else second
-        click.echo(f"Winner: {winner} (margin {abs(scores[0] - scores[1]):.4f})")
+        echo(f"Winner: {winner} (margin {abs(scores[0] - scores[1]):.4f})")
     if done.probability is None:
-        click.echo(f"Probability {done.calibration.unknown}")
+        echo(f"Probability {done.calibration.unknown}")
         return
 
     chance = done.probability if first_wins else 1 - done.probability
-    click.echo(f"Probability that it is the better one: {_percent(chance)}")
+    echo(f"Probability that it is the better one: {_percent(chance)}")
     known = done.calibration
-    click.echo(f"Learned from {known.images} held-out works ({known.source}).")
+    echo(f"Learned from {known.images} held-out works ({known.source}).")
     for remark in known.warnings():
-        click.echo(remark)
+        echo(remark)
 
 
 def _percent(p: float) -> str:

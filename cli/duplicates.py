@@ -11,6 +11,7 @@ from mirip_fast.progress import Bar
 from mirip_fast.settings import Resolved
 
 from .options import command_line, config_options
+from .say import echo
 
 _PATH = click.Path(path_type=Path)
 
@@ -69,18 +70,18 @@ def duplicates_command(
         for copy in group
     ]
     if rows:
-        click.echo(format_table(("group", "kind", "distance", "file"), rows, align="rlrl"))
+        echo(format_table(("group", "kind", "distance", "file"), rows, align="rlrl"))
     if len(done.groups) > top:
-        click.echo(f"… and {len(done.groups) - top} more groups in {out}")
+        echo(f"… and {len(done.groups) - top} more groups in {out}")
     extra = sum(len(group) - 1 for group in done.groups)
     files, groups = counted(done.searched, "file"), counted(len(done.groups), "group")
-    click.echo(f"{files}: {groups}, {counted(extra, 'file')} more than works")
+    echo(f"{files}: {groups}, {counted(extra, 'file')} more than works")
     write_duplicates(out, done.groups)
-    click.echo(f"Written: {out}")
+    echo(f"Written: {out}")
     for path, reason in done.failures[:10]:
-        click.echo(f"Not compared: {path}: {reason}", err=True)
+        echo(f"Not compared: {path}: {reason}", err=True)
     if len(done.failures) > 10:
-        click.echo(f"… and {len(done.failures) - 10} more", err=True)
+        echo(f"… and {len(done.failures) - 10} more", err=True)
 
 
 def _shown(path: Path) -> str:

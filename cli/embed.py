@@ -14,6 +14,7 @@ from mirip_fast.settings import Resolved
 
 from .interrupted import Interrupted, only_results_are_left
 from .options import command_line, config_options
+from .say import echo
 
 if TYPE_CHECKING:
     from mirip_fast.features.engine import SpeedReport
@@ -129,7 +130,7 @@ def embed_command(
         # Last of all: where it fails, what is embedded has been told.
         exported = export_dataset(done.dataset, export, overwrite=True)
         only_results_are_left()
-        click.echo(f"Exported: {exported.file} ({exported.images} images)")
+        echo(f"Exported: {exported.file} ({exported.images} images)")
     return 1 if failed else 0
 
 
@@ -137,26 +138,26 @@ def _say(done: EmbedDone) -> None:
     from mirip_fast.evaluation.agreement import agreement
 
     s, ranks = done.summary, done.ranks
-    click.echo((f"Rank {ranks.rank} of {ranks.size}: " if ranks else "") + _identity(s))
+    echo((f"Rank {ranks.rank} of {ranks.size}: " if ranks else "") + _identity(s))
     if done.dataset is None:
         if ranks is not None and ranks.rank == 0:
-            click.echo(
+            echo(
                 "When all ranks have ended, type the same without torchrun or srun: it finds their features "
                 "and writes the list of the images that training reads."
             )
         return
     if s.embedded:
-        click.echo(f"{s.embedded / done.compute_seconds:.1f} images/s")
-    click.echo(f"Features: {done.store_path}")
+        echo(f"{s.embedded / done.compute_seconds:.1f} images/s")
+    echo(f"Features: {done.store_path}")
     agreed = agreement(done.images)
     if agreed is not None:
-        click.echo(agreed.to_line())
+        echo(agreed.to_line())
     if s.failed:
         from mirip_fast.features.outcomes import failures_by_kind
 
         for line in failures_by_kind(done.failures):
-            click.echo(f"Not embedded: {line}", err=True)
-        click.echo(f"Failures: {done.dataset.failures_csv}")
+            echo(f"Not embedded: {line}", err=True)
+        echo(f"Failures: {done.dataset.failures_csv}")
 
 
 def _identity(s: Summary) -> str:
@@ -171,7 +172,7 @@ def _identity(s: Summary) -> str:
 def _explain(speed: SpeedReport) -> None:
     from mirip_fast.evaluation.text_table import format_table
 
-    click.echo(
+    echo(
         format_table(("stage", "busy", "seconds", "done by"), speed.rows(), align="lrrl")
         + f"\n{speed.images} images in {speed.seconds:.1f} s. {speed.bottleneck()}"
     )

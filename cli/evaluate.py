@@ -13,6 +13,7 @@ from mirip_fast.progress import Bar
 from mirip_fast.settings import Resolved
 
 from .options import checkpoint_option, config_options, given_flags, moved_backbone
+from .say import echo, wrapped
 from .train import warn_of_the_order
 
 _PATH = click.Path(path_type=Path)
@@ -99,7 +100,7 @@ def evaluate_command(
     pairs = evaluate_pairs(model, split, config) if test_data is None else None
     extra = {} if pairs is None else {"judged_pairs": pairs.to_dict()}
     if pairs is not None:
-        click.echo(pairs.to_text())
+        echo(pairs.to_text())
     evaluation = None
     if pairs is not None and not pairs.graded:  # nothing but the judged pairs to evaluate on
         path = out or model.checkpoint.parent / f"evaluation_{split}.json"
@@ -113,15 +114,15 @@ def evaluate_command(
                 evaluation = evaluate_files(
                     model, test_data, image_dir, config, backbone, bar.embedding, baselines=True
                 )
-        click.echo(evaluation.to_table())
-        click.echo("\n" + click.wrap_text(baselines_text(evaluation.baselines), width=100))
+        echo(evaluation.to_table())
+        echo("\n" + wrapped(baselines_text(evaluation.baselines)))
         warn_of_the_order(evaluation.report)
         files = evaluation.write(out, **extra)
     if html is not None:
         from mirip_fast.portfolio.evaluation_page import write_evaluation_page
 
         files.append(write_evaluation_page(html, model, evaluation, pairs, config))
-    click.echo(_written(files))
+    echo(_written(files))
 
 
 def _written(files: Sequence[Path]) -> str:
@@ -141,7 +142,7 @@ def _evaluate_runs(runs: tuple[Path, ...], split: str, config: Config, out: Path
 
     models = [pick_model(run, Path(config.train.output_dir)) for run in runs]
     result = evaluate_side_by_side(models, split, config)
-    click.echo(result.to_table())
+    echo(result.to_table())
     if out is not None:
         write_json(out, result.to_dict())
-        click.echo(f"Written: {out}")
+        echo(f"Written: {out}")

@@ -11,6 +11,7 @@ from mirip_fast.progress import Bar
 from mirip_fast.settings import Resolved
 
 from .options import checkpoint_option, command_line, config_options, moved_backbone
+from .say import echo
 
 if TYPE_CHECKING:
     from mirip_fast.portfolio.explain import Explained
@@ -63,7 +64,7 @@ def explain_command(
         ):
             tqdm.write(_told(explained, target))  # above the bar
     for path, reason in failures:
-        click.echo(f"Not explained: {path}: {reason}", err=True)
+        echo(f"Not explained: {path}: {reason}", err=True)
     return 1 if failures else 0
 
 

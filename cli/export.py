@@ -10,6 +10,7 @@ import click
 from mirip_fast.settings import Resolved
 
 from .options import checkpoint_option, config_options, moved_backbone
+from .say import echo
 
 if TYPE_CHECKING:
     from mirip_fast.portfolio.export import Exported
@@ -72,7 +73,7 @@ def export_command(
         _tell(done)
         files += done.files
     for path in files:
-        click.echo(f"Written: {path} ({format_bytes(path.stat().st_size)})")
+        echo(f"Written: {path} ({format_bytes(path.stat().st_size)})")
 
 
 def _tell(done: Exported) -> None:
@@ -89,4 +90,4 @@ def _tell(done: Exported) -> None:
         for parity in done.parity
     ]
     names = ("file", "compared with", "rows", "largest difference", "Kendall tau")
-    click.echo(format_table(names, rows, align="llrrr"))
+    echo(format_table(names, rows, align="llrrr"))

@@ -18,6 +18,7 @@ from .options import (
     given_flags,
     moved_backbone,
 )
+from .say import echo, wrapped
 
 _PATH = click.Path(path_type=Path)
 _WIDTH = 100
@@ -170,22 +171,22 @@ def rank_command(
     files = done.write(out)
     people = done.applicants
     if people is None:
-        click.echo(ranking_table(done.ranking[:top]))
+        echo(ranking_table(done.ranking[:top]))
         shown, where = done.ranking, files[0]
     else:
         ranks = dict(zip(done.ranking["file"], done.ranking["rank"], strict=True))
-        click.echo(people.to_text(ranks, top, _WIDTH))
+        echo(people.to_text(ranks, top, _WIDTH))
         shown, where = people.table, files[2]
     if top is not None and top < len(shown):
-        click.echo(f"… and {len(shown) - top} more in {where}")
+        echo(f"… and {len(shown) - top} more in {where}")
     for line in () if people is None else (people.why, *people.remarks):
-        click.echo(click.wrap_text(line, width=_WIDTH))
+        echo(wrapped(line))
     _tell_what_it_rests_on(done)
     if html is not None:
         files += _write_page(html, explain or 0, done, resolved.config, backbone)
     if xlsx is not None:
         files.append(_write_workbook(xlsx, sheets_by, done, resolved.config))
-    click.echo("Written: " + ", ".join(str(path) for path in files))
+    echo("Written: " + ", ".join(str(path) for path in files))
     if xmp is not None:
         _write_xmp(done, xmp)
     failed = bool(strict and done.failures)
@@ -195,9 +196,9 @@ def rank_command(
     from mirip_fast.features.outcomes import failures_by_kind
 
     for line in failures_by_kind((address(Path(path)), why) for path, why in done.failures):
-        click.echo(f"Not ranked: {line}", err=True)
+        echo(f"Not ranked: {line}", err=True)
     if done.failures:
-        click.echo(f"Failures: {out / 'failures.csv'}", err=True)
+        echo(f"Failures: {out / 'failures.csv'}", err=True)
     return 1 if failed else 0
 
 
@@ -265,9 +266,9 @@ def _write_xmp(done: RankDone, where: str) -> None:
     from mirip_fast.portfolio.xmp import write_sidecars
 
     written, kept = write_sidecars(done, where)
-    click.echo(f"XMP sidecars: {written:,} written ({where})")
+    echo(f"XMP sidecars: {written:,} written ({where})")
     if kept:
-        click.echo(
+        echo(
             f"{counted(len(kept), 'sidecar')} of another program left as before (first: {kept[0]})",
             err=True,
         )
@@ -284,23 +285,19 @@ def _sort(done: RankDone, into: Path, by: str, how: str, dry_run: bool) -> bool:
     there = f"; {sorting.there:,} there already" if sorting.there else ""
     works = counted(len(sorting.acts), "work")
     if dry_run:
-        click.echo(
-            f"{works} would be {verb} into {into} ({folders}){there}. Nothing was written there"
-        )
+        echo(f"{works} would be {verb} into {into} ({folders}){there}. Nothing was written there")
         for file, target in sorting.acts[:10]:
-            click.echo(f"  {file} -> {target}")
+            echo(f"  {file} -> {target}")
         return False
-    click.echo(
-        f"To undo the sorting, also if it is cut off: mirip-fast unsort {shlex.quote(str(into))}"
-    )
+    echo(f"To undo the sorting, also if it is cut off: mirip-fast unsort {shlex.quote(str(into))}")
     with Bar(" files") as bar:
         carry_out(sorting, bar)
     works = counted(len(sorting.acts) - len(sorting.failures), "work")
-    click.echo(f"{works} {verb} into {into} ({folders}){there}")
+    echo(f"{works} {verb} into {into} ({folders}){there}")
     for file, why in sorting.failures[:10]:
-        click.echo(f"Not sorted: {file}: {why}", err=True)
+        echo(f"Not sorted: {file}: {why}", err=True)
     if len(sorting.failures) > 10:
-        click.echo(f"… and {len(sorting.failures) - 10:,} more could not be sorted", err=True)
+        echo(f"… and {len(sorting.failures) - 10:,} more could not be sorted", err=True)
     return bool(sorting.failures)
 
 
@@ -356,7 +353,7 @@ def _tell_what_it_rests_on(done: RankDone) -> None:
             f"settled: {unsettled} of {len(done.ranking)}."
         )
     for line in lines:
-        click.echo(click.wrap_text(line, width=_WIDTH))
+        echo(wrapped(line))
 
 
 def _about_anchors(anchors: Anchors) -> list[str]:

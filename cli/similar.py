@@ -10,6 +10,7 @@ from mirip_fast.progress import Bar
 from mirip_fast.settings import Resolved
 
 from .options import command_line, config_options, moved_backbone
+from .say import echo
 
 _PATH = click.Path(path_type=Path)
 
@@ -59,7 +60,7 @@ def similar_command(
             data=data, caches=caches, backbone=backbone, command=command_line(), progress=bar.embedding,
         )  # fmt: skip
     if not matches:
-        click.echo("There is no other work in the cache.")
+        echo("There is no other work in the cache.")
     else:
         rows = [
             (
@@ -71,10 +72,10 @@ def similar_command(
             )
             for i, m in enumerate(matches, start=1)
         ]
-        click.echo(format_table(("", "cosine", "distance", "tier", "file"), rows, align="rrrll"))
+        echo(format_table(("", "cosine", "distance", "tier", "file"), rows, align="rrrll"))
     if out is not None:
         write_matches(out, matches)
-        click.echo(f"Written: {out}")
+        echo(f"Written: {out}")
 
 
 def _file(path: Path, same_bytes: bool) -> str:

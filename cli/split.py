@@ -9,6 +9,7 @@ import click
 from mirip_fast.settings import Resolved
 
 from .options import config_options
+from .say import echo
 
 
 @click.command("split")
@@ -35,6 +36,6 @@ def split_command(resolved: Resolved, data: Path, out: Path | None) -> None:
         (name, divided.assignment.count(name), *(f"{share.get(t, 0):.1%}" for t in tiers))
         for name, share in shares.items()
     ]
-    click.echo(format_table(("split", "images", *tiers), rows, align="lr" + "r" * len(tiers)))
-    click.echo(f"Tier shares are within {divided.deviation():.1f} points of the whole.")
-    click.echo("Written: " + ", ".join(str(path) for path in files))
+    echo(format_table(("split", "images", *tiers), rows, align="lr" + "r" * len(tiers)))
+    echo(f"Tier shares are within {divided.deviation():.1f} points of the whole.")
+    echo("Written: " + ", ".join(str(path) for path in files))

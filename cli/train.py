@@ -15,6 +15,7 @@ from mirip_fast.settings import Resolved
 
 from .interrupted import Interrupted
 from .options import config_options, given_flags
+from .say import echo
 
 if TYPE_CHECKING:
     from mirip_fast.evaluation.report import Report
@@ -172,7 +173,7 @@ def _run_full(
         raise Interrupted(_how_to_go_on(output_dir, "--full", resumed=resume is not None)) from None
     except PreemptedError as error:
         if rank() == 0:
-            click.echo(f"{error} {_how_to_go_on(output_dir, '--full', resumed=True)}", err=True)
+            echo(f"{error} {_how_to_go_on(output_dir, '--full', resumed=True)}", err=True)
         return _PREEMPTED
     except MiripError as error:
         if told_elsewhere(error):
@@ -198,7 +199,7 @@ def _data_set(data: Path | None, resolved: Resolved) -> Path | None:
 
     if any(known.is_called(data) for known in find_datasets(Path(resolved.config.embed.cache_dir))):
         return data
-    click.echo(f"{data} is described by {tables[0]}: that data set is meant", err=True)
+    echo(f"{data} is described by {tables[0]}: that data set is meant", err=True)
     return data.parent
 
 
@@ -251,47 +252,47 @@ def say_result(
     missing = False
     if isinstance(result, PairReport):
         span = "unknown" if result.interval is None else "{:.4f} to {:.4f}".format(*result.interval)
-        click.echo(
+        echo(
             f"Each judged pair by a model without its works' groups: {result.accuracy:.4f} in the right "
             f"order (95 % interval: {span}) of {result.pairs:,}; {result.ties:,} ties left aside"
         )
     elif isinstance(result, Report):
-        click.echo(
+        echo(
             f"Each work by a model without its group: pairwise accuracy {result.pairwise_accuracy:.4f} "
             f"({_span(result)})"
         )
-        click.echo(_PAIRWISE)
+        echo(_PAIRWISE)
         if result.applicants is not None:
-            click.echo(f"Left out, too: {result.applicants['said']}")
+            echo(f"Left out, too: {result.applicants['said']}")
         warn_of_the_order(result)
     elif not isinstance(result, FoldsResult):
         why = "no better epoch for a while" if result.stopped_early else "all epochs done"
-        click.echo(
+        echo(
             f"Finished after {result.epochs} epochs in {result.seconds:.1f} s ({why}). "
             f"Best: epoch {result.best_epoch}, validation pairwise accuracy {result.best_accuracy:.4f}"
         )
     elif result.missing:
         missing = True
-        click.echo(f"Folds still missing: {', '.join(map(str, result.missing))} of {result.folds}.")
-        click.echo(f"`mirip-fast train {mode} --resume {run.path}` trains them and joins all.")
+        echo(f"Folds still missing: {', '.join(map(str, result.missing))} of {result.folds}.")
+        echo(f"`mirip-fast train {mode} --resume {run.path}` trains them and joins all.")
     elif result.report is not None:
         folds = ", ".join(f"{accuracy:.4f}" for accuracy in result.by_fold)
         what = "heads" if mode == "--head-only" else "fine-tuned models"
-        click.echo(f"{result.folds} {what}, each judged on the fold it left out: {folds}")
-        click.echo(
+        echo(f"{result.folds} {what}, each judged on the fold it left out: {folds}")
+        echo(
             f"Out-of-fold pairwise accuracy {result.report.pairwise_accuracy:.4f} "
             f"({_span(result.report)})"
         )
         warn_of_the_order(result.report)
-    click.echo(f"Run: {run.path}")
+    echo(f"Run: {run.path}")
     if missing or debug:
         return
     if chance := load_calibration(load_score_model(run.model)).chance:
-        click.secho(f"{chance} `rank` refuses to sort by it without --anyway.", fg="red", err=True)
+        echo(f"{chance} `rank` refuses to sort by it without --anyway.", red=True, err=True)
     used = run_in_use(run.path.parent)
     if used is not None and used.path.name != run.path.name:
-        click.echo(f"{used.path} stays in use; `mirip-fast use {run.path}` takes this one")
-    click.echo("Next: mirip-fast evaluate, or mirip-fast rank FOLDER")
+        echo(f"{used.path} stays in use; `mirip-fast use {run.path}` takes this one")
+    echo("Next: mirip-fast evaluate, or mirip-fast rank FOLDER")
 
 
 def warn_of_the_order(report: Report) -> None:
@@ -300,7 +301,7 @@ def warn_of_the_order(report: Report) -> None:
     interval = report.pairwise_accuracy_interval
     if interval is not None and interval.high < 0.5:
         grades = f"--tiers {','.join(tiers)}" if tiers else "The column of grades"
-        click.echo(
+        echo(
             f"Warning: {grades} may be the wrong way round, or these features "
             "say nothing of the grades: works that were left out are ordered worse than by chance",
             err=True,
@@ -312,7 +313,7 @@ def warn_of_the_order(report: Report) -> None:
         place = tiers.index(pair.name)
         neighbours = pair.worse == tiers[place + 1]
         if neighbours and pair.interval is not None and pair.interval.high < 0.5:
-            click.echo(
+            echo(
                 f"Warning: of works that were left out, those of tier {pair.worse!r} score higher than those "
                 f"of {pair.name!r}, although --tiers {','.join(tiers)} says that {pair.name!r} is better",
                 err=True,
@@ -323,7 +324,7 @@ def warn_of_the_order(report: Report) -> None:
 
 def _ask(better: str, worse: str, tiers: list[str]) -> None:
     order = shlex.quote(",".join(tiers))
-    click.echo(
+    echo(
         f"Is {better!r} better than {worse!r}? Then type: mirip-fast train --head-only --tiers {order}",
         err=True,
     )

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from .say import echo
+
 
 @click.command("unsort")
 @click.argument("log", type=click.Path(path_type=Path), metavar="LOG")
@@ -19,7 +21,7 @@ def unsort_command(log: Path) -> int:
     from mirip_fast.portfolio.sort_into import undo
 
     undone, left = undo(log)
-    click.echo(f"{counted(undone, 'file')} put back or taken away")
+    echo(f"{counted(undone, 'file')} put back or taken away")
     for path, why in left:
-        click.echo(f"Left as it is: {path}: {why}", err=True)
+        echo(f"Left as it is: {path}: {why}", err=True)
     return 1 if left else 0

@@ -9,6 +9,7 @@ import click
 from mirip_fast.settings import Resolved
 
 from .options import config_options
+from .say import echo
 
 
 @click.command("use")
@@ -29,4 +30,4 @@ def use_command(resolved: Resolved, run: Path | None, newest: bool) -> None:
         use_run(output_dir, run)
     named = run_in_use(output_dir)
     how = "in use" if named else "the newest finished run (none is named)"
-    click.echo(f"{(named or default_run(output_dir)).path}: {how}")
+    echo(f"{(named or default_run(output_dir)).path}: {how}")

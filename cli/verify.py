@@ -11,6 +11,7 @@ from mirip_fast.evaluation.text_table import printable
 from mirip_fast.settings import Resolved
 
 from .options import config_options
+from .say import echo
 
 
 @click.command("verify")
@@ -37,14 +38,14 @@ def verify_command(resolved: Resolved, runs: tuple[Path, ...], accept: bool) -> 
             accept_files(folder)
         for part, (files, faults) in verify_run(folder).items():
             for fault in faults:
-                click.echo(f"Damaged: {printable(fault)}")
+                echo(f"Damaged: {printable(fault)}")
             damaged += len(faults)
             state = f"{len(faults)} damaged or gone" if faults else "whole"
             if not files and not faults:
-                click.echo(
+                echo(
                     f"{printable(str(part))}: no checksums (an older version made it); --accept lists its "
                     "files as they are"
                 )
             else:
-                click.echo(f"{printable(str(part))}: {counted(files, 'file')} checked, {state}")
+                echo(f"{printable(str(part))}: {counted(files, 'file')} checked, {state}")
     return 1 if damaged else 0
