@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from mirip_fast.files import write_text
 from mirip_fast.progress import Bar
 from mirip_fast.settings import Resolved
 
@@ -32,6 +33,12 @@ from .options import config_options
 @click.option(
     "--data", type=click.Path(path_type=Path), help="The embedded data set (default: the newest)."
 )
+@click.option(
+    "--wandb-sweep",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Try nothing here: write the sweep as a YAML file for `wandb sweep`.",
+)
 @click.option("--resume", metavar="latest|PATH", help="Go on with an interrupted sweep.")
 @config_options(
     "train", "head", "split", "evaluate.within", "evaluate.bootstrap_rounds", "runtime",
@@ -43,6 +50,7 @@ def sweep_command(
     random: int | None,
     seeds: int,
     data: Path | None,
+    wandb_sweep: Path | None,
     resume: str | None,
 ) -> None:
     """Try settings by cross-validation inside train and val; the test split is not looked at.
@@ -57,8 +65,19 @@ def sweep_command(
         run_sweep,
         start_sweep,
     )
+    from mirip_fast.ranking.sweep import wandb_sweep as sweep_of_wandb
 
     config = resolved.config
+    if wandb_sweep is not None:
+        text = sweep_of_wandb(config, grid, random=random, data=data, given=resolved.given)
+        write_text(wandb_sweep, text)
+        click.echo(f"Written: {wandb_sweep}")
+        click.echo(
+            "Its runs are compared on the validation split of one head each, not by cross-validation. "
+            "Keep the winner only if `mirip-fast evaluate` says that it is better."
+        )
+        click.echo(f"Next: wandb sweep {wandb_sweep}")
+        return
     if resume:
         sweep = resume_sweep(Path(config.train.output_dir), resume)
     else:

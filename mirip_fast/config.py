@@ -402,6 +402,9 @@ class TrackingConfig:
     wandb_entity: str | None = option(None, "wandb user or team (auto: the one logged in).")
     wandb_tags: str = option("", "wandb tags, separated by commas.")
     wandb_notes: str = option("", "wandb notes.")
+    wandb_pictures: bool = option(
+        False, "Send the worst mistakes to wandb, with thumbnails and names of works and groups."
+    )
     wandb_log_model: bool = option(False, "Send the best model to wandb as an artifact.")
 
 

@@ -46,7 +46,7 @@ from mirip_fast.models.checkpoint import load_checkpoint
 from mirip_fast.models.finetuned import FINETUNED, deploy, describe_backbone, head_state
 from mirip_fast.models.head import RankingHead
 from mirip_fast.models.model_info import ModelInfo
-from mirip_fast.ranking.finished import finish_run
+from mirip_fast.ranking.finished import finish_run, show_run
 from mirip_fast.ranking.fit import FitResult
 from mirip_fast.ranking.folds import (
     FoldRun,
@@ -285,6 +285,7 @@ class Setup:
                     result = fit.run(run)
                 if first:
                     self._finish(run, result)
+                    show_run(fit.trackers, run, self.images, self.config)
                     fit.trackers.finish(run.best)
                 self.group.wait()
             except BaseException as error:

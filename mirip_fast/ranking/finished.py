@@ -6,16 +6,30 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from mirip_fast.evaluation.plots import GREY, MAIN, SECOND, draw_report, new_figure, save_figure
+from mirip_fast.config import Config
+from mirip_fast.data.decode_pool import load_pictures
+from mirip_fast.errors import ImageError
+from mirip_fast.evaluation.plots import (
+    GREY,
+    MAIN,
+    SECOND,
+    draw_report,
+    new_figure,
+    save_figure,
+    write_contact_sheet,
+)
 from mirip_fast.evaluation.report import Report, evaluate
 from mirip_fast.files import read_json
+from mirip_fast.ranking.evaluate import Evaluation
 from mirip_fast.ranking.fit import FitResult
 from mirip_fast.ranking.graded import GradedImages
 from mirip_fast.ranking.held_out import load_held_out
 from mirip_fast.ranking.references import load_calibration
 from mirip_fast.ranking.scorer import load_score_model
 from mirip_fast.training.run_folder import FOLDS_FILE, Run
+from mirip_fast.training.trackers import Trackers, start_trackers
 
 log = logging.getLogger(__name__)
 
@@ -159,6 +173,60 @@ def draw_run(run: Run, images: GradedImages, within: str | None) -> None:
             type(error).__name__,
             error,
         )
+
+
+def show_run(trackers: Trackers, run: Run, images: GradedImages, config: Config) -> None:
+    """Report to trackers what a finished run left to look at: its pictures, and the worst mistakes."""
+    within = config.evaluate.within
+    if not trackers:
+        return
+    try:
+        mistakes = _worst_mistakes(run, images, within)
+        trackers.show(sorted(run.path.glob("*.png")), mistakes)
+    except Exception as error:  # as of the pictures themselves
+        log.warning("The run's pictures could not all be reported: %s", error)
+
+
+def report_run(run: Run, images: GradedImages, config: Config) -> None:
+    """Report a run that tells no epochs to trackers once it is finished: figures, pictures, mistakes."""
+    if run.info.get("status") != "finished":  # folds are still to come
+        return
+    trackers = start_trackers(config.tracking, run.path, config.to_dict())
+    trackers.log({k: v for k, v in run.info.items() if isinstance(v, float)}, 0)
+    show_run(trackers, run, images, config)
+    trackers.finish(run.model)
+
+
+def _worst_mistakes(run: Run, images: GradedImages, within: str | None) -> list[dict[str, Any]]:
+    """Rows with thumbnails; ``held_out_mistakes.png`` is drawn, too."""
+    report, about = _held_out_report(run, images, within)
+    if report is None:
+        return []
+    known = images.manifest
+    evaluation = Evaluation(
+        report, run.path / "held_out.json", dict(zip(known.ids, known.paths, strict=True)),
+        load_score_model(run.model), about, within, dict(zip(known.ids, images.hashes, strict=True)),
+    )  # fmt: skip
+    mistakes = evaluation.shown_mistakes()
+    if not mistakes:
+        return []
+    sheet = run.path / "held_out_mistakes.png"
+    write_contact_sheet(sheet, mistakes, evaluation.images, f"Worst mistakes, {about}")
+    names = dict.fromkeys(name for m in mistakes for name in (m.better_id, m.worse_id))
+    pictures = load_pictures([evaluation.images[name] for name in names], 320)
+    shown = {
+        name: None if isinstance(picture, ImageError) else picture
+        for name, picture in zip(names, pictures, strict=True)
+    }
+    return [
+        {
+            "should be higher": shown[m.better_id], "file": evaluation.images[m.better_id].name,
+            "tier": m.better_tier, "score": round(m.better_score, 4),
+            "stands above it": shown[m.worse_id], "its file": evaluation.images[m.worse_id].name,
+            "its tier": m.worse_tier, "its score": round(m.worse_score, 4), "gap": round(m.gap, 4),
+        }
+        for m in mistakes
+    ]  # fmt: skip
 
 
 def _held_out_report(

@@ -41,7 +41,7 @@ from mirip_fast.models.preference import fit_pairs
 from mirip_fast.progress import steps
 from mirip_fast.ranking.anchors import keep_anchors
 from mirip_fast.ranking.applicants import evaluate_applicants
-from mirip_fast.ranking.finished import draw_run
+from mirip_fast.ranking.finished import draw_run, report_run
 from mirip_fast.ranking.fit import fit_quietly
 from mirip_fast.ranking.folds import assign_folds, folds_of
 from mirip_fast.ranking.graded import GradedImages
@@ -291,6 +291,7 @@ def _fit(
     )
     log.info("It looks at %s", looked_at(info))
     draw_run(run, images, None)
+    report_run(run, images, config)
     return report
 
 
@@ -477,4 +478,5 @@ def _fit_judged(
         seconds=round(time.monotonic() - started, 2),
     )
     draw_run(run, images, None)
+    report_run(run, images, config)
     return report

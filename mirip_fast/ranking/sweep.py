@@ -182,6 +182,66 @@ def _parse_axis(spec: str) -> tuple[Setting, Any]:
     return setting, loguniform(low, high) if wide else uniform(low, high - low)
 
 
+def wandb_sweep(
+    config: Config,
+    grid: Sequence[str],
+    *,
+    random: int | None = None,
+    data: Path | None = None,
+    given: frozenset[str] = frozenset(),
+) -> str:
+    """A sweep for wandb's own agents to run, as the YAML text that ``wandb sweep`` takes.
+
+    Each of its runs is one head, compared by its validation split.
+
+    Args:
+        config: the settings that runs start from.
+        grid: what varies, see :func:`make_cells`.
+        random: how many runs; None tries the whole grid.
+        data: folder or CSV file that was embedded; None takes the newest one with grades.
+        given: dotted keys that the user set, which go along.
+
+    Raises:
+        ConfigError: what varies cannot be understood.
+    """
+    import yaml
+
+    make_cells(grid, random, config.train.seed)  # says what is wrong
+    parameters: dict[str, Any] = {}
+    for spec in grid:
+        setting, values = _parse_axis(spec)
+        if isinstance(values, list):
+            entry: dict[str, Any] = {"values": ["auto" if v is None else v for v in values]}
+        else:
+            low, high = (setting.kind(end) for end in values.support())
+            log_scale = values.dist.name == "loguniform"
+            kind = "int_uniform" if setting.kind is int else "uniform"
+            distribution = "log_uniform_values" if log_scale else kind
+            if log_scale and setting.kind is int:
+                distribution = "q_log_uniform_values"
+            entry = {"distribution": distribution, "min": low, "max": high}
+        parameters[setting.flag.removeprefix("--")] = entry
+    fixed = [
+        f"{s.flag}={yaml_text(getattr(getattr(config, s.section), s.name))}"
+        for s in settings(*_SECTIONS)
+        if s.key in given and s.flag.removeprefix("--") not in parameters and s.kind is not bool
+    ]
+    about = {
+        "method": "grid" if random is None else "random",
+        **({} if random is None else {"run_cap": random}),
+        "metric": {"name": "val/accuracy", "goal": "maximize"},
+        "parameters": parameters,
+        "command": [
+            *("mirip-fast", "train", "--head-only", "--readout", "head", "--report-to", "wandb"),
+            *([] if data is None else ["--data", str(data)]),
+            *fixed,
+            "${args}",
+        ],
+    }
+    text: str = yaml.safe_dump(about, sort_keys=False, allow_unicode=True)
+    return text
+
+
 def _rounded(setting: Setting, value: Any) -> Any:
     if isinstance(value, float) and setting.kind in (int, float):
         return round(value) if setting.kind is int else float(f"{value:.3g}")

@@ -35,7 +35,7 @@ from mirip_fast.files import write_text
 from mirip_fast.models.checkpoint import load_checkpoint
 from mirip_fast.models.model_info import ModelInfo
 from mirip_fast.ranking.anchors import keep_anchors
-from mirip_fast.ranking.finished import finish_run
+from mirip_fast.ranking.finished import finish_run, report_run, show_run
 from mirip_fast.ranking.fit import FitResult, HeadFit
 from mirip_fast.ranking.folds import (
     FoldRun,
@@ -194,11 +194,18 @@ def train_head(
     run = _new_run(config, request, dataset, info, "folds" if config.train.folds else "head-only")
     if config.train.folds:
         plan = plan_folds(run, config, info, images)
-        return run, train_folds(run, plan, HeadFolds(store, info), request.only_folds)
+        return run, _folded(run, plan, HeadFolds(store, info), request.only_folds)
     save_split(run.path / SPLIT_FILE, images)
     if judged is not None:
         save_judged_pairs(run.path, judged)
     return run, _fit(run, config, preset, images, judged, store, info, None)
+
+
+def _folded(run: Run, plan: FoldsPlan, work: HeadFolds, only_folds: Sequence[int]) -> FoldsResult:
+    """Train the folds, each reported as a run of its own, and report what they are together."""
+    result = train_folds(run, plan, work, only_folds)
+    report_run(run, plan.images, plan.config)
+    return result
 
 
 def tell_agreement(images: GradedImages, config: Config) -> None:
@@ -341,7 +348,7 @@ def resume_head(
         log.info("Resuming %s, with its own settings", run.path)
         plan = load_plan(run)
         store = _store_of(plan.info, Path(plan.config.embed.cache_dir), run.path / FOLDS_FILE)
-        return run, train_folds(run, plan, HeadFolds(store, plan.info), only_folds)
+        return run, _folded(run, plan, HeadFolds(store, plan.info), only_folds)
     if only_folds:
         raise ConfigError(f"--only-folds: {run.path} has no folds")
     checkpoint = load_checkpoint(path)
@@ -486,6 +493,7 @@ def _fit(
         trackers = start_trackers(config.tracking, run.path, config.to_dict())
         result = fit.run(run, trackers)
         _finish(run, result, config, info, images, store)
+        show_run(trackers, run, images, config)
         trackers.finish(run.best)
     except BaseException as error:
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"

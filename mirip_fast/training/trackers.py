@@ -13,6 +13,9 @@ from mirip_fast.training.run_folder import Run
 
 log = logging.getLogger(__name__)
 
+#: Pictures that name works or groups, or show them, by the ends of their names.
+_NAMING = ("_mistakes", "_groups", "_within")
+
 TRACKERS = ("wandb", "tensorboard")
 
 
@@ -29,6 +32,18 @@ class Trackers:
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Report the values of one epoch to every tracker that still works."""
         self._each(lambda tracker: tracker.log(values, step))
+
+    def __bool__(self) -> bool:
+        return bool(self._trackers)
+
+    def show(self, pictures: Sequence[Path], mistakes: Sequence[Mapping[str, Any]]) -> None:
+        """Report what a finished run left to look at.
+
+        Args:
+            pictures: PNG files; their names say what they show.
+            mistakes: rows of a table of the worst mistakes: text, numbers, and thumbnails as PIL images.
+        """
+        self._each(lambda tracker: tracker.show(pictures, mistakes))
 
     def finish(self, best_model: Path | None) -> None:
         """End every report."""
@@ -87,6 +102,7 @@ class WandbTracker:
         tags: Sequence[str] = [tag.strip() for tag in config.wandb_tags.split(",") if tag.strip()]
         self._wandb = wandb
         self._log_model = config.wandb_log_model
+        self._pictures = config.wandb_pictures
         self._run = wandb.init(
             project=config.wandb_project,
             name=config.wandb_run_name or title,
@@ -102,6 +118,24 @@ class WandbTracker:
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Report the values of one epoch."""
         self._run.log(dict(values), step=step)
+
+    def show(self, pictures: Sequence[Path], mistakes: Sequence[Mapping[str, Any]]) -> None:
+        """Report pictures, and where asked for the worst mistakes as a table with the works in it."""
+        if not self._pictures:
+            pictures = [path for path in pictures if not path.stem.endswith(_NAMING)]
+            if mistakes:
+                log.info("The worst mistakes stay here: --wandb-pictures sends them to wandb, too")
+            mistakes = ()
+        shown: dict[str, Any] = {path.stem: self._wandb.Image(str(path)) for path in pictures}
+        if mistakes:
+            table = self._wandb.Table(columns=[*mistakes[0]])
+            for row in mistakes:
+                cells = [
+                    self._wandb.Image(v) if hasattr(v, "getbands") else v for v in row.values()
+                ]
+                table.add_data(*cells)
+            shown["worst mistakes"] = table
+        self._run.log(shown)
 
     def finish(self, best_model: Path | None) -> None:
         """Send the best model where asked for, and end the report."""
@@ -127,6 +161,27 @@ class TensorBoardTracker:
         """Report the values of one epoch."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def show(self, pictures: Sequence[Path], mistakes: Sequence[Mapping[str, Any]]) -> None:
+        """Report pictures, and the worst mistakes as a table of text."""
+        import numpy as np
+        from PIL import Image
+
+        for path in pictures:
+            with Image.open(path) as picture:  # drawn by ourselves
+                self._writer.add_image(
+                    path.stem, np.asarray(picture.convert("RGB")), dataformats="HWC"
+                )
+        rows = [{k: v for k, v in row.items() if not hasattr(v, "getbands")} for row in mistakes]
+        if rows:
+            lines = [
+                [*rows[0]],
+                ["---"] * len(rows[0]),
+                *([str(v) for v in r.values()] for r in rows),
+            ]
+            text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+            self._writer.add_text("worst mistakes", text)
         self._writer.flush()
 
     def finish(self, best_model: Path | None) -> None:
