@@ -79,14 +79,14 @@ def test_from_a_head_to_a_ranking(
     report = json.loads((folder / "evaluation_val.json").read_text())
     accuracy = info(folder)["val_pairwise_accuracy"]
     assert report["pairwise_accuracy"] == pytest.approx(accuracy, abs=0.03)
-    assert run(["rank", "data/images", "--out", "ranked.csv"]) == 0
+    assert run(["rank", "data/images", "--out", "ranked"]) == 0
     assert run(["export", "--hf", "shared"]) == 0
     shared = headed / "shared"
     folder.rename(headed / "away")  # the shared backbone scores, not the run's
     held = b"".join(path.read_bytes() for path in shared.rglob("*") if path.is_file())
     assert str(headed).encode() not in held
     assert run(["rank", "data/images", "--out", "two", "--checkpoint", "shared"]) == 0
-    assert Path("two/ranking.csv").read_bytes() == Path("ranked.csv/ranking.csv").read_bytes()
+    assert Path("two/ranking.csv").read_bytes() == Path("ranked/ranking.csv").read_bytes()
     stores = {
         json.loads(p.read_text())["fingerprint"]["backbone"]
         for p in Path("cache").glob("*/store.json")
