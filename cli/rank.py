@@ -156,6 +156,10 @@ def rank_command(
         raise click.UsageError("--anchors says how many works --tiers compares with: give both")
     if explain and html is None:
         raise click.UsageError("--explain puts maps into the page: name it with --html FILE")
+    if sort_into is not None and sort_by is None and resolved.config.data.by in ("tier", "rank"):
+        # No applicant is called by a tier: what is meant is how the pictures are sorted.
+        sort_by = resolved.config.data.by
+        resolved.config.data.by = None
     _check_options(
         resolved.config.data.by, out, html, xlsx, sheets_by, sort_into, (sort_by, sort_how, dry_run)
     )

@@ -18,6 +18,7 @@ import pytest
 from made_run import TINY, Restored, rows_of
 from made_tars import make_tar
 from mirip_fast_cli.main import run
+from PIL import Image
 
 from mirip_fast.config import Config
 from mirip_fast.data.csv_reader import read_table
@@ -270,6 +271,23 @@ def test_a_kill_in_the_middle_loses_nothing(
         if not killed:
             return
     raise AssertionError("it was killed each time")
+
+
+def test_a_portfolio_in_one_pdf_has_the_sidecar_of_its_best_page(office: Path) -> None:
+    pictures = [Image.open(p).convert("RGB") for p in sorted(Path("data/images").iterdir())[:4]]
+    Path("new").mkdir()
+    pictures[0].save("new/지원자 1.pdf", save_all=True, append_images=pictures[1:3])
+    pictures[3].save("new/other.png")
+    assert run(["rank", "new", "--workers", "0", "--xmp", "beside"]) == 0
+    assert {p.name for p in Path("new").glob("*.xmp")} == {"지원자 1.xmp", "other.xmp"}
+    best = next(row for row in rows_of(Path("ranking.csv")) if ".pdf" in row["file"])
+    assert f"<rdf:li>tier {best['tier']}<" in Path("new/지원자 1.xmp").read_text()
+
+
+def test_sorting_by_tier_may_be_said_with_by(office: Path) -> None:
+    assert run([*RANK, "--sort-into", "sorted", "--by", "tier"]) == 0
+    tiers = {row["tier"] for row in rows_of(Path("ranking.csv"))}
+    assert {p.name for p in Path("sorted").iterdir() if p.is_dir()} == tiers
 
 
 def test_sidecars_tell_stars_and_tier(office: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
+from mirip_fast.data.formats import split_page
 from mirip_fast.errors import DataError
 from mirip_fast.files import write_text
 from mirip_fast.portfolio.ranking import of_tiers
@@ -53,6 +54,8 @@ def _keywords(tier: str) -> str:
 def write_sidecars(done: RankDone, where: str) -> tuple[int, list[str]]:
     """Write a sidecar ``name.xmp`` per work, ``name.jpg.xmp`` where two works differ in their ending alone.
 
+    A PDF has one: that of its best page.
+
     Args:
         done: the ranking.
         where: ``beside`` for the pictures' own folders, else a folder, in which they lie as below the ranked
@@ -67,16 +70,19 @@ def write_sidecars(done: RankDone, where: str) -> tuple[int, list[str]]:
         DiskFullError: there is no room.
         OSError: a sidecar can not be written.
     """
-    names = done.ranking["file"].tolist()
+    # The best page of a PDF comes first, and is the one that stays.
+    works = done.ranking.assign(file=[split_page(name)[0] for name in done.ranking["file"]])
+    works = works.assign(stars=stars(works)).drop_duplicates("file")
+    names = works["file"].tolist()
     stems = Counter(nfc(os.path.splitext(name)[0]).casefold() for name in names)  # noqa: PTH122
     top = done.root if where == BESIDE else Path(where)
     if where == BESIDE and any(not (done.root / name).is_file() for name in names):
         raise DataError(
             "--xmp beside: works in a tar or at an address have no place beside them; name a folder"
         )
-    tiers = done.ranking["tier"] if "tier" in done.ranking else [None] * len(names)
+    tiers = works["tier"] if "tier" in works else [None] * len(names)
     kept, written = [], 0
-    for name, tier, rating in zip(names, tiers, stars(done.ranking), strict=True):
+    for name, tier, rating in zip(names, tiers, works["stars"], strict=True):
         stem = os.path.splitext(name)[0]  # noqa: PTH122
         alone = stems[nfc(stem).casefold()] == 1
         path = top / ((stem if alone else name).replace(f"..{os.sep}", f"_{os.sep}") + ".xmp")
