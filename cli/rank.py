@@ -156,10 +156,7 @@ def rank_command(
         raise click.UsageError("--anchors says how many works --tiers compares with: give both")
     if explain and html is None:
         raise click.UsageError("--explain puts maps into the page: name it with --html FILE")
-    if sort_into is not None and sort_by is None and resolved.config.data.by in ("tier", "rank"):
-        # No applicant is called by a tier: what is meant is how the pictures are sorted.
-        sort_by = resolved.config.data.by
-        resolved.config.data.by = None
+    sort_by = sort_by or _by_tier(sort_into, resolved.config)
     _check_options(
         resolved.config.data.by, out, html, xlsx, sheets_by, sort_into, (sort_by, sort_how, dry_run)
     )
@@ -204,6 +201,15 @@ def rank_command(
     if done.failures:
         echo(f"Failures: {out / 'failures.csv'}", err=True)
     return 1 if failed else 0
+
+
+def _by_tier(sort_into: Path | None, config: Config) -> str | None:
+    """``--sort-into DIR --by tier`` says how pictures are sorted, as no applicant is called by a tier."""
+    by = config.data.by
+    if sort_into is None or by not in ("tier", "rank"):
+        return None
+    config.data.by = None
+    return by
 
 
 def _check_options(
@@ -262,7 +268,10 @@ def _write_workbook(path: Path, by: str | None, done: RankDone, config: Config) 
 
     pictures = [done.root / file for file in done.ranking["file"]]
     with Bar(" pictures") as bar:
-        return write_workbook(path, done.ranking, pictures, config, sheets_by=by, progress=bar)
+        return write_workbook(
+            path, done.ranking, pictures, config,
+            sheets_by=by, applicants=done.applicants, progress=bar,
+        )  # fmt: skip
 
 
 def _write_xmp(done: RankDone, where: str) -> None:

@@ -194,7 +194,7 @@ class Model:
             write_page(Path(html), done, config)
         if xlsx is not None:
             pictures = [done.root / file for file in done.ranking["file"]]
-            write_workbook(Path(xlsx), done.ranking, pictures, config)
+            write_workbook(Path(xlsx), done.ranking, pictures, config, applicants=done.applicants)
         ranking = done.ranking
         ranking.attrs["failures"] = done.failures
         ranking.attrs["names"] = done.names

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import openpyxl
 import pandas as pd
 import pytest
 from made_run import TINY, rows_of
@@ -80,7 +81,8 @@ def test_applicants_are_in_order_each_with_their_works(
     Path("data/images/broken.png").write_bytes(b"no picture")
     table = pd.concat([table, pd.DataFrame([again, broken])])
     table.to_csv("data/new.csv", index=False, encoding="utf-8")
-    assert run(["rank", "data/new.csv", "--by", "지원자", "--html", "page.html", *TINY[-2:]]) == 0
+    rank = ["rank", "data/new.csv", "--by", "지원자", "--html", "page.html", *TINY[-2:]]
+    assert run([*rank, "--xlsx", "r.xlsx", "--sheets-by", "지원자"]) == 0
     told = flat(capfd.readouterr().out)
     assert "An applicant's score is the mean of their works' scores:" in told
     assert "1 work without an applicant, ranked as works only: images/작품 1-1.png" in told
@@ -91,6 +93,14 @@ def test_applicants_are_in_order_each_with_their_works(
     assert len(people) == APPLICANTS and [p["rank"] for p in people] == sorted(
         (p["rank"] for p in people), key=int
     )
+    book = openpyxl.load_workbook("r.xlsx")
+    first = book.worksheets[0]
+    head, *rows = first.iter_rows(values_only=True)
+    shown = [(str(r[head.index("rank")]), r[head.index("applicant")]) for r in rows]
+    assert (first.title, shown) == ("applicants", [(p["rank"], p["applicant"]) for p in people])
+    assert len(first._images) == len(people)
+    own_sheets = [name for name in book.sheetnames[2:] if name != "without 지원자"]
+    assert own_sheets == [p["applicant"] for p in people]
     scores = {w["file"]: float(w["score"]) for w in works}
     for person in people:
         files = person["files"].split("; ")

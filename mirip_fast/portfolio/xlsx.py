@@ -23,6 +23,8 @@ from mirip_fast.portfolio.thumbnails import make_thumbnails
 if TYPE_CHECKING:
     import pandas as pd
 
+    from mirip_fast.portfolio.applicants import Applicants
+
 _SIDE = 96  # pixels of a small picture's longer side
 _PICTURE_BYTES = 8 << 10
 _EMU = 9525  # English Metric Units of a pixel
@@ -31,7 +33,7 @@ _MOST_ROWS = 1_048_575
 _MOST_NUMBER = 10**15  # beyond, Excel changes digits
 _NO_SHEET_NAME = re.compile(r"[\[\]:*?/\\\x00-\x1f]")
 _COLOURS = ("F6D365", "A8D5A2", "A9CCE3", "D7DBDD", "E6B0AA")  # of tiers, the best first
-_WIDTHS = {"picture": 14, "file": 40, "image_id": 24}
+_WIDTHS = {"picture": 14, "file": 40, "files": 60, "applicant": 20, "image_id": 24}
 
 
 def check_workbook_path(path: Path, by: str | None = None) -> None:
@@ -53,6 +55,7 @@ def write_workbook(
     config: Config,
     *,
     sheets_by: str | None = None,
+    applicants: Applicants | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
     """Write a ranking as an Excel workbook.
@@ -65,7 +68,9 @@ def write_workbook(
         ranking: the sorted works, see :func:`mirip_fast.portfolio.ranking.rank_scores`.
         files: [n] the works' pictures; one that can not be read has no small copy.
         config: embed.workers is used.
-        sheets_by: a column; each of its values gets a sheet of its own after that of all works.
+        sheets_by: a column; each of its values gets a sheet of its own after that of all works. Applicants'
+            are in the applicants' order.
+        applicants: get a sheet before that of all works, with the picture of each one's best work.
         progress: called with pictures done and their total.
 
     Returns:
@@ -85,6 +90,12 @@ def write_workbook(
     book = openpyxl.Workbook()
     book.remove(book.active)
     taken = {"history"}  # a name that Excel keeps for itself
+    if applicants is not None:
+        people = applicants.table.rename(columns={"within": str(applicants.within)})
+        place = {name: i for i, name in enumerate(ranking["file"])}
+        best = [pictures[place[own[0]]] for own in people["files"]]
+        people = people.assign(files=people["files"].map("; ".join))
+        _fill(book.create_sheet(_sheet_name("applicants", taken)), people, best)
     for name, rows in parts:
         _fill(
             book.create_sheet(_sheet_name(name, taken)),
@@ -121,6 +132,9 @@ def _parts(ranking: pd.DataFrame, by: str | None) -> list[tuple[str, list[int]]]
     places: dict[str, list[int]] = {}
     for place, value in enumerate(values):
         places.setdefault(value, []).append(place)
+    if "applicant_rank" in ranking and values.equals(ranking["applicant"].fillna("").astype(str)):
+        best = ranking["applicant_rank"].fillna(_MOST_ROWS)
+        places = dict(sorted(places.items(), key=lambda part: best.iloc[part[1][0]]))
     return [*parts, *((value or f"without {by}", rows) for value, rows in places.items())]
 
 
@@ -156,8 +170,9 @@ def _fill(sheet: Any, ranking: pd.DataFrame, pictures: Sequence[bytes]) -> None:
     from openpyxl.utils import get_column_letter
 
     columns = ["rank", "picture", *(c for c in map(str, ranking.columns) if c != "rank")]
-    own = set(columns) - set(given_columns(ranking))
-    chances = list(of_tiers(ranking, "p"))
+    works = "image_id" in columns  # else applicants
+    own = set(columns) - set(given_columns(ranking) if works else ())
+    chances = list(of_tiers(ranking, "p")) if works else []
     fills = {
         tier: PatternFill("solid", fgColor=_COLOURS[round(i * 4 / max(1, len(chances) - 1))])
         for i, tier in enumerate(chances)
