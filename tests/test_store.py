@@ -24,7 +24,7 @@ from mirip_fast.features import maintenance, shards, store_writer
 from mirip_fast.features import store as store_files
 from mirip_fast.features.maintenance import prune_rows, repair_store
 from mirip_fast.features.shards import SeriesSpec, Shard, shard_name
-from mirip_fast.features.store import FeatureStore, Series
+from mirip_fast.features.store import Contents, FeatureStore, Series
 from mirip_fast.features.store_writer import StoreWriter
 from mirip_fast.files import partial_path
 
@@ -70,7 +70,7 @@ def awkward_hashes(rng: np.random.Generator) -> list[bytes]:
 def test_the_index_equals_a_dict() -> None:
     rng = np.random.default_rng(0)
     hashes = awkward_hashes(rng)
-    index, known = Series(SeriesSpec("a", (1,), "float16")), {}
+    index, known = Series(SeriesSpec("a", (1,), "float16"), Contents()), {}
     for start in range(0, len(hashes), 100):  # the second half beside the sorted ones
         part = hashes[start : start + 100]
         shard = Shard(Path(f"a-r00-{start:05d}.h5"), index.spec, 100, 0, 0, 0)

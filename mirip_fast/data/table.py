@@ -20,7 +20,7 @@ What is unknown is NaN in ``tier`` and ``tier_score``, else None.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -207,11 +207,15 @@ def write_images(path: Path, table: pd.DataFrame) -> None:
         DiskFullError: there is no room.
     """
     columns = [c for c in COLUMNS if c in table.columns and c != "named"] + own_columns(table)
-    cells = {column: or_none(table[column]) for column in columns}
-    cells["file"] = [address(Path(file)) for file in cells["file"]]
-    cells["row"] = [row or None for row in cells["row"]]
-    cells["sha256"] = [sha.hex() if sha else None for sha in cells["sha256"]]
-    rows = zip(*cells.values(), strict=True)
+    text: dict[
+        str, Callable[[Any], object]
+    ] = {  # made row by row: it takes more memory than the table
+        "file": lambda file: address(Path(file)),
+        "row": lambda row: row or None,
+        "sha256": lambda sha: sha.hex() if sha else None,
+    }
+    cells = (map(text.get(c, lambda cell: cell), or_none(table[c])) for c in columns)
+    rows = zip(*cells, strict=True)
     write_csv(path, columns, (dict(zip(columns, row, strict=True)) for row in rows))
 
 

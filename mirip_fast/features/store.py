@@ -18,6 +18,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -45,7 +46,7 @@ DIRTY_FILE = "DIRTY"
 _ID = re.compile("[0-9a-f]{16}")
 _READ_BYTES = 32 << 20  # read at once where rows are asked for out of order
 _GAP_BYTES = 64 << 10  # reading over a gap of this size is quicker than a second read
-_SORT_ROWS = 1 << 12  # new rows that are kept beside the sorted ones
+_SORT_ROWS = 1 << 12  # new hashes that are kept beside the sorted ones
 _RANGES_FILE = re.compile(r"shards-r(\d{2,})\.json")
 _TRIES = 20
 _MOST_JSON_BYTES = 16 << 20  # of the small JSON files of a store
@@ -67,8 +68,72 @@ def differing_fields(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     return "; ".join(f"{key}: {ours.get(key)} ≠ {theirs.get(key)}" for key in keys)
 
 
+class Contents:
+    """The content hashes of a store, each with a number counted from 0, which all its series share.
+
+    A number stays what it is. One thread may add hashes while others look.
+    """
+
+    def __init__(self) -> None:
+        self._sorted = np.empty(0, "S32"), np.empty(0, np.int32)  # hashes, and the number of each
+        self._new: dict[bytes, int] = {}  # numbers of those that came since
+
+    def __len__(self) -> int:
+        return len(self._sorted[0]) + len(self._new)
+
+    def find(self, hashes: Sequence[bytes]) -> NDArray[np.int64]:
+        """[n]: number of each content hash, −1 where it has none."""
+        if any(len(sha) != 32 for sha in hashes):
+            raise ValueError("a content hash has 32 bytes")
+        return self._find(b"".join(hashes))
+
+    def add(self, table: bytes) -> NDArray[np.int64]:
+        """[n]: number of each of the hashes that lie one behind the other; new ones get one."""
+        numbers = self._find(table)
+        unknown = np.flatnonzero(numbers < 0)
+        if len(unknown) <= _SORT_ROWS:
+            for i in unknown.tolist():
+                numbers[i] = self._new.setdefault(table[32 * i : 32 * i + 32], len(self))
+            if len(self._new) > max(_SORT_ROWS, len(self._sorted[0]) // 8):
+                self._sort(np.empty(0, "S32"))
+        else:
+            self._sort(np.unique(np.frombuffer(table, "S32")[unknown]))
+            numbers = self._find(table)
+        return numbers
+
+    def among(self, numbers: NDArray[np.int64]) -> set[bytes]:
+        """The hashes that have these numbers."""
+        new, (keys, theirs) = self._new, self._sorted
+        table = keys[np.isin(theirs, numbers)].tobytes()
+        some = {table[i : i + 32] for i in range(0, len(table), 32)}
+        return some | set(compress(new, np.isin(list(new.values()), numbers)))
+
+    def _find(self, table: bytes) -> NDArray[np.int64]:
+        # In this order: what leaves the first is in the second.
+        new, (keys, numbers) = self._new, self._sorted
+        # Fixed-length byte strings of NumPy compare like the 32 bytes: zeros at the end only fill up.
+        wanted = np.frombuffer(table, "S32")
+        result = np.full(len(wanted), -1, np.int64)
+        if len(wanted) and len(keys):
+            at = np.searchsorted(keys, wanted)
+            at[at == len(keys)] = 0
+            result = np.where(keys[at] == wanted, numbers[at], result)
+        for i in np.flatnonzero(result < 0).tolist() if new else ():
+            result[i] = new.get(table[32 * i : 32 * i + 32], -1)
+        return result
+
+    def _sort(self, more: NDArray[np.bytes_]) -> None:
+        """Move what is new among the sorted ones, and ``more`` that have no number yet."""
+        keys, numbers = self._sorted
+        new = np.frombuffer(b"".join(self._new), "S32")
+        keys = np.concatenate([keys, new, more])
+        numbers = np.concatenate([numbers, np.arange(len(numbers), len(keys), dtype=np.int32)])
+        order = np.argsort(keys, kind="stable")
+        self._sorted, self._new = (keys[order], numbers[order]), {}
+
+
 class Series:
-    """What is known of one series: the one index of a store.
+    """What is known of one series: which content has which row.
 
     Global rows stay what they are when shards are added. One thread may change it while others look.
 
@@ -79,50 +144,38 @@ class Series:
         live: positions of the shards that are there, by name.
     """
 
-    def __init__(self, spec: SeriesSpec):
+    def __init__(self, spec: SeriesSpec, contents: Contents):
         self.spec = spec
         self.shards: list[Shard] = []
         self.starts: list[int] = []
         self.sums: list[NDArray[np.uint64]] = []
         self.live: list[int] = []
-        self._hashes: list[NDArray[np.uint8]] = []
-        self._sorted = np.empty(0, "S32"), np.empty(0, np.int64)  # hashes, and the row of each
-        self._new: dict[bytes, int] = {}  # rows that came since
+        self._contents = contents
+        self._numbers: list[NDArray[np.int32]] = []  # of the content in each shard's slots
+        self._rows = np.empty(0, np.int64)  # of each content, −1 where it has none
 
     def count(self) -> int:
         """How many different contents have a row."""
-        return len(np.unique(self._sorted[0])) + len(self._new)
+        return int(np.count_nonzero(self._rows >= 0))
 
     def find(self, hashes: Sequence[bytes]) -> NDArray[np.int64]:
         """[n]: global row of each content hash, −1 where there is none."""
-        if any(len(sha) != 32 for sha in hashes):
-            raise ValueError("a content hash has 32 bytes")
-        new, (keys, rows) = (
-            self._new,
-            self._sorted,
-        )  # in this order: what leaves the first is in the second
+        numbers, rows = self._contents.find(hashes), self._rows
+        known = (numbers >= 0) & (numbers < len(rows))
         result = np.full(len(hashes), -1, np.int64)
-        if len(hashes) and len(keys):
-            # Fixed-length byte strings of NumPy compare like the 32 bytes: zeros at the end only fill up.
-            wanted = np.frombuffer(b"".join(hashes), "S32")
-            at = np.searchsorted(keys, wanted)
-            at[at == len(keys)] = 0
-            result = np.where(keys[at] == wanted, rows[at], -1)
-        for i in np.flatnonzero(result < 0).tolist() if new else ():
-            result[i] = new.get(hashes[i], -1)
+        result[known] = rows[numbers[known]]
         return result
 
     def hashes(self) -> set[bytes]:
         """The content hashes that have a row."""
-        table = self._sorted[0].tobytes()
-        return {table[i : i + 32] for i in range(0, len(table), 32)} | set(self._new)
+        return self._contents.among(np.flatnonzero(self._rows >= 0))
 
     def add_shard(self, shard: Shard) -> int:
         """Make a shard known; its rows are not. Gives its position."""
         self.starts.append(self.starts[-1] + self.shards[-1].rows if self.shards else 0)
         self.shards.append(shard)
         self.sums.append(np.zeros(shard.rows, np.uint64))
-        self._hashes.append(np.zeros((shard.rows, 32), np.uint8))
+        self._numbers.append(np.zeros(shard.rows, np.int32))
         return len(self.shards) - 1
 
     def update(self, shards: Sequence[Shard], verify: Callable[[Shard], bool]) -> None:
@@ -145,32 +198,31 @@ class Series:
 
     def set_keys(self, i: int, sums: NDArray[np.uint64], hashes: NDArray[np.uint8]) -> None:
         """Replace what is known of a shard's rows; :meth:`sort` makes it found."""
-        self.sums[i], self._hashes[i] = sums, hashes
+        slots = np.flatnonzero(sums)
+        self._numbers[i][slots] = self._contents.add(hashes[slots].tobytes())
+        self.sums[i] = sums
 
     def sort(self) -> None:
         """Build the index from what is known of the shards."""
-        slots = [np.flatnonzero(self.sums[i]) for i in self.live]
-        # The first row by name wins where two processes stored the same picture.
-        parts = [self._hashes[i][s] for i, s in zip(self.live, slots, strict=True)]
-        rows = [self.starts[i] + s for i, s in zip(self.live, slots, strict=True)]
-        if not parts:
-            self._sorted, self._new = (np.empty(0, "S32"), np.empty(0, np.int64)), {}
-            return
-        keys = np.ascontiguousarray(np.concatenate(parts)).view("S32").ravel()
-        order = np.argsort(keys, kind="stable")
-        self._sorted = keys[order], np.concatenate(rows)[order]
-        self._new = {}
+        rows = np.full(len(self._contents), -1, np.int64)
+        # Backwards: the first row by name wins where two processes stored the same picture.
+        for i in reversed(self.live):
+            slots = np.flatnonzero(self.sums[i])[::-1]
+            rows[self._numbers[i][slots]] = self.starts[i] + slots
+        self._rows = rows
 
     def add(
         self, i: int, slots: NDArray[np.int64], sums: NDArray[np.uint64], hashes: Sequence[bytes]
     ) -> None:
         """Note rows [n] that were written to a shard and are durable."""
-        self._hashes[i][slots] = np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 32)
+        numbers = self._contents.add(b"".join(hashes))
+        self._numbers[i][slots] = numbers
         self.sums[i][slots] = sums
-        for sha, row in zip(hashes, (self.starts[i] + slots).tolist(), strict=True):
-            self._new[sha] = row
-        if len(self._new) > max(_SORT_ROWS, len(self._sorted[0]) // 8):
-            self.sort()
+        lacking = len(self._contents) - len(self._rows)
+        if lacking > 0:
+            spare = np.full(max(lacking, len(self._rows) // 8, _SORT_ROWS), -1, np.int64)
+            self._rows = np.concatenate([self._rows, spare])
+        self._rows[numbers] = self.starts[i] + slots
 
 
 class FeatureStore:
@@ -179,12 +231,14 @@ class FeatureStore:
     Attributes:
         path: the folder.
         fingerprint: the fields that decide what the features are.
+        contents: the hashes that all series share.
     """
 
     def __init__(self, path: Path, fingerprint: dict[str, Any]):
         self.path = path
         self.fingerprint = fingerprint
         self.fingerprint_id = fingerprint_id(fingerprint)
+        self.contents = Contents()
         self._series: dict[str, Series] | None = None
         self._verify_always = False
 
@@ -334,7 +388,7 @@ class FeatureStore:
         known = {shard.path: shard for s in before.values() for shard in s.shards}
         series = {}
         for name, shards in find_shards(self.path, self.fingerprint_id, known).items():
-            series[name] = before.get(name) or Series(shards[0].spec)
+            series[name] = before.get(name) or Series(shards[0].spec, self.contents)
             series[name].update(shards, lambda s: self._verify_always or dirty(s))
         self._series = series
 

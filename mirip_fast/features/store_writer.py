@@ -144,7 +144,8 @@ class StoreWriter(Closing):
                 )
             jobs = []
             for spec, rows in features.items():
-                index = self.store.indexes().setdefault(spec.name, Series(spec))
+                made = Series(spec, self.store.contents)
+                index = self.store.indexes().setdefault(spec.name, made)
                 if index.spec != spec:
                     raise StoreError(
                         f"{self.store.path}: series {spec.name} holds {index.spec.shape} "
