@@ -24,6 +24,8 @@ _PATH = click.Path(path_type=Path)
 _WIDTH = 100
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mirip_fast.config import Config
     from mirip_fast.portfolio.rank import RankDone
     from mirip_fast.ranking.anchors import Anchors
@@ -147,7 +149,6 @@ def rank_command(
     """
     from mirip_fast.data.source_lists import as_one
     from mirip_fast.portfolio.rank import rank_folder
-    from mirip_fast.portfolio.ranking import ranking_table
     from mirip_fast.ranking.anchors import find_anchors
     from mirip_fast.ranking.applicants import check_portfolio
     from mirip_fast.ranking.evaluate import pick_model
@@ -163,6 +164,8 @@ def rank_command(
     check_portfolio(resolved.config.evaluate.portfolio)
     source = as_one(folder)
     model = pick_model(checkpoint, Path(resolved.config.train.output_dir))
+    if explain:
+        model.require_one_backbone("rank --explain")
     found = find_anchors(model, Path(resolved.config.embed.cache_dir), anchors) if tiers else None
     with Bar(" images") as bar:
         done = rank_folder(
@@ -170,19 +173,7 @@ def rank_command(
             backbone=backbone, rehash=rehash, anyway=anyway, command=command_line(), progress=bar.embedding,
         )  # fmt: skip
     files = done.write(out)
-    people = done.applicants
-    if people is None:
-        echo(ranking_table(done.ranking[:top]))
-        shown, where = done.ranking, files[0]
-    else:
-        ranks = dict(zip(done.ranking["file"], done.ranking["rank"], strict=True))
-        echo(people.to_text(ranks, top, _WIDTH))
-        shown, where = people.table, files[2]
-    if top is not None and top < len(shown):
-        echo(f"… and {len(shown) - top} more in {where}")
-    for line in () if people is None else (people.why, *people.remarks):
-        echo(wrapped(line))
-    _tell_what_it_rests_on(done)
+    _show(done, top, files)
     if html is not None:
         files += _write_page(html, explain or 0, done, resolved.config, backbone)
     if xlsx is not None:
@@ -332,6 +323,25 @@ def _write_page(
             )
     with Bar(" pictures") as bar:
         return write_page(html, done, config, reasons=reasons, progress=bar)
+
+
+def _show(done: RankDone, top: int | None, files: Sequence[Path]) -> None:
+    """Print the first works, or applicants, and what their order rests on."""
+    from mirip_fast.portfolio.ranking import ranking_table
+
+    people = done.applicants
+    if people is None:
+        echo(ranking_table(done.ranking[:top]))
+        shown, where = done.ranking, files[0]
+    else:
+        ranks = dict(zip(done.ranking["file"], done.ranking["rank"], strict=True))
+        echo(people.to_text(ranks, top, _WIDTH))
+        shown, where = people.table, files[2]
+    if top is not None and top < len(shown):
+        echo(f"… and {len(shown) - top} more in {where}")
+    for line in () if people is None else (people.why, *people.remarks):
+        echo(wrapped(line))
+    _tell_what_it_rests_on(done)
 
 
 def _tell_what_it_rests_on(done: RankDone) -> None:

@@ -153,6 +153,10 @@ def test_the_folder_of_a_shared_model_ranks_alike_with_the_backbones_given(
     ("command", "said"),
     [
         (["explain", "folder/4.png"], "explain looks through one backbone"),
+        (
+            ["rank", "folder", "--html", "p.html", "--explain", "1"],
+            "rank --explain looks through one",
+        ),
         (["export", "--head-only", "--out", "onnx"], "train --head-only --backbone "),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",

@@ -235,7 +235,7 @@ def test_commands_tell_what_is_known(
     assert max(map(display_width, out.split("\nWritten")[0].split("\n"))) <= 100
     told = json.loads((trained / "ranking.json").read_text(encoding="utf-8"))
     assert told["rank_intervals"] == {
-        "confidence": 0.95, "heads": 500, "views": 1, "unknown": None,
+        "confidence": 0.95, "draws": 500, "views": 1, "unknown": None,
     }  # fmt: skip
     assert told["held_out"]["source"] == "validation" and told["held_out"]["images"] == 48
     works = {work["file"]: work for work in told["works"]}

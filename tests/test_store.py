@@ -10,6 +10,7 @@ import signal
 import subprocess
 import threading
 import time
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,23 @@ def test_the_index_equals_a_dict() -> None:
         assert index.hashes() == set(known) and index.count() == len(known)
     with pytest.raises(ValueError, match="32 bytes"):
         index.find([b"short"])
+
+
+def test_series_share_the_hashes_of_their_contents() -> None:
+    n, contents = 20_000, Contents()
+    hashes = np.random.default_rng(0).integers(0, 256, (n, 32), dtype=np.uint8)
+    tracemalloc.start()
+    known = []
+    for name in "abcdefgh":
+        index = Series(SeriesSpec(name, (1,), "float16"), contents)
+        index.live.append(index.add_shard(Shard(Path(name), index.spec, n, 0, 0, 0)))
+        index.set_keys(0, np.ones(n, np.uint64), hashes)
+        index.sort()
+        known.append(index)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert all((index.find([hashes[7].tobytes()]) == 7).all() for index in known)
+    assert held / n < 320  # bytes per image; each series with hashes of its own: 640
 
 
 def test_a_store_knows_what_its_writer_writes(

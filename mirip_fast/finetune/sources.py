@@ -73,11 +73,6 @@ class HeadRun:
         head = config_from_dict(self.checkpoint["config"]).head
         return dataclasses.replace(head, features=self.info.features)
 
-    @property
-    def data(self) -> DataConfig:
-        """How its data was read."""
-        return config_from_dict({"data": self.run.info.get("data", {})}).data
-
 
 @dataclass(frozen=True)
 class Source:
@@ -125,11 +120,11 @@ def find_source(path: Path | None, config: Config) -> Source:
                 "--init-from none"
             )
         config.evaluate.grader = theirs
-        images = load_split(head_run.run.path / SPLIT_FILE, info.tiers, head_run.data)
+        images = load_split(head_run.run.path / SPLIT_FILE, info.tiers)
         check_unchanged(images, cache_dir)
         embed = dataclasses.replace(info.embed, cache_dir=config.embed.cache_dir)
         name = str(head_run.run.info.get("dataset", ""))
-        return Source(images, head_run.data, embed, name, head_run)
+        return Source(images, head_run.run.data, embed, name, head_run)
     try:
         dataset = newest_graded(cache_dir, path)
     except RunNotFoundError:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mirip_fast.config import Config
 from mirip_fast.data.csv_reader import shown
 from mirip_fast.data.images import UTMOST_PIXELS
-from mirip_fast.errors import CheckpointError, ConfigError, DataError, PreemptedError
+from mirip_fast.errors import CheckpointError, ConfigError, DataError
 from mirip_fast.evaluation.metrics import codes_of
 from mirip_fast.features.backbone import load_model
 from mirip_fast.features.backbone_files import find_backbone
@@ -271,12 +271,12 @@ class Setup:
         with contextlib.ExitStack() as ending:
             saved: Callable[[Path], None] = lambda _: None  # noqa: E731
             if first:
-                run.update(status="running")
                 ending.enter_context(run.log_to_file())
                 if url := self.config.finetune.remote_sync:
                     remote = RemoteSync(url, run.place, along=run.small_files)
                     ending.callback(remote.finish)  # with the run's final status
                     saved = remote.add
+                ending.enter_context(run.in_progress())
             try:
                 with contextlib.ExitStack() as loading:
                     fit = self._prepared(run, head, resumed, loading)
@@ -288,12 +288,9 @@ class Setup:
                     show_run(fit.trackers, run, self.images, self.config)
                     fit.trackers.finish(run.best)
                 self.group.wait()
-            except BaseException as error:
-                if first:
-                    ended = isinstance(error, KeyboardInterrupt | PreemptedError)
-                    run.update(status="interrupted" if ended else "failed", reason=str(error))
-                    if fit is not None:
-                        fit.trackers.finish(None)
+            except BaseException:
+                if first and fit is not None:
+                    fit.trackers.finish(None)
                 raise
         return result
 

@@ -35,7 +35,7 @@ from mirip_fast.ranking.held_out import load_held_out
 from mirip_fast.ranking.references import load_calibration
 from mirip_fast.ranking.rows import open_store
 from mirip_fast.ranking.scorer import Scored, ScoreModel, phase_of_model, score_files
-from mirip_fast.training.run_folder import SPLIT_FILE, Run
+from mirip_fast.training.run_folder import SPLIT_FILE
 
 if TYPE_CHECKING:
     from mirip_fast.portfolio.occlusion import ScoreMap
@@ -229,7 +229,7 @@ class GradedWorks:
         self._store = open_store(cache_dir, model.info)
         self._series = series_name(model.info.views[0], "cls")
         folder = model.checkpoint.parent
-        images = load_split(folder / SPLIT_FILE, self._tiers, Run(folder).data)
+        images = load_split(folder / SPLIT_FILE, self._tiers)
         if not images.has_tiers:
             raise DataError("the works that the model learned from have no tiers")
         if (self._store.rows(self._series, images.hashes) < 0).all():

@@ -33,7 +33,7 @@ from mirip_fast.ranking.rows import read_features
 from mirip_fast.ranking.scorer import ScoreModel, phase_of_model
 from mirip_fast.ranking.torch_score import ImageScorer, MeanHead, view_sizes
 from mirip_fast.runtime import our_cores
-from mirip_fast.training.run_folder import SPLIT_FILE, Run
+from mirip_fast.training.run_folder import SPLIT_FILE
 
 log = logging.getLogger(__name__)
 
@@ -284,7 +284,7 @@ def _run_images(model: ScoreModel) -> tuple[list[Path], list[bytes]]:
         DataError: the model lies in no run's folder, or its list is damaged.
     """
     folder = model.checkpoint.parent
-    images = load_split(folder / SPLIT_FILE, model.info.tiers, Run(folder).data)
+    images = load_split(folder / SPLIT_FILE, model.info.tiers)
     order = sorted(range(len(images)), key=lambda i: images.splits[i])  # test, train, val
     order.sort(key=lambda i: images.splits[i] == "train")
     paths = images.manifest.paths

@@ -372,7 +372,7 @@ def _data(model: ScoreModel) -> str:
     path = folder / SPLIT_FILE
     if not Run(folder).has(SPLIT_FILE):
         return "Not known: the run's list of images was not at hand when this card was written."
-    images = load_split(path, model.info.tiers, Run(folder).data)
+    images = load_split(path, model.info.tiers)
     splits = sorted(set(images.splits), key=lambda name: (name != "train", name != "val", name))
     about = f"{len(images)} graded pictures" + _groups(images)
     if not images.has_tiers:

@@ -57,7 +57,7 @@ class RankDone:
         failures: path and reason of each work that could not be read.
         names: of all works, in the order of the source.
         calibration: what the scores were taken to mean.
-        heads: draws that the rank intervals rest on.
+        draws: those that the rank intervals rest on.
         no_intervals: why there are no rank intervals; None where there are.
         seen: works that the model was made with, whose scores are surer than those of new ones.
         root: the folder that the works' names start from.
@@ -73,7 +73,7 @@ class RankDone:
     failures: list[tuple[str, str]]
     names: list[str]
     calibration: Calibration
-    heads: int
+    draws: int
     no_intervals: str | None
     seen: int
     root: Path
@@ -101,7 +101,7 @@ class RankDone:
             },
             "rank_intervals": {
                 "confidence": CONFIDENCE,
-                "heads": self.heads,
+                "draws": self.draws,
                 "views": len(self.model.info.views),
                 "unknown": self.no_intervals,
             },

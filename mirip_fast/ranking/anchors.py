@@ -24,7 +24,6 @@ from mirip_fast.ranking.graded import GradedImages, load_split
 from mirip_fast.ranking.held_out import HELD_OUT_FILE, HeldOut, load_held_out
 from mirip_fast.ranking.rows import open_store, read_features
 from mirip_fast.ranking.scorer import ScoreModel
-from mirip_fast.settings import config_from_dict
 from mirip_fast.training.run_folder import SPLIT_FILE, Run
 
 log = logging.getLogger(__name__)
@@ -325,8 +324,7 @@ def _graded(model: ScoreModel) -> tuple[GradedImages, HeldOut]:
             f"--tiers: the held-out scores in {folder} are those of its {own.name}, and this "
             f"{model.checkpoint.name} scores in another unit. Rank with --checkpoint {own}"
         )
-    data = config_from_dict({"data": Run(folder).info.get("data", {})}).data
-    images = load_split(folder / SPLIT_FILE, model.info.tiers, data)
+    images = load_split(folder / SPLIT_FILE, model.info.tiers)
     if not images.manifest.has_grades:
         raise DataError(
             f"--tiers: {folder} learned from works without tiers, so there are none to put works in. Train "

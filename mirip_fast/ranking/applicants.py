@@ -21,9 +21,8 @@ from mirip_fast.models.gp import normal_scores
 from mirip_fast.ranking.graded import GradedImages, load_split
 from mirip_fast.ranking.held_out import load_held_out
 from mirip_fast.ranking.scorer import ScoreModel
-from mirip_fast.settings import config_from_dict
 from mirip_fast.text import nfc
-from mirip_fast.training.run_folder import SPLIT_FILE, Run
+from mirip_fast.training.run_folder import SPLIT_FILE
 
 FloatArray = NDArray[np.float64]
 Members = Sequence[NDArray[np.int64]]
@@ -122,8 +121,7 @@ def _held_out_applicants(
     held_out = load_held_out(folder, model.info.tiers) if model.info.tiers else None
     if held_out is None or not has_file(folder / SPLIT_FILE):
         return None
-    data = config_from_dict({"data": Run(folder).info.get("data", {})}).data
-    manifest = load_split(folder / SPLIT_FILE, model.info.tiers, data).manifest
+    manifest = load_split(folder / SPLIT_FILE, model.info.tiers).manifest
     if own_column(by) in manifest.table:
         manifest = replace(manifest, options=replace(manifest.options, by=by))
     elif manifest.options.by is None:

@@ -19,7 +19,6 @@ from mirip_fast.models.gp import normal_scores
 from mirip_fast.ranking.graded import GradedImages, load_split
 from mirip_fast.ranking.rows import open_store, read_features
 from mirip_fast.ranking.scorer import ScoreModel, load_score_model
-from mirip_fast.settings import config_from_dict
 from mirip_fast.training.run_folder import SPLIT_FILE, Run, find_runs
 
 #: Works that the ridge regression learns from, at most: a fair figure in a second or two.
@@ -220,5 +219,4 @@ def _run_before(run: Run, model: ScoreModel, works: GradedImages) -> Run | None:
 
 
 def _split(run: Run, tiers: Sequence[str]) -> GradedImages:
-    data = config_from_dict({"data": run.info.get("data", {})}).data
-    return load_split(run.path / SPLIT_FILE, tiers, data)
+    return load_split(run.path / SPLIT_FILE, tiers)

@@ -34,7 +34,6 @@ from mirip_fast.ranking.graded import GradedImages, load_split
 from mirip_fast.ranking.references import load_calibration, made_with
 from mirip_fast.ranking.rows import open_store
 from mirip_fast.ranking.scorer import ScoreModel, load_score_model, score_files
-from mirip_fast.settings import config_from_dict
 from mirip_fast.training.run_folder import SPLIT_FILE, Run, default_run, run_of_checkpoint
 
 log = logging.getLogger(__name__)
@@ -395,8 +394,7 @@ def evaluate_side_by_side(models: Sequence[ScoreModel], split: str, config: Conf
 def _part(model: ScoreModel, split: str, config: Config) -> GradedImages:
     """A split of a model's run; by one grader's tiers where that is asked for."""
     folder = model.checkpoint.parent
-    data = config_from_dict({"data": Run(folder).info.get("data", {})}).data
-    images = load_split(folder / SPLIT_FILE, model.info.tiers, data).part(split)
+    images = load_split(folder / SPLIT_FILE, model.info.tiers).part(split)
     return images.of_grader(config.evaluate.grader)
 
 

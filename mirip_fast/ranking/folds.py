@@ -16,7 +16,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from mirip_fast.config import Config, SplitConfig
 from mirip_fast.data.csv_reader import counted
 from mirip_fast.data.stratify import join_units, stratify
-from mirip_fast.errors import CheckpointError, ConfigError, DataError, PreemptedError
+from mirip_fast.errors import CheckpointError, ConfigError, DataError
 from mirip_fast.evaluation.report import Report, evaluate
 from mirip_fast.files import list_files, read_json, write_json
 from mirip_fast.models.checkpoint import load_checkpoint
@@ -326,26 +326,12 @@ def train_folds(run: Run, plan: FoldsPlan, work: FoldWork, only: Sequence[int] =
         raise ConfigError(
             f"--only-folds {','.join(map(str, only))}: there are folds 0 to {plan.folds - 1}"
         )
-    with _status(run, work):
+    with run.in_progress() if work.is_first else contextlib.nullcontext():
         for number in only or range(plan.folds):
             fold = work.first_does(functools.partial(_prepare, run, number, plan))
             if fold is not None:
                 work.fit(fold)
         return work.first_does(functools.partial(_finish, run, plan, work))
-
-
-@contextlib.contextmanager
-def _status(run: Run, work: FoldWork) -> Iterator[None]:
-    """Keep the run's status while the block works, and say why where it ends in an error."""
-    if work.is_first:
-        run.update(status="running")
-    try:
-        yield
-    except BaseException as error:
-        if work.is_first:
-            stopped = isinstance(error, KeyboardInterrupt | PreemptedError)
-            run.update(status="interrupted" if stopped else "failed", reason=str(error))
-        raise
 
 
 def _prepare(parent: Run, number: int, plan: FoldsPlan) -> FoldRun | None:

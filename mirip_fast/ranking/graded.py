@@ -51,6 +51,7 @@ from mirip_fast.features.store import FeatureStore
 from mirip_fast.ranking.rows import ListedPairs, Rows, with_features
 from mirip_fast.settings import config_from_dict
 from mirip_fast.text import nfc
+from mirip_fast.training.run_folder import Run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -420,8 +421,13 @@ def save_split(path: Path, images: GradedImages) -> None:
     write_images(path, images.manifest.table.assign(**columns))
 
 
-def load_split(path: Path, tiers: Sequence[str], data: DataConfig) -> GradedImages:
+def load_split(path: Path, tiers: Sequence[str], data: DataConfig | None = None) -> GradedImages:
     """Read what :func:`save_split` wrote.
+
+    Args:
+        path: the file, in a run's folder.
+        tiers: names of the tiers, best first.
+        data: how its columns are called; None: as the run says.
 
     Raises:
         DataError: the file is missing or damaged.
@@ -437,7 +443,7 @@ def load_split(path: Path, tiers: Sequence[str], data: DataConfig) -> GradedImag
         ) from error
     except (OSError, ValueError) as error:
         raise DataError(f"{path} can not be read: {error}") from error
-    options = DataOptions.from_config(data)
+    options = DataOptions.from_config(Run(path.parent).data if data is None else data)
     near = table.pop("near_group") if "near_group" in table else None
     hashes, splits = table.pop("sha256"), table.pop("split")
     manifest = Manifest(path, path.parent, tuple(tiers), table, options)

@@ -24,7 +24,6 @@ from mirip_fast.files import has_file, read_csv, write_csv
 from mirip_fast.ranking.graded import GradedImages, load_split
 from mirip_fast.ranking.rows import ListedPairs, open_store
 from mirip_fast.ranking.scorer import ScoreModel
-from mirip_fast.settings import config_from_dict
 from mirip_fast.training.run_folder import SPLIT_FILE, Run
 
 if TYPE_CHECKING:
@@ -259,8 +258,7 @@ def evaluate_pairs(model: ScoreModel, split: str, config: Config) -> PairReport 
     folder = Path(model.checkpoint).parent
     if not Run(folder).has(SPLIT_FILE):
         return None
-    data = config_from_dict({"data": Run(folder).info.get("data", {})}).data
-    images = load_split(folder / SPLIT_FILE, model.info.tiers, data)
+    images = load_split(folder / SPLIT_FILE, model.info.tiers)
     judged = load_judged_pairs(folder, images)
     if judged is None:
         return None

@@ -13,7 +13,6 @@ each work's from the pairs that no work of its fold is in.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import logging
@@ -201,16 +200,10 @@ def fit_readout(
         StoreError: features are missing.
         TrainingError: a head's loss is not finite.
     """
-    with run.log_to_file():
-        try:
-            if judged is not None:
-                return _fit_judged(run, config, judged, images, store, info)
-            return _fit(run, config, readout, images, store, info, patches)
-        except BaseException as error:
-            status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            with contextlib.suppress(OSError):  # a full disk: the first error is the one to tell
-                run.update(status=status, reason=str(error))
-            raise
+    with run.log_to_file(), run.in_progress():
+        if judged is not None:
+            return _fit_judged(run, config, judged, images, store, info)
+        return _fit(run, config, readout, images, store, info, patches)
 
 
 def _fit(

@@ -89,7 +89,7 @@ from mirip_fast.training.run_folder import (
     remove_runs_without_checkpoint,
     resumable_run,
 )
-from mirip_fast.training.trackers import Trackers, parse_report_to, start_trackers
+from mirip_fast.training.trackers import parse_report_to, start_trackers
 
 log = logging.getLogger(__name__)
 
@@ -458,11 +458,7 @@ def _fit(
     checkpoint: dict[str, Any] | None,
 ) -> FitResult:
     """Fit into the run's folder, and leave it finished, failed or interrupted."""
-    run.update(status="running")
-    log_file = contextlib.ExitStack()
-    log_file.enter_context(run.log_to_file())
-    trackers = Trackers({})
-    try:
+    with run.log_to_file(), run.in_progress(), contextlib.ExitStack() as failing:
         train, val = (
             with_features(labels, store, part.hashes, info.features, info.views)
             for part, labels in (_labels(images, judged, s, config) for s in ("train", "val"))
@@ -491,18 +487,12 @@ def _fit(
         if checkpoint is not None:
             fit.resume(checkpoint)
         trackers = start_trackers(config.tracking, run.path, config.to_dict())
+        failing.callback(trackers.finish, None)
         result = fit.run(run, trackers)
         _finish(run, result, config, info, images, store)
         show_run(trackers, run, images, config)
         trackers.finish(run.best)
-    except BaseException as error:
-        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        with contextlib.suppress(OSError):  # a full disk: the first error is the one to tell
-            run.update(status=status, reason=str(error))
-        trackers.finish(None)
-        raise
-    finally:
-        log_file.close()
+        failing.pop_all()
     return result
 
 

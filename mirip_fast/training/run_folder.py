@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mirip_fast.config import DataConfig
-from mirip_fast.errors import CheckpointError, RunNotFoundError
+from mirip_fast.errors import CheckpointError, PreemptedError, RunNotFoundError
 from mirip_fast.files import (
     LIST_FILE,
     damaged_files,
@@ -182,6 +182,18 @@ class Run:
         except (OSError, OverflowError):
             pass
         return True
+
+    @contextlib.contextmanager
+    def in_progress(self) -> Iterator[None]:
+        """Inside, its status is running; an error makes it failed or interrupted, with the reason."""
+        self.update(status="running")
+        try:
+            yield
+        except BaseException as error:
+            stopped = isinstance(error, KeyboardInterrupt | PreemptedError)
+            with contextlib.suppress(OSError):  # a full disk: the first error is the one to tell
+                self.update(status="interrupted" if stopped else "failed", reason=str(error))
+            raise
 
     @contextlib.contextmanager
     def log_to_file(self) -> Iterator[None]:
