@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
+import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,15 +44,18 @@ def info_command(resolved: Resolved, as_json: bool) -> None:
     """List stores, series, rows, sizes, data sets, and who is writing."""
     from mirip_fast.features.maintenance import describe_cache
 
-    cache = describe_cache(Path(resolved.config.embed.cache_dir))
+    path = Path(resolved.config.embed.cache_dir)
+    stores = describe_cache(path)
+    used, free = sum(store.bytes for store in stores), shutil.disk_usage(path).free
     if as_json:
-        click.echo(json.dumps(dataclasses.asdict(cache), default=str, indent=2, ensure_ascii=False))
+        told = {"path": path, "stores": [*map(asdict, stores)], "bytes": used, "free": free}
+        click.echo(json.dumps(told, default=str, indent=2, ensure_ascii=False))
         return
-    for store in cache.stores:
+    for store in stores:
         _say_store(store)
     echo(
-        f"{counted(len(cache.stores), 'store')}, {format_bytes(cache.bytes)} on disk; "
-        f"{format_bytes(cache.free)} are free"
+        f"{counted(len(stores), 'store')}, {format_bytes(used)} on disk; "
+        f"{format_bytes(free)} are free"
     )
 
 
@@ -120,10 +124,10 @@ def prune_command(
     Rows of images that no data set names (also those that were only ranked), stores without a data set, and
     what killed runs left. Says first what it would free, and asks.
     """
-    from mirip_fast.features.maintenance import Wanted, carry_out, plan_prune
+    from mirip_fast.features.maintenance import carry_out, plan_prune
 
-    wanted = Wanted(older_than=older_than, trials=trials, series=unused_series)
-    plans = plan_prune(Path(resolved.config.embed.cache_dir), wanted)
+    cache = Path(resolved.config.embed.cache_dir)
+    plans = plan_prune(cache, older_than=older_than, trials=trials, series=unused_series)
     for plan in plans:
         _say_plan(plan)
     todo = [plan for plan in plans if not plan.empty]
@@ -210,11 +214,11 @@ def _say_store(store: StoreInfo) -> None:
     if store.problem:
         echo(f"  PROBLEM: {printable(store.problem)}")
     for d in store.datasets:
-        grades = "graded" if d.graded else "no grades"
-        trial = ", a trial (--limit)" if d.limit is not None else ""
+        grades = "graded" if d["graded"] else "no grades"
+        trial = ", a trial (--limit)" if d["limit"] is not None else ""
         echo(
-            f"  {printable(d.source)}: {d.images} images, {d.failed} failed, {grades}{trial}, "
-            f"{printable(d.backbone)}, {d.embedded_at:%Y-%m-%d %H:%M}"
+            f"  {printable(d['source'])}: {d['images']} images, {d['failed']} failed, {grades}{trial}, "
+            f"{printable(d['backbone'])}, {d['embedded_at']:%Y-%m-%d %H:%M}"
         )
     if store.unused_rows:
         echo(f"  {store.unused_rows} rows that no data set names (`mirip-fast cache prune`)")

@@ -16,10 +16,9 @@ from mirip_fast.config import Config
 from mirip_fast.evaluation.calibration import Calibration, fit_calibration
 from mirip_fast.features.neighbours import Work
 from mirip_fast.portfolio import page as page_module
-from mirip_fast.portfolio.applicants import Applicants, rank_applicants
 from mirip_fast.portfolio.page import Reason, write_page
 from mirip_fast.portfolio.rank import RankDone
-from mirip_fast.portfolio.ranking import rank_scores
+from mirip_fast.portfolio.ranking import Applicants, rank_applicants, rank_scores
 from mirip_fast.portfolio.similar import Match
 from mirip_fast.portfolio.thumbnails import encode_picture
 from mirip_fast.ranking.anchors import Anchor, Anchors

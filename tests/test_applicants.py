@@ -17,8 +17,7 @@ from PIL import Image
 
 import mirip_fast as mf
 from mirip_fast.models.gp import draw_errors
-from mirip_fast.portfolio.applicants import rank_applicants
-from mirip_fast.portfolio.ranking import ranks_of
+from mirip_fast.portfolio.ranking import rank_applicants, ranks_of
 from mirip_fast.ranking.applicants import aggregate, members_of
 
 APPLICANTS = 28

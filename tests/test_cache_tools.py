@@ -15,6 +15,7 @@ import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import h5py
@@ -29,9 +30,9 @@ from mirip_fast.errors import DiskFullError, RunNotFoundError, StoreError, Store
 from mirip_fast.features.canary import write_canary
 from mirip_fast.features.datasets import Dataset, find_datasets
 from mirip_fast.features.maintenance import (
+    KEPT_DAYS,
     StorePlan,
     StoreReport,
-    Wanted,
     carry_out,
     describe_cache,
     export_dataset,
@@ -47,7 +48,7 @@ from mirip_fast.features.store import FeatureStore
 from mirip_fast.files import list_files, partial_path
 
 N = 12
-NOW = Wanted(older_than=0)
+NOW: dict[str, Any] = {"older_than": 0}
 
 
 def embed(source: Path, cache: Path, *, limit: int | None = None, **options: object) -> EmbedDone:
@@ -135,22 +136,21 @@ def image_at(cache: Path, series: str, slot: int) -> set[Path]:
 
 
 def test_info_tells_what_there_is(cache: Path, data: Path) -> None:
-    info = describe_cache(cache)
-    (store,) = info.stores
+    (store,) = describe_cache(cache)
     assert {s.name: (s.rows, s.shape) for s in store.series} == dict.fromkeys(
         ("cls.28", "cls.28-flip", "mean.28", "mean.28-flip"), (N, (64,))
     )
     (dataset,) = store.datasets
-    assert (dataset.source, dataset.images, dataset.failed, dataset.graded) == (
+    assert [dataset[key] for key in ("source", "images", "failed", "graded")] == [
         str(data),
         N + 2,
         1,
         True,
-    )
+    ]
     assert store.unused_rows == 0 and store.problem is None and store.writing is None
-    assert info.bytes == sum(f.stat().st_size for f in store.path.rglob("*") if f.is_file())
+    assert store.bytes == sum(f.stat().st_size for f in store.path.rglob("*") if f.is_file())
     with the_store(cache).writer(command="embed elsewhere"):
-        (busy,) = describe_cache(cache).stores
+        (busy,) = describe_cache(cache)
         assert f"process {os.getpid()}" in busy.writing and "embed elsewhere" in busy.writing
 
 
@@ -159,10 +159,10 @@ def test_info_goes_on_after_a_damaged_store(cache: Path) -> None:
     (the_store_json,) = cache.glob("zzz/store.json")
     the_store_json.write_text("{")
     (shard, *_) = sorted(next(p for p in cache.iterdir() if len(p.name) == 16).glob("*.h5"))
-    good, bad = describe_cache(cache).stores
+    good, bad = describe_cache(cache)
     assert good.problem is None and "store.json is damaged" in bad.problem
     shard.unlink()
-    assert shard.name in describe_cache(cache).stores[0].problem
+    assert shard.name in describe_cache(cache)[0].problem
     with pytest.raises(RunNotFoundError, match="mirip-fast embed"):
         describe_cache(cache / "nowhere")
 
@@ -301,8 +301,8 @@ def test_rows_that_are_written_meanwhile_are_not_called_damaged(cache: Path) -> 
 # ---- prune
 
 
-def plans(cache: Path, wanted: Wanted = NOW) -> StorePlan:
-    (plan,) = plan_prune(cache, wanted)
+def plans(cache: Path, **wanted: Any) -> StorePlan:
+    (plan,) = plan_prune(cache, **(wanted or NOW))
     return plan
 
 
@@ -316,25 +316,25 @@ def test_prune_keeps_every_row_that_a_data_set_names(
     shutil.rmtree(dataset.folder)  # as if it had only been ranked
     (dataset,) = find_datasets(cache)
     before = features(cache, dataset)
-    (store,) = describe_cache(cache).stores
+    (store,) = describe_cache(cache)
     assert store.unused_rows == 4 * 8
-    young = plans(cache, Wanted())
+    young = plans(cache, older_than=KEPT_DAYS)
     assert young.empty and young.young == 4 * 8  # an interrupted run may yet go on
     plan = plans(cache)
     assert (plan.dropped, plan.kept, plan.whole) == (32, 4 * N, False)
     carry_out(plan)
     np.testing.assert_array_equal(features(cache, dataset), before)
     assert verified(cache).whole and plans(cache).empty
-    assert describe_cache(cache).stores[0].unused_rows == 0
+    assert describe_cache(cache)[0].unused_rows == 0
 
 
 def test_old_rows_go_without_being_asked_for_twice(cache: Path, tmp_path: Path) -> None:
     shutil.rmtree(find_datasets(cache)[0].folder)
     for file in the_store(cache).path.glob("*.h5"):
         os.utime(file, (time.time() - 15 * 86400,) * 2)
-    assert plans(cache, Wanted()).whole
+    assert plans(cache, older_than=KEPT_DAYS).whole
     os.utime(next(the_store(cache).path.glob("cls.28-r*.h5")))
-    assert not plans(cache, Wanted()).whole
+    assert not plans(cache, older_than=KEPT_DAYS).whole
 
 
 def test_a_store_that_nobody_uses_goes_as_a_whole(cache: Path, data: Path, tmp_path: Path) -> None:
@@ -342,7 +342,7 @@ def test_a_store_that_nobody_uses_goes_as_a_whole(cache: Path, data: Path, tmp_p
     big = find_datasets(cache)[0]
     shutil.rmtree(big.folder)
     (big.store_path / "note.txt").write_text("mine")
-    todo = [plan for plan in plan_prune(cache, NOW) if not plan.empty]
+    todo = [plan for plan in plan_prune(cache, **NOW) if not plan.empty]
     assert [plan.path for plan in todo] == [big.store_path] and todo[0].whole
     assert carry_out(todo[0]) > 500_000
     assert [p.name for p in big.store_path.iterdir()] == ["note.txt"]  # a stranger's file stays
@@ -356,7 +356,7 @@ def test_trials_are_forgotten_when_asked(cache: Path, tmp_path: Path) -> None:
     trial = embed(draw(tmp_path / "other", range(50, 60)), cache, limit=4, tta="flip").dataset
     plan = plans(cache)
     assert plan.empty and plan.kept_trials == 1
-    plan = plans(cache, Wanted(older_than=0, trials=True))
+    plan = plans(cache, older_than=0, trials=True)
     assert [d.folder for d in plan.trials] == [trial.folder] and plan.dropped == 16
     carry_out(plan)
     assert not trial.folder.exists() and len(find_datasets(cache)) == 1 and verified(cache).whole
@@ -366,7 +366,7 @@ def test_series_that_no_data_set_lists_go_when_asked(cache: Path, data: Path) ->
     dataset = embed(data, cache, tta="none", patches="none").dataset
     before = features(cache, dataset)
     assert plans(cache).empty
-    plan = plans(cache, Wanted(older_than=0, series=True))
+    plan = plans(cache, older_than=0, series=True)
     assert set(plan.series) == {"cls.28-flip", "mean.28", "mean.28-flip"}
     carry_out(plan)
     assert set(the_store(cache).series()) == {"cls.28"}
@@ -402,11 +402,11 @@ def test_prune_does_nothing_where_it_can_not_know(cache: Path) -> None:
     text = manifest.read_text(encoding="utf-8")
     manifest.write_text(text[:-80], encoding="utf-8")
     with pytest.raises(StoreError, match="manifest"):
-        plan_prune(cache, NOW)
+        plan_prune(cache, **NOW)
     manifest.write_text(text, encoding="utf-8")
     (dataset.folder / "dataset.json").write_text("{}")
     with pytest.raises(StoreError, match="nothing in .* is pruned"):
-        plan_prune(cache, NOW)
+        plan_prune(cache, **NOW)
 
 
 def test_prune_is_refused_while_a_run_writes(cache: Path) -> None:
@@ -517,7 +517,7 @@ def test_other_fingerprints_come_as_stores_of_their_own(
     embed(data, tmp_path / "big", image_size=42)
     (done,) = merge_caches(cache, [tmp_path / "big"])
     assert done.added == {"cls.42": N, "mean.42": N}
-    assert len(describe_cache(cache).stores) == 2
+    assert len(describe_cache(cache)) == 2
     assert all(report.whole for report in verify_cache(cache))
     (done,) = merge_caches(Path("new"), [next(p.parent for p in cache.glob("*/store.json"))])
     assert sum(done.added.values()) > 0 and all(r.whole for r in verify_cache(Path("new")))

@@ -7,6 +7,7 @@ into new shards, which count from one step on, and only then are the old ones de
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -148,26 +149,17 @@ class SeriesInfo:
 
 
 @dataclass(frozen=True)
-class DatasetInfo:
-    """One embedded data set: where it came from, how many images, when."""
-
-    source: str
-    backbone: str
-    images: int
-    failed: int
-    graded: bool
-    limit: int | None  # the number of images of a trial
-    embedded_at: datetime
-
-
-@dataclass(frozen=True)
 class StoreInfo:
-    """One store: what its features are, its series, and the data sets embedded into it."""
+    """One store: what its features are, its series, and the data sets embedded into it.
+
+    Of each data set ``source``, ``backbone``, ``images`` and ``failed`` (how many), ``graded`` (whether),
+    ``limit`` (a trial's number of images, else None) and ``embedded_at``; the newest first.
+    """
 
     path: Path
     fingerprint: dict[str, Any]
     series: list[SeriesInfo]
-    datasets: list[DatasetInfo]
+    datasets: list[dict[str, Any]]
     unused_rows: int  # rows of images that no data set names
     bytes: int  # on the disk, everything in the folder
     changed: datetime  # when a shard was last written to
@@ -175,25 +167,13 @@ class StoreInfo:
     problem: str | None  # why there is nothing more to tell
 
 
-@dataclass(frozen=True)
-class CacheInfo:
-    """A cache folder and the disk it lies on."""
-
-    path: Path
-    stores: list[StoreInfo]
-    bytes: int
-    free: int
-
-
-def describe_cache(cache_dir: Path) -> CacheInfo:
+def describe_cache(cache_dir: Path) -> list[StoreInfo]:
     """What every store below a cache folder holds; a damaged store is told, not raised.
 
     Raises:
         RunNotFoundError: there is none.
     """
-    stores = [_describe_store(path) for path in store_folders(cache_dir)]
-    total = sum(store.bytes for store in stores)
-    return CacheInfo(cache_dir, stores, total, shutil.disk_usage(cache_dir).free)
+    return [_describe_store(path) for path in store_folders(cache_dir)]
 
 
 def _describe_store(path: Path) -> StoreInfo:
@@ -223,8 +203,7 @@ def _describe_store(path: Path) -> StoreInfo:
         fingerprint=fingerprint,
         series=series,
         datasets=[
-            DatasetInfo(**{key: d.info[key] for key in keys}, embedded_at=d.embedded_at)
-            for d in datasets
+            {key: d.info[key] for key in keys} | {"embedded_at": d.embedded_at} for d in datasets
         ],
         unused_rows=unused,
         bytes=_folder_bytes(path),
@@ -496,15 +475,6 @@ def _clear_damaged(shard: Shard) -> int:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What to give up, beside rows that no data set names."""
-
-    older_than: float = KEPT_DAYS  # days since a shard was written to; younger ones keep their rows
-    trials: bool = False  # forget data sets that were embedded with --limit
-    series: bool = False  # drop views and token kinds that no data set lists
-
-
-@dataclass(frozen=True)
 class StorePlan:
     """What would become of one store."""
 
@@ -519,7 +489,7 @@ class StorePlan:
     leftovers: tuple[Path, ...]  # files of killed runs and repairs
     frees: int  # bytes
     needs: int  # bytes of room needed while it is done
-    wanted: Wanted = field(repr=False)
+    again: Callable[[], StorePlan] = field(repr=False)  # makes it anew
     keep: frozenset[bytes] = field(repr=False)  # content hashes whose rows stay
 
     @property
@@ -528,30 +498,39 @@ class StorePlan:
         return not (self.whole or self.trials or self.dropped or self.leftovers or self.frees > 0)
 
 
-def plan_prune(cache_dir: Path, wanted: Wanted) -> list[StorePlan]:
+def plan_prune(
+    cache_dir: Path, *, older_than: float = KEPT_DAYS, trials: bool = False, series: bool = False
+) -> list[StorePlan]:
     """What pruning would do in every store of a cache; changes nothing.
 
     What a data set's ledger names is never touched. Rows that no ledger names may belong to a run that was
     interrupted before it wrote its ledger, so those written lately stay.
 
+    Args:
+        cache_dir: the cache folder.
+        older_than: days since a shard was written to; younger ones keep their rows.
+        trials: forget data sets that were embedded with ``--limit``.
+        series: drop views and token kinds that no data set lists.
+
     Raises:
         RunNotFoundError: there is no store.
         StoreError: a store or a ledger is damaged: what it needs can not be told, so nothing is pruned.
     """
-    return [_plan_store(path, wanted) for path in store_folders(cache_dir)]
+    folders = store_folders(cache_dir)
+    return [_plan_store(path, older_than, trials, series) for path in folders]
 
 
-def _plan_store(path: Path, wanted: Wanted) -> StorePlan:
+def _plan_store(path: Path, older_than: float, trials: bool, series: bool) -> StorePlan:
     store = FeatureStore.open(path)
     datasets, damaged = _datasets_of(path)
     if damaged:
         raise StoreError(f"{damaged[0]} Until then nothing in {path} is pruned.")
-    trials = [d for d in datasets if wanted.trials and d.info["limit"] is not None]
-    kept = [dataset for dataset in datasets if dataset not in trials]
+    gone = [d for d in datasets if trials and d.info["limit"] is not None]
+    kept = [dataset for dataset in datasets if dataset not in gone]
     used = _used_hashes(kept)
-    keep = used | _young_hashes(store, wanted.older_than)
+    keep = used | _young_hashes(store, older_than)
     named = {name for dataset in kept for name in dataset.series()}
-    unused = [n for n in store.series() if wanted.series and kept and n not in named]
+    unused = [n for n in store.series() if series and kept and n not in named]
     kept_rows = dropped = too_young = frees = needs = 0
     for name, spec in store.series().items():
         there = store.valid_hashes(name)
@@ -566,11 +545,11 @@ def _plan_store(path: Path, wanted: Wanted) -> StorePlan:
     leftovers = tuple(_leftovers(path))
     whole = not kept and not keep
     frees += sum(file.lstat().st_size for file in leftovers)
-    frees += sum(_folder_bytes(dataset.folder) for dataset in trials)
+    frees += sum(_folder_bytes(dataset.folder) for dataset in gone)
     return StorePlan(
         path=path,
         whole=whole,
-        trials=tuple(trials),
+        trials=tuple(gone),
         kept_trials=sum(dataset.info["limit"] is not None for dataset in kept),
         young=too_young,
         kept=kept_rows,
@@ -579,7 +558,7 @@ def _plan_store(path: Path, wanted: Wanted) -> StorePlan:
         leftovers=leftovers,
         frees=_folder_bytes(path) if whole else frees,
         needs=needs,
-        wanted=wanted,
+        again=functools.partial(_plan_store, path, older_than, trials, series),
         keep=frozenset(keep),
     )
 
@@ -598,7 +577,7 @@ def carry_out(plan: StorePlan, *, command: str = "mirip-fast cache prune") -> in
     before = _folder_bytes(path)
     store = FeatureStore.open(path)
     with store.writer(command=command):
-        now = _plan_store(path, plan.wanted)  # under the lock nobody adds rows
+        now = plan.again()  # under the lock nobody adds rows
         for dataset in now.trials:  # before its rows: a ledger must not name rows that are gone
             remove_dataset(dataset)
         if now.whole:

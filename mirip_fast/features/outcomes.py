@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,40 +95,11 @@ class InputHashes:
         return result
 
 
-class Ledger(Sequence[Outcome]):
-    """One outcome per input, in order. Made when looked at: a run may have millions.
-
-    Args:
-        inputs: what was read.
-        statuses: [n] positions in :data:`STATUSES`.
-        reasons: input → why it failed.
-    """
-
-    def __init__(
-        self, inputs: InputHashes, statuses: NDArray[np.uint8], reasons: Mapping[int, str]
-    ):
-        self._inputs, self._statuses, self._reasons = inputs, statuses, reasons
-
-    def __len__(self) -> int:
-        return len(self._statuses)
-
-    @overload
-    def __getitem__(self, index: int) -> Outcome: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Outcome]: ...
-    def __getitem__(self, index: int | slice) -> Outcome | list[Outcome]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        index = range(len(self))[index]
-        status = STATUSES[self._statuses[index]]
-        return Outcome(status, self._inputs[index], self._reasons.get(index))
-
-
 def ledger(
     inputs: InputHashes,
     embedded: NDArray[np.bool_] | None = None,
     failures: Mapping[bytes, str] | None = None,
-) -> Ledger:
+) -> list[Outcome]:
     """What became of each input.
 
     Args:
@@ -148,7 +118,8 @@ def ledger(
                 if sha in failures:
                     reasons[i] = failures[sha]
     statuses[list(reasons)] = _FAILED
-    return Ledger(inputs, statuses, reasons)
+    named = (STATUSES[status] for status in statuses)
+    return [Outcome(status, inputs[i], reasons.get(i)) for i, status in enumerate(named)]
 
 
 def warn_of(paths: Sequence[Path], what: str) -> None:

@@ -26,8 +26,14 @@ from mirip_fast.features.embed import Progress
 from mirip_fast.features.phase_one import settings_of
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.files import write_csv
-from mirip_fast.portfolio.applicants import Applicants, of_works, rank_applicants
-from mirip_fast.portfolio.ranking import CONFIDENCE, rank_scores, write_ranking
+from mirip_fast.portfolio.ranking import (
+    CONFIDENCE,
+    Applicants,
+    of_works,
+    rank_applicants,
+    rank_scores,
+    write_ranking,
+)
 from mirip_fast.ranking.anchors import Anchors
 from mirip_fast.ranking.applicants import choose_portfolio, shared_error
 from mirip_fast.ranking.graded import column_of

@@ -1,9 +1,10 @@
-"""A portfolio sorted by score: ranks and what is known about them, and the files that hold them."""
+"""A portfolio sorted by score: works and applicants, ranks and what is known about them, and their files."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from mirip_fast.evaluation.calibration import Calibration
 from mirip_fast.evaluation.metrics import IntArray
 from mirip_fast.evaluation.text_table import format_table, printable, shorten
 from mirip_fast.files import spreadsheet_safe, write_csv, write_json
+from mirip_fast.ranking.applicants import aggregate, members_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,6 +26,10 @@ CONFIDENCE = 0.95
 #: Columns that ranking.csv has whatever is known.
 _ALWAYS = (
     "rank", "rank_low", "rank_high", "settled", "score", "score_sd", "view_spread", "score_100", "tier",
+)  # fmt: skip
+#: What a row of a work says of its applicant, before ``file`` in a ranking.
+_OF_APPLICANTS = (
+    "applicant", "applicant_rank", "applicant_rank_low", "applicant_rank_high", "applicant_score",
 )  # fmt: skip
 _TABLE_WIDTH = 100  # terminal cells
 _SHOWN_TIERS = 5  # more tiers than this have their probabilities in the files only
@@ -49,7 +55,7 @@ def rank_scores(
         draws: [H, n] scores of the same works in H draws, of
             :meth:`mirip_fast.ranking.scorer.ScoreModel.draw`.
         win_rates: tier → [n] shares of its anchors that the works beat, NaN for unknown.
-        applicants: further columns [n], of :func:`mirip_fast.portfolio.applicants.of_works`.
+        applicants: further columns [n], of :func:`of_works`.
 
     Returns:
         A row per scored work. What is unknown of all of them has no column.
@@ -260,3 +266,185 @@ def rank_intervals(
 def _outside(draws: int) -> int:
     """k: the interval goes from the k-th smallest to the k-th largest of the draws."""
     return max(1, int((draws + 1) * (1 - CONFIDENCE) / 2))
+
+
+# ---------------------------------------------------------------------------------------- applicants
+
+
+@dataclass(frozen=True)
+class Applicants:
+    """Applicants in order.
+
+    Attributes:
+        by: the column that names them; ``within``: the column inside whose values they are ranked, or None.
+        table: a row per applicant, the best first; see :func:`rank_applicants`.
+        how: works make a score; ``why`` says so in a sentence.
+        remarks: what else has to be said, in sentences.
+    """
+
+    by: str
+    within: str | None
+    table: pd.DataFrame
+    how: str
+    why: str
+    remarks: tuple[str, ...]
+
+    def records(self) -> list[dict[str, Any]]:
+        """Plain JSON types, the best applicant first."""
+        names = ("name", "rank", "low", "high", "settled", "score", "sd")
+        own = ("applicant", "rank", "rank_low", "rank_high", "settled", "score", "score_sd")
+        return [
+            {
+                **{name: row.get(column) for name, column in zip(names, own, strict=True)},
+                "within": row.get("within"),
+                "works": row["files"],
+            }
+            for row in self.table.to_dict("records")
+        ]
+
+    def write(self, folder: Path) -> Path:
+        """Write applicants.csv: a row per applicant, the best first."""
+        within = [] if self.within is None else [self.within]
+        columns = [*_ALWAYS[:6], "works", "applicant", *within, "files"]
+        rows = []
+        for row in self.table.to_dict("records"):
+            known = {c: _plain(v) for c, v in row.items()} | {"files": "; ".join(row["files"])}
+            known |= {} if self.within is None else {self.within: row["within"]}
+            rows.append({c: _cell(c, known.get(c), own=True) for c in columns})
+        write_csv(folder / "applicants.csv", columns, rows)
+        return folder / "applicants.csv"
+
+    def to_text(self, ranks: dict[str, int], top: int | None, width: int) -> str:
+        """A table for a terminal: behind each applicant the ranks and names of the works."""
+        rows: list[list[str]] = []
+        headers = ["rank", "95 %", "score", "works", "applicant", "their works, by rank"]
+        for row in self.table[:top].to_dict("records"):
+            span = ""
+            if "rank_low" in row:
+                span = f"{row['rank_low']}–{row['rank_high']}{' ' if row['settled'] else '~'}"
+            name = (
+                row["applicant"] if self.within is None else f"{row['within']}: {row['applicant']}"
+            )
+            of = ", ".join(f"{ranks[file]} {printable(Path(file).name)}" for file in row["files"])
+            rows.append(
+                [str(row["rank"]), span, f"{row['score']:.4f}", str(row["works"]),
+                 shorten(printable(name), 24), of]
+            )  # fmt: skip
+        used = len(format_table(headers, [[*row[:-1], ""] for row in rows]).split("\n")[1]) - len(
+            headers[-1]
+        )
+        for cells in rows:
+            cells[-1] = shorten(cells[-1], max(20, width - used))
+        return format_table(headers, rows, align="rrrrll")
+
+
+def rank_applicants(
+    names: Sequence[str | None],
+    scores: ArrayLike,
+    files: Sequence[str],
+    how: str,
+    *,
+    draws: NDArray[np.float64] | None = None,
+    within: Sequence[str | None] | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Sort applicants by what their works' scores make. Equal scores share the better rank.
+
+    The interval counts how far grades lie from the model's scores (``draws``), and which works were handed
+    in: in each draw an applicant's works are drawn anew around their mean, by how far works of one applicant
+    lie from their mean among all who have several.
+
+    Args:
+        names: [n] whose work each is; None: nobody's, left out.
+        scores: [n], higher is better; NaN: left out.
+        files: [n] names of the works.
+        how: mean, median or best:K.
+        draws: [H, n] grades that the works may get, in which an applicant's works err together as they do.
+        within: [n] values inside which applicants are ranked; one with works in two is there twice.
+        seed: of the works drawn anew.
+
+    Returns:
+        A row per applicant: ``applicant``, ``within`` where there is one, ``rank``, ``rank_low``,
+        ``rank_high`` and ``settled`` (with draws), ``score``, ``score_sd`` (with draws), ``works`` (how
+        many), ``files`` (their names, the best first).
+    """
+    import pandas as pd
+
+    values = np.asarray(scores, dtype=np.float64)
+    keys = [
+        None if name is None or np.isnan(score) else (inside or "", name)
+        for name, score, inside in zip(names, values, within or [""] * len(values), strict=True)
+    ]
+    known, members = members_of(keys)
+    own = aggregate(np.nan_to_num(values), members, how)
+    drawn = None
+    if draws is not None:
+        drawn = aggregate(np.nan_to_num(draws), members, how)
+        drawn += _other_works(values, members, how, len(draws), seed)
+    parts = []
+    for inside in dict.fromkeys(key[0] for key in known):
+        here = np.array([i for i, key in enumerate(known) if key[0] == inside])
+        here = here[np.lexsort((here, -own[here]))]
+        rows: dict[str, Any] = {"applicant": [known[i][1] for i in here]}
+        if within is not None:
+            rows["within"] = [inside] * len(here)
+        rows["rank"] = ranks_of(own[here])
+        if drawn is not None:
+            ends = rank_intervals(drawn[:, here], rows["rank"])
+            rows["rank_low"], rows["rank_high"], rows["settled"] = ends
+        rows["score"] = own[here]
+        if drawn is not None:
+            rows["score_sd"] = drawn[:, here].std(axis=0, ddof=1)
+        places = [members[i][np.argsort(-values[members[i]], kind="stable")].tolist() for i in here]
+        rows["works"] = [len(place) for place in places]
+        rows["files"] = [[files[p] for p in place] for place in places]
+        parts.append(pd.DataFrame(rows))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _other_works(
+    values: NDArray[np.float64],
+    members: Sequence[NDArray[np.int64]],
+    how: str,
+    draws: int,
+    seed: int,
+) -> NDArray[np.float64]:
+    """[draws, G] how far an applicant's score would lie from this one with other works of the same hand.
+
+    Deviations from the mean are pooled over all applicants of several works, as two or three works alone do
+    not tell how far they scatter; √(n / (n − 1)) makes up for the mean being that of the same works.
+    """
+    several = [values[own] for own in members if len(own) > 1]
+    if not several:
+        return np.zeros((draws, len(members)))
+    pool = np.concatenate(
+        [(own - own.mean()) * (len(own) / (len(own) - 1)) ** 0.5 for own in several]
+    )
+    rng = np.random.default_rng([seed, 1])
+    made = aggregate(rng.choice(pool, size=(draws, len(values))), members, how)
+    centred: NDArray[np.float64] = made - made.mean(axis=0)
+    return centred
+
+
+def of_works(
+    table: pd.DataFrame, names: Sequence[str | None], within: Sequence[str | None] | None
+) -> dict[str, NDArray[Any]]:
+    """What each of n works says of its applicant: the columns that are known, None where it has none.
+
+    Args:
+        table: of :func:`rank_applicants`.
+        names: [n] whose work each is.
+        within: [n] values inside which applicants are ranked.
+    """
+    keys = zip(table["within"] if within else [""] * len(table), table["applicant"], strict=True)
+    row_of = dict(zip(keys, table.to_dict("records"), strict=True))
+    found = [
+        row_of.get((inside or "", name), {}) if name else {}
+        for name, inside in zip(names, within or [""] * len(names), strict=True)
+    ]
+    made = {}
+    for column in _OF_APPLICANTS:
+        name = column if column == _OF_APPLICANTS[0] else column.removeprefix("applicant_")
+        if name in table:
+            made[column] = np.array([row.get(name) for row in found], dtype=object)
+    return made

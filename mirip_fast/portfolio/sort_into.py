@@ -196,35 +196,33 @@ def _act(log: Any, how: str, file: Path, target: Path) -> None:
     if place is None:
         file.stat()
     act: dict[str, Any] = {"how": how, "from": str(file), "to": str(target)}
-    if how != "link":
-        partial = _partial(target)
-        partial.unlink(missing_ok=True)
-        same_disk = place is None and file.stat().st_dev == target.parent.stat().st_dev
-        if how == "copy" or not same_disk:
-            _note(log, {**act, "sha256": None})
-            try:
-                if place is None:
-                    shutil.copy2(file, partial)
-                else:
-                    partial.write_bytes(place[0])
-                with partial.open("rb") as stream:
-                    os.fsync(stream.fileno())
-                _note(log, {**act, "sha256": sha256_of(partial)})
-                partial.replace(target)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    partial.unlink(missing_ok=True)
-                raise
-            fsync_folder(target.parent)
-            if how == "move":
-                file.unlink()
-        else:
-            _note(log, {**act, "sha256": None})
-            file.rename(target)
-        fsync_folder(target.parent)
-    else:
+    if how == "link":
         _note(log, act)
         target.symlink_to(file)
+        return
+    partial = _partial(target)
+    partial.unlink(missing_ok=True)
+    _note(log, {**act, "sha256": None})
+    if how == "move" and file.stat().st_dev == target.parent.stat().st_dev:
+        file.rename(target)
+        fsync_folder(target.parent)
+        return
+    try:
+        if place is None:
+            shutil.copy2(file, partial)
+        else:
+            partial.write_bytes(place[0])
+        with partial.open("rb") as stream:
+            os.fsync(stream.fileno())
+        _note(log, {**act, "sha256": sha256_of(partial)})
+        partial.replace(target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+    fsync_folder(target.parent)
+    if how == "move":
+        file.unlink()
 
 
 def _undo(file: Path, target: Path, act: dict[str, Any]) -> bool:

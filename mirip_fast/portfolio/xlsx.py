@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from mirip_fast.config import Config
@@ -17,13 +19,13 @@ from mirip_fast.data.csv_reader import closest, listed
 from mirip_fast.errors import DataError
 from mirip_fast.features.phase_one import default_workers
 from mirip_fast.files import write_atomically
-from mirip_fast.portfolio.ranking import given_columns, of_tiers
+from mirip_fast.portfolio.ranking import Applicants, given_columns, of_tiers
 from mirip_fast.portfolio.thumbnails import make_thumbnails
+from mirip_fast.ranking.applicants import members_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from mirip_fast.portfolio.applicants import Applicants
 
 _SIDE = 96  # pixels of a small picture's longer side
 _PICTURE_BYTES = 8 << 10
@@ -36,7 +38,7 @@ _COLOURS = ("F6D365", "A8D5A2", "A9CCE3", "D7DBDD", "E6B0AA")  # of tiers, the b
 _WIDTHS = {"picture": 14, "file": 40, "files": 60, "applicant": 20, "image_id": 24}
 
 
-def check_workbook_path(path: Path, by: str | None = None) -> None:
+def check_workbook_path(path: Path) -> None:
     """Refuse a place where no workbook can be written, before anything is computed.
 
     Raises:
@@ -106,9 +108,9 @@ def write_workbook(
     return path
 
 
-def _parts(ranking: pd.DataFrame, by: str | None) -> list[tuple[str, list[int]]]:
+def _parts(ranking: pd.DataFrame, by: str | None) -> list[tuple[str, NDArray[np.int64]]]:
     """Sheets: name and places in the ranking, that of all works first."""
-    parts = [("ranking", list(range(len(ranking))))]
+    parts = [("ranking", np.arange(len(ranking)))]
     if len(ranking) > _MOST_ROWS:
         raise DataError(
             f"A sheet has {_MOST_ROWS:,} rows; {len(ranking):,} works are in ranking.csv"
@@ -129,9 +131,7 @@ def _parts(ranking: pd.DataFrame, by: str | None) -> list[tuple[str, list[int]]]
             f"--sheets-by {by}: {values.nunique():,} values, and more than {_MOST_SHEETS} sheets can not be "
             "found one's way in; name a column with fewer"
         )
-    places: dict[str, list[int]] = {}
-    for place, value in enumerate(values):
-        places.setdefault(value, []).append(place)
+    places = dict(zip(*members_of(values.tolist()), strict=True))
     if "applicant_rank" in ranking and values.equals(ranking["applicant"].fillna("").astype(str)):
         best = ranking["applicant_rank"].fillna(_MOST_ROWS)
         places = dict(sorted(places.items(), key=lambda part: best.iloc[part[1][0]]))
