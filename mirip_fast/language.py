@@ -21,6 +21,9 @@ _SENTENCES = re.compile(r"(?<=[.;:!?)»]) +(?=\S)")
 #: Blanks that hold words of the program, rather than a user's name or path, are translated too.
 _WORDS = re.compile(r"[\d,.]* ?[a-z][a-z-]*( [a-z-]+)*|.*\S \S.*", re.DOTALL)
 
+#: What stands before a blank that holds a name, not words.
+_BEFORE_NAME = re.compile(r"(['«]|--[\w-]+[ =])$")
+
 _language = "en"
 
 
@@ -116,7 +119,10 @@ def _catalogue(
         form = (r"([\d,.]+)" if short else "(.*?)").join(map(re.escape, fixed))
         numbered = translation.replace("{}", "\0").replace("{", "{{").replace("}", "}}")
         numbered = re.sub(r"\{\{(\d+)\}\}", r"{\1}", numbered).replace("\0", "{}")
-        names = [part.endswith(("'", "`", "«")) for part in fixed[:-1]]
+        names = [
+            bool(_BEFORE_NAME.search(part)) or "".join(fixed[: i + 1]).count("`") % 2 == 1
+            for i, part in enumerate(fixed[:-1])
+        ]
         forms.append((longest, re.compile(form, re.DOTALL), names, numbered))
     forms.sort(key=lambda entry: -len(entry[1].pattern))
     return exact, forms
