@@ -153,6 +153,10 @@ def test_the_middle_and_the_best_and_departments(
     assert "Did you mean 지원자? A folder per applicant: --by folder" in flat(
         capfd.readouterr().err
     )
+    for table in {*Path("data").glob("*.csv")} - {Path("data/new.csv")}:
+        table.unlink()
+    assert run(["rank", "data", "--by", "지원자"]) == 1  # its table is called new.csv
+    assert "The table in it is read where it is named: data/new.csv" in flat(capfd.readouterr().err)
 
 
 def test_a_folder_per_applicant(office: Path, capfd: pytest.CaptureFixture[str]) -> None:

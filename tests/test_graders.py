@@ -84,6 +84,28 @@ def test_other_names_of_the_columns_are_heeded(tmp_path: Path) -> None:
         read(tmp_path, text, grader_column="교수")
 
 
+def test_an_offices_table_is_read_as_it_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Columns called by the teachers' names, pictures in the one folder beside the table."""
+    (tmp_path / "그림").mkdir()
+    (tmp_path / "그림/가.HEIC").touch()
+    text = "파일,지원자,김 교수,Lee,비고\n가.HEIC,김,S,a,좋음\n나.png,이,,B,\n"
+    caplog.set_level(logging.INFO)
+    read(tmp_path, text)
+    assert "the column '파일' names the pictures" in caplog.text
+    assert "did you mean --tier-column '김 교수,Lee'?" in caplog.text  # and so it is:
+    found = read(tmp_path, text, tier_column="김 교수,Lee")
+    assert found.table["tier_Lee"].tolist() == ["A", "B"]
+    assert [*found.table["tier"]] == ["A", "B"]
+    assert Path(found.table["file"][0]) == tmp_path / "그림/가.HEIC"
+    write_manifest_csv(tmp_path / "copy.csv", found)
+    again = read_manifest(tmp_path / "copy.csv").table
+    assert again["tier_김 교수"].tolist() == ["S", ""]
+    with pytest.raises(DataError, match=r"no column 'Le' \(--tier-column\)"):
+        read(tmp_path, text, tier_column="김 교수,Le")
+
+
 def test_one_grader_changes_nothing(tmp_path: Path) -> None:
     found = read(tmp_path, "filename,tier,grader\na.png,S,Kim\nb.png,B,Kim\n").table
     assert found["grader"].tolist() == ["Kim", "Kim"]

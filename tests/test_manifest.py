@@ -109,7 +109,7 @@ def test_all_faults_at_once(data: Path) -> None:
 
 
 def test_missing_columns_are_told_with_what_there_is(data: Path) -> None:
-    write(data, "image_id,filenames,tier\n1,a.png,S\n")
+    write(data, "image_id,filenames,tier\n1,a,S\n")
     with pytest.raises(DataError, match=r"(?s)filename.*Did you mean --image-column filenames\?"):
         read_manifest(data)
 

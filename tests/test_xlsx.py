@@ -144,7 +144,7 @@ def test_faults_are_told_with_sheet_row_and_column(data: Path) -> None:
         DataError, match=r"sheet '작품', row 3: the names of the columns stand here"
     ):
         read_manifest(data)
-    save(data / "metadata.xlsx", ("파일", "등급"), ("b.png", "S"))
+    save(data / "metadata.xlsx", ("파일", "등급"), ("b", "S"))
     with pytest.raises(DataError, match="sheet '작품': no column 'filename'.*It has: 파일, 등급"):
         read_manifest(data)
     save(data / "metadata.xlsx")

@@ -123,10 +123,24 @@ def with_column(manifest: Manifest) -> Manifest:
             f"--by {by}: {shown(manifest.source)} has no such column; it has "
             f"{', '.join(own) or 'no further columns'}."
             + (f" Did you mean {close}?" if close else "")
-            + " A folder per applicant: --by folder"
+            + (_tables_in(manifest.source) or " A folder per applicant: --by folder")
         )
     log.warning("--by %s: the column %r is read", by, alike[0])
     return replace(manifest, options=replace(options, by=alike[0]))
+
+
+def _tables_in(folder: Path) -> str:
+    """What to type where the one table in a folder of pictures was not read, as it has another name."""
+    tables = [
+        p
+        for p in (folder.iterdir() if folder.is_dir() else ())
+        if p.suffix.lower() in (".xlsx", ".csv") and not p.name.startswith(("~$", "."))
+    ]
+    return (
+        f" The table in it is read where it is named: {shown(tables[0])}"
+        if len(tables) == 1
+        else ""
+    )
 
 
 def applicants_of(manifest: Manifest) -> list[str | None]:

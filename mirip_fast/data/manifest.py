@@ -130,7 +130,8 @@ def _by_page(manifest: Manifest) -> Manifest:
             f"{where}: {twice.iloc[0]!r} is there twice, by itself and as a page of its PDF; leave one"
         )
     there = counted(int(counts.sum()), "page"), counted(int((counts > 0).sum()), "PDF")
-    logger.info("%s: %s in %s; each page is a work", where, *there)
+    if counts.any():
+        logger.info("%s: %s in %s; each page is a work", where, *there)
     return replace(manifest, table=table)
 
 

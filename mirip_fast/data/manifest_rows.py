@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
+import shlex
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +28,9 @@ from mirip_fast.data.csv_reader import (
     spelled,
     with_known_names,
 )
+from mirip_fast.data.formats import split_page
 from mirip_fast.data.graders import PREFIX, consensus, grader_of
+from mirip_fast.data.image_files import IMAGE_EXTENSIONS, ending_of, hidden_part
 from mirip_fast.data.locate import FileFinder
 from mirip_fast.data.sources import entries_in, is_place, safe_name
 from mirip_fast.data.table import DataOptions, Manifest, image_table, own_column
@@ -59,7 +63,7 @@ def records_from_csv(path: Path, options: DataOptions) -> Manifest:
     )
     table = with_known_names(table, _looked_for(table, options))
     columns = _find_columns(table, options)
-    places = [path.parent, path.parent / IMAGE_FOLDER]
+    places = [path.parent, *_picture_folder(path.parent)]
     if options.image_root is not None:
         places.insert(0, options.image_root)
     return Manifest(
@@ -67,9 +71,56 @@ def records_from_csv(path: Path, options: DataOptions) -> Manifest:
         root=options.image_root or path.parent,
         tiers=options.tiers,
         table=Rows(table, columns, options, FileFinder(places)).read(),
-        options=replace(options, image_column=columns.image, sheet=table.sheet),
+        options=replace(
+            options,
+            image_column=columns.image,
+            sheet=table.sheet,
+            tier_column=options.tier_column
+            if columns.tier or not _listed_graders(table, options)
+            else DataOptions.tier_column,
+        ),
         places=tuple(dict.fromkeys(places)),
     )
+
+
+def _picture_folder(folder: Path) -> list[Path]:
+    """Where a table's pictures lie below its folder: ``images``, else the only folder there is."""
+    if (folder / IMAGE_FOLDER).is_dir() or not folder.is_dir():
+        return [folder / IMAGE_FOLDER]
+    below = [one for one in folder.iterdir() if one.is_dir() and not hidden_part(one.name)]
+    return below if len(below) == 1 else [folder / IMAGE_FOLDER]
+
+
+def _listed_graders(table: Table, options: DataOptions) -> list[str]:
+    """The columns that ``--tier-column 김,Lee`` names, one per grader; none where it names one column."""
+    names = [name.strip() for name in options.tier_column.split(",")]
+    several = options.tier_column not in table.columns and len(names) > 1
+    return names if several and set(names) & {*table.columns} else []
+
+
+def _picture_columns(table: Table, id_column: str) -> list[str]:
+    """The columns, other than of ids, whose cells are names of pictures, as far as there are any."""
+    return [
+        name
+        for place, name in enumerate(table.columns)
+        if name != id_column
+        and (cells := {row[place].strip() for _, row in table.rows} - {""})
+        and all(ending_of(split_page(cell)[0]) in IMAGE_EXTENSIONS for cell in cells)
+    ]
+
+
+def _typed(name: str) -> str:
+    """A name as a shell takes it; letters of any language need no quotes."""
+    return name if re.fullmatch(r"[\w.,=-]+", name) else shlex.quote(name)
+
+
+def _tier_columns(table: Table, names: Sequence[str], tiers: Sequence[str]) -> list[str]:
+    """Those of the columns whose cells are tiers, as far as there are any."""
+    known = {folded(tier) for tier in tiers} | {""}
+    cells = {
+        name: {folded(row[table.columns.index(name)]) for _, row in table.rows} for name in names
+    }
+    return [name for name, own in cells.items() if own - {""} and own <= known]
 
 
 def _expected_columns(options: DataOptions) -> list[str]:
@@ -117,6 +168,14 @@ def _find_columns(table: Table, options: DataOptions) -> Columns:
     else:
         wanted = IMAGE_COLUMNS
     image = next((name for name in wanted if name in table.columns), None)
+    pictures = (
+        []
+        if image or options.image_column is not None
+        else _picture_columns(table, options.id_column)
+    )
+    if len(pictures) == 1:
+        image = pictures[0]
+        log.info("%s: the column '%s' names the pictures", shown(table.path), spelled(image))
     if image is None:
         close = next(filter(None, (closest(name, table.columns) for name in wanted)), None)
         problems.add(
@@ -124,7 +183,7 @@ def _find_columns(table: Table, options: DataOptions) -> Columns:
             + (
                 f" Did you mean --image-column {spelled(close)}?"
                 if close
-                else " Name it: --image-column …"
+                else " Name it: --image-column COLUMN"
             )
         )
 
@@ -151,6 +210,10 @@ def _find_columns(table: Table, options: DataOptions) -> Columns:
         return Columns(image or "", own_id, tier=None, score=None, group=None, grader=grader)
     names = ((name, grader_of(name, options.tier_column, options.score_column)) for name in free)
     graders = {name: one for name, one in names if one is not None}
+    for name in _listed_graders(table, options):
+        graders[name] = name
+        if name not in table.columns:
+            problems.add(f"no column {name!r} (--tier-column). It has: {exists}.")
     columns = Columns(
         image=image or "",
         id=own_id,
@@ -167,8 +230,13 @@ def _find_columns(table: Table, options: DataOptions) -> Columns:
         if alike[0] != name:
             problems.add(f"one grader's, as the column {alike[0]!r} is", column=name)
     problems.raise_if_any()
-    if columns.tier is None and not columns.graders:
-        close = misspelled(options.tier_column, free) or closest(options.tier_column, free)
+    if columns.tier is None and not columns.graders and options.applicants is None:
+        hold = _tier_columns(table, free, options.tiers)
+        close = (
+            ",".join(hold)
+            or misspelled(options.tier_column, free)
+            or closest(options.tier_column, free)
+        )
         log.warning(
             "%s: no column %r, so its images have no %s; it has: %s%s",
             *(
@@ -177,7 +245,7 @@ def _find_columns(table: Table, options: DataOptions) -> Columns:
                 "tiers" if columns.score else "grades",
                 exists,
             ),
-            f" (did you mean --tier-column {spelled(close)}?)" if close else "",
+            f" (did you mean --tier-column {_typed(spelled(close))}?)" if close else "",
         )
     return columns
 
