@@ -19,7 +19,7 @@ _FOLDER = Path(__file__).with_name("locale")
 _LEAST = 8  # letters of an entry, beside its blanks, that say enough to be known by
 _SENTENCES = re.compile(r"(?<=[.;:!?)»]) +(?=\S)")
 #: Blanks that hold words of the program, rather than a user's name or path, are translated too.
-_WORDS = re.compile(r"[\d,.]* ?[a-z][a-z-]*( [a-z-]+)*|.*\S \S.*", re.DOTALL)
+_WORDS = re.compile(r"[\d,.]* ?[a-z][a-z-]*( [a-z-]+)*|.*\S \S.*")
 
 #: What stands before a blank that holds a name, not words.
 _BEFORE_NAME = re.compile(r"(['«]|--[\w-]+[ =])$")
@@ -64,6 +64,8 @@ def _translated(text: str, language: str) -> str:
     lines = text.split("\n")
     if len(lines) > 1:
         return "\n".join(_translated(line, language) for line in lines)
+    if "  " in text.strip():  # a line of a table, whose columns have to stay
+        return text
     pieces = _SENTENCES.split(text)
     for count in range(len(pieces) - 1, 0, -1):  # as many sentences together as an entry holds
         first = " ".join(pieces[:count])
@@ -113,9 +115,8 @@ def _catalogue(
         longest = max(fixed, key=len)
         if not longest.strip():
             continue
-        short = (
-            len(re.sub(r"\W", "", "".join(fixed))) < _LEAST
-        )  # «{} rows» is known by its number, too
+        letters = len(re.sub(r"\W", "", "".join(fixed)))
+        short = not fixed[0] and letters < _LEAST  # «{} rows» is known by its number, too
         form = (r"([\d,.]+)" if short else "(.*?)").join(map(re.escape, fixed))
         numbered = translation.replace("{}", "\0").replace("{", "{{").replace("}", "}}")
         numbered = re.sub(r"\{\{(\d+)\}\}", r"{\1}", numbered).replace("\0", "{}")
@@ -123,6 +124,6 @@ def _catalogue(
             bool(_BEFORE_NAME.search(part)) or "".join(fixed[: i + 1]).count("`") % 2 == 1
             for i, part in enumerate(fixed[:-1])
         ]
-        forms.append((longest, re.compile(form, re.DOTALL), names, numbered))
+        forms.append((longest, re.compile(form), names, numbered))
     forms.sort(key=lambda entry: -len(entry[1].pattern))
     return exact, forms

@@ -37,6 +37,7 @@ from mirip_fast.evaluation.metrics import (
 )
 from mirip_fast.evaluation.reliability import Reliability, reliability
 from mirip_fast.evaluation.text_table import format_table
+from mirip_fast.language import tr
 
 #: Of finer grades, where they have to be told apart.
 STEPS = 64
@@ -591,7 +592,7 @@ def _report_text(report: Report, mistakes: int) -> str:
         f"{report.n_images} images ({listed}) in {report.n_groups} groups, {report.n_pairs} pairs of "
         f"different {'tiers' if report.tier_names else 'tier_score'}"
     )
-    figures = [[name, _shown(value), _span(span)] for name, value, span in _figures(report)]
+    figures = [[tr(name), _shown(value), _span(span)] for name, value, span in _figures(report)]
     parts = [head, format_table(["measure", "value", level], figures, "lrl")]
     if report.tier_names:
         cells = [
