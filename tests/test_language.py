@@ -60,7 +60,7 @@ def test_what_no_entry_fits_stays_english() -> None:
 
 
 def test_catalogues_fit_the_messages_of_today(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four of five messages at least; more are told by `make words`, which adds what is new."""
+    """Nine of ten messages at least; more are told by `make words`, which adds what is new."""
     pytest.importorskip("babel")
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
     from babel.messages.mofile import read_mo
@@ -75,8 +75,10 @@ def test_catalogues_fit_the_messages_of_today(monkeypatch: pytest.MonkeyPatch) -
         )
         assert {k: v for k, v in entries.items() if v} == compiled, "run `make words`"
         for text, translation in entries.items():
-            if translation:
-                assert len(_BLANK.findall(text)) == len(_BLANK.findall(translation)), text
+            blanks, there = _BLANK.findall(translation), len(_BLANK.findall(text))
+            numbers = [int(blank[1:-1]) for blank in blanks if blank != "{}"]
+            fits = max(numbers) < there and "{}" not in blanks if numbers else len(blanks) == there
+            assert fits or not translation, text
         now = messages()
         missing = [text for text in now if not entries.get(text)]
-        assert len(missing) < len(now) / 5, missing[:20]
+        assert len(missing) < len(now) / 10, missing[:20]
