@@ -486,7 +486,10 @@ class LabelConfig:
     """Judging pairs of works on a local page."""
 
     judge: str | None = option(
-        None, "Name of who judges, written beside each judgement (auto: the name of the login)."
+        None,
+        "Name of who judges, written beside each judgement; given several times, each gets an address "
+        "(auto: the name of the login).",
+        several=True,
     )
     measure_share: float = option(
         0.25,

@@ -8,6 +8,7 @@ token in a header, which no foreign page can send.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import secrets
@@ -72,6 +73,7 @@ class LocalServer:
         port: where to listen; 0 takes a free one.
         host: address to listen on.
         token: None makes one.
+        name: of this machine in the address.
 
     Attributes:
         address: of the page, token included.
@@ -87,13 +89,14 @@ class LocalServer:
         *,
         host: str = HOST,
         token: str | None = None,
+        name: str = HOST,
     ):
         import uvicorn
 
         self.token = token or secrets.token_urlsafe(24)
         self._socket = _listen(host, port)
         self.port = int(self._socket.getsockname()[1])
-        self.address = f"http://{HOST}:{self.port}/{self.token}/"
+        self.address = f"http://{name}:{self.port}/{self.token}/"
         numbers = (signal.SIGINT, signal.SIGTERM)
         ignored = [number for number in numbers if signal.getsignal(number) is signal.SIG_IGN]
 
@@ -130,15 +133,20 @@ class Guard:
 
     Args:
         app: the application.
-        token: stands in the address, or in the header ``Authorization: Bearer …``.
+        token: stands in the address, or in the header ``Authorization: Bearer …``; one of several.
         names: hosts that may be asked for.
         public: addresses that need no token.
     """
 
     def __init__(
-        self, app: Any, token: str, names: Collection[str] = (), public: Collection[str] = ()
+        self,
+        app: Any,
+        token: str | Collection[str],
+        names: Collection[str] = (),
+        public: Collection[str] = (),
     ):
-        self._app, self._token = app, token.encode()
+        tokens = [token] if isinstance(token, str) else token
+        self._app, self._tokens = app, [one.encode() for one in tokens]
         self._names, self._public = (HOST, "localhost", *names), public
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> Any:
@@ -160,13 +168,14 @@ class Guard:
         path = scope["path"]
         given = path.partition("/")[2].partition("/")[0].encode("utf-8", "surrogateescape")
         bearer = headers.get("authorization", "").removeprefix("Bearer ").encode()
-        known = [secrets.compare_digest(text, self._token) for text in (given, bearer)]
+        known = [secrets.compare_digest(a, b) for a in (given, bearer) for b in self._tokens]
         refusal: Response | None = None
         names = self._names
         if not _is_ours(headers.get("host", ""), names) or not _is_own(
             headers.get("origin"), names
         ):
-            refusal = Response("This page is for this machine only", 421, media_type="text/plain")
+            said = "Not by this name: open the address that stands in the terminal"
+            refusal = Response(said, 421, media_type="text/plain")
         elif not any(known) and path not in self._public:
             refusal = Response("Not found", 404, media_type="text/plain")
         await (refusal or self._app)(scope, receive, send_guarded)
@@ -179,6 +188,26 @@ class BadRequestError(ValueError):
 def has_token(request: Request, token: str) -> bool:
     """Whether the token is in the header, which no foreign page can send."""
     return secrets.compare_digest(request.headers.get(TOKEN_HEADER, "").encode(), token.encode())
+
+
+def network_addresses() -> list[str]:
+    """IPv4 addresses of this machine on the network, the one that leads out first.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    found: list[str] = []
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
+        out.connect(("192.0.2.1", 9))  # nothing is sent: it only says which way that would go
+        found.append(out.getsockname()[0])
+    with contextlib.suppress(OSError):
+        found += socket.gethostbyname_ex(socket.gethostname())[2]
+    found = [address for address in dict.fromkeys(found) if not address.startswith(("127.", "0."))]
+    if not found:
+        raise ConfigError(
+            "--share: this machine is on no network; without it the page is for this machine"
+        )
+    return found
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -204,7 +204,7 @@ def test_it_listens_on_this_machine_only(asked: Browser) -> None:
     ]
     assert listening in ([], [f"0100007F:{port:04X}"])
     with pytest.raises(ConfigError, match=f"--port {port} can not be listened on"):
-        server_module.LabelServer(asked.label.session, None, port)  # type: ignore[arg-type]
+        server_module.LabelServer([asked.label.session], None, port)  # type: ignore[arg-type]
     for family, address in ((socket.AF_INET, "127.0.0.2"), (socket.AF_INET6, "::1")):
         with socket.socket(family) as other, pytest.raises(OSError):
             other.connect((address, port))
@@ -248,15 +248,15 @@ def test_a_session(work: Path) -> None:
         state = browser.state()
         first = state
         for i in range(24):
-            label = 1 if state["left"] > state["right"] else -1
+            label = 1 if state["works"][0] > state["works"][1] else -1
             if i == 3:
                 label = 0
             status, state = browser.post("judge", number=state["number"], label=label, seconds=1.25)
             assert status == 200 and state["now"] == i + 1
             assert len(rows_of(out)) == i + 1  # at once
         row = rows_of(out)[0]
-        assert row["image_path_1"] == works.name(first["left"])
-        assert row["image_path_2"] == works.name(first["right"])
+        assert row["image_path_1"] == works.name(first["works"][0])
+        assert row["image_path_2"] == works.name(first["works"][1])
         assert (row["judge"], row["seconds"], row["kind"], row["predicted"]) == (
             "Kim",
             "1.2",
@@ -269,20 +269,20 @@ def test_a_session(work: Path) -> None:
         assert len(rows_of(out)) == 24
 
         # skipping writes nothing and the pair does not come again
-        skipped = {state["left"], state["right"]}
+        skipped = set(state["works"])
         status, state = browser.post("skip", number=state["number"])
         assert (
-            status == 200 and {state["left"], state["right"]} != skipped and len(rows_of(out)) == 24
+            status == 200 and set(state["works"]) != skipped and len(rows_of(out)) == 24
         )
 
         # undo shows the pair again, and the one that was up comes after it
-        up = state["left"], state["right"]
+        up = state["works"]
         last = rows_of(out)[-1]
         status, state = browser.post("undo")
         assert status == 200 and len(rows_of(out)) == 23
-        assert works.name(state["left"]) == last["image_path_1"]
+        assert works.name(state["works"][0]) == last["image_path_1"]
         status, state = browser.post("judge", number=state["number"], label=0)
-        assert (state["left"], state["right"]) == up
+        assert state["works"] == up
         assert (
             rows_of(out)[-1]["label"] == "0" and rows_of(out)[-1]["predicted"] == last["predicted"]
         )
@@ -328,7 +328,7 @@ def test_few_judgements_are_learned_from_and_many_as_train_pairs_does(
         for _ in range(3):
             session._retrainer.wait(60)
         few = session._scores
-        job = session._retrainer._job
+        job = label._retrainer._job
     assert session._remark is None and few is not None
     others = works.in_split("test")
     assert (
@@ -382,7 +382,7 @@ import os, signal, sys, threading, time
 from mirip_fast.label.server import LabelServer
 
 signal.signal(signal.SIGINT, signal.SIG_IGN)
-server = LabelServer(None, None)
+server = LabelServer([None], None)
 
 def signals():
     while not server._server.started:

@@ -185,7 +185,7 @@ def write_manifest_csv(path: Path, manifest: Manifest) -> None:
     files = zip(table["named"], table["file"], strict=True)
     cells = {
         options.id_column: manifest.ids,
-        manifest.image_column: [_name_from(folder, named, Path(file)) for named, file in files],
+        manifest.image_column: [name_from(folder, named, Path(file)) for named, file in files],
     }
     for name, usual, column in (
         (options.tier_column, "tier", table["tier"]),
@@ -430,7 +430,7 @@ def _not_found(source: Path) -> str:
     return f"{shown(source)}: no such file or folder.{hint}"
 
 
-def _name_from(folder: Path, named: str, file: Path) -> str:
+def name_from(folder: Path, named: str, file: Path) -> str:
     """How a CSV file in ``folder`` names a file that its source calls ``named``."""
     if named and file in (folder / named, folder / IMAGE_FOLDER / named):
         return named

@@ -116,12 +116,15 @@ class Dataset:
         """The series that its features are in: every view of every kind of token."""
         return [series_name(view, kind) for view in self.views() for kind in self.info["kinds"]]
 
-    def embed_command(self, backbone: str | None = None, *, whole: bool = False) -> str:
-        """What to type to embed it again as it was embedded, or with another backbone, or not as a trial."""
+    def embed_command(
+        self, backbone: str | None = None, *, whole: bool = False, source: str | None = None
+    ) -> str:
+        """What to type to embed it again as it was embedded, or with another backbone, not as a trial, or
+        another source in the same way."""
         info = self.info
         if backbone is not None:
             info["embed"]["backbone"] = backbone
-        words = ["mirip-fast", "embed", info["source"]]
+        words = ["mirip-fast", "embed", source or info["source"]]
         for setting in settings("embed", "data"):
             value = info[setting.section].get(setting.name, setting.default)
             if setting.name == "cache_dir":

@@ -62,11 +62,20 @@ class Judgement:
         pair: what was shown.
         label: 1 the left is better, −1 the right, 0 a tie.
         predicted: what the head of that moment expected, 1 or −1; None where there was none.
+        judge: who; empty where the file does not say.
+        row: its number in the file.
     """
 
     pair: Pair
     label: int
     predicted: int | None = None
+    judge: str = ""
+    row: int = 0
+
+    @property
+    def verdict(self) -> int:
+        """The label as if the work with the smaller number stood left."""
+        return self.label if self.pair.one == self.pair.key[0] else -self.label
 
 
 class Chooser:
@@ -102,6 +111,7 @@ class Chooser:
         *,
         waiting: Sequence[Pair] = (),
         skipped: Collection[tuple[int, int]] = (),
+        others: Sequence[Pair] = (),
     ) -> Pair:
         """The pair to show after ``judged`` and those that are still waiting for a verdict.
 
@@ -109,6 +119,7 @@ class Chooser:
             judged: all judgements so far, in order.
             waiting: pairs that were chosen and are not judged yet.
             skipped: keys of pairs that the judge did not want to compare.
+            others: pairs that other judges judged: to measure, those come first.
         """
         before = [*(j.pair for j in judged), *waiting]
         taken = {pair.key for pair in before} | set(skipped)
@@ -122,7 +133,7 @@ class Chooser:
         kind = self._due(before)
         pair = again() if kind == REPEAT else None
         if kind == MEASURE:
-            pair = self._measure(before, taken)
+            pair = self._measure(before, taken, others)
         pair = pair or self._teach(judged, before, taken)
         # Where every pair was judged: measure, or ask again.
         pair = pair or self._measure(before, taken) or again(0)
@@ -132,6 +143,16 @@ class Chooser:
         if pair.kind != REPEAT and self._rng.random() < 0.5:  # left and right by the toss of a coin
             return Pair(pair.other, pair.one, pair.kind)
         return pair
+
+    def further(self, pair: Pair) -> tuple[int, ...]:
+        """Two more works of the split of ``pair``; none where it has no two more."""
+        split = next((s for s in self._splits.values() if pair.one in s), np.empty(0, np.int64))
+        left = split[~np.isin(split, pair.key)]
+        return tuple(self._rng.choice(left, 2, replace=False).tolist()) if len(left) > 1 else ()
+
+    def kind(self, pair: Pair) -> str:
+        """Whether a pair that was not judged before teaches or measures."""
+        return TEACH if pair.one in self._splits["train"] else MEASURE
 
     def _due(self, before: Sequence[Pair]) -> str:
         """The kind that is furthest behind its share."""
@@ -153,8 +174,16 @@ class Chooser:
         one, other = candidates[int(self._rng.integers(len(candidates)))].tolist()
         return Pair(one, other, kind)
 
-    def _measure(self, before: Sequence[Pair], taken: Collection[tuple[int, int]]) -> Pair | None:
-        """Two random works of val or test."""
+    def _measure(
+        self,
+        before: Sequence[Pair],
+        taken: Collection[tuple[int, int]],
+        others: Sequence[Pair] = (),
+    ) -> Pair | None:
+        """Two random works of val or test, or two that others were shown."""
+        theirs = [p.key for p in others if p.kind == MEASURE and p.key not in taken]
+        if theirs:
+            return self._drawn(np.array(theirs), MEASURE)
         count = sum(pair.kind == MEASURE for pair in before)
         first = MEASURE_IN[count % len(MEASURE_IN)]
         for split in (first, *sorted(set(MEASURE_IN) - {first})):

@@ -1,7 +1,7 @@
-"""The file of judged pairs while somebody judges: one row per judgement, on the disk before the next pair.
+"""The file of judged pairs, or of grades, while somebody judges: a row per judgement, on the disk at once.
 
-A row is written with one call at the end of the file and made to survive a power loss (fsync). What a power
-loss leaves of half a row is put aside, not lost. The file is the one that ``train --pairs`` reads.
+Rows are written with one call at the end of the file and made to survive a power loss (fsync). What a power
+loss leaves of half a row is put aside, not lost. ``train --pairs`` or ``embed`` reads the file.
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from mirip_fast.closing import Closing
 from mirip_fast.data.csv_reader import SEPARATORS, shown
 from mirip_fast.data.pair_files import FIRST, LABEL, SECOND
 from mirip_fast.errors import DataError
-from mirip_fast.files import disk_full, fsync_folder, is_disk_full
+from mirip_fast.files import disk_full, fsync_folder, is_disk_full, write_atomically
 
 #: Columns of a new file. ``kind`` says why the pair was shown, ``predicted`` what the head expected.
 COLUMNS = (FIRST, SECOND, LABEL, "time", "judge", "seconds", "kind", "predicted")
@@ -25,28 +26,48 @@ _BOM = b"\xef\xbb\xbf"
 
 
 class JudgementFile(Closing):
-    """A file of judged pairs, held by this process alone until :meth:`close`.
+    """A file of judged pairs, or of grades, held by this process alone until :meth:`close`.
 
     An existing file is gone on from in its own columns and separator. A new one gets its header together with
     the first judgement.
 
+    Args:
+        path: the file.
+        columns: of a new file.
+        required: of an existing one; the last of them holds the verdict.
+        verdicts: that there are.
+        what: the file is, for whoever gives another.
+
     Attributes:
         path: the file.
+        rows: a number that never changes → the row's cells, in the order of the file.
+        lock: whoever reads or changes the rows from several threads holds it.
         aside: where rows that were taken back, and broken ends, are kept.
         columns: names in the header.
         mended: what was put right on opening, for the user; None where nothing was.
 
     Raises:
-        DataError: it can not be written, somebody else has it, or it is no file of judged pairs.
+        DataError: it can not be written, somebody else has it, or it is another kind of file.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(
+        self,
+        path: Path,
+        columns: tuple[str, ...] = COLUMNS,
+        *,
+        required: Sequence[str] = (FIRST, SECOND, LABEL),
+        verdicts: Collection[str] = ("1", "0", "-1"),
+        what: str = "judged pairs",
+    ):
+        self.path, self.lock = path, threading.RLock()
         self.aside = path.with_name(f"{path.stem}.taken-back.csv")
-        self.columns: tuple[str, ...] = COLUMNS
+        self.columns, self.rows = columns, dict[int, dict[str, str]]()
         self.mended: str | None = None
-        self._separator = ","
-        self._starts: list[int] = []  # where each row written now begins
+        self._required, self._verdicts, self._what = required, verdicts, what
+        self._separator, self._head = ",", b""  # the header as written, with what stands before it
+        self._bytes: dict[int, bytes] = {}  # each row as written
+        self._made: list[int] = []  # rows written by this process
+        self._number = 0
         self._handle = _open(path)
         try:
             _lock(self._handle, path)
@@ -68,59 +89,101 @@ class JudgementFile(Closing):
     @property
     def has_rows(self) -> bool:
         """Whether there is a judgement in it."""
-        return self._has_rows or bool(self._starts)
+        return bool(self.rows)
 
     @property
     def can_take_back(self) -> bool:
         """Whether a judgement written by this process is left."""
-        return bool(self._starts)
+        return bool(self._made)
 
-    def append(self, row: Mapping[str, str]) -> None:
-        """Write one judgement; it is on the disk when this returns.
+    def append(self, *rows: Mapping[str, str], instead_of: Collection[int] = ()) -> list[int]:
+        """Write judgements, all or none; they are on the disk when this returns.
 
         Args:
-            row: column → text; columns that the file has not are left out.
+            rows: column → text; columns that the file has not are left out.
+            instead_of: numbers of rows that go in the same step; they are kept in the file ``aside``.
+
+        Returns:
+            The number of each row.
 
         Raises:
             DiskFullError: no room; the file is as it was.
             DataError: the file was taken away or changed by something else.
         """
-        self._require_ours()
-        text = self._row([row.get(name, "") for name in self.columns])
-        start = self._size
-        if start == 0:
-            header = _BOM + self._row(self.columns)
-            text = header + text
-            start = len(header)
-        before = self._size
+        with self.lock:
+            self._require_ours()
+            known = [{name: row.get(name, "") for name in self.columns} for row in rows]
+            texts = [self._row([*row.values()]) for row in known]
+            head = self._head or _BOM + self._row(self.columns)
+            if instead_of:
+                self._replace(instead_of, head, texts)
+            else:
+                self._write(b"".join(texts) if self._size else head + b"".join(texts))
+            self._head = head
+            return [self._keep(row, text) for row, text in zip(known, texts, strict=True)]
+
+    def take_back(self, *numbers: int) -> None:
+        """Remove rows, the last one that this process wrote if none are named; they are kept in ``aside``.
+
+        They are safe there before they go here, in one step: a kill loses no judgement.
+
+        Raises:
+            DataError: there is no such row, or the file was changed by something else.
+        """
+        with self.lock:
+            self._require_ours()
+            if not numbers and not self._made:
+                raise DataError("There is no judgement of this session left to take back")
+            numbers = numbers or (self._made[-1],)
+            if not set(numbers) <= set(self.rows):
+                raise DataError("That judgement was taken back already")
+            self._replace(numbers, self._head, [])
+
+    def _keep(self, row: dict[str, str], text: bytes, *, made: bool = True) -> int:
+        self._number += 1
+        self.rows[self._number], self._bytes[self._number] = row, text
+        if made:
+            self._made.append(self._number)
+        return self._number
+
+    def _write(self, text: bytes) -> None:
         try:
             _write_all(self._handle, text)
             os.fsync(self._handle)
         except OSError as error:
-            os.ftruncate(self._handle, before)
+            os.ftruncate(self._handle, self._size)
             if is_disk_full(error):
                 raise disk_full(self.path) from error
             raise
-        if before == 0:
+        if self._size == 0:
             fsync_folder(self.path.parent)
         self._size += len(text)
-        self._starts.append(start)
 
-    def take_back(self) -> None:
-        """Remove the last row that this process wrote; it is kept in the file ``aside``.
+    def _replace(self, old: Collection[int], head: bytes, texts: Sequence[bytes]) -> None:
+        gone = b"".join(self._bytes[number] for number in old)
+        self._put_aside(gone)
+        if not texts and set(old) == set([*self.rows][-len(old) :]):
+            self._cut(self._size - len(gone))
+        else:
+            left = [text for number, text in self._bytes.items() if number not in old]
+            self._rewrite(b"".join([head, *left, *texts]))
+        for number in old:
+            del self.rows[number], self._bytes[number]
+        self._made = [number for number in self._made if number not in old]
 
-        The row is safe there before it is cut off here, in one step: a kill loses no judgement.
-
-        Raises:
-            DataError: there is none, or the file was changed by something else.
-        """
-        self._require_ours()
-        if not self._starts:
-            raise DataError("There is no judgement of this session left to take back")
-        start = self._starts[-1]
-        self._put_aside(_read_from(self._handle, start))
-        self._cut(start)
-        self._starts.pop()
+    def _rewrite(self, data: bytes) -> None:
+        """Put a new file in the place of this one in one step."""
+        opened = self._handle
+        if os.name == "nt":  # Windows replaces no open file
+            os.close(opened)
+        try:
+            write_atomically(self.path.resolve(), lambda stream: stream.write(data))
+        finally:
+            self._handle = _open(self.path)
+            if os.name != "nt":
+                os.close(opened)
+        _lock(self._handle, self.path)
+        self._size = len(data)
 
     def _row(self, cells: tuple[str, ...] | list[str]) -> bytes:
         text = io.StringIO()
@@ -136,25 +199,28 @@ class JudgementFile(Closing):
         end = _end_of_last_row(data)
         if end < len(data):
             data = self._mend(data, end)
-        rows, self._separator = _parse(data)
-        self._has_rows = len(rows) > 1
-        if not rows:
+        records, self._separator = _parse(data, self.columns)
+        if not records:
             if data:
                 self._cut(0)
             return
-        self.columns = tuple(name.strip() for name in rows[0])
-        missing = [name for name in (FIRST, SECOND, LABEL) if name not in self.columns]
+        (self._head, names), *rows = records
+        self.columns = tuple(name.strip() for name in names)
+        missing = [name for name in self._required if name not in self.columns]
         if missing:
             raise DataError(
-                f"{shown(self.path)} is no file of judged pairs: it has no column "
+                f"{shown(self.path)} is no file of {self._what}: it has no column "
                 f"{' and no column '.join(map(repr, missing))}. Give another file with --out."
             )
+        for text, cells in rows:
+            self._keep(dict(zip(self.columns, cells, strict=False)), text, made=False)
 
     def _mend(self, data: bytes, end: int) -> bytes:
         """Complete a last row without an end of line, or put it aside where it is cut short."""
         torn = data[end:]
-        if end == 0 or _is_whole(data, torn):
-            if end == 0 and _known_columns(torn.decode("utf-8", "replace"), ",") == 0:
+        if end == 0 or self._is_whole(data, torn):
+            head = torn.decode("utf-8", "replace")
+            if end == 0 and _known_columns(head, ",", self.columns) == 0:
                 return data  # no header of ours: told by whoever reads it
             _write_all(self._handle, b"\n")
             os.fsync(self._handle)
@@ -166,6 +232,15 @@ class JudgementFile(Closing):
             f"{shown(self.aside)}"
         )
         return data[:end]
+
+    def _is_whole(self, data: bytes, torn: bytes) -> bool:
+        """Whether a last line without its end says all that a row must: every cell, and a verdict."""
+        if torn.count(b'"') % 2:
+            return False
+        ((_, columns), *_, (_, last)), _ = _parse(data, self.columns)
+        names, verdict = [name.strip() for name in columns], self._required[-1]
+        whole = len(last) == len(names) and verdict in names
+        return whole and last[names.index(verdict)].strip() in self._verdicts
 
     def _put_aside(self, row: bytes) -> None:
         handle = os.open(self.aside, os.O_WRONLY | os.O_CREAT | os.O_APPEND | _BINARY, 0o666)
@@ -259,24 +334,26 @@ def _end_of_last_row(data: bytes) -> int:
     return end
 
 
-def _known_columns(header: str, separator: str) -> int:
-    return len({name.strip().strip('"') for name in header.split(separator)} & set(COLUMNS))
+def _known_columns(header: str, separator: str, columns: Collection[str]) -> int:
+    return len({name.strip().strip('"') for name in header.split(separator)} & set(columns))
 
 
-def _parse(data: bytes) -> tuple[list[list[str]], str]:
-    """The rows that are not empty, the header first, and the separator of the file."""
-    text = data.removeprefix(_BOM).decode("utf-8", "replace")
+def _parse(data: bytes, columns: Collection[str]) -> tuple[list[tuple[bytes, list[str]]], str]:
+    """The rows that are not empty, as written and their cells, the header first; and the separator."""
+    text = data.removeprefix(_BOM).decode("utf-8", "surrogateescape")
     header = next((line for line in text.splitlines() if line.strip()), "")
-    separator = max(SEPARATORS, key=lambda s: _known_columns(header, s))
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-    return [cells for cells in rows if any(cell.strip() for cell in cells)], separator
-
-
-def _is_whole(data: bytes, torn: bytes) -> bool:
-    """Whether a last line without its end says all that a row must: every cell, and a verdict."""
-    if torn.count(b'"') % 2:
-        return False
-    (columns, *_, last), _ = _parse(data)
-    names = [name.strip() for name in columns]
-    whole = len(last) == len(names) and LABEL in names
-    return whole and last[names.index(LABEL)].strip() in ("1", "0", "-1")
+    separator = max(SEPARATORS, key=lambda s: _known_columns(header, s, columns))
+    lines = list(io.StringIO(text, newline=""))
+    reader = csv.reader(lines, delimiter=separator)
+    rows: list[tuple[bytes, list[str]]] = []
+    written, start = data[: len(_BOM)] if data.startswith(_BOM) else b"", 0
+    for cells in reader:
+        written += "".join(lines[start : reader.line_num]).encode("utf-8", "surrogateescape")
+        start = reader.line_num
+        if any(cell.strip() for cell in cells):
+            sane = [c.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for c in cells]
+            rows.append((written, sane))
+            written = b""
+    if rows:  # empty lines at the end
+        rows[-1] = (rows[-1][0] + written, rows[-1][1])
+    return rows, separator

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import getpass
 import logging
+import secrets
 import shlex
-from collections.abc import Awaitable, Callable
+import socket
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,8 @@ from mirip_fast.data.splits import SPLITS
 from mirip_fast.data.table import joined
 from mirip_fast.errors import (
     CheckpointError,
+    ConfigError,
+    DataError,
     ImageError,
     MiripError,
     RunNotFoundError,
@@ -25,20 +29,24 @@ from mirip_fast.errors import (
 from mirip_fast.features.embed import Progress
 from mirip_fast.files import remove_abandoned_folders
 from mirip_fast.label.choice import MEASURE, REPEAT, TEACH, Chooser, Judgement, Pair
+from mirip_fast.label.grading import GradeFile, Grading, grading_order
 from mirip_fast.label.judgement_file import JudgementFile
 from mirip_fast.label.session import Session, StalePairError
 from mirip_fast.label.works import Retrainer, Works, prepare_works, training_config
 from mirip_fast.ranking.evaluate import pick_model
 from mirip_fast.ranking.scorer import ScoreModel
 from mirip_fast.serving import (
+    HOST,
     BadRequestError,
     Guard,
     LocalServer,
     has_token,
     jpeg_picture,
+    network_addresses,
     sent_json,
 )
 from mirip_fast.settings import Resolved
+from mirip_fast.text import folded, nfc
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -46,6 +54,8 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
 log = logging.getLogger(__name__)
+
+AnySession = Session | Grading
 
 _PAGE = Path(__file__).with_name("page")
 _FILES = {
@@ -56,30 +66,56 @@ _FILES = {
 }
 _MOST_BYTES = 4096  # of what the page sends
 _MOST_DIGITS = 10  # of a picture's number
-_SIDE = 1600  # longest side of a picture on the page, in pixels
-_KEPT = 16  # pictures kept in memory: those on the page, those ahead, and a few for undo
+_SIDES = {
+    "image": 1600,
+    "thumb": 160,
+}  # longest side of a picture, on the page and in its list, in pixels
+_KEPT = 32  # pictures kept in memory: those on the page, those ahead, and a few for undo
 
 
 class LabelServer(LocalServer):
-    """Serves one session until it is stopped.
+    """Serves the sessions of one judge or several until it is stopped.
 
     Args:
-        session: takes the verdicts.
-        picture: number of a work → its JPEG file, see :func:`jpeg_of`.
+        sessions: take the verdicts, each under a token of its own.
+        picture: number of a work and longest side → its JPEG file, see :func:`jpeg_of`.
         port: where to listen; 0 takes a free one.
+        share: listen on the network, too.
+
+    Attributes:
+        addresses: of each session's page, token included; ``address`` is the first.
 
     Raises:
-        ConfigError: the port is taken.
+        ConfigError: the port is taken, or there is no network.
     """
 
-    def __init__(self, session: Session, picture: Callable[[int], bytes], port: int = 0):
-        super().__init__(lambda token: make_app(session, picture, token), port)
+    def __init__(
+        self,
+        sessions: Sequence[AnySession],
+        picture: Callable[[int, int], bytes],
+        port: int = 0,
+        *,
+        share: bool = False,
+    ):
+        names = network_addresses() if share else [HOST]
+        by_token = {secrets.token_urlsafe(24): session for session in sessions}
+        own = (*names, socket.gethostname().lower()) if share else ()
+        super().__init__(
+            lambda _: make_app(by_token, picture, own), port,
+            host="0.0.0.0" if share else HOST, token=next(iter(by_token)), name=names[0],
+        )  # fmt: skip
+        self.addresses = [f"http://{names[0]}:{self.port}/{token}/" for token in by_token]
 
 
-def make_app(session: Session, picture: Callable[[int], bytes], token: str) -> Starlette:
+def make_app(
+    sessions: Mapping[str, AnySession],
+    picture: Callable[[int, int], bytes],
+    names: Sequence[str] = (),
+) -> Starlette:
     """The web application, as of :class:`LabelServer`: the page, its pictures, and what it can do."""
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
+    from starlette.exceptions import HTTPException
     from starlette.middleware import Middleware
     from starlette.responses import JSONResponse, Response
     from starlette.routing import Route
@@ -92,57 +128,75 @@ def make_app(session: Session, picture: Callable[[int], bytes], token: str) -> S
 
     def image(request: Request) -> Response:
         number = request.path_params["number"]
-        if not (number.isascii() and number.isdecimal() and len(number) < _MOST_DIGITS):
+        known = request.path_params["size"] in _SIDES
+        if not (known and number.isascii() and number.isdecimal() and len(number) < _MOST_DIGITS):
             return Response("Not found", 404, media_type="text/plain")
         try:
-            data = picture(int(number))
+            data = picture(int(number), _SIDES[request.path_params["size"]])
         except ImageError as error:
             return Response(str(error), 404, media_type="text/plain; charset=utf-8")
         # The address holds the session's token: no other session sees what a browser has kept.
         kept = {"Cache-Control": "private, max-age=3600"}
         return Response(data, media_type="image/jpeg", headers=kept)
 
+    def session_of(request: Request) -> AnySession:
+        found = sessions.get(request.path_params["token"])
+        if found is None:  # the token stood in a header
+            raise HTTPException(404)
+        return found
+
     def state(request: Request) -> Response:
-        return JSONResponse(session.state())
+        return JSONResponse(session_of(request).state())
 
-    def judge(said: dict[str, Any]) -> None:
-        number, label = _whole(said, "number"), _whole(said, "label", (-1, 0, 1))
-        session.judge(number, label, _seconds(said.get("seconds")))
+    def listing(request: Request) -> Response:
+        return JSONResponse(session_of(request).listing())
 
-    def post(
-        act: Callable[[dict[str, Any]], None],
-    ) -> Callable[[Request], Awaitable[Response]]:
-        async def answer(request: Request) -> Response:
-            if not has_token(request, token):
-                return JSONResponse({"error": "the token is missing"}, 403)
-            try:
-                said = await sent_json(request, _MOST_BYTES)
-                await run_in_threadpool(act, said)
-                return JSONResponse(await run_in_threadpool(session.state))
-            except StalePairError as error:
-                return JSONResponse({"error": str(error)}, 409)
-            except BadRequestError as error:
-                return JSONResponse({"error": str(error)}, 400)
-            except (MiripError, OSError) as error:  # the judge is told on the page
-                log.error("Not saved: %s", error)
-                return JSONResponse({"error": str(error)}, 500)
-
-        return answer
+    async def act(request: Request) -> Response:
+        session, what = session_of(request), request.path_params["what"]
+        if not has_token(request, request.path_params["token"]):
+            return JSONResponse({"error": "the token is missing"}, 403)
+        try:
+            said = await sent_json(request, _MOST_BYTES)
+            await run_in_threadpool(_act, session, what, said)
+            return JSONResponse(await run_in_threadpool(session.state))
+        except StalePairError as error:
+            return JSONResponse({"error": str(error)}, 409)
+        except BadRequestError as error:
+            return JSONResponse({"error": str(error)}, 400)
+        except (MiripError, OSError) as error:  # the judge is told on the page
+            log.error("Not saved: %s", error)
+            return JSONResponse({"error": str(error)}, 500)
 
     routes = [
         Route("/{token}/", page),
         Route("/{token}/state", state),
-        Route("/{token}/image/{number}", image),
-        Route("/{token}/judge", post(judge), methods=["POST"]),
-        Route(
-            "/{token}/skip",
-            post(lambda said: session.skip(_whole(said, "number"))),
-            methods=["POST"],
-        ),
-        Route("/{token}/undo", post(lambda said: session.take_back()), methods=["POST"]),
+        Route("/{token}/list", listing),
+        Route("/{token}/{size}/{number}", image),
+        Route("/{token}/{what}", act, methods=["POST"]),
         Route("/{token}/{name}", page),
     ]
-    return Starlette(routes=routes, middleware=[Middleware(Guard, token=token)])
+    guard = Middleware(Guard, token=list(sessions), names=names)
+    return Starlette(routes=routes, middleware=[guard])
+
+
+def _act(session: AnySession, what: str, said: dict[str, Any]) -> None:
+    """Do what the page asks for."""
+    if what == "undo":
+        return session.take_back(_whole(said, "row") if "row" in said else None)
+    if what == "four" and isinstance(session, Session):
+        return session.show_four(said.get("on") is True)
+    number = _whole(said, "number")
+    if what == "skip":
+        return session.skip(number)
+    if what == "judge" and isinstance(session, Grading):
+        return session.grade(number, _whole(said, "label"))
+    if what == "judge" and isinstance(session, Session):
+        order, seconds = said.get("order"), _seconds(said.get("seconds"))
+        if order is None:
+            return session.judge(number, _whole(said, "label", (-1, 0, 1)), seconds)
+        if isinstance(order, list) and all(type(work) is int for work in order):
+            return session.order(number, order, seconds)
+    raise BadRequestError(f"{what} is not known here")
 
 
 def _whole(said: dict[str, Any], key: str, allowed: tuple[int, ...] | None = None) -> int:
@@ -159,7 +213,7 @@ def _seconds(value: object) -> float:
     return 0.0
 
 
-def jpeg_of(works: Works, number: int) -> bytes:
+def jpeg_of(works: Works, number: int, side: int) -> bytes:
     """A work as the browser gets it: decoded, made small, written anew. No byte of its file reaches it.
 
     The file must still hold the bytes that were embedded: whatever has been put in its place since, be it a
@@ -172,11 +226,11 @@ def jpeg_of(works: Works, number: int) -> bytes:
         raise ImageError("there is no such work")
     sha256 = works.images.hashes[number]
 
-    return jpeg_picture(works.path(number), sha256, _SIDE)
+    return jpeg_picture(works.path(number), sha256, side)
 
 
 class LabelRun(Closing):
-    """A session with its server, ready to run; closing it lets go of the file.
+    """The sessions of one judge or several with their server, ready to run; closing it lets go of the file.
 
     Args:
         works: what is judged.
@@ -184,50 +238,94 @@ class LabelRun(Closing):
         config: the settings.
         model: a model that is there already: it predicts until one is trained.
         port: where to listen; 0 takes a free one.
+        grade: take a tier of each work instead of comparing works.
+        again: ask for works that have a grade, too.
+        four: begin with four works at once.
+        share: listen on the network, too.
+
+    Attributes:
+        sessions: one per judge.
 
     Raises:
-        DataError: the file is in use, foreign or faulty.
-        ConfigError: the port is taken.
+        DataError: the file is in use, foreign or faulty; or nothing is left to grade.
+        ConfigError: the port is taken, or a judge can have no such name.
     """
 
     def __init__(
-        self, works: Works, out: Path, config: Config, model: ScoreModel | None, port: int = 0
-    ):
+        self, works: Works, out: Path, config: Config, model: ScoreModel | None, port: int = 0, *,
+        grade: bool = False, again: bool = False, four: bool = False, share: bool = False,
+    ):  # fmt: skip
         self._works, self._config = works, config
-        self.file = JudgementFile(out.absolute())
-        session: Session | None = None
+        judges = judge_names(config.label.judge)
+        out = out.absolute()
+        self.file = GradeFile(out, works) if grade else JudgementFile(out)
+        self.sessions: list[AnySession] = []
+        self._retrainer: Retrainer | None = None
         try:
             if self.file.mended:
                 log.warning("%s", self.file.mended)
-            judged = _judgements_of(works, self.file)
-            # Another session draws other pairs, and the same one again where nothing was judged.
-            seed = config.train.seed + len(judged)
-            splits = {split: works.in_split(split) for split in SPLITS}
-            session = Session(
-                self.file, works.name,
-                Chooser(splits, works.features, works.blocks, config.label, seed),
-                judged, judge=config.label.judge or _login(), retrain_every=config.label.retrain_every,
-                start=None if model is None else model.score(works.store, works.images.hashes),
-            )  # fmt: skip
-            self.server = LabelServer(
-                session, lru_cache(_KEPT)(lambda number: jpeg_of(works, number)), port
-            )
-            training = training_config(config, self.file.path)
-            session.train_with(Retrainer(training, works, session.retrained))
+            if isinstance(self.file, GradeFile):
+                order = _to_grade(works, self.file, model, again, config.train.seed)
+                self.sessions += [Grading(self.file, order, name, again=again) for name in judges]
+            else:
+                self._compare(self.file, judges, model, four)
+            picture = lru_cache(_KEPT)(lambda number, side: jpeg_of(works, number, side))
+            self.server = LabelServer(self.sessions, picture, port, share=share)
         except BaseException:
-            if session is not None:
-                session.close()
-            self.file.close()
+            self.close()
             raise
-        self.session = session
+
+    def _compare(
+        self, file: JudgementFile, judges: Sequence[str], model: ScoreModel | None, four: bool
+    ) -> None:
+        works, config = self._works, self._config
+        judged = _judgements_of(works, file)
+        splits = {split: works.in_split(split) for split in SPLITS}
+        start = None if model is None else model.score(works.store, works.images.hashes)
+        sessions = []
+        for place, name in enumerate(judges):
+            # Another session draws other pairs, and the same one again where nothing was judged.
+            seed = config.train.seed + len(judged) + 7919 * place
+            chooser = Chooser(splits, works.features, works.blocks, config.label, seed)
+            every = config.label.retrain_every
+            sessions.append(
+                Session(
+                    file, works.name, chooser, judged, judge=name, retrain_every=every, start=start
+                )
+            )
+            self.sessions.append(sessions[-1])
+            if four:
+                sessions[-1].show_four(True)
+
+        def retrained(judgements: int, answer: dict[str, Any], seconds: float) -> None:
+            for session in sessions:
+                session.retrained(judgements, answer, seconds)
+
+        self._retrainer = Retrainer(training_config(config, file.path), works, retrained)
+        for session in sessions:
+            session.train_with(self._retrainer)
+
+    @property
+    def session(self) -> Any:
+        """The first judge's."""
+        return self.sessions[0]
 
     def close(self) -> None:
         """Stop what goes on in the background and let go of the file."""
-        self.session.close()
+        for session in self.sessions:
+            session.close()
+        if self._retrainer is not None:
+            self._retrainer.close()
         self.file.close()
 
     def next_command(self) -> str:
         """What to type to train on the judgements, with the split that the session had."""
+        if isinstance(self.file, GradeFile):
+            again = self._works.dataset.embed_command(source=shown(self.file.path))
+            root = self._works.images.manifest.root
+            if not root.is_relative_to(self.file.path.parent):
+                again += " " + shlex.join(["--image-root", shown(root)])
+            return again
         config, plain = self._config, Config()
         words = ["mirip-fast", "train", "--head-only", "--pairs", shown(self.file.path)]
         words += ["--data", shown(self._works.dataset.source)]
@@ -247,6 +345,10 @@ def open_label(
     *,
     checkpoint: Path | None = None,
     port: int = 0,
+    grade: bool = False,
+    again: bool = False,
+    four: bool = False,
+    share: bool = False,
     command: str = "",
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> LabelRun:
@@ -258,6 +360,7 @@ def open_label(
         resolved: the settings, and which of them were given.
         checkpoint: run whose model predicts at first; None for the newest one that fits.
         port: where to listen; 0 takes a free one.
+        grade, again, four, share: see :class:`LabelRun`.
         command: what is running, for whoever finds the store locked.
         progress: called while images are embedded.
 
@@ -265,11 +368,52 @@ def open_label(
         MiripError: the works, the file or the port can not be used; says why.
     """
     remove_abandoned_folders()  # of servers that were killed while a head was trained
-    works = prepare_works(folder, resolved, command=command, progress=progress)
+    judge_names(resolved.config.label.judge)  # told before anything is embedded
+    works = prepare_works(folder, resolved, compared=not grade, command=command, progress=progress)
     sizes = ", ".join(f"{split} {len(works.in_split(split))}" for split in SPLITS)
     log.info("%s to judge (%s)", counted(int(works.shown.sum()), "work"), sizes)
     model = _model(works, checkpoint, Path(resolved.config.train.output_dir))
-    return LabelRun(works, out, resolved.config, model, port)
+    return LabelRun(
+        works, out, resolved.config, model, port, grade=grade, again=again, four=four, share=share
+    )
+
+
+def judge_names(given: str | None) -> list[str]:
+    """The judges that ``--judge`` names, or who is logged in.
+
+    Raises:
+        ConfigError: a name is empty, given twice, or none that a file of grades can have.
+    """
+    names = [_login()] if given is None else [nfc(name.strip()) for name in given.split(",")]
+    for name in names:
+        alike = [other for other in names if folded(other) == folded(name)]
+        if not folded(name) or folded(name) == "score" or len(alike) > 1:
+            raise ConfigError(
+                f"--judge {name}: each judge needs a name of their own"
+                + (f"; {' and '.join(alike)} are read as one" if len(alike) > 1 else "")
+            )
+    return names
+
+
+def _to_grade(
+    works: Works, file: GradeFile, model: ScoreModel | None, again: bool, seed: int
+) -> list[int]:
+    """The works in the order in which they are graded; tells what is left out."""
+    if file.unknown:
+        log.warning(
+            "%s: %s of other works, or with other tiers; they are left as they are",
+            *(shown(file.path), counted(file.unknown, "row")),
+        )
+    order = grading_order(works, model, again=again, seed=seed)
+    known = int(works.shown.sum()) - len(order)
+    if known:
+        has = f"{counted(known, 'work')} {'have' if known > 1 else 'has'}"
+        log.warning("%s a tier in the data already, and is asked for only with --again", has)
+    if not order:
+        raise DataError(
+            "Nothing is left to grade: every work has a tier in the data (--again asks)"
+        )
+    return order
 
 
 def _judgements_of(works: Works, file: JudgementFile) -> list[Judgement]:
@@ -281,14 +425,15 @@ def _judgements_of(works: Works, file: JudgementFile) -> list[Judgement]:
     read = read_pairs([file.path], joined([manifest.table, works.others]), places)
     log.info("%s: going on after %s", shown(file.path), counted(len(read), "judgement"))
     judged = []
-    for (one, other), label, extra in zip(
-        read.images.tolist(), read.label.tolist(), read.extra, strict=True
+    for (one, other), label, extra, row in zip(
+        read.images.tolist(), read.label.tolist(), read.extra, file.rows, strict=True
     ):
         if one < len(works) and other < len(works):
             kind = extra.get("kind", "")
             predicted = {"1": 1, "-1": -1}.get(extra.get("predicted", "").strip())
             pair = Pair(one, other, kind if kind in (MEASURE, REPEAT) else TEACH)
-            judged.append(Judgement(pair, label, predicted))
+            judge = extra.get("judge", "").strip()
+            judged.append(Judgement(pair, label, predicted, judge, row))
     return judged
 
 

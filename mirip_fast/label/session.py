@@ -1,24 +1,25 @@
-"""One session of judging: which pair is up, what was said, and what the head makes of it."""
+"""One judge's session: which pair is up, what was said, and what the head makes of it."""
 
 from __future__ import annotations
 
 import logging
 import math
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.data.pair_files import FIRST, LABEL, SECOND
-from mirip_fast.errors import MiripError
+from mirip_fast.errors import DataError, MiripError
 from mirip_fast.label.choice import MEASURE, REPEAT, Chooser, Judgement, Pair
 from mirip_fast.label.judgement_file import JudgementFile
 from mirip_fast.label.works import Retrainer
+from mirip_fast.text import folded
 
 log = logging.getLogger(__name__)
 
@@ -36,17 +37,34 @@ class StalePairError(MiripError, ValueError):
 
 @dataclass(frozen=True)
 class Shown:
-    """A pair that is up or about to be.
+    """A pair, or four works, that are up or about to be.
 
     Attributes:
-        number: counts the pairs of this session; a verdict names it.
-        pair: the works.
-        predicted: what the head of that moment expects, 1 or −1; None without one.
+        number: counts what was up in this session; a verdict names it.
+        pair: the first two works.
+        scores: [n] of all works by the head of that moment; None without one.
+        more: two further works, where four are put in order.
     """
 
     number: int
     pair: Pair
-    predicted: int | None
+    scores: NDArray[np.floating] | None = None
+    more: tuple[int, ...] = ()
+
+    @property
+    def works(self) -> tuple[int, ...]:
+        """The works, as they stand on the page."""
+        return (self.pair.one, self.pair.other, *self.more)
+
+    @property
+    def predicted(self) -> int | None:
+        """What the head expects of the pair, 1 or −1; None without one."""
+        return self.expects(self.pair.one, self.pair.other)
+
+    def expects(self, one: int, other: int) -> int | None:
+        """The same of any two works."""
+        gap = np.nan if self.scores is None else self.scores[one] - self.scores[other]
+        return int(np.sign(gap)) or None if np.isfinite(gap) else None
 
 
 class Session:
@@ -56,7 +74,7 @@ class Session:
         file: where judgements are kept.
         name: what the file calls a work, by its number.
         chooser: draws pairs.
-        judged: what the file holds already.
+        judged: what the file holds, by all judges; their sessions share it.
         judge: who judges.
         retrain_every: new judgements after which a head is trained.
         start: [n] scores by a model that is there already, which predicts until the first head is trained.
@@ -73,8 +91,8 @@ class Session:
         retrain_every: int,
         start: NDArray[np.floating] | None = None,
     ):
-        self._file, self._name, self._chooser, self._judge = file, name, chooser, judge
-        self._judged, self._before = judged, len(judged)
+        self._file, self._name, self._chooser = file, name, chooser
+        self._all, self.judge_name = judged, judge
         self._every, self._scores = retrain_every, start
         self._retrainer: Retrainer | None = None
         self._asked_at: int | None = None  # judgements when the last training began
@@ -83,11 +101,12 @@ class Session:
         self._remark: str | None = None  # why there is no head yet
         self._skipped: list[tuple[int, int]] = []
         self._taken_back: list[Shown] = []  # to be shown again, as they were
-        self._history: list[Shown] = []  # judged in this session
-        self._number = 0
-        self._lock = threading.RLock()
+        self._history: list[tuple[Shown, list[int]]] = []  # judged in this session, and its rows
+        self._number, self._four = 0, False
+        self._lock = file.lock
+        self._before = len(self.judgements)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="choose")
-        self._current = self._up(self._choose([], []))
+        self._current = self._up(self._chosen([]).result())
         self._next = self._choose_ahead()
 
     def train_with(self, retrainer: Retrainer) -> None:
@@ -98,14 +117,21 @@ class Session:
     def close(self) -> None:
         """Stop what goes on in the background."""
         self._pool.shutdown(wait=True, cancel_futures=True)
-        if self._retrainer is not None:
-            self._retrainer.close()
 
     @property
     def judgements(self) -> list[Judgement]:
-        """All judgements, those of earlier sessions first."""
+        """All judgements of this judge, and those that no judge is named of; earlier sessions' first."""
         with self._lock:
-            return list(self._judged)
+            return [j for j in self._all if self._is_mine(j)]
+
+    @property
+    def by_all(self) -> list[Judgement]:
+        """The judgements of all judges."""
+        with self._lock:
+            return list(self._all)
+
+    def _is_mine(self, judgement: Judgement) -> bool:
+        return folded(judgement.judge) in ("", folded(self.judge_name))
 
     @property
     def made_now(self) -> int:
@@ -125,22 +151,53 @@ class Session:
             DataError, DiskFullError: it could not be written; the pair stays up.
         """
         with self._lock:
+            pair = self._require(number).pair
+            self._take([(pair.one, pair.other, label)], seconds)
+
+    def order(self, number: int, order: Sequence[int], seconds: float) -> None:
+        """Take the order of four works: a judgement of each of the six pairs, all or none.
+
+        Args:
+            number: of the works that were put in order.
+            order: the works, the best first.
+            seconds: that the judge took; each pair gets a sixth.
+
+        Raises:
+            StalePairError: other works are up by now.
+            DataError, DiskFullError: it could not be written; the works stay up.
+        """
+        with self._lock:
             shown = self._require(number)
-            row = {
-                FIRST: self._name(shown.pair.one),
-                SECOND: self._name(shown.pair.other),
-                LABEL: str(label),
-                "time": datetime.now().astimezone().isoformat(timespec="seconds"),
-                "judge": self._judge,
+            if len(shown.works) < 3 or sorted(order) != sorted(shown.works):
+                raise StalePairError("Those are not the works that are up")
+            place = {work: place for place, work in enumerate(order)}
+            pairs = list(combinations(shown.works, 2))
+            verdicts = [(a, b, 1 if place[a] < place[b] else -1) for a, b in pairs]
+            self._take(verdicts, seconds / len(pairs))
+
+    def _take(self, verdicts: Sequence[tuple[int, int, int]], seconds: float) -> None:
+        shown, old = self._current, {j.pair.key for j in self.judgements}
+        now = datetime.now().astimezone().isoformat(timespec="seconds")
+        made, rows = [], []
+        for one, other, label in verdicts:
+            pair = Pair(one, other)
+            if len(verdicts) > 1:
+                pair = Pair(one, other, REPEAT if pair.key in old else self._chooser.kind(pair))
+            else:
+                pair = shown.pair
+            expected = shown.expects(one, other)
+            made.append(Judgement(pair, label, expected, self.judge_name))
+            rows.append({
+                FIRST: self._name(one), SECOND: self._name(other), LABEL: str(label),
+                "time": now, "judge": self.judge_name,
                 "seconds": f"{min(max(seconds, 0.0), _LONGEST):.1f}",
-                "kind": shown.pair.kind,
-                "predicted": "" if shown.predicted is None else str(shown.predicted),
-            }
-            self._file.append(row)
-            self._judged.append(Judgement(shown.pair, label, shown.predicted))
-            self._history.append(shown)
-            self._advance()
-            self._train_if_due()
+                "kind": pair.kind, "predicted": "" if expected is None else str(expected),
+            })  # fmt: skip
+        numbers = self._file.append(*rows)
+        self._all += [replace(j, row=row) for j, row in zip(made, numbers, strict=True)]
+        self._history.append((shown, numbers))
+        self._advance()
+        self._train_if_due()
 
     def skip(self, number: int) -> None:
         """Put the pair aside for this session; nothing is written.
@@ -152,22 +209,50 @@ class Session:
             self._skipped.append(self._require(number).pair.key)
             self._advance()
 
-    def take_back(self) -> None:
-        """Undo the last verdict of this session and show its pair again.
+    def take_back(self, row: int | None = None) -> None:
+        """Undo the last verdict of this session and show its works again, or undo one row of the file.
 
         Raises:
-            DataError: there is none left.
+            DataError: there is none, or it is another judge's.
         """
         with self._lock:
-            self._file.take_back()
-            self._judged.pop()
-            self._taken_back += [self._current, self._history.pop()]
-            self._advance()
+            if row is None and not self._history:
+                raise DataError("There is no judgement of this session left to take back")
+            if row is not None and all(j.row != row for j in self.judgements):
+                raise DataError("That judgement was taken back already, or is another judge's")
+            rows = self._history[-1][1] if row is None else [row]
+            self._file.take_back(*rows)
+            self._all[:] = [j for j in self._all if j.row not in rows]
+            self._before -= row is not None and all(row not in made for _, made in self._history)
+            if row is None:
+                self._taken_back += [self._current, self._history.pop()[0]]
+                self._advance()
+            left = [(s, [n for n in made if n not in rows]) for s, made in self._history]
+            self._history = [(shown, made) for shown, made in left if made]
+
+    def show_four(self, on: bool) -> None:
+        """Show four works at once from now on, or two."""
+        with self._lock:
+            self._four = on
+            self._taken_back.clear()
+            self._current = self._up(self._current.pair)
+
+    def listing(self) -> list[dict[str, Any]]:
+        """What this judge judged, the newest first, with what others said of the same pairs."""
+        with self._lock:
+            mine = {j.pair.key for j in self.judgements}
+            return [
+                {
+                    "row": j.row, "works": [j.pair.one, j.pair.other], "label": j.label,
+                    "judge": j.judge, "mine": self._is_mine(j),
+                }
+                for j in reversed(self._all) if j.pair.key in mine
+            ]  # fmt: skip
 
     def state(self) -> dict[str, Any]:
         """What the page shows: plain types, and no word from a file's name."""
         with self._lock:
-            shown, judged = self._current, self._judged
+            shown, judged = self._current, self.judgements
             ahead: list[int] = []
             if self._taken_back:
                 ahead = list(self._taken_back[-1].pair.key)
@@ -175,13 +260,15 @@ class Session:
                 ahead = list(self._next.result().key)
             return {
                 "number": shown.number,
-                "left": shown.pair.one,
-                "right": shown.pair.other,
+                "works": shown.works,
+                "judge": self.judge_name,
+                "four": self._four,
+                "agreement": pair_agreement(self._all),
                 "ahead": ahead,
                 "judged": len(judged),
                 "now": len(judged) - self._before,
                 "ties": sum(j.label == 0 for j in judged),
-                "undo": self._file.can_take_back,
+                "undo": bool(self._history),
                 "measure": curve(predicted(judged, measure=True)),
                 "teach": curve(predicted(judged, measure=False)),
                 "consistency": consistency(judged),
@@ -214,31 +301,32 @@ class Session:
         if self._taken_back:  # its prediction stays the one from before the verdict was known
             back = self._taken_back.pop()
             self._number += 1
-            self._current = Shown(self._number, back.pair, back.predicted)
+            self._current = replace(back, number=self._number)
             return
         pair = self._next.result()
         if pair.key in self._skipped:
-            pair = self._choose(list(self._judged), [])
+            pair = self._chosen([]).result()
         self._current = self._up(pair)
         self._next = self._choose_ahead()
 
     def _choose_ahead(self) -> Future[Pair]:
         """Choose while the judge looks at the pair that is up."""
-        return self._pool.submit(self._choose, list(self._judged), [self._current.pair])
+        return self._chosen([self._current.pair])
 
-    def _choose(self, judged: list[Judgement], waiting: list[Pair]) -> Pair:
-        return self._chooser.next(judged, waiting=waiting, skipped=set(self._skipped))
+    def _chosen(self, waiting: list[Pair]) -> Future[Pair]:
+        others = [j.pair for j in self.by_all if not self._is_mine(j)]
+        return self._pool.submit(
+            self._chooser.next, self.judgements,
+            waiting=waiting, skipped=set(self._skipped), others=others,
+        )  # fmt: skip
 
     def _up(self, pair: Pair) -> Shown:
-        predicted = None
-        if self._scores is not None:
-            gap = self._scores[pair.one] - self._scores[pair.other]
-            predicted = int(np.sign(gap)) or None if np.isfinite(gap) else None
         self._number += 1
-        return Shown(self._number, pair, predicted)
+        more = self._chooser.further(pair) if self._four else ()
+        return Shown(self._number, pair, self._scores, more)
 
     def _train_if_due(self) -> None:
-        count = len(self._judged)
+        count = len(self._all)
         if self._retrainer is None or self._retrainer.busy or count < FIRST_HEAD:
             return
         if self._asked_at is None or abs(count - self._asked_at) >= self._every:
@@ -291,11 +379,27 @@ def consistency(judged: Sequence[Judgement]) -> dict[str, Any]:
     """How often a pair that was judged before got the same verdict (better, worse or tie) again."""
     first: dict[tuple[int, int], int] = {}
     again = []
-    for judgement in judged:
-        pair = judgement.pair
-        verdict = judgement.label if pair.one == pair.key[0] else -judgement.label
-        if pair.key in first:
-            again.append(first[pair.key] == verdict)
-        else:
-            first[pair.key] = verdict
+    for j in judged:
+        if j.pair.key in first:
+            again.append(first[j.pair.key] == j.verdict)
+        first.setdefault(j.pair.key, j.verdict)
     return share(sum(again), len(again))
+
+
+def pair_agreement(judged: Sequence[Judgement]) -> list[dict[str, Any]]:
+    """How often two judges said the same (better, worse or tie) of a pair: first, second, and the share.
+
+    Of a pair that a judge was shown more than once, the first verdict counts.
+    """
+    said: dict[str, dict[tuple[int, int], int]] = {}
+    names: dict[str, str] = {}
+    for j in judged:
+        if j.judge:
+            name = names.setdefault(folded(j.judge), j.judge)
+            said.setdefault(name, {}).setdefault(j.pair.key, j.verdict)
+    told = []
+    for first, second in combinations(said, 2):
+        both = said[first].keys() & said[second].keys()
+        same = sum(said[first][key] == said[second][key] for key in both)
+        told.append({"first": first, "second": second, **share(same, len(both))})
+    return told

@@ -97,6 +97,7 @@ def prepare_works(
     folder: Path,
     resolved: Resolved,
     *,
+    compared: bool = True,
     command: str = "",
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> Works:
@@ -108,6 +109,7 @@ def prepare_works(
     Args:
         folder: folder of images, with grades or without, or a CSV file.
         resolved: the settings, and which of them were given.
+        compared: whether there must be enough works of each split to compare.
         command: what is running, for whoever finds the store locked.
         progress: called while images are embedded.
 
@@ -124,7 +126,7 @@ def prepare_works(
     features, blocks = _preference_rows(dataset, store, images.hashes, config)
     keep = _may_be_shown(images)
     works = Works(dataset, images, left_out(dataset), keep, features, blocks, store)
-    for split in SPLITS[:2]:
+    for split in SPLITS[:2] if compared else ():
         if len(works.in_split(split)) < 2:
             raise DataError(
                 f"{shown(folder)}: the {split} split has {counted(len(works.in_split(split)), 'work')} that "
