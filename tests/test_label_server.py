@@ -65,8 +65,8 @@ def photos(folder: Path, n: int = 30) -> None:
 class Browser:
     """Asks the server as a browser would."""
 
-    def __init__(self, label: LabelRun):
-        self.label, self.token = label, label.server.token
+    def __init__(self, label: LabelRun, judge: int = 0):
+        self.label, self.token = label, label.server.addresses[judge].split("/")[3]
 
     def ask(
         self, path: str, method: str = "GET", body: Any = None, **headers: str
@@ -96,8 +96,10 @@ class Browser:
 
 
 @contextlib.contextmanager
-def serving(folder: Path, out: Path, resolved: Resolved | None = None) -> Iterator[Browser]:
-    with open_label(folder, out, resolved or settings()) as label:
+def serving(
+    folder: Path, out: Path, resolved: Resolved | None = None, **how: bool
+) -> Iterator[Browser]:
+    with open_label(folder, out, resolved or settings(), **how) as label:
         thread = threading.Thread(target=label.server.run)
         thread.start()
         try:
@@ -271,9 +273,7 @@ def test_a_session(work: Path) -> None:
         # skipping writes nothing and the pair does not come again
         skipped = set(state["works"])
         status, state = browser.post("skip", number=state["number"])
-        assert (
-            status == 200 and set(state["works"]) != skipped and len(rows_of(out)) == 24
-        )
+        assert status == 200 and set(state["works"]) != skipped and len(rows_of(out)) == 24
 
         # undo shows the pair again, and the one that was up comes after it
         up = state["works"]
@@ -319,14 +319,14 @@ def test_few_judgements_are_learned_from_and_many_as_train_pairs_does(
         photos(work / "data")
     with open_label(work / "data", work / "pairs.csv", settings()) as label:
         session, works = label.session, label._works
-        assert session._retrainer is not None
+        assert label._retrainer is not None
         bright = np.array([np.asarray(Image.open(works.path(i))).mean() for i in range(len(works))])
         for _ in range(30):
             pair = session._current.pair
             better = 1 if bright[pair.one] > bright[pair.other] else -1
             session.judge(session._current.number, better, 1.0)
         for _ in range(3):
-            session._retrainer.wait(60)
+            label._retrainer.wait(60)
         few = session._scores
         job = label._retrainer._job
     assert session._remark is None and few is not None

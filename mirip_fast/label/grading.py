@@ -92,11 +92,11 @@ class GradeFile(JudgementFile):
     def _table(self) -> pd.DataFrame:
         table = self.works.images.manifest.table[["image_id", "group"]]
         table = table.assign(tier=tier_column([None] * len(table), self.tiers))
-        texts: dict[str, list[str | None]] = {}
+        texts: dict[str, list[str]] = {}
         names: dict[str, str] = {}
         for _, work, tier, grader in self.grades():
             name = names.setdefault(folded(grader), grader)
-            texts.setdefault(PREFIX + name, [None] * len(table))[work] = tier
+            texts.setdefault(PREFIX + name, [""] * len(table))[work] = tier
         for column, tiers in texts.items():
             table[column] = tiers
         return table

@@ -370,8 +370,8 @@ def open_label(
     remove_abandoned_folders()  # of servers that were killed while a head was trained
     judge_names(resolved.config.label.judge)  # told before anything is embedded
     works = prepare_works(folder, resolved, compared=not grade, command=command, progress=progress)
-    sizes = ", ".join(f"{split} {len(works.in_split(split))}" for split in SPLITS)
-    log.info("%s to judge (%s)", counted(int(works.shown.sum()), "work"), sizes)
+    sizes = "" if grade else " (" + ", ".join(f"{s} {len(works.in_split(s))}" for s in SPLITS) + ")"
+    log.info("%s to judge%s", counted(int(works.shown.sum()), "work"), sizes)
     model = _model(works, checkpoint, Path(resolved.config.train.output_dir))
     return LabelRun(
         works, out, resolved.config, model, port, grade=grade, again=again, four=four, share=share

@@ -36,7 +36,13 @@ from mirip_fast.features.recipe import head_kinds
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.files import temporary_folder
 from mirip_fast.models.preference import fit_pairs
-from mirip_fast.ranking.graded import GradedImages, gp_features, graded_of_dataset, left_out
+from mirip_fast.ranking.graded import (
+    GradedImages,
+    gp_features,
+    graded_of_dataset,
+    images_of_dataset,
+    left_out,
+)
 from mirip_fast.ranking.judged_pairs import read_judged_pairs
 from mirip_fast.ranking.objective import pairs_files
 from mirip_fast.ranking.readouts import FEW_PAIRS, MOST_WORKS
@@ -121,7 +127,10 @@ def prepare_works(
     dataset = embed_data(folder, config, command=command, progress=progress).dataset
     if dataset is None:
         raise DataError("label runs as one process: start it without torchrun")
-    images = graded_of_dataset(dataset, config.split, need_tiers=False)
+    if compared:
+        images = graded_of_dataset(dataset, config.split, need_tiers=False)
+    else:
+        images = images_of_dataset(dataset)
     store = FeatureStore.open(dataset.store_path)
     features, blocks = _preference_rows(dataset, store, images.hashes, config)
     keep = _may_be_shown(images)

@@ -224,6 +224,16 @@ def column_of(manifest: Manifest, name: str) -> list[str | None]:
     return [value or None for value in table[own_column(name)]]
 
 
+def images_of_dataset(dataset: Dataset) -> GradedImages:
+    """All embedded images of a data set with the tiers that they have, in no split.
+
+    Raises:
+        DataError, StoreError: see :func:`graded_of_dataset`.
+    """
+    manifest, hashes = _current(dataset, DataConfig(**dataset.info["data"]))
+    return GradedImages(manifest, tuple(hashes), ("",) * len(hashes))
+
+
 def graded_of_dataset(
     dataset: Dataset,
     split: SplitConfig,
