@@ -483,7 +483,7 @@ class ExportConfig:
 
 @dataclass
 class LabelConfig:
-    """Judging pairs of works on a local page."""
+    """Judging and grading works on a local page."""
 
     judge: str | None = option(
         None,

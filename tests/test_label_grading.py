@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from mirip_fast_cli.main import run
 from test_cli import TINY
@@ -25,7 +26,7 @@ from mirip_fast.data.manifest import read_manifest
 from mirip_fast.data.pair_files import read_pairs
 from mirip_fast.data.table import DataOptions
 from mirip_fast.errors import ConfigError, DataError
-from mirip_fast.label import judgement_file
+from mirip_fast.label import grading, judgement_file
 from mirip_fast.label.judgement_file import JudgementFile
 from mirip_fast.label.server import judge_names, open_label
 
@@ -139,15 +140,40 @@ def test_works_with_a_tier_are_not_asked_for(here: Path, caplog: pytest.LogCaptu
     with open_label(here / "works.csv", here / "grades.csv", settings(), grade=True) as label:
         assert label.session.state()["left"] == len(names) - 3
         label.session.grade(0, 0)
-    assert "3 works have a tier in the data already" in caplog.text
+    assert "as the data has a tier already: 3 works" in caplog.text
     assert (
         rows_of(here / "grades.csv")[0]["department"] == "회화과"
     )  # the user's columns come through
     (here / "all.csv").write_text("image_path,tier\nphotos/p05.png,S\nphotos/p06.png,A\n")
     with pytest.raises(DataError, match="Nothing is left to grade"):
         open_label(here / "all.csv", here / "other.csv", settings(), grade=True)
+    with pytest.raises(DataError, match="the tier 'S' is none of 수, 우. Give the tiers"):
+        other = settings(**{"data.tiers": "수,우"})
+        open_label(here / "photos", here / "grades.csv", other, grade=True)
     with pytest.raises(DataError, match="is no file of tiers by work and grader: it has no column"):
         open_label(here / "works.csv", here / "works.csv", settings(), grade=True)
+
+
+def test_works_that_a_model_is_unsure_of_come_first(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Model:
+        def score(self, store: object, hashes: list[bytes]) -> np.ndarray[Any, Any]:
+            return np.arange(len(hashes), dtype=np.float64)
+
+    class Known:
+        def tier_probabilities(self, scores: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+            sure = np.clip(scores / len(scores), 0.01, 0.49) + 0.5
+            return np.stack([sure, 1 - sure], axis=1)
+
+    monkeypatch.setattr(grading, "load_calibration", lambda model: Known())
+    with open_label(here / "photos", here / "grades.csv", settings(), grade=True) as label:
+        model: Any = Model()
+        order = grading.grading_order(label._works, model, again=False, seed=1)
+        drawn = grading.grading_order(label._works, None, again=False, seed=1)
+    assert sorted(order) == sorted(drawn) == list(range(20))
+    turns = list(dict.fromkeys([0, drawn[0], 1, drawn[1]]))
+    assert order[: len(turns)] == turns
 
 
 def test_four_works_give_six_pairs(here: Path) -> None:

@@ -1,1 +1,1 @@
-"""`label`: a person judges pairs of works on a local page, and the head learns from it meanwhile."""
+"""`label`: people judge pairs of works on a local page, and the head learns from it; or they give tiers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mirip_fast.data.csv_reader import shown
 from mirip_fast.data.graders import PREFIX
 from mirip_fast.data.manifest import name_from
 from mirip_fast.data.table import given_name, own_columns, tier_column
@@ -24,6 +26,8 @@ from mirip_fast.text import folded, nfc
 if TYPE_CHECKING:
     import pandas as pd
 
+log = logging.getLogger(__name__)
+
 
 class GradeFile(JudgementFile):
     """The file of tiers of the works of a data set, in the columns by which that is read.
@@ -34,7 +38,10 @@ class GradeFile(JudgementFile):
 
     Attributes:
         tiers: their names, best first.
-        unknown: rows of other works, or with other tiers; they are left as they are.
+        unknown: rows of other works; they are left as they are.
+
+    Raises:
+        DataError: see :class:`JudgementFile`; or a row has another tier.
     """
 
     def __init__(self, path: Path, works: Works):
@@ -63,7 +70,15 @@ class GradeFile(JudgementFile):
             verdicts=self.tiers,
             what="tiers by work and grader",
         )
-        self.unknown = len(self.rows) - len(self.grades())
+        given = [nfc(cells.get(self.tier, "").strip()) for cells in self.rows.values()]
+        foreign = next((tier for tier in given if tier and tier not in self.tiers), None)
+        if foreign is not None:
+            self.close()
+            raise DataError(
+                f"{shown(path)}: the tier {foreign!r} is none of {', '.join(self.tiers)}. Give the tiers of "
+                "this file with --tiers, or another file with --out."
+            )
+        self.unknown = len(self.rows) - given.count("") - len(self.grades())
 
     def grades(self) -> list[tuple[int, int, str, str]]:
         """Row, work, tier and grader of each row."""
@@ -231,6 +246,8 @@ def grading_order(works: Works, model: ScoreModel | None, *, again: bool, seed: 
     if model is not None and len(todo):
         scores = model.score(works.store, [works.images.hashes[i] for i in todo])
         chances = load_calibration(model).tier_probabilities(scores)
+        if chances is None:
+            log.info("The model knows no tiers' probabilities: works are drawn at random")
     if chances is None:
         return drawn
     entropy = -(chances * np.log(np.maximum(chances, 1e-12))).sum(axis=1)

@@ -1,4 +1,4 @@
-"""The page where pairs are judged, on a local server: see :mod:`mirip_fast.serving`."""
+"""The page where works are judged, on a local server: see :mod:`mirip_fast.serving`."""
 
 from __future__ import annotations
 
@@ -323,7 +323,8 @@ class LabelRun(Closing):
         if isinstance(self.file, GradeFile):
             again = self._works.dataset.embed_command(source=shown(self.file.path))
             root = self._works.images.manifest.root
-            if not root.is_relative_to(self.file.path.parent):
+            elsewhere = not root.is_relative_to(self.file.path.parent)
+            if elsewhere and "--image-root" not in again:
                 again += " " + shlex.join(["--image-root", shown(root)])
             return again
         config, plain = self._config, Config()
@@ -401,14 +402,15 @@ def _to_grade(
     """The works in the order in which they are graded; tells what is left out."""
     if file.unknown:
         log.warning(
-            "%s: %s of other works, or with other tiers; they are left as they are",
+            "%s: %s of other works; they are left as they are",
             *(shown(file.path), counted(file.unknown, "row")),
         )
     order = grading_order(works, model, again=again, seed=seed)
     known = int(works.shown.sum()) - len(order)
     if known:
-        has = f"{counted(known, 'work')} {'have' if known > 1 else 'has'}"
-        log.warning("%s a tier in the data already, and is asked for only with --again", has)
+        log.warning(
+            "Not asked for, as the data has a tier already: %s (--again asks)", counted(known, "work")
+        )
     if not order:
         raise DataError(
             "Nothing is left to grade: every work has a tier in the data (--again asks)"

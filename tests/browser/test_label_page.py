@@ -39,7 +39,8 @@ def shown(page: Any, label: Browser) -> tuple[str, str]:
     wait_until(
         page,
         lambda: page.evaluate(
-            "[...document.querySelectorAll('.work img')]"
+            "document.querySelectorAll('.work').length > 1"
+            " && [...document.querySelectorAll('.work img')]"
             ".every((img) => img.complete && img.naturalWidth > 0)"
         ),
     )
@@ -70,8 +71,8 @@ def told(rows: list[Any]) -> list[tuple[str, str, str]]:
 
 def test_keys_write_judgements(label: Browser, opened: Any) -> None:
     page = opened(label.label.server.address)
-    assert page.locator("h1").text_content() == "Which work is better?"
     shown(page, label)
+    assert page.locator("h1").text_content() == "Which work is better?"
     assert page.locator("#undo").is_disabled()
     expected = []
     for key, verdict in (("ArrowLeft", "1"), ("ArrowRight", "-1"), ("0", "0"), ("ArrowDown", "0")):
@@ -141,6 +142,7 @@ def test_hostile_names_never_reach_the_page(label: Browser, opened: Any) -> None
 def test_a_phone(label: Browser, opened: Any) -> None:
     phone = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
     page = opened(label.label.server.address, locale="ko-KR", **phone)
+    shown(page, label)
     assert page.locator("h1").text_content() == "어느 작품이 더 좋은가요?"
     assert page.evaluate("document.documentElement.lang") == "ko"
     pair, rows = judged(page, label, lambda: page.locator("#left").tap())
@@ -157,4 +159,76 @@ def test_a_phone(label: Browser, opened: Any) -> None:
             box = button.bounding_box()
             assert box["y"] + box["height"] <= 844 and box["height"] >= 44
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert opened.wrong == []
+
+
+def test_keys_give_tiers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    photos(tmp_path / "photos", 12)
+    out = tmp_path / "grades.csv"
+    with serving(tmp_path / "photos", out, settings(), grade=True) as label:
+        page = opened(label.label.server.address, color_scheme="dark")
+
+        def tiers() -> list[str]:
+            return [line["tier"] for line in rows_of(out)] if out.exists() else []
+
+        def press(key: str, expected: list[str]) -> None:
+            wait_until(page, lambda: page.evaluate("!document.body.classList.contains('busy')"))
+            page.keyboard.press(key)
+            wait_until(page, lambda: tiers() == expected)
+
+        page.wait_for_selector("nav .verdict")
+        assert page.locator("nav .verdict").all_inner_texts() == ["1S", "2A", "3B", "4C"]
+        for key, expected in (("1", ["S"]), ("b", ["S", "B"]), ("4", ["S", "B", "C"])):
+            press(key, expected)
+        press("u", ["S", "B"])
+        press("A", ["S", "B", "A"])
+        for key in ("5", "ArrowLeft", "0", "f"):  # these mean nothing here
+            page.keyboard.press(key)
+        page.evaluate(  # a Korean keyboard
+            "document.dispatchEvent(new KeyboardEvent('keydown', { key: 'ㅊ', code: 'KeyC' }))"
+        )
+        wait_until(page, lambda: tiers() == ["S", "B", "A", "C"])
+        # the list: the second one is undone, and comes again
+        page.keyboard.press("l")
+        undo = page.locator("#listed li button")
+        undo.first.wait_for()
+        assert undo.count() == 4
+        undo.nth(2).click()
+        wait_until(page, lambda: undo.count() == 3)
+        page.keyboard.press("1")  # nothing is judged behind the list
+        page.keyboard.press("Escape")
+        assert tiers() == ["S", "A", "C"]
+        page.keyboard.press("?")
+        assert page.locator("#keys dt").first.is_visible()
+        page.locator("#keys .close").click()
+        press("2", ["S", "A", "C", "A"])
+    assert opened.wrong == []
+
+
+def test_four_are_put_in_order(label: Browser, opened: Any) -> None:
+    page = opened(label.label.server.address)
+    shown(page, label)
+    page.keyboard.press("f")
+    page.wait_for_selector("[data-mode=four]")
+    works = label.label._works
+    four = [works.name(number) for number in label.state()["works"]]
+    for key in ("3", "1", "1", "u", "2"):  # a key twice is nothing; the second is taken back
+        page.keyboard.press(key)
+    assert [work.get_attribute("data-place") for work in page.locator(".work").all()] == [
+        "",
+        "2",
+        "1",
+        "",
+    ]
+    page.locator(".work").nth(3).click()
+    path = Path("pairs.csv")
+    wait_until(page, lambda: path.exists() and len(rows_of(path)) == 6)
+    order = [four[2], four[1], four[3], four[0]]
+    for line in rows_of(path):
+        one, other = order.index(line["image_path_1"]), order.index(line["image_path_2"])
+        assert line["label"] == ("1" if one < other else "-1")
+    wait_until(page, lambda: page.evaluate("!document.body.classList.contains('busy')"))
+    page.keyboard.press("u")
+    wait_until(page, lambda: rows_of(path) == [])
     assert opened.wrong == []
