@@ -147,9 +147,10 @@ def test_works_with_a_tier_are_not_asked_for(here: Path, caplog: pytest.LogCaptu
     (here / "all.csv").write_text("image_path,tier\nphotos/p05.png,S\nphotos/p06.png,A\n")
     with pytest.raises(DataError, match="Nothing is left to grade"):
         open_label(here / "all.csv", here / "other.csv", settings(), grade=True)
+    (here / "other.csv").write_text("filename,tier,grader\nphotos/p05.png,S,Kim\n")
     with pytest.raises(DataError, match="the tier 'S' is none of 수, 우. Give the tiers"):
         other = settings(**{"data.tiers": "수,우"})
-        open_label(here / "photos", here / "grades.csv", other, grade=True)
+        open_label(here / "photos", here / "other.csv", other, grade=True)
     with pytest.raises(DataError, match="is no file of tiers by work and grader: it has no column"):
         open_label(here / "works.csv", here / "works.csv", settings(), grade=True)
 

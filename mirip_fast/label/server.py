@@ -409,7 +409,8 @@ def _to_grade(
     known = int(works.shown.sum()) - len(order)
     if known:
         log.warning(
-            "Not asked for, as the data has a tier already: %s (--again asks)", counted(known, "work")
+            "Not asked for, as the data has a tier already: %s (--again asks)",
+            counted(known, "work"),
         )
     if not order:
         raise DataError(
