@@ -17,9 +17,10 @@ from PIL import Image
 
 import mirip_fast as mf
 from mirip_fast.data.manifest import DataOptions, read_manifest
+from mirip_fast.data.stratify import members_of
 from mirip_fast.models.gp import draw_errors
 from mirip_fast.portfolio.ranking import rank_applicants, ranks_of
-from mirip_fast.ranking.applicants import aggregate, members_of
+from mirip_fast.ranking.applicants import aggregate
 
 APPLICANTS = 28
 
