@@ -556,7 +556,7 @@ class Rows:
             )
         if left:
             some = (
-                f"row {rows[i]}: '{named[i]}'.{self.finder.suggest(named[i])}"
+                f"row {rows[i]}: '{named[i]}'{self.finder.suggest(named[i]).replace(' ', '. ', 1)}"
                 for i in left[:_MISSING_SHOWN]
             )
             log.warning(

@@ -220,10 +220,10 @@ def evaluate_applicants(
         "pairwise_accuracy": accuracy,
         "interval": None if found is None else [found.low, found.high],
         "said": f"Applicants (column {by}), each by the {in_words(how)} of their works' scores: pairwise "
-        f"accuracy {accuracy:.4f} (95 % interval over {len(known)} applicants with {works} works: {span})"
+        f"accuracy {accuracy:.4f} (95 % interval over {len(known)} applicants with {works} works: {span})."
         + (
-            "."
+            ""
             if own
-            else "; the mean of their works' grades counts, as they have none of their own."
+            else " The mean of their works' grades counts, as they have none of their own."
         ),
     }
