@@ -16,11 +16,9 @@ from mirip_fast_cli.main import run
 from PIL import Image
 
 import mirip_fast as mf
-from mirip_fast.data.manifest import DataOptions, read_manifest
-from mirip_fast.data.stratify import members_of
 from mirip_fast.models.gp import draw_errors
 from mirip_fast.portfolio.ranking import rank_applicants, ranks_of
-from mirip_fast.ranking.applicants import aggregate
+from mirip_fast.ranking.applicants import aggregate, members_of
 
 APPLICANTS = 28
 
@@ -226,14 +224,6 @@ def test_grades_of_applicants_choose_and_are_evaluated(
         assert said in flat(capfd.readouterr().err)
 
 
-def test_tiers_that_differ_by_case_alone_are_kept_apart(tmp_path: Path) -> None:
-    (tmp_path / "metadata.csv").write_text("filename,applicant\n1.png,김\n2.png,이\n3.png,박\n")
-    grades = tmp_path / "grades.csv"
-    grades.write_text("applicant,tier\n김,A\n이,a\n박, B \n")
-    options = DataOptions(tiers=("A", "a", "b"), by="applicant", applicants=str(grades))
-    assert read_manifest(tmp_path, options).table["tier"].tolist() == ["A", "a", "b"]
-
-
 @pytest.mark.parametrize("readout", ["gp", "head"])
 def test_grades_of_applicants_alone_are_learned_from(
     office: Path, capfd: pytest.CaptureFixture[str], readout: str
@@ -262,6 +252,16 @@ def test_grades_of_applicants_alone_are_learned_from(
     assert np.mean(best) < 1 < np.mean([int(p["applicant"][-2:]) % 4 for p in people[-7:]])
     if readout == "gp":  # one error for all works of an applicant
         assert "correlate by 1.00" in told
+
+
+@pytest.mark.parametrize("readout", ["auto", "ensemble"])
+def test_any_readout_ranks_applicants(office: Path, readout: str) -> None:
+    by = ["--by", "지원자", "--applicants", "data/grades.csv"]
+    train = ["-q", "train", "--head-only", "--readout", readout, "--epochs", "2", *by]
+    assert run([*train, "--output-dir", readout]) == 0
+    rank = ["-q", "rank", "data", "--workers", "0", "--by", "지원자", "--output-dir", readout]
+    assert run(rank) == 0
+    assert list(office.glob("applicants.csv"))
 
 
 def test_a_head_learns_from_pairs_of_applicants() -> None:

@@ -168,6 +168,21 @@ def test_what_looks_through_one_backbone_says_so(
     assert said in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "options", [[], ["--readout", "head", "--epochs", "2"]], ids=["gp", "head"]
+)
+def test_judged_pairs_are_learned_through_both(work: Path, options: list[str]) -> None:
+    names = sorted(path.name for path in (work / "data").rglob("*.png"))
+    pairs = [f"{a},{b},{-1 if a < b else 1}" for a, b in zip(names, names[7:], strict=False)]
+    lines = ["image_path_1,image_path_2,label", *pairs * 3]
+    (work / "pairs.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    out = ["--output-dir", f"pairs{len(options)}"]
+    train = ["-q", "train", "--head-only", "--pairs", "pairs.csv", *out, *options]
+    assert run(train) == 0
+    assert run([*_RANK, *out, "--anyway", "--out", f"ranked{len(options)}"]) == 0
+    assert len(rows_of(work / f"ranked{len(options)}" / "ranking.csv")) == 5
+
+
 def test_embedding_again_finds_the_rows_of_both(
     work: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -136,6 +136,18 @@ def test_tiers_that_tell_nothing_apart_are_left_aside(
     assert said in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("readout", ["auto", "ensemble"])
+def test_readouts_are_compared_by_the_finer_grade(
+    work: Path, capfd: pytest.CaptureFixture[str], readout: str
+) -> None:
+    train = ["train", "--head-only", "--readout", readout, "--epochs", "2", "--output-dir", readout]
+    assert run(train) == 0
+    assert "5 heads on" in capfd.readouterr().err
+    (folder,) = Path(readout).iterdir()
+    assert set(json.loads((folder / "run.json").read_text())["compared"]) == {"gp", "head"}
+    assert run(["-q", "rank", "data", "--workers", "0", "--output-dir", readout]) == 0
+
+
 def test_accuracy_by_finer_grades_counts_every_pair_once() -> None:
     rng = np.random.default_rng(0)
     scores, grades = rng.integers(0, 20, 70).astype(float), rng.integers(0, 40, 70)

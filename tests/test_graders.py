@@ -201,7 +201,9 @@ def test_agreement_is_told_and_the_rest_is_ranked(
     assert len(rows_of(office / "ranking.csv")) == 100
 
 
-@pytest.mark.parametrize("how", [[], ["--readout", "head"], ["--pairs", "sampled"]])
+@pytest.mark.parametrize(
+    "how", [[], ["--readout", "head"], ["--pairs", "sampled"], ["--readout", "auto"]]
+)
 def test_a_strict_and_a_mild_grader_are_not_mixed(office: Path, how: list[str]) -> None:
     name = "-".join(how).strip("-") or "gp"
     assert run(["-q", "train", "--head-only", *SPLIT, *how, "--output-dir", name]) == 0

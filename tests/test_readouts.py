@@ -189,6 +189,52 @@ def test_what_a_readout_does_not_heed_is_refused() -> None:
     with pytest.raises(ConfigError, match="--within: of no use with --readout auto"):
         choose_readout(config)
 
+    config = Config()
+    config.head.readout, config.train.pairs = "auto", "pairs.csv"
+    with pytest.raises(ConfigError, match="with --pairs FILE.csv use gp, head or attention"):
+        choose_readout(config, listed=True)
+
+
+def test_an_end_to_end_training_needs_the_head_of_a_run(
+    work: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    full = ["train", "--full", "--debug", "--init-from"]
+    (folder,) = Path("runs").iterdir()
+    assert run([*full, str(folder)]) == 1
+    assert "a run of --readout gp has no one head to start from" in capfd.readouterr().err
+    attention = ["--readout", "attention", "--epochs", "1", "--output-dir", "attends"]
+    assert run(["-q", "train", "--head-only", *attention]) == 0
+    (folder,) = Path("attends").iterdir()
+    assert run([*full, str(folder)]) == 1
+    assert "a head that attends to patch tokens" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--readout", "gp", "--grid", "epochs=1,2"], "--readout head or attention"),
+        (["--grid", "readout=head,attention"], "`mirip-fast train --head-only --readout auto`"),
+        (["--grid", "features=cls,cls+grid2"], "Left out: features=cls+grid2"),
+    ],
+)
+def test_a_sweep_does_not_pass_over_a_readout(
+    work: Path, capfd: pytest.CaptureFixture[str], options: list[str], said: str
+) -> None:
+    few = ["--folds", "2", "--epochs", "1", "--output-dir", "sweeps"]
+    assert run(["sweep", *few, *options]) == ("Left out" not in said)
+    assert said in capfd.readouterr().err
+
+
+def test_a_sweep_heeds_attention(work: Path) -> None:
+    few = ["--folds", "2", "--epochs", "1", "--output-dir", "attending"]
+    assert run(["-q", "sweep", *few, "--readout", "attention", "--grid", "seed=1"]) == 1
+    assert run(["-q", "sweep", *few, "--readout", "attention", "--grid", "dropout=0,0.2"]) == 0
+    (folder,) = Path("attending").iterdir()
+    assert "readout: attention" in (folder / "best.yaml").read_text()
+    assert json.loads((folder / "sweep.json").read_text())["config"]["head"]["features"] == (
+        "cls+mean+grid2"
+    )
+
 
 def test_attention_without_patch_tokens_says_how_to_get_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

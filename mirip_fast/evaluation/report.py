@@ -255,7 +255,7 @@ class Report:
 
     def to_table(self, mistakes: int = 5) -> str:
         """Text for a terminal: figures, tier pairs, confusion matrix, the worst mistakes, warnings."""
-        said = [] if self.applicants is None else [textwrap.fill(tr(self.applicants["said"]), 100)]
+        said = [] if self.applicants is None else [textwrap.fill(self.applicants["said"], 100)]
         return "\n\n".join([_report_text(self, mistakes), *said])
 
     def __str__(self) -> str:

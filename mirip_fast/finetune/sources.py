@@ -22,7 +22,7 @@ from mirip_fast.errors import CheckpointError, ConfigError, DataError, ImageErro
 from mirip_fast.features.datasets import newest_graded
 from mirip_fast.features.outcomes import warn_of
 from mirip_fast.features.phase_one import default_workers, open_hashes
-from mirip_fast.features.recipe import Recipe
+from mirip_fast.features.recipe import Recipe, head_kinds, is_patches
 from mirip_fast.features.store import differing_fields
 from mirip_fast.models.checkpoint import load_checkpoint
 from mirip_fast.models.model_info import ModelInfo
@@ -59,6 +59,12 @@ class HeadRun:
             raise ConfigError(
                 f"{self.run.path} looks through several backbones, and --full trains one: start from a run "
                 "of one of them (--init-from RUN), or with a random head (--init-from none)"
+            )
+        if any(map(is_patches, head_kinds(self.info.features))):
+            raise ConfigError(
+                f"{self.run.path} has a head that attends to patch tokens, and --full trains one on the CLS "
+                "token and the mean of the patches: start from a run of `train --head-only --readout head` "
+                "(--init-from RUN), or with a random head (--init-from none)"
             )
 
     @property
@@ -200,6 +206,12 @@ def _find_head_run(config: Config, source: Path | None) -> HeadRun | None:
         raise ConfigError(
             f"--init-from {wanted} is a run on {run.info.get('dataset')}, and brings its split along: "
             f"leave out {source}, or name a run on it"
+        )
+    if not folds and path.suffix != ".pt":
+        raise CheckpointError(
+            f"--init-from {wanted}: a run of --readout {run.info.get('readout', 'gp')} has no one head to "
+            "start from: name a run of `mirip-fast train --head-only --readout head`, or start with "
+            "--init-from none"
         )
     return _folds_head_run(run) if folds else _head_run(run, path)
 

@@ -27,6 +27,7 @@ from mirip_fast.models.gp import (
     _Kernel,
     _prepare,
 )
+from mirip_fast.runtime import one_blas_thread
 
 FloatArray = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -278,6 +279,7 @@ def _laplace(
     return g, slope, sure, factor, float(now - np.log(np.diag(factor)).sum())
 
 
+@one_blas_thread()
 def _learn(
     parts: list[NDArray[np.float32]],
     lengths: FloatArray,

@@ -141,6 +141,12 @@ class HeadFit:
             self.averaging.after_epoch(self.epoch)
             judged = cast(RankingHead, self.averaging.kept)
             val = self._judge(judged, self.val)
+            is_best = self.stopping.update(val.accuracy, self.epoch)
+            if self.epoch == self.config.train.swa_start:
+                self.stopping.waited = 0  # the average is a new start
+            if run is None:  # nobody is told how the training images are ordered
+                self.best = copy.deepcopy(self.checkpoint()) if is_best else self.best
+                continue
             train = self._judge(judged, self._train_sample)
             values = {
                 "train/loss": train_loss,
@@ -150,12 +156,6 @@ class HeadFit:
                 "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
                 "epoch_seconds": time.monotonic() - epoch_started,
             }
-            is_best = self.stopping.update(val.accuracy, self.epoch)
-            if self.epoch == self.config.train.swa_start:
-                self.stopping.waited = 0  # the average is a new start
-            if run is None:
-                self.best = copy.deepcopy(self.checkpoint()) if is_best else self.best
-                continue
             run.append_history({"epoch": self.epoch, **values})
             trackers.log(values, self.epoch)
             self._log(train_loss, train, val, is_best)

@@ -499,7 +499,7 @@ def with_dataset(
         features = choose_features(config.head.features, kinds)
         if features != config.head.features:
             log.info("The head sees %s", features)
-    _check_kinds(features, readout)
+    check_kinds(features, readout)
     head = dataclasses.replace(config.head, features=features)
     return dataclasses.replace(config, data=data or kept.data, embed=kept.embed, head=head)
 
@@ -519,10 +519,14 @@ def _tell_of_old_cache(dataset: Dataset, readout: str) -> None:
         )  # fmt: skip
 
 
-def _check_kinds(features: str, readout: str) -> None:
-    """Refuse ``--features`` that are none, and patch tokens where only their mean can be looked at."""
+def check_kinds(features: str, readout: str) -> None:
+    """Refuse ``--features`` that are none, and patch tokens where only their mean can be looked at.
+
+    Raises:
+        ConfigError: says what can be named.
+    """
     single = r"(cls|mean)(_[1-9]\d*)?"
-    patches = r"(\+(grid[1-9]\d*|patch))?" if readout == "attention" else ""
+    patches = r"\+(grid[1-9]\d*|patch)" if readout == "attention" else ""
     if not re.fullmatch(rf"{single}(\+{single})*{patches}", features):
         raise ConfigError(
             f"--features {features}: name kinds like cls, mean, cls_9 or mean_9, joined by +"

@@ -42,13 +42,13 @@ from mirip_fast.ranking.anchors import keep_anchors
 from mirip_fast.ranking.applicants import evaluate_applicants
 from mirip_fast.ranking.finished import draw_run, report_run
 from mirip_fast.ranking.fit import fit_quietly
-from mirip_fast.ranking.folds import assign_folds, folds_of
+from mirip_fast.ranking.folds import Fold, assign_folds, folds_of
 from mirip_fast.ranking.graded import GradedImages
 from mirip_fast.ranking.head_files import Member, save_ensemble, save_process
 from mirip_fast.ranking.held_out import HeldOut, save_held_out
 from mirip_fast.ranking.judged_pairs import JudgedPairs, PairReport, agreement
 from mirip_fast.ranking.references import write_calibration
-from mirip_fast.ranking.rows import ListedPairs, Rows, open_store, read_features
+from mirip_fast.ranking.rows import ListedPairs, open_store, read_features
 from mirip_fast.ranking.scorer import load_score_model
 from mirip_fast.runtime import resolve_device
 from mirip_fast.training.run_folder import Run
@@ -97,7 +97,11 @@ def choose_readout(config: Config, *, listed: bool = False) -> str:
         return readout
     if readout in ("auto", "ensemble"):  # their heads heed the others
         asked = [name for name in asked if name == "within"]
-        asked += ["pairs"] if listed else []
+        if listed:
+            raise ConfigError(
+                f"--readout {readout}: judged pairs are learned from by one readout: with --pairs FILE.csv "
+                "use gp, head or attention, or leave it out"
+            )
     if not asked:
         return "gp" if readout == "usual" else readout
     flags = ", ".join("--" + name.replace("_", "-") for name in asked)
@@ -223,10 +227,10 @@ def _fit(
     if labels.grades is not None:
         y, graders = grader_scores(labels.grades)
     together = left_out_together(labels.groups, config.train.seed)
-    fold_of = None
+    fold_of, folds = None, list[Fold]()
     if readout != "gp":
         try:
-            fold_of = _folds(learned, together, config)
+            fold_of, folds = _folds(learned, together, config)
         except DataError as error:
             if readout == "ensemble":
                 raise
@@ -237,11 +241,14 @@ def _fit(
         last = "+".join(kind for kind in head_kinds(info.features) if layer_of(kind) is None)
         for name, features in (("head", last), ("attention", patches and f"{last}+{patches}")):
             if features:
-                found.append(_fit_heads(name, features, learned, fold_of, config, store, info))
-        accuracies = {f.name: pairwise_accuracy(f.compared, labels.tiers) for f in found}
+                found.append(_fit_heads(name, features, learned, folds, config, store, info))
+        accuracies = {
+            f.name: pairwise_accuracy(f.compared, learned.order, finer=not learned.has_tiers)
+            for f in found
+        }
         about["compared"] = accuracies
         if readout == "auto":
-            found = _best_first(found, accuracies, labels)[:1]
+            found = _best_first(found, accuracies, learned)[:1]
     series = store.series()
     seen = {kind for fitted in found for kind in head_kinds(fitted.features)}
     widths = {
@@ -290,14 +297,20 @@ def _fit(
 
 def _folds(
     learned: GradedImages, together: Sequence[str | None], config: Config
-) -> NDArray[np.int64]:
-    """[n] the fold of each work; what is left out together is in one."""
+) -> tuple[NDArray[np.int64], list[Fold]]:
+    """[n] the fold of each work, and the folds; what is left out together is in one, and each has works of
+    all tiers, or of all quantiles of the finer grades where there are no tiers."""
     import pandas as pd
 
     table = learned.manifest.table.assign(group=pd.Series(together, dtype=object))
+    if not learned.has_tiers:
+        names = pd.Index(learned.manifest.tiers)
+        place = np.argsort(np.argsort(-learned.tier_scores, kind="stable"))
+        table["tier"] = pd.Categorical.from_codes(place * len(names) // len(place), names)
     manifest = dataclasses.replace(learned.manifest, table=table)
     grouped = dataclasses.replace(learned, manifest=manifest)
-    return assign_folds(grouped, config.train.folds or _PARTS, config.split.split_seed)
+    fold_of = assign_folds(grouped, config.train.folds or _PARTS, config.split.split_seed)
+    return fold_of, folds_of(grouped, fold_of, config.split)
 
 
 def _fit_process(
@@ -329,7 +342,7 @@ def _fit_heads(
     name: str,
     features: str,
     learned: GradedImages,
-    fold_of: NDArray[np.int64],
+    folds: Sequence[Fold],
     config: Config,
     store: FeatureStore,
     info: ModelInfo,
@@ -341,7 +354,7 @@ def _fit_heads(
     )
     device = resolve_device(config.runtime.device)
     members, held_out = [], np.empty(len(rows))
-    for number, fold in enumerate(steps(folds_of(learned, fold_of, config.split), "heads")):
+    for number, fold in enumerate(steps(folds, "heads")):
         train = dataclasses.replace(config.train, seed=config.train.seed + number)
         own = dataclasses.replace(config, train=train)
         arrays, _ = fit_quietly(rows.subset(fold.train), rows.subset(fold.val), own, device)
@@ -366,13 +379,16 @@ def _fit_heads(
 
 
 def _best_first(
-    found: Sequence[_Fitted], accuracies: Mapping[str, float], labels: Rows
+    found: Sequence[_Fitted], accuracies: Mapping[str, float], learned: GradedImages
 ) -> list[_Fitted]:
     """The readouts, that of the highest accuracy first, having said by how much and how surely."""
     ranked = sorted(found, key=lambda fitted: -accuracies[fitted.name])
     best, parts = ranked[0], []
     for other in ranked[1:]:
-        done = paired_bootstrap(best.compared, other.compared, labels.tiers, labels.groups)
+        done = paired_bootstrap(
+            best.compared, other.compared, learned.order, learned.manifest.groups,
+            finer=not learned.has_tiers,
+        )  # fmt: skip
         span = "interval unknown"
         if done.interval is not None:
             span = f"{100 * done.interval.low:+.1f} to {100 * done.interval.high:+.1f}"

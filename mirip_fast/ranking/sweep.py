@@ -47,6 +47,7 @@ from mirip_fast.ranking.fit import fit_quietly
 from mirip_fast.ranking.folds import assign_folds, folds_of, units_of
 from mirip_fast.ranking.graded import (
     GradedImages,
+    check_kinds,
     graded_of_dataset,
     load_split,
     save_split,
@@ -249,7 +250,12 @@ def _rounded(setting: Setting, value: Any) -> Any:
 
 
 def _find(name: str) -> Setting:
-    known = {s.name: s for s in settings(*_SECTIONS) if s.name not in _FIXED}
+    if name.rpartition(".")[2] == "readout":
+        raise ConfigError(
+            "a sweep has one readout (--readout head or attention); `mirip-fast train --head-only --readout "
+            "auto` compares them"
+        )
+    known = {s.name: s for s in settings(*_SECTIONS) if s.name not in _FIXED | {"readout"}}
     known["dropout"] = known["projector_dropout"]
     found = known.get(name) or next((s for s in known.values() if s.key == name), None)
     if found is not None:
@@ -302,12 +308,18 @@ def start_sweep(
     """
     if pairs_files(config.train):
         raise ConfigError("--pairs FILE: a sweep learns from grades; use --pairs all or sampled")
+    if config.head.readout == "usual":
+        config = dataclasses.replace(config, head=dataclasses.replace(config.head, readout="head"))
+    if config.head.readout not in ("head", "attention"):
+        raise ConfigError(
+            f"--readout {config.head.readout}: a sweep tries settings of heads, --readout head or attention"
+        )
     cells = make_cells(grid, random, config.train.seed)
     dataset = newest_graded(Path(config.embed.cache_dir), data)
     log.info("Data set %s", shown(dataset.source))
     if "backbones" in dataset.info:
         log.warning("A sweep looks through one backbone: %s", dataset.info["backbone"])
-    config = with_dataset(config, dataset)
+    config = with_dataset(config, dataset, config.head.readout)
     images = graded_of_dataset(dataset, config.split).part("train", "val")
     folds = config.train.folds or _FOLDS
     sweep = Sweep(
@@ -425,7 +437,9 @@ def run_sweep(sweep: Sweep, progress: Callable[[int, int], None] = lambda *_: No
     rows = [dict(zip(table.columns, row, strict=True)) for row in filled.itertuples(index=False)]
     write_csv(sweep.path / TABLE_FILE, list(table.columns), rows)
     keep = {key for cell in sweep.cells for key in cell}
-    keep |= {key for key in sweep.given if key == "evaluate.within" or _sweepable(key)}
+    keep |= {"head.readout"} | {
+        key for key in sweep.given if key == "evaluate.within" or _sweepable(key)
+    }
     best = configure(sweep.config, sweep.cells[int(table["cell"].iloc[0])])
     write_text(sweep.path / BEST_FILE, to_yaml(best, only=frozenset(keep)))
     return text
@@ -449,6 +463,7 @@ def _possible(cells: Sequence[Cell], config: Config, n_train: int) -> tuple[Cell
         own = configure(config, cell)
         try:
             make_loss(own.train)
+            check_kinds(own.head.features, own.head.readout)
         except ConfigError as error:
             if number == 0:
                 raise

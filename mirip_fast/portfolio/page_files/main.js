@@ -15,15 +15,9 @@ function drawHead() {
   drawFailures();
 }
 
-// What the program said, in the page's language where there is a translation.
-function inWords(text) {
-  const said = (data.spoken[language] || {})[text] || text;
-  return { lang: said === text ? "en" : language, text: said };
-}
-
-// [what the page says, what the program said]
+// [what the page says, what the program said in English]
 function notes() {
-  const told = (text) => make("span", { ...inWords(text), class: "soft" });
+  const told = (text) => make("span", { lang: "en", class: "soft", text });
   const lines = [];
   const known = data.source !== null && data.works[0].percent !== null;
   if (known) lines.push([say("noteCard")]);
@@ -82,7 +76,7 @@ function drawFailures() {
   box.querySelector("summary").textContent = sayCount("unread", data.failures.length);
   box.querySelector("tbody").replaceChildren(
     ...data.failures.map(({ name, reason }) =>
-      make("tr", {}, make("td", {}, make("bdi", { text: name })), make("td", { ...inWords(reason), class: "soft" })),
+      make("tr", {}, make("td", {}, make("bdi", { text: name })), make("td", { lang: "en", class: "soft", text: reason })),
     ),
   );
 }
