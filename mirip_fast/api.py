@@ -221,8 +221,8 @@ class Model:
             options: settings by their names.
 
         Returns:
-            A report: ``pairwise_accuracy`` and other figures with their intervals; ``print`` shows them as
-            a table.
+            A report: ``pairwise_accuracy`` and other figures with their intervals, ``agreement`` of several
+            graders, and whether the model is ``better_than`` others; ``print`` shows all as the command does.
 
         Raises:
             DataError: there are no grades, or the run has no such split.
@@ -231,11 +231,11 @@ class Model:
 
         config = _settings(options, base=self.config).config
         if data is None:
-            return evaluate_split(self.scorer, split, config).report
+            return evaluate_split(self.scorer, split, config, baselines=True).whole
         with _given(data, config) as (where, config), Bar(" images") as bar:
             return evaluate_files(
-                self.scorer, Path(where), None, config, None, bar.embedding
-            ).report
+                self.scorer, Path(where), None, config, None, bar.embedding, baselines=True
+            ).whole
 
     def explain(
         self, images: Sequence[str | os.PathLike[str]] | str | os.PathLike[str], **options: Any

@@ -14,6 +14,7 @@ import torch
 from made_run import TINY, draw, rows_of
 from mirip_fast_cli.main import run
 
+import mirip_fast as mf
 from mirip_fast.data.manifest import read_manifest, write_manifest_csv
 from mirip_fast.data.table import DataOptions, Manifest, image_table
 from mirip_fast.errors import DataError
@@ -197,6 +198,10 @@ def test_agreement_is_told_and_the_rest_is_ranked(
     assert {row["grader"] for row in found["graders"]} == set(STRICT)
     assert found["model_within"] > 0.9 and found["ceiling"] > 0.8
     assert "humanCeiling" in (office / "page.html").read_text(encoding="utf-8")
+    report = mf.load().evaluate()
+    assert report.agreement is not None and report.agreement.to_table() in out
+    assert " ".join(report.better_than.split()) in " ".join(out.split())
+    assert report.agreement.to_table() in str(report) and "The model is" in str(report)
     assert run(["rank", "data", "--workers", "0"]) == 0
     assert len(rows_of(office / "ranking.csv")) == 100
 

@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 
 from mirip_fast.errors import ConfigError, DataError
 from mirip_fast.evaluation import metrics
+from mirip_fast.evaluation.agreement import Agreement
 from mirip_fast.evaluation.bootstrap import (
     FEW_GROUPS,
     Interval,
@@ -156,6 +157,8 @@ class Report:
             grades NaN where there are none.
         applicants: how the applicants are ordered whose works these are; None where nobody asked; see
             :func:`mirip_fast.ranking.applicants.applicant_accuracy`.
+        agreement: how far several graders agree on the same images; None where nobody asked.
+        better_than: a sentence: whether the model is better than chance, ridge regression or the last run.
     """
 
     tier_names: tuple[str, ...]
@@ -195,6 +198,8 @@ class Report:
     within: IntArray | None = field(repr=False, compare=False)
     grades: FloatArray = field(repr=False, compare=False)
     applicants: dict[str, Any] | None = None
+    agreement: Agreement | None = None
+    better_than: str = ""
 
     def worst_mistakes(self, k: int = 10, *, max_per_image: int = 2) -> list[Mistake]:
         """At most ``k`` wrongly ordered pairs, largest gap first, an image at most twice by default.
@@ -233,7 +238,7 @@ class Report:
         """Plain JSON types, every number finite or None, with the ``mistakes`` worst mistakes."""
         made_below = {
             "image_ids", "scores", "tiers", "within", "grades",
-            "tier_pairs", "within_values", "groups", "by_quota", "applicants",
+            "tier_pairs", "within_values", "groups", "by_quota", "applicants", "agreement", "better_than",
         }  # fmt: skip
         plain = {
             f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name not in made_below
@@ -256,6 +261,8 @@ class Report:
     def to_table(self, mistakes: int = 5) -> str:
         """Text for a terminal: figures, tier pairs, confusion matrix, the worst mistakes, warnings."""
         said = [] if self.applicants is None else [textwrap.fill(self.applicants["said"], 100)]
+        said += [] if self.agreement is None else [self.agreement.to_table()]
+        said += [textwrap.fill(self.better_than, 100)] if self.better_than else []
         return "\n\n".join([_report_text(self, mistakes), *said])
 
     def __str__(self) -> str:

@@ -29,7 +29,7 @@ from mirip_fast.features.embed import Progress
 from mirip_fast.features.phase_one import settings_of
 from mirip_fast.files import write_json
 from mirip_fast.ranking.applicants import evaluate_applicants
-from mirip_fast.ranking.baselines import Baseline, compare_with_baselines
+from mirip_fast.ranking.baselines import Baseline, baselines_text, compare_with_baselines
 from mirip_fast.ranking.graded import GradedImages, load_split
 from mirip_fast.ranking.references import load_calibration, made_with
 from mirip_fast.ranking.rows import open_store
@@ -89,6 +89,13 @@ class Evaluation:
     hashes: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
     baselines: tuple[Baseline, ...] = ()
     agreement: Agreement | None = None
+
+    @property
+    def whole(self) -> Report:
+        """The report with all that is told beside it."""
+        return dataclasses.replace(
+            self.report, agreement=self.agreement, better_than=baselines_text(self.baselines)
+        )
 
     def to_table(self) -> str:
         """Text for a terminal: the report, and how far several graders agree."""
