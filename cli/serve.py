@@ -93,7 +93,7 @@ def serve_command(
     if source is None and no_api:
         raise click.UsageError("--no-api leaves nothing to serve without SOURCE")
     if token is not None and not (len(token) >= 16 and token.isascii() and token.isalnum()):
-        raise ConfigError("--token takes 16 letters and digits or more")
+        raise ConfigError("--token (or MIRIP_FAST_TOKEN) takes 16 letters and digits or more")
     config = resolved.config
     works, checkpoint = find_source(source, checkpoint)
     model = pick_model(checkpoint, Path(config.train.output_dir))

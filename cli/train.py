@@ -292,7 +292,12 @@ def say_result(
     used = run_in_use(run.path.parent)
     if used is not None and used.path.name != run.path.name:
         echo(f"{used.path} stays in use; `mirip-fast use {run.path}` takes this one")
-    echo("Next: mirip-fast evaluate, or mirip-fast rank FOLDER")
+    people = result.applicants if isinstance(result, Report) else None
+    echo(
+        f"Next: mirip-fast evaluate, or mirip-fast rank FOLDER --by {shlex.quote(people['by'])}"
+        if people
+        else "Next: mirip-fast evaluate, or mirip-fast rank FOLDER"
+    )
 
 
 def warn_of_the_order(report: Report) -> None:

@@ -200,6 +200,7 @@ def test_grades_of_applicants_choose_and_are_evaluated(
     assert "1 applicant without a work: 없는 사람" in err
     assert f"1 applicant without a grade: {name_of(APPLICANTS - 1)}" in err
     assert "Left out, too: Applicants (column 지원자)" in out
+    assert "rank FOLDER --by '지원자'" in out
     newest = max(Path("runs").iterdir())
     splits = pd.read_csv(newest / "split.csv", encoding="utf-8-sig")
     assert (splits.groupby("지원자")["split"].nunique() == 1).all()

@@ -141,10 +141,11 @@ def scan_folder(root: Path) -> Found:
 def hidden_part(name: str) -> str:
     """The first part of a name below a source that is hidden or a system's own; "" if there is none.
 
-    Such are names with a leading dot, and what disks, file servers and archivers make beside pictures.
+    Such are names with a leading dot, what disks, file servers and archivers make beside pictures, and the
+    marks of files open in Office (``~$list.xlsx``).
     """
     for part in name.split("/"):
-        if part[:1] == "." or part.lower() in _SYSTEM:
+        if part[:1] == "." or part[:2] == "~$" or part.lower() in _SYSTEM:
             return part
     return ""
 
