@@ -65,7 +65,7 @@ def benchmark_command(resolved: Resolved, pairs_per_step: int | None, images: in
         step += f", {EPOCHS} epochs; reading and augmenting images not counted."
     except (
         MiripError
-    ) as error:  # a backbone that can not be fine-tuned, or too little memory for one image
+    ) as error:  # a backbone that cannot be fine-tuned, or too little memory for one image
         step = f"not measured: {error}"
     rows = [
         (

@@ -212,7 +212,7 @@ def _check_options(
     sort_into: Path | None,
     sorting: tuple[object, ...],
 ) -> None:
-    """Refuse what can not be written, before anything is computed."""
+    """Refuse what cannot be written, before anything is computed."""
     if html is not None:
         from mirip_fast.portfolio.page import check_page_path
 

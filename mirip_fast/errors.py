@@ -16,15 +16,15 @@ class ConfigError(MiripError, ValueError):
 
 
 class DataError(MiripError, ValueError):
-    """A folder, CSV file or set of grades can not be used as it is."""
+    """A folder, CSV file or set of grades cannot be used as it is."""
 
 
 class ImageError(MiripError, ValueError):
-    """One image can not be decoded; the message is the reason alone, without the path."""
+    """One image cannot be decoded; the message is the reason alone, without the path."""
 
 
 class BackboneError(MiripError, OSError):
-    """A backbone can not be found, downloaded or understood."""
+    """A backbone cannot be found, downloaded or understood."""
 
 
 class StoreError(MiripError, OSError):
@@ -40,11 +40,11 @@ class DiskFullError(StoreError):
 
 
 class CheckpointError(MiripError, ValueError):
-    """A checkpoint can not be read, or does not fit the model or the features."""
+    """A checkpoint cannot be read, or does not fit the model or the features."""
 
 
 class TrainingError(MiripError, RuntimeError):
-    """Training can not go on (loss not finite, nothing to learn from, …)."""
+    """Training cannot go on (loss not finite, nothing to learn from, …)."""
 
 
 class PreemptedError(TrainingError):

@@ -45,7 +45,7 @@ def fsync_folder(folder: Path) -> None:
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:
-        return  # Windows can not open folders
+        return  # Windows cannot open folders
     try:
         os.fsync(handle)
     finally:
@@ -70,7 +70,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
     Raises:
         DiskFullError: the disk is full; the message says how much is free.
-        OSError: it can not be written; ``filename`` is ``path``, or the folder that can not be made.
+        OSError: it cannot be written; ``filename`` is ``path``, or the folder that cannot be made.
         DataError: the folder's list is damaged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,7 @@ def _listed(path: Path, partial: Path) -> Iterator[None]:
         try:
             files = read_list(path.parent)
         except ValueError as error:
-            raise DataError(f"{path} can not be written: {error}") from error
+            raise DataError(f"{path} cannot be written: {error}") from error
         new = _content(partial)
         if path.name in files or path.is_file():
             old = files.get(path.name, [])
@@ -123,7 +123,7 @@ def list_files(folder: Path) -> None:
     """Begin a folder's list of files, or begin it anew: of what is there, as it is.
 
     Raises:
-        OSError: a file can not be read, or the list not be written.
+        OSError: a file cannot be read, or the list not be written.
     """
     there = [path for path in sorted(folder.iterdir()) if path.is_file() and _is_listed(path)]
     _write_list(folder, {path.name: [_content(path)] for path in there})
@@ -133,7 +133,7 @@ def read_list(folder: Path) -> _Contents:
     """A folder's list of files; empty where it has none.
 
     Raises:
-        OSError: it can not be read.
+        OSError: it cannot be read.
         ValueError: it is damaged; names it.
     """
     path = folder / LIST_FILE
@@ -226,7 +226,7 @@ def open_regular(path: Path, flags: int = os.O_RDONLY, most: int | None = None) 
         most: bytes that it may have.
 
     Raises:
-        OSError: it can not be opened.
+        OSError: it cannot be opened.
         ValueError: it is no regular file, or too large.
     """
     more = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
@@ -257,7 +257,7 @@ def open_file(path: Path, most: int | None = None) -> IO[bytes]:
         most: bytes that it may have.
 
     Raises:
-        OSError: it can not be opened.
+        OSError: it cannot be opened.
         ValueError: it is no regular file, too large, or not what was written; says what to do.
     """
     return _open_checked(path, most)[0]
@@ -296,7 +296,7 @@ def has_file(path: Path) -> bool:
     """Whether there is something of this name.
 
     Raises:
-        OSError: the folder's list can not be read.
+        OSError: the folder's list cannot be read.
         ValueError: nothing is there, but it should be; or the list is damaged.
     """
     if os.path.lexists(path):
@@ -318,7 +318,7 @@ def damaged_files(folder: Path) -> tuple[int, list[str]]:
             if has_file(folder / name):
                 open_file(folder / name).close()
         except (OSError, ValueError) as error:
-            faults.append(f"{folder / name} can not be read: {error}")
+            faults.append(f"{folder / name} cannot be read: {error}")
     return len(names), faults
 
 
@@ -426,7 +426,7 @@ def read_json(path: Path, most: int = _MOST_JSON_BYTES) -> dict[str, Any]:
     """Read a JSON object written by :func:`write_json`, of which nothing is trusted.
 
     Raises:
-        OSError: the file can not be read.
+        OSError: the file cannot be read.
         ValueError: it is no JSON object, or not what was written; see :func:`open_file`.
     """
     return _parse_json(read_file(path, most))
@@ -458,7 +458,7 @@ def write_csv(
 
     Raises:
         DiskFullError: there is no room.
-        UnicodeEncodeError: a value can not be written in another encoding than UTF-8.
+        UnicodeEncodeError: a value cannot be written in another encoding than UTF-8.
     """
     utf8 = codecs.lookup(encoding).name in ("utf-8", "utf-8-sig")
 
@@ -488,7 +488,7 @@ def read_csv(path: Path, columns: Iterable[str] = ()) -> list[dict[str, str]]:
         columns: those that it must have at least.
 
     Raises:
-        OSError: the file can not be read.
+        OSError: the file cannot be read.
         ValueError: it is cut short, lacks a column, or is not what was written; see :func:`open_file`.
     """
     text = read_file(path).decode("utf-8", "surrogateescape").removeprefix("\ufeff")

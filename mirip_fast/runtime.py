@@ -70,7 +70,7 @@ def resolve_precision(name: str, device: torch.device) -> str:
     """``auto`` → bf16 on a GPU that has it, fp16 on one that has not, fp32 on a CPU.
 
     Raises:
-        ConfigError: the device can not compute in that precision.
+        ConfigError: the device cannot compute in that precision.
     """
     supported = supported_precisions(device)
     if name == "auto":

@@ -219,7 +219,7 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listening.close()
         raise ConfigError(
-            f"--port {port} can not be listened on ({error.strerror}); without --port a free one is taken"
+            f"--port {port} cannot be listened on ({error.strerror}); without --port a free one is taken"
         ) from error
     return listening
 
@@ -282,7 +282,7 @@ def jpeg_picture(path: Path, sha256: bytes, side: int) -> bytes:
         side: longest side in pixels.
 
     Raises:
-        ImageError: it can not be read, or is another by now.
+        ImageError: it cannot be read, or is another by now.
     """
 
     def choose(found: bytes) -> tuple[int, ...]:

@@ -275,7 +275,7 @@ def _load_yaml(path: Path) -> Any:
     """What a YAML file holds, as plain values.
 
     Raises:
-        OSError: it can not be read.
+        OSError: it cannot be read.
         ValueError: it is no YAML, or none of a size and shape that settings have.
     """
     import yaml

@@ -9,7 +9,7 @@ from collections.abc import Callable
 class WorkThread(threading.Thread):
     """A daemon thread whose end can be waited for although Ctrl-C may break the waiting off.
 
-    ``join`` and ``is_alive`` can not: once an exception has left them, CPython up to 3.12 may take a running
+    ``join`` and ``is_alive`` cannot: once an exception has left them, CPython up to 3.12 may take a running
     thread for ended (its mend of bpo-45274 looks only at whether the thread's lock is held, and the thread
     itself holds it). Whoever waits again then waits for nothing.
 

@@ -99,7 +99,7 @@ def test_a_cache_that_can_not_be_written_to_still_answers(
     (work / "cache").chmod(0o500)
     lock = store.parent / "LOCK"
     lock.unlink(missing_ok=True)
-    lock.mkdir()  # the store can not be locked, whoever runs this test
+    lock.mkdir()  # the store cannot be locked, whoever runs this test
     (match,) = find_similar(work / "new.png", config, 5)
     assert match.cosine > 0.9999 and "not kept" in capfd.readouterr().err
     (work / "cache").chmod(0o700)
@@ -129,7 +129,7 @@ def test_caches_with_other_features_are_refused(
     one, two = settings(work / "one"), settings(work / "two", size=42)
     put(one, folder_of(work / "art", DEGREES), DEGREES)
     put(two, work / "art", DEGREES)
-    with pytest.raises(StoreError, match="can not be compared .*image_size: 28 ≠ 42"):
+    with pytest.raises(StoreError, match="cannot be compared .*image_size: 28 ≠ 42"):
         find_similar(work / "art/c.png", one, 3, caches=[work / "two"])
     assert run(["duplicates", "--cache-dir", "one", "--cache", "two"]) == 1
     assert "image_size: 28 ≠ 42" in capfd.readouterr().err

@@ -367,5 +367,5 @@ def test_lists_of_near_groups(work: Path, caplog: pytest.LogCaptureFixture) -> N
             read_near_groups(path, manifest)
     path.write_text("near_group,image_id,path\n")
     assert read_near_groups(path, manifest) == [None] * 6
-    with pytest.raises(DataError, match="can not be read"):
+    with pytest.raises(DataError, match="cannot be read"):
         read_near_groups(work / "absent.csv", manifest)

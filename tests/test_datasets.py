@@ -314,8 +314,8 @@ def test_unchanged_data_need_no_writing(
     assert (again.summary.embedded, again.summary.present, again.summary.failed) == (0, 38, 1)
     assert again.dataset == first.dataset
     assert (first.dataset.folder / "dataset.json").read_bytes() == before
-    (said,) = (r.getMessage() for r in caplog.records if "can not be written" in r.getMessage())
-    assert "manifest.csv can not be written (Read-only file system)" in said and "--data" in said
+    (said,) = (r.getMessage() for r in caplog.records if "cannot be written" in r.getMessage())
+    assert "manifest.csv cannot be written (Read-only file system)" in said and "--data" in said
 
 
 @pytest.mark.parametrize("change", ["grade", "limit", "views", "damage", "another"])
@@ -343,5 +343,5 @@ def test_changed_data_that_can_not_be_written_are_told(
     with pytest.raises(StoreError) as error:
         put(data, limit=limit, **options)
     text = str(error.value)
-    assert re.search(rf"{file}\S* can not be written \(Read-only file system\)", text), text
+    assert re.search(rf"{file}\S* cannot be written \(Read-only file system\)", text), text
     assert "--cache-dir" in text and ".partial" not in text

@@ -356,7 +356,7 @@ def test_a_missing_interpreter_is_told(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(decode_pool.sys, "executable", str(tmp_path / "python"))
     with (
         DecodePool(1) as pool,
-        pytest.raises(MiripError, match=r"can not be started: .*No such file"),
+        pytest.raises(MiripError, match=r"cannot be started: .*No such file"),
     ):
         list(pool.decode(jobs(pictures(tmp_path, "a.png"))))
 

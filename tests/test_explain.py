@@ -223,7 +223,7 @@ def test_without_the_graded_works_the_map_is_still_made(
     logging.getLogger("mirip_fast").handlers = []
     assert run(["explain", "data/images/work_01.png", "--detail", "3"]) == 0
     out, err = capfd.readouterr()
-    assert "can not be shown" in err and SPLIT_FILE in err and "tier" not in out.splitlines()[-3]
+    assert "cannot be shown" in err and SPLIT_FILE in err and "tier" not in out.splitlines()[-3]
     assert (work / "work_01.explain.png").is_file()
 
 

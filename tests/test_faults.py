@@ -1,4 +1,4 @@
-"""What happens when training can not go on, or must not: what is kept, and what is said."""
+"""What happens when training cannot go on, or must not: what is kept, and what is said."""
 
 from __future__ import annotations
 

@@ -203,7 +203,7 @@ def test_a_newer_store_is_left_alone(tmp_path: Path) -> None:
 def test_a_batch_is_on_the_disk_when_append_returns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a kill can not show but a power loss would: every file written is synced after its last byte."""
+    """What a kill cannot show but a power loss would: every file written is synced after its last byte."""
     store, events = new_store(tmp_path), []
     pwrite, fdatasync = os.pwrite, os.fdatasync
 

@@ -130,7 +130,7 @@ def test_without_a_head_run_the_head_learns_first(
     assert run([*FULL, "data", *options, "--near-groups", "near.csv"]) == 0
     err = capfd.readouterr().err
     assert "No finished head-only run" in err and "first 1: head only" in err
-    assert "1 of 41 images can not be read and are left out" in err and "broken.png" in err
+    assert "1 of 41 images cannot be read and are left out" in err and "broken.png" in err
     weights = loaded(newest(work) / "best_model.pt")
     assert weights["config"]["embed"]["image_size"] == 28
     with (newest(work) / "split.csv").open(encoding="utf-8-sig", newline="") as stream:
@@ -299,7 +299,7 @@ def test_resume_latest_means_the_newest_of_its_kind(
     error = refused(["train", "--head-only", "--resume", str(full)], capfd)
     assert "was not written by `mirip-fast train --head-only`" in error
     error = refused(["train", "--full", "--resume", str(head)], capfd)
-    assert "can not be resumed by `train --full`" in error
+    assert "cannot be resumed by `train --full`" in error
 
 
 LONG = [*FULL[:-4], "--epochs", "5", "--batch-size", "8", "--augment", "strong", "--mixup", "0.2",

@@ -228,8 +228,8 @@ def spoil(kind: str, file: Path) -> None:
         ("empty", "is empty"),
         ("lfs", "Git LFS"),
         ("fifo", "no regular file"),
-        ("cut", "(is cut off|can not be read)"),
-        ("page", "can not be (loaded|read)"),
+        ("cut", "(is cut off|cannot be read)"),
+        ("page", "cannot be (loaded|read)"),
     ],
 )
 def test_damaged_copies_name_the_file(

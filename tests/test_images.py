@@ -163,7 +163,7 @@ def test_scan_tells_of_a_folder_that_it_can_not_enter(
         return real(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    with pytest.raises(DataError, match=r"locked can not be read \(Permission denied\)"):
+    with pytest.raises(DataError, match=r"locked cannot be read \(Permission denied\)"):
         scan_images(tmp_path)
 
 

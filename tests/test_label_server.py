@@ -205,7 +205,7 @@ def test_it_listens_on_this_machine_only(asked: Browser) -> None:
         if line.split()[3] == "0A" and int(line.split()[1].split(":")[1], 16) == port
     ]
     assert listening in ([], [f"0100007F:{port:04X}"])
-    with pytest.raises(ConfigError, match=f"--port {port} can not be listened on"):
+    with pytest.raises(ConfigError, match=f"--port {port} cannot be listened on"):
         server_module.LabelServer([asked.label.session], None, port)  # type: ignore[arg-type]
     for family, address in ((socket.AF_INET, "127.0.0.2"), (socket.AF_INET6, "::1")):
         with socket.socket(family) as other, pytest.raises(OSError):

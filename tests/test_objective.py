@@ -1,4 +1,4 @@
-"""What a pair is, by option: against plain loops over pairs, and that options which can not go together are told."""
+"""What a pair is, by option: against plain loops over pairs, and that options which cannot go together are told."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def test_a_sheet_of_any_names(
     decoded_elsewhere()
     files = make_images(tmp_path)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # matplotlib warns of letters that it can not draw
+        warnings.simplefilter("error")  # matplotlib warns of letters that it cannot draw
         write_contact_sheet(tmp_path / "sheet.png", make_mistakes(pairs), files, "최악의 $x$ 실수")
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.format == "PNG"

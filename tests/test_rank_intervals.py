@@ -288,7 +288,7 @@ def test_a_calibration_of_another_model_is_left_aside(
     (folder / "calibration.json").write_text("{")
     accept_files(folder)
     assert run(["rank", "data/images"]) == 1
-    assert "calibration.json can not be read" in capfd.readouterr().err
+    assert "calibration.json cannot be read" in capfd.readouterr().err
     (folder / "calibration.json").unlink()
     accept_files(folder)
     assert run(["rank", "data/images"]) == 0

@@ -133,7 +133,7 @@ def test_an_exported_folder_gives_the_table_of_the_run(
     assert run(["rank", "data", "--checkpoint", "elsewhere", "--tiers", "--anchors", "3"]) == 1
     assert "--anchors 3: a shared model keeps 10 of each tier" in capfd.readouterr().err
     assert run(["evaluate", "--checkpoint", "elsewhere"]) == 1
-    assert "split.csv can not be read: there is none. A shared model" in capfd.readouterr().err
+    assert "split.csv cannot be read: there is none. A shared model" in capfd.readouterr().err
     assert tables[0] == tables[1] and len(tables[0]) == 60
     assert all(row["rank_low"] != "unknown" and row["wins_S"] for row in tables[0])
 

@@ -140,7 +140,7 @@ def test_runs_without_a_list_are_read_as_they_are(
     held_out = folder / "held_out.csv"
     held_out.write_bytes(held_out.read_bytes()[:-9])
     assert run(["--quiet", *(w.format(run=folder) for w in READERS["held_out.csv"][1])]) == 1
-    assert "held_out.csv can not be read: its last line is cut short" in capfd.readouterr().err
+    assert "held_out.csv cannot be read: its last line is cut short" in capfd.readouterr().err
 
 
 def test_a_damaged_history_is_named_and_its_end_may_be_lost(

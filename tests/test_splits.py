@@ -84,7 +84,7 @@ def test_sizes_that_groups_make_impossible_are_told(
     told: str | None,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Tier shares that few groups can not have do not take the training images away."""
+    """Tier shares that few groups cannot have do not take the training images away."""
     groups = [f"g{i // size}" for i in range(len(tiers))]
     split = split_manifest(manifest(tiers, groups))
     assert [split.assignment.count(name) for name in SPLITS] == sizes

@@ -1,5 +1,5 @@
 """Ctrl-C and SIGTERM in processes of their own: one stops a command, more of them break nothing; and what a
-command says that can not have the memory, the threads or the working folder that it needs."""
+command says that cannot have the memory, the threads or the working folder that it needs."""
 
 from __future__ import annotations
 

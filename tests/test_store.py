@@ -379,7 +379,7 @@ def test_many_damaged_shards_need_few_open_files(store: FeatureStore) -> None:
 def test_a_file_system_without_locks_is_told(store: FeatureStore, number: int) -> None:
     fill(store, range(3))
     with mock.patch("fcntl.flock", side_effect=OSError(number, os.strerror(number))):
-        with pytest.raises(StoreError, match="can not lock files.*--cache-dir"):
+        with pytest.raises(StoreError, match="cannot lock files.*--cache-dir"):
             store.writer()
         assert store_writer.holder_of(store.path) is None
         assert_served(FeatureStore.open(store.path), range(3))
@@ -459,9 +459,9 @@ def test_a_read_only_cache_is_read_and_not_written(tmp_path: Path) -> None:
         assert tmpfs("-o", "remount,ro")
         opened = FeatureStore.open(store.path, verify=True)
         assert_served(opened, range(20))
-        with pytest.raises(StoreError, match=r"can not be written to \(Read-only file system\)"):
+        with pytest.raises(StoreError, match=r"cannot be written to \(Read-only file system\)"):
             opened.writer()
-        with pytest.raises(StoreError, match="can not be made"):
+        with pytest.raises(StoreError, match="cannot be made"):
             FeatureStore.create(mount / "new", FINGERPRINT)
     finally:
         subprocess.run(["umount", str(mount)], check=True, capture_output=True)
@@ -486,7 +486,7 @@ def test_few_files_may_be_open(store: FeatureStore) -> None:
         else:
             with pytest.raises(StoreError, match="ulimit -n"):
                 store.read(CLS.name, np.arange(10))
-            with pytest.raises(StoreError, match=r"store\.json can not be read .*ulimit -n"):
+            with pytest.raises(StoreError, match=r"store\.json cannot be read .*ulimit -n"):
                 FeatureStore.open(store.path)
             with pytest.raises(StoreError, match="ulimit -n"):
                 store.refresh()

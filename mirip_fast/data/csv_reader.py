@@ -134,7 +134,7 @@ def read_table(
         empty cells.
 
     Raises:
-        DataError: the file can not be read, is not text in that encoding, is no CSV, or has no rows.
+        DataError: the file cannot be read, is not text in that encoding, is no CSV, or has no rows.
     """
     from mirip_fast.data.xlsx import is_workbook, read_sheet
 
@@ -314,10 +314,10 @@ def _read_bytes(path: Path) -> bytes:
         found = read_place(path)
         data = read_file(path) if found is None else found[0]
     except (ImageError, ValueError) as error:
-        raise DataError(f"{shown(path)}: can not be read ({error})") from error
+        raise DataError(f"{shown(path)}: cannot be read ({error})") from error
     except OSError as error:
         reason = error.strerror or str(error)
-        raise DataError(f"{shown(path)}: can not be read ({reason})") from error
+        raise DataError(f"{shown(path)}: cannot be read ({reason})") from error
     for start, kind in _OTHER_KINDS.items():
         if data.startswith(start):
             raise DataError(f"{shown(path)}: {kind}, not CSV; {_SAVE_AS_UTF8}")

@@ -1,4 +1,4 @@
-"""Preference cycles: judgements that can not all be right, such as a > b, b > c, c > a."""
+"""Preference cycles: judgements that cannot all be right, such as a > b, b > c, c > a."""
 
 from __future__ import annotations
 

@@ -217,7 +217,7 @@ class DecodePool(Closing):
         except ImageError as error:
             future.set_result(failure(job, str(error), 0.0))
         except OSError as error:
-            why = f"what was fetched can not be put there ({error.strerror})"
+            why = f"what was fetched cannot be put there ({error.strerror})"
             told = MiripError(f"{file.parent}: {why}; TMPDIR=… names another folder")
             future.set_exception(MiripError(_CLOSED) if self._closed.is_set() else told)
         except Exception as error:  # for the consumer to see, or it would wait for ever
@@ -247,7 +247,7 @@ def load_pictures(
         workers: processes; 0 decodes in this one, without protection.
 
     Yields:
-        For each path, in order, the picture as upright RGB, or why it can not be read.
+        For each path, in order, the picture as upright RGB, or why it cannot be read.
     """
     from PIL import Image
 
@@ -496,6 +496,6 @@ class _Process:
 
 def _cannot_start(reason: str) -> str:
     return (
-        f"A decoding process can not be started: {one_line(reason)}. "
+        f"A decoding process cannot be started: {one_line(reason)}. "
         "Without such processes it works too, if slower: --workers 0"
     )

@@ -83,7 +83,7 @@ class DecodeJob:
         """The image's bytes, and what to remember their hash by.
 
         Raises:
-            ImageError: it can not be read.
+            ImageError: it cannot be read.
         """
         return self.piece.read() if self.piece else read_image(self.path)
 

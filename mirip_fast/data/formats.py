@@ -114,7 +114,7 @@ def pdf_pages(data: bytes) -> int:
     """How many pages a PDF has; 0 if it is none, whatever its name is.
 
     Raises:
-        ImageError: it can not be read, or has more than :data:`MAX_PAGES`.
+        ImageError: it cannot be read, or has more than :data:`MAX_PAGES`.
     """
     if not is_pdf(data):
         return 0
@@ -129,7 +129,7 @@ def pdf_page(data: bytes) -> bytes:
         data: see :func:`marked`; without a mark the only page is meant.
 
     Raises:
-        ImageError: it can not be read, or has no such page.
+        ImageError: it cannot be read, or has no such page.
     """
     mark = _MARK.search(data, max(0, len(data) - 16))
     with closing(_open_pdf(data[: mark.start()] if mark else data)) as document:
@@ -196,7 +196,7 @@ def raw_picture(data: bytes, max_pixels: int) -> bytes:
         max_pixels: of the sensor, for a rendering.
 
     Raises:
-        ImageError: it can not be read.
+        ImageError: it cannot be read.
     """
     rawpy = package_for("RAW")
     from PIL import Image

@@ -50,7 +50,7 @@ _Known = dict[bytes, tuple[Stamp, bytes]]
 class HashMemory(Closing):
     """SHA-256 of files, with a small SQLite file that remembers them by (absolute path, size, mtime).
 
-    It is a shortcut only: when its file can not be read or written, or another process keeps it busy,
+    It is a shortcut only: when its file cannot be read or written, or another process keeps it busy,
     one warning is logged and hashes are remembered in memory alone. A damaged file, or one that holds
     anything but this table (a view, a trigger, texts for hashes), is put aside and begun anew. Hashes are
     written in batches; after a kill those of the last batch are computed again. May be used from several
@@ -83,7 +83,7 @@ class HashMemory(Closing):
             rehash: read the file even if its hash is remembered.
 
         Raises:
-            ImageError: the file can not be read, is empty, or changed meanwhile.
+            ImageError: the file cannot be read, is empty, or changed meanwhile.
         """
         known = None if rehash else next(self.recall_many([path]))
         return known or self._read(path, None)
@@ -251,7 +251,7 @@ class HashMemory(Closing):
     def _give_up(self, error: Exception) -> None:
         self._close_quietly()
         log.warning(
-            "Hashes of files are not remembered between runs: %s can not be used (%s)",
+            "Hashes of files are not remembered between runs: %s cannot be used (%s)",
             self._path,
             one_line(str(error)),
         )

@@ -113,7 +113,7 @@ def scan_folder(root: Path) -> Found:
     and system files and folders are left out (:func:`hidden_part`); ``root`` itself may lie in one.
 
     Raises:
-        DataError: ``root`` is no folder, or a folder below it can not be read.
+        DataError: ``root`` is no folder, or a folder below it cannot be read.
     """
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
@@ -224,7 +224,7 @@ def tell_passed_over(source: str, passed: Mapping[str, int]) -> None:
 
 def _refuse_folder(error: OSError) -> None:
     raise DataError(
-        f"The folder {error.filename} can not be read ({error.strerror}); "
+        f"The folder {error.filename} cannot be read ({error.strerror}); "
         "give access to it or move it out of the image folder"
     ) from error
 
@@ -235,7 +235,7 @@ def folders_below(
     """Each folder to be read, once, with the names of its files; counts what is left out.
 
     Args:
-        refuse: called with why a folder can not be read.
+        refuse: called with why a folder cannot be read.
     """
     seen: set[str] = set()  # real paths
     above = {os.path.realpath(root), os.path.abspath(root)}  # noqa: PTH100
@@ -374,7 +374,7 @@ def read_image_bytes(path: Path) -> bytes:
 
 
 def is_unchanged(path: Path, sha256: bytes) -> bool:
-    """Whether an image has the content with this SHA-256, or can not be read: whoever opens it tells that."""
+    """Whether an image has the content with this SHA-256, or cannot be read: whoever opens it tells that."""
     try:
         return hashlib.sha256(read_image_bytes(path)).digest() == sha256
     except ImageError:
@@ -427,7 +427,7 @@ class Piece:
         """The bytes, of a file of this machine, and what to remember their hash by.
 
         Raises:
-            ImageError: the file can not be read, or something else lies there now.
+            ImageError: the file cannot be read, or something else lies there now.
         """
         lead = 0 if self.check is None else BLOCK_BYTES
         try:

@@ -164,7 +164,7 @@ def load_rgb(
         An image of mode RGB, without metadata.
 
     Raises:
-        ImageError: the file can not be read or decoded; the message is the reason, on one line.
+        ImageError: the file cannot be read or decoded; the message is the reason, on one line.
     """
     data = source if isinstance(source, bytes) else read_image_bytes(source)
     with one_reason():
@@ -199,7 +199,7 @@ def decode_squares(
         srgb: whether colour profiles are applied.
 
     Raises:
-        ImageError: the picture can not be decoded.
+        ImageError: the picture cannot be decoded.
     """
     with one_reason():
         data = _unwrapped(data, max_pixels)
@@ -638,7 +638,7 @@ def _describe_boxes(brand: bytes) -> str:
     if brand in HEIC_BRANDS:
         return "a damaged HEIC picture, or one in a form that is not read"
     if brand in (b"avif", b"avis"):
-        return "a damaged AVIF, or one that the installed Pillow can not decode"
+        return "a damaged AVIF, or one that the installed Pillow cannot decode"
     return "a film, not a picture"
 
 

@@ -266,7 +266,7 @@ def tell_unnamed(table: Path, pictures: Iterable[str]) -> None:
 
 
 def _looked_through(table: Path, listed: set[str]) -> Iterator[tuple[str, list[str]]]:
-    """Each folder, once, with the names of its files; what can not be listed has none."""
+    """Each folder, once, with the names of its files; what cannot be listed has none."""
     seen: set[str] = set()
     runs: tuple[str, ...] = ()
     top = str(table.parent)

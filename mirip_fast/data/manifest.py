@@ -100,7 +100,7 @@ def read_manifest(source: Path | str, options: DataOptions | None = None) -> Man
 def _by_page(manifest: Manifest) -> Manifest:
     """The same with a row for each page of a PDF, which has all that the PDF's row had.
 
-    A PDF that can not be read keeps its row: decoding it tells why.
+    A PDF that cannot be read keeps its row: decoding it tells why.
 
     Raises:
         DataError: a page is also in the table by itself.
@@ -177,7 +177,7 @@ def write_manifest_csv(path: Path, manifest: Manifest) -> None:
     become relative to that folder, or absolute when the image lies outside it.
 
     Raises:
-        DataError: a value can not be written in the manifest's encoding.
+        DataError: a value cannot be written in the manifest's encoding.
         DiskFullError: there is no room.
     """
     options, table = manifest.options, manifest.table
@@ -208,7 +208,7 @@ def write_manifest_csv(path: Path, manifest: Manifest) -> None:
         )
     except UnicodeEncodeError as error:
         raise DataError(
-            f"{shown(path)}: {error.object[error.start : error.end]!r} can not be written as "
+            f"{shown(path)}: {error.object[error.start : error.end]!r} cannot be written as "
             f"{options.encoding}; use utf-8"
         ) from error
 
@@ -372,7 +372,7 @@ def _metadata_in(folder: Path) -> Path | None:
     names = [entry.name for entry in _entries(folder) if folded(entry.name) in METADATA_NAMES]
     if (
         not names and not (folder / METADATA_NAME).is_file()
-    ):  # also where the folder can not be listed
+    ):  # also where the folder cannot be listed
         return None
     path = folder / pick_table(folder, names or [METADATA_NAME])
     if not path.is_file():
@@ -411,7 +411,7 @@ def _is_table(entry: os.DirEntry[str], *, by_ending: bool = False) -> bool:
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What is in a folder, by name; nothing where it can not be listed."""
+    """What is in a folder, by name; nothing where it cannot be listed."""
     try:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)

@@ -90,7 +90,7 @@ def read_pairs(
         encoding: of the file.
 
     Raises:
-        DataError: a file can not be read, a column is missing, or rows are faulty (unknown images,
+        DataError: a file cannot be read, a column is missing, or rows are faulty (unknown images,
             the same image twice, labels other than 1, 0, −1, weights below 0); all faults in one message.
     """
     parts = [_read_file(path, images, places, zero, separator, encoding) for path in paths]
@@ -157,7 +157,7 @@ def pairs_table(path: Path, *, separator: str | None = None, encoding: str = "ut
     """The cells of a file of judged pairs, with the columns that each must have.
 
     Raises:
-        DataError: the file can not be read, or a column is missing.
+        DataError: the file cannot be read, or a column is missing.
     """
     known = (FIRST, SECOND, LABEL, WEIGHT)
     table = read_table(path, expected=known, separator=separator, encoding=encoding)

@@ -65,9 +65,7 @@ def located(source: Path | str) -> Path:
     if is_remote(Path(text)):
         return Path(text)
     if re.match(r"\w+::", text) and not os.path.lexists(text):
-        raise DataError(
-            f"{text}: addresses inside addresses (::) can not be read; give a plain one"
-        )
+        raise DataError(f"{text}: addresses inside addresses (::) cannot be read; give a plain one")
     match = _ADDRESS.fullmatch(text)
     if match is None or os.path.lexists(text):
         return _as_on_disk(Path(os.path.abspath(Path(text).expanduser())))  # noqa: PTH100 (links stay)
@@ -126,7 +124,7 @@ def file_info(path: Path) -> RemoteFile | None:
     """What is known of a remote file, asked for once; None if there is none.
 
     Raises:
-        DataError: the service can not be reached or refuses.
+        DataError: the service cannot be reached or refuses.
     """
     if (known := _files.get(str(path))) is not None:
         return known
@@ -149,7 +147,7 @@ def list_files(folder: Path, *, deep: bool) -> Iterator[tuple[str, RemoteFile | 
         deep: files in its folders instead of these, at any depth.
 
     Raises:
-        DataError: the service can not be reached or refuses.
+        DataError: the service cannot be reached or refuses.
     """
     with _telling(folder):
         fs, root = _open_service(folder)
@@ -174,7 +172,7 @@ def matching(pattern: Path) -> list[Path]:
     """The addresses that match a pattern with ``*``, sorted.
 
     Raises:
-        DataError: the service can not be reached or refuses; or it is a web server.
+        DataError: the service cannot be reached or refuses; or it is a web server.
     """
     if is_web(pattern):
         raise DataError(
@@ -192,7 +190,7 @@ def read_bytes(path: Path, start: int, size: int) -> bytes:
     """``size`` bytes of a remote file from ``start`` on; fewer where it ends.
 
     Raises:
-        DataError: it can not be read, or the service gives whole files only.
+        DataError: it cannot be read, or the service gives whole files only.
     """
     with _telling(path):
         fs, name = _open_service(path)
@@ -207,7 +205,7 @@ def open_file(path: Path) -> Iterator[IO[bytes]]:
     """A remote file to seek in.
 
     Raises:
-        DataError: it is not there, can not be read, or the service gives whole files only.
+        DataError: it is not there, cannot be read, or the service gives whole files only.
     """
     with _telling(path):
         fs, name = _open_service(path)
@@ -243,7 +241,7 @@ def _open_service(path: Path) -> tuple[Any, str]:
 
 
 async def _web_client(**settings: Any) -> Any:
-    """A session that a server can not send elsewhere: what it says lies there might be a service inside."""
+    """A session that a server cannot send elsewhere: what it says lies there might be a service inside."""
     import aiohttp
     from yarl import URL
 
@@ -281,7 +279,7 @@ def _telling(path: Path) -> Iterator[None]:
             "credential|permission|forbidden|denied|unauthor|401|403", f"{name} {text}", re.I
         ):
             hint = ". Credentials are looked for where the service's own tools keep them"
-        raise DataError(f"{address(path)}: can not be read ({name}: {text}){hint}") from error
+        raise DataError(f"{address(path)}: cannot be read ({name}: {text}){hint}") from error
 
 
 def _noted(path: Path, info: dict[str, Any]) -> RemoteFile:

@@ -202,7 +202,7 @@ def read_tars(source: Path, tars: Sequence[Path], options: DataOptions) -> Manif
         options: column names and tiers.
 
     Raises:
-        DataError: a tar can not be read, there are no images, or grades are faulty.
+        DataError: a tar cannot be read, there are no images, or grades are faulty.
     """
     with ThreadPoolExecutor(_THREADS, "mirip-tar") as pool:
         indexes = dict(zip(tars, pool.map(tar_index, tars), strict=True))

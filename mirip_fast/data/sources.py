@@ -178,7 +178,7 @@ def read_place(path: Path) -> tuple[bytes, Stamp | None] | None:
     """The whole content, and what to remember it by; None if the path leads to neither tar nor address.
 
     Raises:
-        ImageError: it can not be read, or is refused; the message is the reason, on one line.
+        ImageError: it cannot be read, or is refused; the message is the reason, on one line.
     """
     piece = _piece(path)
     if piece is None or not remote.is_remote(Path(piece.file)):
@@ -195,7 +195,7 @@ def local_piece(path: Path) -> Piece | None:
     """Where the content of a tar's member lies; None for whatever is no member of a tar on this machine.
 
     Raises:
-        ImageError: the member is refused, or the tar can not be read.
+        ImageError: the member is refused, or the tar cannot be read.
     """
     return None if remote.is_remote(path) else _piece(path)
 
@@ -213,7 +213,7 @@ def entries_in(folder: Path) -> tuple[list[str], list[str]] | None:
     """Files and folders right in a folder of a tar, or at an address; None where it is neither.
 
     Raises:
-        DataError: the tar or the service can not be read.
+        DataError: the tar or the service cannot be read.
     """
     text = str(folder)
     if not may_be_place(text):
@@ -309,7 +309,7 @@ def tar_index(tar: Path) -> TarIndex:
     """What lies in a tar.
 
     Raises:
-        DataError: it is not there, no tar, compressed, or can not be read.
+        DataError: it is not there, no tar, compressed, or cannot be read.
     """
     return _indexed(tar).index
 
@@ -329,7 +329,7 @@ def _indexed(path: Path) -> _Tar:
         try:
             status = path.stat()
         except OSError as error:
-            raise DataError(f"{path}: can not be read ({error.strerror})") from error
+            raise DataError(f"{path}: cannot be read ({error.strerror})") from error
         stamp, size = (status.st_size, status.st_mtime_ns), status.st_size
         settled = time.time_ns() - status.st_mtime_ns > SETTLED_NS
         if known is not None and known.stamp == stamp and known.settled >= settled:
@@ -356,7 +356,7 @@ def _look_through(path: Path, size: int | None) -> TarIndex:
             return index_tar(stream, size, name)
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{name}: can not be read ({getattr(error, 'strerror', None) or error})"
+            f"{name}: cannot be read ({getattr(error, 'strerror', None) or error})"
         ) from error
 
 
@@ -405,7 +405,7 @@ def _keep(path: Path, stamp: Stamp | None, index: TarIndex) -> None:
         return
     members = [[n, m.start, m.size, m.check, m.reason] for n, m in index.members.items()]
     about = {"version": _VERSION, "tar": remote.address(path), "stamp": stamp}
-    with suppress(OSError):  # a cache that can not be written to: it is made anew next time
+    with suppress(OSError):  # a cache that cannot be written to: it is made anew next time
         write_text(file, json.dumps({**about, **vars(index), "members": members}) + "\n")  # ASCII
 
 
@@ -424,7 +424,7 @@ def index_tar(stream: IO[bytes], size: int | None, name: str) -> TarIndex:
     for beginning, kind in _COMPRESSED.items():
         if magic.startswith(beginning):
             raise DataError(
-                f"{name}: compressed ({kind}), so its members can not be read one by one. Unpack it to a "
+                f"{name}: compressed ({kind}), so its members cannot be read one by one. Unpack it to a "
                 "plain .tar first; pictures are compressed already"
             )
     stream.seek(0)

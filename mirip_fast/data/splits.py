@@ -135,7 +135,7 @@ def _tell_two_grades(
 
 
 def check_ratios(ratios: Sequence[float]) -> None:
-    """Refuse shares that can not be used.
+    """Refuse shares that cannot be used.
 
     Raises:
         ConfigError: one is not within 0 and 1, train has none, or they do not sum to 1.
@@ -173,7 +173,7 @@ def _divide(
     shares = [size / len(parts) for size in sizes]
     if max(abs(s - r) for s, r in zip(shares, ratios, strict=True)) > TOLERANCE:
         log.warning(
-            "Split (%s): asked %s, came %s (%s images): %s can not be divided nearer to it with the tiers in "
+            "Split (%s): asked %s, came %s (%s images): %s cannot be divided nearer to it with the tiers in "
             "every split. More groups help, or --val-ratio 0 or --test-ratio 0.",
             "/".join(SPLITS), _percents(ratios), _percents(shares), "/".join(map(str, sizes)),
             counted(n_units, "image" if n_units == len(parts) else "separate group"),
@@ -201,7 +201,7 @@ def _too_few(
     )
     need = "images of two tiers, or it has no pair to compare" if wanted == 2 else "an image"
     return (
-        f"{counted(len(tiers), 'image')}{groups} can not be divided into {', '.join(tiers_in)}: each "
+        f"{counted(len(tiers), 'image')}{groups} cannot be divided into {', '.join(tiers_in)}: each "
         f"needs {need}. The nearest is: {parts}. Add images (three groups of each tier are enough), set "
         "--val-ratio or --test-ratio to 0, or give your own split with --metadata, --val-metadata and "
         "--test-metadata."

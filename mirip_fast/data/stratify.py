@@ -86,7 +86,7 @@ def stratify(
     kinds, kind_of = np.unique(counts, axis=0, return_inverse=True)
     amounts = _best_amounts(goal, kinds, kind_of.reshape(-1), drawn)
     if goal.off_size((amounts.T @ kinds).sum(axis=1)) > TOLERANCE:
-        # Tier shares cost the sizes too much: in a part of few units they can not be near.
+        # Tier shares cost the sizes too much: in a part of few units they cannot be near.
         rough = goal.as_units_allow(counts)
         again = _best_amounts(rough, kinds, kind_of.reshape(-1), drawn)
         amounts = min(amounts, again, key=lambda some: float(rough.cost((some.T @ kinds)[None])[0]))
@@ -132,7 +132,7 @@ class _Goal:
         active = ratios > 0
         enough = (counts > 0).sum(axis=0) >= active.sum()
         needed = active[:, None] & enough[None, :]
-        needed[0] = True  # what is not in train can not be learned
+        needed[0] = True  # what is not in train cannot be learned
         quotas, tolerance = np.outer(ratios, totals), np.full(len(ratios), TOLERANCE)
         return cls(ratios, quotas, totals / totals.sum(), needed, tolerance)
 

@@ -228,7 +228,7 @@ def read_images(path: Path, tiers: Sequence[str], columns: Sequence[str] = ()) -
         columns: those that it must have, beside ``image_id``, ``file``, the grades and ``sha256``.
 
     Raises:
-        OSError: it can not be read.
+        OSError: it cannot be read.
         ValueError: it is damaged; names the first image that is.
     """
     rows = read_csv(path)

@@ -82,7 +82,7 @@ def read_sheet(path: Path, data: bytes, sheet: str | None) -> tuple[str, Rows]:
         The sheet's name, and its rows that have any text, with their numbers in it.
 
     Raises:
-        DataError: it can not be read, has no such sheet, or has formulas without a value.
+        DataError: it cannot be read, has no such sheet, or has formulas without a value.
     """
     try:
         with warnings.catch_warnings():

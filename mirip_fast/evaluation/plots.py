@@ -274,7 +274,7 @@ def write_contact_sheet(
 ) -> None:
     """Draw wrongly ordered pairs into a PNG file, the work that should be higher on the left.
 
-    A work that can not be read any more is drawn as an empty frame with the reason.
+    A work that cannot be read any more is drawn as an empty frame with the reason.
 
     Args:
         path: the PNG file.
@@ -404,7 +404,7 @@ def fonts_for(names: Iterable[str]) -> PlotFonts:
 
 
 def _characters(path: str) -> set[int]:
-    """Code points of a font file; none where it can not be drawn with (fonts of coloured bitmaps)."""
+    """Code points of a font file; none where it cannot be drawn with (fonts of coloured bitmaps)."""
     from matplotlib.ft2font import FT2Font
 
     try:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from mirip_fast.language import tr
 
 _GAP = "  "
-# File names may hold what moves the cursor, ends the line, reverses the text or can not be encoded.
+# File names may hold what moves the cursor, ends the line, reverses the text or cannot be encoded.
 _UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
 _BIDI_CONTROLS = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 

@@ -73,7 +73,7 @@ class Backbone:
         """What one pass over normalised images says; see :func:`features_of`.
 
         Raises:
-            BackboneError: the model can not run on them, too.
+            BackboneError: the model cannot run on them, too.
         """
         try:
             return features_of(self.spec, self.model, pixels, kinds)
@@ -87,7 +87,7 @@ class Backbone:
                     f"--compile does not work here ({first_line(error)}); the same command without it does"
                 ) from error
             raise BackboneError(
-                f"--backbone {self.spec.name}: the model can not run on {pixels.shape[-2]} × "
+                f"--backbone {self.spec.name}: the model cannot run on {pixels.shape[-2]} × "
                 f"{pixels.shape[-1]} pixels: {_said(error)}"
             ) from error
 
@@ -135,7 +135,7 @@ def load_model(spec: BackboneSpec) -> nn.Module:
         raise
     except Exception as error:
         raise BackboneError(
-            f"The backbone in {spec.folder} can not be loaded: {_said(error)}"
+            f"The backbone in {spec.folder} cannot be loaded: {_said(error)}"
         ) from error
     _check_weights(spec, model, report)
     if any(name.endswith(("cls_token", "class_embedding")) for name in model.state_dict()):

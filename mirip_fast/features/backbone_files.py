@@ -435,7 +435,7 @@ def _fault(folder: Path) -> str | None:
 
 
 def fault_of(file: Path) -> str | None:
-    """Why a file can not be what its name says; None where nothing is seen. Only its start is read."""
+    """Why a file cannot be what its name says; None where nothing is seen. Only its start is read."""
     try:
         if file.is_symlink() and not file.exists():
             return (
@@ -458,9 +458,9 @@ def fault_of(file: Path) -> str | None:
                     "copy or download it again"
                 )
     except OSError as error:
-        return f"{file} can not be read: {error.strerror or error}"
+        return f"{file} cannot be read: {error.strerror or error}"
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
-        return f"{file} can not be loaded: it is damaged, or no safetensors file"
+        return f"{file} cannot be loaded: it is damaged, or no safetensors file"
     return None
 
 
@@ -481,14 +481,14 @@ def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file.
 
     Raises:
-        BackboneError: it can not be read, is none, or is far too large.
+        BackboneError: it cannot be read, is none, or is far too large.
     """
     try:
         if path.stat().st_size > _MOST_JSON:
             raise ValueError(f"{path.stat().st_size:,} bytes are too many")
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise BackboneError(f"{path} can not be read: {error}") from error
+        raise BackboneError(f"{path} cannot be read: {error}") from error
     if not isinstance(value, dict):
         raise BackboneError(f"{path} does not hold a JSON object")
     return value

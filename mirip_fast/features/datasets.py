@@ -77,7 +77,7 @@ class Dataset:
             raise unreadable(path, error) from error
         except ValueError as error:
             raise StoreError(
-                f"{path} can not be read ({error}); remove its folder and run `mirip-fast embed` again"
+                f"{path} cannot be read ({error}); remove its folder and run `mirip-fast embed` again"
             ) from error
 
     @property
@@ -163,7 +163,7 @@ class Dataset:
             return images
         except (OSError, ValueError) as error:
             raise StoreError(
-                f"{path} can not be read ({error}); run `mirip-fast embed {info['source']}` again"
+                f"{path} cannot be read ({error}); run `mirip-fast embed {info['source']}` again"
             ) from error
 
 
@@ -187,7 +187,7 @@ def save_dataset(
     """Write a data set's ledger and description beside the store.
 
     It is written even where it says nothing new: training takes the data set that was embedded last. Only
-    where it can not be written (a read-only disk) one that says the same stays and serves.
+    where it cannot be written (a read-only disk) one that says the same stays and serves.
 
     Args:
         store_path: the store's folder.
@@ -201,7 +201,7 @@ def save_dataset(
 
     Raises:
         DiskFullError: there is no room for it.
-        StoreError: it can not be written, and there is none that says the same.
+        StoreError: it cannot be written, and there is none that says the same.
     """
     dataset = Dataset(dataset_folder(store_path, manifest))
     images = _ledger(manifest, outcomes)
@@ -229,7 +229,7 @@ def save_dataset(
     except StoreError:
         raise
     except OSError as error:
-        what = f"{error.filename or dataset.folder} can not be written ({error.strerror})"
+        what = f"{error.filename or dataset.folder} cannot be written ({error.strerror})"
         if not _says_the_same(dataset, images, info):
             raise StoreError(
                 f"{what}. The features are in the cache, but training goes by this list of the images, "

@@ -401,7 +401,7 @@ def repair_store(path: Path, *, command: str = "mirip-fast cache verify --repair
 
     Raises:
         StoreLockedError: a run writes to the store; nothing was changed.
-        StoreError: a file that can not be read just now, or that is no shard at all.
+        StoreError: a file that cannot be read just now, or that is no shard at all.
     """
     store = FeatureStore.open(path)
     done: list[str] = []
@@ -514,7 +514,7 @@ def plan_prune(
 
     Raises:
         RunNotFoundError: there is no store.
-        StoreError: a store or a ledger is damaged: what it needs can not be told, so nothing is pruned.
+        StoreError: a store or a ledger is damaged: what it needs cannot be told, so nothing is pruned.
     """
     folders = store_folders(cache_dir)
     return [_plan_store(path, older_than, trials, series) for path in folders]
@@ -998,7 +998,7 @@ def export_dataset(
         for name, values in columns.items()
     }
     for text in (text for values in texts.values() for text in values if b"\0" in text):
-        raise StoreError(f"{text!r} holds a zero byte, which texts in HDF5 can not")
+        raise StoreError(f"{text!r} holds a zero byte, which texts in HDF5 cannot")
     write_export(
         file,
         {name: (spec, told(spec, rows)) for name, (spec, rows) in wanted.items()},

@@ -5,7 +5,7 @@ other takes half the work. Above, comparing all with all would take many minutes
 
 It is saved beside the feature store. The file's name holds the number of rows and a hash of what is indexed,
 so an index that does not fit the cache any more is never read: it is built anew and replaced. A cache that
-can not be written to, or has no room, keeps the index in memory.
+cannot be written to, or has no room, keeps the index in memory.
 """
 
 from __future__ import annotations
@@ -280,7 +280,7 @@ def _faiss(rows: int) -> Any:
         import faiss
     except ImportError as error:
         raise StoreError(
-            f"Searching {rows:,} images needs the package faiss, which can not be loaded ({error}): "
+            f"Searching {rows:,} images needs the package faiss, which cannot be loaded ({error}): "
             f"`pip install faiss-cpu`. (Below {FLAT_ROWS:,} images it is not needed.)"
         ) from error
     return faiss
@@ -334,7 +334,7 @@ def _read(faiss: Any, path: Path, vectors: Vectors) -> ListIndex | None:
     try:
         index = faiss.read_index(str(path))
     except RuntimeError as error:
-        log.warning("%s can not be read and is built anew (%s)", path, str(error).splitlines()[-1])
+        log.warning("%s cannot be read and is built anew (%s)", path, str(error).splitlines()[-1])
         return None
     if (index.ntotal, index.d) != (vectors.count, vectors.width):
         return None
@@ -440,7 +440,7 @@ def datasets_like(store: FeatureStore, caches: Iterable[Path]) -> list[Dataset]:
         if not same:
             other = FeatureStore.open(datasets[0].store_path)
             raise StoreError(
-                f"The features in {cache} can not be compared with those in {store.path} "
+                f"The features in {cache} cannot be compared with those in {store.path} "
                 f"({differing_fields(store.fingerprint, other.fingerprint)}). Embed "
                 f"{shown(datasets[0].source)} in the same way, with the same --backbone, "
                 "--image-size and so on."

@@ -143,7 +143,7 @@ def prepare(options: EmbedConfig, device_name: str, hashes: HashMemory) -> Phase
     """Find the backbone, decide the recipe, open its store. No weights are loaded yet.
 
     Raises:
-        BackboneError: the backbone can not be found.
+        BackboneError: the backbone cannot be found.
         ConfigError: device, precision, patches or image size do not go.
         StoreError: the cache folder holds something else under that name.
     """
@@ -321,7 +321,7 @@ def each_backbone(config: Config) -> list[Config]:
     All are looked for before the first pass begins.
 
     Raises:
-        BackboneError: one can not be found, or is named twice.
+        BackboneError: one cannot be found, or is named twice.
     """
     names = names_of_backbones(config.embed.backbone)
     if len(names) > 1:
@@ -377,7 +377,7 @@ def features_of_files(
 ) -> OnDemand:
     """The CLS tokens of image files, embedding those that are not in the cache.
 
-    Neither torch nor the backbone is needed where ``like`` has all of them. A cache that can not be
+    Neither torch nor the backbone is needed where ``like`` has all of them. A cache that cannot be
     written to (read-only, full, in use) is left alone: the features are then kept until the program ends.
 
     Args:
@@ -392,7 +392,7 @@ def features_of_files(
 
     Raises:
         StoreError: the backbone or its preprocessing is not that of ``like``; names the fields.
-        BackboneError: features are missing and the backbone can not be found.
+        BackboneError: features are missing and the backbone cannot be found.
     """
     cache_dir = Path(config.embed.cache_dir)
     with open_hashes(cache_dir) as hashes:

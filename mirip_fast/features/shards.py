@@ -47,7 +47,7 @@ class SeriesSpec:
     """One kind of feature of one view: its name, the shape of a row, and the stored number format.
 
     Raises:
-        ValueError: a name, shape or number format that can not be stored.
+        ValueError: a name, shape or number format that cannot be stored.
     """
 
     name: str
@@ -58,7 +58,7 @@ class SeriesSpec:
         if not _SERIES.fullmatch(self.name) or len(self.name) > 200:
             raise ValueError(f"series name {self.name!r}: a-z 0-9 . + _ - only, 200 at most")
         if not self.shape or not all(n > 0 for n in self.shape):
-            raise ValueError(f"series {self.name}: a row of shape {self.shape} can not be stored")
+            raise ValueError(f"series {self.name}: a row of shape {self.shape} cannot be stored")
         if self.dtype not in _DTYPES:
             raise ValueError(f"series {self.name}: {self.dtype} is none of {', '.join(_DTYPES)}")
 
@@ -119,7 +119,7 @@ class Shard:
         except OSError as error:
             raise unreadable(self.path, error) from error
         except ValueError as error:
-            raise StoreError(f"{self.path} can not be read: {error}") from error
+            raise StoreError(f"{self.path} cannot be read: {error}") from error
 
     def read_features(self, stream: IO[bytes], start: int, out: NDArray[Any]) -> None:
         """Fill ``out`` [n, \\*shape], C-contiguous, with the rows from ``start`` on."""
@@ -195,7 +195,7 @@ class Shard:
 
 
 def unreadable(path: Path, error: OSError) -> StoreError:
-    """The error for a shard that can not be opened just now; it may well be whole."""
+    """The error for a shard that cannot be opened just now; it may well be whole."""
     hint = "look after the disk and run the same command again"
     if isinstance(error, FileNotFoundError):
         hint = "if the cache was pruned meanwhile, run the same command again"
@@ -203,7 +203,7 @@ def unreadable(path: Path, error: OSError) -> StoreError:
         hint = "let this user read it (`ls -l` shows whose it is)"
     elif error.errno in (errno.EMFILE, errno.ENFILE):
         hint = "allow more of them (`ulimit -n 4096`) and run the same command again"
-    return StoreError(f"{path} can not be read ({error.strerror}): {hint}.")
+    return StoreError(f"{path} cannot be read ({error.strerror}): {hint}.")
 
 
 class ShardWriter:
@@ -275,7 +275,7 @@ def row_checksums(
     """[n]: 64 bits of BLAKE2b over content hash, series name and feature bytes; never 0.
 
     Args:
-        series: name of the series (so that a row can not pass for one of another series).
+        series: name of the series (so that a row cannot pass for one of another series).
         hashes: [n, 32].
         features: [n, \\*shape] in the stored number format.
     """

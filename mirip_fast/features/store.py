@@ -257,7 +257,7 @@ class FeatureStore:
                 raise
             except OSError as error:
                 raise StoreError(
-                    f"{path} can not be made ({error.strerror}): give --cache-dir a folder that this "
+                    f"{path} cannot be made ({error.strerror}): give --cache-dir a folder that this "
                     "user may write to."
                 ) from error
         store = cls.open(path)
@@ -470,11 +470,11 @@ def _read_scattered(
 def listed(folder: Path, pattern: str) -> list[Path]:
     """What lies in a folder, by name; none where there is no such folder.
 
-    ``Path.glob`` takes a folder that can not be listed (too many open files, no permission) for an empty
+    ``Path.glob`` takes a folder that cannot be listed (too many open files, no permission) for an empty
     one, from Python 3.13 on without a word.
 
     Raises:
-        StoreError: the folder can not be listed.
+        StoreError: the folder cannot be listed.
     """
     try:
         names = os.listdir(folder)  # noqa: PTH208 - Path.iterdir is no shorter
@@ -529,7 +529,7 @@ def read_list(file: Path) -> Ranges:
 
     Raises:
         StoreError: it is damaged.
-        OSError: it can not be read just now.
+        OSError: it cannot be read just now.
     """
     match = _RANGES_FILE.fullmatch(file.name)
     assert match is not None

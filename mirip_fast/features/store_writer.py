@@ -307,7 +307,7 @@ class StoreLock:
 
     Raises:
         StoreLockedError: another run has it; names it.
-        StoreError: the folder can not be written to.
+        StoreError: the folder cannot be written to.
     """
 
     def __init__(self, folder: Path, command: str, part: int = 0):
@@ -404,7 +404,7 @@ class StoreLock:
             if is_disk_full(error):
                 raise disk_full(self._folder / name) from error
             raise StoreError(
-                f"{self._folder} can not be written to ({error.strerror}). The features in it can be "
+                f"{self._folder} cannot be written to ({error.strerror}). The features in it can be "
                 "read; to compute more, make it writable or give another --cache-dir."
             ) from error
 
@@ -493,7 +493,7 @@ def _try_lock(handle: int, *, shared: bool) -> bool:
         return False
     except OSError as error:  # a network file system without a lock service
         raise StoreError(
-            f"the file system of the cache can not lock files ({error.strerror}): two runs that write "
+            f"the file system of the cache cannot lock files ({error.strerror}): two runs that write "
             "at once would not see each other. Mount it with locks, or give --cache-dir on a disk of "
             "this machine and join it later with `mirip-fast cache merge`."
         ) from error

@@ -264,7 +264,7 @@ class Pictures:
         self.augment = make_augmentation(preset, size)
 
     def __getitem__(self, sample: Sample) -> torch.Tensor | str:
-        """[size, size, 3] uint8, or why it can not be read (an exception would lose its wording)."""
+        """[size, size, 3] uint8, or why it cannot be read (an exception would lose its wording)."""
         try:
             picture = self._augmented(sample.image, sample.seed)
             if sample.partner < 0:
@@ -305,7 +305,7 @@ def decode_all(pictures: Pictures, workers: int) -> torch.Tensor:
         workers: processes that decode.
 
     Raises:
-        DataError: one can not be read; names it.
+        DataError: one cannot be read; names it.
     """
     n, side = len(pictures.paths), pictures.side
     kept = torch.empty((n, side, side, 3), dtype=torch.uint8)
@@ -371,8 +371,8 @@ class Batches(Closing):
         """Pixels [b, size, size, 3] uint8 of each batch; an empty one gives an empty tensor.
 
         Raises:
-            DataError: an image can not be read; names it.
-            TrainingError: a worker process can not be started, or was killed.
+            DataError: an image cannot be read; names it.
+            TrainingError: a worker process cannot be started, or was killed.
         """
         self._start()
         filled = [batch for batch in batches if batch]
@@ -502,7 +502,7 @@ def _serve(pictures: Pictures, channel: Any, parent: int) -> None:
 
 
 def _stacked(pictures: Pictures, samples: Sequence[Sample]) -> torch.Tensor | str:
-    """[b, size, size, 3] uint8, or why an image can not be read."""
+    """[b, size, size, 3] uint8, or why an image cannot be read."""
     items = []
     for sample in samples:
         item = pictures[sample]

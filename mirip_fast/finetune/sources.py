@@ -297,7 +297,7 @@ def _source_of_folder(source: Path, config: Config) -> Source:
     if reasons:
         first = next(iter(reasons))
         log.warning(
-            "%d of %d images can not be read and are left out (first: %s: %s)",
+            "%d of %d images cannot be read and are left out (first: %s: %s)",
             len(reasons),
             len(manifest),
             manifest.paths[first],

@@ -163,7 +163,7 @@ def resume_full(
 
     Raises:
         RunNotFoundError: nothing to resume.
-        CheckpointError: it can not be resumed from this file.
+        CheckpointError: it cannot be resumed from this file.
     """
     with join_processes(device) as (group, device_name), _quiet(group):
         run, path = resumable_run(output_dir, which, full=True)
@@ -174,7 +174,7 @@ def resume_full(
         checkpoint = load_checkpoint(path)
         if FINETUNED not in checkpoint.get("model", {}) or "training_state" not in checkpoint:
             raise CheckpointError(
-                f"{path} can not be resumed by `train --full`: give last_model.pt or a numbered "
+                f"{path} cannot be resumed by `train --full`: give last_model.pt or a numbered "
                 "checkpoint of such a run (the best one is for use, without the optimizer)"
             )
         config = config_from_dict(checkpoint["config"])
@@ -204,7 +204,7 @@ def _resume_folds(
     log.info("Resuming %s, with its own settings", run.path)
     if run.info.get("mode") != _MODE:
         raise CheckpointError(
-            f"{run.path} can not be resumed by `train --full`: `mirip-fast train --head-only --resume "
+            f"{run.path} cannot be resumed by `train --full`: `mirip-fast train --head-only --resume "
             f"{run.path}` goes on with it"
         )
     plan = load_plan(run)
@@ -508,7 +508,7 @@ class FullFolds:
         """[n] scores of images, through the backbone of the fold's model.
 
         Raises:
-            DataError: an image can not be read any more.
+            DataError: an image cannot be read any more.
         """
         embed = self.plan.config.embed
         paths = images.manifest.paths

@@ -161,7 +161,7 @@ class Trainer:
         """Go on from a checkpoint: weights, optimizer, schedule and early stopping.
 
         Raises:
-            CheckpointError: it can not be read, or is of another model.
+            CheckpointError: it cannot be read, or is of another model.
         """
         checkpoint = load_checkpoint(Path(path))
         try:

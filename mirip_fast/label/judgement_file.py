@@ -47,7 +47,7 @@ class JudgementFile(Closing):
         mended: what was put right on opening, for the user; None where nothing was.
 
     Raises:
-        DataError: it can not be written, somebody else has it, or it is another kind of file.
+        DataError: it cannot be written, somebody else has it, or it is another kind of file.
     """
 
     def __init__(
@@ -283,7 +283,7 @@ def _open(path: Path) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | _BINARY, 0o666)
     except OSError as error:
-        raise DataError(f"{shown(path)} can not be written ({error.strerror})") from error
+        raise DataError(f"{shown(path)} cannot be written ({error.strerror})") from error
 
 
 def _lock(handle: int, path: Path) -> None:

@@ -220,7 +220,7 @@ def jpeg_of(works: Works, number: int, side: int) -> bytes:
     link to somewhere else, is not shown.
 
     Raises:
-        ImageError: no such work, or its file can not be read or is another by now.
+        ImageError: no such work, or its file cannot be read or is another by now.
     """
     if not (0 <= number < len(works) and works.shown[number]):
         raise ImageError("there is no such work")
@@ -366,7 +366,7 @@ def open_label(
         progress: called while images are embedded.
 
     Raises:
-        MiripError: the works, the file or the port can not be used; says why.
+        MiripError: the works, the file or the port cannot be used; says why.
     """
     remove_abandoned_folders()  # of servers that were killed while a head was trained
     judge_names(resolved.config.label.judge)  # told before anything is embedded

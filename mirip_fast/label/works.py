@@ -121,7 +121,7 @@ def prepare_works(
 
     Raises:
         DataError: no image can be read, or there are too few to compare.
-        BackboneError: features are missing and the backbone can not be found.
+        BackboneError: features are missing and the backbone cannot be found.
     """
     config = _as_embedded(folder, resolved)
     dataset = embed_data(folder, config, command=command, progress=progress).dataset
@@ -339,7 +339,7 @@ def train_once(config: Config, source: Path, hashes: Sequence[bytes]) -> NDArray
         [n] scores.
 
     Raises:
-        MiripError: it can not be trained on; says why.
+        MiripError: it cannot be trained on; says why.
     """
     cache = Path(config.embed.cache_dir)
     dataset = newest_dataset(cache, source)

@@ -89,7 +89,7 @@ def load_checkpoint(path: Path, keys: Sequence[str] = KEYS) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"--checkpoint {path}: there is no such file") from None
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} can not be read: {error}") from error
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
     try:
         with stream:
             try:

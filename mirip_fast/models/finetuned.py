@@ -66,7 +66,7 @@ def deploy(checkpoint: Path, content: Mapping[str, Any]) -> ModelInfo:
         content: what is in it.
 
     Raises:
-        CheckpointError: the backbone can not be built from it.
+        CheckpointError: the backbone cannot be built from it.
     """
     info = ModelInfo.from_dict(content["model"])
     folder = backbone_folder(checkpoint)
@@ -102,7 +102,7 @@ def write_backbone(folder: Path, described: Mapping[str, Any], state: Mapping[st
     """Write a backbone's files from what :func:`describe_backbone` said of it and a model's weights.
 
     Raises:
-        CheckpointError: it can not be built from them.
+        CheckpointError: it cannot be built from them.
     """
     from transformers import AutoConfig, AutoModel
     from transformers.utils import logging as transformers_logging
@@ -116,7 +116,7 @@ def write_backbone(folder: Path, described: Mapping[str, Any], state: Mapping[st
         model.load_state_dict(weights)
     except (KeyError, ValueError, RuntimeError) as error:
         raise CheckpointError(
-            f"the checkpoint's backbone can not be built with this version of transformers: {error}"
+            f"the checkpoint's backbone cannot be built with this version of transformers: {error}"
         ) from error
     model.save_pretrained(folder)
     write_json(

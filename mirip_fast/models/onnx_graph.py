@@ -88,7 +88,7 @@ def write_graph(
             cause = cause.__cause__  # torch wraps what happened in pages of advice
         first = (str(cause).strip().splitlines() or [""])[0]
         raise MiripError(
-            f"The model can not be written as ONNX: {type(cause).__name__}: {first}"
+            f"The model cannot be written as ONNX: {type(cause).__name__}: {first}"
         ) from error
 
 
@@ -122,7 +122,7 @@ def write_int8(source: Path, path: Path) -> None:
 
     What stays float32: the patch embedding, the head (which ONNX writes as Gemm), and the products that
     narrow their input, the second of each MLP: what comes out of a GELU has outliers that one scale for 8
-    bits can not hold. On a ViT-Tiny, rounding those as well cost more than all the others together.
+    bits cannot hold. On a ViT-Tiny, rounding those as well cost more than all the others together.
     """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic

@@ -42,7 +42,7 @@ class PairwiseRankingModel(nn.Module):
         margin: how far apart the margin loss pushes two scores.
 
     Raises:
-        BackboneError: the backbone can not be found or loaded.
+        BackboneError: the backbone cannot be found or loaded.
     """
 
     def __init__(
@@ -90,8 +90,8 @@ class PairwiseRankingModel(nn.Module):
             freeze_backbone: whether it stays as it is.
 
         Raises:
-            CheckpointError: it can not be read, or holds no model of this kind.
-            BackboneError: its backbone can not be found.
+            CheckpointError: it cannot be read, or holds no model of this kind.
+            BackboneError: its backbone cannot be found.
         """
         path = Path(path)
         path = path / "best_model.pt" if path.is_dir() else path

@@ -95,7 +95,7 @@ class Explainer:
         command: what is running, for whoever finds the store locked.
 
     Raises:
-        BackboneError: the backbone can not be found.
+        BackboneError: the backbone cannot be found.
         CheckpointError: the backbone found is not the one that the model was trained on, or the model
             has several.
     """
@@ -121,7 +121,7 @@ class Explainer:
         try:
             self._graded = GradedWorks(model, self._cache_dir)
         except MiripError as error:
-            log.warning("The graded works that a picture looks like can not be shown: %s", error)
+            log.warning("The graded works that a picture looks like cannot be shown: %s", error)
 
     def passes(self, count: int) -> int:
         """How many pictures go through the backbone to explain ``count``."""
@@ -141,11 +141,11 @@ class Explainer:
 
         Args:
             paths: image files.
-            failures: receives (path, reason) of those that can not be read.
+            failures: receives (path, reason) of those that cannot be read.
             progress: called after each pass with the number of pictures in it; :meth:`passes` in all.
 
         Raises:
-            DataError: a file can not be read, and ``failures`` is not given.
+            DataError: a file cannot be read, and ``failures`` is not given.
         """
         scored = score_files(
             self._model, paths,
@@ -339,7 +339,7 @@ def picture_names(paths: Sequence[Path]) -> dict[Path, str]:
 
 
 def check_paths(paths: Sequence[Path], out: Path) -> list[Path]:
-    """The image files, each once; refused before anything heavy is loaded if they can not be meant.
+    """The image files, each once; refused before anything heavy is loaded if they cannot be meant.
 
     Raises:
         DataError: a folder, or a file that does not exist; or ``out`` is a file.

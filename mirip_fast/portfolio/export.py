@@ -124,7 +124,7 @@ def export_onnx(
 
     Raises:
         ConfigError: the extra is not installed, or ``out`` is a file or has the files already.
-        BackboneError, CheckpointError: the backbone can not be found, or is another one.
+        BackboneError, CheckpointError: the backbone cannot be found, or is another one.
         DataError: there are no images to check on.
         MiripError: a score differs from torch's by more than the tolerance; nothing is left behind.
     """
@@ -323,7 +323,7 @@ def _pixel_batches(
     """Normalised pixels, [B, 3, S, S] per size, and SHA-256 of each file; first of one image, so B differs.
 
     Raises:
-        DataError: an image can not be read.
+        DataError: an image cannot be read.
     """
     mean, std = (np.array(v, np.float32) for v in (recipe.backbone.mean, recipe.backbone.std))
     how = tuple(sizes), recipe.resize, recipe.decode == "fast"

@@ -443,7 +443,7 @@ def _accuracy(model: ScoreModel) -> str:
         ]
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
-            f"the evaluation in {model.checkpoint.parent} can not be read ({error!r}); run "
+            f"the evaluation in {model.checkpoint.parent} cannot be read ({error!r}); run "
             "`mirip-fast evaluate` again"
         ) from error
     return "\n".join(lines)
@@ -468,7 +468,7 @@ def _read(path: Path) -> dict[str, Any]:
         return read_json(path)
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{path} can not be read ({error}); run `mirip-fast evaluate` again"
+            f"{path} cannot be read ({error}); run `mirip-fast evaluate` again"
         ) from error
 
 

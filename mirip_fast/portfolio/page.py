@@ -115,7 +115,7 @@ def explain_works(
     command: str = "",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[Path, Reason]:
-    """Why works have their scores, for their page; those that can not be read any more are left out.
+    """Why works have their scores, for their page; those that cannot be read any more are left out.
 
     Args:
         model: what scored them.
@@ -126,7 +126,7 @@ def explain_works(
         progress: called with passes of the backbone done and their total.
 
     Raises:
-        BackboneError: the backbone can not be found.
+        BackboneError: the backbone cannot be found.
     """
     from mirip_fast.portfolio.explain import Explainer
 
@@ -216,7 +216,7 @@ def write_page(
 def pictures_of(
     paths: Iterable[Path], side: int, max_bytes: int, config: Config
 ) -> Iterator[tuple[str | None, bytes]]:
-    """(name, WebP file) of the small copy of each picture, (None, b"") where it can not be read."""
+    """(name, WebP file) of the small copy of each picture, (None, b"") where it cannot be read."""
     paths = list(paths)
     workers = min(len(paths), default_workers(config.embed.workers))
     for webp in make_thumbnails(paths, side, max_bytes, workers=workers):

@@ -237,7 +237,7 @@ def compare_images(
     """Score two image files, and say how probable it is that the first beats the second.
 
     Raises:
-        DataError: a file can not be read.
+        DataError: a file cannot be read.
     """
     paths = [first, second]
     scored = _score(model, paths, config, backbone, False, command, progress)

@@ -86,7 +86,7 @@ def find_similar(
         progress: called while the image is embedded.
 
     Raises:
-        DataError: the image can not be read.
+        DataError: the image cannot be read.
         RunNotFoundError: nothing is embedded.
         StoreError: a further cache holds other features; names the differing fields.
     """

@@ -67,7 +67,7 @@ def plan(done: RankDone, into: Path, by: str = "tier", how: str = "copy") -> Sor
         how: copy, link (symbolic) or move.
 
     Raises:
-        DataError: there is no such column, ``into`` can not be it, or works lie in tars, at addresses or in
+        DataError: there is no such column, ``into`` cannot be it, or works lie in tars, at addresses or in
             PDF files and are to be linked or moved.
     """
     columns = [str(column) for column in done.ranking.columns]
@@ -127,7 +127,7 @@ def carry_out(
 
     Raises:
         DiskFullError: there is no room; what was done stays, and can be undone.
-        OSError: the folder or the log can not be written.
+        OSError: the folder or the log cannot be written.
     """
     sorting.into.mkdir(parents=True, exist_ok=True)
     with sorting.log.open("a+", encoding="ascii") as log:
@@ -170,7 +170,7 @@ def undo(log: Path) -> tuple[int, list[tuple[Path, str]]]:
         acts = [act for act in acts if "begun" not in act]
         pairs = [(Path(_path(a["from"])), Path(_path(a["to"])), a) for a in acts]
     except OSError as error:
-        raise DataError(f"{shown(log)}: can not be read ({error.strerror})") from error
+        raise DataError(f"{shown(log)}: cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{shown(log)}: no log of sorted files ({error})") from error
     undone, left = 0, []

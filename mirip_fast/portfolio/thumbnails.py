@@ -37,7 +37,7 @@ def make_thumbnails(
         workers: processes; 0 decodes in this one.
 
     Yields:
-        The content of a WebP file; empty for a picture that can not be read.
+        The content of a WebP file; empty for a picture that cannot be read.
     """
     sides = tuple(max(16, round(side * step)) for step in _STEPS)
     jobs = (DecodeJob(i, path, sides, "squash", True) for i, path in enumerate(paths))

@@ -68,7 +68,7 @@ def write_workbook(
     Args:
         path: the workbook; replaced if it exists.
         ranking: the sorted works, see :func:`mirip_fast.portfolio.ranking.rank_scores`.
-        files: [n] the works' pictures; one that can not be read has no small copy.
+        files: [n] the works' pictures; one that cannot be read has no small copy.
         config: embed.workers is used.
         sheets_by: a column; each of its values gets a sheet of its own after that of all works. Applicants'
             are in the applicants' order.
@@ -128,7 +128,7 @@ def _parts(ranking: pd.DataFrame, by: str | None) -> list[tuple[str, NDArray[np.
     values = ranking[by].where(ranking[by].notna(), "").astype(str).str.strip()
     if values.nunique() > _MOST_SHEETS:
         raise DataError(
-            f"--sheets-by {by}: {values.nunique():,} values, and more than {_MOST_SHEETS} sheets can not be "
+            f"--sheets-by {by}: {values.nunique():,} values, and more than {_MOST_SHEETS} sheets cannot be "
             "found one's way in; name a column with fewer"
         )
     places = dict(zip(*members_of(values.tolist()), strict=True))

@@ -68,7 +68,7 @@ def write_sidecars(done: RankDone, where: str) -> tuple[int, list[str]]:
     Raises:
         DataError: ``beside`` works that lie in a tar or at an address.
         DiskFullError: there is no room.
-        OSError: a sidecar can not be written.
+        OSError: a sidecar cannot be written.
     """
     # The best page of a PDF comes first, and is the one that stays.
     works = done.ranking.assign(file=[split_page(name)[0] for name in done.ranking["file"]])

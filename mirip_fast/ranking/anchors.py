@@ -255,7 +255,7 @@ def write_anchors(
     try:
         save_anchors(model.checkpoint, anchors)
     except PermissionError as error:  # a run that others may only read can still be used
-        log.warning("The anchors can not be kept with the model: %s", error)
+        log.warning("The anchors cannot be kept with the model: %s", error)
     return anchors
 
 
@@ -367,7 +367,7 @@ def _kept(model: ScoreModel) -> Anchors | None:
         return Anchors.from_dict(values)
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{path} can not be read: {error}. Anchors are chosen again once it is removed and "
+            f"{path} cannot be read: {error}. Anchors are chosen again once it is removed and "
             f"`mirip-fast verify --accept {path.parent}` was told so."
         ) from error
 

@@ -201,7 +201,7 @@ def look_at(dataset: Dataset, cache_dir: Path) -> tuple[pd.DataFrame, list[Findi
 
 
 def _current_images(dataset: Dataset) -> pd.DataFrame:
-    """The data's images as its source reads now; those of the ledger where it can not be read."""
+    """The data's images as its source reads now; those of the ledger where it cannot be read."""
     info, kept = dataset.info, dataset.images()
     now = kept
     keep_indexes_in(dataset.store_path.parent)

@@ -44,7 +44,7 @@ def pick_model(checkpoint: Path | None, output_dir: Path) -> ScoreModel:
 
     Raises:
         RunNotFoundError: there is none.
-        CheckpointError: it can not be read.
+        CheckpointError: it cannot be read.
     """
     if checkpoint is None:
         run = default_run(output_dir)
@@ -214,7 +214,7 @@ def _score_again(model: ScoreModel, images: GradedImages, config: Config) -> NDA
     for path, outcome, sha in zip(paths, scored.outcomes, images.hashes, strict=True):
         if outcome.reason or outcome.sha256 != sha:
             why = outcome.reason or "its content changed since training"
-            raise DataError(f"{path} of the run's split can not be scored: {why}")
+            raise DataError(f"{path} of the run's split cannot be scored: {why}")
     return scored.scores
 
 
@@ -231,7 +231,7 @@ def evaluate_files(
     """Evaluate a model on graded images from anywhere, embedding what is not cached.
 
     Raises:
-        DataError: faulty grades, other tiers than the model's, or images that can not be read.
+        DataError: faulty grades, other tiers than the model's, or images that cannot be read.
     """
     data = config.data
     if model.info.tiers:  # one that learned from finer grades alone takes any

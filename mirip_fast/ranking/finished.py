@@ -152,7 +152,7 @@ def finish_run(run: Run, result: FitResult, images: GradedImages, within: str | 
 def draw_run(run: Run, images: GradedImages, within: str | None) -> None:
     """Draw the learning curves and, from the held-out scores where there are any, how good the model is.
 
-    The pictures are ``learning_curves.png`` and ``held_out_….png``. They are extras: where they can not be
+    The pictures are ``learning_curves.png`` and ``held_out_….png``. They are extras: where they cannot be
     drawn, the run says why in its log and stays what it is.
 
     Args:

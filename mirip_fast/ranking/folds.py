@@ -221,7 +221,7 @@ def plan_folds(
     if fold_of is None:
         fold_of = assign_folds(images, config.train.folds, config.split.split_seed)
     plan = FoldsPlan(config, info, images, fold_of)
-    for fold in range(plan.folds):  # what can not be divided is told before anything is trained
+    for fold in range(plan.folds):  # what cannot be divided is told before anything is trained
         plan.images_of(fold)
     save_split(run.path / SPLIT_FILE, images)
     write_json(
@@ -235,7 +235,7 @@ def load_plan(run: Run) -> FoldsPlan:
     """The plan of an earlier run.
 
     Raises:
-        DataError: it can not be read.
+        DataError: it cannot be read.
     """
     path = run.path / FOLDS_FILE
     try:
@@ -244,7 +244,7 @@ def load_plan(run: Run) -> FoldsPlan:
         info = ModelInfo.from_dict(values["model"])
         fold_of = np.array(values["fold_of"], dtype=np.int64)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} can not be read: {error}") from error
+        raise DataError(f"{path} cannot be read: {error}") from error
     images = load_split(run.path / SPLIT_FILE, info.tiers, config.data)
     return FoldsPlan(config, info, images, fold_of)
 

@@ -448,11 +448,11 @@ def load_split(path: Path, tiers: Sequence[str], data: DataConfig | None = None)
             raise ValueError("no image is in it")
     except FileNotFoundError as error:
         raise DataError(
-            f"{path} can not be read: there is none. A shared model knows no images of its own (give "
+            f"{path} cannot be read: there is none. A shared model knows no images of its own (give "
             "graded ones with --test-data); to a run put back its copy"
         ) from error
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} can not be read: {error}") from error
+        raise DataError(f"{path} cannot be read: {error}") from error
     options = DataOptions.from_config(Run(path.parent).data if data is None else data)
     near = table.pop("near_group") if "near_group" in table else None
     hashes, splits = table.pop("sha256"), table.pop("split")
@@ -640,9 +640,9 @@ def _link_to(root: Path, folder: Path) -> Path | None:
                 *map(shown, (link, root)),
             )
             return link
-        why = "can not be made: something else has its name"
+        why = "cannot be made: something else has its name"
     except OSError as error:
-        why = f"can not be made ({error.strerror})"
+        why = f"cannot be made ({error.strerror})"
     log.warning(
         "%s: the link to the images %s, so the files have absolute names; give --image-root %s with them",
         *(shown(link), why, shlex.quote(str(root))),

@@ -172,7 +172,7 @@ def _hash(path: Path) -> str:
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(f"{path} can not be read: {error}")
+    return CheckpointError(f"{path} cannot be read: {error}")
 
 
 def _stacked(members: Sequence[Member]) -> dict[str, NDArray[np.float32]]:

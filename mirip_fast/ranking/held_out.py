@@ -126,7 +126,7 @@ def load_held_out(folder: Path, tier_names: Sequence[str]) -> HeldOut | None:
             scores=np.array([float(row["score"]) for row in rows], dtype=np.float64),
         )
     except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{path} can not be read: {error}") from error
+        raise DataError(f"{path} cannot be read: {error}") from error
 
 
 def grade_errors(model: Path, tier_names: Sequence[str]) -> NDArray[np.float64] | None:

@@ -167,7 +167,7 @@ def load_judged_pairs(folder: Path, images: GradedImages) -> JudgedPairs | None:
             table=table,
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} can not be read: {error}") from error
+        raise DataError(f"{path} cannot be read: {error}") from error
 
 
 def _fate(images: GradedImages, one: int, other: int, across: bool) -> str:

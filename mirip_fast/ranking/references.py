@@ -139,7 +139,7 @@ def load_calibration(model: ScoreModel) -> Calibration:
         if values.get("model_sha256") == sha256_of(model.checkpoint):
             return Calibration.from_dict(values)
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} can not be read: {error}") from error
+        raise DataError(f"{path} cannot be read: {error}") from error
     return _unknown(
         model,
         f"unknown: {path} was made for {values.get('model')}, not for this {model.checkpoint.name}",
@@ -174,7 +174,7 @@ def learned_from(model: ScoreModel) -> set[str]:
         path = model.checkpoint.with_name(MADE_WITH_FILE)
         return {row["sha256"] for row in read_csv(path, ("sha256",))} if has_file(path) else set()
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} can not be read: {error}") from error
+        raise DataError(f"{path} cannot be read: {error}") from error
 
 
 def _unknown(model: ScoreModel, why: str) -> Calibration:

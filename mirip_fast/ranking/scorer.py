@@ -285,7 +285,7 @@ def score_files(
 
     Raises:
         CheckpointError: the backbone found is not the one that the head was trained on.
-        BackboneError: features are missing and the backbone can not be found.
+        BackboneError: features are missing and the backbone cannot be found.
     """
     settings = settings or Settings()
     parts = model.parts()
@@ -398,7 +398,7 @@ def phase_of_model(
 ) -> PhaseOne:
     """Phase one as the model was trained, on this machine.
 
-    A machine that can not compute in the model's precision computes in fp32, into a store of its own.
+    A machine that cannot compute in the model's precision computes in fp32, into a store of its own.
     """
     from mirip_fast.runtime import resolve_device, supported_precisions
 

@@ -378,7 +378,7 @@ def resume_sweep(output_dir: Path, which: str) -> Sweep:
     except FileNotFoundError:
         raise RunNotFoundError(f"--resume {which}: there is no {path / SWEEP_FILE}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path / SWEEP_FILE} can not be read: {error}") from error
+        raise DataError(f"{path / SWEEP_FILE} cannot be read: {error}") from error
     images = load_split(path / SPLIT_FILE, tiers, config.data)
     store = FeatureStore.open(Path(config.embed.cache_dir) / fingerprint_id(fingerprint))
     if store.fingerprint != fingerprint:
@@ -527,7 +527,7 @@ def _load_cell(sweep: Sweep, number: int) -> CellFits | None:
         with np.load(path, allow_pickle=False) as arrays:
             fit = CellFits(arrays["scores"], arrays["epochs"])
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        log.warning("%s can not be read and is fitted again (%s)", path, error)
+        log.warning("%s cannot be read and is fitted again (%s)", path, error)
         return None
     return fit if fit.scores.shape == (sweep.seeds, len(sweep.images)) else None
 

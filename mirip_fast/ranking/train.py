@@ -134,7 +134,7 @@ def train_head(
     Raises:
         ConfigError: folds that do not exist.
         RunNotFoundError: nothing embedded that could be trained on.
-        DataError, StoreError: the data or the cache can not be used; says why.
+        DataError, StoreError: the data or the cache cannot be used; says why.
         TrainingError: the loss is not finite.
     """
     parse_report_to(config.tracking.report_to)

@@ -173,7 +173,7 @@ class Averaging:
 
 
 def check_averaging(config: TrainConfig, epochs: int) -> None:
-    """Refuse settings of EMA and SWA that can not work.
+    """Refuse settings of EMA and SWA that cannot work.
 
     Args:
         config: the settings.

@@ -40,7 +40,7 @@ def check_remote(url: str) -> None:
 class RemoteSync:
     """Copies files to a folder behind an fsspec URL, in a thread of its own.
 
-    A remote that fails or can not be reached never stops a run: it is told, and the file is tried again when
+    A remote that fails or cannot be reached never stops a run: it is told, and the file is tried again when
     it changes next.
 
     Args:

@@ -87,7 +87,7 @@ class Run:
         except CheckpointError:
             raise
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path} can not be read: {error}") from error
+            raise CheckpointError(f"{path} cannot be read: {error}") from error
 
     @property
     def data(self) -> DataConfig:
@@ -103,7 +103,7 @@ class Run:
         try:
             return has_file(self.path / name)
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{self.path / name} can not be read: {error}") from error
+            raise CheckpointError(f"{self.path / name} cannot be read: {error}") from error
 
     def update(self, **values: Any) -> None:
         """Change entries of run.json."""
@@ -164,7 +164,7 @@ class Run:
 
     @property
     def is_alive(self) -> bool:
-        """Whether a process works on it at this moment; True where this machine can not tell.
+        """Whether a process works on it at this moment; True where this machine cannot tell.
 
         The system frees the lock of train.log when its holder dies. Before there is one, the process's number
         must do.
@@ -240,7 +240,7 @@ class Run:
         """The rows of history.csv so far, up to the first one that a full disk or a power loss spoiled.
 
         Raises:
-            CheckpointError: it can not be read.
+            CheckpointError: it cannot be read.
         """
         path = self.path / "history.csv"
         if not path.exists():
@@ -255,7 +255,7 @@ class Run:
         except csv.Error:
             pass  # a zero byte
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path} can not be read: {error}") from error
+            raise CheckpointError(f"{path} cannot be read: {error}") from error
         return rows
 
     def truncate_history(self, epochs: int) -> None:
@@ -289,7 +289,7 @@ class Run:
 
 
 class _LogFile(logging.FileHandler):
-    """A log on a full disk is cut short; the run goes on, or says itself why it can not."""
+    """A log on a full disk is cut short; the run goes on, or says itself why it cannot."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass
@@ -307,7 +307,7 @@ def _appending(path: Path) -> IO[str]:
     try:
         handle = open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     except ValueError as error:
-        raise CheckpointError(f"{path} can not be written: {error}") from error
+        raise CheckpointError(f"{path} cannot be written: {error}") from error
     return os.fdopen(handle, "a", encoding="utf-8", newline="")
 
 

@@ -72,7 +72,7 @@ def parse_report_to(text: str) -> list[str]:
 
 
 def start_trackers(config: TrackingConfig, run_dir: Path, settings: Mapping[str, Any]) -> Trackers:
-    """Start what ``--report-to`` names; one that can not start is told and left out.
+    """Start what ``--report-to`` names; one that cannot start is told and left out.
 
     Args:
         config: which trackers, and their settings.
@@ -88,7 +88,7 @@ def start_trackers(config: TrackingConfig, run_dir: Path, settings: Mapping[str,
         try:
             started[name] = makers[name]()
         except Exception as error:
-            log.warning("%s can not be used, the run goes on without it: %s", name, error)
+            log.warning("%s cannot be used, the run goes on without it: %s", name, error)
     return Trackers(started)
 
 

@@ -35,7 +35,7 @@ const WORDS = {
     noHead: (why) => `No model yet: ${why}`,
     notSaved: (why) => `Not saved: ${why}`,
     gone: "Not saved: the program does not answer. Is it still running in the terminal?",
-    unreadable: "A picture can not be shown. Skip this pair.",
+    unreadable: "A picture cannot be shown. Skip this pair.",
     unsure: "Only the random pairs of works kept from learning say how good the model is.",
     chosenPairs: "The pairs to learn from are chosen as those expected to tell most. In simulations that did not halve the judgements for every taste.",
     randomPairs: "The pairs to learn from are drawn at random: choosing them (--choose informative) did not halve the judgements for every taste in simulations.",
