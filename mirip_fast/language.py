@@ -17,12 +17,14 @@ from pathlib import Path
 
 _FOLDER = Path(__file__).with_name("locale")
 _LEAST = 8  # letters of an entry, beside its blanks, that say enough to be known by
-_SENTENCES = re.compile(r"(?<=[.;:!?)»]) +(?=\S)")
+_SENTENCES = re.compile(r"(?<=[.;:!?)»]) (?=\S)")  # columns of tables have more blanks between
 #: Blanks that hold words of the program, rather than a user's name or path, are translated too.
 _WORDS = re.compile(r"[\d,.]* ?[a-z][a-z-]*( [a-z-]+)*|.*\S \S.*")
 
 #: What stands before a blank that holds a name, not words.
 _BEFORE_NAME = re.compile(r"(['«]|--[\w-]+[ =])$")
+
+_PROSE = re.compile(r"([a-z]+[ ,]+){4}[a-z]+")
 
 _language = "en"
 
@@ -52,9 +54,10 @@ def language() -> str:
     return _language
 
 
-def tr(text: str) -> str:
-    """``text`` in the language that is spoken."""
-    return text if _language == "en" or not text else _translated(text, _language)
+def tr(text: str, language: str | None = None) -> str:
+    """``text`` in a language; None: in the one that is spoken."""
+    language = language or _language
+    return text if language == "en" or not text else _translated(text, language)
 
 
 def _translated(text: str, language: str) -> str:
@@ -82,13 +85,18 @@ def _known(text: str, language: str) -> str | None:
     start = text.index(core)
     found = exact.get(core)
     for known, form, names, translation in forms if found is None else ():
-        if known in core and (match := form.fullmatch(core)):
-            parts = [
-                part if quoted else _part(part, language)
-                for part, quoted in zip(match.groups(), names, strict=True)
-            ]
-            found = translation.format(*parts)
-            break
+        if known not in core or not (match := form.fullmatch(core)):
+            continue
+        parts = [
+            part if quoted else _part(part, language)
+            for part, quoted in zip(match.groups(), names, strict=True)
+        ]
+        # Half a sentence in a blank is no name: the form belongs to another message.
+        blanks = zip(parts, match.groups(), names, strict=True)
+        if any(new == old and not quoted and _PROSE.search(old) for new, old, quoted in blanks):
+            continue
+        found = translation.format(*parts)
+        break
     return None if found is None else text[:start] + found + text[start + len(core) :]
 
 
@@ -116,7 +124,8 @@ def _catalogue(
         if not longest.strip():
             continue
         letters = len(re.sub(r"\W", "", "".join(fixed)))
-        short = not fixed[0] and letters < _LEAST  # «{} rows» is known by its number, too
+        # «{} rows» and «{} pictures» are known by their number, too
+        short = not fixed[0] and (letters < _LEAST or re.fullmatch(r"\{\} [a-z]+( [a-z]+)?", text))
         form = (r"([\d,.]+)" if short else "(.*?)").join(map(re.escape, fixed))
         numbered = translation.replace("{}", "\0").replace("{", "{{").replace("}", "}}")
         numbered = re.sub(r"\{\{(\d+)\}\}", r"{\1}", numbered).replace("\0", "{}")

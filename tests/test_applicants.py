@@ -16,9 +16,11 @@ from mirip_fast_cli.main import run
 from PIL import Image
 
 import mirip_fast as mf
+from mirip_fast.data.manifest import DataOptions, read_manifest
+from mirip_fast.data.stratify import members_of
 from mirip_fast.models.gp import draw_errors
 from mirip_fast.portfolio.ranking import rank_applicants, ranks_of
-from mirip_fast.ranking.applicants import aggregate, members_of
+from mirip_fast.ranking.applicants import aggregate
 
 APPLICANTS = 28
 
@@ -223,6 +225,14 @@ def test_grades_of_applicants_choose_and_are_evaluated(
         Path("data/grades.csv").write_text(wrong, encoding="utf-8")
         assert run(train) == 1
         assert said in flat(capfd.readouterr().err)
+
+
+def test_tiers_that_differ_by_case_alone_are_kept_apart(tmp_path: Path) -> None:
+    (tmp_path / "metadata.csv").write_text("filename,applicant\n1.png,김\n2.png,이\n3.png,박\n")
+    grades = tmp_path / "grades.csv"
+    grades.write_text("applicant,tier\n김,A\n이,a\n박, B \n")
+    options = DataOptions(tiers=("A", "a", "b"), by="applicant", applicants=str(grades))
+    assert read_manifest(tmp_path, options).table["tier"].tolist() == ["A", "a", "b"]
 
 
 @pytest.mark.parametrize("readout", ["gp", "head"])

@@ -82,3 +82,17 @@ def test_catalogues_fit_the_messages_of_today(monkeypatch: pytest.MonkeyPatch) -
         now = messages()
         missing = [text for text in now if not entries.get(text)]
         assert len(missing) < len(now) / 10, missing[:20]
+
+
+def test_half_a_sentence_is_no_name_and_blanks_end_with_the_line() -> None:
+    """«{} pictures» once fitted «data.xlsx: the column '파일' names the pictures», and lines of tables."""
+    set_language("ko")
+    told = tr("data/a.xlsx: the column '파일' names the pictures")
+    assert "'파일'" in told and not told.startswith("그림")
+    head = "58 images (S 3, A 55) in 21 groups, 9 pairs of different tiers"
+    assert tr(f"{head}\n\nS  A  0.5\nLee  0.6") == f"{tr(head)}\n\nS  A  0.5\nLee  0.6"
+    assert "쌍 9개" in tr(head)
+    odd = (
+        "It had not trained on, and which works were handed in on purple elephants of 3 applicants"
+    )
+    assert tr(odd) == odd

@@ -33,6 +33,7 @@ from mirip_fast.data.table import (
     own_column,
     own_columns,
     tier_column,
+    tier_reader,
 )
 from mirip_fast.errors import ConfigError, DataError
 from mirip_fast.text import folded, nfc
@@ -174,8 +175,8 @@ def grades_of(manifest: Manifest) -> dict[str, int]:
     names, table = applicants_of(manifest), manifest.table
     codes = manifest.tier_codes.tolist()
     if GRADE in table:
-        places = {folded(tier): i for i, tier in enumerate(manifest.tiers)}
-        codes = [places.get(folded(cell or ""), -1) for cell in table[GRADE]]
+        code = tier_reader(manifest.tiers)
+        codes = [-1 if (n := code(cell or "")) is None else n for cell in table[GRADE]]
     found: dict[str, set[int]] = {}
     for name, code in zip(names, codes, strict=True):
         if name is not None and code >= 0:
@@ -229,20 +230,21 @@ def _with_grades(manifest: Manifest, names: Sequence[str | None]) -> Manifest:
         if name not in table.columns:
             problems.add(f"no column {name!r}. It has: {', '.join(table.columns)}")
     problems.raise_if_any()
-    places = {folded(tier): i for i, tier in enumerate(options.tiers)}
+    code = tier_reader(options.tiers)
     grades: dict[str, int | None] = {}
     for row, cells in table.rows:
         of = dict(zip(table.columns, cells, strict=True))
-        name, tier = nfc(of[by].strip()), folded(of[options.tier_column]).removesuffix(".0")
-        if tier and tier not in places:
+        name, text = nfc(of[by].strip()), of[options.tier_column].strip()
+        tier = code(text) if text else None
+        if text and tier is None:
             problems.add(
-                f"unknown tier {of[options.tier_column]!r}; known are {', '.join(options.tiers)} (others: "
+                f"unknown tier {text!r}; known are {', '.join(options.tiers)} (others: "
                 "--tiers, the best first)",
                 row=row, column=options.tier_column,
             )  # fmt: skip
         elif not name:
             problems.add("empty; every row names an applicant", row=row, column=by)
-        elif grades.setdefault(name, places.get(tier)) != places.get(tier):
+        elif grades.setdefault(name, tier) != tier:
             problems.add(
                 f"{name!r} has another grade in a row above", row=row, column=options.tier_column
             )

@@ -33,7 +33,7 @@ from mirip_fast.data.graders import PREFIX, consensus, grader_of
 from mirip_fast.data.image_files import IMAGE_EXTENSIONS, ending_of, hidden_part
 from mirip_fast.data.locate import FileFinder
 from mirip_fast.data.sources import entries_in, is_place, safe_name
-from mirip_fast.data.table import DataOptions, Manifest, image_table, own_column
+from mirip_fast.data.table import DataOptions, Manifest, image_table, own_column, tier_reader
 from mirip_fast.text import folded, nfc
 
 if TYPE_CHECKING:
@@ -263,9 +263,7 @@ class Rows:
     ) -> None:
         self.table = table
         self.columns = columns
-        self.tiers = {nfc(name): index for index, name in enumerate(options.tiers)}
-        loose = [folded(name) for name in options.tiers]
-        self.loose = {name: i for i, name in enumerate(loose) if loose.count(name) == 1}
+        self.code = tier_reader(options.tiers)
         self.names, self.options = options.tiers, options
         self.finder = finder
         self.problems = Problems(table.path, sheet=table.sheet) if problems is None else problems
@@ -329,9 +327,7 @@ class Rows:
         """
         texts = {name: self.made[own_column(name)] for name in self.columns.graders}
         said = {name: set(cells) - {""} for name, cells in texts.items()}
-        are = [
-            name for name, words in said.items() if any(self._code(w) is not None for w in words)
-        ]
+        are = [name for name, words in said.items() if any(self.code(w) is not None for w in words)]
         few = len(set().union(*said.values())) <= _TIERS_SHOWN
         if not are and self.columns.tier is None and few and len(said) > 1:
             are = [name for name, words in said.items() if words]  # unknown tiers, to be told
@@ -560,7 +556,7 @@ class Rows:
             )
         if left:
             some = (
-                f"row {rows[i]}: '{named[i]}'.{self.finder.suggest(named[i])}"
+                f"row {rows[i]}: '{named[i]}'{self.finder.suggest(named[i]).replace(' ', '. ', 1)}"
                 for i in left[:_MISSING_SHOWN]
             )
             log.warning(
@@ -573,21 +569,12 @@ class Rows:
             files[i] = str(path)
 
     def _tier(self, row: int, name: str, column: str) -> int | None:
-        if not name or name in self.tiers:
-            return self.tiers.get(name)
-        tier = self._code(name)
-        if tier is None:
+        tier = self.code(name) if name else None
+        if name and tier is None:
             self.unknown_tiers.setdefault((column, name), []).append(row)
-        else:
+        elif tier is not None and nfc(self.names[tier]) != name:
             self.spellings[name, self.names[tier]] += 1
         return tier
-
-    def _code(self, name: str) -> int | None:
-        """The tier that is written so; None for an unknown one."""
-        plain = folded(name)
-        # Tables that went through a float column say 1.0 where the tier is 1.
-        loose = self.loose.get(plain, self.loose.get(plain.removesuffix(".0")))
-        return self.tiers.get(name, loose)
 
     def _tell_tiers(self) -> None:
         """Note the tiers that are unknown; warn of those that are known and were spelled otherwise."""

@@ -39,7 +39,14 @@ from mirip_fast.data.sources import (
     safe_name,
     tar_index,
 )
-from mirip_fast.data.table import DataOptions, Manifest, image_table, joined, tier_column
+from mirip_fast.data.table import (
+    DataOptions,
+    Manifest,
+    image_table,
+    joined,
+    tier_column,
+    tier_reader,
+)
 from mirip_fast.errors import DataError
 from mirip_fast.text import folded, nfc
 
@@ -149,12 +156,9 @@ def tiers_by_folder(
         options: the names of the tiers.
         lacking: what else would have given grades.
     """
-    known = {nfc(tier): index for index, tier in enumerate(options.tiers)}
-    loose = {folded(tier): index for tier, index in known.items()}
-    if len(loose) < len(known):  # some differ by case alone
-        loose = {}
+    known, code = {nfc(tier) for tier in options.tiers}, tier_reader(options.tiers)
     counts = Counter(name.partition("/")[0] if "/" in name else "" for name in names)
-    found = {top: known.get(nfc(top), loose.get(folded(top))) for top in counts}
+    found = {top: code(top) for top in counts}
     tiers = {top: tier for top, tier in found.items() if tier is not None}
     graded = Counter[int]()  # one tier may have two folders, spelled composed and decomposed
     for top, tier in tiers.items():

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,15 @@ _SEARCH_STEPS = 1000
 _SWAP_LIMIT = (
     40_000  # swaps looked at per step; with more kinds of units single moves are fine enough
 )
+
+
+def members_of(labels: Iterable[Any]) -> tuple[list[Any], list[Counts]]:
+    """The different labels, None left aside, in order of first appearance, and the places of each."""
+    places: dict[Any, list[int]] = {}
+    for place, label in enumerate(labels):
+        if label is not None:
+            places.setdefault(label, []).append(place)
+    return list(places), [np.array(found, dtype=np.int64) for found in places.values()]
 
 
 def join_units(count: int, labelings: Iterable[Sequence[Hashable | None]]) -> Counts:

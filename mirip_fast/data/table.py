@@ -34,7 +34,7 @@ from mirip_fast.data.locate import FileFinder
 from mirip_fast.data.remote import address, path_of
 from mirip_fast.errors import ConfigError
 from mirip_fast.files import read_csv, write_csv
-from mirip_fast.text import nfc
+from mirip_fast.text import folded, nfc
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -152,6 +152,26 @@ def image_table(columns: Mapping[str, Sequence[Any]], tiers: Sequence[str]) -> p
             for k in order
         }
     )
+
+
+def tier_reader(tiers: Sequence[str]) -> Callable[[str], int | None]:
+    """What finds a tier by its name: the number, 0 is the best, or None for an unknown one.
+
+    A name counts as it is written, else but for case, blanks and width where only one tier is called so.
+    Tables that went through a float column say 1.0 where the tier is 1.
+    """
+    exact = {nfc(name): number for number, name in enumerate(tiers)}
+    loose = [folded(name) for name in tiers]
+    alike = {name: number for number, name in enumerate(loose) if loose.count(name) == 1}
+
+    def number(name: str) -> int | None:
+        found = exact.get(nfc(name))
+        if found is not None:
+            return found
+        plain = folded(name)
+        return alike.get(plain, alike.get(plain.removesuffix(".0")))
+
+    return number
 
 
 def tier_column(numbers: Sequence[int | None], tiers: Sequence[str]) -> pd.Categorical[Any]:

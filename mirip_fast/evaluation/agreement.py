@@ -21,6 +21,7 @@ from mirip_fast.data.graders import consensus, grader_names, grades_of
 from mirip_fast.evaluation.bootstrap import Interval, bootstrap, group_codes
 from mirip_fast.evaluation.metrics import IntArray, PairCounter, ratio
 from mirip_fast.evaluation.text_table import format_table, printable
+from mirip_fast.language import tr
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -102,7 +103,7 @@ class Agreement:
             "more"
         )
         rows = [
-            [_FIGURES[name], _shown(value), _span(self.intervals.get(name))]
+            [tr(_FIGURES[name]), _shown(value), _span(self.intervals.get(name))]
             for name, value in self.figures.items()
         ]
         parts = [

@@ -260,7 +260,7 @@ class Report:
 
     def to_table(self, mistakes: int = 5) -> str:
         """Text for a terminal: figures, tier pairs, confusion matrix, the worst mistakes, warnings."""
-        said = [] if self.applicants is None else [textwrap.fill(self.applicants["said"], 100)]
+        said = [] if self.applicants is None else [textwrap.fill(tr(self.applicants["said"]), 100)]
         said += [] if self.agreement is None else [self.agreement.to_table()]
         said += [textwrap.fill(self.better_than, 100)] if self.better_than else []
         return "\n\n".join([_report_text(self, mistakes), *said])

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.data.csv_reader import counted, shown
+from mirip_fast.data.stratify import members_of
 from mirip_fast.data.table import or_none
 from mirip_fast.errors import DiskFullError, RunNotFoundError, StoreError
 from mirip_fast.features.datasets import Dataset, find_datasets
@@ -524,11 +525,9 @@ def near_groups(gallery: Gallery, threshold: float, index: Index | None = None) 
         index: searches ``gallery.vectors``, where it is open already.
     """
     index = index or open_index(gallery.vectors, gallery.folder, gallery.series)
-    members: dict[int, list[int]] = {}
     group = groups_of(gallery.vectors.count, index.links(threshold))
-    for number, first in enumerate(group.tolist()):
-        members.setdefault(first, []).append(number)
-    return sorted(members.values(), key=lambda numbers: (-len(numbers), numbers))
+    members = (numbers.tolist() for numbers in members_of(group.tolist())[1])
+    return sorted(members, key=lambda numbers: (-len(numbers), numbers))
 
 
 def stores_of(datasets: Iterable[Dataset]) -> list[FeatureStore]:

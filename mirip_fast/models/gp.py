@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mirip_fast.data.stratify import members_of
 from mirip_fast.errors import CheckpointError, DataError
 from mirip_fast.runtime import one_blas_thread
 
@@ -207,7 +208,10 @@ class GaussianProcess:
         amplitudes = np.where(used, amplitudes, 0.0)
         kernel = _Kernel(sizes, amplitudes, lengths)
         u = np.hstack([part for part, a in zip(_prepare(x, sizes, centre), used, strict=True) if a])
-        members = _members(groups, len(x))
+        # Rows of a group of two and more are left out together, the others alone.
+        members = [
+            rows for rows in members_of(() if groups is None else groups)[1] if len(rows) > 1
+        ]
         if sets is not None:
             basis, factor = u, np.empty((0, 0))
             names = [
@@ -448,15 +452,6 @@ def _check(
         raise DataError(f"{len(y)} works that all have the same grade: there is nothing to learn")
 
 
-def _members(groups: Sequence[Any] | None, n: int) -> list[NDArray[np.int64]]:
-    """The rows of each group of two and more; the others are left out alone."""
-    rows: dict[Any, list[int]] = {}
-    for i, name in enumerate([None] * n if groups is None else groups):
-        if name is not None:
-            rows.setdefault(name, []).append(i)
-    return [np.array(r) for r in rows.values() if len(r) > 1]
-
-
 def _prepare(
     x: NDArray[Any], sizes: NDArray[np.int64], centre: NDArray[np.float32]
 ) -> list[NDArray[np.float32]]:
@@ -536,16 +531,13 @@ def _solve_sets(
     inverse = cho_solve(factor, np.eye(len(z)), check_finite=False)
     known = cross @ inverse
     score, variance = cross @ alpha, kernel.self + noise - (known * cross).sum(axis=1)
-    places: dict[Any, list[int]] = {}
-    for place, name in enumerate(groups):
-        places.setdefault(name, []).append(place)
+    _, members = members_of(groups)
     group_of = np.empty(len(z), np.int64)
-    for number, listed in enumerate(places.values()):
-        group_of[listed] = number
+    for number, own in enumerate(members):
+        group_of[own] = number
     order = np.argsort(group_of[sets], kind="stable")
     ends = np.cumsum(np.bincount(group_of[sets]))[:-1]
-    for listed, rows in zip(places.values(), np.split(order, ends), strict=True):
-        out = np.array(listed)
+    for out, rows in zip(members, np.split(order, ends), strict=True):
         inverted = np.linalg.inv(inverse[np.ix_(out, out)])
         part = known[np.ix_(rows, out)] @ inverted
         score[rows] -= part @ alpha[out]

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mirip_fast.data.stratify import members_of
 from mirip_fast.evaluation.calibration import Calibration
 from mirip_fast.evaluation.metrics import IntArray
 from mirip_fast.evaluation.text_table import format_table, printable, shorten
 from mirip_fast.files import spreadsheet_safe, write_csv, write_json
-from mirip_fast.ranking.applicants import aggregate, members_of
+from mirip_fast.ranking.applicants import aggregate
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -16,12 +16,12 @@ from PIL import Image
 
 from mirip_fast.config import Config
 from mirip_fast.data.csv_reader import closest, listed
+from mirip_fast.data.stratify import members_of
 from mirip_fast.errors import DataError
 from mirip_fast.features.phase_one import default_workers
 from mirip_fast.files import write_atomically
 from mirip_fast.portfolio.ranking import Applicants, given_columns, of_tiers
 from mirip_fast.portfolio.thumbnails import make_thumbnails
-from mirip_fast.ranking.applicants import members_of
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mirip_fast.config import Config
 from mirip_fast.data.applicants import applicants_of, grades_of, sets_of, with_column
+from mirip_fast.data.stratify import members_of
 from mirip_fast.data.table import own_column
 from mirip_fast.errors import ConfigError, DataError
 from mirip_fast.evaluation.bootstrap import accuracy_interval
@@ -46,15 +47,6 @@ def check_portfolio(how: str | None) -> None:
 def in_words(how: str) -> str:
     """``best:3`` → ``mean of the best 3``."""
     return how.replace("best:", "mean of the best ")
-
-
-def members_of(names: Sequence[Any]) -> tuple[list[Any], list[NDArray[np.int64]]]:
-    """The different names, None left aside, in order of first appearance, and the places of each."""
-    places: dict[Any, list[int]] = {}
-    for i, name in enumerate(names):
-        if name is not None:
-            places.setdefault(name, []).append(i)
-    return list(places), [np.array(found, dtype=np.int64) for found in places.values()]
 
 
 def aggregate(scores: ArrayLike, members: Members, how: str) -> FloatArray:
@@ -228,10 +220,10 @@ def evaluate_applicants(
         "pairwise_accuracy": accuracy,
         "interval": None if found is None else [found.low, found.high],
         "said": f"Applicants (column {by}), each by the {in_words(how)} of their works' scores: pairwise "
-        f"accuracy {accuracy:.4f} (95 % interval over {len(known)} applicants with {works} works: {span})"
+        f"accuracy {accuracy:.4f} (95 % interval over {len(known)} applicants with {works} works: {span})."
         + (
-            "."
+            ""
             if own
-            else "; the mean of their works' grades counts, as they have none of their own."
+            else " The mean of their works' grades counts, as they have none of their own."
         ),
     }

@@ -39,7 +39,7 @@ function drawApplicants() {
   box.hidden = !data.applicants;
   if (box.hidden) return;
   box.querySelector("summary").textContent = sayCount("applicants", data.applicants.length);
-  byId("portfolio").replaceChildren(...data.portfolio.said.map((text) => make("p", { lang: "en", class: "soft", text })));
+  byId("portfolio").replaceChildren(...data.portfolio.said.map((text) => make("p", { ...inWords(text), class: "soft" })));
   const fill = () => box.open && byId("people").replaceChildren(...data.applicants.map(applicantRow));
   box.ontoggle = fill; // thousands of rows wait until they are looked at
   fill();

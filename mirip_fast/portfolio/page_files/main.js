@@ -15,9 +15,15 @@ function drawHead() {
   drawFailures();
 }
 
-// [what the page says, what the program said in English]
+// What the program said, in the page's language where there is a translation.
+function inWords(text) {
+  const said = (data.spoken[language] || {})[text] || text;
+  return { lang: said === text ? "en" : language, text: said };
+}
+
+// [what the page says, what the program said]
 function notes() {
-  const told = (text) => make("span", { lang: "en", class: "soft", text });
+  const told = (text) => make("span", { ...inWords(text), class: "soft" });
   const lines = [];
   const known = data.source !== null && data.works[0].percent !== null;
   if (known) lines.push([say("noteCard")]);
@@ -76,7 +82,7 @@ function drawFailures() {
   box.querySelector("summary").textContent = sayCount("unread", data.failures.length);
   box.querySelector("tbody").replaceChildren(
     ...data.failures.map(({ name, reason }) =>
-      make("tr", {}, make("td", {}, make("bdi", { text: name })), make("td", { lang: "en", class: "soft", text: reason })),
+      make("tr", {}, make("td", {}, make("bdi", { text: name })), make("td", { ...inWords(reason), class: "soft" })),
     ),
   );
 }
