@@ -242,6 +242,7 @@ def say_result(
         mode: ``--head-only`` or ``--full``.
         debug: whether it was a trial.
     """
+    from mirip_fast.evaluation.calibration import MIN_IMAGES
     from mirip_fast.evaluation.report import Report
     from mirip_fast.ranking.folds import FoldsResult
     from mirip_fast.ranking.judged_pairs import PairReport
@@ -256,6 +257,13 @@ def say_result(
             f"Each judged pair by a model without its works' groups: {result.accuracy:.4f} in the right "
             f"order (95 % interval: {span}) of {result.pairs:,}; {result.ties:,} ties left aside"
         )
+        if result.pairs < MIN_IMAGES and not debug:
+            echo(
+                f"Only {result.pairs} judged pairs: too few to rank by. `mirip-fast use RUN` keeps an "
+                "earlier run in use.",
+                err=True,
+                red=True,
+            )
     elif isinstance(result, Report):
         echo(
             f"Each work by a model without its group: pairwise accuracy {result.pairwise_accuracy:.4f} "

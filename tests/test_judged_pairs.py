@@ -246,6 +246,12 @@ def test_what_learns_from_judged_pairs_is_told(
         writer.writerows(rows[:9])
     assert run(["train", "--head-only", "--pairs", "ties.csv", *LARGER]) == 1
     assert "No judged pair to learn from (ties" in capfd.readouterr().err
+    lines = (by_process / "pairs.csv").read_text(encoding="utf-8-sig").splitlines()
+    (by_process / "few.csv").write_text("\n".join([lines[0], *lines[1::15]]), encoding="utf-8")
+    assert (
+        run(["train", "--head-only", "--pairs", "few.csv", "--output-dir", "others", *LARGER]) == 0
+    )
+    assert "judged pairs: too few to rank by" in capfd.readouterr().err
 
 
 def test_tiers_beside_judged_pairs_say_what_scores_mean(
