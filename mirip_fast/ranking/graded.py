@@ -374,7 +374,6 @@ def _current(dataset: Dataset, data: DataConfig) -> tuple[Manifest, list[bytes]]
         if info["limit"]:
             log.info("%s was embedded as a trial of %d images", dataset.source, info["limit"])
             manifest = manifest.subset(range(min(info["limit"], len(manifest))))
-        manifest.require_files()
     else:
         if is_remote(dataset.source):
             log.info("%s: the grades are those it had when embedded", shown(dataset.source))
@@ -385,7 +384,9 @@ def _current(dataset: Dataset, data: DataConfig) -> tuple[Manifest, list[bytes]]
         manifest = Manifest(dataset.source, root, options.tiers, table, options)
     place = {file: i for i, file in enumerate(known["file"])}
     found = np.array([place.get(file, -1) for file in manifest.table["file"]], dtype=np.int64)
-    _refuse_new(dataset, manifest.subset(np.flatnonzero(found < 0)), len(manifest))
+    new = manifest.subset(np.flatnonzero(found < 0))
+    new.require_files()
+    _refuse_new(dataset, new, len(manifest))
     usable = (known["status"] != "failed").to_numpy()[found]
     if not usable.all():
         log.warning(
