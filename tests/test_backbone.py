@@ -151,7 +151,9 @@ def test_other_preprocessing_is_another_cache_and_the_usual_one_keeps_its_name(
 ) -> None:
     def cache_of(name: str, **values: object) -> str:
         spec = spec_of(copy_of(model_dir("dinov2"), tmp_path / name, **values))
-        recipe = make_recipe(EmbedConfig(image_size=32), replace(spec, weights_id="w"), "fp32")
+        recipe = make_recipe(
+            EmbedConfig(image_size=32, colours="stored"), replace(spec, weights_id="w"), "fp32"
+        )
         return recipe.fingerprint_id
 
     usual = cache_of("usual")
