@@ -12,7 +12,7 @@ import functools
 import gettext
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 _FOLDER = Path(__file__).with_name("locale")
@@ -76,6 +76,12 @@ def _translated(text: str, language: str) -> str:
         if found is not None:
             return f"{found} {_translated(' '.join(pieces[count:]), language)}"
     return text
+
+
+def in_other_languages(texts: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Language → what was said in English → the same in that language, for pages that are read in several."""
+    said = list(texts)
+    return {one: {text: tr(text, one) for text in said} for one in languages()[1:]}
 
 
 def _known(text: str, language: str) -> str | None:

@@ -17,6 +17,7 @@ from mirip_fast.evaluation.bootstrap import FEW_GROUPS, Interval
 from mirip_fast.evaluation.calibration import pair_probability
 from mirip_fast.evaluation.report import Mistake, Report, Row
 from mirip_fast.evaluation.text_table import printable
+from mirip_fast.language import in_other_languages
 from mirip_fast.portfolio.page import pictures_of, tier_curves, write_html
 from mirip_fast.ranking.evaluate import Evaluation
 from mirip_fast.ranking.finished import read_curves
@@ -76,8 +77,17 @@ def write_evaluation_page(
                 for baseline in evaluation.baselines
             ],
         }
+    data["spoken"] = in_other_languages(_said(data))
     write_html(path, data, pictures, "evaluation_files")
     return path
+
+
+def _said(data: dict[str, Any]) -> list[str]:
+    """What the page shows in sentences that the program said in English."""
+    report = data["report"] or {}
+    said = [data["about"], *((report.get("probabilities") or {}).get("warnings", []))]
+    said.append(report.get("unknown") and f"Probabilities {report['unknown']}")
+    return [text for text in said if text]
 
 
 def _figures(report: Report) -> dict[str, Any]:

@@ -41,7 +41,7 @@ from mirip_fast.features.neighbours import Work, open_gallery
 from mirip_fast.features.phase_one import default_workers
 from mirip_fast.features.recipe import series_name
 from mirip_fast.files import write_atomically
-from mirip_fast.language import languages, tr
+from mirip_fast.language import in_other_languages
 from mirip_fast.portfolio.rank import RankDone
 from mirip_fast.portfolio.ranking import CONFIDENCE, given_columns, of_tiers
 from mirip_fast.portfolio.similar import Match, group_copies
@@ -208,7 +208,7 @@ def write_page(
             for file, reason in done.failures
         ],
     }
-    data["spoken"] = _spoken(data)
+    data["spoken"] = in_other_languages(_said(data))
     if folder is not None:
         _write_pictures(folder, pictures)
     write_html(path, data, {} if folder else pictures, "page_files")
@@ -323,12 +323,12 @@ def _about(done: RankDone) -> dict[str, Any]:
     }
 
 
-def _spoken(data: dict[str, Any]) -> dict[str, dict[str, str]]:
-    """Language → what the program said in English → the same in that language."""
+def _said(data: dict[str, Any]) -> list[str]:
+    """What the page shows in sentences that the program said in English."""
     said = [*data["remarks"], *((data["anchors"] or {}).get("remarks", []))]
     said += [*((data["portfolio"] or {}).get("said", [])), *filter(None, [data["noIntervals"]])]
     said += [failure["reason"] for failure in data["failures"]]
-    return {one: {text: tr(text, one) for text in said} for one in languages()[1:]}
+    return said
 
 
 def _people(done: RankDone) -> dict[str, Any]:

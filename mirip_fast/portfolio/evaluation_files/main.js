@@ -20,6 +20,12 @@ function lead() {
   return make("section", { id: "lead" }, ...told, notes());
 }
 
+// What the program said in English, in the page's language where there is a translation.
+function spoken(text) {
+  const said = (data.spoken[language] || {})[text];
+  return make("li", said && said !== text ? { text: said } : { lang: language === "en" ? null : "en", text });
+}
+
 function leadLine(name, measure, values) {
   const [before, after] = say(name, { ...values, n: "\u0000" }).split("\u0000");
   return make("p", { class: "lead" }, before, make("b", { text: ofHundred(measure.value) }), after);
@@ -54,8 +60,8 @@ function notes() {
     for (const baseline of report.baselines) lines.push(make("li", {}, ...baselineLine(baseline, report.confidence)));
     line(say("noteIntervalsHere"));
     if (report.fewGroups) line(say("noteFewGroups", { n: report.groupCount.toLocaleString(language) }), "warning");
-    if (report.unknown) lines.push(make("li", { lang: "en", text: `Probabilities ${report.unknown}` }));
-    for (const warning of report.probabilities?.warnings ?? []) lines.push(make("li", { lang: "en", text: warning }));
+    if (report.unknown) lines.push(spoken(`Probabilities ${report.unknown}`));
+    for (const warning of report.probabilities?.warnings ?? []) lines.push(spoken(warning));
   }
   line(say("noteUse"));
   return make("ul", { class: "notes" }, ...lines);
@@ -93,7 +99,7 @@ function drawPage() {
   drawTools();
   byId("title").textContent = data.title;
   const made = new Date(data.made).toLocaleDateString(language, { dateStyle: "long" });
-  byId("summary").textContent = [say("evaluation"), data.about, made].filter(Boolean).join(" · ");
+  byId("summary").textContent = [say("evaluation"), data.about && ((data.spoken[language] || {})[data.about] || data.about), made].filter(Boolean).join(" · ");
   byId("report").replaceChildren(...sections());
 }
 
