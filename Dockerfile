@@ -4,9 +4,9 @@
 ARG PYTHON=3.12
 FROM python:${PYTHON}-slim
 
-# cpu or cuda; TORCH_INDEX is where pip finds PyTorch without CUDA (a mirror of it will do).
+# cpu or cuda; uv knows where PyTorch without CUDA is, and TORCH_INDEX may name another index of it.
 ARG TORCH=cpu
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ARG TORCH_INDEX=
 
 # Fonts for the names of works in pictures: Korean, Chinese, Japanese.
 RUN apt-get update \
@@ -15,7 +15,12 @@ RUN apt-get update \
 
 # PyTorch first: it changes rarely, so this layer is kept between builds.
 RUN case "$TORCH" in \
-      cpu) pip install --no-cache-dir --index-url "$TORCH_INDEX" "torch>=2.4" "torchvision>=0.19" ;; \
+      cpu) if [ -n "$TORCH_INDEX" ]; then \
+             pip install --no-cache-dir --index-url "$TORCH_INDEX" "torch>=2.4" "torchvision>=0.19"; \
+           else \
+             pip install --no-cache-dir uv \
+             && uv pip install --system --no-cache --torch-backend cpu "torch>=2.4" "torchvision>=0.19"; \
+           fi ;; \
       cuda) pip install --no-cache-dir "torch>=2.4" "torchvision>=0.19" ;; \
       *) echo "--build-arg TORCH=$TORCH: give cpu or cuda"; exit 1 ;; \
     esac

@@ -5,9 +5,8 @@ BIN := $(VENV)/bin
 CORE := $(VENV)/.core
 READY := $(VENV)/.ready
 
-# CPU=1 installs PyTorch without CUDA, from the index that PyTorch documents for it: 1.7 GB in place of 6.2.
-# TORCH_INDEX=… names another one, such as a mirror.
-TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+# CPU=1 installs PyTorch without CUDA: 1.7 GB in place of 6.2. uv knows where such builds are;
+# TORCH_INDEX=ADDRESS names an index to take them from instead.
 
 .PHONY: help demo test test-browser torture check format docs words site wheel bench clean
 
@@ -20,7 +19,12 @@ $(CORE): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 ifdef CPU
+ifdef TORCH_INDEX
 	$(BIN)/python -m pip install --quiet --index-url $(TORCH_INDEX) 'torch>=2.4' 'torchvision>=0.19'
+else
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend cpu 'torch>=2.4' 'torchvision>=0.19'
+endif
 endif
 	$(BIN)/python -m pip install --quiet --editable .
 	@touch $@
