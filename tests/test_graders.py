@@ -202,7 +202,8 @@ def test_agreement_is_told_and_the_rest_is_ranked(
     assert report.agreement is not None and report.agreement.to_table() in out
     assert " ".join(report.better_than.split()) in " ".join(out.split())
     assert report.agreement.to_table() in str(report) and "The model is" in str(report)
-    assert run(["rank", "data", "--workers", "0"]) == 0
+    assert run(["rank", "data", "--workers", "0", "--html", "works.html"]) == 0
+    assert "(the human ceiling)" in Path("works.html").read_text(encoding="utf-8")
     assert len(rows_of(office / "ranking.csv")) == 100
 
 

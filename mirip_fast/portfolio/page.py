@@ -36,18 +36,21 @@ from mirip_fast.data.formats import split_page
 from mirip_fast.data.remote import address
 from mirip_fast.data.sources import is_place
 from mirip_fast.errors import DataError
+from mirip_fast.evaluation.agreement import agreement
 from mirip_fast.evaluation.text_table import printable
 from mirip_fast.features.neighbours import Work, open_gallery
 from mirip_fast.features.phase_one import default_workers
 from mirip_fast.features.recipe import series_name
-from mirip_fast.files import write_atomically
+from mirip_fast.files import has_file, write_atomically
 from mirip_fast.language import in_other_languages
 from mirip_fast.portfolio.rank import RankDone
 from mirip_fast.portfolio.ranking import CONFIDENCE, given_columns, of_tiers
 from mirip_fast.portfolio.similar import Match, group_copies
 from mirip_fast.portfolio.thumbnails import encode_picture, make_thumbnails
+from mirip_fast.ranking.graded import load_split
 from mirip_fast.ranking.held_out import load_held_out
 from mirip_fast.ranking.scorer import ScoreModel
+from mirip_fast.training.run_folder import SPLIT_FILE
 
 FloatArray: TypeAlias = NDArray[np.float64]
 #: Why a work has its score: the map over its picture, a WebP file, and the graded works that it looks like.
@@ -306,7 +309,9 @@ def _about(done: RankDone) -> dict[str, Any]:
         "tiers": names,
         "source": None if known.source == "none" else known.source,
         "heldOut": known.images,
-        "remarks": [printable(text) for text in known.warnings()],
+        "remarks": [
+            printable(text) for text in [*known.warnings(), *_ceiling(run, model.info.tiers)]
+        ],
         "within": known.within and printable(known.within),
         # Multiplies a difference of scores; 0: every pair is even.
         "sharpness": sharpness,
@@ -321,6 +326,18 @@ def _about(done: RankDone) -> dict[str, Any]:
         },
         "curves": curves,
     }
+
+
+def _ceiling(run: Path, tiers: Sequence[str]) -> list[str]:
+    """How far several graders of the model's works agree, in a sentence; none where there is one grader."""
+    path = run / SPLIT_FILE
+    found = agreement(load_split(path, tiers).manifest.table) if tiers and has_file(path) else None
+    if found is None or np.isnan(found.figures["ceiling"]):
+        return []
+    share = 100 * found.figures["ceiling"]
+    return [
+        f"Of pairs that the other graders order, one grader orders {share:.0f} % alike (the human ceiling)."
+    ]
 
 
 def _said(data: dict[str, Any]) -> list[str]:
