@@ -18,7 +18,14 @@ from mirip_fast.settings import settings, to_yaml
 ROOT = DOCS.parent
 _TABLE = re.compile(r"(<!-- options:start -->\n).*?(<!-- options:end -->)", re.DOTALL)
 #: Documents in the order of the index; others follow by name.
-_FIRST = ("install.md", "tutorial.md", "examples.md", "use.md", "troubleshooting.md")
+_FIRST = (
+    "install.md",
+    "tutorial.md",
+    "tutorial.ko.md",
+    "examples.md",
+    "use.md",
+    "troubleshooting.md",
+)
 
 
 def option_table() -> str:

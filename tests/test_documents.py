@@ -173,6 +173,13 @@ def test_both_readmes_show_the_same_commands_and_figures() -> None:
     assert shown("README.md") == shown("README.ko.md")
 
 
+def test_both_tutorials_show_the_same_blocks() -> None:
+    def shown(name: str) -> list[str]:
+        return re.findall(r"^```\w*\n.*?^```$", read(DOCS / name), re.DOTALL | re.MULTILINE)
+
+    assert shown("tutorial.ko.md") == shown("tutorial.md") != []
+
+
 # What documents show
 
 
