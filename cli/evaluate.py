@@ -13,7 +13,7 @@ from mirip_fast.progress import Bar
 from mirip_fast.settings import Resolved
 
 from .options import checkpoint_option, config_options, given_flags, moved_backbone
-from .say import echo, wrapped
+from .say import echo
 from .train import warn_of_the_order
 
 _PATH = click.Path(path_type=Path)
@@ -115,7 +115,8 @@ def evaluate_command(
                     model, test_data, image_dir, config, backbone, bar.embedding, baselines=True
                 )
         echo(evaluation.to_table())
-        echo("\n" + wrapped(baselines_text(evaluation.baselines)))
+        echo()
+        echo(baselines_text(evaluation.baselines), wrap=True)
         warn_of_the_order(evaluation.report)
         files = evaluation.write(out, **extra)
     if html is not None:

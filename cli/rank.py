@@ -18,7 +18,7 @@ from .options import (
     given_flags,
     moved_backbone,
 )
-from .say import echo, wrapped
+from .say import echo
 
 _PATH = click.Path(path_type=Path)
 _WIDTH = 100
@@ -340,7 +340,7 @@ def _show(done: RankDone, top: int | None, files: Sequence[Path]) -> None:
     if top is not None and top < len(shown):
         echo(f"… and {len(shown) - top} more in {where}")
     for line in () if people is None else (people.why, *people.remarks):
-        echo(wrapped(line))
+        echo(line, wrap=True)
     _tell_what_it_rests_on(done)
 
 
@@ -376,7 +376,7 @@ def _tell_what_it_rests_on(done: RankDone) -> None:
             f"settled: {unsettled} of {len(done.ranking)}."
         )
     for line in lines:
-        echo(wrapped(line))
+        echo(line, wrap=True)
 
 
 def _about_anchors(anchors: Anchors) -> list[str]:

@@ -13,7 +13,7 @@ import torch
 from mirip_fast_cli.main import run
 from test_cli import TINY, draw, make_data
 
-from mirip_fast.ranking.judged_pairs import agreement
+from mirip_fast.ranking.judged_pairs import share_in_order
 from mirip_fast.ranking.rows import ListedPairs
 
 TRAIN = ["train", "--head-only", "--epochs", "4", "--batch-size", "16"]
@@ -157,11 +157,11 @@ def test_agreement_is_the_plain_loop() -> None:
             gap = (scores[one] - scores[other]) * label
             hits += weight * (1.0 if gap > 0 else 0.5 if gap == 0 else 0.0)
             total += weight
-    accuracy, interval = agreement(scores, pairs, np.arange(20), 200)
+    accuracy, interval = share_in_order(scores, pairs, np.arange(20), 200)
     assert accuracy == pytest.approx(hits / total)
     assert interval is not None and interval[0] < accuracy < interval[1]
-    assert agreement(scores, pairs, np.zeros(20, np.int64), 200) == (accuracy, None)
-    assert agreement(scores, pairs, np.arange(20), 0) == (accuracy, None)
+    assert share_in_order(scores, pairs, np.zeros(20, np.int64), 200) == (accuracy, None)
+    assert share_in_order(scores, pairs, np.arange(20), 0) == (accuracy, None)
 
 
 @pytest.fixture(scope="module")

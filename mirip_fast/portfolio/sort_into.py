@@ -208,12 +208,7 @@ def _act(log: Any, how: str, file: Path, target: Path) -> None:
         fsync_folder(target.parent)
         return
     try:
-        if place is None:
-            shutil.copy2(file, partial)
-        else:
-            partial.write_bytes(place[0])
-        with partial.open("rb") as stream:
-            os.fsync(stream.fileno())
+        _copy(file if place is None else place[0], partial)
         _note(log, {**act, "sha256": sha256_of(partial)})
         partial.replace(target)
     except BaseException:
@@ -240,9 +235,7 @@ def _undo(file: Path, target: Path, act: dict[str, Any]) -> bool:
             target.rename(file)
         else:
             partial = _partial(file)
-            shutil.copy2(target, partial)
-            with partial.open("rb") as stream:
-                os.fsync(stream.fileno())
+            _copy(target, partial)
             partial.replace(file)
             fsync_folder(file.parent)
             target.unlink()
@@ -255,6 +248,16 @@ def _undo(file: Path, target: Path, act: dict[str, Any]) -> bool:
         raise DataError(f"another file is at its old place, {file}")
     target.unlink()
     return True
+
+
+def _copy(source: Path | bytes, partial: Path) -> None:
+    """Copy a file, or write these bytes, and have them on the disk."""
+    if isinstance(source, bytes):
+        partial.write_bytes(source)
+    else:
+        shutil.copy2(source, partial)
+    with partial.open("rb") as stream:
+        os.fsync(stream.fileno())
 
 
 def _note(log: Any, act: dict[str, Any]) -> None:

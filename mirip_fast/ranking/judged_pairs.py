@@ -273,11 +273,11 @@ def evaluate_pairs(model: ScoreModel, split: str, config: Config) -> PairReport 
     known = zip(part.manifest.groups, part.manifest.ids, strict=True)
     groups = [group or name for group, name in known]
     codes = np.unique(np.array(groups), return_inverse=True)[1]
-    accuracy, interval = agreement(scores, pairs, codes, config.evaluate.bootstrap_rounds)
+    accuracy, interval = share_in_order(scores, pairs, codes, config.evaluate.bootstrap_rounds)
     return PairReport(pairs.decided, ties, accuracy, interval, split, graded)
 
 
-def agreement(
+def share_in_order(
     scores: NDArray[np.floating],
     pairs: ListedPairs,
     groups: NDArray[np.int64],

@@ -46,7 +46,7 @@ from mirip_fast.ranking.folds import Fold, assign_folds, folds_of
 from mirip_fast.ranking.graded import GradedImages
 from mirip_fast.ranking.head_files import Member, save_ensemble, save_process
 from mirip_fast.ranking.held_out import HeldOut, save_held_out
-from mirip_fast.ranking.judged_pairs import JudgedPairs, PairReport, agreement
+from mirip_fast.ranking.judged_pairs import JudgedPairs, PairReport, share_in_order
 from mirip_fast.ranking.references import write_calibration
 from mirip_fast.ranking.rows import ListedPairs, open_store, read_features
 from mirip_fast.ranking.scorer import load_score_model
@@ -472,7 +472,7 @@ def _fit_judged(
     save_held_out(run.path, held_out, info.tiers)
     model = load_score_model(path)
     listed = ListedPairs(pairs, label, weight)
-    accuracy, interval = agreement(scores, listed, groups, _ROUNDS, seed)
+    accuracy, interval = share_in_order(scores, listed, groups, _ROUNDS, seed)
     known = None if interval is None else (accuracy, *interval)
     write_calibration(model, held_out, images, None, listed, known)
     keep_anchors(model, images, store)
