@@ -40,7 +40,7 @@ from mirip_fast.evaluation.metrics import pairwise_accuracy
 from mirip_fast.evaluation.reliability import reliability
 from mirip_fast.evaluation.text_table import format_table
 from mirip_fast.features.datasets import newest_graded
-from mirip_fast.features.neighbours import groups_of, unit
+from mirip_fast.features.neighbours import joined_groups, unit
 from mirip_fast.features.recipe import layer_of
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.models.gp import normal_scores
@@ -149,7 +149,7 @@ def together(cls: Array, groups: Array) -> list[int]:
     order = np.argsort(groups, kind="stable")
     same = np.flatnonzero(np.diff(groups[order]) == 0)
     links = np.vstack([near, np.stack([order[same], order[same + 1]], 1)])
-    return groups_of(len(cls), iter([(links[:, 0], links[:, 1])])).tolist()
+    return joined_groups(np.arange(len(cls)), links[:, 0], links[:, 1]).tolist()
 
 
 def divide(tiers: Array, groups: list[int], shares: list[float], seed: int) -> Array:

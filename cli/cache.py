@@ -157,10 +157,10 @@ def export_command(resolved: Resolved, file: Path, source: Path | None, overwrit
 
     /features/cls, /features/patch, /features/views/…, /image_id, /path and, where there are grades, /tier.
     """
+    from mirip_fast.features.datasets import newest_dataset
     from mirip_fast.features.maintenance import export_dataset
-    from mirip_fast.features.neighbours import reference_dataset
 
-    dataset = reference_dataset(Path(resolved.config.embed.cache_dir), source)
+    dataset = newest_dataset(Path(resolved.config.embed.cache_dir), source)
     with Bar("B") as bar:
         done = export_dataset(dataset, file, overwrite=overwrite, progress=bar)
     for name, (shape, dtype) in done.datasets.items():

@@ -28,7 +28,7 @@ from PIL import Image
 from mirip_fast.config import Config
 from mirip_fast.errors import DiskFullError, RunNotFoundError, StoreError, StoreLockedError
 from mirip_fast.features.canary import write_canary
-from mirip_fast.features.datasets import Dataset, find_datasets
+from mirip_fast.features.datasets import Dataset, find_datasets, newest_dataset
 from mirip_fast.features.maintenance import (
     KEPT_DAYS,
     StorePlan,
@@ -41,7 +41,6 @@ from mirip_fast.features.maintenance import (
     repair_store,
     verify_cache,
 )
-from mirip_fast.features.neighbours import reference_dataset
 from mirip_fast.features.phase_one import EmbedDone, embed_data
 from mirip_fast.features.shards import SeriesSpec, shard_name
 from mirip_fast.features.store import FeatureStore
@@ -473,7 +472,7 @@ def test_exports_that_can_not_be(cache: Path, tmp_path: Path) -> None:
         with pytest.raises(StoreError, match=reason):
             export_dataset(dataset, file)
     with pytest.raises(RunNotFoundError, match="mirip-fast embed other"):
-        reference_dataset(cache, Path("other"))
+        newest_dataset(cache, Path("other"))
     flip(the_store(cache), "cls.28", 3, "features")
     repair_store(verified(cache).path)
     with pytest.raises(StoreError, match="mirip-fast embed"):

@@ -323,8 +323,9 @@ def newest_graded(cache_dir: Path, source: Path | None = None) -> Dataset:
             if dataset.is_called(source):
                 return dataset
         given = address(located(source)) if ":/" in str(source) else str(source)
+        there = ", ".join(dataset.info["source"] for dataset in datasets[:5])
         raise RunNotFoundError(
-            f"--data {given}: not embedded in {cache_dir.resolve()} yet; "
+            f"--data {given}: not embedded in {cache_dir.resolve()} yet (there is: {there or 'nothing'}); "
             f"run `mirip-fast embed {given}` first."
         )
     for dataset in datasets:

@@ -285,7 +285,7 @@ class GradedWorks:
             if (self._store.rows(self._series, [work.sha256 for work in works]) < 0).all():
                 continue
             gallery = open_gallery(works, [self._store], self._series)
-            nearest = nearest_works(gallery, unit(cls[None]), b"", k)
+            nearest = nearest_works(gallery, unit(cls[None])[0], b"", k)
             # Who made the run chose the paths, so other files of this machine might lie there.
             kept = [m for m in nearest if is_unchanged(m.work.path, m.work.sha256)]
             if len(kept) < len(nearest):

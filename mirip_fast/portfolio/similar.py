@@ -15,7 +15,7 @@ from mirip_fast.data.csv_reader import absolute, counted, shown
 from mirip_fast.data.manifest import read_manifest
 from mirip_fast.data.table import DataOptions
 from mirip_fast.errors import DataError
-from mirip_fast.features.datasets import find_datasets
+from mirip_fast.features.datasets import find_datasets, newest_dataset
 from mirip_fast.features.embed import Progress
 from mirip_fast.features.neighbours import (
     FloatArray,
@@ -23,10 +23,7 @@ from mirip_fast.features.neighbours import (
     Work,
     base_series,
     datasets_like,
-    near_groups,
     open_gallery,
-    open_index,
-    reference_dataset,
     stores_of,
     unit,
     works_of_datasets,
@@ -90,7 +87,7 @@ def find_similar(
         RunNotFoundError: nothing is embedded.
         StoreError: a further cache holds other features; names the differing fields.
     """
-    reference = reference_dataset(Path(config.embed.cache_dir), data)
+    reference = newest_dataset(Path(config.embed.cache_dir), data)
     own, series = FeatureStore.open(reference.store_path), base_series(reference)
     here = [reference] if data else datasets_like(own, [Path(config.embed.cache_dir)])
     datasets = [*here, *datasets_like(own, caches)]
@@ -104,21 +101,18 @@ def find_similar(
     if outcome.sha256 is None or outcome.status == "failed":
         raise DataError(f"{image}: {outcome.reason}")
     rows = asked.store.read(asked.series, asked.store.rows(asked.series, [outcome.sha256]))
-    # The image itself stays in the gallery, so that the gallery's index fits every question.
     gallery = open_gallery(works_of_datasets(datasets), stores_of(datasets), series)
     itself = absolute(image)
-    found = nearest_works(gallery, unit(rows), outcome.sha256, top + 1)
+    found = nearest_works(gallery, unit(rows)[0], outcome.sha256, top + 1)
     return [match for match in found if match.work.path != itself][:top]
 
 
 def nearest_works(gallery: Gallery, query: FloatArray, sha256: bytes, top: int) -> list[Match]:
-    """The ``top`` works nearest to ``query`` [1, D]; ``sha256`` is that of its file's bytes."""
-    index = open_index(gallery.vectors, gallery.folder, gallery.series)
-    numbers, cosines = index.nearest(query, min(top, gallery.vectors.count))
+    """The ``top`` works nearest to ``query`` [D]; ``sha256`` is that of its file's bytes."""
+    numbers, cosines = gallery.vectors.nearest(query, top)
     matches = [
-        Match(work, float(cosine), work.sha256 == sha256)
-        for number, cosine in zip(numbers[0].tolist(), cosines[0].tolist(), strict=True)
-        if number >= 0
+        Match(work, cosine, work.sha256 == sha256)
+        for number, cosine in zip(numbers.tolist(), cosines.tolist(), strict=True)
         for work in gallery.works_of(number)
     ]
     return sorted(matches, key=lambda m: (not m.exact, -m.cosine, str(m.work.path)))[:top]
@@ -213,7 +207,7 @@ def find_duplicates(
         series, others = asked.series, datasets_like(like or asked.store, caches)
         stores = [asked.store, *stores_of(others)]
     else:
-        newest = reference_dataset(cache_dir, None)
+        newest = newest_dataset(cache_dir, None)
         series = base_series(newest)
         others = datasets_like(FeatureStore.open(newest.store_path), [cache_dir, *caches])
         stores = stores_of(others)
@@ -230,7 +224,7 @@ def group_copies(gallery: Gallery, threshold: float) -> list[list[Match]]:
         gallery: the works.
         threshold: cosine from which on two different contents are near duplicates.
     """
-    groups = [_copies(gallery, numbers) for numbers in near_groups(gallery, threshold)]
+    groups = [_copies(gallery, numbers) for numbers in gallery.vectors.groups(threshold)]
     found = [group for group in groups if group]
     return sorted(found, key=lambda group: (-len(group), str(group[0].work.path)))
 

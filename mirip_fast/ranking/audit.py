@@ -27,16 +27,13 @@ from mirip_fast.data.table import DataOptions, joined, or_none
 from mirip_fast.errors import ConfigError, ImageError, RunNotFoundError
 from mirip_fast.evaluation.metrics import PairCounter, ratio, tiers_by_quota
 from mirip_fast.evaluation.text_table import format_table, printable
-from mirip_fast.features.datasets import Dataset, find_datasets
+from mirip_fast.features.datasets import Dataset, find_datasets, newest_dataset
 from mirip_fast.features.neighbours import (
     FloatArray,
     Gallery,
     Work,
     base_series,
-    near_groups,
     open_gallery,
-    open_index,
-    reference_dataset,
     stores_of,
 )
 from mirip_fast.features.phase_one import open_hashes
@@ -360,7 +357,7 @@ def near_duplicates(
 
     Args:
         gallery: the works.
-        groups: numbers of contents, from :func:`mirip_fast.features.neighbours.near_groups`.
+        groups: numbers of contents, from :meth:`mirip_fast.features.neighbours.Vectors.groups`.
         images: the same works as the audit knows them.
     """
     by_hash = dict(tuple(images.groupby("sha256", sort=False)))
@@ -539,8 +536,7 @@ def audit(
     listed: list[tuple[str, str, Path]] = []
     if len(images):
         gallery = _gallery(dataset, images)
-        index = open_index(gallery.vectors, gallery.folder, gallery.series)
-        groups = [g for g in near_groups(gallery, config.audit.near_cosine, index) if len(g) > 1]
+        groups = [g for g in gallery.vectors.groups(config.audit.near_cosine) if len(g) > 1]
         findings += near_duplicates(gallery, groups, images)
         listed = _near_rows(gallery, groups, images)
         checked.append(
@@ -562,7 +558,7 @@ def audit(
 
 def _dataset(cache_dir: Path, data: Path | None) -> Dataset:
     graded = [d for d in find_datasets(cache_dir) if d.info["graded"]] if data is None else []
-    return graded[0] if graded else reference_dataset(cache_dir, data)
+    return graded[0] if graded else newest_dataset(cache_dir, data)
 
 
 def _gallery(dataset: Dataset, images: pd.DataFrame) -> Gallery:
