@@ -48,6 +48,9 @@ def explain_command(
 
     A region counts by how much the score changes when it is blurred away. Writes NAME.explain.png: the
     map over the picture, and the graded works that it looks like. Needs the backbone.
+
+    With --map attention, the map shows instead where a head of `train --readout attention` looks. It is at
+    hand at once, but says less: what is looked at may raise the score, lower it or leave it as it is.
     """
     from tqdm import tqdm
 
@@ -63,6 +66,11 @@ def explain_command(
             explainer, paths, out, progress=bar.add, failures=failures
         ):
             tqdm.write(_told(explained, target))  # above the bar
+    if resolved.config.explain.map == "attention":
+        echo(
+            "Where the head looks is not why a picture has its score: what is looked at may raise it, lower "
+            "it or leave it as it is. Without --map attention, that is measured."
+        )
     for path, reason in failures:
         echo(f"Not explained: {path}: {reason}", err=True)
     return 1 if failures else 0
@@ -74,9 +82,13 @@ def _told(explained: Explained, target: Path) -> str:
 
     tier = f", tier {explained.tier}" if explained.tier else ""
     lines = [f"{explained.path}: score {explained.score:.4f}{tier}"]
+    if explained.map.attention:
+        found = where(explained.map.values, raises=True)
+        if found:
+            lines.append(f"  Looked at most: {found[0]} ({1 + found[1]:.2f} times an even share)")
     for raises, verb in ((True, "Raised"), (False, "Lowered")):
         found = where(explained.map.values, raises=raises)
-        if found:
+        if found and not explained.map.attention:
             lines.append(f"  {verb} most by: {found[0]} ({found[1]:+.3f})")
     if explained.tier:
         lines.append("  Because it looks like these:")

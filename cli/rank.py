@@ -74,7 +74,8 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option(
     "--explain", type=click.IntRange(min=1), metavar="N",
-    help="Show in the page why the first N works have their scores; needs the backbone, and time.",
+    help="Show in the page why the first N works have their scores; needs the backbone, and time, but for "
+    "--map attention.",
 )  # fmt: skip
 @click.option(
     "--tiers",
@@ -165,7 +166,9 @@ def rank_command(
     source = as_one(folder)
     model = pick_model(checkpoint, Path(resolved.config.train.output_dir))
     if explain:
-        model.require_one_backbone("rank --explain")
+        from mirip_fast.portfolio.explain import check_map
+
+        check_map(model, resolved.config, "rank --explain")
     found = find_anchors(model, Path(resolved.config.embed.cache_dir), anchors) if tiers else None
     with Bar(" images") as bar:
         done = rank_folder(

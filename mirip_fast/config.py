@@ -458,11 +458,19 @@ class AuditConfig:
 
 @dataclass
 class ExplainConfig:
-    """How finely a score is explained."""
+    """How a score is explained."""
+
+    map: str = option(
+        "occlusion",
+        "What the map of a picture shows: occlusion (by how much the score changes when a region is blurred "
+        "away; passes of the backbone) or attention (where a head of `train --readout attention` looks, at "
+        "once from the cached patch tokens; where it looks is not why).",
+        choices=("occlusion", "attention"),
+    )
 
     detail: int = option(
         8,
-        "Steps along each edge of the map of a picture; N take (N − 1)² passes of the backbone.",
+        "Steps along each edge of a map of occlusion; N take (N − 1)² passes of the backbone.",
         low=2,
         high=100,
     )

@@ -17,6 +17,7 @@ from test_readouts import rows_of
 
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.models.numpy_head import NumpyHead
+from mirip_fast.ranking.evaluate import pick_model
 
 _EMBED = ["embed", "data", "--image-size", "32", "--workers", "0"]
 _RANK = ["-q", "rank", "folder", "--workers", "0", "--device", "cpu"]
@@ -110,6 +111,30 @@ def test_new_works_are_scored_by_the_rows_of_all_backbones(
     arrays = load_file(file)
     expected = _by_process(arrays, rows) if name == "gp" else NumpyHead(arrays)(rows)
     np.testing.assert_allclose([ranked[p.name] for p in images], expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("readout", ["auto", "ensemble"])
+def test_several_readouts_are_tried_through_both(work: Path, readout: str) -> None:
+    """Scores of new works are those of the members on the rows of both, joined by hand."""
+    train = ["-q", "train", "--head-only", "--readout", readout, "--epochs", "2"]
+    assert run([*train, "--name", readout]) == 0
+    folder = _run(work, readout)
+    told = json.loads((folder / "run.json").read_text())
+    assert set(told["compared"]) == {"gp", "head"}
+    out = f"by-{readout}"
+    assert run([*_RANK, "--checkpoint", str(folder), "--tiers", "--out", out]) == 0
+    ranked = {row["file"]: row for row in rows_of(work / out / "ranking.csv")}
+    images = sorted((work / "folder").iterdir())
+    model = pick_model(folder, work)
+    rows = _rows(work, _about(model.checkpoint), images)
+    expected = np.mean([member(rows) for member in model.members], axis=0)
+    np.testing.assert_allclose(
+        [float(ranked[p.name]["score"]) for p in images], expected, atol=2e-4
+    )
+    if readout == "ensemble":
+        assert len(model.members) == 6 and set(told["backbones"]) == {
+            str((work / name).resolve()) for name in "ab"
+        }
 
 
 @pytest.mark.parametrize(

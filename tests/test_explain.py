@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from made_run import Restored
+from made_run import Restored, make_data
 from mirip_fast_cli.main import run
 from PIL import Image, ImageFilter
 from small_models import backbone_of, member
 
+import mirip_fast as mf
 from mirip_fast.evaluation.calibration import fit_calibration
 from mirip_fast.features.recipe import head_kinds, pool_tokens
+from mirip_fast.features.store import FeatureStore
+from mirip_fast.models.head import attention_maps
+from mirip_fast.models.numpy_head import NumpyHead
 from mirip_fast.portfolio import occlusion
 from mirip_fast.portfolio.explain import (
     GradedWorks,
@@ -225,6 +230,45 @@ def test_without_the_graded_works_the_map_is_still_made(
     out, err = capfd.readouterr()
     assert "cannot be shown" in err and SPLIT_FILE in err and "tier" not in out.splitlines()[-3]
     assert (work / "work_01.explain.png").is_file()
+
+
+def test_where_a_head_attends_is_shown_without_the_backbone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The mean of the queries' own softmax over the cached tokens, against an even look."""
+    monkeypatch.chdir(tmp_path)
+    make_data(tmp_path / "data", 40)
+    assert run(["-q", "embed", "data", *LARGER, "--patches", "grid:4"]) == 0
+    picture = "data/images/work_01.png"
+    assert run(["-q", "train", "--head-only"]) == 0
+    assert run(["explain", picture, "--map", "attention"]) == 1
+    said = capfd.readouterr().err
+    assert "mirip-fast embed DATA --patches grid:7 --backbone tiny-random --image-size 56" in said
+    assert "mirip-fast train --head-only --readout attention" in said
+
+    attention = ["--readout", "attention", "--epochs", "3", "--output-dir", "attends"]
+    assert run(["-q", "train", "--head-only", *attention]) == 0
+    monkeypatch.setattr("mirip_fast.features.backbone.load_backbone", None)  # none is needed
+    show = ["explain", picture, "--map", "attention", "--output-dir", "attends"]
+    assert run(show) == 0
+    out = capfd.readouterr().out
+    assert "is not why" in out and "Raised" not in out and "it looks like these" in out
+    assert Image.open(tmp_path / "work_01.explain.png").size[0] > 1000
+
+    model = pick_model(None, Path("attends"))
+    store = FeatureStore.open(Path("cache") / model.info.fingerprint_id)
+    sha = hashlib.sha256(Path(picture).read_bytes()).digest()
+    tokens = torch.tensor(store.read("grid4.56", store.rows("grid4.56", [sha]))).float()
+    head = model.members[0].head
+    assert isinstance(head, NumpyHead) and np.abs(head.arrays["queries"]).max() > 1e-4
+    looks = attention_maps(tokens.reshape(16, -1), torch.tensor(head.arrays["queries"]))
+    shares = looks.mean(0).reshape(4, 4).numpy() * 16
+    (folder,) = Path("attends").iterdir()
+    (explained,) = mf.load(folder).explain(picture, map="attention")
+    np.testing.assert_allclose(explained.map.values, shares - 1, atol=1e-4)
+    told = re.search(r"Looked at most: ([a-z ]+) \((\d\.\d\d) times an even share\)", out)
+    place = where(shares - 1, raises=True)
+    assert told is not None and place == (told[1], pytest.approx(float(told[2]) - 1, abs=0.006))
 
 
 def test_errors_are_plain(work: Path, capfd: pytest.CaptureFixture[str]) -> None:

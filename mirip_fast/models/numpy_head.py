@@ -72,14 +72,19 @@ class NumpyHead:
         scores = [self._score(np.asarray(features[i : i + step], np.float32)) for i in chunks]
         return np.concatenate(scores) if scores else np.empty(0, np.float32)
 
-    def _attend(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """:func:`mirip_fast.models.head.attend`."""
+    def attention_maps(self, features: NDArray[np.floating]) -> NDArray[np.float32]:
+        """[n, D] features → [n, Q, T] where each query looks, as the head's own pass has it; sums to 1."""
         queries, (d, single) = self.arrays["queries"], self.attention or (0, 0)
-        tokens = x[:, single * d :].reshape(len(x), -1, d)
-        maps = np.matmul(queries, tokens.transpose(0, 2, 1)) / np.float32(d**0.5)
+        tokens = np.asarray(features[:, single * d :], np.float32).reshape(len(features), -1, d)
+        maps: NDArray[np.float32] = queries @ tokens.transpose(0, 2, 1) / np.float32(d**0.5)
         maps = np.exp(maps - maps.max(axis=-1, keepdims=True))
         maps /= maps.sum(axis=-1, keepdims=True)
-        parts = tokens.reshape(len(x), -1, len(queries), d // len(queries))
+        return maps
+
+    def _attend(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """:func:`mirip_fast.models.head.attend`."""
+        maps, (d, single) = self.attention_maps(x), self.attention or (0, 0)
+        parts = x[:, single * d :].reshape(len(x), maps.shape[2], maps.shape[1], -1)
         taken = np.einsum("nqt,ntqc->nqc", maps, parts).reshape(len(x), d)
         return np.concatenate([x[:, : single * d], taken], axis=1)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import io
 import logging
+import math
+import shlex
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,22 +25,21 @@ from mirip_fast.data.csv_reader import shown
 from mirip_fast.data.decode_pool import DecodePool, load_pictures, picture_job
 from mirip_fast.data.image_files import is_unchanged
 from mirip_fast.data.sources import is_gone
-from mirip_fast.errors import DataError, ImageError, MiripError, StoreError
+from mirip_fast.errors import CheckpointError, DataError, ImageError, MiripError, StoreError
 from mirip_fast.features.engine import default_batch_size
 from mirip_fast.features.neighbours import Work, open_gallery, unit
 from mirip_fast.features.phase_one import open_hashes, settings_of
 from mirip_fast.features.recipe import series_name
 from mirip_fast.files import write_atomically
+from mirip_fast.models.numpy_head import NumpyHead
 from mirip_fast.portfolio.similar import Match, nearest_works
 from mirip_fast.ranking.graded import load_split
+from mirip_fast.ranking.head_files import Member
 from mirip_fast.ranking.held_out import load_held_out
 from mirip_fast.ranking.references import load_calibration
-from mirip_fast.ranking.rows import open_store
+from mirip_fast.ranking.rows import open_store, read_features
 from mirip_fast.ranking.scorer import Scored, ScoreModel, phase_of_model, score_files
 from mirip_fast.training.run_folder import SPLIT_FILE
-
-if TYPE_CHECKING:
-    from mirip_fast.portfolio.occlusion import ScoreMap
 
 log = logging.getLogger(__name__)
 
@@ -58,13 +59,32 @@ _FONTS = (
 
 
 @dataclass(frozen=True)
+class ScoreMap:
+    """What each part of a picture does to its score, or how much a head looks at it.
+
+    Attributes:
+        values: [rows, columns] float32, over the base view. Occlusion, one per patch: above 0 raises the
+            score, below 0 lowers it; in the score's own unit. Attention, one per token: its share of the
+            head's look over an even one, less 1; at least −1.
+        score: of the uncovered base view.
+        cls: [D] float32, the base view's CLS token.
+        attention: whether it is of the head's attention.
+    """
+
+    values: NDArray[np.float32]
+    score: float
+    cls: NDArray[np.float32]
+    attention: bool = False
+
+
+@dataclass(frozen=True)
 class Explained:
     """One picture and why it has its score.
 
     Attributes:
         path: the image file.
         score: as ``rank`` gives it: the mean over the model's views.
-        map: what each part of the base view does to its score.
+        map: what each part of the base view does to its score, or how much the head looks at it.
         tier: name of the tier that its score puts it in; None where graded works are not at hand.
         likes: the graded works that it looks like: the nearest of the best tier, then, where it is in
             another one, the nearest of its own.
@@ -81,8 +101,39 @@ class Explained:
     resize: str
 
     def overlay(self, *, limit: float | None = None) -> Image.Image:
-        """The map over the picture, RGB; see :func:`overlay`."""
-        return overlay(self.picture, self.map.values, self.resize, limit=limit)
+        """The map over the picture, RGB; see :func:`overlay`. Of attention, what gets more than its share."""
+        values = self.map.values
+        if self.map.attention:  # a look that is nearly even has hardly any colour
+            values, limit = np.maximum(values, 0), limit or max(1.0, float(values.max()))
+        return overlay(self.picture, values, self.resize, limit=limit)
+
+
+def check_map(model: ScoreModel, config: Config, what: str) -> None:
+    """Refuse a model of which ``explain.map`` cannot be made.
+
+    Args:
+        model: the trained model.
+        config: the section explain is used.
+        what: is running.
+
+    Raises:
+        CheckpointError: says how to name or train another.
+    """
+    if config.explain.map == "occlusion":
+        model.require_one_backbone(what)
+    elif not _attending(model):
+        here = "" if model.info.more else f" --backbone {shlex.quote(model.info.embed.backbone)}"
+        raise CheckpointError(
+            f"--map attention shows where a head looks that attends to patch tokens, and {model.checkpoint} "
+            "has none. For a run that has: `mirip-fast embed DATA --patches grid:7"
+            f"{here} --image-size {model.info.embed.image_size}`, then `mirip-fast train --head-only "
+            "--readout attention`; every model has a map without --map"
+        )
+
+
+def _attending(model: ScoreModel) -> list[tuple[Member, NumpyHead]]:
+    heads = [(member, member.head) for member in model.members]
+    return [(m, head) for m, head in heads if isinstance(head, NumpyHead) and head.attention]
 
 
 class Explainer:
@@ -96,27 +147,27 @@ class Explainer:
 
     Raises:
         BackboneError: the backbone cannot be found.
-        CheckpointError: the backbone found is not the one that the model was trained on, or the model
-            has several.
+        CheckpointError: the backbone found is not the one that the model was trained on, or the map
+            cannot be made of the model, see :func:`check_map`.
     """
 
     def __init__(
         self, model: ScoreModel, config: Config, *, backbone: str | None = None, command: str = ""
     ):
-        from mirip_fast.features.backbone import load_backbone
-        from mirip_fast.ranking.torch_score import MeanHead
-
-        model.require_one_backbone("explain")
+        check_map(model, config, "explain")
         self._model, self._config, self._command = model, config, command
         self._backbone_place = backbone
         self._cache_dir = Path(config.embed.cache_dir)
-        with open_hashes(self._cache_dir) as hashes:
-            self._phase = phase_of_model(
-                model.info, self._cache_dir, config.runtime.device, backbone, hashes
-            )
-        self._recipe = recipe = self._phase.recipe
-        self._backbone = load_backbone(recipe.backbone, self._phase.device, recipe.precision)
-        self._head = MeanHead(model.members)
+        self._occlusion = config.explain.map == "occlusion"
+        if self._occlusion:
+            from mirip_fast.ranking.torch_score import MeanHead
+
+            with open_hashes(self._cache_dir) as hashes:
+                self._phase = phase_of_model(
+                    model.info, self._cache_dir, config.runtime.device, backbone, hashes
+                )
+            self._recipe = self._phase.recipe
+            self._backbone, self._head = self._phase.load(), MeanHead(model.members)
         self._graded: GradedWorks | None = None
         try:
             self._graded = GradedWorks(model, self._cache_dir)
@@ -124,7 +175,9 @@ class Explainer:
             log.warning("The graded works that a picture looks like cannot be shown: %s", error)
 
     def passes(self, count: int) -> int:
-        """How many pictures go through the backbone to explain ``count``."""
+        """How many pictures go through the backbone to explain ``count``; for attention none."""
+        if not self._occlusion:
+            return 0
         from mirip_fast.portfolio.occlusion import regions
 
         side = self._recipe.views[0].size // self._recipe.backbone.patch_size
@@ -181,21 +234,39 @@ class Explainer:
     def _explain(
         self, path: Path, i: int, scored: Scored, progress: Callable[[int], None]
     ) -> Explained:
-        from mirip_fast.portfolio.occlusion import occlusion_map
+        if self._occlusion:
+            from mirip_fast.portfolio.occlusion import occlusion_map
 
-        square, picture = self._decode(path)
-        score_map = occlusion_map(
-            self._backbone, self._head, self._model.info.features, square,
-            detail=self._config.explain.detail,
-            batch_size=self._config.embed.embed_batch_size
-            or default_batch_size(self._recipe, self._phase.device),
-            progress=progress,
-        )  # fmt: skip
+            square, picture = self._decode(path)
+            score_map = occlusion_map(
+                self._backbone, self._head, self._model.info.features, square,
+                detail=self._config.explain.detail,
+                batch_size=self._config.embed.embed_batch_size
+                or default_batch_size(self._recipe, self._phase.device),
+                progress=progress,
+            )  # fmt: skip
+        else:
+            (drawn,) = load_pictures([path], SHOWN_SIDE)
+            if isinstance(drawn, ImageError):
+                raise drawn
+            score_map, picture = self._attention(i, scored), drawn
         score, tier, likes = float(scored.scores[i]), None, []
         if self._graded is not None:
             tier = self._graded.tier_of(score)
             likes = self._graded.likes(score_map.cls, scored.outcomes[i].sha256 or b"", tier)
-        return Explained(path, score, score_map, tier, tuple(likes), picture, self._recipe.resize)
+        resize = self._model.info.embed.resize
+        return Explained(path, score, score_map, tier, tuple(likes), picture, resize)
+
+    def _attention(self, i: int, scored: Scored) -> ScoreMap:
+        """The mean over the queries of all heads that attend: what their own pass over the tokens makes."""
+        info, hashes = self._model.info, [scored.outcomes[i].sha256 or b""]
+        row = read_features(scored.store, hashes, info.features, info.views[:1])[:, 0]
+        looks = [head.attention_maps(member.seen(row)) for member, head in _attending(self._model)]
+        shares = np.mean([maps.mean(axis=1)[0] for maps in looks], axis=0)
+        side = math.isqrt(len(shares))
+        values = (shares * len(shares) - 1).reshape(side, side).astype(np.float32)
+        cls = read_features(scored.store, hashes, "cls", info.views[:1])[0, 0]
+        return ScoreMap(values, float(scored.by_view[i, 0]), cls, attention=True)
 
     def _decode(self, path: Path) -> tuple[NDArray[np.uint8], Image.Image]:
         """What the backbone sees, [size, size, 3], and the picture to draw."""
@@ -462,8 +533,10 @@ def _draw(explained: Explained, stream: IO[bytes]) -> None:
 
 
 def _draw_map(figure: Any, explained: Explained, inches: float) -> None:
-    values, picture = explained.map.values, explained.picture
+    values, picture, attention = explained.map.values, explained.picture, explained.map.attention
     limit = float(np.abs(values).max()) or 1.0
+    if attention:
+        limit = max(1.0, float(values.max()))
     tier = f"   ·   tier {explained.tier}" if explained.tier else ""
     title = f"Score {explained.score:.4f}{tier}"
     figure.suptitle(title, fontsize=15, fontweight="bold", y=1 - 0.2 / inches, va="center")
@@ -476,14 +549,18 @@ def _draw_map(figure: Any, explained: Explained, inches: float) -> None:
     left.set_title("the picture")
     right.imshow(explained.overlay())
     told = "orange raises the score (blurred away, it would fall), blue lowers it"
+    if attention:
+        told = "orange: what the head looks at more than evenly; that is not why it has its score"
     right.set_title(told, fontsize=11)
     for axes in (left, right):
         axes.set_axis_off()
-    strip = np.linspace(1, -1, 256, dtype=np.float32)[:, None]
+    low = 0.0 if attention else -limit
+    strip = np.linspace(1, low / limit, 256, dtype=np.float32)[:, None]
     pale = Image.new("RGB", (1, 256), (200, 200, 200))
     colours = overlay(pale, strip, "squash", limit=1.0)
-    legend.imshow(colours, aspect="auto", extent=(0, 1, -limit, limit))
+    legend.imshow(colours, aspect="auto", extent=(0, 1, low, limit))
     legend.yaxis.tick_right()
     legend.set_xticks([])
-    ticks = [limit, limit / 2, 0.0, -limit / 2, -limit]
-    legend.set_yticks(ticks, ["0" if tick == 0 else f"{tick:+.2g}" for tick in ticks])
+    ticks = [tick for tick in (limit, limit / 2, 0.0, -limit / 2, -limit) if tick >= low]
+    signed = ["0" if tick == 0 else f"{tick:+.2g}" for tick in ticks]
+    legend.set_yticks(ticks, [f"×{1 + tick:.2g}" for tick in ticks] if attention else signed)

@@ -13,7 +13,6 @@ unit can be told in words: how much higher the score is because this region is a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import chain, islice
 
 import numpy as np
@@ -23,27 +22,12 @@ from PIL import Image, ImageFilter
 
 from mirip_fast.features.backbone import Backbone
 from mirip_fast.features.recipe import head_kinds
+from mirip_fast.portfolio.explain import ScoreMap
 from mirip_fast.ranking.torch_score import MeanHead
 from mirip_fast.runtime import in_passes, keep_freed_memory
 
 #: Radius of the blur as a share of the picture's side: shapes are gone, colours and light stay.
 BLUR = 0.09
-
-
-@dataclass(frozen=True)
-class ScoreMap:
-    """What each part of a picture does to its score.
-
-    Attributes:
-        values: [rows, columns] float32, one per patch of the base view: above 0 raises the score, below
-            0 lowers it; in the score's own unit.
-        score: of the uncovered base view.
-        cls: [D] float32, the base view's CLS token.
-    """
-
-    values: NDArray[np.float32]
-    score: float
-    cls: NDArray[np.float32]
 
 
 def regions(side: int, detail: int) -> list[tuple[slice, slice]]:

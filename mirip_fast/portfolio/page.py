@@ -194,6 +194,7 @@ def write_page(
     data = {
         **_about(done),
         "live": live,
+        "attention": config.explain.map == "attention",
         "pictures": None if folder is None else quote(os.fsencode(folder.name)),
         "works": [
             {

@@ -51,12 +51,14 @@ class Member:
 
     def __call__(self, features: NDArray[np.floating]) -> NDArray[np.float32]:
         """[n, D] features → [n] scores, higher is better."""
-        if self.columns is not None:
-            features = np.hstack([features[:, first:end] for first, end in self.columns])
-        scores: NDArray[np.float32] = (self.head(features) - np.float32(self.mean)) / np.float32(
-            self.spread
-        )
-        return scores
+        scores = self.head(self.seen(features))
+        return (scores - np.float32(self.mean)) / np.float32(self.spread)
+
+    def seen(self, features: NDArray[np.floating]) -> NDArray[np.floating]:
+        """The columns of [n, D] features that it looks at."""
+        if self.columns is None:
+            return features
+        return np.hstack([features[:, first:end] for first, end in self.columns])
 
 
 def save_head(folder: Path, checkpoint: Path, arrays: Arrays, info: ModelInfo) -> None:

@@ -177,8 +177,7 @@ def train_head(
         save_split(run.path / SPLIT_FILE, images)
         if judged is not None:
             save_judged_pairs(run.path, judged)
-        kinds = () if info.more else dataset.info["kinds"]  # queries look through one backbone
-        patches = next(filter(is_patches, kinds), None)
+        patches = _patches_to_try(dataset, info, readout)
         return run, fit_readout(run, config, readout, images, store, info, patches, judged)
     rows = {split: _labels(images, judged, split, config)[1] for split in ("train", "val")}
     loss = make_loss(config.train)
@@ -199,6 +198,13 @@ def train_head(
     if judged is not None:
         save_judged_pairs(run.path, judged)
     return run, _fit(run, config, preset, images, judged, store, info, None)
+
+
+def _patches_to_try(dataset: Dataset, info: ModelInfo, readout: str) -> str | None:
+    patches = next(filter(is_patches, dataset.info["kinds"]), None)
+    if info.more and patches and readout != "gp":
+        log.info("Attention is not tried: it looks through one backbone")
+    return None if info.more else patches
 
 
 def _folded(run: Run, plan: FoldsPlan, work: HeadFolds, only_folds: Sequence[int]) -> FoldsResult:

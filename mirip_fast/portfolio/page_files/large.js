@@ -10,7 +10,7 @@ function stageOf(work) {
 let mapShown = false; // what raises and what lowers the score, over the picture
 
 function mapOf(work) {
-  const map = make("img", { alt: say("mapTitle"), class: "map", src: addressOf({ picture: work.map }) });
+  const map = make("img", { alt: data.attention ? say("attentionTitle") : say("mapTitle"), class: "map", src: addressOf({ picture: work.map }) });
   map.hidden = !mapShown;
   return map;
 }
@@ -29,9 +29,9 @@ function whyOf(work) {
   const likes = work.likes.map((like) =>
     make("li", {}, make("figure", { title: like.name }, pictureOf(like),
       make("figcaption", { class: "soft" }, make("bdi", { text: like.tier }), ` · ${say("cosine", { cosine: like.cosine.toFixed(2) })}`))));
-  return part(say("mapTitle"),
+  return part(data.attention ? say("attentionTitle") : say("mapTitle"),
     make("label", { class: "choice" }, box, make("span", { text: say("mapShow") })),
-    make("p", { class: "soft legend", text: say("mapLegend") }),
+    make("p", { class: "soft legend", text: data.attention ? say("attentionLegend") : say("mapLegend") }),
     ...(likes.length ? [make("h3", { text: say("likes") }), make("ul", { class: "strip" }, ...likes)] : []));
 }
 
