@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import openpyxl
 import pytest
 from made_page import made_page, pictures
 from test_report_page import in_focus, names, wait_for_picture
@@ -22,7 +23,7 @@ WORKS = [f"지원자 {i}/작품 {i}.png" for i in range(6)] + ["=formula, <b>&.p
 @pytest.fixture
 def page_file(tmp_path: Path) -> Path:
     pictures(tmp_path / "works", WORKS, side=900)
-    given = {"학과": ["회화", "조소"] * 4, "번호": [str(i) for i in range(8)], "<b>": ["-1"] * 8}
+    given = {"학과": ["회화", "조소"] * 4, "번호": [f"0{i}" for i in range(8)], "<b>": ["-1"] * 8}
     made_page(tmp_path / "works", WORKS, tmp_path / "report.html", given=given)
     return tmp_path / "report.html"
 
@@ -138,6 +139,13 @@ def test_exports_hold_what_was_said_in_the_formats_of_others(page: Any, opened: 
     (row,) = csv.DictReader(io.StringIO(raw.decode("utf-8-sig")))
     assert raw.startswith(b"\xef\xbb\xbf") and row["file"] == "'" + WORKS[6]
     assert (row["stars"], row["tags"], row["학과"], row["<b>"]) == ("4", "a<b>&", "회화", "-1")
+    book = exported(page, "Table (Excel)")
+    sheet = openpyxl.load_workbook(io.BytesIO(book))["ranking"]
+    head, cells = [[cell.value for cell in line] for line in sheet.iter_rows()]
+    work = dict(zip(head, cells, strict=True))
+    assert head == list(row) and sheet.auto_filter.ref == sheet.dimensions
+    assert sheet.freeze_panes == "A2" and sheet.cell(2, head.index("file") + 1).data_type != "f"
+    assert (work["file"], work["rank"], work["번호"], work["<b>"]) == (WORKS[6], 7, "06", -1)
     assert exported(page, "List of names").decode() == WORKS[6] + "\n"
     with zipfile.ZipFile(io.BytesIO(exported(page, "Ratings (XMP)"))) as found:
         assert found.testzip() is None and found.namelist() == ["=formula, <b>&.xmp"]

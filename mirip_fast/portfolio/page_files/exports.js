@@ -1,4 +1,4 @@
-// Files for other programs, made in the page: a table, a list, ratings, and the marks themselves.
+// Files for other programs, made in the page: tables, a list, ratings, and the marks themselves.
 
 const scopes = {
   selected: () => inOrder(selected),
@@ -7,6 +7,7 @@ const scopes = {
 };
 
 const FORMATS = {
+  xlsx: (works) => ["xlsx", SHEET_TYPE, [zipOf(workbookOf(works))]],
   csv: (works) => ["csv", "text/csv", [`\ufeff${csvOf(works)}`]],
   list: (works) => ["txt", "text/plain", [works.map((work) => `${fileOf(work)}\n`).join("")]],
   xmp: (works) => ["xmp.zip", "application/zip", [zipOf(sidecars(works))]],
@@ -36,10 +37,15 @@ function cellOf(value) {
   return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 }
 
-function csvOf(works) {
+// The names of the columns, then a row per work.
+function tableOf(works) {
   const rows = works.map(rowOf);
   const columns = Object.keys(rows[0] ?? {});
-  return [columns, ...rows.map((row) => columns.map((column) => row[column]))]
+  return [columns, ...rows.map((row) => columns.map((column) => row[column]))];
+}
+
+function csvOf(works) {
+  return tableOf(works)
     .map((cells) => `${cells.map(cellOf).join(",")}\r\n`).join("");
 }
 
@@ -52,7 +58,7 @@ function namedMarks() {
     [key, keyed.has(key) ? { name: keyed.get(key).name, ...fields } : fields]));
 }
 
-const xml = (text) => text.replace(/[\u0000-\u0008\u000b\u000c\u000e-\u001f]/g, "")
+const xml = (text) => text.replace(/[\u0000-\u0008\u000b\u000c\u000e-\u001f\ufffe\uffff]/g, "")
   .replace(/[<>&"]/g, (sign) => `&#${sign.charCodeAt(0)};`);
 
 // A sidecar file of a work, as Lightroom, Bridge, digiKam and exiftool read it: rating, keywords, description.
@@ -66,7 +72,39 @@ function sidecarOf({ stars, tags, note }) {
 }
 
 // Names of name spaces, which nothing is ever fetched from.
-const [RDF, XMP, DC] = ["www.w3.org/1999/02/22-rdf-syntax-ns#", "ns.adobe.com/xap/1.0/", "purl.org/dc/elements/1.1/"].map((name) => `${"http"}://${name}`);
+const [RDF, XMP, DC, OFFICE, PACKAGE] = ["www.w3.org/1999/02/22-rdf-syntax-ns#", "ns.adobe.com/xap/1.0/", "purl.org/dc/elements/1.1/",
+  "schemas.openxmlformats.org/officeDocument/2006/relationships", "schemas.openxmlformats.org/package/2006"].map((name) => `${"http"}://${name}`);
+const SHEET = OFFICE.replace("officeDocument", "spreadsheetml").replace("relationships", "main");
+const SHEET_TYPE = "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet";
+
+// A cell of a workbook: text is never a formula, and a number only where Excel shows it as it is written.
+function sheetCell(value) {
+  if (value === null || value === undefined || value === "") return "<c/>";
+  if (typeof value === "boolean") return `<c t="b"><v>${Number(value)}</v></c>`;
+  if (String(Number(value)) === String(value) && Math.abs(value) < 1e15) return `<c><v>${value}</v></c>`;
+  const text = xml(String(value).slice(0, 32767)).replace(/_(?=x[0-9a-f]{4}_)/gi, "_x005F_");
+  return `<c t="inlineStr"><is><t xml:space="preserve">${text}</t></is></c>`;
+}
+
+function columnName(place) {
+  return (place < 26 ? "" : columnName(Math.floor(place / 26) - 1)) + String.fromCharCode(65 + (place % 26));
+}
+
+// [name, text] of the parts of a workbook with one sheet (ECMA-376), whose header stays and has filters.
+function workbookOf(works) {
+  const head = '<?xml version="1.0" encoding="UTF-8" standalone="yes"?>\n';
+  const rows = tableOf(works);
+  const ends = `A1:${columnName(Math.max(0, rows[0].length - 1))}${rows.length}`;
+  const relation = (type, target) => `${head}<Relationships xmlns="${PACKAGE}/relationships"><Relationship Id="r1" Type="${OFFICE}/${type}" Target="${target}"/></Relationships>`;
+  const main = SHEET_TYPE.replace(/sheet$/, "");
+  return [
+    ["[Content_Types].xml", `${head}<Types xmlns="${PACKAGE}/content-types"><Default Extension="rels" ContentType="application/vnd.openxmlformats-package.relationships+xml"/><Override PartName="/xl/workbook.xml" ContentType="${main}sheet.main+xml"/><Override PartName="/xl/sheet.xml" ContentType="${main}worksheet+xml"/></Types>`],
+    ["_rels/.rels", relation("officeDocument", "xl/workbook.xml")],
+    ["xl/workbook.xml", `${head}<workbook xmlns="${SHEET}" xmlns:r="${OFFICE}"><sheets><sheet name="ranking" sheetId="1" r:id="r1"/></sheets></workbook>`],
+    ["xl/_rels/workbook.xml.rels", relation("worksheet", "sheet.xml")],
+    ["xl/sheet.xml", `${head}<worksheet xmlns="${SHEET}"><sheetViews><sheetView workbookViewId="0"><pane ySplit="1" topLeftCell="A2" activePane="bottomLeft" state="frozen"/></sheetView></sheetViews><sheetData>${rows.map((cells) => `<row>${cells.map(sheetCell).join("")}</row>`).join("")}</sheetData><autoFilter ref="${ends}"/></worksheet>`],
+  ];
+}
 
 // [name, text] of each work that has a mark to tell; a.png beside a.jpg gets a.png.xmp.
 function sidecars(works) {

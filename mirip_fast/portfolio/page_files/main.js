@@ -26,7 +26,7 @@ function notes() {
   const told = (text) => make("span", { ...inWords(text), class: "soft" });
   const lines = [];
   const known = data.source !== null && data.works[0].percent !== null;
-  if (known) lines.push([say("noteCard")]);
+  byId("legend").hidden = !known;
   if (known) lines.push([say(`noteSource_${data.source}`, { n: data.heldOut.toLocaleString(language) })]);
   else lines.push([say("noteNone")]);
   for (const remark of data.remarks) lines.push([told(remark)]);
