@@ -24,6 +24,8 @@ from made_run import TINY, Restored
 from PIL import Image
 from small_models import MODEL_KINDS
 
+from mirip_fast.evaluation import plots
+from mirip_fast.ranking import finished
 from mirip_fast.runtime import set_seed
 
 torch.set_num_threads(1)
@@ -31,6 +33,7 @@ torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+_SAVE_FIGURE = plots.save_figure
 _SMALL = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
     "patch_size": 8, "image_size": 32,
@@ -58,6 +61,27 @@ def _afresh() -> None:
     package = logging.getLogger("mirip_fast")
     package.handlers, package.propagate = [], True
     package.setLevel(logging.NOTSET)
+
+
+def _blank(figure: Any, path: Path, **_: Any) -> Path:
+    Image.new("RGB", (1, 1)).save(path, "PNG")
+    return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _undrawn() -> Generator[None, None, None]:
+    """To draw its pictures takes longer than all else that a small training does: see ``drawn``."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (plots, finished):
+            patch.setattr(module, "save_figure", _blank)
+        yield
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are really drawn."""
+    for module in (plots, finished):
+        monkeypatch.setattr(module, "save_figure", _SAVE_FIGURE)
 
 
 @pytest.fixture(scope="session")

@@ -101,23 +101,6 @@ def assert_judged(fit: HeadFit, folder: Path) -> None:
     assert equal(best["model_state_dict"], chosen)
 
 
-@pytest.mark.parametrize("options", [{"ema_decay": 0.9}, {"swa_start": 3}, {"swa_start": 6}])
-def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, options: dict[str, object]) -> None:
-    whole = run_in(tmp_path / "whole")
-    make(**options).run(whole, Trackers({}))
-    for epoch in (2, 4):
-        run = run_in(tmp_path / str(epoch))
-        fit = make(**options)
-        fit.resume(load_checkpoint(whole.path / f"checkpoint_epoch_{epoch}.pt"))
-        fit.run(run, Trackers({}))
-        first, second = load_checkpoint(whole.last), load_checkpoint(run.last)
-        assert equal(first["model_state_dict"], second["model_state_dict"])
-        of_training = [c["training_state"]["averaging"] for c in (first, second)]
-        assert equal(of_training[0]["weights"], of_training[1]["weights"])
-        assert of_training[0]["count"] == of_training[1]["count"]
-        assert history(run.path) == history(whole.path)[epoch:]
-
-
 def test_patience_begins_where_the_mean_does(tmp_path: Path) -> None:
     config = settings(early_stopping_patience=2, swa_start=12, save_every_n_epochs=0)
     preset = Preset(60, 1e-9, 30)  # nothing is learned, so nothing gets better

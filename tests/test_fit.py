@@ -18,7 +18,7 @@ from mirip_fast.models.checkpoint import load_checkpoint, save_checkpoint
 from mirip_fast.models.head import RankingHead
 from mirip_fast.ranking import fit as fit_module
 from mirip_fast.ranking.fit import FitResult, HeadFit
-from mirip_fast.ranking.objective import PartnerDraw, epoch_generator, image_batches
+from mirip_fast.ranking.objective import PartnerDraw
 from mirip_fast.ranking.rows import Rows
 from mirip_fast.training.presets import Preset
 from mirip_fast.training.run_folder import Run
@@ -168,15 +168,6 @@ def test_the_training_loss_is_that_of_the_batches(tmp_path: Path) -> None:
     assert float(history(tmp_path)[0]["train/loss"]) == pytest.approx(expected, abs=1e-5)
 
 
-def test_the_same_seed_gives_the_same_bits(tmp_path: Path) -> None:
-    for name, seed in (("a", 7), ("b", 7), ("c", 8)):
-        torch.rand(3)  # whatever was drawn before does not matter
-        make(settings(seed=seed, pairs="sampled")).run(run_in(tmp_path / name), Trackers({}))
-    last = [weights(tmp_path / name / "last_model.pt") for name in "abc"]
-    assert equal(last[0], last[1]) and not equal(last[0], last[2])
-    assert history(tmp_path / "a") == history(tmp_path / "b") != history(tmp_path / "c")
-
-
 class StopError(Exception):
     pass
 
@@ -239,17 +230,6 @@ def test_an_interruption_at_any_save_changes_nothing(
     assert resumed >= total - 3
 
 
-def test_an_old_checkpoint_can_be_gone_on_from(tmp_path: Path) -> None:
-    config = settings(save_every_n_epochs=1)
-    data = rows(), rows(24, seed=1)
-    run = run_in(tmp_path)
-    HeadFit(*data, config, PRESET, {}, CPU).run(run, Trackers({}))
-    expected, lines = weights(run.last), history(run.path)
-    (run.path / "checkpoint_epoch_2.pt").replace(run.last)
-    go_on(run, config, PRESET, data)
-    assert equal(weights(run.last), expected) and history(run.path) == lines
-
-
 def test_a_checkpoint_of_another_head_is_refused(tmp_path: Path) -> None:
     make().run(run_in(tmp_path), Trackers({}))
     checkpoint = load_checkpoint(tmp_path / "last_model.pt")
@@ -298,25 +278,6 @@ def spoil(head: RankingHead) -> None:
 def assert_sound(folder: Path) -> None:
     for name in ("best_model.pt", "last_model.pt"):
         assert all(value.isfinite().all() for value in weights(folder / name).values()), name
-
-
-@pytest.mark.parametrize("pairs", ["all", "sampled"])
-@pytest.mark.parametrize("loss", ["margin", "logistic"])
-def test_a_loss_that_is_not_finite_stops(tmp_path: Path, pairs: str, loss: str) -> None:
-    data = rows(), rows(24, seed=1)
-    fit = HeadFit(*data, settings(pairs=pairs, loss=loss), PRESET, {}, CPU)
-    train_epoch = fit._train_epoch
-
-    def spoiled(epoch: int) -> float:
-        if epoch == 3:
-            spoil(fit.head)
-        return train_epoch(epoch)
-
-    fit._train_epoch = spoiled  # type: ignore[method-assign]
-    with pytest.raises(TrainingError, match=r"nan in epoch 3.*--learning-rate"):
-        fit.run(run_in(tmp_path), Trackers({}))
-    assert_sound(tmp_path)
-    assert load_checkpoint(tmp_path / "last_model.pt")["epoch"] == 2
 
 
 def test_weights_spoiled_by_the_last_step_of_an_epoch_are_not_saved(tmp_path: Path) -> None:
@@ -373,71 +334,6 @@ def test_accumulated_batches_equal_one_large_batch(
         torch.testing.assert_close(states[0][name], states[1][name], rtol=1e-3, atol=1e-5)
 
 
-def test_pairs_across_what_can_not_be_compared_teach_nothing() -> None:
-    data = rows(within=True)
-    fit = make(train=data, val=data)
-    fit.head.eval()
-    batch = np.array([0, 3, 6, 9, 12, 1])  # five images of one department and one of another
-
-    def loss() -> torch.Tensor:
-        return fit.objective.batch_loss(fit.head, fit.train, batch, np.random.default_rng(0))
-
-    before = loss().item()
-    fit.train.features[1] = 99.0
-    assert loss().item() == before > 0
-    fit.train.features[3] = 99.0
-    assert loss().item() != before
-    batch = np.array([0, 1])
-    loss().backward()  # no pair: no loss, no gradient, and no failure
-    assert loss().item() == 0.0
-    assert all(p.grad is None or not p.grad.any() for p in fit.head.parameters())
-
-
-def test_a_batch_of_one_tier_does_no_harm(tmp_path: Path) -> None:
-    data = rows()
-    order = np.argsort(data.tiers, kind="stable")
-    fit = make(preset=Preset(15, 1e-3, 1), train=data)
-    fit.objective.batches = lambda size, rng: np.split(order, 4)  # type: ignore[method-assign]
-    fit.run(run_in(tmp_path), Trackers({}))
-    assert float(history(tmp_path)[0]["train/loss"]) == 0.0
-    assert_sound(tmp_path)
-
-
-def test_the_training_accuracy_may_come_from_a_sample(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fit_module, "_TRAIN_SAMPLE", 20)
-    for name in "ab":
-        fit = make(train=rows(within=True), val=rows(24, seed=1, within=True))
-        fit.run(run_in(tmp_path / name), Trackers({}))
-    values = [float(line["train/accuracy"]) for line in history(tmp_path / "a")]
-    assert all(0 <= value <= 1 for value in values)
-    assert history(tmp_path / "a") == history(tmp_path / "b")
-
-
-def test_trackers_are_told_every_epoch(tmp_path: Path) -> None:
-    told: list[tuple[int, dict[str, float]]] = []
-
-    class Listener:
-        def log(self, values: Mapping[str, float], step: int) -> None:
-            told.append((step, dict(values)))
-
-        def finish(self, best_model: Path | None) -> None:
-            pass
-
-    make().run(run_in(tmp_path), Trackers({"listener": Listener()}))
-    lines = history(tmp_path, seconds=True)
-    assert [step for step, _ in told] == [1, 2, 3, 4, 5, 6]
-    for (_, values), line in zip(told, lines, strict=True):
-        assert {key: str(value) for key, value in values.items()} == {
-            key: value for key, value in line.items() if key != "epoch"
-        }
-        assert set(values) == {
-            "train/loss", "train/accuracy", "val/loss", "val/accuracy", "learning_rate",
-            "epoch_seconds",
-        }  # fmt: skip
-
-
 def test_threads_are_given_back(tmp_path: Path) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
@@ -446,41 +342,3 @@ def test_threads_are_given_back(tmp_path: Path) -> None:
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize(
-    "tiers", [[0, 0, 1, 2, 2, 2, 1, 3], [0, 1], [3, 0, 0, 0, 0], [2, 2, 0, 0, 2, 2]]
-)
-def test_drawn_pairs_are_uniform_over_other_tiers(tiers: list[int]) -> None:
-    of = np.array(tiers)
-    n, rounds = len(of), 3000
-    draw = PartnerDraw(-of)
-    assert len(draw) == n
-    counts = np.zeros((n, n))
-    for seed in range(rounds):
-        pairs = draw.draw(np.random.default_rng(seed))
-        assert pairs.shape == (n, 2) and (of[pairs[:, 0]] < of[pairs[:, 1]]).all()
-        np.add.at(counts, (pairs[:, 0], pairs[:, 1]), 1)
-    for i, j in itertools.product(range(n), repeat=2):
-        # i draws j with probability 1 / (images of other tiers), and j draws i likewise
-        chance = 0.0
-        if of[i] < of[j]:
-            chance = 1 / (of != of[i]).sum() + 1 / (of != of[j]).sum()
-        assert counts[i, j] / rounds == pytest.approx(chance, abs=0.06)
-
-
-@pytest.mark.parametrize(("n", "batch_size"), [(103, 32), (5, 32), (64, 32), (1, 2), (33, 32)])
-def test_batches_hold_every_image_once(n: int, batch_size: int) -> None:
-    batches = list(image_batches(n, batch_size, np.random.default_rng(0)))
-    assert sorted(np.concatenate(batches).tolist()) == list(range(n))
-    sizes = [len(batch) for batch in batches]
-    assert max(sizes) <= batch_size and max(sizes) - min(sizes) <= 1
-
-
-def test_every_epoch_draws_anew() -> None:
-    draws = {
-        (seed, epoch): tuple(epoch_generator(seed, epoch).permutation(20))
-        for seed, epoch in itertools.product(range(3), repeat=2)
-    }
-    assert len(set(draws.values())) == 9
-    assert draws[1, 2] == tuple(epoch_generator(1, 2).permutation(20))

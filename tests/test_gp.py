@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -172,16 +170,6 @@ def test_rows_or_arrays_of_something_else_are_refused() -> None:
         EXACTLY.score(NEW[:, :4])
     with pytest.raises(CheckpointError, match="basis"):
         GaussianProcess.from_arrays({"centre": np.zeros(3)})
-
-
-def test_it_is_scored_without_torch() -> None:
-    code = (
-        "import sys, numpy as np; from mirip_fast.models.gp import GaussianProcess as G;"
-        "x = np.eye(4); G.fit(x, [1, 2, 3, 4]).score(x);"
-        "print(sorted({'torch', 'sklearn', 'pandas'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
 
 
 #: Sets of one to four rows with one grade; two sets in one group.

@@ -8,8 +8,6 @@ import html
 import io
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
@@ -250,12 +248,3 @@ def test_a_page_in_place_of_a_folder_is_refused_before_anything_is_done(
     assert "name a file in it" in capfd.readouterr().err
     assert run(["rank", "anything", "--html", "file/x/report.html"]) == 1
     assert "is a file, not a folder" in capfd.readouterr().err
-
-
-def test_the_page_is_written_without_torch():
-    code = (
-        "import sys, mirip_fast.portfolio.page, mirip_fast.portfolio.rank;"
-        "print(sorted({'torch', 'transformers', 'matplotlib', 'faiss'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"

@@ -21,6 +21,8 @@ from mirip_fast.evaluation.reliability import reliability
 from mirip_fast.evaluation.report import Mistake
 from mirip_fast.evaluation.text_table import display_width
 
+pytestmark = pytest.mark.usefixtures("drawn")
+
 NAMES = [
     "작품 1.png", "🎨 👩‍🎨 art.png", "$\\frac{x$.png", "two\nlines\tand\x1b[31m.png", "עברית\u202egnp.png",
     "very " * 40 + ".png", "\udcff\udcfe.png", "漢字かな交じり文.png", "_^{}.png", "plain.png",

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -122,16 +119,6 @@ def test_what_cannot_be_learned_is_refused(
 ) -> None:
     with pytest.raises(DataError, match=said):
         fit_pairs(ROWS, pairs, label, blocks=blocks)
-
-
-def test_it_needs_no_torch() -> None:
-    code = (
-        "import sys, numpy as np; from mirip_fast.models.preference import fit_pairs as f;"
-        "f(np.eye(4), [[0, 1]], [1]).score(np.eye(4));"
-        "print(sorted({'torch', 'sklearn', 'pandas'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
 
 
 def test_the_process_that_is_kept_scores_and_doubts_alike() -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +19,6 @@ from mirip_fast.evaluation.text_table import display_width
 from mirip_fast.portfolio.ranking import (
     rank_intervals,
     rank_scores,
-    ranking_table,
     ranks_of,
     write_ranking,
 )
@@ -59,33 +56,6 @@ def test_interval_ends_are_order_statistics_of_the_ranks(heads, k):
     assert turned[1].tolist() == np.maximum(own[::-1], own).tolist()
 
 
-def world(rng, heads, n=30):
-    """True scores, and heads that see them with noise of their own and noise shared by like works."""
-    truth = np.sort(rng.normal(size=n))[::-1]
-    shared = rng.normal(size=(heads, 3)) @ rng.normal(size=(3, n))
-    return truth, truth + 0.2 * shared + 0.3 * rng.normal(size=(heads, n))
-
-
-def test_intervals_hold_the_rank_of_a_further_head_and_the_true_rank():
-    rng = np.random.default_rng(0)
-    further, true, widths = [], [], []
-    for _ in range(150):
-        truth, scores = world(rng, 51)
-        new, draws = scores[0], scores[1:]
-        order = np.argsort(-new)
-        low, high, _ = rank_intervals(draws[:, order], np.arange(1, 31))
-        raw = np.sort(ranks_of(draws[:, order]), axis=0)  # not widened by the head's own rank
-        further.append((raw[0] <= np.arange(1, 31)) & (np.arange(1, 31) <= raw[-1]))
-        true_rank = ranks_of(truth)[order]
-        true.append((low <= true_rank) & (true_rank <= high))
-        widths.append((high - low).mean())
-    assert (
-        0.95 <= np.mean(further) <= 0.985
-    )  # 1 − 2/51 = 0.961, and more as ranks are whole numbers
-    assert np.mean(true) > 0.97
-    assert np.mean(widths) < 20  # and they say something: 30 works
-
-
 def test_settled_is_95_percent_of_the_draws_against_both_neighbours():
     draws = np.zeros((100, 4))
     draws[:, 0] = 9
@@ -118,25 +88,6 @@ def test_what_is_known_goes_with_the_right_work():
         assert work.tier == TIERS[chances.argmax()]
         assert work.rank_low == min(by_draw[0, kept.index(i)], work.rank)
         assert work.rank_high == max(by_draw[-1, kept.index(i)], work.rank)
-
-
-LONG = "아주 긴 이름의 작품 🎨 " * 8 + ".png"
-
-
-@pytest.mark.parametrize("tiers", [TIERS, tuple(f"등급 {i}" for i in range(8))])
-@pytest.mark.parametrize("with_draws", [True, False])
-def test_the_table_fits_into_100_columns(tiers, with_draws):
-    files = [LONG, "short.png", "=cmd.png"]
-    draws = np.random.default_rng(0).normal(size=(60, 3)) if with_draws else None
-    ranking = rank_scores(
-        works(files), [-120.5, 2.0, 1.0], calibration=known_calibration(tiers), draws=draws
-    )
-    text = ranking_table(ranking)
-    assert max(map(display_width, text.split("\n"))) <= 100
-    assert ("95 %" in text) == with_draws and ("~" in text) == with_draws
-    assert "short.png" in text and "…" in text
-    plain = ranking_table(rank_scores(works(files), [3.0, 2.0, 1.0]))
-    assert plain.split("\n")[0].split() == ["rank", "score", "file"]
 
 
 def test_files_hold_what_is_known_and_say_unknown(tmp_path: Path):
@@ -293,15 +244,3 @@ def test_a_calibration_of_another_model_is_left_aside(
     accept_files(folder)
     assert run(["rank", "data/images"]) == 0
     assert "calibration.json is missing" in flat(capfd.readouterr().out)
-
-
-def test_ranking_what_is_cached_imports_nothing_heavy(trained: Path) -> None:
-    code = (
-        "import sys; from mirip_fast_cli.main import run; assert run(['-q', 'rank', 'data/images']) == 0;"
-        "heavy = {'torch', 'scipy.stats', 'scipy.optimize', 'matplotlib', 'transformers'};"
-        "sys.exit(', '.join(heavy & set(sys.modules)))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=trained
-    )
-    assert done.stderr.strip() == ""

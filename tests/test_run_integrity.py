@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -157,6 +159,28 @@ def test_a_damaged_history_is_named_and_its_end_may_be_lost(
     assert "history.csv" in capfd.readouterr().err
     history.unlink()
     assert run(["--quiet", *words]) == 0
+
+
+RANKED = """
+import sys
+from mirip_fast_cli.main import run
+for n in range(4):
+    tiers = ["--tiers", "--anchors", "5"] if n == 0 else []
+    rank = ["-q", "rank", "data/images", "--anyway", "--html", "page.html"]
+    assert run([*rank, "--output-dir", f"runs{n}", *tiers]) == 0
+heavy = {"torch", "transformers", "scipy.stats", "scipy.optimize", "matplotlib", "sklearn", "faiss"}
+sys.exit(", ".join(heavy & set(sys.modules)))
+"""
+
+
+def test_cached_works_are_ranked_without_torch(work: Path) -> None:
+    """By a head, an ensemble of folds, judged pairs and a Gaussian process; with win rates and a page."""
+    assert run(["-q", "train", "--head-only", "--output-dir", "runs3"]) == 0
+    assert list(Path("runs3").glob("*/gp.safetensors"))
+    done = subprocess.run(
+        [sys.executable, "-c", RANKED], capture_output=True, text=True, check=False
+    )
+    assert done.stderr.strip() == "" and "Win rates: compared with S 5" in done.stdout
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -19,6 +19,8 @@ from mirip_fast.evaluation.plots import draw_report
 from mirip_fast.ranking.finished import plot_curves, read_curves
 from mirip_fast.training.run_folder import Run
 
+pytestmark = pytest.mark.usefixtures("drawn")
+
 LONG = "서울특별시 종로구 아주 긴 이름의 미술학원 <b>$x$ 🎨 "
 ALWAYS = {"scores_by_tier", "confusion", "tier_pairs"}
 

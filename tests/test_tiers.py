@@ -6,8 +6,6 @@ import csv
 import itertools
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +20,7 @@ from mirip_fast.errors import DataError
 from mirip_fast.evaluation.calibration import fit_calibration
 from mirip_fast.evaluation.text_table import display_width
 from mirip_fast.portfolio.ranking import rank_scores, ranking_table, write_ranking
-from mirip_fast.ranking.anchors import Anchor, Anchors, find_anchors, find_medoids
+from mirip_fast.ranking.anchors import Anchor, Anchors, find_anchors
 from mirip_fast.ranking.graded import load_split
 from mirip_fast.ranking.held_out import load_held_out
 from mirip_fast.ranking.scorer import load_score_model
@@ -39,35 +37,6 @@ def cosine_distances(rows: np.ndarray) -> np.ndarray:
         a, b = rows[i].astype(np.float64), rows[j].astype(np.float64)
         out[i, j] = 1 - (a @ b) / np.sqrt((a @ a) * (b @ b))
     return out
-
-
-@pytest.mark.parametrize("k", [1, 2, 5])
-def test_no_exchange_makes_medoids_better(k: int) -> None:
-    rng = np.random.default_rng(k)
-    for n in (7, 30):
-        rows = rng.normal(size=(n, 6)).astype(np.float32) * rng.uniform(0.1, 9, (n, 1))
-        distances = cosine_distances(rows)
-
-        def cost(chosen: list[int], distances: np.ndarray = distances) -> float:
-            return float(sum(min(row[j] for j in chosen) for row in distances))
-
-        found = find_medoids(rows, k).tolist()
-        assert len(set(found)) == k and found == sorted(found)
-        best = cost(found)
-        for place, other in itertools.product(range(k), range(n)):
-            changed = [*found[:place], other, *found[place + 1 :]]
-            assert cost(changed) >= best - 1e-6
-        assert best < np.mean([cost(rng.choice(n, k, False).tolist()) for _ in range(50)])
-
-
-def test_medoids_stand_for_each_bunch() -> None:
-    rng = np.random.default_rng(0)
-    centres = np.eye(4, 8) * 5
-    rows = np.repeat(centres, [3, 40, 8, 20], axis=0) + 0.1 * rng.normal(size=(71, 8))
-    found = find_medoids(rows, 4)
-    assert np.repeat(range(4), [3, 40, 8, 20])[found].tolist() == [0, 1, 2, 3]
-    np.testing.assert_array_equal(find_medoids(rows, 4), found)
-    assert find_medoids(rows[:3], 4).tolist() == [0, 1, 2]
 
 
 def test_win_rates_against_a_double_loop() -> None:
@@ -97,16 +66,6 @@ def made_anchors(per_tier: int = 10, missing: int | None = None) -> Anchors:
     ]
     counts = tuple(0 if tier == missing else 50 for tier in range(4))
     return Anchors(tuple(works), TIERS, counts, "out-of-fold", 10)
-
-
-def test_a_work_is_not_compared_with_itself() -> None:
-    anchors = made_anchors(per_tier=2)
-    own = anchors.works[0]
-    (rates,) = anchors.win_rates(np.array([own.score]), [own.sha256])
-    assert rates[0] == float(anchors.works[1].score < own.score)
-    lone = made_anchors(per_tier=1)
-    (rates,) = lone.win_rates(np.array([0.0]), [lone.works[0].sha256])
-    assert np.isnan(rates[0]) and np.isfinite(rates[1:]).all()
 
 
 def test_anchors_come_back_as_they_were_and_tell_what_they_lack() -> None:
@@ -373,16 +332,3 @@ def test_a_damaged_run_is_named(work: Path) -> None:
     accept_files(folder)
     with pytest.raises(DataError, match=r"names 'other.*split\.csv"):
         find_anchors(load_score_model(folder / "best_model.pt"), work / "cache")
-
-
-def test_win_rates_of_what_is_cached_import_nothing_heavy(work: Path) -> None:
-    code = (
-        "import sys; from mirip_fast_cli.main import run;"
-        "assert run(['-q', 'rank', 'data/images', '--tiers', '--anchors', '5']) == 0;"
-        "heavy = {'torch', 'scipy.stats', 'scipy.optimize', 'matplotlib', 'sklearn'};"
-        "sys.exit(', '.join(heavy & set(sys.modules)))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=work
-    )
-    assert done.stderr.strip() == "" and "Win rates: compared with S 5" in done.stdout
