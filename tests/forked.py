@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from mirip_fast.training.run_folder import Run
 
 
 @dataclass
@@ -24,6 +29,43 @@ class Process:
         status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         out, err = ((self.folder / f"{self.rank}.{name}").read_text() for name in ("out", "err"))
         return status, out, err
+
+    def said(self, lines: int) -> list[str]:
+        """The first lines of standard output, once they are there."""
+        wait_for(self.folder, lambda: len(self._out()) >= lines)
+        return self._out()[:lines]
+
+    def _out(self) -> list[str]:
+        path = self.folder / f"{self.rank}.out"
+        return path.read_text().splitlines() if path.exists() else []
+
+
+def wait_for(folder: Path, pattern: str | Callable[[], bool]) -> None:
+    """Until there is such a file, or it is so."""
+    deadline = time.monotonic() + 120
+    there = pattern if callable(pattern) else lambda: bool(list(folder.glob(pattern)))
+    while not there():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def killed(work: Callable[[], int], at_epoch: int, folder: Path, fold: int | None = None) -> None:
+    """Do the work in a process that ends as by ``kill -9`` when this epoch's figures are written."""
+
+    def dying() -> int:
+        append = Run.append_history
+
+        def at_last(run: Run, row: Any) -> None:
+            append(run, row)
+            if row["epoch"] == at_epoch and (fold is None or run.path.name == f"fold_{fold}"):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        Run.append_history = at_last  # type: ignore[method-assign]
+        return work()
+
+    (process,) = start(dying, 1, folder)
+    code, _, err = process.wait()
+    assert code == -signal.SIGKILL, err
 
 
 def start(work: Callable[[], int], world: int, folder: Path) -> list[Process]:

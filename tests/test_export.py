@@ -216,28 +216,6 @@ def test_a_score_that_is_no_number_is_refused(work: Path) -> None:
 # The folder to share
 
 
-def test_the_shared_folder_ranks_as_the_run_does(
-    work: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    assert run(["evaluate"]) == 0
-    assert run(["export", "--hf", "shared"]) == 0
-    assert not Path("export").exists()  # --hf alone writes no ONNX files
-    files = {path.name for path in Path("shared").iterdir()}
-    assert files == {*MODEL, "config.json", "README.md"}
-    text = "".join(path.read_bytes().decode("latin-1") for path in Path("shared").iterdir())
-    assert str(work) not in text and "work_0" not in text  # no folder, no file name
-    assert run(["rank", "data", "--out", "one"]) == 0
-    assert run(["rank", "data", "--checkpoint", "shared", "--out", "two"]) == 0
-    one, two = (
-        json.loads(Path(name, "ranking.json").read_text(encoding="utf-8"))["works"]
-        for name in ("one", "two")
-    )
-    assert one == two and len(one) == 40
-    capfd.readouterr()
-    assert run(["export", "--hf", "shared"]) == 1
-    assert "already has" in capfd.readouterr().err
-
-
 def test_the_card_tells_the_runs_own_figures(work: Path) -> None:
     model = pick_model(None, Path("runs"))
     assert "**Not evaluated.**" in model_card(model, "facebook/dinov2-large")

@@ -69,15 +69,6 @@ def test_works_are_ranked_without_an_option_and_without_tiers(
     )
 
 
-def test_what_is_left_out_for_want_of_a_number_is_told(
-    work: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    assert run(["train", "--head-only", "--output-dir", "again"]) == 0
-    err = capfd.readouterr().err
-    assert "54 of 60 works have a number in the column 'tier_score'" in err and "'05.png'" in err
-    assert "the column tier_score is learned from" in err
-
-
 def test_it_is_evaluated_by_the_finer_grade(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (folder,) = (work / "runs").iterdir()
     assert run(["evaluate", "--html", "e.html"]) == 0

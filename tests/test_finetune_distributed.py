@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 import torch
 from distributed_worker import BATCHES, main
-from forked import finish, start
+from forked import finish, start, wait_for
 from mirip_fast_cli.main import run
-from test_finetune_cli import wait_for
 
 from mirip_fast.models.checkpoint import load_checkpoint, save_checkpoint
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +13,7 @@ import torch
 from forked import finish, start
 from made_run import TINY, Restored, draw
 from mirip_fast_cli.main import run
-from test_finetune_cli import FULL, info, loaded, newest, refused, wait_for
+from test_finetune_cli import FULL, info, loaded, newest, refused, told_to_stop
 
 from mirip_fast.ranking.evaluate import pick_model
 from mirip_fast.ranking.folds import LEFT_OUT
@@ -136,12 +134,8 @@ def test_stopped_resumed_and_trained_in_parts_it_is_the_same(folded_heads: Path)
     copied = {str(path.relative_to(remote)) for path in remote.rglob("*") if path.is_file()}
     assert copied >= {"ensemble.safetensors", "fold_0/best_model.pt", "fold_2/last_model.pt"}
 
-    (process,) = start(lambda: run([*command, "stopped"]), 1, folded_heads / "process")
-    wait_for(Path("stopped"), "*/fold_1/checkpoint_epoch_1.pt")
-    os.kill(process.pid, signal.SIGUSR1)
-    code, _, err = process.wait()
-    assert code == 75, "the training ended before it could be stopped"
-    assert "Stopped by SIGUSR1" in err
+    code, err = told_to_stop(lambda: run([*command, "stopped"]), folded_heads / "process", "fold_1")
+    assert code == 75 and "Stopped by SIGUSR1" in err
     (folder,) = Path("stopped").iterdir()
     assert info(folder)["status"] == "interrupted"
     assert info(folder / "fold_0")["status"] == "finished"

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from forked import killed
 from mirip_fast_cli.main import run
 from test_cli import TINY, draw, make_data
 
@@ -138,7 +134,7 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def work(embedded: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with embedded data and no runs."""
     monkeypatch.chdir(embedded)
-    for name in ("runs", "whole", "killed", "parts", "one", "two"):
+    for name in ("runs", "whole", "killed", "process", "parts", "one", "two"):
         shutil.rmtree(embedded / name, ignore_errors=True)
     return embedded
 
@@ -205,11 +201,10 @@ def test_out_of_fold_scores_and_the_ensemble(work: Path, capfd: pytest.CaptureFi
     assert run(["rank", "new", "--workers", "0"]) == 0
     assert json.loads((work / "ranking.json").read_text())["checkpoint"].endswith("safetensors")
     assert run(["compare", "new/a.png", "new/b.png"]) == 0
-    code = (
-        "import sys, mirip_fast_cli.main as m; status = m.run(['rank', 'new']);"
-        "sys.exit(status or 'torch' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    kept = json.loads((folder / "anchors.json").read_text())
+    assert (kept["source"], kept["model"]) == ("out-of-fold", "ensemble.safetensors")
+    assert sum(kept["held_out"].values()) == len(held_out)
+    assert all(score[anchor["image_id"]] == anchor["score"] for anchor in kept["anchors"])
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -233,23 +228,12 @@ def test_killed_resumed_and_trained_in_parts_it_is_the_same(
     assert run([*TRAIN, "--output-dir", "whole"]) == 0
     whole = only_run(work / "whole")
 
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mirip_fast_cli", *TRAIN, "--output-dir", "killed"],
-        stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not list(
-        (work / "killed").glob("*/fold_1/checkpoint_epoch_5.pt")
-    ):
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "the training ended before it could be killed"
-    killed = only_run(work / "killed")
-    finished = (killed / "fold_0" / "best_model.pt").stat().st_mtime_ns
+    killed(lambda: run([*TRAIN, "--output-dir", "killed"]), 5, work / "process", fold=1)
+    again = only_run(work / "killed")
+    finished = (again / "fold_0" / "best_model.pt").stat().st_mtime_ns
     assert run(["train", "--head-only", "--resume", "latest", "--output-dir", "killed"]) == 0
-    assert (killed / "fold_0" / "best_model.pt").stat().st_mtime_ns == finished
-    the_same(whole, killed)
+    assert (again / "fold_0" / "best_model.pt").stat().st_mtime_ns == finished
+    the_same(whole, again)
 
     capfd.readouterr()
     assert run([*TRAIN, "--output-dir", "parts", "--only-folds", "0,2"]) == 0

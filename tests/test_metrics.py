@@ -303,24 +303,3 @@ def test_any_figure_can_be_drawn_and_the_seed_decides() -> None:
 )
 def test_unknown_rather_than_made_up(scores: Any, tiers: Any, groups: Any, rounds: int) -> None:
     assert accuracy_interval(scores, tiers, groups, rounds=rounds) is None
-
-
-def coverage(copies: int, use_groups: bool, trials: int = 100) -> float:
-    """Share of intervals that hold the true accuracy; each image stands ``copies`` times in its group."""
-    truth = stats.norm.cdf(1 / np.sqrt(2))  # P(N(1, 1) > N(0, 1))
-    rng = np.random.default_rng(11)
-    hits = 0
-    for trial in range(trials):
-        tiers = np.repeat(rng.permutation(np.repeat([0, 1], 25)), copies)
-        scores = (tiers == 0) + np.repeat(rng.normal(size=50), copies)
-        names = [str(i // copies) for i in range(len(tiers))] if use_groups else None
-        found = accuracy_interval(scores, tiers, names, rounds=100, seed=trial)
-        assert found is not None
-        hits += found.low <= truth <= found.high
-    return hits / trials
-
-
-def test_intervals_hold_the_truth_as_often_as_they_say_and_groups_are_why() -> None:
-    assert 0.88 <= coverage(copies=1, use_groups=False) <= 0.99
-    assert 0.88 <= coverage(copies=4, use_groups=True) <= 0.99
-    assert coverage(copies=4, use_groups=False) < 0.75

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from made_run import rows_of
 from mirip_fast_cli.main import run
 from mirip_fast_cli.train import warn_of_the_order
@@ -22,9 +21,7 @@ from mirip_fast.evaluation.metrics import pairwise_accuracy
 from mirip_fast.evaluation.report import evaluate
 from mirip_fast.models.gp import GaussianProcess
 from mirip_fast.ranking.evaluate import pick_model
-from mirip_fast.ranking.graded import gp_features
 from mirip_fast.ranking.readouts import choose_readout, left_out_together
-from mirip_fast.ranking.torch_score import KernelHead
 
 
 @pytest.fixture(scope="module")
@@ -252,21 +249,6 @@ def test_attention_without_patch_tokens_says_how_to_get_them(
     assert "patch tokens go with --readout attention" in capfd.readouterr().err
 
 
-def test_exported_graphs_score_as_the_run(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("onnx")
-    pytest.importorskip("onnxruntime")
-    assert run(["export", "--out", "onnx", "--check-images", "4", "--overwrite"]) == 0
-    assert "model.onnx" in capfd.readouterr().out
-
-
-def test_the_module_scores_as_the_process(work: Path) -> None:
-    process = pick_model(None, Path("runs")).process
-    assert process is not None
-    rows = np.random.default_rng(0).normal(size=(7, process.input_dim)).astype(np.float32)
-    scores = KernelHead(process)(torch.from_numpy(rows)).numpy()
-    np.testing.assert_allclose(scores, process.score(rows), rtol=1e-5, atol=1e-6)
-
-
 def test_a_setting_that_only_a_head_heeds_gives_a_head(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -282,13 +264,6 @@ def test_a_setting_that_only_a_head_heeds_gives_a_head(
     config = Config()
     config.evaluate.within = "department"
     assert choose_readout(config) == "head"
-
-
-def test_a_process_chooses_among_all_layers_and_may_be_kept_from_it() -> None:
-    kinds = ["cls", "mean", "cls_6", "mean_6", "cls_3", "mean_3"]
-    assert gp_features("auto", kinds) == "cls_3+mean_3+cls_6+mean_6+cls+mean"
-    assert gp_features("cls", kinds) == "cls"
-    assert gp_features("auto", ["cls", "grid4"]) == "cls"
 
 
 def test_a_group_of_most_works_is_left_out_in_parts(caplog: pytest.LogCaptureFixture) -> None:

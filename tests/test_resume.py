@@ -9,6 +9,7 @@ import argparse
 import itertools
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -19,14 +20,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forked import killed
+from forked import start as start_forked
 from mirip_fast_cli.main import run
 from test_cli import TINY, make_data
+
+from mirip_fast.ranking import fit
 
 TRAIN = [
     "train",
     "--head-only",
     "--epochs",
-    "40",
+    "24",
     "--batch-size",
     "8",
     "--early-stopping-patience",
@@ -112,17 +117,10 @@ def test_killed_and_resumed_equals_uninterrupted(work: Path, way: str) -> None:
     options = WAYS[way]
     assert run(["--quiet", *TRAIN, *options, "--output-dir", "whole"]) == 0
     (whole,) = (work / "whole").iterdir()
-    process = start(*TRAIN, *options, "--output-dir", "killed")
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not list(
-        (work / "killed").glob("*/checkpoint_epoch_10.pt")
-    ):
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "the training ended before it could be killed"
-    (killed,) = (work / "killed").iterdir()
+    command = ["--quiet", *TRAIN, *options, "--output-dir", "killed"]
+    killed(lambda: run(command), 13, work / "process")
     assert run(["train", "--head-only", "--resume", "latest", "--output-dir", "killed"]) == 0
-    assert_same(whole, killed)
+    assert_same(whole, next((work / "killed").iterdir()))
 
 
 def test_resuming_a_finished_run_changes_nothing(work: Path) -> None:
@@ -135,34 +133,28 @@ def test_resuming_a_finished_run_changes_nothing(work: Path) -> None:
     assert before[1] == after[1]
 
 
-FULL_DISK = """
-import resource, sys
-from mirip_fast.ranking import fit
-from mirip_fast_cli.main import run
+def on_a_full_disk(command: list[str]) -> int:
+    """The kernel lets no file grow from the fourth epoch on."""
+    train_epoch = fit.HeadFit._train_epoch
 
-fit._SAVE_SECONDS = 0.0
-train_epoch = fit.HeadFit._train_epoch
+    def until_full(self: fit.HeadFit, epoch: int) -> float:
+        if epoch == 4:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+        return train_epoch(self, epoch)
 
-def until_full(self, epoch):
-    if epoch == 4:  # the kernel lets no file grow beyond this from here on
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
-    return train_epoch(self, epoch)
-
-fit.HeadFit._train_epoch = until_full
-sys.exit(run(sys.argv[1:]))
-"""
+    fit._SAVE_SECONDS, fit.HeadFit._train_epoch = 0.0, until_full  # type: ignore[method-assign]
+    return run(command)
 
 
 def test_a_full_disk_is_told_and_costs_nothing_that_was_saved(work: Path) -> None:
     assert run(["--quiet", *TRAIN, "--epochs", "8", "--output-dir", "whole"]) == 0
     command = [*TRAIN, "--epochs", "8", "--output-dir", "full"]
-    done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, *command], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 1
-    error = done.stderr.splitlines()[-1]
+    (process,) = start_forked(lambda: on_a_full_disk(command), 1, work / "process")
+    code, _, err = process.wait()
+    assert code == 1
+    error = err.splitlines()[-1]
     assert error.startswith("Error: No room to write full/") and "--resume latest" in error
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in err
     (full,) = (work / "full").iterdir()
     assert torch.load(full / "last_model.pt", weights_only=True)["epoch"] == 3
     assert not list(full.glob(".*.partial"))

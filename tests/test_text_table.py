@@ -38,20 +38,8 @@ def test_columns_line_up():
     ]
 
 
-def test_left_by_default_and_without_rows():
-    assert format_table(["a", "bc"], []) == "a  bc\n-  --"
-
-
 def test_a_file_name_can_not_break_the_table():
     table = format_table(["file"], [["a\nb\x1b[31m\u202egnp.\udcff"]])
     assert table.split("\n")[2:] == ["a\\nb\\x1b[31m\\u202egnp.\\udcff"]
     table.encode("utf-8")
     assert printable("한글 é 👍") == "한글 é 👍"
-
-
-def test_unfit_shapes():
-    with pytest.raises(ValueError, match="row 2 has 1 cells, the header has 2"):
-        format_table(["a", "b"], [[1, 2], [1]])
-    for align in ("l", "lx"):
-        with pytest.raises(ValueError, match="align"):
-            format_table(["a", "b"], [], align)

@@ -16,7 +16,6 @@ from made_tables import images_of
 from mirip_fast_cli.main import run
 from PIL import Image
 
-from mirip_fast.errors import DataError
 from mirip_fast.evaluation.calibration import fit_calibration
 from mirip_fast.evaluation.text_table import display_width
 from mirip_fast.portfolio.ranking import rank_scores, ranking_table, write_ranking
@@ -289,46 +288,3 @@ def test_what_can_not_be_is_refused(work: Path, capfd: pytest.CaptureFixture[str
     accept_files(folder)
     assert run(["rank", "data/images", "--tiers"]) == 1
     assert "no held-out scores (held_out.csv)" in flat(capfd.readouterr().err)
-
-
-def test_a_model_of_judged_pairs_has_no_tiers(
-    work: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    shutil.rmtree(work / "runs")
-    names = [f"작품 {i:03d}.png" for i in range(40)]
-    lines = ["image_path_1,image_path_2,label"]
-    lines += [
-        f"{a},{b},{1 if int(a[3:6]) % 4 < int(b[3:6]) % 4 else 0}"
-        for a, b in itertools.combinations(names, 2)
-    ]
-    (work / "pairs.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    tiny = ["--backbone", "tiny-random", "--image-size", "28", "--workers", "0"]
-    assert run(["embed", "data/images", *tiny]) == 0
-    judged = ["--data", "data/images", "--pairs", "pairs.csv"]
-    assert run(["train", "--head-only", "--epochs", "1", *judged]) == 0
-    capfd.readouterr()
-    assert run(["rank", "data/images", "--tiers"]) == 1
-    assert "learned from works without tiers" in flat(capfd.readouterr().err)
-
-
-def test_folds_keep_anchors_with_the_ensemble(work: Path) -> None:
-    shutil.rmtree(work / "runs")
-    assert run(["train", "--head-only", "--epochs", "1", "--folds", "2"]) == 0
-    kept = kept_in(run_of(work))
-    assert kept["source"] == "out-of-fold" and kept["model"] == "ensemble.safetensors"
-    held_out = load_held_out(run_of(work), TIERS)
-    assert held_out is not None
-    assert sum(kept["held_out"].values()) == len(held_out)
-    by_id = dict(zip(held_out.ids, held_out.scores, strict=True))
-    assert all(by_id[anchor["image_id"]] == anchor["score"] for anchor in kept["anchors"])
-    assert not list(run_of(work).glob("fold_*/anchors.json"))
-
-
-def test_a_damaged_run_is_named(work: Path) -> None:
-    folder = run_of(work)
-    (folder / "anchors.json").unlink()
-    text = (folder / "held_out.csv").read_text(encoding="utf-8").replace("\nid", "\nother", 1)
-    (folder / "held_out.csv").write_text(text, encoding="utf-8")
-    accept_files(folder)
-    with pytest.raises(DataError, match=r"names 'other.*split\.csv"):
-        find_anchors(load_score_model(folder / "best_model.pt"), work / "cache")
