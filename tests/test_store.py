@@ -21,11 +21,11 @@ import pytest
 from torture import BATCH, FINGERPRINT, SPECS, in_child, rows_of, sha
 
 from mirip_fast.errors import DiskFullError, StoppedError, StoreError, StoreLockedError
-from mirip_fast.features import maintenance, shards, store_writer
+from mirip_fast.features import shards, store_writer
 from mirip_fast.features import store as store_files
 from mirip_fast.features.maintenance import prune_rows, repair_store
 from mirip_fast.features.shards import SeriesSpec, Shard, shard_name
-from mirip_fast.features.store import Contents, FeatureStore, Series
+from mirip_fast.features.store import FeatureStore
 from mirip_fast.features.store_writer import StoreWriter
 from mirip_fast.files import partial_path
 
@@ -61,53 +61,28 @@ def assert_served(store: FeatureStore, numbers: Sequence[int], spec: SeriesSpec 
 # ---- index and reading
 
 
-def awkward_hashes(rng: np.random.Generator) -> list[bytes]:
-    """Different hashes: many alike at the beginning, many with zeros at the end."""
-    hashes = [bytes(31) + bytes([n]) for n in range(50)]  # alike but for the last byte
-    hashes += [bytes([n]) + bytes(31) for n in range(1, 50)]  # alike but for the first
-    return hashes + [rng.bytes(32) for _ in range(200)]
-
-
-def test_the_index_equals_a_dict() -> None:
-    rng = np.random.default_rng(0)
-    hashes = awkward_hashes(rng)
-    index, known = Series(SeriesSpec("a", (1,), "float16"), Contents()), {}
-    for start in range(0, len(hashes), 100):  # the second half beside the sorted ones
-        part = hashes[start : start + 100]
-        shard = Shard(Path(f"a-r00-{start:05d}.h5"), index.spec, 100, 0, 0, 0)
-        index.live.append(index.add_shard(shard))
-        index.add(index.live[-1], np.arange(len(part)), np.ones(len(part), np.uint64), part)
-        known |= {sha: start + i for i, sha in enumerate(part)}
-        if start < 100:
-            index.sort()
-        asked = [*hashes, *(rng.bytes(32) for _ in range(50))]
-        assert index.find(asked).tolist() == [known.get(h, -1) for h in asked]
-        assert index.hashes() == set(known) and index.count() == len(known)
-    with pytest.raises(ValueError, match="32 bytes"):
-        index.find([b"short"])
-
-
-def test_series_share_the_hashes_of_their_contents() -> None:
-    n, contents = 20_000, Contents()
-    hashes = np.random.default_rng(0).integers(0, 256, (n, 32), dtype=np.uint8)
-    tracemalloc.start()
-    known = []
-    for name in "abcdefgh":
-        index = Series(SeriesSpec(name, (1,), "float16"), contents)
-        index.live.append(index.add_shard(Shard(Path(name), index.spec, n, 0, 0, 0)))
-        index.set_keys(0, np.ones(n, np.uint64), hashes)
-        index.sort()
-        known.append(index)
-    held, _ = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert all((index.find([hashes[7].tobytes()]) == 7).all() for index in known)
-    assert held / n < 320  # bytes per image; each series with hashes of its own: 640
+def test_series_share_the_hashes_of_their_contents(store: FeatureStore) -> None:
+    n, hashes = 4_000, np.random.default_rng(0).integers(0, 256, (4_000, 32), dtype=np.uint8)
+    names = [h.tobytes() for h in hashes]
+    specs = [SeriesSpec(f"{name}.1", (1,), "float16") for name in "abcdefgh"]
+    with (
+        mock.patch.object(shards, "_MAX_ROWS", 4096),
+        mock.patch.object(shards, "row_checksums", lambda s, h, f: np.ones(len(h), "<u8")),
+        store.writer() as writer,
+    ):
+        writer.append(names, {spec: np.ones((n, 1), "f2") for spec in specs})
+        tracemalloc.start()
+        reader = FeatureStore.open(store.path)
+        assert all(reader.rows(spec.name, names[7:8]) == [7] for spec in specs)
+        held, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert held / n < 420  # bytes per image; each series with hashes of its own: over 1,000
 
 
 def test_a_store_knows_what_its_writer_writes(
     store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mirip_fast.features.store._SORT_ROWS", 30)
+    monkeypatch.setattr("mirip_fast.features.store._SPARE_ROWS", 3)
     with store.writer() as writer:
         for start in range(0, 100, 5):
             put(writer, range(start, start + 10))
@@ -115,6 +90,15 @@ def test_a_store_knows_what_its_writer_writes(
             assert_served(store, range(start + 10))
             assert writer.missing(CLS.name, [sha(start), sha(start + 10)]).tolist() == [False, True]
     assert_served(FeatureStore.open(store.path), range(105))
+
+
+def test_series_are_filled_independently(store: FeatureStore) -> None:
+    fill(store, [0, 1], [CLS])
+    fill(store, [1, 2], [GRID])
+    with store.writer() as writer:
+        asked = [sha(n) for n in range(3)]
+        assert writer.missing(CLS.name, asked).tolist() == [False, False, True]
+        assert writer.missing(GRID.name, asked).tolist() == [True, False, False]
 
 
 def test_any_selection_of_rows_is_read_right(
@@ -157,6 +141,48 @@ def test_a_row_that_was_replaced_meanwhile_is_not_served(store: FeatureStore) ->
     reader.refresh()
     assert reader.rows(CLS.name, [sha(77)]).tolist() == [slot]
     assert_served(reader, [0, 1, 77, 3])
+
+
+@pytest.mark.parametrize("where", ["features", "sha256", "checksum"])
+def test_a_flipped_bit_is_found_and_only_that_row_is_computed_again(
+    store: FeatureStore, where: str
+) -> None:
+    fill(store, range(10))
+    shard = store.shards(CLS.name)[0]
+    start, size = {
+        "features": (shard.features_at, CLS.row_bytes),
+        "sha256": (shard.sha256_at, 32),
+        "checksum": (shard.checksum_at, 8),
+    }[where]
+    for slot in (0, 7, 9):
+        data = bytearray(shard.path.read_bytes())
+        data[start + slot * size + slot % size] ^= 1 << slot % 8
+        shard.path.write_bytes(data)
+        with store.writer() as writer:
+            lacking = np.flatnonzero(writer.missing(CLS.name, [sha(n) for n in range(10)]))
+            assert lacking.tolist() == [slot]
+            put(writer, [slot], [CLS])
+        store.refresh()
+        assert_served(store, range(10))
+
+
+def test_readers_verify_after_a_crash(store: FeatureStore) -> None:
+    """A checksum on the disk without its features (a power loss) is no row."""
+    fill(store, [0, 1])
+    shard = store.shards(CLS.name)[0]
+    with shard.path.open("r+b") as stream:
+        stream.seek(shard.features_at)
+        stream.write(bytes(CLS.row_bytes))
+    (store.path / store_files.DIRTY_FILE).touch()
+    assert FeatureStore.open(store.path).rows(CLS.name, [sha(0), sha(1)]).tolist() == [-1, 1]
+
+
+def test_another_fingerprint_and_a_newer_store_are_left_alone(store: FeatureStore) -> None:
+    with pytest.raises(StoreError, match="backbone: torture ≠ other"):
+        FeatureStore.create(store.path, {"backbone": "other"})
+    (store.path / "store.json").write_text('{"schema": 99, "fingerprint": {}}')
+    with pytest.raises(StoreError, match="another version"):
+        FeatureStore.open(store.path)
 
 
 # ---- writing
@@ -628,8 +654,8 @@ def test_readers_see_whole_rows_while_a_run_writes(store: FeatureStore) -> None:
 
 
 def prune(store: FeatureStore, keep: set[bytes]) -> None:
-    with store.writer():
-        prune_rows(store, keep)
+    with store.writer() as writer:
+        prune_rows(writer, keep, ())
 
 
 def test_a_full_disk_while_pruning_changes_nothing(store: FeatureStore) -> None:
@@ -637,9 +663,9 @@ def test_a_full_disk_while_pruning_changes_nothing(store: FeatureStore) -> None:
     before = {f.name: f.read_bytes() for f in store.path.glob("*.h5")}
     with (
         mock.patch.object(
-            maintenance,
-            "build_shard",
-            wraps=maintenance.build_shard,
+            store_writer,
+            "create_shard",
+            wraps=store_writer.create_shard,
             side_effect=[mock.DEFAULT, DiskFullError("full")],
         ),
         pytest.raises(DiskFullError),

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +43,10 @@ from mirip_fast.features.recipe import layer_of, series_name
 from mirip_fast.features.shards import (
     SeriesSpec,
     Shard,
-    ShardWriter,
-    build_shard,
     create_shard,
     open_shard,
     parse_shard_name,
     row_checksums,
-    shard_name,
     write_export,
 )
 from mirip_fast.features.store import (
@@ -65,13 +63,11 @@ from mirip_fast.features.store import (
     shard_files,
     write_ranges,
 )
-from mirip_fast.features.store_writer import StoreLock, holder_of
+from mirip_fast.features.store_writer import StoreLock, StoreWriter, holder_of
 from mirip_fast.files import (
     damaged_files,
     format_bytes,
-    fsync_folder,
     open_regular,
-    partial_path,
 )
 
 log = logging.getLogger(__name__)
@@ -83,7 +79,6 @@ KEPT_DAYS = 14.0
 SAME = 0.999
 _MOST_FLIPPED = 64  # bits of a content hash that may be wrong for it to be recognised
 _TOLD_MISSING = 100
-_PIECE_BYTES = 16 << 20  # features in memory at once
 #: The files of a store besides store.json and its locks.
 _OWN_FILES = (
     "*.h5", "shards-r*.json", "DIRTY*", ".*.partial", "*.damaged", CANARY_FILE, "neighbours-*.faiss",
@@ -122,15 +117,6 @@ def _used_hashes(datasets: Iterable[Dataset]) -> set[bytes]:
 
 def _folder_bytes(folder: Path) -> int:
     return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def _pieces(
-    store: FeatureStore, spec: SeriesSpec, rows: NDArray[np.int64]
-) -> Iterator[NDArray[Any]]:
-    """Features of the given rows, in order, a few MiB at a time: [m, \\*shape] each."""
-    step = max(1, _PIECE_BYTES // spec.row_bytes)
-    for start in range(0, len(rows), step):
-        yield store.read(spec.name, rows[start : start + step], finite=False)
 
 
 # ---------------------------------------------------------------------------------------------- info
@@ -434,14 +420,13 @@ def repair_store(path: Path, *, command: str = "mirip-fast cache verify --repair
                 done.append(f"{name} was missing, and with it all of series {series}")
         for part in sorted({part for _, part in ranges}):
             write_ranges(path, part, ranges)
-        cleared = sum(_clear_damaged(shard) for there in shards.values() for shard in there)
-        if cleared:
-            done.append(f"{cleared} damaged rows are marked as missing")
-        for marker in dirty_files(path):  # what a killed run left was just looked after
-            marker.unlink(missing_ok=True)
-        fsync_folder(path)
     finally:
         lock.release()
+    with store.writer(command=command) as writer:
+        for name in store.series():
+            writer.missing(name, [])
+        if writer.cleared:
+            done.append(f"{writer.cleared} damaged rows are marked as missing")
     return done
 
 
@@ -460,15 +445,6 @@ def _lists_anew(path: Path, done: list[str]) -> Ranges:
         first, end = ranges.get(key, (min(numbers) if key[1] in rebuilt else 0, 0))
         ranges[key] = (first, max([end, *(number + 1 for number in numbers)]))
     return ranges
-
-
-def _clear_damaged(shard: Shard) -> int:
-    damaged = np.flatnonzero((shard.checksums() != 0) & ~shard.valid())
-    if len(damaged):
-        with contextlib.closing(ShardWriter(shard)) as writer:
-            writer.clear(damaged)
-            writer.sync()
-    return len(damaged)
 
 
 # --------------------------------------------------------------------------------------------- prune
@@ -576,7 +552,7 @@ def carry_out(plan: StorePlan, *, command: str = "mirip-fast cache prune") -> in
     path = plan.path
     before = _folder_bytes(path)
     store = FeatureStore.open(path)
-    with store.writer(command=command):
+    with store.writer(command=command) as writer:
         now = plan.again()  # under the lock nobody adds rows
         for dataset in now.trials:  # before its rows: a ledger must not name rows that are gone
             remove_dataset(dataset)
@@ -587,77 +563,29 @@ def carry_out(plan: StorePlan, *, command: str = "mirip-fast cache prune") -> in
             file.unlink(missing_ok=True)
         for folder in unfinished_datasets(path):
             shutil.rmtree(folder, ignore_errors=True)
-        prune_rows(store, now.keep, now.series)
+        prune_rows(writer, now.keep, now.series)
     return before - _folder_bytes(path)
 
 
-def prune_rows(
-    store: FeatureStore, keep: Collection[bytes], unwanted: Collection[str] = ()
-) -> None:
+def prune_rows(writer: StoreWriter, keep: Collection[bytes], unwanted: Collection[str]) -> None:
     """Drop every row whose content hash is not in ``keep``, second rows of one picture, damaged rows.
 
     Args:
-        store: the store, whose lock the caller holds.
+        writer: of the store.
         keep: content hashes whose rows stay.
         unwanted: series that go as a whole.
 
     Raises:
         DiskFullError: no room for the rows that are kept; nothing was changed.
     """
-    checked = FeatureStore.open(store.path, verify=True)
+    checked = FeatureStore.open(writer.store.path, verify=True)
     for name, spec in checked.series().items():
         valid = checked.valid_hashes(name)
         wanted = [] if name in unwanted else sorted(valid.intersection(keep))
-        if len(wanted) < len(valid) or -(-len(wanted) // spec.shard_rows) < len(
-            checked.shards(name)
-        ):
-            _rewrite(checked, spec, wanted)
-    store.refresh()
-
-
-def _rewrite(store: FeatureStore, spec: SeriesSpec, hashes: Sequence[bytes]) -> None:
-    """Replace a series' shards by new ones of part 0 that hold exactly these rows."""
-    path, ranges = store.path, read_ranges(store.path)
-    old = store.shards(spec.name)
-    ends: Ranges = {key: (end, end) for key, (_, end) in ranges.items() if key[0] == spec.name}
-    for shard in old:
-        key = (spec.name, shard.part)
-        end = max(shard.number + 1, ends.get(key, (0, 0))[1])
-        ends[key] = (end, end)
-    own = (spec.name, 0)
-    start = ends.get(own, (0, 0))[1]
-    rows = store.rows(spec.name, hashes)
-    order = np.argsort(rows)
-    table = np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 32)
-    made: list[tuple[Path, Path]] = []
-    try:
-        for number, first in enumerate(range(0, len(rows), spec.shard_rows), start):
-            final = path / shard_name(spec.name, 0, number)
-            made.append((partial_path(final), final))
-            chosen = order[first : first + spec.shard_rows]
-            shard = build_shard(*made[-1], spec, store.fingerprint_id)
-            with contextlib.closing(ShardWriter(shard)) as file:
-                done = 0
-                for piece in _pieces(store, spec, rows[chosen]):
-                    end = done + len(piece)
-                    file.write(np.arange(done, end), table[chosen[done:end]], piece)
-                    done = end
-                file.sync()
-        for partial, final in made:
-            partial.rename(final)
-    except BaseException:
-        for partial, final in made:
-            partial.unlink(missing_ok=True)
-            final.unlink(missing_ok=True)
-        raise
-    fsync_folder(path)
-    ends[own] = (start, start + len(made))
-    # Part 0 first: until the others' lists say so, their rows are only there twice.
-    for part in sorted({0, *(part for _, part in ends)}):
-        write_ranges(path, part, {**ranges, **ends})
-    for shard in old:
-        shard.path.unlink()
-    fsync_folder(path)
+        needed = -(-len(wanted) // spec.shard_rows)
+        if len(wanted) < len(valid) or needed < len(checked.shards(name)):
+            writer.rewrite(checked, name, wanted)
+    writer.store.refresh()
 
 
 def _young_hashes(store: FeatureStore, days: float) -> set[bytes]:
@@ -762,7 +690,7 @@ def _merge_store(
     folder = cache_dir / source.fingerprint_id
     if folder.resolve() == path.resolve():
         raise StoreError(f"{path} is the cache itself; name another one")
-    corrupt = sum(source.corrupt(name) for name in source.series())
+    corrupt = sum(bad for name in source.series() for _, _, bad in source.slots(name))
     target = FeatureStore.create(folder, source.fingerprint)
     _join_canaries(target, source, force=force)
     overlaps = [_compare(target, source, spec) for spec in source.series().values()]
@@ -819,14 +747,11 @@ def copy_rows(
             f"{source.path} and {target.path} hold different features "
             f"({differing_fields(source.fingerprint, target.fingerprint)})"
         )
-    added: dict[str, int] = {}
     with target.writer(command=command) as writer:
         todo = {}
         for name, spec in source.series().items():
             hashes = sorted(source.valid_hashes(name))
-            lacking = np.flatnonzero(writer.missing(name, hashes)).tolist()
-            rows = source.rows(name, [hashes[i] for i in lacking])
-            todo[spec] = sorted(zip(rows.tolist(), [hashes[i] for i in lacking], strict=True))
+            todo[spec] = list(compress(hashes, writer.missing(name, hashes)))
         log.info(
             "%d rows (%s) to copy from %s to %s; %s are free",
             sum(map(len, todo.values())),
@@ -835,18 +760,9 @@ def copy_rows(
             target.path,
             format_bytes(shutil.disk_usage(target.path).free),
         )
-        for spec, wanted in todo.items():
-            done = added[spec.name] = 0
-            for piece in _pieces(source, spec, np.array([row for row, _ in wanted], np.int64)):
-                names = [sha for _, sha in wanted[done : done + len(piece)]]
-                finite = np.isfinite(piece.reshape(len(piece), -1)).all(axis=1)
-                kept = [sha for sha, ok in zip(names, finite, strict=True) if ok]
-                writer.append(kept, {spec: piece[finite]})
-                added[spec.name] += len(kept)
-                done += len(piece)
-                progress(piece.nbytes)
-    target.refresh()
-    return added
+        return {
+            spec.name: writer.copy(source, spec, wanted, progress) for spec, wanted in todo.items()
+        }
 
 
 def _compare(ours: FeatureStore, theirs: FeatureStore, spec: SeriesSpec) -> Overlap:
@@ -859,8 +775,8 @@ def _compare(ours: FeatureStore, theirs: FeatureStore, spec: SeriesSpec) -> Over
         )
     shared = sorted(ours.valid_hashes(spec.name) & theirs.valid_hashes(spec.name))
     pairs = zip(
-        _pieces(ours, spec, ours.rows(spec.name, shared)),
-        _pieces(theirs, spec, theirs.rows(spec.name, shared)),
+        ours.pieces(spec.name, ours.rows(spec.name, shared)),
+        theirs.pieces(spec.name, theirs.rows(spec.name, shared)),
         strict=True,
     )
     alike = np.concatenate([np.empty(0), *(_cosines(a, b) for a, b in pairs)])
@@ -981,7 +897,7 @@ def export_dataset(
 
     def told(spec: SeriesSpec, rows: NDArray[np.int64]) -> Iterator[NDArray[Any]]:
         nonlocal written
-        for piece in _pieces(store, spec, rows):
+        for piece in store.pieces(spec.name, rows):
             yield piece
             written += piece.nbytes
             progress(written, total)

@@ -84,11 +84,9 @@ class PhaseOne:
         """
         ranks, total = distributed(), 0
         for _, _, spec in wanted_series(self.recipe):
-            there = self.store.free_slots(spec.name)
-            if ranks is None:
-                free = [sum(there.values())]  # a run alone fills the shards of every part
-            else:
-                free = [there.get(part, 0) for part in range(1, ranks.size + 1)]
+            there = [(shard.part, free) for shard, free, _ in self.store.slots(spec.name)]
+            parts = [None] if ranks is None else range(1, ranks.size + 1)  # alone: those of all
+            free = [sum(n for p, n in there if part in (None, p)) for part in parts]
             shards = _most_shards(n_images, free, spec.shard_rows)
             total += shards * shard_bytes(spec)
         return total

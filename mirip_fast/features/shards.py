@@ -331,31 +331,16 @@ def create_shard(path: Path, spec: SeriesSpec, fingerprint_id: str) -> Shard:
     """
     if path.exists():
         raise StoreError(f"{path} is there already; it was not touched")
-    partial = partial_path(path)
-    build_shard(partial, path, spec, fingerprint_id)
+    rows, partial = spec.shard_rows, partial_path(path)
+    about = {"schema": SCHEMA, "series": spec.name, "fingerprint": fingerprint_id, "rows": rows}
+    with _new_file(partial, path, shard_bytes(spec)) as file:
+        file.attrs.update(about)
+        _reserve(file, "features", (rows, *spec.shape), spec.dtype)
+        _reserve(file, "sha256", (rows, _SHA_BYTES), "u1")
+        _reserve(file, "checksum", (rows,), "u8")
     partial.rename(path)
     fsync_folder(path.parent)
     return open_shard(path, fingerprint_id)
-
-
-def build_shard(partial: Path, path: Path, spec: SeriesSpec, fingerprint_id: str) -> Shard:
-    """Make the empty shard that will be called ``path``, for now as ``partial``."""
-    rows = spec.shard_rows
-    datasets = {
-        "features": ((rows, *spec.shape), np.dtype(spec.dtype).newbyteorder("<")),
-        "sha256": ((rows, _SHA_BYTES), np.dtype("u1")),
-        "checksum": ((rows,), np.dtype("<u8")),
-    }
-    attributes = {
-        "schema": SCHEMA,
-        "series": spec.name,
-        "fingerprint": fingerprint_id,
-        "rows": rows,
-    }
-    with _new_file(partial, path, shard_bytes(spec)) as file:
-        file.attrs.update(attributes)
-        at = {name: _reserve(file, name, *what) for name, what in datasets.items()}
-    return Shard(partial, spec, rows, at["features"], at["sha256"], at["checksum"])
 
 
 def shard_bytes(spec: SeriesSpec) -> int:
@@ -363,8 +348,8 @@ def shard_bytes(spec: SeriesSpec) -> int:
     return _HEADER_BYTES + spec.shard_rows * (spec.row_bytes + _SHA_BYTES + 8)
 
 
-def _reserve(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
-    """Make a contiguous dataset whose place in the file is fixed at once; gives its offset."""
+def _reserve(file: h5py.File, name: str, shape: tuple[int, ...], dtype: str) -> None:
+    """Make a contiguous dataset whose place in the file is fixed at once."""
     settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     settings.set_layout(h5py.h5d.CONTIGUOUS)
     settings.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
@@ -372,9 +357,10 @@ def _reserve(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype
     settings.set_obj_track_times(False)  # the same shard is the same bytes, whenever it is made
     parents = h5py.h5p.create(h5py.h5p.LINK_CREATE)
     parents.set_create_intermediate_group(True)
-    stored, space = h5py.h5t.py_create(dtype, logical=True), h5py.h5s.create_simple(shape)
-    dataset = h5py.h5d.create(file.id, name.encode(), stored, space, settings, parents)
-    return int(dataset.get_offset() or 0)
+    stored = h5py.h5t.py_create(np.dtype(dtype).newbyteorder("<"), logical=True)
+    h5py.h5d.create(
+        file.id, name.encode(), stored, h5py.h5s.create_simple(shape), settings, parents
+    )
 
 
 @contextlib.contextmanager
@@ -565,7 +551,7 @@ def write_export(
     with _new_file(partial, path, size) as file:
         file.attrs.update(attributes)
         for name, (spec, pieces) in features.items():
-            _reserve(file, name, (rows, *spec.shape), np.dtype(spec.dtype).newbyteorder("<"))
+            _reserve(file, name, (rows, *spec.shape), spec.dtype)
             done = 0
             for piece in pieces:
                 file[name][done : done + len(piece)] = piece

@@ -45,8 +45,9 @@ STORE_FILE = "store.json"
 DIRTY_FILE = "DIRTY"
 _ID = re.compile("[0-9a-f]{16}")
 _READ_BYTES = 32 << 20  # read at once where rows are asked for out of order
+_PIECE_BYTES = 16 << 20  # in memory at once where many rows are copied
 _GAP_BYTES = 64 << 10  # reading over a gap of this size is quicker than a second read
-_SORT_ROWS = 1 << 12  # new hashes that are kept beside the sorted ones
+_SPARE_ROWS = 1 << 12  # room in the index for what is written next
 _RANGES_FILE = re.compile(r"shards-r(\d{2,})\.json")
 _TRIES = 20
 _MOST_JSON_BYTES = 16 << 20  # of the small JSON files of a store
@@ -68,74 +69,14 @@ def differing_fields(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     return "; ".join(f"{key}: {ours.get(key)} ≠ {theirs.get(key)}" for key in keys)
 
 
-class Contents:
-    """The content hashes of a store, each with a number counted from 0, which all its series share.
-
-    A number stays what it is. One thread may add hashes while others look.
-    """
-
-    def __init__(self) -> None:
-        self._sorted = np.empty(0, "S32"), np.empty(0, np.int32)  # hashes, and the number of each
-        self._new: dict[bytes, int] = {}  # numbers of those that came since
-
-    def __len__(self) -> int:
-        return len(self._sorted[0]) + len(self._new)
-
-    def find(self, hashes: Sequence[bytes]) -> NDArray[np.int64]:
-        """[n]: number of each content hash, −1 where it has none."""
-        if any(len(sha) != 32 for sha in hashes):
-            raise ValueError("a content hash has 32 bytes")
-        return self._find(b"".join(hashes))
-
-    def add(self, table: bytes) -> NDArray[np.int64]:
-        """[n]: number of each of the hashes that lie one behind the other; new ones get one."""
-        numbers = self._find(table)
-        unknown = np.flatnonzero(numbers < 0)
-        if len(unknown) <= _SORT_ROWS:
-            for i in unknown.tolist():
-                numbers[i] = self._new.setdefault(table[32 * i : 32 * i + 32], len(self))
-            if len(self._new) > max(_SORT_ROWS, len(self._sorted[0]) // 8):
-                self._sort(np.empty(0, "S32"))
-        else:
-            self._sort(np.unique(np.frombuffer(table, "S32")[unknown]))
-            numbers = self._find(table)
-        return numbers
-
-    def among(self, numbers: NDArray[np.int64]) -> set[bytes]:
-        """The hashes that have these numbers."""
-        new, (keys, theirs) = self._new, self._sorted
-        table = keys[np.isin(theirs, numbers)].tobytes()
-        some = {table[i : i + 32] for i in range(0, len(table), 32)}
-        return some | set(compress(new, np.isin(list(new.values()), numbers)))
-
-    def _find(self, table: bytes) -> NDArray[np.int64]:
-        # In this order: what leaves the first is in the second.
-        new, (keys, numbers) = self._new, self._sorted
-        # Fixed-length byte strings of NumPy compare like the 32 bytes: zeros at the end only fill up.
-        wanted = np.frombuffer(table, "S32")
-        result = np.full(len(wanted), -1, np.int64)
-        if len(wanted) and len(keys):
-            at = np.searchsorted(keys, wanted)
-            at[at == len(keys)] = 0
-            result = np.where(keys[at] == wanted, numbers[at], result)
-        for i in np.flatnonzero(result < 0).tolist() if new else ():
-            result[i] = new.get(table[32 * i : 32 * i + 32], -1)
-        return result
-
-    def _sort(self, more: NDArray[np.bytes_]) -> None:
-        """Move what is new among the sorted ones, and ``more`` that have no number yet."""
-        keys, numbers = self._sorted
-        new = np.frombuffer(b"".join(self._new), "S32")
-        keys = np.concatenate([keys, new, more])
-        numbers = np.concatenate([numbers, np.arange(len(numbers), len(keys), dtype=np.int32)])
-        order = np.argsort(keys, kind="stable")
-        self._sorted, self._new = (keys[order], numbers[order]), {}
-
-
 class Series:
     """What is known of one series: which content has which row.
 
     Global rows stay what they are when shards are added. One thread may change it while others look.
+
+    Args:
+        spec: of the series.
+        numbers: content hash → its number, counted from 0; all series of a store share them.
 
     Attributes:
         shards: in the order they were found.
@@ -144,14 +85,14 @@ class Series:
         live: positions of the shards that are there, by name.
     """
 
-    def __init__(self, spec: SeriesSpec, contents: Contents):
+    def __init__(self, spec: SeriesSpec, numbers: dict[bytes, int]):
         self.spec = spec
         self.shards: list[Shard] = []
         self.starts: list[int] = []
         self.sums: list[NDArray[np.uint64]] = []
         self.live: list[int] = []
-        self._contents = contents
-        self._numbers: list[NDArray[np.int32]] = []  # of the content in each shard's slots
+        self._numbers = numbers
+        self._contents: list[NDArray[np.int32]] = []  # number of the content in each shard's slots
         self._rows = np.empty(0, np.int64)  # of each content, −1 where it has none
 
     def count(self) -> int:
@@ -160,7 +101,8 @@ class Series:
 
     def find(self, hashes: Sequence[bytes]) -> NDArray[np.int64]:
         """[n]: global row of each content hash, −1 where there is none."""
-        numbers, rows = self._contents.find(hashes), self._rows
+        numbers = np.fromiter((self._numbers.get(sha, -1) for sha in hashes), np.int64, len(hashes))
+        rows = self._rows
         known = (numbers >= 0) & (numbers < len(rows))
         result = np.full(len(hashes), -1, np.int64)
         result[known] = rows[numbers[known]]
@@ -168,23 +110,21 @@ class Series:
 
     def hashes(self) -> set[bytes]:
         """The content hashes that have a row."""
-        return self._contents.among(np.flatnonzero(self._rows >= 0))
+        return set(compress(list(self._numbers), self._rows >= 0))
 
     def add_shard(self, shard: Shard) -> int:
         """Make a shard known; its rows are not. Gives its position."""
         self.starts.append(self.starts[-1] + self.shards[-1].rows if self.shards else 0)
         self.shards.append(shard)
         self.sums.append(np.zeros(shard.rows, np.uint64))
-        self._numbers.append(np.zeros(shard.rows, np.int32))
+        self._contents.append(np.zeros(shard.rows, np.int32))
         return len(self.shards) - 1
 
     def update(self, shards: Sequence[Shard], verify: Callable[[Shard], bool]) -> None:
         """Index the rows that came since the last time, checked where ``verify(shard)``."""
         position = {shard.path: i for i, shard in enumerate(self.shards)}
-        self.live = [position.get(s.path, -1) for s in shards]
-        self.live = [
-            self.add_shard(s) if i < 0 else i for i, s in zip(self.live, shards, strict=True)
-        ]
+        there = [(shard, position.get(shard.path, -1)) for shard in shards]
+        self.live = [i if i >= 0 else self.add_shard(shard) for shard, i in there]
         for i in self.live:
             if not self.sums[i].all():
                 shard = self.shards[i]
@@ -199,30 +139,41 @@ class Series:
     def set_keys(self, i: int, sums: NDArray[np.uint64], hashes: NDArray[np.uint8]) -> None:
         """Replace what is known of a shard's rows; :meth:`sort` makes it found."""
         slots = np.flatnonzero(sums)
-        self._numbers[i][slots] = self._contents.add(hashes[slots].tobytes())
+        table = hashes[slots].tobytes()
+        self._contents[i][slots] = self._number(
+            [table[j : j + 32] for j in range(0, len(table), 32)]
+        )
         self.sums[i] = sums
 
     def sort(self) -> None:
         """Build the index from what is known of the shards."""
-        rows = np.full(len(self._contents), -1, np.int64)
+        rows = np.full(len(self._numbers), -1, np.int64)
         # Backwards: the first row by name wins where two processes stored the same picture.
         for i in reversed(self.live):
             slots = np.flatnonzero(self.sums[i])[::-1]
-            rows[self._numbers[i][slots]] = self.starts[i] + slots
+            rows[self._contents[i][slots]] = self.starts[i] + slots
         self._rows = rows
 
     def add(
         self, i: int, slots: NDArray[np.int64], sums: NDArray[np.uint64], hashes: Sequence[bytes]
     ) -> None:
         """Note rows [n] that were written to a shard and are durable."""
-        numbers = self._contents.add(b"".join(hashes))
-        self._numbers[i][slots] = numbers
+        numbers = self._number(hashes)
+        self._contents[i][slots] = numbers
         self.sums[i][slots] = sums
-        lacking = len(self._contents) - len(self._rows)
+        lacking = len(self._numbers) - len(self._rows)
         if lacking > 0:
-            spare = np.full(max(lacking, len(self._rows) // 8, _SORT_ROWS), -1, np.int64)
+            spare = np.full(max(lacking, len(self._rows) // 8, _SPARE_ROWS), -1, np.int64)
             self._rows = np.concatenate([self._rows, spare])
         self._rows[numbers] = self.starts[i] + slots
+
+    def _number(self, hashes: Sequence[bytes]) -> list[int]:
+        """The number of each content; new ones get one."""
+        numbers = self._numbers
+        return [numbers.setdefault(sha, len(numbers)) for sha in hashes]
+
+
+_NOTHING = Series(SeriesSpec("none", (1,), "float16"), {})
 
 
 class FeatureStore:
@@ -231,14 +182,13 @@ class FeatureStore:
     Attributes:
         path: the folder.
         fingerprint: the fields that decide what the features are.
-        contents: the hashes that all series share.
     """
 
     def __init__(self, path: Path, fingerprint: dict[str, Any]):
         self.path = path
         self.fingerprint = fingerprint
         self.fingerprint_id = fingerprint_id(fingerprint)
-        self.contents = Contents()
+        self._numbers: dict[bytes, int] = {}  # of every content that any series has
         self._series: dict[str, Series] | None = None
         self._verify_always = False
 
@@ -304,42 +254,36 @@ class FeatureStore:
 
     def shards(self, series: str) -> list[Shard]:
         """The shards of a series, by part and number."""
-        known = self.indexes().get(series)
-        return [] if known is None else [known.shards[i] for i in known.live]
+        known = self._index(series)
+        return [known.shards[i] for i in known.live]
 
     def rows(self, series: str, hashes: Sequence[bytes]) -> NDArray[np.int64]:
         """[n] global row of each content hash, −1 where the series has none."""
-        known = self.indexes().get(series)
-        return np.full(len(hashes), -1, np.int64) if known is None else known.find(hashes)
+        return self._index(series).find(hashes)
 
     def count(self, series: str) -> int:
         """How many different images have a row."""
-        known = self.indexes().get(series)
-        return 0 if known is None else known.count()
-
-    def free_slots(self, series: str) -> dict[int, int]:
-        """How many rows fit into the shards that are there, by the part that fills them."""
-        known = self.indexes().get(series)
-        free: dict[int, int] = {}
-        if known is None:
-            return free
-        for i in known.live:
-            part = known.shards[i].part
-            free[part] = free.get(part, 0) + int(np.count_nonzero(known.sums[i] == 0))
-        return free
-
-    def corrupt(self, series: str) -> int:
-        """How many rows were found damaged; 0 where nobody looked (see :meth:`open`)."""
-        known = self.indexes().get(series)
-        if known is None:
-            return 0
-        marked = sum(np.count_nonzero(known.shards[i].checksums()) for i in known.live)
-        return int(marked - sum(np.count_nonzero(known.sums[i]) for i in known.live))
+        return self._index(series).count()
 
     def valid_hashes(self, series: str) -> set[bytes]:
         """The content hashes that have a row."""
-        known = self.indexes().get(series)
-        return set() if known is None else known.hashes()
+        return self._index(series).hashes()
+
+    def slots(self, series: str) -> Iterator[tuple[Shard, int, int]]:
+        """Of each shard how many rows fit into it yet, and how many were found damaged.
+
+        Nothing is found damaged where nobody looked (see :meth:`open`).
+        """
+        known = self._index(series)
+        for i in known.live:
+            shard, empty = known.shards[i], known.sums[i] == 0
+            yield shard, int(empty.sum()), int((empty & (shard.checksums() != 0)).sum())
+
+    def pieces(self, series: str, rows: NDArray[np.int64]) -> Iterator[NDArray[Any]]:
+        """Features of the given rows, finite or not, a few MiB at a time: [m, \\*shape] each."""
+        step = max(1, _PIECE_BYTES // self._index(series).spec.row_bytes)
+        for start in range(0, len(rows), step):
+            yield self.read(series, rows[start : start + step], finite=False)
 
     def read(self, series: str, rows: NDArray[np.int64], *, finite: bool = True) -> NDArray[Any]:
         """Features of the given rows.
@@ -355,8 +299,8 @@ class FeatureStore:
         Raises:
             StoreError: an unknown series, a row that does not exist (any more), or one that is not finite.
         """
-        known = self.indexes().get(series)
-        if known is None or not known.shards:
+        known = self._index(series)
+        if not known.shards:
             there = ", ".join(self.series()) or "none"
             raise StoreError(f"{self.path} has no series {series} (there is: {there})")
         rows = np.asarray(rows, np.int64)
@@ -388,7 +332,7 @@ class FeatureStore:
         known = {shard.path: shard for s in before.values() for shard in s.shards}
         series = {}
         for name, shards in find_shards(self.path, self.fingerprint_id, known).items():
-            series[name] = before.get(name) or Series(shards[0].spec, self.contents)
+            series[name] = before.get(name) or self.new_index(shards[0].spec)
             series[name].update(shards, lambda s: self._verify_always or dirty(s))
         self._series = series
 
@@ -408,6 +352,13 @@ class FeatureStore:
         from mirip_fast.features.store_writer import StoreWriter
 
         return StoreWriter(self, command, part=part, stop=stop)
+
+    def _index(self, series: str) -> Series:
+        return self.indexes().get(series, _NOTHING)
+
+    def new_index(self, spec: SeriesSpec) -> Series:
+        """An index of a series that has no shards yet."""
+        return Series(spec, self._numbers)
 
     def indexes(self) -> dict[str, Series]:
         """What is known of each series, for the writer."""

@@ -15,8 +15,9 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.closing import Closing
-from mirip_fast.errors import StoreError, StoreLockedError
+from mirip_fast.errors import DiskFullError, StoreError, StoreLockedError
 from mirip_fast.features.shards import SeriesSpec, Shard, ShardWriter, create_shard, shard_name
 from mirip_fast.features.store import (
     DIRTY_FILE,
@@ -35,6 +36,7 @@ from mirip_fast.features.store import (
     dirty_parts,
     listed,
     read_ranges,
+    shard_files,
     write_ranges,
 )
 from mirip_fast.files import disk_full, fsync_folder, is_disk_full, open_regular, read_json
@@ -66,6 +68,9 @@ class StoreWriter(Closing):
         part: 0 for a run alone; n + 1 for process n of several.
         stop: once set, from any thread, verifying a large cache ends soon, by StoppedError.
 
+    Attributes:
+        cleared: damaged rows that were found and made free.
+
     Raises:
         StoreLockedError: another run writes; names it. Nothing was changed.
     """
@@ -78,15 +83,14 @@ class StoreWriter(Closing):
         part: int = 0,
         stop: threading.Event | None = None,
     ):
-        self.store, self.part = store, part
+        self.store, self.part, self.cleared = store, part, 0
         self._stop = stop or threading.Event()
         self._mutex = threading.RLock()
         self._marker = store.path / f"{DIRTY_FILE}-r{part:02d}"
         self._dirty = False
         self._broken = False  # a batch was broken off: what it wrote may not be on the disk
-        self._free: dict[
-            str, list[tuple[int, NDArray[np.int64]]]
-        ] = {}  # by series that were verified
+        #: By series that were verified.
+        self._free: dict[str, list[tuple[int, NDArray[np.int64]]]] = {}
         self._files: dict[Path, ShardWriter] = {}
         self._lock = StoreLock(store.path, command, part)
         try:
@@ -111,8 +115,7 @@ class StoreWriter(Closing):
 
         The first call for a series verifies it; from then on ``store.rows`` tells the same.
         """
-        if not self._lock.held:
-            raise StoreError(f"{self.store.path}: this writer is closed")
+        self._check_open()
         if series not in self._free and series in self.store.series():
             with self._mutex:
                 self._verify(series)
@@ -136,16 +139,14 @@ class StoreWriter(Closing):
             _check_rows(spec, rows, hashes)
         first = {sha: i for i, sha in reversed(list(enumerate(hashes)))}
         with self._mutex:
-            if not self._lock.held:
-                raise StoreError(f"{self.store.path}: this writer is closed")
+            self._check_open()
             if self._broken:
                 raise StoreError(
                     f"{self.store.path}: an earlier write failed; open the store again"
                 )
             jobs = []
             for spec, rows in features.items():
-                made = Series(spec, self.store.contents)
-                index = self.store.indexes().setdefault(spec.name, made)
+                index = self.store.indexes().setdefault(spec.name, self.store.new_index(spec))
                 if index.spec != spec:
                     raise StoreError(
                         f"{self.store.path}: series {spec.name} holds {index.spec.shape} "
@@ -168,6 +169,82 @@ class StoreWriter(Closing):
                 self._broken = False
                 for series, i, slots, sums, sha in written:
                     series.add(i, slots, sums, sha)
+
+    def copy(
+        self,
+        source: FeatureStore,
+        spec: SeriesSpec,
+        hashes: Sequence[bytes],
+        progress: Callable[[int], None] = lambda _: None,
+    ) -> int:
+        """Append rows of another store, in its order, those that are finite; gives how many.
+
+        Args:
+            source: a store of the same fingerprint.
+            spec: of the series.
+            hashes: contents that have a row there.
+            progress: called with the bytes copied, piece by piece.
+        """
+        rows = source.rows(spec.name, hashes)
+        order = np.argsort(rows)
+        names, done = [hashes[i] for i in order], 0
+        before = self.store.count(spec.name)
+        for piece in source.pieces(spec.name, rows[order]):
+            finite = np.isfinite(piece.reshape(len(piece), -1)).all(axis=1)
+            self.append(
+                list(compress(names[done : done + len(piece)], finite)), {spec: piece[finite]}
+            )
+            done += len(piece)
+            progress(piece.nbytes)
+        return self.store.count(spec.name) - before
+
+    def rewrite(self, source: FeatureStore, series: str, hashes: Sequence[bytes]) -> None:
+        """Keep these rows of a series alone, in new shards of this part; the old ones are deleted.
+
+        Killed at any step, the rows are there once or twice.
+
+        Args:
+            source: this store, as it is on the disk.
+            series: one that is there.
+            hashes: contents that have a row.
+
+        Raises:
+            DiskFullError: no room for them; nothing was changed.
+        """
+        path, indexes = self.store.path, self.store.indexes()
+        before, ranges, old = indexes[series], read_ranges(path), source.shards(series)
+        made = indexes[series] = self.store.new_index(before.spec)
+        self._free[series] = []
+        try:
+            self.copy(source, before.spec, hashes)
+        except BaseException:
+            indexes[series] = before
+            with contextlib.suppress(OSError, DiskFullError):  # else they stay beside the old ones
+                write_ranges(path, self.part, ranges)
+                for shard in made.shards:
+                    shard.path.unlink()
+            raise
+        finally:
+            del self._free[series]
+            self._close_files()
+        ranges = read_ranges(path)
+        for shard in old:
+            _, end = ranges.get((series, shard.part), (0, 0))
+            ranges[series, shard.part] = (max(end, shard.number + 1),) * 2
+        for part in [p for name, p in ranges if name == series]:
+            ranges[series, part] = (ranges[series, part][1],) * 2
+        if made.shards:
+            ranges[series, self.part] = (made.shards[0].number, made.shards[-1].number + 1)
+        # This part first: until the others' lists say so, their rows are only there twice.
+        for part in sorted({p for _, p in ranges}, key=lambda part: (part != self.part, part)):
+            write_ranges(path, part, ranges)
+        for shard in old:
+            shard.path.unlink()
+        fsync_folder(path)
+
+    def _check_open(self) -> None:
+        if not self._lock.held:
+            raise StoreError(f"{self.store.path}: this writer is closed")
 
     def _write(
         self, index: Series, hashes: list[bytes], rows: NDArray[Any]
@@ -238,6 +315,7 @@ class StoreWriter(Closing):
                 corrupt = np.flatnonzero((sums == 0) & (shard.read_checksums(stream) != 0))
             index.set_keys(i, sums, hashes)
             if own and len(corrupt):
+                self.cleared += len(corrupt)
                 with contextlib.closing(ShardWriter(shard)) as file:
                     file.clear(corrupt)
                     file.sync()
@@ -253,7 +331,7 @@ class StoreWriter(Closing):
         while sum(len(slots) for _, slots in free) < count:
             ranges = read_ranges(path)
             first, end = ranges.get(key, (0, 0))
-            number = max([end, *(s.number + 1 for s in index.shards if s.part == self.part)])
+            number = max([end, *(n + 1 for n in shard_files(path).get(key, ()))])
             name = shard_name(index.spec.name, self.part, number)
             shard = create_shard(path / name, index.spec, self.store.fingerprint_id)
             try:
@@ -279,9 +357,12 @@ class StoreWriter(Closing):
             self._files[shard.path] = ShardWriter(shard)
         return self._files[shard.path]
 
-    def _release(self) -> None:
+    def _close_files(self) -> None:
         while self._files:
             self._files.popitem()[1].close()
+
+    def _release(self) -> None:
+        self._close_files()
         self._lock.release()
 
 
