@@ -14,7 +14,7 @@ from mirip_fast.data.manifest import read_manifest
 from mirip_fast.data.table import DataOptions
 from mirip_fast.errors import ImageError
 from mirip_fast.features.datasets import Dataset, save_dataset
-from mirip_fast.features.outcomes import InputHashes, ledger
+from mirip_fast.features.outcomes import ledger
 from mirip_fast.features.phase_one import open_hashes, prepare
 
 
@@ -67,5 +67,5 @@ def put(config: Config, source: Path, degrees: Mapping[str, float]) -> Dataset:
         with phase.store.writer() as writer:
             rows = np.stack(list(features.values())).astype(spec.dtype)
             writer.append(list(features), {spec: rows})
-    outcomes = ledger(InputHashes.of(known), np.ones(len(known), bool), failures)
+    outcomes = ledger(known, features, failures)
     return save_dataset(phase.store.path, manifest, outcomes, phase.recipe, data, config.embed)

@@ -24,7 +24,7 @@ from mirip_fast.errors import DiskFullError, StoppedError, StoreError, StoreLock
 from mirip_fast.features import shards, store_writer
 from mirip_fast.features import store as store_files
 from mirip_fast.features.maintenance import prune_rows, repair_store
-from mirip_fast.features.shards import SeriesSpec, Shard, shard_name
+from mirip_fast.features.shards import SeriesSpec, shard_name
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.features.store_writer import StoreWriter
 from mirip_fast.files import partial_path

@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, compress, islice
@@ -25,15 +25,14 @@ from numpy.typing import NDArray
 from mirip_fast.data.decode_pool import Decoded, DecodeJob, DecodePool
 from mirip_fast.data.hashes import HashMemory
 from mirip_fast.data.images import MAX_PIXELS
-from mirip_fast.errors import MiripError, StoppedError
+from mirip_fast.errors import ImageError, MiripError, StoppedError
 from mirip_fast.features.engine import Batch, Engine, Speed, SpeedReport
 from mirip_fast.features.outcomes import (
     EmbedInterrupt,
-    InputHashes,
     Outcome,
     Summary,
     ledger,
-    summarise_stopped,
+    summarise,
     warn_of,
 )
 from mirip_fast.features.recipe import Need, Recipe, sizes_of, wanted_series
@@ -44,7 +43,7 @@ from mirip_fast.runtime import our_cores
 if TYPE_CHECKING:
     from mirip_fast.features.backbone import Backbone
 
-_RECALLED_AT_ONCE = 500
+_ASKED_AT_ONCE = 500
 _CHANGED = "the file changed while it was read; run the same command again"
 
 
@@ -82,7 +81,7 @@ def embed(
     progress: Callable[[Progress], None] = lambda _: None,
     on_speed: Callable[[SpeedReport], None] = lambda _: None,
     writer: Callable[[], StoreWriter] | None = None,
-) -> Sequence[Outcome]:
+) -> list[Outcome]:
     """Make sure that every readable image has a row in every series of the recipe.
 
     Args:
@@ -109,7 +108,7 @@ def embed(
     run = _Run(paths, recipe, store, load, hashes, settings, progress, writer)
     try:
         run.go()
-        embedded = run.embedded()
+        outcomes = ledger(run.known, run.needs.completed, run.needs.failures)
     except KeyboardInterrupt as stopped:
         with suppress(MiripError, OSError):  # where the cache fails now, this stays as it is
             raise EmbedInterrupt(run.so_far()) from stopped
@@ -123,7 +122,7 @@ def embed(
     )
     if run.report is not None:
         on_speed(run.report)
-    return ledger(run.known, embedded, run.needs.failures)
+    return outcomes
 
 
 class _Run:
@@ -157,7 +156,7 @@ class _Run:
         self._computed = 0  # images that passed the backbone, or failed in it
         self._backbone: Backbone | None = None
         self._speed = Speed()  # of all passes together
-        self.known = InputHashes(len(paths))
+        self.known: list[bytes | ImageError | None] = [None] * len(paths)
         self.needs = Needs(store, recipe, self._open_writer)
         self.report: SpeedReport | None = None
         self.flat: list[Path] = []  # pictures of a single colour
@@ -173,21 +172,12 @@ class _Run:
             again = self._left()
             self.needs.complete([], dict.fromkeys(again, _CHANGED))
 
-    def embedded(self) -> NDArray[np.bool_]:
-        """[paths]: whether the content got rows in this run."""
-        result = np.zeros(len(self._paths), bool)
-        for inputs, hashes in self.known.parts():
-            result[inputs] = [sha in self.needs.completed for sha in hashes]
-        return result
-
     def so_far(self) -> Summary:
         """What became of the images in a run that was stopped."""
         self._stop.set()
-        there = np.zeros(len(self._paths), bool)
-        for inputs, hashes in self.known.parts():
-            there[inputs] = self.needs.there(hashes)
-        embedded = self.embedded()
-        return summarise_stopped(self.known, embedded, there, self.needs.failures, self._started)
+        left = {sha for _, sha in self._lacking()}
+        needs = self.needs
+        return summarise(ledger(self.known, needs.completed, needs.failures, left), self._started)
 
     def close(self) -> None:
         """Give the store's lock back; every committed row stays."""
@@ -200,12 +190,18 @@ class _Run:
     def _left(self) -> dict[bytes, int]:
         """Contents that should have rows by now and have not, with their inputs; to be reserved again."""
         left: dict[bytes, int] = {}
-        if self._writer is not None:
-            for inputs, hashes in self.known.parts():
-                for i in self.needs.left(hashes):
-                    left.setdefault(hashes[i], int(inputs[i]))
-            self.needs.release(list(left))
+        for i, sha in self._lacking() if self._writer is not None else ():
+            if sha not in self.needs.failures:
+                left.setdefault(sha, i)
+        self.needs.release(left)
         return left
+
+    def _lacking(self) -> Iterator[tuple[int, bytes]]:
+        """Inputs whose content lacks something by now, as far as the store's index knows."""
+        known = ((i, sha) for i, sha in enumerate(self.known) if isinstance(sha, bytes))
+        while part := list(islice(known, _ASKED_AT_ONCE)):
+            lacking = self.needs.lacking([sha for _, sha in part])
+            yield from (pair for pair, need in zip(part, lacking, strict=True) if need)
 
     def _pass(self, indices: Sequence[int]) -> None:
         jobs = self._jobs(indices)
@@ -239,7 +235,7 @@ class _Run:
         sizes = tuple(dict.fromkeys(view.size for view in self._recipe.views))
         fast = self._recipe.decode == "fast"
         iterator = iter(indices)
-        while part := list(islice(iterator, _RECALLED_AT_ONCE)):
+        while part := list(islice(iterator, _ASKED_AT_ONCE)):
             paths = [self._paths[i] for i in part]
             remembered: list[bytes | None] = [None] * len(part)
             if not self._settings.rehash:
@@ -264,7 +260,7 @@ class _Run:
         """Take in what became of one file. It is known by the bytes that were decoded."""
         sha, before, path = item.sha256, self.known[item.index], self._reading.pop(item.index)
         if not sha:
-            self.known.fail(item.index, item.reason or "")
+            self.known[item.index] = ImageError(item.reason or "")
             self._settled += 1
             self._unread += 1
             return
@@ -354,7 +350,7 @@ class Needs:
     """Gives each picture's work out once, however many files hold it. Several threads may use it.
 
     A cache that has some views or kinds is filled, not redone: a need names exactly what is lacking. Only
-    work under way and failures are kept here; what is done, the writer knows.
+    work under way and failures are kept here; what is done, the store's index knows.
 
     Args:
         store: what is there already.
@@ -373,22 +369,28 @@ class Needs:
         self._lock = threading.Lock()
         self._given: set[bytes] = set()
         self._open: dict[bytes, Need] = {}
+        self._verified = False
         self.failures: dict[bytes, str] = {}
         self.completed: set[bytes] = set()
 
     def reserve(self, hashes: Sequence[bytes]) -> list[Need]:
         """What is to be computed of each content; empty where nothing is, or where it was given out."""
-        needs: list[Need] = [()] * len(hashes)
-        maybe = np.flatnonzero(~self.there(hashes)).tolist()
         with self._lock:
-            # In this order: what was completed is no longer given out, and the store has it.
-            free = [i for i in maybe if not self._closed(hashes[i])]
-            lacking = self._lacking([hashes[i] for i in free])
-            for i, row in zip(free, lacking, strict=True):
-                need = tuple(compress(self._wanted, row))
-                if need and not self._closed(hashes[i]):
-                    needs[i] = self._open[hashes[i]] = need
-                    self._given.add(hashes[i])
+            needs = self.lacking(hashes)
+            if (
+                any(needs) and not self._verified
+            ):  # from now on the index knows what is damaged, too
+                writer = self._writer()
+                for _, _, spec in self._wanted:
+                    writer.missing(spec.name, ())
+                self._verified = True
+                needs = self.lacking(hashes)
+            for i, sha in enumerate(hashes):
+                if needs[i] and (sha in self._given or sha in self.failures):
+                    needs[i] = ()
+                elif needs[i]:
+                    self._open[sha] = needs[i]
+                    self._given.add(sha)
         return needs
 
     def sizes(self, sha256: bytes) -> tuple[int, ...]:
@@ -416,30 +418,15 @@ class Needs:
             for sha in failures:
                 self._open.pop(sha, None)
 
-    def release(self, hashes: Sequence[bytes]) -> None:
+    def release(self, hashes: Iterable[bytes]) -> None:
         """Let contents be reserved again: the file that was to be computed vanished or changed."""
         with self._lock:
             self._given.difference_update(hashes)
 
-    def left(self, hashes: Sequence[bytes]) -> list[int]:
-        """Positions of the contents that still lack something by now, without a failure to explain it."""
-        rows = enumerate(self._lacking(hashes))
-        return [i for i, row in rows if any(row) and hashes[i] not in self.failures]
-
-    def there(self, hashes: Sequence[bytes]) -> NDArray[np.bool_]:
-        """[n]: whether a content has everything by now, as far as the store's index knows."""
-        result = np.ones(len(hashes), bool)
-        for _, _, spec in self._wanted:
-            result &= self._store.rows(spec.name, hashes) >= 0
-        return result
-
-    def _lacking(self, hashes: Sequence[bytes]) -> list[tuple[bool, ...]]:
-        """[n][wanted series]: whether a content lacks it, once the writer has verified what there is."""
-        if not hashes:
-            return []
-        writer = self._writer()
-        columns = [writer.missing(spec.name, hashes).tolist() for _, _, spec in self._wanted]
-        return list(zip(*columns, strict=True))
-
-    def _closed(self, sha: bytes) -> bool:
-        return sha in self._given or sha in self.failures
+    def lacking(self, hashes: Sequence[bytes]) -> list[Need]:
+        """What each content lacks, as far as the store's index knows."""
+        missing = [self._store.rows(spec.name, hashes) < 0 for _, _, spec in self._wanted]
+        needs: list[Need] = [()] * len(hashes)
+        for i in np.flatnonzero(np.any(missing, axis=0)).tolist():
+            needs[i] = tuple(compress(self._wanted, (row[i] for row in missing)))
+        return needs

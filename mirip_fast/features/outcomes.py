@@ -6,12 +6,11 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
+from types import MappingProxyType
+from typing import NamedTuple
 
 from mirip_fast.data.csv_reader import shown
 from mirip_fast.data.table import STATUSES
@@ -21,105 +20,47 @@ log = logging.getLogger(__name__)
 
 _UNSEEN = "it was not looked at; run the same command again"
 _NAMED = 20  # pictures of a single colour
-_EMBEDDED, _PRESENT, _DUPLICATE, _FAILED = range(4)
+LEFT = "left"  # the status of what a run that was stopped did not come to
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """One line of the ledger."""
 
-    status: str  # one of STATUSES
+    status: str  # one of STATUSES, or LEFT
     sha256: bytes | None = None  # of the file's bytes; None if it could not be read
     reason: str | None = None  # why it failed
 
 
-class InputHashes:
-    """The content hash of each of ``n`` inputs, or why it could not be read.
-
-    Attributes:
-        reasons: input → why it could not be read.
-    """
-
-    _AT_ONCE = 4096
-
-    def __init__(self, n: int):
-        self._hashes: list[bytes | None] = [None] * n
-        self.reasons: dict[int, str] = {}
-
-    @classmethod
-    def of(cls, found: Sequence[bytes | ImageError]) -> InputHashes:
-        """Those of a list."""
-        inputs = cls(len(found))
-        for i, sha in enumerate(found):
-            if isinstance(sha, ImageError):
-                inputs.fail(i, str(sha))
-            else:
-                inputs[i] = sha
-        return inputs
-
-    def __len__(self) -> int:
-        return len(self._hashes)
-
-    def __getitem__(self, i: int) -> bytes | None:
-        return self._hashes[i]
-
-    def __setitem__(self, i: int, sha256: bytes) -> None:
-        if len(sha256) != 32:
-            raise ValueError("a content hash has 32 bytes")
-        self._hashes[i] = sha256
-        self.reasons.pop(i, None)
-
-    def fail(self, i: int, reason: str) -> None:
-        """Note that an input could not be read."""
-        self._hashes[i] = None
-        self.reasons[i] = reason
-
-    def unknown(self) -> list[int]:
-        """The inputs without a hash."""
-        return [i for i, sha in enumerate(self._hashes) if sha is None]
-
-    def parts(self) -> Iterator[tuple[NDArray[np.int64], list[bytes]]]:
-        """Some thousands at a time: the inputs [m] whose hash is known, and the hashes."""
-        for start in range(0, len(self), self._AT_ONCE):
-            part = self._hashes[start : start + self._AT_ONCE]
-            known = [(i, sha) for i, sha in enumerate(part, start) if sha is not None]
-            yield np.array([i for i, _ in known], np.int64), [sha for _, sha in known]
-
-    def repeated(self) -> NDArray[np.bool_]:
-        """[n]: whether an earlier input has the same content."""
-        result, seen = np.zeros(len(self), bool), set[bytes]()
-        for i, sha in enumerate(self._hashes):
-            if sha is not None:
-                result[i] = sha in seen
-                seen.add(sha)
-        return result
-
-
 def ledger(
-    inputs: InputHashes,
-    embedded: NDArray[np.bool_] | None = None,
-    failures: Mapping[bytes, str] | None = None,
+    known: Sequence[bytes | ImageError | None],
+    embedded: Container[bytes] = (),
+    failures: Mapping[bytes, str] = MappingProxyType({}),
+    left: Container[bytes] | None = None,
 ) -> list[Outcome]:
     """What became of each input.
 
     Args:
-        inputs: content hash of each of n inputs, or why it could not be read.
-        embedded: [n] whether its content was embedded just now; None: nothing was.
+        known: content hash of each of n inputs, or why it could not be read; None: not looked at.
+        embedded: contents that were embedded just now.
         failures: hash → reason, for files that could be read but not embedded.
+        left: contents that lack features, in a run that was stopped; their status, and that of inputs that
+            were not looked at, is :data:`LEFT`.
     """
-    statuses = np.full(len(inputs), _PRESENT, np.uint8)
-    if embedded is not None:
-        statuses[embedded] = _EMBEDDED
-    statuses[inputs.repeated()] = _DUPLICATE
-    reasons = dict.fromkeys(inputs.unknown(), _UNSEEN) | inputs.reasons
-    if failures:
-        for positions, hashes in inputs.parts():
-            for i, sha in zip(positions.tolist(), hashes, strict=True):
-                if sha in failures:
-                    reasons[i] = failures[sha]
-    statuses[list(reasons)] = _FAILED
-    named = (STATUSES[status] for status in statuses)
-    return [Outcome(status, inputs[i], reasons.get(i)) for i, status in enumerate(named)]
+    outcomes, seen = [], set[bytes]()
+    for sha in known:
+        if sha is None and left is not None:
+            outcomes.append(Outcome(LEFT))
+        elif not isinstance(sha, bytes):
+            outcomes.append(Outcome("failed", None, str(sha or _UNSEEN)))
+        elif sha in failures:
+            outcomes.append(Outcome("failed", sha, failures[sha]))
+        elif left is not None and sha in left:
+            outcomes.append(Outcome(LEFT, sha))
+        else:
+            status = "embedded" if sha in embedded else "present"
+            outcomes.append(Outcome("duplicate" if sha in seen else status, sha))
+            seen.add(sha)
+    return outcomes
 
 
 def warn_of(paths: Sequence[Path], what: str) -> None:
@@ -164,38 +105,6 @@ class EmbedInterrupt(KeyboardInterrupt):
         self.summary = summary
 
 
-def summarise_stopped(
-    inputs: InputHashes,
-    embedded: NDArray[np.bool_],
-    there: NDArray[np.bool_],
-    failures: Mapping[bytes, str],
-    started: float,
-) -> Summary:
-    """Count what became of each input before the run was stopped.
-
-    Args:
-        inputs: content hash of each of n inputs, as far as they were looked at.
-        embedded: [n] whether its content was embedded just now.
-        there: [n] whether its content has everything that is wanted.
-        failures: hash → reason, for files that could be read but not embedded.
-        started: ``time.monotonic()`` when the run began.
-    """
-    left, statuses = len(STATUSES), np.full(len(inputs), len(STATUSES), np.uint8)
-    statuses[there] = _PRESENT
-    statuses[there & embedded] = _EMBEDDED
-    statuses[there & inputs.repeated()] = _DUPLICATE
-    for positions, hashes in inputs.parts():
-        statuses[positions[[sha in failures for sha in hashes]]] = _FAILED
-    statuses[list(inputs.reasons)] = _FAILED
-    counts = np.bincount(statuses, minlength=left + 1).tolist()
-    return Summary(
-        inputs=len(inputs),
-        **dict(zip(STATUSES, counts, strict=False)),
-        seconds=time.monotonic() - started,
-        left=counts[left],
-    )
-
-
 def summarise(outcomes: Sequence[Outcome], started: float) -> Summary:
     """Count the outcomes and assert that none was lost.
 
@@ -204,10 +113,10 @@ def summarise(outcomes: Sequence[Outcome], started: float) -> Summary:
         started: ``time.monotonic()`` when the run began.
     """
     counts = Counter(outcome.status for outcome in outcomes)
-    assert sum(counts[status] for status in STATUSES) == len(outcomes), counts
+    assert counts.keys() <= {*STATUSES, LEFT}, counts
     return Summary(
         inputs=len(outcomes),
-        **{status: counts[status] for status in STATUSES},
+        **{status: counts[status] for status in (*STATUSES, LEFT)},
         seconds=time.monotonic() - started,
     )
 

@@ -25,7 +25,7 @@ from mirip_fast.features.backbone_files import find_backbone, names_of_backbones
 from mirip_fast.features.datasets import Dataset, save_dataset
 from mirip_fast.features.embed import Progress, Settings, embed
 from mirip_fast.features.engine import SpeedReport
-from mirip_fast.features.outcomes import InputHashes, Outcome, Summary, ledger, summarise
+from mirip_fast.features.outcomes import Outcome, Summary, ledger, summarise
 from mirip_fast.features.recipe import Recipe, make_recipe, wanted_series
 from mirip_fast.features.shards import shard_bytes
 from mirip_fast.features.store import FeatureStore, differing_fields
@@ -60,7 +60,7 @@ class PhaseOne:
         settings: Settings,
         progress: Callable[[Progress], None] = lambda _: None,
         on_speed: Callable[[SpeedReport], None] = lambda _: None,
-    ) -> Sequence[Outcome]:
+    ) -> list[Outcome]:
         """Compute what is missing; see :func:`mirip_fast.features.embed.embed`."""
         return embed(
             paths, self.recipe, self.store, self.load, hashes, settings, progress, on_speed
@@ -398,7 +398,7 @@ def features_of_files(
             known = list(hashes.sha256_many(paths, rehash=rehash))
             readable = [sha for sha in known if isinstance(sha, bytes)]
             if (like.rows(series, readable) >= 0).all():
-                return OnDemand(ledger(InputHashes.of(known)), like, series)
+                return OnDemand(ledger(known), like, series)
         phase = _prepare(options, config, like, hashes)
         settings = settings_of(config.embed, len(paths), rehash=rehash, command=command)
         outcomes, store = _embed(phase, paths, hashes, settings, progress)

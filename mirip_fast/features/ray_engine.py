@@ -12,23 +12,21 @@ import dataclasses
 import logging
 import os
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from mirip_fast.config import EmbedConfig
 from mirip_fast.data.sources import keep_indexes_in
-from mirip_fast.errors import ConfigError, MiripError
+from mirip_fast.errors import ConfigError, ImageError, MiripError
 from mirip_fast.features.embed import Progress, Settings, embed
 from mirip_fast.features.outcomes import (
     EmbedInterrupt,
-    InputHashes,
     Outcome,
     ledger,
-    summarise_stopped,
+    summarise,
 )
 from mirip_fast.features.phase_one import PhaseOne, open_hashes, prepare
 from mirip_fast.features.recipe import Recipe
@@ -53,42 +51,38 @@ class Worker:
     ):
         self._part, self._options, self._device = part, options, device
         self._settings, self._folder = settings, folder
-        self._phase: PhaseOne | None = None
-        self._backbone: Backbone | None = None
-        self._writer: StoreWriter | None = None
+
+    @cached_property
+    def _phase(self) -> PhaseOne:
+        os.chdir(self._folder)  # relative names are the driver's
+        keep_indexes_in(Path(self._options.cache_dir))
+        self._hashes = open_hashes(Path(self._options.cache_dir))
+        return prepare(self._options, self._device, self._hashes)
+
+    @cached_property
+    def _backbone(self) -> Backbone:
+        return self._phase.load()
+
+    @cached_property
+    def _writer(self) -> StoreWriter:
+        return self._phase.store.writer(command=self._settings.command, part=self._part)
 
     def start(self) -> Recipe:
-        """Find the backbone and open the store, once; weights are loaded with the first missing image."""
-        if self._phase is None:
-            os.chdir(self._folder)  # relative names are the driver's
-            keep_indexes_in(Path(self._options.cache_dir))
-            self._hashes = open_hashes(Path(self._options.cache_dir))
-            self._phase = prepare(self._options, self._device, self._hashes)
+        """Find the backbone and open the store; weights are loaded with the first missing image."""
         return self._phase.recipe
 
     def embed(self, paths: Sequence[Path]) -> list[Outcome]:
         """What became of each image of a chunk."""
-        assert self._phase is not None
-        recipe, store = self._phase.recipe, self._phase.store
-        settings, hashes = self._settings, self._hashes
-        return list(embed(paths, recipe, store, self._load, hashes, settings, writer=self._open))
+        phase = self._phase
+        return embed(
+            paths, phase.recipe, phase.store, lambda: self._backbone, self._hashes, self._settings,
+            writer=lambda: self._writer,
+        )  # fmt: skip
 
     def close(self) -> None:
         """Give the lock of this part back."""
-        if self._writer is not None:
+        if "_writer" in vars(self):
             self._writer.close()
-
-    def _load(self) -> Backbone:
-        if self._backbone is None:
-            assert self._phase is not None
-            self._backbone = self._phase.load()
-        return self._backbone
-
-    def _open(self) -> StoreWriter:
-        if self._writer is None:
-            assert self._phase is not None
-            self._writer = self._phase.store.writer(command=self._settings.command, part=self._part)
-        return self._writer
 
 
 def embed_on_ray(
@@ -99,7 +93,7 @@ def embed_on_ray(
     actors: int | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
     begin: Callable[[PhaseOne], None] = lambda _: None,
-) -> tuple[PhaseOne, Sequence[Outcome]]:
+) -> tuple[PhaseOne, list[Outcome]]:
     """Make sure that every readable image has its features, on the cluster of ``RAY_ADDRESS`` or here.
 
     Args:
@@ -120,76 +114,70 @@ def embed_on_ray(
         EmbedInterrupt: stopped by a KeyboardInterrupt.
     """
     try:
-        import ray
+        import ray as installed
     except ImportError as error:
         raise ConfigError(
             "--engine ray needs Ray: `pip install ray`. Without it, --engine local."
         ) from error
+    ray: Any = installed
     ours = not ray.is_initialized()
     if ours:
         ray.init(logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
+    started, there = time.monotonic(), ray.cluster_resources()
+    gpus, cpus = int(there.get("GPU", 0)), there.get("CPU", 1)
+    gpu = gpus > 0 and device != "cpu"
+    count = actors or (gpus if gpu else len(ray.nodes()))
+    cores = cpus / count if cpus < count else int(cpus / count)
+    workers = min(max(1, int(cores)), settings.workers) if settings.workers else 0
+    settings = dataclasses.replace(settings, cores=max(1, int(cores)), workers=workers)
+    kind = ray.remote(num_cpus=cores, num_gpus=min(1, gpus / count) if gpu else 0)(Worker)
+    kind = kind.options(max_restarts=_LOSSES)
+    made = [
+        kind.remote(part, options, device, settings, Path.cwd()) for part in range(1, count + 1)
+    ]
+    size = min(_MOST, max(_FEWEST, -(-len(paths) // (_CHUNKS_EACH * count))))
+    driver = _Driver(ray, paths, size, options, progress, begin)
     try:
-        return _Driver(ray, paths, options, device, settings, actors, progress, begin).run()
+        driver.hand_out(made)
+    except KeyboardInterrupt as stopped:
+        outcomes = ledger(driver.known, driver.embedded, driver.failures, left=())
+        raise EmbedInterrupt(summarise(outcomes, started)) from stopped
     finally:
+        for actor in made:
+            ray.kill(actor)
         if ours:
             ray.shutdown()
+    assert driver.phase is not None
+    return driver.phase, ledger(driver.known, driver.embedded, driver.failures)
 
 
 class _Driver:
+    """Hands out chunks of ``size`` images, and gathers what became of each."""
+
     def __init__(
         self,
         ray: Any,
         paths: Sequence[Path],
+        size: int,
         options: EmbedConfig,
-        device: str,
-        settings: Settings,
-        actors: int | None,
         progress: Callable[[Progress], None],
         begin: Callable[[PhaseOne], None],
     ):
         self._ray, self._paths, self._progress, self._begin = ray, paths, progress, begin
-        there = ray.cluster_resources()
-        gpus, cpus = int(there.get("GPU", 0)), there.get("CPU", 1)
-        gpu = gpus > 0 and device != "cpu"
-        count = actors or (gpus if gpu else len(ray.nodes()))
-        cores = cpus / count if cpus < count else int(cpus / count)
-        workers = min(max(1, int(cores)), settings.workers) if settings.workers else 0
-        settings = dataclasses.replace(settings, cores=max(1, int(cores)), workers=workers)
-        kind = ray.remote(num_cpus=cores, num_gpus=min(1, gpus / count) if gpu else 0)(Worker)
-        self._actors = [
-            kind.options(max_restarts=_LOSSES).remote(
-                number + 1, options, device, settings, Path.cwd()
-            )
-            for number in range(count)
-        ]
-        size = min(_MOST, max(_FEWEST, -(-len(paths) // (_CHUNKS_EACH * count))))
+        self._folder = Path(options.cache_dir)
         n = len(paths)
         self._todo = deque(range(i, min(i + size, n)) for i in range(0, n, size))
-        self._losses: dict[object, int] = {}  # by actor and by chunk
-        self._options = options
-        self._phase: PhaseOne | None = None
-        self._known = InputHashes(len(paths))
-        self._embedded: set[bytes] = set()
-        self._failures: dict[bytes, str] = {}
-        self._done = np.zeros(len(paths), bool)
+        self._losses = Counter[object]()  # by actor and by chunk
+        self.phase: PhaseOne | None = None
+        self.known: list[bytes | ImageError | None] = [None] * n
+        self.embedded: set[bytes] = set()
+        self.failures: dict[bytes, str] = {}
+        self._counts = Progress(n)
 
-    def run(self) -> tuple[PhaseOne, Sequence[Outcome]]:
-        started = time.monotonic()
-        try:
-            self._hand_out()
-        except KeyboardInterrupt as stopped:
-            raise EmbedInterrupt(
-                summarise_stopped(self._known, self._flags(), self._done, self._failures, started)
-            ) from stopped
-        finally:
-            for actor in self._actors:
-                self._ray.kill(actor)
-        assert self._phase is not None
-        return self._phase, ledger(self._known, self._flags(), self._failures)
-
-    def _hand_out(self) -> None:
+    def hand_out(self, actors: Sequence[Any]) -> None:
+        """Give every actor chunk after chunk until all are done."""
         ray = self._ray
-        busy: dict[Any, Any] = {actor.start.remote(): (actor, None) for actor in self._actors}
+        busy: dict[Any, Any] = {actor.start.remote(): (actor, None) for actor in actors}
         idle: list[Any] = []
         while self._todo or any(chunk is not None for _, chunk in busy.values()):
             ready, _ = ray.wait(list(busy), num_returns=1, timeout=1.0)
@@ -202,6 +190,11 @@ class _Driver:
                 except ray.exceptions.RayActorError:
                     if self._lost(actor, chunk):
                         busy[actor.start.remote()] = (actor, None)  # Ray starts it again
+                    elif not busy and not idle:
+                        raise MiripError(
+                            "Every Ray actor was lost, again and again: see the logs of Ray on the machines. "
+                            "What was committed stays; the same command goes on from there."
+                        ) from None
                     continue
                 if chunk is None:
                     self._same_recipe(found)
@@ -215,8 +208,7 @@ class _Driver:
 
     def _lost(self, actor: Any, chunk: range | None) -> bool:
         """Put back what an actor had in hand; whether it may come again."""
-        for thing in (actor, chunk):
-            self._losses[thing] = self._losses.get(thing, 0) + 1
+        self._losses.update((actor, chunk))
         if chunk is not None:
             self._todo.appendleft(chunk)
             log.warning(
@@ -229,50 +221,30 @@ class _Driver:
                     f"{self._paths[chunk[0]]} and the {len(chunk) - 1} after it. Is there memory for a "
                     "batch on each machine (--batch-size)? What was committed stays."
                 )
-        if self._losses[actor] <= _LOSSES:
-            return True
-        self._actors.remove(actor)
-        if not self._actors:
-            raise MiripError(
-                "Every Ray actor was lost, again and again: see the logs of Ray on the machines. What was "
-                "committed stays; the same command goes on from there."
-            )
-        return False
+        return self._losses[actor] <= _LOSSES
 
     def _same_recipe(self, recipe: Recipe) -> None:
-        if self._phase is None:
+        if self.phase is None:
             import torch
 
-            folder = Path(self._options.cache_dir) / recipe.fingerprint_id
+            folder = self._folder / recipe.fingerprint_id
             store = FeatureStore.create(folder, recipe.fingerprint)
-            self._phase = PhaseOne(recipe, store, torch.device("cpu"))
-            self._begin(self._phase)
-        elif recipe.fingerprint != self._phase.recipe.fingerprint:
+            self.phase = PhaseOne(recipe, store, torch.device("cpu"))
+            self._begin(self.phase)
+        elif recipe.fingerprint != self.phase.recipe.fingerprint:
             raise ConfigError(
                 "The machines would compute different features "
-                f"({differing_fields(self._phase.recipe.fingerprint, recipe.fingerprint)}). Give --device "
+                f"({differing_fields(self.phase.recipe.fingerprint, recipe.fingerprint)}). Give --device "
                 "and --precision that all of them have."
             )
 
     def _take_in(self, chunk: range, outcomes: Sequence[Outcome]) -> None:
-        for i, outcome in zip(chunk, outcomes, strict=True):
-            if outcome.sha256 is None:
-                self._known.fail(i, outcome.reason or "")
-                continue
-            self._known[i] = outcome.sha256
-            if outcome.status == "failed":
-                self._failures[outcome.sha256] = outcome.reason or ""
-            else:
-                self._done[i] = True
-                if outcome.status == "embedded":
-                    self._embedded.add(outcome.sha256)
-        counts = Progress(total=len(self._paths))
-        counts.failed = len(self._failures) + len(self._known.reasons)
-        counts.done = int(self._done.sum()) + counts.failed
-        self._progress(counts)
-
-    def _flags(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        flags = np.zeros(len(self._paths), bool)
-        for inputs, hashes in self._known.parts():
-            flags[inputs] = [sha in self._embedded for sha in hashes]
-        return flags
+        self._counts.done += len(chunk)
+        self._counts.failed += sum(outcome.status == "failed" for outcome in outcomes)
+        for i, (status, sha, reason) in zip(chunk, outcomes, strict=True):
+            self.known[i] = sha or ImageError(reason or "")
+            if sha is not None and status == "failed":
+                self.failures[sha] = reason or ""
+            elif sha is not None and status == "embedded":
+                self.embedded.add(sha)
+        self._progress(self._counts)

@@ -19,7 +19,7 @@ from mirip_fast.data.table import DataOptions
 from mirip_fast.errors import BackboneError, CheckpointError, ImageError, StoreError
 from mirip_fast.features.backbone_files import find_backbone, names_of_backbones
 from mirip_fast.features.embed import Progress, Settings
-from mirip_fast.features.outcomes import InputHashes, Outcome, ledger
+from mirip_fast.features.outcomes import Outcome, ledger
 from mirip_fast.features.phase_one import PhaseOne, open_hashes, prepare, with_kinds
 from mirip_fast.features.recipe import series_name
 from mirip_fast.features.store import FeatureStore, differing_fields
@@ -339,7 +339,7 @@ def _score_part(
         store = None if known is None else _complete_store(model.info, cache_dir, known)
         if store is not None and known is not None:
             # Nothing to compute: neither torch nor the backbone is needed.
-            outcomes: Sequence[Outcome] = ledger(InputHashes.of(known))
+            outcomes: Sequence[Outcome] = ledger(known)
         else:
             places = _places(model.info, backbone, hashes)
             passes, stores = [], []
