@@ -370,7 +370,7 @@ def _tell_what_it_rests_on(done: RankDone) -> None:
         rests = (
             "where more judged pairs of the same kind would put a work: how far those that were learned from "
             "leave it open (Gaussian process); not another judge"
-            if process is not None and len(process.told)
+            if process is not None and process.pairs_alone
             else "where the graders may put a work: their scatter around what the model had said of graded "
             "works that it had not trained on"
         )

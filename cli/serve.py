@@ -138,9 +138,12 @@ def serve_command(
             click.launch(server.address)
         server.run()
         if page is not None and page.pairs:
+            click.echo(f"{page.pairs} judged pairs of what was moved: {page.pairs_file}")
             click.echo(
-                f"{page.pairs} judged pairs of what was moved: {page.pairs_file}\n"
-                f"Next: mirip-fast train --head-only --data {works} --pairs {page.pairs_file}"
+                f"Next: mirip-fast train --head-only --pairs {page.pairs_file}"
+                if page.trained_on is None
+                else f"Next: mirip-fast train --head-only --data {page.trained_on} learns them beside its "
+                "grades (with --pairs all: the grades alone)"
             )
 
 

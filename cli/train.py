@@ -138,7 +138,8 @@ def train_command(
             reread = {name: getattr(config.data, name) for name in grades.values()}
             chosen = "--backbone" in typed
             through = names_of_backbones(config.embed.backbone) if chosen else ()
-            request = Request(data, split_files, debug, only, reread, through)
+            served = "train.pairs" not in resolved.given and config.train.label != "pairs"
+            request = Request(data, split_files, debug, only, reread, through, served)
             run, result = train_head(config, request)
     except KeyboardInterrupt:
         output_dir = Path(config.train.output_dir)

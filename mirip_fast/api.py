@@ -416,7 +416,8 @@ def train(
 
         grades = ("tiers", "tier_column", "score_column", "group_column", "by", "applicants")
         again = {name: getattr(made.data, name) for name in grades if name in options}
-        run, _ = train_head(made, Request(data, grades=again))
+        served = "train.pairs" not in resolved.given
+        run, _ = train_head(made, Request(data, grades=again, served=served))
     return Model(pick_model(run.path, run.path.parent), made)
 
 

@@ -234,8 +234,9 @@ class TrainConfig:
     )
     label: str = option(
         "tier",
-        "What makes one image better than another: its tier, or its tier_score.",
-        choices=("tier", "tier_score"),
+        "What makes one image better than another: its tier, or its tier_score; pairs: the judged pairs of "
+        "--pairs FILE.csv alone, which else join the grades.",
+        choices=("tier", "tier_score", "pairs"),
     )
     loss: str = option(
         "margin",

@@ -96,7 +96,8 @@ def test_pairs_beside_tiers(work: Path, capfd: pytest.CaptureFixture[str]) -> No
     tiers = {name: int(name[2:]) % 4 for name in ids}
     brightness_pairs(work / "pairs.csv", ids, lambda one, other: tiers[one] < tiers[other])
     assert run(["embed", "data", *TINY]) == 0
-    assert run([*TRAIN, "--pairs", "pairs.csv", *LARGER, "--ema-decay", "0.9"]) == 0
+    alone = ["--label", "pairs"]
+    assert run([*TRAIN, "--pairs", "pairs.csv", *alone, *LARGER, "--ema-decay", "0.9"]) == 0
     (folder,) = (work / "runs").iterdir()
     assert all(
         0 <= float(line["val/tier_accuracy"]) <= 1 for line in rows_of(folder / "history.csv")
@@ -120,7 +121,7 @@ def test_few_validation_pairs_leave_the_choice_to_the_tiers(
     ids = [f"id{i:02d}" for i in range(12)]
     brightness_pairs(work / "pairs.csv", ids, lambda one, other: one > other)
     assert run(["embed", "data", *TINY]) == 0
-    assert run([*TRAIN, "--pairs", "pairs.csv"]) == 0
+    assert run([*TRAIN, "--pairs", "pairs.csv", "--label", "pairs"]) == 0
     err = capfd.readouterr().err
     assert "the tiers choose the best epoch" in err and "val accuracy is that of the tiers" in err
 
@@ -263,7 +264,7 @@ def test_tiers_beside_judged_pairs_say_what_scores_mean(
     names = [row["filename"] for row in rows][::3]
     brightness_pairs(work / "pairs.csv", names, lambda one, other: better[one] > better[other])
     assert run(["-q", "embed", "data", *TINY]) == 0
-    assert run(["train", "--head-only", "--pairs", "pairs.csv"]) == 0
+    assert run(["train", "--head-only", "--pairs", "pairs.csv", "--label", "pairs"]) == 0
     told = capfd.readouterr()
     assert "the tiers say what scores mean" in told.err and "in the right order" in told.out
     (folder,) = (work / "runs").iterdir()

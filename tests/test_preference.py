@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy import integrate, optimize, stats
+from scipy.spatial.distance import cdist
 
 from mirip_fast.errors import DataError
 from mirip_fast.models.gp import GaussianProcess
-from mirip_fast.models.preference import Preferences, fit_pairs
+from mirip_fast.models.preference import Preferences, fit_pairs, join_pairs
 
 N, BLOCKS = 30, (5, 4)
 RNG = np.random.default_rng(0)
@@ -140,3 +141,48 @@ def test_the_process_that_is_kept_scores_and_doubts_alike() -> None:
         )
     drawn = process.draw(new, 4_000)
     assert np.allclose(drawn.std(axis=0), process.spread(new), rtol=0.1)
+
+
+@pytest.mark.parametrize("kind", ["exact", "reduced", "sets"])
+def test_pairs_beside_grades_are_at_the_mode_of_both_likelihoods(kind: str) -> None:
+    """Where f − its mean given the grades = its covariance times the slope of the pairs' likelihood."""
+    grades, sets = TRUTH + RNG.normal(size=N) / 2, None
+    if kind == "sets":
+        sets = np.arange(N) // 2
+        grades = (np.bincount(sets, grades) / 2)[sets]
+    rows, new = ROWS[:, 5:], RNG.normal(size=(6, 4)).astype(np.float32)
+    gp = GaussianProcess.fit(
+        rows, grades, exact=0 if kind == "reduced" else N, inducing=N, sets=sets
+    )
+    pairs, label = np.array([[0, 1], [1, 2], [3, 4], [5, 0], [2, 3]]), np.array([1, -1, 1, 1, 0])
+    weight = np.array([1.0, 2, 1, 1, 1])
+    joined = join_pairs(gp, np.vstack([new[:4], rows[:2]]), pairs, label, weight)
+
+    u = (np.vstack([rows, new]) - gp.centre).astype(np.float64)
+    u /= np.linalg.norm(u, axis=1, keepdims=True)
+    prior = 1 + gp.amplitudes[0] * np.exp(-cdist(u, u) / gp.lengths[0])
+    z, seen = (grades - gp.mean) / gp.sd, np.eye(N, N + 6)
+    if sets is not None:
+        z, seen = z[::2], (seen[::2] + seen[1::2]) / 2
+    gain = prior @ seen.T @ np.linalg.inv(seen @ prior @ seen.T + gp.noise * np.eye(len(z)))
+    mean, covariance = gain @ z, prior - gain @ seen @ prior
+    place = np.array([N, N + 1, N + 2, N + 3, 0, 1])[pairs]
+    differ = np.zeros((len(pairs), N + 6))
+    for sign, works in zip((1, -1), place.T, strict=True):
+        differ[np.arange(len(pairs)), works] += sign / np.sqrt(2 * gp.noise)
+    f = (joined.score(np.vstack([rows, new])) - gp.mean) / gp.sd
+    gap, won = differ @ f, (label + 1) / 2
+    up, down = stats.norm.pdf(gap) / stats.norm.cdf(gap), stats.norm.pdf(gap) / stats.norm.cdf(-gap)
+    slope = weight * (won * up - (1 - won) * down)
+    assert np.allclose(f - mean, covariance @ differ.T @ slope, atol=1e-5)
+    assert np.abs(f - mean).max() > 0.1
+    sure = weight * (won * up * (gap + up) + (1 - won) * down * (down - gap))
+    told = differ @ covariance
+    after = covariance - told.T @ np.linalg.solve(told @ differ.T + np.diag(1 / sure), told)
+    if kind != "reduced":  # whose spread counts what it lacks of a new row as noise
+        spread = gp.sd * np.sqrt(np.diag(after)[N:] + gp.noise)
+        assert np.allclose(joined.spread(new), spread, atol=1e-4)
+    assert (joined.spread(new)[:4] < gp.spread(new)[:4]).all()
+    again = GaussianProcess.from_arrays(joined.arrays())
+    assert np.array_equal(again.score(new), joined.score(new)) and not again.pairs_alone
+    assert np.array_equal(joined.left_out, gp.left_out)

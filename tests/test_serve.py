@@ -11,13 +11,15 @@ from typing import Any
 
 import pytest
 from made_page import made_ranking, pictures
-from made_run import draw, rows_of
+from made_run import TINY, draw, make_data, rows_of
+from mirip_fast_cli.main import run
 
 from mirip_fast.config import Config
 from mirip_fast.data.pair_files import read_pairs
 from mirip_fast.errors import ConfigError, DataError
 from mirip_fast.portfolio import page as page_module
 from mirip_fast.portfolio import score_api
+from mirip_fast.portfolio.rank import rank_folder
 from mirip_fast.portfolio.serve import LivePage, find_source
 from mirip_fast.ranking.evaluate import pick_model
 from mirip_fast.serving import Guard, require_packages
@@ -115,6 +117,55 @@ def test_a_corrected_order_becomes_judged_pairs(folder: Path) -> None:
         assert len(judged) == page.pairs == len(rows) and set(judged.label) == {1}
         say(client, {key: {"at": None} for key in keys})  # all taken back
         assert rows_of(page.pairs_file) == [] and page.pairs == 0
+
+
+def test_what_was_moved_joins_the_grades_in_the_next_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import mirip_fast as mf
+
+    monkeypatch.chdir(tmp_path)
+    for module in ("finished", "readouts"):  # pictures take most of the time
+        monkeypatch.setattr(f"mirip_fast.ranking.{module}.draw_run", lambda *_: None)
+    make_data(tmp_path / "data", 48)
+    for i in range(6):
+        draw(tmp_path / "new" / f"{i}.png", 0.3 + 0.02 * i, 100 + i)
+    train = ["train", "--head-only"]
+    assert run(["-q", "embed", "data", *TINY]) == run(["-q", *train]) == 0
+    model, config = mf.load(workers=0), Config()
+    done = rank_folder(model.scorer, "new", config)
+    before = done.ranking.set_index("file")["score"]
+    with LivePage(done, tmp_path, config) as page:
+        client = client_of(page.routes(TOKEN))
+        say(client, {keys_of(client)[5]: {"at": -1}})  # the last one up to the first place
+        assert page.pairs == 5
+    capfd.readouterr()
+    assert run(train) == 0
+    told = capfd.readouterr().err
+    assert "5 of 5 judged pairs of" in told and "join 44 graded works" in told
+    assert "grades alone order 0.0000 rightly" in told
+    again = mf.load(workers=0)
+    assert again.path != model.path
+    after = again.rank("new", anyway=True).set_index("file")["score"]
+    last, first = before.idxmin(), before.idxmax()
+    assert after[last] - after[first] > (before[last] - before[first]) / 2
+    held_out = [rows_of(path / "held_out.csv") for path in (model.path, again.path)]
+    assert held_out[0] == held_out[1]  # what is told of graded works rests on the grades alone
+    # A head, too; and it goes on with them after a stop.
+    assert (
+        run([*train, "--epochs", "2"]) == 1
+    )  # works that were ranked have not all that a head looks at
+    assert "6 of 6 works in judged pairs have no features" in capfd.readouterr().err
+    assert run(["-q", "embed", "new", *TINY]) == 0
+    head = [*train, "--data", "data", "--epochs", "20", "--learning-rate", "0.01"]
+    scores = []
+    for said in ("5 of 5 judged pairs of", "is gone: what was moved"):
+        assert run(head) == 0
+        assert said in capfd.readouterr().err
+        scores.append(mf.load(workers=0).rank("new", anyway=True).set_index("file")["score"])
+        page.pairs_file.unlink(missing_ok=True)
+    gaps = [(one[last] - one[first]) / one.std() for one in scores]
+    assert gaps[0] > gaps[1]
 
 
 def test_who_may_see_the_page_and_change_it(folder: Path) -> None:
@@ -219,8 +270,6 @@ def test_more_requests_than_the_queue_holds_are_sent_away(
 
 
 def test_a_ranking_or_a_run_says_what_is_to_be_served(headed: Path) -> None:
-    from mirip_fast_cli.main import run
-
     (one,) = (headed / "runs").glob("2*")
     assert find_source(str(one), None) == (str(headed / "data" / "metadata.csv"), one)
     run(["--quiet", "rank", "data", "--anyway", "--out", "ranked"])

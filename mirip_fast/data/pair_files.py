@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FIRST, SECOND, LABEL, WEIGHT = "image_path_1", "image_path_2", "label", "weight"
+#: Columns of a file that says the content of its works, too: SHA-256 in hexadecimal digits.
+CONTENT = ("sha256_1", "sha256_2")
 _LABELS = {1.0: 1, -1.0: -1, 0.0: 0}
 _SHOWN = 3  # contradictions that are named
 _HINTS = 20  # unknown images that get one
@@ -177,6 +180,36 @@ def pairs_table(path: Path, *, separator: str | None = None, encoding: str = "ut
             *(shown(path), spelled(near), WEIGHT),
         )
     return table
+
+
+def works_in(path: Path, *, encoding: str = "utf-8") -> pd.DataFrame | None:
+    """The works in a file of judged pairs that says their content, as `serve` writes it; None in others.
+
+    Returns:
+        ``image_id``, ``file`` and ``named``, as the file names the work, and ``sha256``.
+
+    Raises:
+        DataError: the file cannot be read, or a cell holds no SHA-256 or another one than before.
+    """
+    import pandas as pd
+
+    table = pairs_table(path, encoding=encoding)
+    if not {*CONTENT} <= {*table.columns}:
+        return None
+    problems, known = Problems(path, sheet=table.sheet), dict[str, str]()
+    for row, cells in table.rows:
+        of = dict(zip(table.columns, cells, strict=True))
+        for name, column in zip((FIRST, SECOND), CONTENT, strict=True):
+            text = of[column].strip().lower()
+            if not re.fullmatch("[0-9a-f]{64}", text):
+                problems.add(f"{text!r} is no SHA-256 of a file", row=row, column=column)
+            elif known.setdefault(of[name].strip(), text) != text:
+                problems.add("another content than in a row above", row=row, column=column)
+    problems.raise_if_any()
+    hashes = [bytes.fromhex(text) for text in known.values()]
+    return pd.DataFrame(
+        {"image_id": [*known], "file": [*known], "named": [*known], "sha256": hashes}
+    )
 
 
 def named(name: str, problems: Problems, row: int, column: str) -> bool:

@@ -43,7 +43,7 @@ from mirip_fast.ranking.graded import (
     images_of_dataset,
     left_out,
 )
-from mirip_fast.ranking.judged_pairs import read_judged_pairs
+from mirip_fast.ranking.judged_pairs import JudgedPairs, read_judged_pairs
 from mirip_fast.ranking.objective import pairs_files
 from mirip_fast.ranking.readouts import FEW_PAIRS, MOST_WORKS
 from mirip_fast.ranking.rows import open_store, read_features
@@ -318,7 +318,7 @@ class Retrainer:
 
 def training_config(config: Config, pairs: Path) -> Config:
     """The session's settings as ``train --head-only --pairs FILE`` takes them."""
-    train = dataclasses.replace(config.train, pairs=str(pairs), folds=0)
+    train = dataclasses.replace(config.train, pairs=str(pairs), label="pairs", folds=0)
     tracking = dataclasses.replace(config.tracking, report_to="none")
     return dataclasses.replace(config, train=train, tracking=tracking)
 
@@ -345,7 +345,7 @@ def train_once(config: Config, source: Path, hashes: Sequence[bytes]) -> NDArray
     dataset = newest_dataset(cache, source)
     images = graded_of_dataset(dataset, config.split, need_tiers=False)
     files, zero = pairs_files(config.train), config.train.pairs_zero
-    judged = read_judged_pairs(files, images, left_out(dataset), zero)
+    judged = JudgedPairs.of(read_judged_pairs(files, images, dataset, zero), images)
     here = np.array([split == "train" for split in judged.splits], dtype=bool)
     if here.sum() >= FEW_PAIRS or config.head.readout == "head":
         with temporary_folder() as folder:

@@ -120,8 +120,9 @@ class GaussianProcess:
         noise: its variance, in variances of y.
         mean, sd: of y.
         evidence: log marginal likelihood per row of standardised y, of the rows learned from.
-        told: [p, m] float64, of a process that learned from p judged pairs (:mod:`.preference`): its product
-            with the kernel of a row is what they take from the variance of f; [0, 0] where y was learned.
+        told: [p, m] float64, of a process that learned from judged pairs (:mod:`.preference`): its product
+            with the kernel of a row is what they take from the variance of f; [0, 0] without. Where they
+            were learned beside y, the basis ends with the rows of their works.
         sets: [n] int64, of rows that were graded in sets, the number of each row's set; then ``errors`` is
             [s], per set (y − mean of left_out) / mean of left_out_sd; [0] where every row has its own grade.
     """
@@ -319,9 +320,10 @@ class GaussianProcess:
         for kernel in self._kernels(rows):
             means.append(self.mean + self.sd * (kernel @ self.weights))
             variances.append(np.maximum(self._variance(kernel), 0.0))
-            if len(self.left_out_sd) == len(self.basis):
-                nearest = kernel.argmax(axis=1)
-                same = kernel.max(axis=1) > (1 - 1e-6) * self._kernel.self
+            if len(self.left_out_sd) == self._graded:
+                graded = kernel[:, : self._graded]
+                nearest = graded.argmax(axis=1)
+                same = graded.max(axis=1) > (1 - 1e-6) * self._kernel.self
                 own = (self.left_out_sd[nearest] / self.sd) ** 2
                 variances[-1] = np.where(same, own, variances[-1])
         return np.concatenate(means), self.sd * np.sqrt(np.concatenate(variances))
@@ -330,20 +332,42 @@ class GaussianProcess:
         """[k] of y, in variances of y, given the kernel [k, m] of rows and basis."""
         from scipy.linalg import solve_triangular
 
-        if len(self.told):
+        if self.pairs_alone:
             own = self._kernel.square(self.basis, 0.0).mean(axis=0)
             before = self._kernel.self - 2 * kernel.mean(axis=1) + own.mean()
             after: FloatArray = before - ((self.told @ (kernel - own).T) ** 2).sum(axis=0)
             return after
+        joined = ((self.told @ kernel.T) ** 2).sum(axis=0) if len(self.told) else 0.0
+        kernel = kernel[:, : self._graded]
         if len(self.factor):
             half = solve_triangular(self._basis_factor, kernel.T, lower=True)
             half = solve_triangular(self.factor, half, lower=True)
-            approximate: FloatArray = self.noise * (1 + (half**2).sum(axis=0))
+            approximate: FloatArray = self.noise * (1 + (half**2).sum(axis=0)) - joined
             return approximate
         part = _averaging(self.sets) @ kernel.T if len(self.sets) else kernel[:, self._sure].T
         half = solve_triangular(self._basis_factor, part, lower=True)
-        exact: FloatArray = self._kernel.self + self.noise - (half**2).sum(axis=0)
+        exact: FloatArray = self._kernel.self + self.noise - (half**2).sum(axis=0) - joined
         return exact
+
+    def given_grades(self, rows: ArrayLike) -> tuple[NDArray[np.float32], FloatArray]:
+        """[q, D] features → the basis [m, d] with these rows behind it, and M [q, m]: the covariance of f,
+        given the grades, of them and any others is M times the kernel of that basis and those."""
+        from scipy.linalg import cho_solve, solve_triangular
+
+        parts = _prepare(np.asarray(rows), self.blocks, self.centre)
+        u = np.hstack([p for p, a in zip(parts, self.amplitudes, strict=True) if a])
+        cross = self._kernel(self.basis, u)
+        if len(self.sets):
+            average = _averaging(self.sets)
+            told = average.T @ cho_solve((self._basis_factor, True), average @ cross)
+        elif len(self.factor):
+            half = solve_triangular(self._basis_factor, cross, lower=True)
+            half -= self.noise * cho_solve((self.factor, True), half)
+            told = solve_triangular(self._basis_factor.T, half)
+        else:
+            factor = _cholesky(self._kernel.square(self.basis, self.noise))
+            told = cho_solve((factor, True), cross, check_finite=False)
+        return np.vstack([self.basis, u]), np.hstack([-told.T, np.eye(len(u))])
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Everything as arrays, for a safetensors file."""
@@ -365,6 +389,10 @@ class GaussianProcess:
         values: dict[str, Any] = {f.name: arrays[f.name] for f in fields(cls) if f.name in arrays}
         return cls(**{k: v.item() if k in _NUMBERS else v for k, v in values.items()})
 
+    def kernel(self, rows: ArrayLike) -> FloatArray:
+        """[k, D] features → [k, m] kernel between them and the basis."""
+        return np.concatenate([*self._kernels(rows)])
+
     def _kernels(self, rows: ArrayLike) -> Iterator[FloatArray]:
         """The kernel between k rows and the basis, [≤ _PIECE, m] at a time."""
         x = np.asarray(rows)
@@ -382,18 +410,29 @@ class GaussianProcess:
         return _Kernel(self.blocks, self.amplitudes, self.lengths)
 
     @property
+    def pairs_alone(self) -> bool:
+        """Whether it learned from judged pairs, and no grades."""
+        return len(self.told) > 0 and not len(self.left_out)
+
+    @property
+    def _graded(self) -> int:
+        """Rows of the basis but for those of judged pairs that were learned beside grades."""
+        return len(self.factor) or len(self.left_out) or len(self.basis)
+
+    @property
     def _sure(self) -> NDArray[np.int64]:
         """Rows of an exact process's basis that a spread is computed from."""
-        every = np.random.default_rng(0).permutation(len(self.basis))
+        every = np.random.default_rng(0).permutation(self._graded)
         return np.sort(every[:_SURE])
 
     @cached_property
     def _basis_factor(self) -> FloatArray:
         """The Cholesky factor of the kernel of those rows, with the noise where the process is exact."""
+        basis = self.basis[: self._graded]
         if len(self.factor):
-            return _cholesky(self._kernel.square(self.basis, _JITTER))
+            return _cholesky(self._kernel.square(basis, _JITTER))
         if len(self.sets):
-            return _cholesky(_of_sets(self._kernel, self.basis, self.sets, self.noise)[1])
+            return _cholesky(_of_sets(self._kernel, basis, self.sets, self.noise)[1])
         return _cholesky(self._kernel.square(self.basis[self._sure], self.noise))
 
 

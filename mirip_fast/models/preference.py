@@ -6,6 +6,10 @@ with the kernel of differences (Houlsby, Huszár, Ghahramani & Lengyel 2011), so
 (Rasmussen & Williams 2006, *Gaussian Processes for Machine Learning*, algorithms 3.1, 3.2 and 5.1). The noise
 of a judgement is the unit of f; the amplitudes of the kernel's blocks are learned by the approximate marginal
 likelihood, so that which layers count is learned, too.
+
+Where works are graded, :func:`join_pairs` adds pairs to the process of the grades: its posterior is the prior
+of the pairs, and a judgement is as noisy as the comparison of two grades, Φ((f(x) − f(x′)) / √(2 σ²)), σ²
+being the noise of a grade. So a pair tells as much as two grades of which only the order is known.
 """
 
 from __future__ import annotations
@@ -202,6 +206,46 @@ def fit_pairs(
     return before.given(index, label, weight)
 
 
+def join_pairs(
+    process: GaussianProcess,
+    rows: ArrayLike,
+    pairs: ArrayLike,
+    label: ArrayLike,
+    weight: ArrayLike | None = None,
+) -> GaussianProcess:
+    """A process of grades given judged pairs, too; what left-out grades would be stays as it is.
+
+    Args:
+        process: fitted to grades.
+        rows: [q, D] finite features of the works in pairs, graded or not.
+        pairs, label, weight: as for :func:`fit_pairs`.
+    """
+    from scipy.linalg import solve_triangular
+
+    index = np.asarray(pairs, dtype=np.int64).reshape(-1, 2)
+    one, other = index.T
+    noise = (2 * process.noise) ** 0.5
+    basis, known = process.given_grades(rows)
+    more = np.zeros(len(basis) - len(process.basis))
+    process = replace(process, basis=basis, weights=np.concatenate([process.weights, more]))
+    covariance = known @ process.kernel(rows).T
+    mean = (process.score(rows) - process.mean) / process.sd
+    _, slope, sure, factor, _ = _laplace(
+        _of_differences((covariance + covariance.T) / 2, index) / noise**2,
+        _votes(label, weight),
+        mean=(mean[one] - mean[other]) / noise,
+    )
+    sign = np.zeros((len(index), len(known)))
+    sign[np.arange(len(index)), one] += 1
+    sign[np.arange(len(index)), other] -= 1
+    told = solve_triangular(factor, np.sqrt(sure)[:, None] * sign, lower=True)
+    return replace(
+        process,
+        weights=process.weights + slope @ sign @ known / noise,
+        told=np.linalg.qr(told, mode="r") @ known / noise,
+    )
+
+
 def _votes(label: ArrayLike, weight: ArrayLike | None) -> FloatArray:
     """[2, p] how much of each verdict is for the first and the second work: 1, ½ or 0, times its weight."""
     won = (np.asarray(label, dtype=np.float64) + 1) / 2
@@ -243,30 +287,33 @@ def _likelihood(g: FloatArray, votes: FloatArray) -> tuple[FloatArray, ...]:
 
 
 def _laplace(
-    prior: FloatArray, votes: FloatArray, start: FloatArray | None = None
+    prior: FloatArray,
+    votes: FloatArray,
+    start: FloatArray | None = None,
+    mean: FloatArray | float = 0.0,
 ) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray, float]:
     """The mode g, the likelihood's first and negative second derivative there, the factor, the log evidence.
 
-    Newton's method in a = C⁻¹ g, halving steps that do not help; the objective is concave.
+    Newton's method in a = C⁻¹ (g − mean), halving steps that do not help; the objective is concave.
     """
     from scipy.linalg import cho_solve
 
     a = np.zeros(votes.shape[1]) if start is None else start
-    g = prior @ a
+    g = mean + prior @ a
     value, slope, bend, _ = _likelihood(g, votes)
-    now = value.sum() - a @ g / 2
+    now = value.sum() - a @ (g - mean) / 2
     for _ in range(_STEPS):
         sure = -bend
         root = np.sqrt(sure)
         factor = _cholesky(np.eye(votes.shape[1]) + root[:, None] * prior * root)
-        b = sure * g + slope
+        b = sure * (g - mean) + slope
         step = b - root * cho_solve((factor, True), root * (prior @ b), check_finite=False) - a
         size = 1.0
         while True:
             trial = a + size * step
-            g = prior @ trial
+            g = mean + prior @ trial
             value, slope, bend, _ = _likelihood(g, votes)
-            then = value.sum() - trial @ g / 2
+            then = value.sum() - trial @ (g - mean) / 2
             if then >= now - 1e-12 * abs(now) or size < 1e-6:
                 break
             size /= 2

@@ -21,7 +21,7 @@ import numpy as np
 
 from mirip_fast.closing import Closing
 from mirip_fast.data.csv_reader import counted, shown
-from mirip_fast.data.pair_files import FIRST, LABEL, SECOND
+from mirip_fast.data.pair_files import CONTENT, FIRST, LABEL, SECOND
 from mirip_fast.errors import DataError
 from mirip_fast.files import disk_full, fsync_folder, is_disk_full, try_lock, write_csv
 
@@ -162,7 +162,10 @@ def _clean(key: Any, given: Any) -> dict[str, Any]:
 
 
 def write_pairs(
-    path: Path, works: Mapping[str, str], marks: Mapping[str, Mapping[str, Any]]
+    path: Path,
+    works: Mapping[str, str],
+    marks: Mapping[str, Mapping[str, Any]],
+    hashes: Mapping[str, bytes],
 ) -> int:
     """Write what the user's own order says against the model's, as judged pairs.
 
@@ -172,6 +175,7 @@ def write_pairs(
         path: a CSV file that ``train --pairs`` reads; replaced.
         works: key → file name of the works, in the model's order.
         marks: of :class:`Marks`.
+        hashes: file name → SHA-256 of the work, by which training finds its features.
 
     Returns:
         The number of pairs.
@@ -191,6 +195,7 @@ def write_pairs(
             pairs[(moved, other) if own[moved] < own[other] else (other, moved)] = None
     rows = [
         {FIRST: names[better], SECOND: names[worse], LABEL: 1, "kind": "moved", "predicted": -1}
+        | {c: hashes[names[i]].hex() for c, i in zip(CONTENT, (better, worse), strict=True)}
         for better, worse in pairs
         if _can_be_written(names[better]) and _can_be_written(names[worse])
     ]
@@ -200,7 +205,7 @@ def write_pairs(
             counted(len(pairs) - len(rows), "pair"),
         )
     if rows or path.exists():
-        write_csv(path, (FIRST, SECOND, LABEL, "kind", "predicted"), rows)
+        write_csv(path, (FIRST, SECOND, LABEL, "kind", "predicted", *CONTENT), rows)
     return len(rows)
 
 

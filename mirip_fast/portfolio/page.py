@@ -316,7 +316,7 @@ def _about(done: RankDone) -> dict[str, Any]:
         "within": known.within and printable(known.within),
         # Multiplies a difference of scores; 0: every pair is even.
         "sharpness": sharpness,
-        "byPairs": model.process is not None and len(model.process.told) > 0,
+        "byPairs": model.process is not None and model.process.pairs_alone,
         "confidence": CONFIDENCE,
         "noIntervals": done.no_intervals and printable(done.no_intervals),
         "seen": done.seen,

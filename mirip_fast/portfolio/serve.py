@@ -62,6 +62,7 @@ class LivePage(Closing):
         names = done.ranking["file"].tolist()
         self._works = {key_of(name, done.hashes[name]): name for name in names}
         title = done.root.absolute().name or "portfolio"
+        self.trained_on = Run(done.model.checkpoint.parent).info.get("dataset")
         self.pairs_file = out / f"{title}-pairs.csv"
         self._ending = ExitStack()
         self.marks = Marks(out / f"{title}-marks.jsonl", key_of_ranking(done))
@@ -71,7 +72,7 @@ class LivePage(Closing):
         try:
             self._folder = Path(self._ending.enter_context(tempfile.TemporaryDirectory()))
             write_page(self._folder / "page.html", done, config, live=True, progress=progress)
-            self.pairs = write_pairs(self.pairs_file, self._works, self.marks.now)
+            self.pairs = self._write_pairs()
         except BaseException:
             self._ending.close()
             raise
@@ -141,7 +142,16 @@ class LivePage(Closing):
         self.marks.take(said)
         if any(isinstance(fields, dict) and "at" in fields for fields in said.values()):
             with self._lock:
-                self.pairs = write_pairs(self.pairs_file, self._works, self.marks.now)
+                self.pairs = self._write_pairs()
+
+    def _write_pairs(self) -> int:
+        """Write the judged pairs, and say in the model's run where they are: the next training takes them."""
+        pairs = write_pairs(self.pairs_file, self._works, self.marks.now, self._done.hashes)
+        run = Run(self._done.model.checkpoint.parent)
+        known, file = run.info.get("served", []), str(self.pairs_file.absolute())
+        if pairs and file not in known and "dataset" in run.info:
+            run.update(served=[*known, file])
+        return pairs
 
     def _decode(self, number: int) -> bytes:
         name = self._done.ranking["file"].iloc[number]

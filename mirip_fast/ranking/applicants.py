@@ -145,7 +145,7 @@ def shared_error(model: ScoreModel) -> float | None:
     held_out = load_held_out(folder, model.info.tiers)
     if errors is None or held_out is None:
         return None
-    if process is not None and len(errors) < len(held_out) and not len(process.told):
+    if process is not None and len(errors) < len(held_out) and not process.pairs_alone:
         return 1.0
     if len(errors) != len(held_out):
         return None

@@ -64,6 +64,8 @@ class HeadFit:
         preset: batch size, learning rate and epochs.
         model_info: what the head expects of its input; written into the checkpoints.
         device: where to train.
+        joined: works in judged pairs that are learned beside ``train``'s grades; each pair weighs as much as
+            a graded work.
 
     Raises:
         ConfigError: settings that do not go together.
@@ -77,12 +79,14 @@ class HeadFit:
         preset: Preset,
         model_info: dict[str, Any],
         device: torch.device,
+        joined: Rows | None = None,
     ):
         set_seed(config.train.seed)
         settings = config.train
         self.config, self.preset, self.model_info, self.device = config, preset, model_info, device
         self.objective = Objective(settings, train)
         self.train, self.val = DeviceRows.of(train, device), DeviceRows.of(val, device)
+        self._joined = None if joined is None else DeviceRows.of(joined, device)
         self._train_sample = self.train.sample(_TRAIN_SAMPLE, settings.seed)
         self.head = RankingHead(train.input_dim, config.head, train.attention).to(device)
         self.averaging = Averaging(
@@ -221,6 +225,12 @@ class HeadFit:
         batches = self.objective.batches(self.preset.batch_size, rng)
         for i, batch in enumerate(batches):
             loss = self.objective.batch_loss(self.head, self.train, batch, rng)
+            if self._joined is not None and self._joined.pairs is not None:
+                weights = self._joined.pairs[2]
+                some = rng.permutation(len(weights))[: self.preset.batch_size]
+                judged = self.objective.batch_loss(self.head, self._joined, some, rng)
+                share = float(weights.sum()) / (float(weights.sum()) + self.objective.units)
+                loss = (1 - share) * loss + share * judged
             losses.append(float(loss.detach()))
             self._require_finite(losses[-1], epoch)
             together = min(accumulate, len(batches) - i // accumulate * accumulate)

@@ -14,15 +14,25 @@ from numpy.typing import NDArray
 
 from mirip_fast.config import Config
 from mirip_fast.data.csv_reader import counted, shown
-from mirip_fast.data.pair_files import LABEL, WEIGHT, read_pairs
+from mirip_fast.data.pair_files import (
+    CONTENT,
+    LABEL,
+    WEIGHT,
+    Judgements,
+    read_pairs,
+    works_in,
+)
+from mirip_fast.data.remote import path_of
 from mirip_fast.data.splits import SPLITS
-from mirip_fast.data.table import joined
-from mirip_fast.errors import DataError
+from mirip_fast.errors import DataError, MiripError, StoreError
 from mirip_fast.evaluation.bootstrap import bootstrap
 from mirip_fast.evaluation.metrics import listed_accuracy
+from mirip_fast.features.datasets import Dataset, find_datasets
+from mirip_fast.features.recipe import View
+from mirip_fast.features.store import FeatureStore
 from mirip_fast.files import has_file, read_csv, write_csv
 from mirip_fast.ranking.graded import GradedImages, load_split
-from mirip_fast.ranking.rows import ListedPairs, open_store
+from mirip_fast.ranking.rows import ListedPairs, Rows, missing_rows, open_store, with_features
 from mirip_fast.ranking.scorer import ScoreModel
 from mirip_fast.training.run_folder import SPLIT_FILE, Run
 
@@ -56,6 +66,21 @@ class JudgedPairs:
     weight: NDArray[np.float64]
     table: Sequence[Mapping[str, object]]
 
+    @classmethod
+    def of(cls, table: Sequence[Mapping[str, Any]], images: GradedImages) -> JudgedPairs:
+        """The pairs among the rows of pairs.csv whose works are among the run's images."""
+        ids, hashes = images.manifest.ids, images.hashes
+        if table and CONTENT[0] in table[0]:
+            number = {sha.hex(): i for i, sha in enumerate(hashes)}
+            rows = [r for r in table if r["split"] and all(r[c] in number for c in CONTENT)]
+            places = [[number[row[c]] for c in CONTENT] for row in rows]
+        else:  # of earlier versions
+            number = {image_id: i for i, image_id in enumerate(ids)}
+            rows = [row for row in table if row["split"]]
+            places = [[number[row[c]] for c in _COLUMNS[:2]] for row in rows]
+        splits = [row["split"] for row in rows]
+        return cls(splits, *_arrays(places, rows), table)
+
     def decided(self, split: str) -> int:
         """Pairs of a split that are no tie and weigh something."""
         here = (self.label != 0) & (self.weight > 0) & (np.array(self.splits) == split)
@@ -85,64 +110,155 @@ class JudgedPairs:
         )
 
 
+@dataclass(frozen=True)
+class JoinedPairs:
+    """Judged pairs that are learned beside grades, of works that are graded or not, here or elsewhere.
+
+    Attributes:
+        hashes: content of the m works.
+        pairs: rows among them.
+        table: every row of the files that were given, with its split or why it was dropped.
+    """
+
+    hashes: Sequence[bytes]
+    pairs: ListedPairs
+    table: Sequence[Mapping[str, object]]
+
+    @classmethod
+    def of(
+        cls, table: Sequence[Mapping[str, Any]], learned: Sequence[str] = ("train",)
+    ) -> JoinedPairs:
+        """The pairs of these splits among the rows of pairs.csv."""
+        rows = [row for row in table if row["split"] in learned]
+        known: dict[str, int] = {}
+        places = [[known.setdefault(row[c], len(known)) for c in CONTENT] for row in rows]
+        hashes = [bytes.fromhex(sha) for sha in known]
+        return cls(hashes, ListedPairs(*_arrays(places, rows)), table)
+
+    def rows(self, store: FeatureStore, features: str, views: Sequence[View]) -> Rows:
+        """Their features, and the pairs.
+
+        Raises:
+            StoreError: features are missing; says what to type.
+        """
+        lack = missing_rows(store, self.hashes, features, views)
+        if lack:
+            files = ", ".join(dict.fromkeys(str(row["file"]) for row in self.table))
+            raise StoreError(
+                f"{files}: {lack} of {counted(len(self.hashes), 'work')} in judged pairs have no features "
+                f"({features}) in {store.path}: run `mirip-fast embed` on the folder of these works; or "
+                "`--pairs all` trains without them"
+            )
+        n = len(self.hashes)
+        labels = Rows([sha.hex() for sha in self.hashes], np.empty((n, 0, 0), np.float32),
+                      np.full(n, -1), [None] * n, pairs=self.pairs)  # fmt: skip
+        return with_features(labels, store, self.hashes, features, views)
+
+
+def _arrays(
+    places: Sequence[Sequence[int]], rows: Sequence[Mapping[str, Any]]
+) -> tuple[Any, Any, Any]:
+    """[p, 2] works, [p] labels and weights."""
+    return (
+        np.array(places, dtype=np.int64).reshape(-1, 2),
+        np.array([int(row[LABEL]) for row in rows], dtype=np.int64),
+        np.array([float(row[WEIGHT]) for row in rows], dtype=np.float64),
+    )
+
+
 def read_judged_pairs(
     paths: Sequence[Path],
     images: GradedImages,
-    left_out: pd.DataFrame,
+    dataset: Dataset,
     zero: str | None = None,
     *,
     across: bool = False,
-) -> JudgedPairs:
-    """Read the pairs files of a run.
+    elsewhere: bool = False,
+) -> list[dict[str, Any]]:
+    """The rows of pairs.csv: every pair of the files of a run, with its split or why it is dropped.
 
     Pairs whose images lie in different splits are dropped, as are those with an image that could not be
-    embedded and those of one picture under two names; they are counted.
+    embedded and those of one picture under two names. A work is known by its content where the file says it,
+    else by its name in the data set.
 
     Args:
         paths: the files, at least one; all their pairs count.
         images: the run's images.
-        left_out: images of the data set that could not be embedded.
+        dataset: the data set that they are of.
         zero: what the label 0 means, see :func:`mirip_fast.data.pair_files.read_pairs`.
         across: keep pairs of a train and a val image, as pairs of train: for a readout that learns from both.
+        elsewhere: works without a split count as train, and a file may name those of another data set that
+            is embedded in the same cache.
 
     Raises:
-        DataError: faulty rows.
+        DataError: faulty rows, or works that are not known.
     """
-    manifest = images.manifest
-    whole = joined([manifest.table, left_out])
-    ids = whole["image_id"].tolist()
-    places = [*manifest.places, manifest.root]
-    judged = read_pairs(paths, whole, places, zero=zero, encoding=manifest.options.encoding)
-    fates = [_fate(images, int(one), int(other), across) for one, other in judged.images]
-    table = [
-        {
-            **judged.extra[i],
-            "image_id_1": ids[judged.images[i, 0]],
-            "image_id_2": ids[judged.images[i, 1]],
-            LABEL: int(judged.label[i]),
-            WEIGHT: repr(float(judged.weight[i])),
-            "split": fate if fate in SPLITS else None,
-            "dropped": None if fate in SPLITS else fate,
-            "file": shown(judged.files[i]),
-            "row": judged.rows[i],
-        }
-        for i, fate in enumerate(fates)
-    ]
-    used = np.array([i for i, fate in enumerate(fates) if fate in SPLITS], dtype=np.int64)
-    pairs = JudgedPairs(
-        [fates[i] for i in used],
-        judged.images[used],
-        judged.label[used],
-        judged.weight[used],
-        table,
-    )
-    return pairs
+    split_of = dict(zip(images.hashes, images.splits, strict=True))
+    table = []
+    for path in paths:
+        works, judged = _works_and_pairs(path, images, dataset, zero, elsewhere)
+        ids, hashes = works["image_id"].tolist(), works["sha256"].tolist()
+        for i, pair in enumerate(judged.images.tolist()):
+            contents = [hashes[work] for work in pair]
+            splits = {split_of.get(sha, "train" if elsewhere else "no split") for sha in contents}
+            if across and splits == {"train", "val"}:
+                splits = {"train"}
+            fate = "images in different splits" if len(splits) > 1 else splits.pop()
+            if None in contents:
+                fate = "an image could not be embedded"
+            elif contents[0] == contents[1]:
+                fate = "the same picture under two names"
+            row: dict[str, Any] = {
+                **judged.extra[i],
+                **{c: ids[work] for c, work in zip(_COLUMNS[:2], pair, strict=True)},
+                LABEL: int(judged.label[i]),
+                WEIGHT: repr(float(judged.weight[i])),
+                "split": fate if fate in SPLITS else None,
+                "dropped": None if fate in SPLITS else fate,
+                "file": shown(path),
+                "row": judged.rows[i],
+                **{c: sha and sha.hex() for c, sha in zip(CONTENT, contents, strict=True)},
+            }
+            table.append(row)
+    return table
 
 
-def save_judged_pairs(folder: Path, pairs: JudgedPairs) -> None:
-    """Write pairs.csv into a run's folder."""
+def _works_and_pairs(
+    path: Path, images: GradedImages, dataset: Dataset, zero: str | None, elsewhere: bool
+) -> tuple[pd.DataFrame, Judgements]:
+    """The works that a file is about, and its pairs of them."""
+    manifest, fault = images.manifest, None
+    encoding = manifest.options.encoding
+    works = works_in(path, encoding=encoding)
+    if works is not None:
+        return works, read_pairs([path], works, [], zero=zero, encoding=encoding)
+    name_of = dict(zip(manifest.table["file"], manifest.table["named"], strict=True))
+    others = find_datasets(dataset.store_path.parent) if elsewhere else []
+    for known in (dataset, *others):
+        try:
+            works, info = known.images(), known.info
+            works["sha256"] = works["sha256"].where(works["status"] != "failed", None)
+            works["named"] = [name_of.get(file, "") for file in works["file"]]
+            places = [*manifest.places, path_of(info["root"])]
+            judged = read_pairs([path], works, places, zero=zero, encoding=encoding)
+        except MiripError as error:
+            fault = fault or error
+            continue
+        if known.folder != dataset.folder:
+            log.info("%s: the works are those of %s", shown(path), shown(known.source))
+        return works, judged
+    assert fault is not None
+    raise fault
+
+
+def save_judged_pairs(run: Run, pairs: JudgedPairs | JoinedPairs | None) -> None:
+    """Write pairs.csv into a run's folder, if there are pairs."""
+    if pairs is None:
+        return
+    if isinstance(pairs, JoinedPairs):
+        run.update(joined_pairs=len(pairs.pairs))
     columns = dict.fromkeys([*_COLUMNS, *(name for row in pairs.table for name in row)])
-    write_csv(folder / PAIRS_FILE, columns, pairs.table)
+    write_csv(run.path / PAIRS_FILE, columns, pairs.table)
 
 
 def load_judged_pairs(folder: Path, images: GradedImages) -> JudgedPairs | None:
@@ -152,43 +268,45 @@ def load_judged_pairs(folder: Path, images: GradedImages) -> JudgedPairs | None:
         DataError: the file is damaged.
     """
     path = folder / PAIRS_FILE
-    number = {image_id: i for i, image_id in enumerate(images.manifest.ids)}
     try:
-        if not has_file(path):
-            return None
-        table = read_csv(path, _COLUMNS)
-        rows = [row for row in table if row["split"]]
-        places = [[number[row["image_id_1"]], number[row["image_id_2"]]] for row in rows]
-        return JudgedPairs(
-            splits=[row["split"] for row in rows],
-            images=np.array(places, dtype=np.int64).reshape(-1, 2),
-            label=np.array([int(row[LABEL]) for row in rows], dtype=np.int64),
-            weight=np.array([float(row[WEIGHT]) for row in rows], dtype=np.float64),
-            table=table,
-        )
+        return JudgedPairs.of(read_csv(path, _COLUMNS), images) if has_file(path) else None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
 
 
-def _fate(images: GradedImages, one: int, other: int, across: bool) -> str:
-    """The split of a pair, or why it is dropped."""
-    n = len(images)
-    if one >= n or other >= n:
-        return "an image could not be embedded"
-    if images.hashes[one] == images.hashes[other]:
-        return "the same picture under two names"
-    splits = {images.splits[one], images.splits[other]}
-    if across and splits == {"train", "val"}:
-        return "train"
-    return "images in different splits" if len(splits) > 1 else splits.pop()
+def load_joined_pairs(run: Run) -> JoinedPairs | None:
+    """The pairs that a run learned beside grades; None where it did not.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    if "joined_pairs" not in run.info:
+        return None
+    path = run.path / PAIRS_FILE
+    try:
+        return JoinedPairs.of(read_csv(path, (*_COLUMNS, *CONTENT)))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
 
 
-def tell_pairs(paths: Sequence[Path], pairs: JudgedPairs) -> None:
-    """Tell how many pairs of these files are used in which split, and how many are dropped, and why."""
-    fates = Counter(str(row["split"] or row["dropped"]) for row in pairs.table)
+def tell_pairs(
+    paths: Sequence[Path], table: Sequence[Mapping[str, Any]], joined: int = 0, graded: int = 0
+) -> None:
+    """Tell how many pairs of these files are used in which split, and how many are dropped, and why.
+
+    Args:
+        paths: the files.
+        table: all of their pairs.
+        joined, graded: pairs and graded works that are learned together, if they are.
+    """
+    fates = Counter(str(row["split"] or row["dropped"]) for row in table)
     used = ", ".join(f"{split} {fates[split]:,}" for split in SPLITS)
-    total = counted(sum(fates.values()), "judged pair")
-    log.info("%s: %s; used: %s", ", ".join(map(shown, paths)), total, used)
+    total, names = counted(len(table), "judged pair"), ", ".join(map(shown, paths))
+    if graded:
+        works = counted(graded, "graded work")
+        log.info("%s of %s of %s join %s", f"{joined:,}", total, names, works)
+    if joined < len(table):
+        log.info("%s: %s; used: %s", names, total, used)
     dropped = {why: count for why, count in fates.items() if why not in SPLITS}
     if dropped:
         reasons = "; ".join(f"{why} {count:,}" for why, count in sorted(dropped.items()))

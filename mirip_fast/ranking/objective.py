@@ -362,11 +362,12 @@ def make_loss(config: TrainConfig) -> PairLoss:
         raise ConfigError(
             "--label-smoothing goes with --loss logistic; the margin loss has no probabilities to smooth"
         )
-    if listed and config.label != "tier":
-        raise ConfigError("--label goes with --pairs all or sampled, not with a file")
+    if config.label == "pairs" and not listed:
+        raise ConfigError("--label pairs goes with --pairs FILE.csv, whose pairs alone are learned")
     if not listed and config.pairs_zero is not None:
         raise ConfigError("--pairs-zero goes with --pairs FILE.csv, whose labels it explains")
-    return PairLoss(config.loss, config.margin, config.label_smoothing, config.label)
+    label = "tier" if config.label == "pairs" else config.label
+    return PairLoss(config.loss, config.margin, config.label_smoothing, label)
 
 
 def describe_pairs(config: TrainConfig, train: Rows) -> str:
@@ -374,7 +375,7 @@ def describe_pairs(config: TrainConfig, train: Rows) -> str:
     if train.pairs is not None:
         ties = int((train.pairs.label == 0).sum())
         return f"{len(train.pairs):,} judged pairs" + (f" ({ties:,} ties)" if ties else "")
-    text = "all pairs" if config.pairs == ALL else "sampled pairs"
+    text = "sampled pairs" if config.pairs == SAMPLED else "all pairs"
     text += " of different tier_score" if config.label == "tier_score" else ""
     text += "" if train.grades is None else f" by one of {train.grades.shape[1]} graders"
     text += "" if train.sets is None else " of applicants, each by the mean of their works' scores,"

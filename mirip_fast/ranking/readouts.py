@@ -36,7 +36,7 @@ from mirip_fast.features.store import FeatureStore
 from mirip_fast.models.gp import GaussianProcess, grader_scores, normal_scores
 from mirip_fast.models.model_info import ModelInfo, looked_at
 from mirip_fast.models.numpy_head import NumpyHead
-from mirip_fast.models.preference import fit_pairs
+from mirip_fast.models.preference import fit_pairs, join_pairs
 from mirip_fast.progress import steps
 from mirip_fast.ranking.anchors import keep_anchors
 from mirip_fast.ranking.applicants import evaluate_applicants
@@ -46,9 +46,14 @@ from mirip_fast.ranking.folds import Fold, assign_folds, folds_of
 from mirip_fast.ranking.graded import GradedImages
 from mirip_fast.ranking.head_files import Member, save_ensemble, save_process
 from mirip_fast.ranking.held_out import HeldOut, save_held_out
-from mirip_fast.ranking.judged_pairs import JudgedPairs, PairReport, share_in_order
+from mirip_fast.ranking.judged_pairs import (
+    JoinedPairs,
+    JudgedPairs,
+    PairReport,
+    share_in_order,
+)
 from mirip_fast.ranking.references import write_calibration
-from mirip_fast.ranking.rows import ListedPairs, open_store, read_features
+from mirip_fast.ranking.rows import ListedPairs, Rows, open_store, read_features
 from mirip_fast.ranking.scorer import load_score_model
 from mirip_fast.runtime import resolve_device
 from mirip_fast.training.run_folder import Run
@@ -111,20 +116,20 @@ def choose_readout(config: Config, *, listed: bool = False) -> str:
     return "head"
 
 
-def learns_pairs(judged: JudgedPairs, readout: str) -> bool:
+def learns_pairs(splits: Sequence[str], readout: str) -> bool:
     """Whether a Gaussian process learns from judged pairs, and no head; says why not.
 
     Args:
-        judged: the pairs.
+        splits: of each pair that is used.
         readout: what was asked for.
 
     Raises:
         ConfigError: gp is asked for, and pairs are too many.
     """
-    in_train = sum(split == "train" for split in judged.splits)
-    if readout == "gp" and len(judged.splits) > MOST_PAIRS:
+    in_train = sum(split == "train" for split in splits)
+    if readout == "gp" and len(splits) > MOST_PAIRS:
         raise ConfigError(
-            f"--readout gp: {len(judged.splits):,} judged pairs, and a Gaussian process learns from at most "
+            f"--readout gp: {len(splits):,} judged pairs, and a Gaussian process learns from at most "
             f"{MOST_PAIRS:,}; leave it out, for a head"
         )
     if readout == "usual" and in_train >= FEW_PAIRS:
@@ -182,7 +187,7 @@ def fit_readout(
     store: FeatureStore,
     info: ModelInfo,
     patches: str | None,
-    judged: JudgedPairs | None = None,
+    judged: JudgedPairs | JoinedPairs | None = None,
 ) -> Report | PairReport:
     """Fit into the run's folder, and leave it finished.
 
@@ -194,7 +199,7 @@ def fit_readout(
         store: their features.
         info: the features for a Gaussian process to choose from.
         patches: a kind of patch tokens for a head to attend to; None: there is none.
-        judged: with gp, pairs to learn from in place of the grades.
+        judged: with gp, pairs to learn from in place of the grades, or to join them.
 
     Returns:
         How the held-out scores order the works, or the judged pairs.
@@ -205,9 +210,9 @@ def fit_readout(
         TrainingError: a head's loss is not finite.
     """
     with run.log_to_file(), run.in_progress():
-        if judged is not None:
+        if isinstance(judged, JudgedPairs):
             return _fit_judged(run, config, judged, images, store, info)
-        return _fit(run, config, readout, images, store, info, patches)
+        return _fit(run, config, readout, images, store, info, patches, judged)
 
 
 def _fit(
@@ -218,6 +223,7 @@ def _fit(
     store: FeatureStore,
     info: ModelInfo,
     patches: str | None,
+    joined: JoinedPairs | None,
 ) -> Report:
     started = time.monotonic()
     learned = images.part("train", "val")
@@ -235,7 +241,11 @@ def _fit(
             if readout == "ensemble":
                 raise
             log.warning("Nothing but a Gaussian process can be tried: %s", error)
-    found = [_fit_process(y, graders, labels.sets, together, fold_of, learned, config, store, info)]
+    found = [
+        _fit_process(
+            y, graders, labels.sets, together, fold_of, learned, config, store, info, joined
+        )
+    ]
     about: dict[str, Any] = {}
     if fold_of is not None:
         last = "+".join(kind for kind in head_kinds(info.features) if layer_of(kind) is None)
@@ -295,6 +305,23 @@ def _fit(
     return report
 
 
+def _with_pairs(process: GaussianProcess, judged: Rows) -> GaussianProcess:
+    """The process given judged pairs, too; says how many it has in the right order, before and after."""
+    rows, listed = judged.features.mean(axis=1), judged.pairs
+    assert listed is not None
+    made = join_pairs(process, rows, listed.images, listed.label, listed.weight)
+    if listed.decided:
+        alone = np.arange(len(rows))
+        before, after = (
+            share_in_order(p.score(rows), listed, alone, 0)[0] for p in (process, made)
+        )
+        log.info(
+            "Of the judged pairs the grades alone order %.4f rightly, grades and pairs together %.4f",
+            *(before, after),
+        )
+    return made
+
+
 def _folds(
     learned: GradedImages, together: Sequence[str | None], config: Config
 ) -> tuple[NDArray[np.int64], list[Fold]]:
@@ -323,6 +350,7 @@ def _fit_process(
     config: Config,
     store: FeatureStore,
     info: ModelInfo,
+    joined: JoinedPairs | None,
 ) -> _Fitted:
     # One row per work: the mean over its views. Each view is scored alone later.
     rows = read_features(store, learned.hashes, info.features, info.views).mean(axis=1)
@@ -334,8 +362,10 @@ def _fit_process(
     process = fit(together)
     used = [kind for kind, amplitude in zip(kinds, process.amplitudes, strict=True) if amplitude]
     by_fold = process.left_out if fold_of is None else fit(fold_of.tolist()).left_out
-    member = Member(process.of_used())
-    return _Fitted("gp", "+".join(used), (member,), process.left_out, by_fold)
+    made = process.of_used()
+    if joined is not None:
+        made = _with_pairs(made, joined.rows(store, "+".join(used), info.views))
+    return _Fitted("gp", "+".join(used), (Member(made),), process.left_out, by_fold)
 
 
 def _fit_heads(

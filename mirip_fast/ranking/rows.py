@@ -207,6 +207,9 @@ def missing_rows(
 ) -> int:
     """How many of n images lack something that :func:`read_features` would read."""
     names = [series_name(view, kind) for view in views for kind in head_kinds(features)]
+    there = store.series()
+    if any(name not in there for name in names):
+        return len(hashes)
     return int(np.any([store.rows(name, hashes) < 0 for name in names], axis=0).sum())
 
 

@@ -18,6 +18,7 @@ from mirip_fast.config import Config, DataConfig, TrainConfig
 from mirip_fast.data.applicants import sets_of
 from mirip_fast.data.csv_reader import shown
 from mirip_fast.data.graders import learned_grades
+from mirip_fast.data.pair_files import pairs_table, works_in
 from mirip_fast.data.remote import path_of
 from mirip_fast.errors import CheckpointError, ConfigError, StoreError
 from mirip_fast.evaluation.agreement import agreement
@@ -49,7 +50,6 @@ from mirip_fast.ranking.graded import (
     GradedImages,
     graded_of_dataset,
     graded_of_files,
-    left_out,
     load_split,
     save_split,
     trial,
@@ -57,8 +57,10 @@ from mirip_fast.ranking.graded import (
 )
 from mirip_fast.ranking.head_files import save_head
 from mirip_fast.ranking.judged_pairs import (
+    JoinedPairs,
     JudgedPairs,
     PairReport,
+    load_joined_pairs,
     load_judged_pairs,
     read_judged_pairs,
     save_judged_pairs,
@@ -86,6 +88,7 @@ from mirip_fast.training.run_folder import (
     SPLIT_FILE,
     Run,
     create_run,
+    find_runs,
     remove_runs_without_checkpoint,
     resumable_run,
 )
@@ -110,6 +113,7 @@ class Request:
         only_folds: with folds: those to train now; none: all.
         grades: settings of the section data that are other than when the data set was embedded: what its
             tiers and grade columns are called.
+        served: learn the judged pairs, too, that `serve` made with runs on the same data.
         backbones: learn from the features of these side by side, local folders named with their whole path;
             none: of all that the command named that embedded the data set last.
     """
@@ -120,6 +124,7 @@ class Request:
     only_folds: tuple[int, ...] = ()
     grades: dict[str, str] = dataclasses.field(default_factory=dict)
     backbones: Sequence[str] = ()
+    served: bool = False
 
     def data_of(self, dataset: Dataset) -> DataConfig:
         """How the data set's grades are to be read."""
@@ -143,22 +148,20 @@ def train_head(
     cache_dir = Path(config.embed.cache_dir)
     judged_files = pairs_files(config.train)
     readout = choose_readout(config, listed=bool(judged_files))
-    if judged_files and config.train.folds:
-        raise ConfigError(
-            "--folds goes with --pairs all or sampled, not with a file of pairs: it divides the images, and "
-            "of judged pairs hardly any would keep both theirs"
-        )
-    find = newest_dataset if judged_files or request.grades else newest_graded
+    named = any(works_in(path) is None for path in judged_files)
+    find = newest_dataset if named or request.grades else newest_graded
     datasets = datasets_through(cache_dir, find(cache_dir, request.data), request.backbones)
     dataset = datasets[0]
-    names = [shown(Path(each.info["backbone"])) for each in datasets]
-    log.info("Data set %s (embedded with %s)", shown(dataset.source), " and ".join(names))
-    _tell_of_others(cache_dir, datasets, request)
-    images = _images(config, request, dataset, cache_dir)
-    tell_agreement(images, config)
-    if not (judged_files or images.has_tiers):
+    if request.served and not judged_files:
+        judged_files = _served_pairs(config, dataset, readout)
+        config = _with_pairs(config, judged_files)
+    alone = _learns_pairs_alone(config, judged_files, dataset)
+    _tell_of(cache_dir, datasets, request)
+    images = _images(config, request, dataset, cache_dir, need_tiers=not alone)
+    tell_agreement(images, config, learned=not alone)
+    if not (alone or images.has_tiers):
         config = _by_finer_grades(config, request.data_of(dataset).score_column)
-    sets = None if judged_files else sets_of(images.manifest)
+    sets = None if alone else sets_of(images.manifest)
     if sets is not None and learned_grades(images.manifest.table) is None:
         log.info(
             "Applicants are graded, not works: the mean score of each one's works is learned (%d applicants, "
@@ -167,16 +170,15 @@ def train_head(
         )  # fmt: skip
     if request.debug:
         config = _as_trial(config)
-        images = images if judged_files else trial(images, _TRIAL_IMAGES)
-    judged = None
+        images = images if alone else trial(images, _TRIAL_IMAGES)
+    judged: JudgedPairs | JoinedPairs | None = None
     if judged_files:
-        judged, readout = _judged(config, judged_files, images, dataset, readout)
+        judged, readout = _judged(config, judged_files, images, dataset, readout, alone=alone)
     config, store, info = _looked_at(config, request, datasets, images, readout)
     if readout in ("gp", "auto", "ensemble"):
         run = _new_run(config, request, dataset, info, "head-only", readout)
         save_split(run.path / SPLIT_FILE, images)
-        if judged is not None:
-            save_judged_pairs(run.path, judged)
+        save_judged_pairs(run, judged)
         patches = _patches_to_try(dataset, info, readout)
         return run, fit_readout(run, config, readout, images, store, info, patches, judged)
     rows = {split: _labels(images, judged, split, config)[1] for split in ("train", "val")}
@@ -195,8 +197,7 @@ def train_head(
         plan = plan_folds(run, config, info, images)
         return run, _folded(run, plan, HeadFolds(store, info), request.only_folds)
     save_split(run.path / SPLIT_FILE, images)
-    if judged is not None:
-        save_judged_pairs(run.path, judged)
+    save_judged_pairs(run, judged)
     return run, _fit(run, config, preset, images, judged, store, info, None)
 
 
@@ -207,6 +208,53 @@ def _patches_to_try(dataset: Dataset, info: ModelInfo, readout: str) -> str | No
     return None if info.more else patches
 
 
+def _learns_pairs_alone(config: Config, files: Sequence[Path], dataset: Dataset) -> bool:
+    """Whether judged pairs are all that is learned.
+
+    Raises:
+        ConfigError: settings that do not go with them.
+    """
+    make_loss(config.train)
+    if files and config.train.folds:
+        raise ConfigError(
+            "--folds goes with --pairs all or sampled, not with a file of pairs: it divides the images, and "
+            "of judged pairs hardly any would keep both theirs"
+        )
+    alone = bool(files) and (config.train.label == "pairs" or not dataset.info["graded"])
+    if alone and config.train.label == "tier_score":
+        raise ConfigError(
+            "--label goes with --pairs all or sampled, not with a file, without grades"
+        )
+    return alone
+
+
+def _served_pairs(config: Config, dataset: Dataset, readout: str) -> list[Path]:
+    """The files of judged pairs that `serve` made with runs on this data set."""
+    runs = [run.info for run in find_runs(Path(config.train.output_dir))]
+    known = [
+        f for i in runs if i.get("dataset") == str(dataset.source) for f in i.get("served", ())
+    ]
+    files = []
+    for path in map(Path, dict.fromkeys(known)):
+        if not path.is_file():
+            log.info("%s is gone: what was moved in `serve` is not learned from", shown(path))
+        elif pairs_table(path).rows:
+            files.append(path)
+    if files and (config.train.folds or readout in ("auto", "ensemble")):
+        log.warning(
+            "%s: the judged pairs are left out: --folds, auto and ensemble learn from grades alone",
+            ", ".join(map(shown, files)),
+        )
+        return []
+    return files
+
+
+def _with_pairs(config: Config, files: Sequence[Path]) -> Config:
+    """The settings as if --pairs had named these files."""
+    pairs = ",".join(map(str, files)) or config.train.pairs
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, pairs=pairs))
+
+
 def _folded(run: Run, plan: FoldsPlan, work: HeadFolds, only_folds: Sequence[int]) -> FoldsResult:
     """Train the folds, each reported as a run of its own, and report what they are together."""
     result = train_folds(run, plan, work, only_folds)
@@ -214,13 +262,13 @@ def _folded(run: Run, plan: FoldsPlan, work: HeadFolds, only_folds: Sequence[int
     return result
 
 
-def tell_agreement(images: GradedImages, config: Config) -> None:
+def tell_agreement(images: GradedImages, config: Config, *, learned: bool = True) -> None:
     """Say how far several graders agree, and what of their grades is learned."""
     found = agreement(images.manifest.table)
     if found is None:
         return
     log.info(found.to_line())
-    if pairs_files(config.train) or config.train.label != "tier":
+    if not learned or config.train.label != "tier":
         return
     log.info(
         "Works are compared inside one grader's tiers, so a strict and a mild one are not mixed"
@@ -229,8 +277,10 @@ def tell_agreement(images: GradedImages, config: Config) -> None:
     )
 
 
-def _tell_of_others(cache_dir: Path, datasets: Sequence[Dataset], request: Request) -> None:
-    """Say with which other backbones the same was embedded."""
+def _tell_of(cache_dir: Path, datasets: Sequence[Dataset], request: Request) -> None:
+    """Say what is learned from, and with which other backbones the same was embedded."""
+    names = [shown(Path(each.info["backbone"])) for each in datasets]
+    log.info("Data set %s (embedded with %s)", shown(datasets[0].source), " and ".join(names))
     ours = [each.info["embed"]["backbone"] for each in datasets]
     source = datasets[0].info["source"]
     others = {
@@ -287,19 +337,32 @@ def _looked_at(
 
 
 def _judged(
-    config: Config, files: Sequence[Path], images: GradedImages, dataset: Dataset, readout: str
-) -> tuple[JudgedPairs, str]:
-    """The judged pairs, and what learns from them."""
-    make_loss(config.train)  # refuses what does not go with pairs
-    zero, failed = config.train.pairs_zero, left_out(dataset)
-    judged = read_judged_pairs(files, images, failed, zero)
-    if readout == "gp" and learns_pairs(judged, config.head.readout):
-        judged = read_judged_pairs(files, images, failed, zero, across=True)
-        tell_pairs(files, judged)
-        return judged, "gp"
-    tell_pairs(files, judged)
-    warn_of_few(judged, graded=images.manifest.has_grades)
-    return judged, "attention" if readout == "attention" else "head"
+    config: Config,
+    files: Sequence[Path],
+    images: GradedImages,
+    dataset: Dataset,
+    readout: str,
+    *,
+    alone: bool,
+) -> tuple[JudgedPairs | JoinedPairs | None, str]:
+    """The judged pairs, alone or to join the grades (None without one to learn from), and what learns."""
+    zero = config.train.pairs_zero
+    table = read_judged_pairs(files, images, dataset, zero, elsewhere=not alone)
+    if readout == "gp":
+        splits = [row["split"] for row in table if row["split"]]
+        readout = "gp" if learns_pairs(splits, config.head.readout) else "head"
+    if readout == "gp":
+        table = read_judged_pairs(files, images, dataset, zero, across=True, elsewhere=not alone)
+    learned = ("train", "val") if readout == "gp" else ("train",)
+    if not alone:
+        joined = JoinedPairs.of(table, learned)
+        tell_pairs(files, table, len(joined.pairs), len(images.part(*learned)))
+        return (joined if joined.pairs.decided else None), readout
+    judged = JudgedPairs.of(table, images)
+    tell_pairs(files, table)
+    if readout != "gp":
+        warn_of_few(judged, graded=images.manifest.has_grades)
+    return judged, readout
 
 
 def _new_run(
@@ -366,7 +429,7 @@ def resume_head(
     store = _store_of(info, Path(config.embed.cache_dir), path)
     images = load_split(run.path / SPLIT_FILE, info.tiers, config.data)
     preset = Preset(**checkpoint["training_state"]["pace"])
-    judged = load_judged_pairs(run.path, images)
+    judged = load_joined_pairs(run) or load_judged_pairs(run.path, images)
     run.remove_partial_files()
     run.truncate_history(int(checkpoint["epoch"]))
     return run, _fit(run, config, preset, images, judged, store, info, checkpoint)
@@ -458,7 +521,7 @@ def _fit(
     config: Config,
     preset: Preset,
     images: GradedImages,
-    judged: JudgedPairs | None,
+    judged: JudgedPairs | JoinedPairs | None,
     store: FeatureStore,
     info: ModelInfo,
     checkpoint: dict[str, Any] | None,
@@ -489,7 +552,10 @@ def _fit(
                 if train.pairs is None or val.pairs is not None
                 else "val accuracy is that of the tiers: too few judged pairs lie in the val split"
             )
-        fit = HeadFit(train, val, config, preset, info.to_dict(), device)
+        joined = None
+        if isinstance(judged, JoinedPairs):
+            joined = judged.rows(store, info.features, info.views)
+        fit = HeadFit(train, val, config, preset, info.to_dict(), device, joined)
         if checkpoint is not None:
             fit.resume(checkpoint)
         trackers = start_trackers(config.tracking, run.path, config.to_dict())
@@ -520,8 +586,10 @@ def _finish(
     finish_run(run, result, images, config.evaluate.within)
 
 
-def _images(config: Config, request: Request, dataset: Dataset, cache_dir: Path) -> GradedImages:
-    need_tiers, grader = not pairs_files(config.train), config.evaluate.grader
+def _images(
+    config: Config, request: Request, dataset: Dataset, cache_dir: Path, *, need_tiers: bool
+) -> GradedImages:
+    grader = config.evaluate.grader
     if not request.split_files:
         return graded_of_dataset(
             dataset,
@@ -566,11 +634,11 @@ def _as_trial(config: Config) -> Config:
 
 
 def _labels(
-    images: GradedImages, judged: JudgedPairs | None, split: str, config: Config
+    images: GradedImages, judged: JudgedPairs | JoinedPairs | None, split: str, config: Config
 ) -> tuple[GradedImages, Rows]:
     """The images of a split that training looks at, and what is known of them but their features."""
     label = config.train.label
-    if judged is None:
+    if not isinstance(judged, JudgedPairs):
         part = images.part(split)
         return part, part.labels(config.evaluate.within, label=label)
     # People judged them: the pairs are fair whatever the within column says.
