@@ -337,7 +337,7 @@ def test_few_judgements_are_learned_from_and_many_as_train_pairs_does(
     monkeypatch.setattr(works_module, "FEW_PAIRS", 0)
     many = works_module.answer_job(job)
     options = ["--train-ratio", "0.5", "--val-ratio", "0.3", "--test-ratio", "0.2", "--epochs", "3"]
-    options += ["--batch-size", "16"]
+    options += ["--batch-size", "16", "--label", "pairs"]
     assert run(["train", "--head-only", "--pairs", "pairs.csv", "--data", "data", *options]) == 0
     model = pick_model(None, Path("runs"))
     store = FeatureStore.open(works.store.path)
