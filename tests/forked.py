@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import sys
 import time
@@ -49,23 +48,32 @@ def wait_for(folder: Path, pattern: str | Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-def killed(work: Callable[[], int], at_epoch: int, folder: Path, fold: int | None = None) -> None:
-    """Do the work in a process that ends as by ``kill -9`` when this epoch's figures are written."""
+def signalled(
+    work: Callable[[], int], folder: Path, number: int, at_epoch: int = 1, part: str = ""
+) -> tuple[int, str, str]:
+    """Do the work in a process that gets a signal when an epoch's figures are written: see ``Process.wait``.
 
-    def dying() -> int:
+    Args:
+        work: trains.
+        folder: for what it says.
+        number: of the signal.
+        at_epoch: which epoch.
+        part: end of the name of the run that it has to be of.
+    """
+
+    def signalling() -> int:
         append = Run.append_history
 
-        def at_last(run: Run, row: Any) -> None:
+        def telling(run: Run, row: Any) -> None:
             append(run, row)
-            if row["epoch"] == at_epoch and (fold is None or run.path.name == f"fold_{fold}"):
-                os.kill(os.getpid(), signal.SIGKILL)
+            if row["epoch"] == at_epoch and run.path.name.endswith(part):
+                os.kill(os.getpid(), number)
 
-        Run.append_history = at_last  # type: ignore[method-assign]
+        Run.append_history = telling  # type: ignore[method-assign]
         return work()
 
-    (process,) = start(dying, 1, folder)
-    code, _, err = process.wait()
-    assert code == -signal.SIGKILL, err
+    (process,) = start(signalling, 1, folder)
+    return process.wait()
 
 
 def start(work: Callable[[], int], world: int, folder: Path) -> list[Process]:

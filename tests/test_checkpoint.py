@@ -6,14 +6,14 @@ import errno
 import os
 import pickle
 import resource
-import subprocess
-import sys
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forked import start
 
 from mirip_fast.config import Config, EmbedConfig
 from mirip_fast.errors import CheckpointError, DiskFullError
@@ -157,24 +157,17 @@ def test_a_folder_that_can_not_be_written_is_told_by_the_files_own_name(tmp_path
 def test_a_reader_never_sees_half_a_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "last_model.pt"
     save_checkpoint(path, content())
-    code = (
-        "import sys, torch; sys.path.insert(0, 'tests');"
-        "from pathlib import Path; from test_checkpoint import content;"
-        "from mirip_fast.models.checkpoint import save_checkpoint;"
-        f"[save_checkpoint(Path({str(path)!r}), content()) for _ in range(100000)]"
+    (writer,) = start(
+        lambda: [save_checkpoint(path, content()) for _ in range(10**5)] and 0, 1, tmp_path
     )
-    root = Path(__file__).resolve().parent.parent
-    writer = subprocess.Popen([sys.executable, "-c", code], cwd=root)
     try:
-        seen = path.stat().st_mtime_ns
-        changes = 0
-        while changes < 5 and writer.poll() is None:
+        seen, changes = path.stat().st_mtime_ns, 0
+        while changes < 5:
             load_checkpoint(path)
             changes += path.stat().st_mtime_ns != seen
             seen = path.stat().st_mtime_ns
-        assert writer.poll() is None
     finally:
-        writer.kill()
+        os.kill(writer.pid, signal.SIGKILL)
         writer.wait()
     load_checkpoint(path)  # killed in the midst of writing
 

@@ -9,10 +9,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +20,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from forked import signalled, start, wait_for
 from made_run import TINY, draw, make_data
 from mirip_fast_cli.main import COMMANDS, run
 from PIL import Image
@@ -351,13 +352,6 @@ def test_faulty_grades_are_told(
     assert said in err and "Traceback" not in err and "fault of mirip-fast" not in err
 
 
-def mirip(*arguments: str, **options: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "mirip_fast_cli", *arguments],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options,  # type: ignore[call-overload]
-    )  # fmt: skip
-
-
 @pytest.mark.parametrize(
     ("stopped_in", "options", "said"),
     [
@@ -383,27 +377,23 @@ def test_ctrl_c_tells_what_there_is_to_go_on_from(
 
 
 def test_ctrl_c_keeps_what_was_committed(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    for i in range(400):
+    for i in range(150):
         draw(work / "data" / f"{i:02d}.png", 0.5, i)
-    process = mirip("embed", "data", *TINY, "--batch-size", "1")
-    shards = work / "cache"
-    deadline = time.monotonic() + 60
-    while not list(shards.glob("*/cls.*.h5")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(2)
-    _, err = process.communicate(timeout=30)
-    if process.returncode == 0:
-        pytest.fail("the run ended before it could be interrupted")
-    assert process.returncode == 130 and "Traceback" not in err and "goes on from there" in err
+    embed = ["embed", "data", *TINY, "--batch-size", "1"]
+    (process,) = start(lambda: run(embed), 1, work / "process")
+    wait_for(work / "cache", "*/cls.*.h5")
+    os.kill(process.pid, signal.SIGINT)
+    code, _, err = process.wait()
+    assert code == 130 and "Traceback" not in err and "goes on from there" in err
     told = re.search(
-        r"400 images = (\d+) embedded \+ 0 already there \+ 0 duplicates \+ 0 failed \+ (\d+) left",
+        r"150 images = (\d+) embedded \+ 0 already there \+ 0 duplicates \+ 0 failed \+ (\d+) left",
         err,
     )
     assert told is not None, err
     committed, left = int(told[1]), int(told[2])
-    assert committed > 0 and committed + left == 400
+    assert committed > 0 and committed + left == 150
     assert run(["embed", "data", *TINY]) == 0
-    again = f"400 images = {left} embedded + {committed} already there + 0 duplicates + 0 failed"
+    again = f"150 images = {left} embedded + {committed} already there + 0 duplicates + 0 failed"
     assert again in capfd.readouterr().out
 
 
@@ -424,13 +414,9 @@ def test_an_export_that_fails_does_not_hide_what_was_embedded(
 
 def test_a_training_that_is_stopped_says_how_to_go_on(headed: Path) -> None:
     shutil.rmtree("runs")
-    process = mirip("train", "--head-only", "--epochs", "5000", "--early-stopping-patience", "0")
-    deadline = time.monotonic() + 60
-    while not list(Path("runs").glob("*/last_model.pt")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.terminate()
-    _, err = process.communicate(timeout=30)
-    assert process.returncode == 130 and "--resume latest" in err and "Traceback" not in err
+    train = ["train", "--head-only", "--epochs", "50", "--early-stopping-patience", "0"]
+    code, _, err = signalled(lambda: run(train), headed / "process", signal.SIGINT, 2)
+    assert code == 130 and "--resume latest" in err and "Traceback" not in err
     (info,) = Path("runs").glob("*/run.json")
     assert json.loads(info.read_text())["status"] == "interrupted"
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +13,14 @@ import fsspec
 import numpy as np
 import pytest
 import torch
-from forked import killed, start
+from forked import signalled
 from made_run import draw, make_data
 from mirip_fast_cli.main import run
 from PIL import Image
 
 from mirip_fast import PairwiseRankingModel
 from mirip_fast.ranking.scorer import load_score_model, score_files
-from mirip_fast.training.run_folder import Run, accept_files
+from mirip_fast.training.run_folder import accept_files
 
 FULL = ["train", "--full", "--loader-workers", "0", "--workers", "0", "--epochs", "2", "--batch-size", "8"]  # fmt: skip
 
@@ -290,32 +288,15 @@ LONG = [*FULL[:-4], "--epochs", "3", "--batch-size", "8", "--augment", "strong",
         "--early-stopping-patience", "0", "--save-every-n-epochs", "1"]  # fmt: skip
 
 
-def told_to_stop(work: Callable[[], int], folder: Path, part: str = "") -> tuple[int, str]:
-    """Status and words of a process that gets SIGUSR1 at the end of an epoch: it stops in the next one."""
-
-    def signalled() -> int:
-        append = Run.append_history
-
-        def warned(run_folder: Run, row: Any) -> None:
-            append(run_folder, row)
-            if run_folder.path.name.endswith(part):
-                os.kill(os.getpid(), signal.SIGUSR1)
-
-        Run.append_history = warned  # type: ignore[method-assign]
-        return work()
-
-    (process,) = start(signalled, 1, folder)
-    code, _, err = process.wait()
-    return code, err
-
-
 def test_killed_or_preempted_and_resumed_equals_uninterrupted(headed: Path) -> None:
     """To the last bit."""
     command = [*LONG, "--init-from", str(newest(headed, "head-only")), "--output-dir"]
     assert run([*command, "whole"]) == 0
     (whole,) = Path("whole").iterdir()
-    killed(lambda: run([*command, "SIGKILL"]), 2, headed / "process")
-    code, err = told_to_stop(lambda: run([*command, "SIGUSR1"]), headed / "process")
+    place = headed / "process"
+    code, _, err = signalled(lambda: run([*command, "SIGKILL"]), place, signal.SIGKILL, 2)
+    assert code == -signal.SIGKILL, err
+    code, _, err = signalled(lambda: run([*command, "SIGUSR1"]), place, signal.SIGUSR1)
     assert code == 75 and "Stopped by SIGUSR1" in err and "--resume latest" in err
     assert info(next(Path("SIGUSR1").iterdir()))["status"] == "interrupted"
     for how in ("SIGKILL", "SIGUSR1"):

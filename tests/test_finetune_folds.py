@@ -5,15 +5,16 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from forked import finish, start
+from forked import finish, signalled, start
 from made_run import TINY, Restored, draw
 from mirip_fast_cli.main import run
-from test_finetune_cli import FULL, info, loaded, newest, refused, told_to_stop
+from test_finetune_cli import FULL, info, loaded, newest, refused
 
 from mirip_fast.ranking.evaluate import pick_model
 from mirip_fast.ranking.folds import LEFT_OUT
@@ -134,7 +135,10 @@ def test_stopped_resumed_and_trained_in_parts_it_is_the_same(folded_heads: Path)
     copied = {str(path.relative_to(remote)) for path in remote.rglob("*") if path.is_file()}
     assert copied >= {"ensemble.safetensors", "fold_0/best_model.pt", "fold_2/last_model.pt"}
 
-    code, err = told_to_stop(lambda: run([*command, "stopped"]), folded_heads / "process", "fold_1")
+    place = folded_heads / "process"
+    code, _, err = signalled(
+        lambda: run([*command, "stopped"]), place, signal.SIGUSR1, part="fold_1"
+    )
     assert code == 75 and "Stopped by SIGUSR1" in err
     (folder,) = Path("stopped").iterdir()
     assert info(folder)["status"] == "interrupted"

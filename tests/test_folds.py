@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from forked import killed
+from forked import signalled
 from mirip_fast_cli.main import run
 from test_cli import TINY, draw, make_data
 
@@ -228,7 +229,9 @@ def test_killed_resumed_and_trained_in_parts_it_is_the_same(
     assert run([*TRAIN, "--output-dir", "whole"]) == 0
     whole = only_run(work / "whole")
 
-    killed(lambda: run([*TRAIN, "--output-dir", "killed"]), 5, work / "process", fold=1)
+    command = [*TRAIN, "--output-dir", "killed"]
+    code, _, err = signalled(lambda: run(command), work / "process", signal.SIGKILL, 5, "fold_1")
+    assert code == -signal.SIGKILL, err
     again = only_run(work / "killed")
     finished = (again / "fold_0" / "best_model.pt").stat().st_mtime_ns
     assert run(["train", "--head-only", "--resume", "latest", "--output-dir", "killed"]) == 0

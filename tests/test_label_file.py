@@ -31,21 +31,6 @@ def known(*names: str) -> pd.DataFrame:
     return named_table(Path("/works"), [*names])
 
 
-def test_what_is_written_is_what_training_reads(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "pairs.csv"
-    with JudgementFile(path) as file:
-        assert not file.has_rows
-        for label, names in ((1, "ab"), (-1, "bc"), (0, "ca")):
-            file.append(row(f"{names[0]}.png", f"{names[1]}.png", label))
-        assert file.has_rows
-    read = read_pairs([path], known("a.png", "b.png", "c.png"), [Path("/works")])
-    assert read.images.tolist() == [[0, 1], [1, 2], [2, 0]] and read.label.tolist() == [1, -1, 0]
-    assert read.extra[0] == {
-        "time": "2026-01-02T03:04:05+09:00", "judge": "Kim", "seconds": "1.5", "kind": "teach",
-        "predicted": "",
-    }  # fmt: skip
-
-
 def test_a_judgement_is_on_the_disk_before_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,12 +49,6 @@ def test_a_judgement_is_on_the_disk_before_the_next(
         file.take_back()
         assert [what for what in done if what != "fsync"] == ["write", "cut"]
         assert done.index("fsync") < done.index("cut") and done[-1] == "fsync"
-
-
-def test_an_untouched_new_file_leaves_nothing(tmp_path: Path) -> None:
-    with JudgementFile(tmp_path / "pairs.csv"):
-        pass
-    assert list(tmp_path.iterdir()) == []
 
 
 NAMES = (
@@ -121,7 +100,7 @@ def test_a_kill_loses_no_judgement(tmp_path: Path) -> None:
         assert file.has_rows and file.mended is None
 
 
-@pytest.mark.parametrize("cut", range(1, 40))
+@pytest.mark.parametrize("cut", [1, 2, 3, 9, 10, 20, 30, 38, 39])
 def test_a_last_line_that_was_cut_short(tmp_path: Path, cut: int) -> None:
     path = tmp_path / "pairs.csv"
     with JudgementFile(path) as file:
@@ -198,16 +177,6 @@ def test_taking_back(tmp_path: Path) -> None:
         assert aside.index("e.png,f.png,0") < aside.index('"c\n.png",d.png,-1')  # nothing is lost
         file.append(row("g.png", "h.png"))
     assert path.read_bytes().startswith(earlier) and path.read_bytes().count(b".png") == 4
-
-
-def test_the_first_judgement_can_be_taken_back(tmp_path: Path) -> None:
-    path = tmp_path / "pairs.csv"
-    with JudgementFile(path) as file:
-        file.append(row("a.png", "b.png"))
-        file.take_back()
-        file.append(row("c.png", "d.png"))
-    read = read_pairs([path], known("c.png", "d.png"), [Path("/works")])
-    assert read.images.tolist() == [[0, 1]]
 
 
 def test_a_full_disk_leaves_no_half_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

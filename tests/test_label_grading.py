@@ -7,8 +7,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,10 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from forked import start
+from made_run import rows_of
 from mirip_fast_cli.main import run
 from test_cli import TINY
 from test_label_file import known, row
-from test_label_server import Browser, photos, rows_of, serving, settings
+from test_label_server import Browser, photos, serving, settings
 
 from mirip_fast.data.graders import grades_of
 from mirip_fast.data.manifest import read_manifest
@@ -106,28 +106,31 @@ def test_tiers_of_two_graders_are_what_embed_reads(here: Path) -> None:
         assert label.sessions[0].state()["grades"]["overlap"] == 4
 
 
-def test_a_killed_program_has_every_grade(here: Path) -> None:
-    command = [sys.executable, "-m", "mirip_fast_cli", "label", "photos", "--grade", *TINY]
-    command += ["--no-browser", "--judge", "김", "--judge", "Lee"]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
-    )
+def test_a_killed_program_has_every_grade(here: Path, tmp_path: Path) -> None:
+    command = [
+        "label",
+        "photos",
+        "--grade",
+        *TINY,
+        "--no-browser",
+        "--judge",
+        "김",
+        "--judge",
+        "Lee",
+    ]
+    (process,) = start(lambda: run(command), 1, tmp_path)
     try:
-        assert process.stdout is not None
-        addresses = [process.stdout.readline().split()[-1] for _ in range(2)]
+        addresses = [line.split()[-1] for line in process.said(2)]
         for i in range(5):
             address = addresses[i % 2]
             sent = {"X-Mirip-Token": address.split("/")[3]}
             said = json.dumps({"number": i // 2, "label": i % 4}).encode()
-            with urllib.request.urlopen(
-                urllib.request.Request(address + "judge", said, sent)
-            ) as got:
+            asked = urllib.request.Request(address + "judge", said, sent)
+            with urllib.request.urlopen(asked) as got:
                 assert got.status == 200
-        process.send_signal(signal.SIGKILL)
     finally:
-        process.kill()
+        os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        process.stdout.close()
     rows = rows_of(here / "grades.csv")
     told = [("김", "S"), ("Lee", "A"), ("김", "B"), ("Lee", "C"), ("김", "S")]
     assert [(r["grader"], r["tier"]) for r in rows] == told

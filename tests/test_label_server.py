@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import http.client
 import io
 import json
@@ -21,6 +20,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from forked import start, wait_for
+from made_run import rows_of
 from mirip_fast_cli.main import run
 from PIL import Image
 from scipy import stats
@@ -43,6 +44,8 @@ SETTINGS = {
     "split.train_ratio": 0.5, "split.val_ratio": 0.3, "split.test_ratio": 0.2, "train.epochs": 3,
     "train.batch_size": 16, "label.judge": "Kim",
 }  # fmt: skip
+LABEL = ["label", "photos", "--no-browser", *TINY]
+LABEL += ["--train-ratio", "0.5", "--val-ratio", "0.3", "--test-ratio", "0.2"]
 NAMES = ["<script>alert(1)</script>.png", "quote\"'.png", "new\nline.png", "불꽃🔥.png"]
 
 
@@ -108,11 +111,6 @@ def serving(
             label.server.stop()
             thread.join(20)
             assert not thread.is_alive()
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        return list(csv.DictReader(stream))
 
 
 @pytest.fixture(scope="module")
@@ -424,17 +422,13 @@ def test_what_a_killed_server_leaves(work: Path, monkeypatch: pytest.MonkeyPatch
     (work / "mirip.yaml").write_text("train: {epochs: 100000, early_stopping_patience: 0}\n")
     temporary = work / "tmp"
     temporary.mkdir()
-    command = [sys.executable, "-m", "mirip_fast_cli", "label", "photos", "--no-browser", *TINY]
-    command += ["--train-ratio", "0.5", "--val-ratio", "0.3", "--test-ratio", "0.2"]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.DEVNULL, env={**os.environ, "TMPDIR": str(temporary)},
-    )  # fmt: skip
+
+    # A process that was forked from the tests cannot start one that learns.
+    command = [sys.executable, "-m", "mirip_fast_cli", *LABEL]
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
     try:
-        deadline = time.monotonic() + 60
-        while not list(temporary.glob("mirip-fast-*/*/history.csv")):  # it learns
-            assert time.monotonic() < deadline and process.poll() is None
-            time.sleep(0.05)
+        wait_for(temporary, "mirip-fast-*/*/history.csv")  # it learns
         tasks = Path(f"/proc/{process.pid}/task").iterdir()
         children = {int(pid) for task in tasks for pid in (task / "children").read_text().split()}
     finally:
@@ -448,30 +442,21 @@ def test_what_a_killed_server_leaves(work: Path, monkeypatch: pytest.MonkeyPatch
         assert not list(temporary.iterdir())
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_ends_it_and_says_what_is_next(work: Path, number: int) -> None:
+def test_ctrl_c_ends_it_and_says_what_is_next(work: Path) -> None:
     photos(work / "photos", 20)
-    command = [sys.executable, "-m", "mirip_fast_cli", "label", "photos", "--no-browser", *TINY]
-    command += ["--train-ratio", "0.5", "--val-ratio", "0.3", "--test-ratio", "0.2"]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )  # fmt: skip
+    (process,) = start(lambda: run(LABEL), 1, work / "process")
     try:
-        assert process.stdout is not None
-        address = process.stdout.readline().split()[-1]
-        port, token = re.findall(r":(\d+)/(.*)/", address)[0]
+        port, token = re.findall(r":(\d+)/(.*)/", process.said(1)[0].split()[-1])[0]
         connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=20)
         connection.request("GET", f"/{token}/state")
         state = json.loads(connection.getresponse().read())
         body = json.dumps({"number": state["number"], "label": 1})
         connection.request("POST", f"/{token}/judge", body, {"X-Mirip-Token": token})
         assert connection.getresponse().status == 200
-        process.send_signal(number)
-        out, err = process.communicate(timeout=30)
     finally:
-        process.kill()  # it is over, unless something above failed
-    assert process.returncode == 0 and "Traceback" not in err, err
+        os.kill(process.pid, signal.SIGINT)
+        code, out, err = process.wait()
+    assert code == 0 and "Traceback" not in err, err
     assert "1 judgement made now, 1 in all: pairs.csv" in out
     assert "Next: mirip-fast train --head-only --pairs pairs.csv --data photos" in out
     assert len(rows_of(work / "pairs.csv")) == 1

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from forked import killed
+from forked import signalled
 from forked import start as start_forked
 from mirip_fast_cli.main import run
 from test_cli import TINY, make_data
@@ -118,7 +118,8 @@ def test_killed_and_resumed_equals_uninterrupted(work: Path, way: str) -> None:
     assert run(["--quiet", *TRAIN, *options, "--output-dir", "whole"]) == 0
     (whole,) = (work / "whole").iterdir()
     command = ["--quiet", *TRAIN, *options, "--output-dir", "killed"]
-    killed(lambda: run(command), 13, work / "process")
+    code, _, err = signalled(lambda: run(command), work / "process", signal.SIGKILL, 13)
+    assert code == -signal.SIGKILL, err
     assert run(["train", "--head-only", "--resume", "latest", "--output-dir", "killed"]) == 0
     assert_same(whole, next((work / "killed").iterdir()))
 

@@ -6,14 +6,12 @@ import csv
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from forked import start, wait_for
 from mirip_fast_cli.main import run
 from test_cli import TINY, make_data
 
@@ -161,7 +159,7 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def work(embedded: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(embedded)
-    for name in ("runs", "whole", "killed"):
+    for name in ("runs", "whole", "killed", "process"):
         shutil.rmtree(embedded / name, ignore_errors=True)
     return embedded
 
@@ -203,15 +201,9 @@ def tables(folder: Path) -> tuple[str, str]:
 
 def test_killed_and_resumed_it_is_the_same(work: Path) -> None:
     assert run([*SWEEP, "--output-dir", "whole"]) == 0
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mirip_fast_cli", *SWEEP, "--output-dir", "killed"],
-        stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not list((work / "killed").glob("*/cells/*.npz")):
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
+    (process,) = start(lambda: run([*SWEEP, "--output-dir", "killed"]), 1, work / "process")
+    wait_for(work / "killed", "*/cells/*.npz")
+    os.kill(process.pid, signal.SIGKILL)
     process.wait()
     killed = only(work / "killed")
     kept = {path: path.stat().st_mtime_ns for path in (killed / "cells").glob("*.npz")}

@@ -11,7 +11,8 @@ import pytest
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 
-from test_label_server import NAMES, Browser, photos, rows_of, serving, settings
+from made_run import rows_of
+from test_label_server import NAMES, Browser, photos, serving, settings
 
 pytestmark = pytest.mark.browser
 
