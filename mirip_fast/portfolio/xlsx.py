@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import os
@@ -12,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from mirip_fast.config import Config
 from mirip_fast.data.csv_reader import closest, listed
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 
 _SIDE = 96  # pixels of a small picture's longer side
-_PICTURE_BYTES = 8 << 10
 _EMU = 9525  # English Metric Units of a pixel
 _MOST_SHEETS = 200
 _MOST_ROWS = 1_048_575
@@ -86,11 +85,10 @@ def write_workbook(
     parts = _parts(ranking, sheets_by)
     pictures: list[bytes] = []
     workers = min(len(files), default_workers(config.embed.workers))
-    for webp in make_thumbnails(files, _SIDE, _PICTURE_BYTES, workers=workers):
-        pictures.append(_as_jpeg(webp) if webp else b"")
+    for jpeg in make_thumbnails(files, _SIDE, workers=workers, kind="JPEG"):
+        pictures.append(jpeg)
         progress(len(pictures), len(files))
-    book = openpyxl.Workbook()
-    book.remove(book.active)
+    book = openpyxl.Workbook(write_only=True)
     taken = {"history"}  # a name that Excel keeps for itself
     if applicants is not None:
         people = applicants.table.rename(columns={"within": str(applicants.within)})
@@ -99,11 +97,8 @@ def write_workbook(
         people = people.assign(files=people["files"].map("; ".join))
         _fill(book.create_sheet(_sheet_name("applicants", taken)), people, best)
     for name, rows in parts:
-        _fill(
-            book.create_sheet(_sheet_name(name, taken)),
-            ranking.iloc[rows],
-            [pictures[i] for i in rows],
-        )
+        sheet = book.create_sheet(_sheet_name(name, taken))
+        _fill(sheet, ranking.iloc[rows], [pictures[i] for i in rows])
     write_atomically(path, book.save)
     return path
 
@@ -157,16 +152,7 @@ def legal_text(text: str) -> str:
     return str(ILLEGAL_CHARACTERS_RE.sub("�", os.fsencode(text).decode("utf-8", "replace")))
 
 
-def _as_jpeg(webp: bytes) -> bytes:
-    """Our own small copy as JPEG: Excel shows no WebP."""
-    stream = io.BytesIO()
-    with Image.open(io.BytesIO(webp)) as picture:
-        picture.convert("RGB").save(stream, "JPEG", quality=80)
-    return stream.getvalue()
-
-
 def _fill(sheet: Any, ranking: pd.DataFrame, pictures: Sequence[bytes]) -> None:
-    from openpyxl.styles import Alignment, Font, PatternFill
     from openpyxl.utils import get_column_letter
 
     columns = ["rank", "picture", *(c for c in map(str, ranking.columns) if c != "rank")]
@@ -174,52 +160,60 @@ def _fill(sheet: Any, ranking: pd.DataFrame, pictures: Sequence[bytes]) -> None:
     own = set(columns) - set(given_columns(ranking) if works else ())
     chances = list(of_tiers(ranking, "p")) if works else []
     fills = {
-        tier: PatternFill("solid", fgColor=_COLOURS[round(i * 4 / max(1, len(chances) - 1))])
-        for i, tier in enumerate(chances)
+        tier: _COLOURS[round(i * 4 / max(1, len(chances) - 1))] for i, tier in enumerate(chances)
     }
-    middle = Alignment(vertical="center")
-    for place, name in enumerate(columns, 1):
-        cell = sheet.cell(1, place)
-        _put(cell, name)
-        cell.font = Font(bold=True)
+    shapes = dict.fromkeys((c for c in own if c.startswith(("p_", "wins_"))), "0%")
+    shapes |= {"score_100": "0"} | dict.fromkeys(("score", "score_sd", "view_spread"), "0.0000")
+    for place, name in enumerate(columns, 1):  # before the rows, which are written at once
         sheet.column_dimensions[get_column_letter(place)].width = _WIDTHS.get(name, 11)
-    for number, (row, jpeg) in enumerate(
-        zip(ranking.to_dict("records"), pictures, strict=True), start=2
-    ):
+    for number in range(2, len(ranking) + 2):
         sheet.row_dimensions[number].height = 76  # points, 101 pixels
-        for place, name in enumerate(columns, 1):
-            cell = sheet.cell(number, place)
-            cell.alignment = middle
-            value = row.get(name) if name != "picture" else None
-            _put(
-                cell, value if name in own and name not in ("file", "image_id") else _number(value)
-            )
-            if name in own and name.startswith(("p_", "wins_")):
-                cell.number_format = "0%"
-            elif name in ("score", "score_sd", "view_spread", "score_100"):
-                cell.number_format = "0" if name == "score_100" else "0.0000"
-            elif name == "tier" and value in fills:
-                cell.fill = fills[str(value)]
-        if jpeg:
-            _add_picture(sheet, jpeg, number)
     sheet.freeze_panes = "C2"
     sheet.auto_filter.ref = f"A1:{get_column_letter(len(columns))}{len(ranking) + 1}"
+    style = functools.cache(functools.partial(_style, sheet))
+    sheet.append([_cell(sheet, name, style, bold=True) for name in columns])
+    texts = [c for c in columns[2:] if c not in own or c in ("file", "image_id")]
+    for row in ranking.to_dict("records"):
+        row |= {name: _number(row[name]) for name in texts}
+        looks = {"tier": fills.get(str(row.get("tier")))}
+        cells = ((row.get(name), shapes.get(name), looks.get(name)) for name in columns)
+        sheet.append([_cell(sheet, value, style, shape, fill) for value, shape, fill in cells])
+    for number, jpeg in enumerate(pictures, start=2):
+        if jpeg:
+            sheet.add_image(_drawing(jpeg, number))
 
 
-def _put(cell: Any, value: Any) -> None:
-    """Set a cell; text stays text, also where it begins like a formula."""
+def _style(sheet: Any, shape: str | None, fill: str | None, bold: bool, quoted: bool) -> Any:
+    """What openpyxl keeps of a look; made once, as each of its parts is costly to set."""
+    from openpyxl.cell import WriteOnlyCell
+    from openpyxl.styles import Alignment, Font, PatternFill
+
+    cell = WriteOnlyCell(sheet)
+    cell.font, cell.alignment = Font(bold=bold), Alignment(vertical=None if bold else "center")
+    cell.number_format, cell.quotePrefix = shape or "General", quoted
+    if fill:
+        cell.fill = PatternFill("solid", fgColor=fill)
+    return cell._style
+
+
+def _cell(
+    sheet: Any, value: Any, style: Callable[..., Any],
+    shape: str | None = None, fill: str | None = None, bold: bool = False,
+) -> Any:  # fmt: skip
+    """A cell; text stays text, also where it begins like a formula."""
+    from openpyxl.cell import WriteOnlyCell
+
     value = value.item() if hasattr(value, "item") else value
     if value is None or (isinstance(value, float) and math.isnan(value)):
-        return
+        return None
     if isinstance(value, bool):
         value = "yes" if value else "no"
-    if isinstance(value, str):
-        value = legal_text(value)
-        cell.value = value
+    text = isinstance(value, str)
+    cell = WriteOnlyCell(sheet, legal_text(value) if text else value)
+    if text:
         cell.data_type = "s"
-        cell.quotePrefix = value.startswith(("=", "+", "-", "@"))
-    else:
-        cell.value = value
+    cell._style = style(shape, fill, bold, text and value.startswith(("=", "+", "-", "@")))
+    return cell
 
 
 def _number(value: Any) -> Any:
@@ -234,8 +228,8 @@ def _number(value: Any) -> Any:
     return value
 
 
-def _add_picture(sheet: Any, jpeg: bytes, row: int) -> None:
-    """Put a picture into column B; it moves with its cell when rows are sorted, and hides with it."""
+def _drawing(jpeg: bytes, row: int) -> Any:
+    """A picture in column B; it moves with its cell when rows are sorted, and hides with it."""
     from openpyxl.drawing.image import Image as Drawing
     from openpyxl.drawing.spreadsheet_drawing import AnchorMarker, TwoCellAnchor
 
@@ -247,4 +241,4 @@ def _add_picture(sheet: Any, jpeg: bytes, row: int) -> None:
         for x, y in ((left, top), (left + picture.width, top + picture.height))
     ]
     picture.anchor = TwoCellAnchor(editAs="twoCell", _from=ends[0], to=ends[1])
-    sheet.add_image(picture)
+    return picture
