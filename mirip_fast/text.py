@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import unicodedata
 
 
@@ -14,6 +15,7 @@ def nfc(text: str) -> str:
     return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
+@functools.lru_cache(1 << 14)  # the same few names are asked for with every verdict of a judge
 def folded(text: str) -> str:
     """What is left of ``text`` without case, blanks, invisible signs and full-width forms."""
     plain = unicodedata.normalize("NFKC", text).casefold()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +49,7 @@ class Pair:
     other: int
     kind: str = TEACH
 
-    @property
+    @cached_property
     def key(self) -> tuple[int, int]:
         """The two works whatever their sides."""
         return min(self.one, self.other), max(self.one, self.other)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,6 +62,8 @@ class GradeFile(JudgementFile):
         self._of_work = [
             dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)
         ]
+        self._read: dict[int, tuple[int, str, str] | None] = {}  # what each row says
+        self._listed: tuple[object, list[tuple[int, int, str, str]]] = (None, [])
         self._work = {nfc(name): i for i, name in enumerate(names)}
         first = (options.id_column, self.image, self.tier, self.grader)
         super().__init__(
@@ -82,16 +85,20 @@ class GradeFile(JudgementFile):
 
     def grades(self) -> list[tuple[int, int, str, str]]:
         """Row, work, tier and grader of each row."""
-        found = []
         with self.lock:
-            for row, cells in self.rows.items():
-                image, tier, grader = (
-                    nfc(cells.get(name, "").strip())
-                    for name in (self.image, self.tier, self.grader)
-                )
-                if image in self._work and tier in self.tiers:
-                    found.append((row, self._work[image], tier, grader))
-        return found
+            state = (self._number, len(self.rows))  # no two states of the rows have the same
+            if self._listed[0] != state:
+                for row in self.rows.keys() - self._read.keys():
+                    self._read[row] = self._grade_of(self.rows[row])
+                found = [(row, *grade) for row in self.rows if (grade := self._read[row])]
+                self._listed = state, found
+            return self._listed[1]
+
+    def _grade_of(self, cells: Mapping[str, str]) -> tuple[int, str, str] | None:
+        named = (self.image, self.tier, self.grader)
+        image, tier, grader = (nfc(cells.get(name, "").strip()) for name in named)
+        known = image in self._work and tier in self.tiers
+        return (self._work[image], tier, grader) if known else None
 
     def grade(self, work: int, tier: str, grader: str, old: Sequence[int] = ()) -> int:
         """Write one verdict in the place of ``old`` rows; see :meth:`JudgementFile.append`."""
@@ -107,11 +114,10 @@ class GradeFile(JudgementFile):
     def _table(self) -> pd.DataFrame:
         table = self.works.images.manifest.table[["image_id", "group"]]
         table = table.assign(tier=tier_column([None] * len(table), self.tiers))
-        texts: dict[str, list[str]] = {}
+        texts: dict[str, list[str]] = defaultdict(lambda: [""] * len(table))
         names: dict[str, str] = {}
         for _, work, tier, grader in self.grades():
-            name = names.setdefault(folded(grader), grader)
-            texts.setdefault(PREFIX + name, [""] * len(table))[work] = tier
+            texts[PREFIX + names.setdefault(folded(grader), grader)][work] = tier
         for column, tiers in texts.items():
             table[column] = tiers
         return table

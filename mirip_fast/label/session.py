@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
-from itertools import combinations
+from itertools import accumulate, combinations
 from typing import Any
 
 import numpy as np
@@ -368,10 +368,11 @@ def predicted(judged: Sequence[Judgement], *, measure: bool) -> list[tuple[int, 
 
 def curve(hits: Sequence[tuple[int, bool]], window: int = WINDOW) -> list[dict[str, Any]]:
     """The share of right predictions over the last ``window`` of them, at each: at, value, low, high."""
+    sums = [0, *accumulate(hit for _, hit in hits)]
     points = []
     for end in range(1, len(hits) + 1):
-        last = [hit for _, hit in hits[max(0, end - window) : end]]
-        points.append({"at": hits[end - 1][0], **share(sum(last), len(last))})
+        start = max(0, end - window)
+        points.append({"at": hits[end - 1][0], **share(sums[end] - sums[start], end - start)})
     return points
 
 
