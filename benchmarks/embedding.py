@@ -16,7 +16,7 @@ from mirip_fast.data.hashes import HashMemory
 from mirip_fast.features.backbone import Backbone, load_model
 from mirip_fast.features.backbone_files import BackboneSpec, find_backbone
 from mirip_fast.features.embed import Settings, embed
-from mirip_fast.features.engine import SpeedReport
+from mirip_fast.features.engine import Speed
 from mirip_fast.features.outcomes import Outcome
 from mirip_fast.features.recipe import Recipe, make_recipe, pool_tokens
 from mirip_fast.features.store import FeatureStore
@@ -40,7 +40,7 @@ class PhaseOne:
         self.recipe: Recipe = make_recipe(
             EmbedConfig(image_size=size, patches="mean"), spec, precision
         )
-        self.speed: SpeedReport | None = None
+        self.speed: Speed | None = None
 
     def run(self, paths: Sequence[Path], *, batch_size: int | None = None) -> Sequence[Outcome]:
         """Embed into a new store."""
@@ -48,7 +48,7 @@ class PhaseOne:
         store = FeatureStore.create(self.folder / "store", self.recipe.fingerprint)
         settings = Settings(workers=min(16, usable_cores()), batch_size=batch_size)
 
-        def keep(speed: SpeedReport) -> None:
+        def keep(speed: Speed) -> None:
             self.speed = speed
 
         with HashMemory(self.folder / "hashes.sqlite") as hashes:

@@ -17,7 +17,7 @@ from .options import command_line, config_options
 from .say import echo
 
 if TYPE_CHECKING:
-    from mirip_fast.features.engine import SpeedReport
+    from mirip_fast.features.engine import Speed
     from mirip_fast.features.outcomes import Summary
     from mirip_fast.features.phase_one import EmbedDone
 
@@ -73,9 +73,9 @@ def embed_command(
     them, finds all features there and writes the list of the images.
     """
     from mirip_fast.data.source_lists import as_one
-    from mirip_fast.features.maintenance import export_dataset
+    from mirip_fast.features.maintenance import check_export, export_dataset
     from mirip_fast.features.outcomes import EmbedInterrupt
-    from mirip_fast.features.phase_one import check_export, each_backbone, embed_data
+    from mirip_fast.features.phase_one import each_backbone, embed_data
     from mirip_fast.runtime import distributed
 
     passes = each_backbone(resolved.config)
@@ -169,7 +169,7 @@ def _identity(s: Summary) -> str:
     )
 
 
-def _explain(speed: SpeedReport) -> None:
+def _explain(speed: Speed) -> None:
     from mirip_fast.evaluation.text_table import format_table
 
     echo(

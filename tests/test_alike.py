@@ -255,10 +255,10 @@ def test_a_machine_without_the_precision_of_the_cache(
     gpu.fingerprint["precision"] = "bf16"  # as if it had been made on a GPU
     picture(work / "new.png", 5, compress_level=0)
     config = settings(work / "cache")
-    asked = phase_one.features_of_files(
+    outcomes, _, _ = phase_one.features_of_files(
         [work / "new.png"], config.embed, config, like=gpu, series="cls.28"
     )
-    assert asked.outcomes[0].status == "embedded"
+    assert outcomes[0].status == "embedded"
     assert "holds bf16 features" in capfd.readouterr().err
     config.embed.resize = "pad"
     with pytest.raises(StoreError, match="resize: squash ≠ pad"):

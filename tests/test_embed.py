@@ -27,7 +27,7 @@ from mirip_fast.features import shards
 from mirip_fast.features.backbone import Backbone, load_backbone
 from mirip_fast.features.backbone_files import BackboneSpec
 from mirip_fast.features.embed import Progress, Settings, embed
-from mirip_fast.features.engine import SpeedReport
+from mirip_fast.features.engine import Speed
 from mirip_fast.features.outcomes import STATUSES, EmbedInterrupt, Outcome, summarise
 from mirip_fast.features.phase_one import PhaseOne, prepare
 from mirip_fast.features.recipe import Recipe, make_recipe
@@ -308,7 +308,7 @@ def test_copies_side_by_side_are_decoded_once(
     monkeypatch.setattr(Backwards, "passes", 0)
     paths = [draw(tmp_path / f"{i}-{copy}.png", i) for i in range(3) for copy in "ab"]
     phase = Phase(tmp_path)
-    reports: list[SpeedReport] = []
+    reports: list[Speed] = []
     options = Settings(workers=0, batch_size=4, cores=1)
     outcomes = embed(
         paths, phase.recipe, phase.store, phase.load, phase.hashes, options, on_speed=reports.append
@@ -342,7 +342,7 @@ def test_a_second_pass_is_told_together_with_the_first(
     copy = draw(tmp_path / "copy.png", 0)
     phase = Phase(tmp_path)
     phase.hashes = StaleMemory([*paths, copy], lambda: paths[0].unlink(missing_ok=True))
-    reports: list[SpeedReport] = []
+    reports: list[Speed] = []
     options = Settings(workers=0, batch_size=4, cores=1)
     outcomes = embed(
         [*paths, copy], phase.recipe, phase.store, phase.load, phase.hashes, options, on_speed=reports.append

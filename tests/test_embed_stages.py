@@ -23,7 +23,7 @@ from mirip_fast.data.decode_worker import Decoded
 from mirip_fast.errors import DiskFullError
 from mirip_fast.features.backbone import Backbone
 from mirip_fast.features.embed import Progress, Settings, embed
-from mirip_fast.features.engine import Engine, SpeedReport, default_batch_size
+from mirip_fast.features.engine import Engine, Speed, default_batch_size
 from mirip_fast.features.recipe import pool_tokens
 from mirip_fast.features.store_writer import StoreWriter
 
@@ -244,7 +244,7 @@ def test_where_the_time_went_is_told(tmp_path: Path) -> None:
             on_speed=told.append,
         )  # fmt: skip
     (report,) = told  # the second run had nothing to do
-    assert isinstance(report, SpeedReport) and report.images == 12 and report.threads == 2
+    assert isinstance(report, Speed) and report.images == 12 and report.threads == 2
     for stage in ("read + decode", "backbone", "write"):
         assert report.busy[stage] > 0 and 0 < report.share[stage] <= 1.01, stage
     assert report.cpu["read + decode"] > 0 and report.bottleneck()

@@ -30,16 +30,13 @@ def test_after_ctrl_c_stopping_waits_for_what_is_being_done() -> None:
 
 
 def report(device: str, busy: dict[str, float], cpu: dict[str, float], waiting: float = 0.0) -> str:
-    speed = Speed()
-    speed.started = time.perf_counter() - 10
+    speed = Speed(workers=2, threads=2 if device == "cpu" else 1, cores=4, device=device, images=9)
+    speed.seconds = 10.0
     for stage in STAGES:
         speed.add(stage, busy.get(stage, 0.0), cpu.get(stage, 0.0))
     speed.wait(waiting)
-    made = speed.report(
-        workers=2, threads=2 if device == "cpu" else 1, cores=4, device=device, images=9
-    )
-    assert [row[0] for row in made.rows()] == [*STAGES, "waiting for pictures"]
-    return made.bottleneck()
+    assert [row[0] for row in speed.rows()] == [*STAGES, "waiting for pictures"]
+    return speed.bottleneck()
 
 
 def test_the_bottleneck_and_its_flag_are_named() -> None:

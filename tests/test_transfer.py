@@ -16,7 +16,7 @@ from mirip_fast.features import engine
 from mirip_fast.features.backbone import load_backbone
 from mirip_fast.features.backbone_files import build_tiny_random
 from mirip_fast.features.embed import Settings, embed
-from mirip_fast.features.engine import Speed, SpeedReport
+from mirip_fast.features.engine import Speed
 from mirip_fast.features.recipe import wanted_series
 
 LOG: list[str] = []
@@ -83,23 +83,21 @@ def test_copies_and_passes_wait_for_each_other(tmp_path: Path, gpu: None) -> Non
     phase = Phase(tmp_path, tta="flip")
     speed = Speed()
     backbone = phase.load()
-    runner = engine.Forward(backbone, phase.recipe, 1, 4, speed)
+    runner = engine.Forward(backbone, phase.recipe, 4, speed)
     rng = np.random.default_rng(0)
     images = [(rng.integers(0, 256, (28, 28, 3), dtype=np.uint8),) for _ in range(3)]
     batch = engine.Batch(
         tuple(wanted_series(phase.recipe)), [bytes([i]) * 32 for i in range(3)], images
     )
-    (done,) = runner.run(batch)
-    rows = done.rows()
+    ((_, wait),) = runner.run(batch)
+    rows = wait()
     queued = [line for line in LOG if line != "pinned"]
     assert queued == [
         "in: mark 0", "in: mark 1", "compute waits for mark 1", "compute: mark 2", "compute: mark 3",
         "out waits for mark 3", "out: mark 4", "out: mark 5", "waited for mark 5",
     ]  # fmt: skip
     assert LOG.count("pinned") == 1 + 4  # the pictures; cls and mean of two views
-    report = speed.report(workers=1, threads=1, cores=1, device="cuda", images=3)
-    assert report.busy["backbone"] == pytest.approx(0.002)
-    assert report.busy["copy back"] == pytest.approx(0.002)
+    assert speed.busy["backbone"] == speed.busy["copy back"] == pytest.approx(0.002)
     for i, (square,) in enumerate(images):
         cls, _ = backbone.tokens(backbone.normalise(torch.from_numpy(square)[None]))
         spec = next(spec for spec in rows if spec.name == "cls.28")
@@ -122,7 +120,7 @@ def test_a_whole_run_on_the_stand_in(tmp_path: Path, gpu: None) -> None:
 def test_a_gpu_gives_the_features_of_the_processor(tmp_path: Path) -> None:
     paths = [draw(tmp_path / f"{i}.png", i) for i in range(40)]
     phase = Phase(tmp_path, precision="fp32")
-    told: list[SpeedReport] = []
+    told: list[Speed] = []
     outcomes = embed(
         paths,
         phase.recipe,

@@ -26,7 +26,7 @@ from mirip_fast.data.decode_pool import Decoded, DecodeJob, DecodePool
 from mirip_fast.data.hashes import HashMemory
 from mirip_fast.data.images import MAX_PIXELS
 from mirip_fast.errors import ImageError, MiripError, StoppedError
-from mirip_fast.features.engine import Batch, Engine, Speed, SpeedReport
+from mirip_fast.features.engine import Batch, Engine, Speed
 from mirip_fast.features.outcomes import (
     EmbedInterrupt,
     Outcome,
@@ -79,7 +79,7 @@ def embed(
     hashes: HashMemory,
     settings: Settings,
     progress: Callable[[Progress], None] = lambda _: None,
-    on_speed: Callable[[SpeedReport], None] = lambda _: None,
+    on_speed: Callable[[Speed], None] = lambda _: None,
     writer: Callable[[], StoreWriter] | None = None,
 ) -> list[Outcome]:
     """Make sure that every readable image has a row in every series of the recipe.
@@ -120,8 +120,8 @@ def embed(
         run.bad_profiles,
         "read without the colour profile in it, which is damaged or of another kind",
     )
-    if run.report is not None:
-        on_speed(run.report)
+    if run.speed.images:
+        on_speed(run.speed)
     return outcomes
 
 
@@ -142,7 +142,8 @@ class _Run:
         self._given_writer = writer
         self._paths, self._recipe, self._store, self._load = paths, recipe, store, load
         self._hashes, self._settings, self._progress = hashes, settings, progress
-        self._cores = settings.cores or our_cores()
+        cores = settings.cores or our_cores()
+        self.speed = Speed(settings.workers, cores)  # of all passes together
         self._writer: StoreWriter | None = None
         self._writer_lock = threading.Lock()
         self._stop = threading.Event()  # the run is over for every thread
@@ -153,12 +154,9 @@ class _Run:
         self._counts = Progress(total=len(paths))
         self._settled = 0  # images that needed no computing, or failed
         self._unread = 0  # files that could not be read
-        self._computed = 0  # images that passed the backbone, or failed in it
         self._backbone: Backbone | None = None
-        self._speed = Speed()  # of all passes together
         self.known: list[bytes | ImageError | None] = [None] * len(paths)
         self.needs = Needs(store, recipe, self._open_writer)
-        self.report: SpeedReport | None = None
         self.flat: list[Path] = []  # pictures of a single colour
         self.bad_profiles: list[Path] = []  # pictures whose colour profile could not be used
 
@@ -225,8 +223,8 @@ class _Run:
                 raise
         if self._engine is not None:
             self._settled += self._engine.done
-            self._computed += self._engine.done
-            self.report = self._engine.speed_report(self._settings.workers, self._computed)
+            self.speed.images += self._engine.done
+            self.speed.seconds = time.perf_counter() - self._speed_from
             self._engine = None
         self._tell()
 
@@ -282,7 +280,7 @@ class _Run:
             images = tuple(item.images[item.sizes.index(size)] for size in sizes_of(need))
             if self._engine is None:
                 self._engine = self._start_engine()
-            self._speed.add("read + decode", item.seconds, item.cpu_seconds)
+            self.speed.add("read + decode", item.seconds, item.cpu_seconds)
             self._filling.setdefault(need, []).append((sha, images))
         else:
             self._settled += 1
@@ -294,15 +292,15 @@ class _Run:
             ahead: how many images may follow, at most.
             all_of_it: nothing follows; hand over the rest too.
         """
-        engine = self._engine
+        engine, threads = self._engine, self.speed.threads
         if engine is None:
             return
         for need in list(self._filling):
             waiting = self._filling[need]
             while waiting:
-                # Towards the end batches become smaller, so that all workers end together.
-                fair = -(-(ahead + len(waiting)) // (2 * engine.workers))
-                size = min(engine.batch_size, fair) if engine.workers > 1 else engine.batch_size
+                size = engine.forward.batch_size
+                if threads > 1:  # towards the end batches become smaller, so that all end together
+                    size = min(size, -(-(ahead + len(waiting)) // (2 * threads)))
                 if len(waiting) < size and not all_of_it:
                     break
                 part, self._filling[need] = waiting[:size], waiting[size:]
@@ -314,15 +312,14 @@ class _Run:
     def _start_engine(self) -> Engine:
         if self._backbone is None:
             self._backbone = self._load()
-            self._speed = Speed()  # from here on; what came before was starting up
+            self._speed_from = time.perf_counter()  # what came before was starting up
         return Engine(
             self._backbone,
             self._recipe,
             self._open_writer(),
-            self._cores,
             self._settings.batch_size,
             self.needs.complete,
-            self._speed,
+            self.speed,
         )
 
     def _open_writer(self) -> StoreWriter:

@@ -1,4 +1,4 @@
-"""The backbone at work: batches of decoded pictures in, rows of features out."""
+"""The backbone at work: batches of decoded pictures in, rows of features out, in threads of their own."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,12 +29,21 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Threads that run the backbone side by side on a CPU, at most; further cores help within each.
-MOST_WORKERS = 8
+T = TypeVar("T")
+Rows = dict[SeriesSpec, NDArray[Any]]  # per series [n, \\*shape] in the stored number format
+#: The hashes of a batch, and what waits until its rows have come from the device.
+Computed = tuple[Sequence[bytes], Callable[[], Rows]]
+
+#: The stages, in the order of an image's way through them.
+STAGES = ("read + decode", "copy", "backbone", "copy back", "write")
+_MOST_WORKERS = 8  # threads that run the backbone on a CPU; further cores help within each
+_COMMITTED_AT_ONCE = 8  # batches that one sync may cover
+_STOP_SECONDS = 4.0  # for each stage to finish what it is doing when the run is stopped
+_BUSY = 0.7  # from this share of its time on, something is the limit
+_WAITING = 0.15
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """Pictures that lack the same series."""
 
     need: Need
@@ -43,43 +51,21 @@ class Batch:
     images: Sequence[tuple[NDArray[np.uint8], ...]]  # per picture a square per size of the need
 
 
-@dataclass(frozen=True)
-class Computed:
-    """Features of a batch, perhaps still on their way from the device."""
-
-    hashes: Sequence[bytes]
-    #: Waits for the device; per series [n, \*shape] in the stored number format.
-    rows: Callable[[], dict[SeriesSpec, NDArray[Any]]]
-
-
 class Forward:
     """Runs batches through a backbone; several threads may use it side by side.
 
-    On a CPU each worker computes one small batch with its share of the cores: workers never wait for each
-    other, which the threads inside one operation would do, above all while decoders use the same cores.
-
     Args:
-        backbone: the loaded backbone.
+        backbone: loaded.
         recipe: its views, kinds and stored number format are used.
-        cores: processor cores that the run may use.
-        batch_size: pictures per pass; None takes :func:`default_batch_size`.
+        batch_size: images per pass; None takes :func:`default_batch_size`.
         speed: told how long everything took.
 
     Attributes:
-        workers: how many threads should call :meth:`run`.
-        threads: processor threads for the operations of each.
-        batch_size: pictures per pass; halved for the rest of the run when memory runs out.
+        batch_size: images per pass; halved for the rest of the run when memory runs out.
     """
 
-    def __init__(
-        self, backbone: Backbone, recipe: Recipe, cores: int, batch_size: int | None, speed: Speed
-    ):
-        self.backbone = backbone
-        self._recipe = recipe
-        self._speed = speed
-        cpu = backbone.device.type == "cpu"
-        self.workers = min(cores, MOST_WORKERS) if cpu and not backbone.compiled else 1
-        self.threads = max(1, cores // self.workers) if cpu else None
+    def __init__(self, backbone: Backbone, recipe: Recipe, batch_size: int | None, speed: Speed):
+        self._backbone, self._recipe, self._speed = backbone, recipe, speed
         self.batch_size = batch_size or default_batch_size(recipe, backbone.device)
         self._lock = threading.Lock()
         self._transfer = _CudaTransfer(backbone.device, speed) if _is_cuda(backbone) else None
@@ -89,7 +75,7 @@ class Forward:
 
         def part(rows: range) -> Computed:
             here = slice(rows.start, rows.stop)
-            return self._compute(Batch(batch.need, batch.hashes[here], batch.images[here]))
+            return self._pass(Batch(batch.need, batch.hashes[here], batch.images[here]))
 
         return in_passes(part, range(len(batch.hashes)), self.batch_size, self._smaller)[0]
 
@@ -99,25 +85,23 @@ class Forward:
                 self.batch_size = size
                 log.warning("Out of memory: going on with batches of %d images", size)
 
-    def _compute(self, batch: Batch) -> Computed:
+    def _pass(self, batch: Batch) -> Computed:
         import torch
 
+        full = self.batch_size if self._backbone.compiled else len(batch.hashes)
         with torch.inference_mode():
             if self._transfer is not None:
-                return self._transfer.run(batch, self._features, self._full_size(batch))
+                return self._transfer.run(batch, self._features, full)
             started = time.perf_counter()
-            squares = _stack(batch, self._full_size(batch))
+            squares = _stack(batch, full)
             copied = time.perf_counter()
             cpu_started = time.thread_time()
-            device = self.backbone.device
+            device = self._backbone.device
             features = self._features(batch.need, [torch.from_numpy(s).to(device) for s in squares])
             rows = {spec: t[: len(batch.hashes)].cpu().numpy() for spec, t in features.items()}
         self._speed.add("copy", copied - started)
         self._speed.add("backbone", time.perf_counter() - copied, time.thread_time() - cpu_started)
-        return Computed(batch.hashes, lambda: rows)
-
-    def _full_size(self, batch: Batch) -> int:
-        return self.batch_size if self.backbone.compiled else len(batch.hashes)
+        return batch.hashes, lambda: rows
 
     def _features(
         self, need: Need, squares: Sequence[torch.Tensor]
@@ -129,53 +113,144 @@ class Forward:
         sizes = sizes_of(need)
         result: dict[SeriesSpec, torch.Tensor] = {}
         for view in dict.fromkeys(view for view, _, _ in need):
-            pixels = self.backbone.normalise(squares[sizes.index(view.size)])
+            pixels = self._backbone.normalise(squares[sizes.index(view.size)])
             wanted = {kind: spec for of_view, kind, spec in need if of_view == view}
-            rows = self.backbone.features(pixels.flip(-1) if view.flip else pixels, list(wanted))
+            rows = self._backbone.features(pixels.flip(-1) if view.flip else pixels, list(wanted))
             result.update((wanted[k], row.to(dtype).contiguous()) for k, row in rows.items())
         return result
 
-    def check_canary(self, folder: Path) -> None:
-        """See that the features of the built-in picture are still those of the store in ``folder``.
 
-        Raises:
-            CanaryError: they are not.
-        """
-        started, cpu = time.perf_counter(), time.thread_time()
-        # Compiled code is made for one shape.
-        copies = self.batch_size if self.backbone.compiled else 1
-        check_canary(folder, self._recipe, self.backbone, copies)
-        self._speed.add("backbone", time.perf_counter() - started, time.thread_time() - cpu)
+class Engine:
+    """The stages behind decoding: the backbone, and writing what it gives.
 
-    def prepare(self, stop: threading.Event) -> Callable[[], None]:
-        """Divide the processor among the workers, and let passes end soon once ``stop`` is set.
+    On a CPU several threads run the backbone side by side, each a small batch with its share of the cores:
+    they never wait for each other, which the threads inside one operation would do, above all while
+    decoders use the same cores.
+
+    Args:
+        backbone: loaded.
+        recipe: its views, kinds and stored number format are used.
+        writer: where the rows go.
+        batch_size: images per pass; None takes :func:`default_batch_size`.
+        complete: told which contents have their rows by now, or why not; called from a thread.
+        speed: told how long everything took, and which threads worked.
+
+    Attributes:
+        forward: runs the backbone.
+        done: images committed, or failed in the backbone.
+
+    Raises:
+        CanaryError: the features of the built-in picture are not those of the store.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        recipe: Recipe,
+        writer: StoreWriter,
+        batch_size: int | None,
+        complete: Callable[[Sequence[bytes], Mapping[bytes, str]], None],
+        speed: Speed,
+    ):
+        self._backbone, self._recipe, self._writer = backbone, recipe, writer
+        self._complete, self._speed = complete, speed
+        self.forward = Forward(backbone, recipe, batch_size, speed)
+        self.done = 0
+        self._stop = threading.Event()
+        cpu = backbone.device.type == "cpu"
+        speed.device = backbone.device.type
+        speed.threads = min(speed.cores, _MOST_WORKERS) if cpu and not backbone.compiled else 1
+        self._prepare()
+        started, cpu_started = time.perf_counter(), time.thread_time()
+        try:  # before any thread has rows to write; compiled code is made for one shape
+            copies = self.forward.batch_size if backbone.compiled else 1
+            check_canary(writer.store.path, recipe, backbone, copies)
+        except BaseException:
+            self._undo.close()
+            raise
+        speed.add("backbone", time.perf_counter() - started, time.thread_time() - cpu_started)
+        self._write = Stage(
+            "mirip-write", self._commit, room=2 * speed.threads, at_once=_COMMITTED_AT_ONCE
+        )
+        self._compute: Stage[Batch] = Stage(
+            "mirip-compute",
+            self._run,
+            threads=speed.threads,
+            room=speed.threads + 1,
+            idle=speed.wait,
+        )
+
+    def put(self, batch: Batch) -> None:
+        """Hand over a batch; waits for room. Raises what went wrong in any stage."""
+        self._compute.put(batch)
+
+    def finish(self, tick: Callable[[], None]) -> None:
+        """Wait until everything is committed. Raises what went wrong in any stage."""
+        self._compute.finish(tick)
+        self._write.finish(tick)
+        self._undo.close()
+
+    def stop(self) -> None:
+        """End soon: what is computed is still committed, the rest is dropped."""
+        self._stop.set()
+        self._compute.stop(drop=True, timeout_s=_STOP_SECONDS)
+        self._write.stop(drop=False, timeout_s=_STOP_SECONDS)
+        self._undo.close()
+
+    def _prepare(self) -> None:
+        """Divide the processor among the threads, and let passes end soon once the run is stopped.
 
         One pass of a large backbone may take many seconds on a CPU: it is broken off between two
         operations, by StoppedError. Compiled code has no places to stop at, and a GPU needs none.
-
-        Returns:
-            What undoes it.
         """
         import torch
 
-        undo = contextlib.ExitStack()
-        if self.threads is not None:
+        self._undo = contextlib.ExitStack()
+        if self._backbone.device.type == "cpu":
             keep_freed_memory()
-            undo.callback(torch.set_num_threads, torch.get_num_threads())
-            torch.set_num_threads(self.threads)
-            if not self.backbone.compiled:
-                for module in self.backbone.model.modules():
-                    if not list(module.children()):
-                        undo.callback(module.register_forward_pre_hook(_stopping(stop)).remove)
-        return undo.close
+            self._undo.callback(torch.set_num_threads, torch.get_num_threads())
+            torch.set_num_threads(max(1, self._speed.cores // self._speed.threads))
+            for module in () if self._backbone.compiled else self._backbone.model.modules():
+                if not list(module.children()):
+                    hook = module.register_forward_pre_hook(self._end_if_stopped)
+                    self._undo.callback(hook.remove)
 
-
-def _stopping(stop: threading.Event) -> Callable[..., None]:
-    def check(*_: Any) -> None:
-        if stop.is_set():
+    def _end_if_stopped(self, *_: Any) -> None:
+        if self._stop.is_set():
             raise StoppedError
 
-    return check
+    def _run(self, batches: list[Batch]) -> None:
+        for batch in batches:
+            for computed in self.forward.run(batch):
+                self._write.put(computed)
+
+    def _commit(self, batches: list[Computed]) -> None:
+        alike: dict[tuple[SeriesSpec, ...], tuple[list[bytes], list[Rows]]] = {}
+        for some, wait in batches:
+            rows = wait()
+            hashes, parts = alike.setdefault(tuple(rows), ([], []))
+            hashes.extend(some)
+            parts.append(rows)
+        started, cpu = time.perf_counter(), time.thread_time()
+        for specs, (hashes, parts) in alike.items():
+            self._append(hashes, {s: np.concatenate([part[s] for part in parts]) for s in specs})
+        self._speed.add("write", time.perf_counter() - started, time.thread_time() - cpu)
+
+    def _append(self, hashes: list[bytes], rows: dict[SeriesSpec, NDArray[Any]]) -> None:
+        finite = np.ones(len(hashes), dtype=bool)
+        for values in rows.values():
+            finite &= np.isfinite(values.reshape(len(hashes), -1)).all(axis=1)
+        reason = f"a feature does not fit {self._recipe.store_dtype} (not finite)"
+        if self._recipe.store_dtype == "float16":
+            reason += "; try --store-dtype float32"
+        failures = {h: reason for h, fits in zip(hashes, finite, strict=True) if not fits}
+        if finite.all():
+            self._writer.append(hashes, rows)
+        elif finite.any():
+            kept = [sha for sha, fits in zip(hashes, finite, strict=True) if fits]
+            self._writer.append(kept, {spec: values[finite] for spec, values in rows.items()})
+        self._complete(hashes, failures)
+        self.done += len(hashes)
 
 
 class _CudaTransfer:
@@ -233,14 +308,14 @@ class _CudaTransfer:
             marks[5].record()
         n = len(batch.hashes)
 
-        def wait() -> dict[SeriesSpec, NDArray[Any]]:
+        def wait() -> Rows:
             marks[5].synchronize()
             for stage, i in (("copy", 0), ("backbone", 2), ("copy back", 4)):
                 self._speed.add(stage, marks[i].elapsed_time(marks[i + 1]) / 1000)
             # Copied: pinned memory is scarce, and belongs to the next batch.
             return {spec: tensor[:n].numpy().copy() for spec, tensor in rows.items()}
 
-        return Computed(batch.hashes, wait)
+        return batch.hashes, wait
 
 
 def _stack(
@@ -268,128 +343,6 @@ def default_batch_size(recipe: Recipe, device: torch.device) -> int:
 
 def _is_cuda(backbone: Backbone) -> bool:
     return backbone.device.type == "cuda"
-
-
-T = TypeVar("T")
-
-_COMMITTED_AT_ONCE = 8  # batches that one sync may cover
-_STOP_SECONDS = 4.0  # for each stage to finish what it is doing when the run is stopped
-#: The stages, in the order of an image's way through them.
-STAGES = ("read + decode", "copy", "backbone", "copy back", "write")
-_BUSY = 0.7  # from this share of its time on, something is the limit
-_WAITING = 0.15
-
-
-class Engine:
-    """The stages behind decoding: the backbone, and writing what it gives.
-
-    Args:
-        backbone: loaded.
-        recipe: what to compute.
-        writer: where the rows go.
-        cores: processor cores to use.
-        batch_size: images per pass; None: by the device and the number of tokens.
-        complete: told which contents have their rows by now, or why not; called from a thread.
-        speed: told how long everything took.
-    """
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        recipe: Recipe,
-        writer: StoreWriter,
-        cores: int,
-        batch_size: int | None,
-        complete: Callable[[Sequence[bytes], Mapping[bytes, str]], None],
-        speed: Speed,
-    ):
-        self.speed = speed
-        self.done = 0  # images committed, or failed in the backbone
-        self._cores, self._recipe, self._writer, self._complete = cores, recipe, writer, complete
-        self._forward = Forward(backbone, recipe, cores, batch_size, self.speed)
-        self._stop = threading.Event()
-        self._release = self._forward.prepare(self._stop)
-        try:  # before any thread has rows to write
-            self._forward.check_canary(writer.store.path)
-        except BaseException:
-            self._release()
-            raise
-        self.workers = self._forward.workers
-        self._write = Stage(
-            "mirip-write", self._commit, room=2 * self.workers, at_once=_COMMITTED_AT_ONCE
-        )
-        self._compute: Stage[Batch] = Stage(
-            "mirip-compute",
-            self._run,
-            threads=self.workers,
-            room=self.workers + 1,
-            idle=self.speed.wait,
-        )
-
-    @property
-    def batch_size(self) -> int:
-        """Images per pass, as memory allows."""
-        return self._forward.batch_size
-
-    def put(self, batch: Batch) -> None:
-        """Hand over a batch; waits for room. Raises what went wrong in any stage."""
-        self._compute.put(batch)
-
-    def finish(self, tick: Callable[[], None]) -> None:
-        """Wait until everything is committed. Raises what went wrong in any stage."""
-        self._compute.finish(tick)
-        self._write.finish(tick)
-        self._release()
-
-    def stop(self) -> None:
-        """End soon: what is computed is still committed, the rest is dropped."""
-        self._stop.set()
-        self._compute.stop(drop=True, timeout_s=_STOP_SECONDS)
-        self._write.stop(drop=False, timeout_s=_STOP_SECONDS)
-        self._release()
-
-    def speed_report(self, workers: int, images: int) -> SpeedReport:
-        """Where the time went until now, in which so many images were computed."""
-        return self.speed.report(
-            workers=workers,
-            threads=self.workers,
-            cores=self._cores,
-            device=self._forward.backbone.device.type,
-            images=images,
-        )
-
-    def _run(self, batches: list[Batch]) -> None:
-        for batch in batches:
-            for computed in self._forward.run(batch):
-                self._write.put(computed)
-
-    def _commit(self, batches: list[Computed]) -> None:
-        alike: dict[tuple[SeriesSpec, ...], tuple[list[bytes], list[dict[SeriesSpec, Any]]]] = {}
-        for batch in batches:
-            rows = batch.rows()
-            hashes, parts = alike.setdefault(tuple(rows), ([], []))
-            hashes.extend(batch.hashes)
-            parts.append(rows)
-        started, cpu = time.perf_counter(), time.thread_time()
-        for specs, (hashes, parts) in alike.items():
-            self._append(hashes, {s: np.concatenate([part[s] for part in parts]) for s in specs})
-        self.speed.add("write", time.perf_counter() - started, time.thread_time() - cpu)
-
-    def _append(self, hashes: list[bytes], rows: dict[SeriesSpec, NDArray[Any]]) -> None:
-        finite = np.ones(len(hashes), dtype=bool)
-        for values in rows.values():
-            finite &= np.isfinite(values.reshape(len(hashes), -1)).all(axis=1)
-        reason = f"a feature does not fit {self._recipe.store_dtype} (not finite)"
-        if self._recipe.store_dtype == "float16":
-            reason += "; try --store-dtype float32"
-        failures = {h: reason for h, fits in zip(hashes, finite, strict=True) if not fits}
-        if finite.all():
-            self._writer.append(hashes, rows)
-        elif finite.any():
-            kept = [sha for sha, fits in zip(hashes, finite, strict=True) if fits]
-            self._writer.append(kept, {spec: values[finite] for spec, values in rows.items()})
-        self._complete(hashes, failures)
-        self.done += len(hashes)
 
 
 class Stage(Generic[T]):
@@ -508,76 +461,44 @@ class Stage(Generic[T]):
         return taken
 
 
+@dataclass
 class Speed:
-    """Adds up the seconds that each stage was busy; several threads may use it."""
+    """How busy each stage of a run was; several threads may add to it."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._busy = dict.fromkeys(STAGES, 0.0)
-        self._cpu = dict.fromkeys(STAGES, 0.0)
-        self._waiting = 0.0
-        self.started = time.perf_counter()
+    workers: int = 1  # decoding processes; 0: the main process decodes
+    cores: int = 1  # that the run may use
+    threads: int = 1  # that run the backbone
+    device: str = "cpu"
+    images: int = 0  # that were computed
+    seconds: float = 0.0  # from the first image to the last commit
+    #: Stage → seconds, added up over processes or threads side by side; and those of the processor.
+    busy: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    cpu: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    waited: float = 0.0  # seconds in which threads had no pictures
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def add(self, stage: str, seconds: float, cpu_seconds: float = 0.0) -> None:
-        """Count time of one stage.
-
-        Args:
-            stage: one of :data:`STAGES`.
-            seconds: on the clock.
-            cpu_seconds: of the processor, where it was measured.
-        """
+        """Count time of one of :data:`STAGES`: on the clock, and of the processor where it was measured."""
         with self._lock:
-            self._busy[stage] += seconds
-            self._cpu[stage] += cpu_seconds
+            self.busy[stage] += seconds
+            self.cpu[stage] += cpu_seconds
 
     def wait(self, seconds: float) -> None:
         """Count time in which the backbone had no pictures."""
         with self._lock:
-            self._waiting += seconds
+            self.waited += seconds
 
-    def report(
-        self, *, workers: int, threads: int, cores: int, device: str, images: int
-    ) -> SpeedReport:
-        """What was counted until now.
+    @property
+    def share(self) -> dict[str, float]:
+        """Stage → share of the time that its processes or threads were busy."""
+        beside = {"read + decode": max(1, self.workers)}
+        beside |= dict.fromkeys(("copy", "backbone"), self.threads)
+        return {s: b / self.seconds / beside.get(s, 1) for s, b in self.busy.items()}
 
-        Args:
-            workers: decoding processes (0: the main process decoded).
-            threads: threads that ran the backbone.
-            cores: processor cores that the run may use.
-            device: ``cpu``, ``cuda`` or ``mps``.
-            images: how many were computed.
-        """
-        with self._lock:
-            seconds = time.perf_counter() - self.started
-            side_by_side = {"read + decode": max(1, workers), "copy": threads, "backbone": threads}
-            return SpeedReport(
-                seconds=seconds,
-                busy=dict(self._busy),
-                cpu=dict(self._cpu),
-                share={s: b / seconds / side_by_side.get(s, 1) for s, b in self._busy.items()},
-                waiting=self._waiting / seconds / threads,
-                workers=workers,
-                threads=threads,
-                cores=cores,
-                device=device,
-                images=images,
-            )
-
-
-@dataclass(frozen=True)
-class SpeedReport:
-    """How busy each stage of a run was."""
-
-    seconds: float  # from the first image to the last commit
-    busy: dict[str, float]  # stage → seconds, added up over processes or threads side by side
-    cpu: dict[str, float]  # stage → processor seconds, where they were measured
-    share: dict[str, float]  # stage → share of the time that its processes or threads were busy
-    waiting: float  # share of the time in which the backbone waited for pictures
-    workers: int
-    threads: int
-    cores: int
-    device: str
-    images: int
+    @property
+    def waiting(self) -> float:
+        """Share of the time in which the backbone waited for pictures."""
+        return self.waited / self.seconds / self.threads
 
     def rows(self) -> list[tuple[str, str, str, str]]:
         """Stage, busy share, seconds and what worked on it, as text, for a table."""
@@ -587,8 +508,8 @@ class SpeedReport:
             "write": "1 thread",
         }
         return [
-            (stage, f"{self.share[stage]:.0%}", f"{self.busy[stage]:.2f}", who.get(stage, ""))
-            for stage in STAGES
+            (stage, f"{share:.0%}", f"{self.busy[stage]:.2f}", who.get(stage, ""))
+            for stage, share in self.share.items()
         ] + [("waiting for pictures", f"{self.waiting:.0%}", "", "the backbone")]
 
     def bottleneck(self) -> str:

@@ -67,6 +67,7 @@ from mirip_fast.features.store_writer import StoreLock, StoreWriter, holder_of
 from mirip_fast.files import (
     damaged_files,
     format_bytes,
+    open_file,
     open_regular,
 )
 
@@ -831,6 +832,32 @@ class Exported:
     bytes: int
 
 
+def check_export(file: Path, *, overwrite: bool | None = None) -> None:
+    """See before hours of work that an export can be written there.
+
+    Args:
+        file: the file.
+        overwrite: whether a file that is there is replaced; None: only an HDF5 file.
+
+    Raises:
+        StoreError: no folder for it, or something is there that is not to be replaced.
+    """
+    if file.is_dir():
+        raise StoreError(f"{file} is a folder; name a file in it, such as {file / 'features.h5'}")
+    if not file.parent.is_dir():
+        raise StoreError(f"{file}: there is no folder {file.parent}")
+    if (file.parent / STORE_FILE).exists():
+        raise StoreError(f"{file} would lie among a store's shards; choose another folder")
+    if file.exists() and overwrite is False:
+        raise StoreError(f"{file} is there already; add --overwrite to replace it")
+    if file.exists() and overwrite is None:
+        start = b""
+        with contextlib.suppress(ValueError), open_file(file) as stream:  # a pipe, a device
+            start = stream.read(8)
+        if start != b"\x89HDF\r\n\x1a\n":
+            raise StoreError(f"{file} is there and no HDF5 file; choose another name")
+
+
 def export_dataset(
     dataset: Dataset,
     file: Path,
@@ -856,14 +883,7 @@ def export_dataset(
         StoreError: the file is there, its folder is not, or an image's features are missing.
         DiskFullError: no room; says how much is needed. A file that was there stays.
     """
-    if file.is_dir():
-        raise StoreError(f"{file} is a folder; name a file in it, such as {file / 'features.h5'}")
-    if file.exists() and not overwrite:
-        raise StoreError(f"{file} is there already; add --overwrite to replace it")
-    if not file.parent.is_dir():
-        raise StoreError(f"{file}: there is no folder {file.parent}")
-    if (file.parent / STORE_FILE).exists():
-        raise StoreError(f"{file} would lie among a store's shards; choose another folder")
+    check_export(file, overwrite=overwrite)
     store = FeatureStore.open(dataset.store_path)
     there, specs = dataset.embedded(), store.series()
     if not len(there):

@@ -24,12 +24,12 @@ from mirip_fast.errors import BackboneError, StoreError
 from mirip_fast.features.backbone_files import find_backbone, names_of_backbones
 from mirip_fast.features.datasets import Dataset, save_dataset
 from mirip_fast.features.embed import Progress, Settings, embed
-from mirip_fast.features.engine import SpeedReport
+from mirip_fast.features.engine import Speed
 from mirip_fast.features.outcomes import Outcome, Summary, ledger, summarise
 from mirip_fast.features.recipe import Recipe, make_recipe, wanted_series
 from mirip_fast.features.shards import shard_bytes
 from mirip_fast.features.store import FeatureStore, differing_fields
-from mirip_fast.files import format_bytes, open_file, temporary_folder
+from mirip_fast.files import format_bytes, temporary_folder
 from mirip_fast.runtime import Ranks, distributed, our_cores, resolve_device, resolve_precision
 from mirip_fast.settings import config_from_dict
 
@@ -59,7 +59,7 @@ class PhaseOne:
         hashes: HashMemory,
         settings: Settings,
         progress: Callable[[Progress], None] = lambda _: None,
-        on_speed: Callable[[SpeedReport], None] = lambda _: None,
+        on_speed: Callable[[Speed], None] = lambda _: None,
     ) -> list[Outcome]:
         """Compute what is missing; see :func:`mirip_fast.features.embed.embed`."""
         return embed(
@@ -187,7 +187,7 @@ class EmbedDone:
     summary: Summary
     compute_seconds: float  # from the first to the last batch, start-up left out
     store_path: Path
-    speed: SpeedReport | None = None  # where the time went, if anything was computed here
+    speed: Speed | None = None  # where the time went, if anything was computed here
     failures: Sequence[tuple[str, str]] = ()  # name and reason of each image that could not be read
     ranks: Ranks | None = None
 
@@ -276,7 +276,7 @@ def embed_data(
         phase.say(len(manifest))
         began = ended = time.monotonic()
 
-    device, speed = config.runtime.device, list[SpeedReport]()
+    device, speed = config.runtime.device, list[Speed]()
     if engine == "ray":
         from mirip_fast.features.ray_engine import embed_on_ray
 
@@ -330,33 +330,6 @@ def each_backbone(config: Config) -> list[Config]:
     return [dataclasses.replace(config, embed=embed) for embed in embeds]
 
 
-def check_export(file: Path) -> None:
-    """See before hours of work that an export can be written there.
-
-    Raises:
-        StoreError: no folder for it, or something else than an HDF5 file is there.
-    """
-    if not file.parent.is_dir():
-        raise StoreError(f"--export {file}: there is no folder {file.parent}")
-    if file.is_dir():
-        raise StoreError(f"--export {file} is a folder; name a file in it, such as features.h5")
-    if file.exists():
-        start = b""
-        with contextlib.suppress(ValueError), open_file(file) as stream:  # a pipe, a device
-            start = stream.read(8)
-        if start != b"\x89HDF\r\n\x1a\n":
-            raise StoreError(f"--export {file} is there and no HDF5 file; choose another name")
-
-
-@dataclass(frozen=True)
-class OnDemand:
-    """What became of the files, and the store that has the features of the readable ones."""
-
-    outcomes: Sequence[Outcome]
-    store: FeatureStore
-    series: str
-
-
 def embed_options(reference: Dataset) -> EmbedConfig:
     """How a data set was embedded."""
     return config_from_dict({"embed": reference.info["embed"]}).embed
@@ -372,7 +345,7 @@ def features_of_files(
     rehash: bool = False,
     command: str = "",
     progress: Callable[[Progress], None] = lambda _: None,
-) -> OnDemand:
+) -> tuple[list[Outcome], FeatureStore, str]:
     """The CLS tokens of image files, embedding those that are not in the cache.
 
     Neither torch nor the backbone is needed where ``like`` has all of them. A cache that cannot be
@@ -388,6 +361,9 @@ def features_of_files(
         command: what is running, for whoever finds the store locked.
         progress: called after every committed batch.
 
+    Returns:
+        What became of the files, the store that has the features of the readable ones, and their series.
+
     Raises:
         StoreError: the backbone or its preprocessing is not that of ``like``; names the fields.
         BackboneError: features are missing and the backbone cannot be found.
@@ -398,12 +374,24 @@ def features_of_files(
             known = list(hashes.sha256_many(paths, rehash=rehash))
             readable = [sha for sha in known if isinstance(sha, bytes)]
             if (like.rows(series, readable) >= 0).all():
-                return OnDemand(ledger(known), like, series)
+                return ledger(known), like, series
         phase = _prepare(options, config, like, hashes)
         settings = settings_of(config.embed, len(paths), rehash=rehash, command=command)
-        outcomes, store = _embed(phase, paths, hashes, settings, progress)
+        store = phase.store
+        try:
+            outcomes = phase.embed(paths, hashes, settings, progress)
+        except BackboneError:
+            raise
+        except (StoreError, OSError) as error:
+            log.warning("%s (the features computed now are not kept)", error)
+            ending = contextlib.ExitStack()
+            folder = ending.enter_context(temporary_folder()) / phase.recipe.fingerprint_id
+            store = FeatureStore.create(folder, phase.recipe.fingerprint)
+            weakref.finalize(store, ending.close)
+            spare = dataclasses.replace(phase, store=store)
+            outcomes = spare.embed(paths, hashes, settings, progress)
         series = phase.recipe.series(phase.recipe.views[0], "cls").name
-    return OnDemand(outcomes, store, series)
+    return outcomes, store, series
 
 
 def _prepare(
@@ -432,24 +420,3 @@ def _prepare(
                 like.fingerprint["precision"],
             )
     return phase
-
-
-def _embed(
-    phase: PhaseOne,
-    paths: Sequence[Path],
-    hashes: HashMemory,
-    settings: Settings,
-    progress: Callable[[Progress], None],
-) -> tuple[Sequence[Outcome], FeatureStore]:
-    try:
-        return phase.embed(paths, hashes, settings, progress), phase.store
-    except BackboneError:
-        raise
-    except (StoreError, OSError) as error:
-        log.warning("%s (the features computed now are not kept)", error)
-    ending = contextlib.ExitStack()
-    folder = ending.enter_context(temporary_folder())
-    store = FeatureStore.create(folder / phase.recipe.fingerprint_id, phase.recipe.fingerprint)
-    weakref.finalize(store, ending.close)
-    spare = dataclasses.replace(phase, store=store)
-    return spare.embed(paths, hashes, settings, progress), store

@@ -34,7 +34,6 @@ from mirip_fast.portfolio.rank import DRAWS
 from mirip_fast.portfolio.ranking import CONFIDENCE
 from mirip_fast.ranking.references import load_calibration
 from mirip_fast.ranking.scorer import ScoreModel, phase_of_model
-from mirip_fast.runtime import our_cores
 from mirip_fast.serving import BadRequestError, sent_bytes
 
 if TYPE_CHECKING:
@@ -78,9 +77,7 @@ class Scorer(Closing):
             phase = phase_of_model(model.info, cache_dir, config.runtime.device, backbone, hashes)
         self._recipe = phase.recipe
         self._need = tuple(wanted_series(phase.recipe))
-        self._forward = Forward(
-            phase.load(), phase.recipe, our_cores(), config.embed.embed_batch_size, Speed()
-        )
+        self._forward = Forward(phase.load(), phase.recipe, config.embed.embed_batch_size, Speed())
         self._max_pixels = round(config.embed.max_megapixels * 1e6)
         self.calibration = load_calibration(model)
         self._ending = ExitStack()
@@ -153,8 +150,10 @@ class Scorer(Closing):
     ) -> dict[bytes, dict[str, Any]]:
         hashes = list(squares)
         rows: dict[SeriesSpec, list[NDArray[Any]]] = {spec: [] for _, _, spec in self._need}
-        for part in self._forward.run(Batch(self._need, hashes, [squares[sha] for sha in hashes])):
-            for spec, found in part.rows().items():
+        for _, wait in self._forward.run(
+            Batch(self._need, hashes, [squares[sha] for sha in hashes])
+        ):
+            for spec, found in wait().items():
                 rows[spec].append(found)
         store = _InMemory(hashes, {spec: np.concatenate(parts) for spec, parts in rows.items()})
         scores = self.model.score(store, hashes)

@@ -94,13 +94,12 @@ def find_similar(
     options = embed_options(reference)
     if backbone is not None:
         options.backbone = backbone
-    asked = features_of_files(
+    (outcome,), store, series = features_of_files(
         [image], options, config, like=own, series=series, command=command, progress=progress
     )
-    (outcome,) = asked.outcomes
     if outcome.sha256 is None or outcome.status == "failed":
         raise DataError(f"{image}: {outcome.reason}")
-    rows = asked.store.read(asked.series, asked.store.rows(asked.series, [outcome.sha256]))
+    rows = store.read(series, store.rows(series, [outcome.sha256]))
     gallery = open_gallery(works_of_datasets(datasets), stores_of(datasets), series)
     itself = absolute(image)
     found = nearest_works(gallery, unit(rows)[0], outcome.sha256, top + 1)
@@ -190,11 +189,11 @@ def find_duplicates(
         options = dataclasses.replace(DataOptions.from_config(config.data), with_grades=False)
         manifests = [read_manifest(folder, options) for folder in folders]
         paths = {path: name for m in manifests for path, name in zip(m.paths, m.ids, strict=True)}
-        asked = features_of_files(
+        outcomes, store, series = features_of_files(
             list(paths), embed, config,
             like=like, series=its_series, rehash=rehash, command=command, progress=progress,
         )  # fmt: skip
-        for (path, image_id), outcome in zip(paths.items(), asked.outcomes, strict=True):
+        for (path, image_id), outcome in zip(paths.items(), outcomes, strict=True):
             if outcome.sha256 is None or outcome.status == "failed":
                 failures.append((path, outcome.reason or ""))
             else:
@@ -204,8 +203,8 @@ def find_duplicates(
             raise DataError(
                 f"none of {counted(len(paths), 'image')} could be read (first: {path}: {reason})"
             )
-        series, others = asked.series, datasets_like(like or asked.store, caches)
-        stores = [asked.store, *stores_of(others)]
+        others = datasets_like(like or store, caches)
+        stores = [store, *stores_of(others)]
     else:
         newest = newest_dataset(cache_dir, None)
         series = base_series(newest)
