@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import re
-import shlex
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import pytest
-from mirip_fast_cli.demo import make_portfolio, make_sample
-from mirip_fast_cli.main import cli, run
+from mirip_fast_cli.main import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -178,49 +175,3 @@ def test_both_tutorials_show_the_same_blocks() -> None:
         return re.findall(r"^```\w*\n.*?^```$", read(DOCS / name), re.DOTALL | re.MULTILINE)
 
     assert shown("tutorial.ko.md") == shown("tutorial.md") != []
-
-
-# What documents show
-
-
-def blocks(name: str) -> list[str]:
-    """The code blocks of a document without a language, in its order."""
-    return re.findall(r"^```\n(.*?)\n```$", read(DOCS / name), re.DOTALL | re.MULTILINE)
-
-
-def run_as_typed(command: str) -> None:
-    """Run a command with its * filled in, as the shell does; in this process where it is our own."""
-    words: list[str] = []
-    for word in shlex.split(command):
-        words += sorted(map(str, Path().glob(word))) if "*" in word else [word]
-    if words[0] == "mirip-fast":
-        run(words[1:])
-    else:
-        subprocess.run(words, check=True)
-
-
-def test_the_tutorial_prints_what_it_shows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """Every command of the tutorial and its further examples, in one folder, as a reader types them."""
-    import recorded
-
-    monkeypatch.chdir(tmp_path)
-    make_sample(tmp_path / "data")
-    make_portfolio(tmp_path / "portfolio")
-    (tmp_path / "mirip.yaml").write_text(QUICK)
-    for block in blocks("tutorial.md") + blocks("examples.md"):
-        examples = recorded.recorded(f"```\n{block}\n```")
-        if not examples:
-            if block.startswith(("cp data", "cp portfolio", "head")):
-                subprocess.run(block, shell=True, check=True, cwd=tmp_path)
-            continue
-        (example,) = examples
-        if example.command.startswith(NOT_RUN):
-            continue
-        capfd.readouterr()
-        run_as_typed(example.command)
-        captured = capfd.readouterr()
-        printed = captured.out + captured.err
-        missing = [x for x in recorded.not_printed(example, printed) if not MAY_DIFFER.search(x)]
-        assert not missing, "\n".join([f"$ {example.command}", *missing, "", "Printed:", printed])
