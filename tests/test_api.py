@@ -270,24 +270,6 @@ def blocks(text: str) -> list[str]:
     return [block for block in found if "DataSplitter" not in block]
 
 
-@pytest.mark.parametrize("readme", ["README.md", "README.ko.md"])
-def test_the_lines_of_the_readme_run(
-    there: Path, model: mf.Model, readme: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name, there_called in (("data", "data"), ("folder", "new")):
-        (tmp_path / name).symlink_to(there / there_called)
-    (tmp_path / "mirip.yaml").write_text(
-        "embed:\n  backbone: tiny-random\n  image_size: 28\n  workers: 0\n"
-    )
-    names: dict[str, object] = {}
-    text = (Path(__file__).parent.parent / readme).read_text(encoding="utf-8")
-    assert len(blocks(text)) == 2
-    for block in blocks(text):
-        exec(block, names)
-    assert len(names["ranking"]) == 8  # type: ignore[arg-type]
-
-
 def test_a_strangers_type_check_covers_the_readme() -> None:
     """``typed_notebook.py`` is checked with the package's own types, strictly, where the code is linted."""
     here = Path(__file__).parent
