@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import logging
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from mirip_fast.data.manifest import read_manifest, write_manifest_csv
 from mirip_fast.data.table import DataOptions, Manifest, image_table
 from mirip_fast.errors import DataError
 from mirip_fast.evaluation.agreement import agreement, alpha
-from mirip_fast.evaluation.metrics import pairwise_accuracy, ranks
+from mirip_fast.evaluation.metrics import PairCounter, pairwise_accuracy, ranks
 from mirip_fast.models.gp import GaussianProcess, grader_scores, normal_scores
 from mirip_fast.models.losses import PairLoss
 
@@ -199,6 +200,7 @@ def test_agreement_is_told_and_the_rest_is_ranked(
     assert found["model_within"] > 0.9 and found["ceiling"] > 0.8
     assert "humanCeiling" in (office / "page.html").read_text(encoding="utf-8")
     report = mf.load().evaluate()
+    assert report.by_grader and "pairs of different tiers by one grader" in out
     assert report.agreement is not None and report.agreement.to_table() in out
     assert " ".join(report.better_than.split()) in " ".join(out.split())
     assert report.agreement.to_table() in str(report) and "The model is" in str(report)
@@ -272,6 +274,50 @@ def test_the_human_ceiling_counts_each_grader_against_the_others() -> None:
     assert found.overlap == 4 and len(found.pairs) == 3
     interval = found.intervals["ceiling"]
     assert interval is not None and interval.low <= found.figures["ceiling"] <= interval.high
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_agreement_and_pairs_by_grader_are_those_of_plain_loops(seed: int) -> None:
+    krippendorff = pytest.importorskip("krippendorff")
+    rng = np.random.default_rng(seed)
+    n, n_graders, n_tiers = (int(x) for x in rng.integers([6, 2, 2], [20, 6, 5]))
+    base = rng.integers(0, n_tiers, n)[:, None] + rng.integers(-1, 2, (n, n_graders))
+    grades = np.clip(base, 0, n_tiers - 1).astype(float)
+    grades[rng.random(grades.shape) < 0.35] = np.nan
+    grades[:2, 0] = [0, 1]
+    names = tuple("SABCD"[:n_tiers])
+    cells = [["" if np.isnan(x) else names[int(x)] for x in column] for column in grades.T]
+    ids = [f"w{i}" for i in range(n)]
+    columns = {f"tier_g{g}": column for g, column in enumerate(cells)}
+    table = image_table({"image_id": ids, "file": ids, **columns}, names)
+    found, score = agreement(table), rng.normal(size=n).round(1)
+    assert found is not None
+    expected = krippendorff.alpha(
+        grades.T, level_of_measurement="ordinal", value_domain=list(range(n_tiers))
+    )
+    assert found.figures["alpha"] == pytest.approx(expected)
+    human, model = np.zeros(2), np.zeros(2)
+    m = np.isfinite(grades).sum(axis=1)
+    for g in range(n_graders):
+        rest = np.delete(grades, g, axis=1)
+        for i, j in itertools.combinations(np.flatnonzero(np.isfinite(grades[:, g])), 2):
+            apart = np.sign(grades[j, g] - grades[i, g])  # 1: the grader finds i better
+            if apart:
+                right = 0.5 + 0.5 * np.sign(score[i] - score[j]) * apart
+                model += np.array([right, 1]) / np.sqrt(m[i] * m[j])
+            if m[i] < 2 or m[j] < 2:
+                continue
+            one, other = (np.floor(np.nanmedian(rest[k]) + 0.5) for k in (i, j))
+            if one != other:
+                human += np.array([0.5 + 0.5 * np.sign(other - one) * apart, 1])
+    assert found.figures["ceiling"] == pytest.approx(human[0] / human[1])
+    assert pairwise_accuracy(score, [0] * n, grades=grades) == pytest.approx(model[0] / model[1])
+    weights = rng.integers(0, 3, n)
+    again = np.repeat(np.arange(n), weights)
+    weighted = PairCounter(score, [0] * n, grades=grades).accuracy(weights)
+    assert weighted == pytest.approx(
+        PairCounter(score[again], [0] * len(again), grades=grades[again]).accuracy()
+    )
 
 
 def test_graders_of_different_works_tell_no_agreement() -> None:

@@ -148,6 +148,7 @@ def paired_bootstrap(
     *,
     within: ArrayLike | None = None,
     finer: bool = False,
+    grades: FloatArray | None = None,
     rounds: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
@@ -164,16 +165,20 @@ def paired_bootstrap(
         groups: [n] names; see :func:`group_codes`.
         within: [n] integer codes; only pairs with equal codes count (negative: in no pair).
         finer: ``tiers`` are ranks of finer grades.
+        grades: [n, G] of several graders, whose pairs count in place of those of ``tiers``.
         rounds, confidence, seed: see :func:`bootstrap`.
 
     Raises:
         ConfigError: ``rounds`` or ``confidence`` is out of range.
         DataError: no cross-tier pair, a score is not finite, or lengths differ.
     """
-    one, other = (pairwise_accuracy(s, tiers, within, finer=finer) for s in (first, second))
+    one, other = (
+        pairwise_accuracy(s, tiers, within, finer=finer, grades=grades) for s in (first, second)
+    )
     interval = accuracy_interval(
         first, tiers, groups,
-        minus=second, within=within, finer=finer, rounds=rounds, confidence=confidence, seed=seed,
+        minus=second, within=within, finer=finer, grades=grades,
+        rounds=rounds, confidence=confidence, seed=seed,
     )  # fmt: skip
     return PairedDifference(one, other, one - other, interval)
 
@@ -186,6 +191,7 @@ def accuracy_interval(
     minus: ArrayLike | None = None,
     within: ArrayLike | None = None,
     finer: bool = False,
+    grades: FloatArray | None = None,
     rounds: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
@@ -195,8 +201,10 @@ def accuracy_interval(
     Arguments, errors and None as for :func:`paired_bootstrap`.
     """
     both = [scores] if minus is None else [scores, minus]
-    counters = [PairCounter(values, tiers, within=within, finer=finer) for values in both]
-    tier = counters[0].tiers
+    counters = [
+        PairCounter(values, tiers, within=within, finer=finer, grades=grades) for values in both
+    ]
+    tier = PairCounter(both[0], tiers, finer=finer).tiers
     codes = group_codes(groups, len(tier))
     kept = np.ones(len(tier), dtype=bool) if within is None else np.asarray(within) >= 0
     known = varying_pairs(tier[kept], codes[kept], counters[0].n_tiers)

@@ -112,9 +112,11 @@ class PairCounter:
         n_tiers: K; ``max(tiers) + 1`` when not given.
         within: [n] integer codes; only pairs with equal codes count. An image with a negative code
             (unknown) is in no pair. All pairs count when not given.
-
         finer: the tiers are ranks of finer grades, perhaps as many as images, which are not told apart: K is
             1, and pairs are those of different grades.
+        grades: [n, G] tiers by several graders, NaN for none, in place of ``tiers``: pairs are those of one
+            grader's tiers, and a grading of a work with m grades weighs 1 / √m, as in training: two works
+            that the same graders ordered count as one pair.
 
     Raises:
         DataError: lengths differ, a score is not finite, a tier is negative or not below
@@ -129,8 +131,14 @@ class PairCounter:
         within: ArrayLike | None = None,
         *,
         finer: bool = False,
+        grades: FloatArray | None = None,
     ):
-        values = check_scores(scores)
+        values, self._of, share = check_scores(scores), None, np.float64(1)
+        if grades is not None:
+            there = np.isfinite(grades)
+            self._of, within = np.nonzero(there)
+            values, tiers = values[self._of], grades[there].astype(np.int64)
+            share = 1 / np.sqrt(there.sum(axis=1))[self._of]
         n = len(values)
         self.tiers = check_codes(tiers, n, "tiers", below=n_tiers)
         self._grades = self.tiers if finer else None
@@ -143,6 +151,7 @@ class PairCounter:
             given = check_codes(within, n, "within", lowest=None)
             self._counts = (given >= 0).astype(np.float64)
             cells = np.unique(np.maximum(given, 0), return_inverse=True)[1].astype(np.int64)
+        self._counts = self._counts * share
         self.cells, self.n_cells = cells, int(cells.max(initial=-1)) + 1
         self._rank = np.unique(values, return_inverse=True)[1]
         self._order = np.lexsort((values, cells))
@@ -237,7 +246,10 @@ class PairCounter:
         return lower, np.diff(at_cells, axis=0)[self.cells]
 
     def _weighted(self, weights: ArrayLike | None) -> FloatArray:
-        return self._counts if weights is None else self._counts * np.asarray(weights, np.float64)
+        if weights is None:
+            return self._counts
+        given = np.asarray(weights, np.float64)
+        return self._counts * (given if self._of is None else given[self._of])
 
 
 def pairwise_accuracy(
@@ -247,6 +259,7 @@ def pairwise_accuracy(
     weights: ArrayLike | None = None,
     *,
     finer: bool = False,
+    grades: FloatArray | None = None,
 ) -> float:
     """Share (0–1) of all cross-tier pairs in which the better tier has the higher score.
 
@@ -259,11 +272,13 @@ def pairwise_accuracy(
             is in none.
         weights: [n], 1 each when not given.
         finer: ``tiers`` are ranks of finer grades, perhaps as many as images.
+        grades: [n, G] of several graders in place of ``tiers``, see :class:`PairCounter`.
 
     Raises:
         DataError: there is no such pair, a score is not finite, or lengths differ.
     """
-    accuracy = PairCounter(scores, tiers, within=within, finer=finer).accuracy(weights)
+    counter = PairCounter(scores, tiers, within=within, finer=finer, grades=grades)
+    accuracy = counter.accuracy(weights)
     if math.isnan(accuracy):
         array = np.asarray(tiers)
         where = "" if within is None else " inside the same value of the 'within' column"

@@ -155,6 +155,8 @@ class Report:
         image_ids, scores, tiers, within, grades: what was evaluated, [n] each: tiers are codes, 0 = best (the
             ranks of the finer grades without tiers), within codes are None without the column, finer
             grades NaN where there are none.
+        by_grader: whether pairwise and macro accuracy and the tier pairs are those inside one grader's tiers;
+            two works that the same graders ordered count as one pair.
         applicants: how the applicants are ordered whose works these are; None where nobody asked; see
             :func:`mirip_fast.ranking.applicants.applicant_accuracy`.
         agreement: how far several graders agree on the same images; None where nobody asked.
@@ -197,6 +199,7 @@ class Report:
     tiers: IntArray = field(repr=False, compare=False)
     within: IntArray | None = field(repr=False, compare=False)
     grades: FloatArray = field(repr=False, compare=False)
+    by_grader: bool = False
     applicants: dict[str, Any] | None = None
     agreement: Agreement | None = None
     better_than: str = ""
@@ -295,6 +298,7 @@ def evaluate(
     groups: Sequence[str | None] | None = None,
     tier_scores: Sequence[float | None] | None = None,
     within: Sequence[str | None] | None = None,
+    grades: FloatArray | None = None,
     calibration: Calibration | None = None,
     seen: int = 0,
     ks: Sequence[int] = (10,),
@@ -316,6 +320,8 @@ def evaluate(
         tier_scores: [n] finer grades, higher is better; missing ones (None, NaN) are left out.
         within: [n] values of the column inside which a comparison is fair; None or "" is compared
             with none.
+        grades: [n, G] tiers by several graders, NaN for none: pairwise accuracy is that of pairs inside one
+            grader's tiers (:class:`metrics.PairCounter`), unless there is a within column.
         calibration: what the scores mean, to be held against these images too.
         seen: how many of the images the model or its calibration was made with.
         ks: the k of each NDCG@k.
@@ -330,15 +336,15 @@ def evaluate(
     """
     ids, finer = tuple(image_ids), tiers is None
     names = () if finer else tuple(tier_names)
-    values, tier, grades = _checked(scores, tiers, tier_scores, ids, names)
-    ks = () if finer else ks
-    graded = ~np.isnan(grades)
+    values, tier, finer_grades = _checked(scores, tiers, tier_scores, ids, names)
+    graded = ~np.isnan(finer_grades)
     codes = group_codes(groups, len(ids))
-    n_tiers = 1 if finer else len(names)
+    n_tiers, ks = (1, ()) if finer else (len(names), ks)
     drawing: dict[str, Any] = {"rounds": rounds, "confidence": confidence, "seed": seed}
 
-    everywhere = PairCounter(values, tier, finer=finer, n_tiers=None if finer else n_tiers)
-    told_apart = everywhere.tiers
+    pooled = PairCounter(values, tier, finer=finer, n_tiers=None if finer else n_tiers)
+    by_grader = grades is not None and within is None
+    everywhere = PairCounter(values, tier, n_tiers, grades=grades) if by_grader else pooled
     within_codes, inside = None, None
     if within is not None:
         within_codes = check_codes(metrics.codes_of(within), len(ids), "within", lowest=None)
@@ -352,7 +358,7 @@ def evaluate(
     cells = np.empty((2, 0)) if inside is None else np.stack(inside.by_cell())
     paired = np.flatnonzero(cells[1]).tolist()  # within values that have a pair
 
-    rank, grade = (np.unique(a[graded], return_inverse=True)[1] for a in (values, grades))
+    rank, grade = (np.unique(a[graded], return_inverse=True)[1] for a in (values, finer_grades))
 
     def figures(weights: IntArray | None) -> dict[Any, float]:
         right, total = everywhere.table(weights)
@@ -360,7 +366,7 @@ def evaluate(
         found: dict[Any, float] = {
             "accuracy": float(ratio(right.sum(), total.sum())),
             "macro": metrics.mean(shares),
-            "tau": everywhere.tau_b(weights),
+            "tau": pooled.tau_b(weights),
             **{pair: shares[pair] for pair in tier_pairs},
             **{("ndcg", k): metrics.ndcg_at_k(values, tier, k, n_tiers, weights) for k in ks},
         }
@@ -378,7 +384,7 @@ def evaluate(
             found |= {("value", cell): shares[cell] for cell in paired}
         return found
 
-    varying = varying_pairs(told_apart, codes, n_tiers)
+    varying = varying_pairs(pooled.tiers, codes, n_tiers)
     point: Mapping[Any, float | None] = {k: _defined(v) for k, v in figures(None).items()}
     spans = bootstrap(
         figures, codes, **{**drawing, "rounds": rounds if varying.any() else min(rounds, 0)}
@@ -386,7 +392,7 @@ def evaluate(
     known_cells = {  # within values whose pairs vary
         cell
         for cell in paired
-        if varying_pairs(told_apart[own := within_codes == cell], codes[own], n_tiers).any()
+        if varying_pairs(pooled.tiers[own := within_codes == cell], codes[own], n_tiers).any()
     }
     by_value = list(dict.fromkeys(value for value in within or () if value))
     tier_figures = [
@@ -416,7 +422,8 @@ def evaluate(
         tier_counts=() if finer else tuple(np.bincount(tier, minlength=n_tiers).tolist()),
         n_images=len(ids),
         n_groups=int(codes.max()) + 1,
-        n_pairs=int(pairs.sum()),
+        n_pairs=round(float(pairs.sum())),
+        by_grader=by_grader,
         pairwise_accuracy=_number(point["accuracy"]),
         pairwise_accuracy_interval=spans.get("accuracy"),
         macro_accuracy=None if finer else point["macro"],
@@ -439,7 +446,7 @@ def evaluate(
             Row(
                 name=names[a],
                 worse=names[b],
-                pairs=int(pairs[a, b]),
+                pairs=round(float(pairs[a, b])),
                 accuracy=_number(point[a, b]),
                 interval=spans.get((a, b)) if varying[a, b] else None,
             )
@@ -462,7 +469,7 @@ def evaluate(
         scores=values,
         tiers=tier,
         within=within_codes,
-        grades=grades,
+        grades=finer_grades,
     )
 
 
@@ -598,6 +605,7 @@ def _report_text(report: Report, mistakes: int) -> str:
     head = (
         f"{report.n_images} images ({listed}) in {report.n_groups} groups, {report.n_pairs} pairs of "
         f"different {'tiers' if report.tier_names else 'tier_score'}"
+        f"{' by one grader' if report.by_grader else ''}"
     )
     figures = [[tr(name), _shown(value), _span(span)] for name, value, span in _figures(report)]
     parts = [head, format_table(["measure", "value", level], figures, "lrl")]

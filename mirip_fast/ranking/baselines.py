@@ -111,6 +111,7 @@ def compare_with_baselines(
                 report.scores, score(), report.tiers,
                 works.manifest.groups,
                 within=report.within, finer=not report.tier_names,
+                grades=works.grades if report.by_grader else None,
                 rounds=config.evaluate.bootstrap_rounds,
             )  # fmt: skip
         except MiripError as error:

@@ -297,6 +297,7 @@ def _report(
         groups=manifest.groups,
         tier_scores=manifest.tier_scores,
         within=None if within is None else images.column(within),
+        grades=images.grades,
         calibration=load_calibration(model),
         seen=made_with(model, images.hashes),
         rounds=config.evaluate.bootstrap_rounds,

@@ -405,7 +405,8 @@ def _join(run: Run, plan: FoldsPlan, work: FoldWork) -> FoldsResult:
 def _judge(
     plan: FoldsPlan, index: NDArray[np.int64], scores: NDArray[np.float64], *, rounds: int
 ) -> Report:
-    part = plan.images.manifest.subset(index)
+    images = plan.images.subset(index)
+    part = images.manifest
     within = plan.config.evaluate.within
     column = None if within is None else plan.images.column(within)
     return evaluate(
@@ -416,6 +417,7 @@ def _judge(
         groups=part.groups,
         tier_scores=part.tier_scores,
         within=None if column is None else [column[i] for i in index],
+        grades=images.grades,
         rounds=rounds,
     )
 

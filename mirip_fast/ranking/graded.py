@@ -151,6 +151,14 @@ class GradedImages:
             )
         return np.array(scores, dtype=np.float64)
 
+    @property
+    def grades(self) -> NDArray[np.float64] | None:
+        """[n, G] of several graders, see :func:`learned_grades`; None, too, where none of them gave two
+        tiers."""
+        grades = learned_grades(self.manifest.table) if self.has_tiers else None
+        told = () if grades is None else (np.unique(own[np.isfinite(own)]) for own in grades.T)
+        return grades if any(len(tiers) > 1 for tiers in told) else None
+
     def column(self, name: str) -> list[str | None]:
         """[n] values of a CSV column; see :func:`column_of`."""
         return column_of(self.manifest, name)

@@ -253,7 +253,9 @@ def _fit(
             if features:
                 found.append(_fit_heads(name, features, learned, folds, config, store, info))
         accuracies = {
-            f.name: pairwise_accuracy(f.compared, learned.order, finer=not learned.has_tiers)
+            f.name: pairwise_accuracy(
+                f.compared, learned.order, finer=not learned.has_tiers, grades=learned.grades
+            )
             for f in found
         }
         about["compared"] = accuracies
@@ -286,7 +288,7 @@ def _fit(
     report = evaluate(
         held_out.scores, held_out.tiers if held_out.has_tiers else None, tier_names=info.tiers,
         image_ids=held_out.ids, groups=held_out.groups, tier_scores=held_out.tier_scores,
-        calibration=calibration, rounds=_ROUNDS,
+        grades=learned.grades, calibration=calibration, rounds=_ROUNDS,
     )  # fmt: skip
     people = evaluate_applicants(model, held_out.scores, learned, config)
     report = dataclasses.replace(report, applicants=people)
@@ -417,7 +419,7 @@ def _best_first(
     for other in ranked[1:]:
         done = paired_bootstrap(
             best.compared, other.compared, learned.order, learned.manifest.groups,
-            finer=not learned.has_tiers,
+            finer=not learned.has_tiers, grades=learned.grades,
         )  # fmt: skip
         span = "interval unknown"
         if done.interval is not None:

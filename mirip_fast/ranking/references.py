@@ -10,6 +10,7 @@ import dataclasses
 import logging
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,12 +104,14 @@ def write_calibration(
         judged=None if judged is None else judged.better_first,
     )  # fmt: skip
     if judged is None and calibration.unknown is None:
-        order, finer = held_out.order, not held_out.has_tiers
+        place = {image_id: i for i, image_id in enumerate(images.manifest.ids)}
+        grades = images.subset(place[i] for i in held_out.ids).grades if within is None else None
+        pairs: dict[str, Any] = {"within": codes, "finer": not held_out.has_tiers, "grades": grades}
         interval = accuracy_interval(
-            held_out.scores, order, held_out.groups, within=codes, finer=finer, rounds=_ROUNDS
+            held_out.scores, held_out.order, held_out.groups, rounds=_ROUNDS, **pairs
         )
         if interval is not None:
-            value = pairwise_accuracy(held_out.scores, order, codes, finer=finer)
+            value = pairwise_accuracy(held_out.scores, held_out.order, **pairs)
             accuracy = (value, interval.low, interval.high)
     calibration = dataclasses.replace(calibration, accuracy=accuracy)
     save_calibration(model.checkpoint, calibration)
