@@ -238,6 +238,28 @@ def test_one_graders_taste_is_learned(office: Path, capfd: pytest.CaptureFixture
     )
 
 
+def test_training_end_to_end_takes_pairs_inside_a_grader(
+    office: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    full = ["train", "--full", "data", "--epochs", "1", "--init-from", "none", *TINY, *SPLIT]
+    full += ["--loader-workers", "0", "--output-dir", "full"]
+    assert run([*full, "--mixup", "0.2"]) == 1
+    assert "of which no grader's pairs can be made" in capfd.readouterr().err
+    assert run(full) == 0
+    assert "Works are compared inside one grader's tiers" in capfd.readouterr().err
+    (folder,) = (office / "full").iterdir()
+    val = [row for row in rows_of(folder / "split.csv") if row["split"] == "val"]
+    scores = mf.load(folder, workers=0).score("data", anyway=True).set_index("image_id")["score"]
+    right = []
+    for name, (one, other) in itertools.product(STRICT, itertools.combinations(val, 2)):
+        tiers = ["SABC".find(row[f"tier_{name}"] or "?") for row in (one, other)]
+        if min(tiers) >= 0 and tiers[0] != tiers[1]:
+            gap = scores[one["image_id"]] - scores[other["image_id"]]
+            right.append((gap > 0) == (tiers[0] < tiers[1]))
+    told = json.loads((folder / "run.json").read_text(encoding="utf-8"))["val_pairwise_accuracy"]
+    assert told == pytest.approx(np.mean(right))
+
+
 def test_alpha_is_the_published_one() -> None:
     # Krippendorff 2011, «Computing Krippendorff's alpha-reliability», section C: ordinal, 0.815.
     a = [1, 2, 3, 3, 2, 1, 4, 1, 2, 0, 0, 0]

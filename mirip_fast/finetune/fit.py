@@ -28,6 +28,7 @@ from mirip_fast.finetune.step import Part, batch_loss, count_right, make_objecti
 from mirip_fast.finetune.strategy import Strategy, learning_rates, parameter_groups, unfreeze
 from mirip_fast.models.checkpoint import save_checkpoint
 from mirip_fast.ranking.fit import FitResult
+from mirip_fast.ranking.objective import by_grader
 from mirip_fast.runtime import free_memory, in_passes, is_out_of_memory, set_seed, torch_dtype
 from mirip_fast.training.optim import Averaging, EarlyStopping, clip_gradients, make_scheduler
 from mirip_fast.training.run_folder import Run
@@ -54,6 +55,7 @@ class Graded:
         within: [n] int64 codes inside which pairs count, or None for all pairs.
         load: gives the pixels [b, S, S, 3] uint8 of each list of samples, in order.
         waited: seconds that loading was waited for, ever.
+        graders: [n, G] tiers by several graders, −1 for none, whose own pairs are learned; or None.
     """
 
     tiers: NDArray[np.int64]
@@ -62,6 +64,7 @@ class Graded:
     within: NDArray[np.int64] | None
     load: Callable[[Sequence[Sequence[Sample]]], Iterator[torch.Tensor]]
     waited: Callable[[], float] = lambda: 0.0
+    graders: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -245,11 +248,15 @@ class FullFit:
         within = None
         if self.train.within is not None:
             within = torch.from_numpy(self.train.within[step.index()]).to(self._loss_device)
+        graders = None
+        if self.train.graders is not None:
+            graders = torch.from_numpy(self.train.graders[step.index()]).to(self._loss_device)
+        pairs_of: dict[str, Any] = {"mixed": step.mixed, "graders": graders}
         loss, scores = self._gradients(
             inputs,
             len(step.samples),
             lambda scores: batch_loss(
-                self.objective, scores.to(grades.device), grades, within, mixed=step.mixed
+                self.objective, scores.to(grades.device), grades, within, **pairs_of
             ),
         )
         self._require_finite(loss)
@@ -262,7 +269,7 @@ class FullFit:
         self.optimizer.zero_grad(set_to_none=True)
         self.scheduler.step()
         self.averaging.after_step()
-        right, pairs = count_right(scores.to(grades.device), grades, within, mixed=step.mixed)
+        right, pairs = count_right(scores.to(grades.device), grades, within, **pairs_of)
         now = self.now
         now.steps += 1
         now.loss += loss
@@ -424,9 +431,17 @@ class FullFit:
         within = None if images.within is None else torch.from_numpy(images.within)
         if within is not None:
             within = within.to(scores.device)
-        loss = float(batch_loss(self.objective, scores, grades, within, mixed=False))
+        graders, tiers, inside = None, images.tiers, images.within
+        if images.graders is not None:
+            graders = torch.from_numpy(images.graders).to(scores.device)
+        loss = float(
+            batch_loss(self.objective, scores, grades, within, mixed=False, graders=graders)
+        )
         self._require_finite(loss)
-        return loss, pairwise_accuracy(scores.cpu().numpy(), images.tiers, images.within)
+        if graders is not None:
+            place, of, codes, _ = (t.cpu() for t in by_grader(graders, within))
+            scores, tiers, inside = scores.cpu()[place], of.numpy(), codes.numpy()
+        return loss, pairwise_accuracy(scores.cpu().numpy(), tiers, inside)
 
     def _save(self, path: Path, *, resumable: bool = True) -> None:
         """Write the documented checkpoint: weights as evaluated (adapters merged), and what resuming needs.

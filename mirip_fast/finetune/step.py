@@ -19,7 +19,7 @@ from mirip_fast.config import TrainConfig
 from mirip_fast.errors import ConfigError
 from mirip_fast.finetune.distributed import ALONE, ProcessGroup
 from mirip_fast.models.losses import PairLoss, pair_loss
-from mirip_fast.ranking.objective import ALL, make_loss
+from mirip_fast.ranking.objective import ALL, by_grader, make_loss
 from mirip_fast.runtime import is_out_of_memory
 
 #: Scores a micro-batch, [b]; called twice, it must draw the same noise (seed the generators itself).
@@ -120,7 +120,13 @@ def make_objective(config: TrainConfig) -> PairLoss:
 
 
 def batch_loss(
-    loss: PairLoss, scores: Tensor, grades: Tensor, within: Tensor | None, *, mixed: bool
+    loss: PairLoss,
+    scores: Tensor,
+    grades: Tensor,
+    within: Tensor | None,
+    *,
+    mixed: bool,
+    graders: Tensor | None = None,
 ) -> Tensor:
     """The mean loss over all pairs of a batch.
 
@@ -134,7 +140,11 @@ def batch_loss(
         grades: [n] float64, higher is better; minus the tier, the tier_score, or a mixture of two such.
         within: [n] integers, pairs count inside one value; or None.
         mixed: whether images of this batch are mixtures.
+        graders: [n, G] tiers by several graders, −1 for none, in place of ``grades``; of no mixtures.
     """
+    if graders is not None:
+        place, tiers, inside, weights = by_grader(graders, within)
+        return loss(scores[place], tiers, inside, weights)
     if not mixed:
         labels = (-grades).round().long() if loss.label == "tier" else grades
         return loss(scores, labels, within)
@@ -152,12 +162,20 @@ def batch_loss(
 
 
 def count_right(
-    scores: Tensor, grades: Tensor, within: Tensor | None, *, mixed: bool
+    scores: Tensor,
+    grades: Tensor,
+    within: Tensor | None,
+    *,
+    mixed: bool,
+    graders: Tensor | None = None,
 ) -> tuple[float, float]:
     """How many pairs of different grades are in the right order (ties count half), and of how many.
 
     Both are weighted by the difference of grades in a batch of mixtures: see :func:`batch_loss`.
     """
+    if graders is not None:
+        place, tiers, within, _ = by_grader(graders, within)
+        scores, grades = scores[place], -tiers.double()
     first, second = _pairs(grades, within)
     difference = grades[first] - grades[second]
     weight = difference.abs() if mixed else (difference != 0).double()

@@ -68,6 +68,7 @@ from mirip_fast.ranking.graded import (
 from mirip_fast.ranking.head_files import save_head
 from mirip_fast.ranking.references import write_references_of_scores
 from mirip_fast.ranking.scorer import ScoreModel, load_score_model, score_files
+from mirip_fast.ranking.train import tell_agreement
 from mirip_fast.runtime import keep_freed_memory, resolve_device, resolve_precision, set_seed
 from mirip_fast.settings import config_from_dict, to_yaml
 from mirip_fast.training.optim import check_averaging
@@ -133,6 +134,7 @@ def train_full(config: Config, request: FullRequest) -> tuple[Run, FitResult | F
         config = _resolved(config, request, source)
         images = trial(source.images, _TRIAL_IMAGES) if request.debug else source.images
         require_pairs(images)
+        tell_agreement(images, config)
         # What can be wrong with the settings is told before a run's folder is made.
         setup = Setup(config, images, group, resolve_device(device))
         head_run = source.head_run
@@ -236,6 +238,12 @@ class Setup:
             config.embed, spec, resolve_precision(config.embed.precision, device)
         )
         self.strategy = parse_strategy(config.finetune, spec.num_layers)
+        mixing = config.finetune.mixup > 0 or config.finetune.cutmix > 0
+        if mixing and config.train.label == "tier" and images.grades is not None:
+            raise ConfigError(
+                "--mixup and --cutmix mix the grades of two works, of which no grader's pairs can be made: "
+                "leave them out, or learn from one grader with --grader NAME"
+            )
         check_averaging(config.train, config.train.epochs or EPOCHS)
 
     @property
@@ -356,12 +364,14 @@ class Setup:
             )
         )
         within = self.config.evaluate.within
-        by_tier = self.config.train.label == "tier"
+        labels = part.labels(None, label=self.config.train.label)
+        by_tier = labels.tier_scores is None
         return Graded(
             tiers=part.tiers,
             grades=-part.tiers.astype(np.float64) if by_tier else part.tier_scores,
             groups=part.manifest.groups,
             within=None if within is None else pairable(codes_of(part.column(within))),
+            graders=None if part.grades is None else labels.grades,
             load=batches.load,
             waited=lambda: batches.waited,
         )
