@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -114,7 +115,7 @@ def evaluate_command(
                 evaluation = evaluate_files(
                     model, test_data, image_dir, config, backbone, bar.embedding, baselines=True
                 )
-        echo(evaluation.to_table())
+        echo(replace(evaluation.report, better_than="").to_table())
         echo()
         echo(baselines_text(evaluation.baselines), wrap=True)
         warn_of_the_order(evaluation.report)

@@ -246,8 +246,8 @@ def say_result(
     from mirip_fast.evaluation.calibration import MIN_IMAGES
     from mirip_fast.evaluation.report import Report
     from mirip_fast.ranking.folds import FoldsResult
+    from mirip_fast.ranking.held_out import load_calibration
     from mirip_fast.ranking.judged_pairs import PairReport
-    from mirip_fast.ranking.references import load_calibration
     from mirip_fast.ranking.scorer import load_score_model
     from mirip_fast.training.run_folder import run_in_use
 

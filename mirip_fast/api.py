@@ -231,11 +231,11 @@ class Model:
 
         config = _settings(options, base=self.config).config
         if data is None:
-            return evaluate_split(self.scorer, split, config, baselines=True).whole
+            return evaluate_split(self.scorer, split, config, baselines=True).report
         with _given(data, config) as (where, config), Bar(" images") as bar:
             return evaluate_files(
                 self.scorer, Path(where), None, config, None, bar.embedding, baselines=True
-            ).whole
+            ).report
 
     def explain(
         self, images: Sequence[str | os.PathLike[str]] | str | os.PathLike[str], **options: Any

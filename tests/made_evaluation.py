@@ -12,10 +12,12 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from mirip_fast.config import Config
+from mirip_fast.data.table import Manifest, image_table
 from mirip_fast.evaluation.calibration import fit_calibration
 from mirip_fast.evaluation.report import Report, evaluate
 from mirip_fast.portfolio.evaluation_page import write_evaluation_page
 from mirip_fast.ranking.evaluate import Evaluation
+from mirip_fast.ranking.graded import GradedImages
 from mirip_fast.ranking.judged_pairs import PairReport
 
 
@@ -74,7 +76,12 @@ def made_evaluation_page(
     judgement = None
     if report is not None:
         names = [*files, *(f"gone {i}.png" for i in range(len(files), report.n_images))]
-        images = {f"id {i}": folder / "works" / name for i, name in enumerate(names)}
+        known = {
+            "image_id": [f"id {i}" for i in range(len(names))],
+            "file": [str(folder / "works" / name) for name in names],
+        }
+        table = Manifest(folder, folder, tiers, image_table(known, tiers))
+        images = GradedImages.of(table, [None] * len(names), [""] * len(names))
         about = f"test split, {report.n_images} images"
         judgement = Evaluation(report, run / "evaluation_test.json", images, model, about, within)
     config = Config()

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from made_run import scored
 from PIL import Image
 
 from mirip_fast.config import Config
@@ -22,7 +23,7 @@ from mirip_fast.portfolio.ranking import Applicants, rank_applicants, rank_score
 from mirip_fast.portfolio.similar import Match
 from mirip_fast.portfolio.thumbnails import encode_picture
 from mirip_fast.ranking.anchors import Anchor, Anchors
-from mirip_fast.ranking.held_out import HeldOut, save_held_out
+from mirip_fast.ranking.held_out import save_held_out
 
 TIERS = ("S", "A", "B", "C")
 
@@ -83,12 +84,8 @@ def made_ranking(
     run.mkdir(exist_ok=True)
     rng = np.random.default_rng(0)
     tiers = np.arange(200) % 4
-    held_out = HeldOut(
-        ids=[str(i) for i in range(200)], paths=[Path(f"{i}.png") for i in range(200)],
-        tiers=tiers, tier_scores=[None] * 200, groups=[None] * 200, source="out-of-fold",
-        scores=rng.normal(size=200) - tiers,
-    )  # fmt: skip
-    save_held_out(run, held_out, TIERS)
+    held_out = scored(TIERS, rng.normal(size=200) - tiers, tiers.tolist())
+    save_held_out(run, held_out)
     calibration = fit_calibration(held_out.scores, tiers, TIERS, source="out-of-fold")
     scores = np.linspace(1, -4, len(names))
     draws = scores + 0.3 * rng.normal(size=(60, len(names)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +14,16 @@ from mirip_fast_cli.main import run
 from PIL import Image
 
 from mirip_fast.config import Config
+from mirip_fast.data.table import Manifest, image_table
 from mirip_fast.errors import MiripError
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.files import read_list
 from mirip_fast.ranking.anchors import find_anchors
 from mirip_fast.ranking.evaluate import evaluate_split
 from mirip_fast.ranking.folds import load_plan
-from mirip_fast.ranking.held_out import load_held_out
+from mirip_fast.ranking.graded import GradedImages
+from mirip_fast.ranking.held_out import load_calibration, load_held_out, made_with
 from mirip_fast.ranking.judged_pairs import evaluate_pairs
-from mirip_fast.ranking.references import load_calibration, made_with
 from mirip_fast.ranking.scorer import load_score_model
 from mirip_fast.training.run_folder import FOLDS_FILE, run_of_checkpoint
 
@@ -47,6 +48,17 @@ def rows_of(path: Path) -> list[dict[str, str]]:
     """The lines of a CSV file, as they stand in it."""
     with path.open(encoding="utf-8-sig", newline="") as stream:
         return list(csv.DictReader(stream))
+
+
+def scored(
+    tiers: Sequence[str], scores: np.ndarray, codes: Sequence[int], **columns: Sequence[object]
+) -> GradedImages:
+    """Works named 0, 1, … with held-out scores."""
+    names = [str(i) for i in range(len(scores))]
+    known = {"image_id": names, "file": [f"{name}.png" for name in names], "tier": codes, **columns}
+    manifest = Manifest(Path("x"), Path("x"), tuple(tiers), image_table(known, tiers))
+    images = GradedImages.of(manifest, [bytes(32)] * len(scores), [""] * len(scores))
+    return images.with_scores(scores, "out-of-fold")
 
 
 def make_data(folder: Path, n: int = 40) -> None:

@@ -6,8 +6,10 @@ import csv
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from made_cache import picture, put, settings
+from made_run import scored
 from made_tables import images_of
 from mirip_fast_cli.main import run
 
@@ -28,7 +30,7 @@ from mirip_fast.ranking.audit import (
     write_findings,
 )
 from mirip_fast.ranking.graded import GradedImages, graded_of_dataset, save_split
-from mirip_fast.ranking.held_out import HeldOut, save_held_out
+from mirip_fast.ranking.held_out import save_held_out
 
 TIERS = ("S", "A", "B", "C")
 
@@ -72,25 +74,20 @@ def trained(work: Path, config: Config, split_of: dict[str, str], scores: dict[s
     folder.mkdir(parents=True, exist_ok=True)
     source = str(manifest.source)
     write_json(folder / "run.json", {"status": "finished", "dataset": source, "started": "2026"})
-    save_split(folder / "split.csv", GradedImages(manifest, (bytes(32),) * len(manifest), splits))
+    save_split(folder / "split.csv", GradedImages.of(manifest, [bytes(32)] * len(manifest), splits))
     records = [record for record in images_of(manifest) if record.image_id in scores]
     if records:
-        held_out = HeldOut(
-            ids=[r.image_id for r in records],
-            paths=[r.path for r in records],
-            tiers=np.array([r.tier for r in records]),
-            tier_scores=[None] * len(records),
-            groups=[None] * len(records),
-            source="out-of-fold",
-            scores=np.array([scores[r.image_id] for r in records]),
-        )
-        save_held_out(folder, held_out, TIERS)
+        held_out = scored(
+            TIERS, np.array([scores[r.image_id] for r in records]), [r.tier for r in records],
+            image_id=[r.image_id for r in records], file=[str(r.path) for r in records],
+        )  # fmt: skip
+        save_held_out(folder, held_out)
     return folder
 
 
 def found(config: Config, **options: object) -> list[tuple[str, list[str]]]:
     done = audit(config, **options)  # type: ignore[arg-type]
-    return [(finding.kind, sorted(finding.images)) for finding in done.findings]
+    return [(finding.kind, sorted(finding.images["image_id"])) for finding in done.findings]
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -333,10 +330,11 @@ def test_the_command_ends_with_the_status_asked_for(
 
 
 def test_no_cell_is_a_formula(work: Path) -> None:
-    findings = [Finding("near", ["=sum(a1)", "b"], "", tiers=["-1", "A"], paths=[Path("@a")])]
+    known = {"image_id": ["=sum(a1)", "b"], "tier": ["-1", "A"], "file": ["@a", "b"]}
+    findings = [Finding("near", pd.DataFrame(known), "")]
     write_findings(work / "audit.csv", findings)
     (row,) = rows_of(work / "audit.csv")
-    assert (row["images"], row["tiers"], row["paths"]) == ("'=sum(a1); b", "'-1; A", "'@a")
+    assert (row["images"], row["tiers"], row["paths"]) == ("'=sum(a1); b", "'-1; A", "'@a; b")
 
 
 def test_what_fails(work: Path) -> None:

@@ -17,7 +17,7 @@ from forked import signalled
 from mirip_fast_cli.main import run
 from test_cli import TINY, draw, make_data
 
-from mirip_fast.config import DataConfig, HeadConfig
+from mirip_fast.config import DataConfig, HeadConfig, SplitConfig
 from mirip_fast.data.table import Manifest, image_table
 from mirip_fast.errors import ConfigError, DataError
 from mirip_fast.features.datasets import newest_graded
@@ -47,7 +47,7 @@ def graded(n: int = 120, groups: int = 60, copies: bool = True) -> GradedImages:
         "group": groups_of,
     }
     manifest = Manifest(Path("m.csv"), Path(), TIERS, image_table(columns, TIERS))
-    return GradedImages(manifest, tuple(hashes), tuple(splits))
+    return GradedImages.of(manifest, hashes, splits)
 
 
 @pytest.mark.parametrize("folds", [2, 5])
@@ -60,8 +60,8 @@ def test_every_image_is_left_out_once_and_the_test_split_never(folds: int) -> No
     for fold in range(folds):
         left_out = fold_of == fold
         for tier in range(4):
-            share = (images.tiers[inside] == tier).mean()
-            assert abs((images.tiers[left_out] == tier).mean() - share) < 0.1
+            share = (images.needed_tiers[inside] == tier).mean()
+            assert abs((images.needed_tiers[left_out] == tier).mean() - share) < 0.1
         assert abs(left_out.sum() - inside.sum() / folds) <= 4
     assert (assign_folds(images, folds, 7) != fold_of).any()
     np.testing.assert_array_equal(assign_folds(images, folds, 42), fold_of)
@@ -69,7 +69,7 @@ def test_every_image_is_left_out_once_and_the_test_split_never(folds: int) -> No
 
 def together(images: GradedImages, parts: list[str]) -> None:
     """What belongs together is in one part."""
-    for labels in (images.manifest.groups, images.hashes):
+    for labels in (images.groups, images.hashes):
         part_of: dict[object, str] = {}
         for label, part in zip(labels, parts, strict=True):
             if label is not None and part != "test":
@@ -82,7 +82,7 @@ def test_groups_and_copies_stay_together() -> None:
     together(images, ["test" if f < 0 else str(f) for f in fold_of.tolist()])
     inner = []
     for fold in range(5):
-        parts = leave_out(images, fold_of, fold, val_share=0.2, seed=42)
+        parts = leave_out(images, fold_of, fold, SplitConfig(train_ratio=0.8, val_ratio=0.2))
         together(images, list(parts.splits))
         assert [s == LEFT_OUT for s in parts.splits] == (fold_of == fold).tolist()
         assert [s == "test" for s in parts.splits] == [s == "test" for s in images.splits]
@@ -90,17 +90,18 @@ def test_groups_and_copies_stay_together() -> None:
             parts.splits.count("val") + parts.splits.count("train")
         )
         assert 0.1 < share < 0.3
-        inner.append(parts.splits)
+        inner.append(tuple(parts.splits))
     assert len(set(inner)) == 5
 
 
 def test_near_duplicates_stay_together_and_are_kept_with_the_split(tmp_path: Path) -> None:
     images = graded(copies=False)
     near = tuple(f"n{i % 5}" if i % 3 == 0 else None for i in range(len(images)))
-    images = replace(images, near=near)
+    images = replace(images, table=images.table.assign(near_group=near))
     save_split(tmp_path / "split.csv", images)
     kept = load_split(tmp_path / "split.csv", TIERS, DataConfig())
-    assert kept.near == near and load_split_of_older_run(tmp_path).near is None
+    assert tuple(kept.table["near_group"]) == near
+    assert load_split_of_older_run(tmp_path).table["near_group"].isna().all()
     fold_of = assign_folds(kept, 3, 42)
     for label in set(near) - {None}:
         folds = {f for f, n in zip(fold_of.tolist(), near, strict=True) if n == label and f >= 0}
@@ -163,7 +164,7 @@ def test_out_of_fold_scores_and_the_ensemble(work: Path, capfd: pytest.CaptureFi
     with (folder / "split.csv").open(encoding="utf-8-sig", newline="") as stream:
         split = {row["image_id"]: row for row in csv.DictReader(stream)}
     held_out = load_held_out(folder, TIERS)
-    assert held_out is not None and held_out.source == "out-of-fold"
+    assert held_out is not None and held_out.held_out_by == "out-of-fold"
     assert sorted(held_out.ids) == sorted(i for i, r in split.items() if r["split"] != "test")
 
     dataset = newest_graded(work / "cache")

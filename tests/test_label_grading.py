@@ -196,7 +196,7 @@ def test_four_works_give_six_pairs(here: Path) -> None:
         assert {(r["label"], r["judge"], r["seconds"]) for r in rows} == {
             ("-1", "김 선생님", "2.0")
         }
-        manifest = works.images.manifest
+        manifest = works.images
         read = read_pairs([out], manifest.table, [manifest.root])
         assert len({tuple(sorted(pair)) for pair in read.images.tolist()}) == 6
         assert kim.post("undo")[1]["works"] == state["works"] and rows_of(out) == []

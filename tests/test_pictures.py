@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib import rcParams
 from PIL import Image
 
 from mirip_fast.evaluation.plots import (
-    NO_GLYPH,
-    PlotFonts,
-    fonts_for,
+    drawing,
+    label,
     plot_reliability,
     write_contact_sheet,
 )
@@ -72,20 +72,21 @@ def test_a_lost_file_leaves_a_frame(tmp_path: Path) -> None:
     assert (tmp_path / "sheet.png").stat().st_size > 1000
 
 
-def test_text_is_cut_and_what_no_font_has_is_a_box() -> None:
-    fonts = PlotFonts(("DejaVu Sans",), frozenset(map(ord, "abcdefghij …\\n가")))
-    assert fonts.text("ab가c", 10) == "ab가c"
-    assert fonts.text("a나\u200db", 10) == f"a{NO_GLYPH}b"
-    assert fonts.text("a\nb", 10) == "a\\nb"
-    assert fonts.text("abcdefghij", 5) == "ab…ij"
-    assert fonts.text("가가가가가가", 8) == "가가…가"
+def test_text_is_cut() -> None:
+    assert label("a\u200db", 10) == "ab"
+    assert label("a\nb", 10) == "a\\nb"
+    assert label("abcdefghij", 5) == "ab…ij"
+    assert label("가가가가가가", 8) == "가가…가"
     for width in range(3, 14):
-        assert display_width(fonts.text("가a가가bb가c가a", width)) <= width
+        assert display_width(label("가a가가bb가c가a", width)) <= width
 
 
-def test_plain_names_need_no_other_font() -> None:
-    assert fonts_for(["a.png", "b c.png"]).families == ("DejaVu Sans",)
-    assert not any("Last Resort" in family for family in fonts_for(NAMES).families)
+def test_plain_names_need_no_other_font_and_what_none_has_is_told() -> None:
+    with drawing(["a.png", "b c.png"]) as lacking:
+        assert rcParams["font.family"] == ["DejaVu Sans"] and not lacking
+    with drawing([*NAMES, "\U0010fffd"]) as lacking:  # of private use
+        assert not any("Last Resort" in family for family in rcParams["font.family"])
+        assert 0x10FFFD in lacking and ord("a") not in lacking
 
 
 @pytest.mark.parametrize("rounds", [0, 50])

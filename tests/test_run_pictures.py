@@ -61,7 +61,7 @@ def test_curves_of_folds_are_read_in_their_order(tmp_path: Path) -> None:
         (folder / "history.csv").write_text(f"{head}1,0.7,0.{fold}1,0.5,0.6\n")
     Run(tmp_path / "fold_2").update(best_epoch=1)
     curves = read_curves(Run(tmp_path))
-    assert [(fit.name, fit.val_loss, fit.best_epoch) for fit in curves] == [
+    assert [(name, fit["val/loss"].tolist(), best) for name, fit, best in curves] == [
         ("fold 0", [0.01], None),
         ("fold 2", [0.21], 1),
     ]

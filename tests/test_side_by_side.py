@@ -81,7 +81,7 @@ def test_the_difference_is_that_of_the_paired_bootstrap(work: Path) -> None:
     first, second = (evaluate_split(model, "test", Config()).report for model in models)
     result = evaluate_side_by_side(models, "test", Config())
     expected = paired_bootstrap(second.scores, first.scores, first.tiers)
-    assert result.rows[1].difference == expected
+    assert result.rows[1]["difference"] == expected
 
 
 def test_one_sentence_says_what_a_model_is_better_than(

@@ -407,7 +407,7 @@ def test_tars_are_trained_on_by_what_embed_wrote(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     for name in ("0.tar,1.tar,2.tar,3.tar", ""):
         images = graded_of_dataset(newest_graded(cache, tmp_path / "d" / name), Config().split)
-        assert len(images) == 32 and set(images.tiers.tolist()) == {0, 1, 2, 3}
+        assert len(images) == 32 and set(images.tier_codes.tolist()) == {0, 1, 2, 3}
     # A grade that was corrected counts; without the tars, those of the cache do.
     wrong = {**samples(0, 8), "0000.json": {"tier": "C"}}
     aged(make_tar(tmp_path / "d" / "0.tar", wrong), OLD + 5)

@@ -176,7 +176,7 @@ def test_the_command(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
     held_out = load_held_out(folder, TIERS)
     assert held_out is not None
     by_id = dict(zip(held_out.ids, held_out.scores, strict=True))
-    tier_of = {i: TIERS[t] for i, t in zip(held_out.ids, held_out.tiers, strict=True)}
+    tier_of = {i: TIERS[t] for i, t in zip(held_out.ids, held_out.tier_codes, strict=True)}
     for anchor in kept["anchors"]:
         assert by_id[anchor["image_id"]] == anchor["score"]  # held out, not of a training work
         assert tier_of[anchor["image_id"]] == anchor["tier"]
@@ -218,9 +218,9 @@ def test_anchors_are_medoids_of_the_cached_features(work: Path) -> None:
     kinds = [name for name in sorted(store.series()) if name.split(".")[0] in ("cls", "mean")]
     rows = np.hstack([store.read(name, store.rows(name, images.hashes)) for name in kinds])
     for tier in range(4):
-        index = np.flatnonzero(images.tiers == tier)
+        index = np.flatnonzero(images.tier_codes == tier)
         distances = cosine_distances(rows[index])
-        ids = [images_of(images.manifest)[i].image_id for i in index]
+        ids = [images_of(images)[i].image_id for i in index]
         chosen = [ids.index(anchor.image_id) for anchor in found.works if anchor.tier == tier]
 
         def cost(those: list[int], distances: np.ndarray = distances) -> float:

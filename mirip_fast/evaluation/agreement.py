@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mirip_fast.data.graders import consensus, grader_names, grades_of
-from mirip_fast.evaluation.bootstrap import Interval, bootstrap, group_codes
+from mirip_fast.evaluation.bootstrap import Interval, bootstrap, group_codes, span
 from mirip_fast.evaluation.metrics import IntArray, PairCounter, ratio
 from mirip_fast.evaluation.text_table import format_table, printable
 from mirip_fast.language import tr
@@ -103,7 +103,7 @@ class Agreement:
             "more"
         )
         rows = [
-            [tr(_FIGURES[name]), _shown(value), _span(self.intervals.get(name))]
+            [tr(_FIGURES[name]), _shown(value), span(self.intervals.get(name))]
             for name, value in self.figures.items()
         ]
         parts = [
@@ -239,7 +239,3 @@ def alpha(grades: NDArray[np.float64], n_tiers: int, weights: ArrayLike | None =
 
 def _shown(value: float) -> str:
     return "unknown" if np.isnan(value) else f"{value:.4f}"
-
-
-def _span(interval: Interval | None) -> str:
-    return "unknown" if interval is None else f"{interval.low:.4f} – {interval.high:.4f}"

@@ -57,6 +57,13 @@ class Interval:
     dropped: int
 
 
+def span(interval: Interval | None, sign: str = "") -> str:
+    """An interval as text; ``sign`` + writes the sign of each end."""
+    if interval is None:
+        return "unknown"
+    return f"{interval.low:{sign}.4f} – {interval.high:{sign}.4f}"
+
+
 @dataclass(frozen=True, slots=True)
 class PairedDifference:
     """Pairwise accuracy of two score vectors on the same images.

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,11 +33,6 @@ if TYPE_CHECKING:
 #: Blue and orange of the Okabe–Ito palette (Okabe & Ito 2008, Color Universal Design).
 MAIN, SECOND = "#0072b2", "#d55e00"
 GREY = "#767676"
-
-_BEST, _LOWEST = (0x17, 0x73, 0x6B), (0xC3, 0x9A, 0x6B)  # teal to sand, differing in lightness too
-
-#: Stands for a letter that no font of this machine has.
-NO_GLYPH = "□"
 
 _BASE = "DejaVu Sans"  # comes with matplotlib
 _LAST_RESORT = "Last Resort"  # has a frame for every character, and a picture of none
@@ -64,6 +60,12 @@ def draw_report(report: Report, folder: Path, stem: str, about: str) -> list[Pat
     Returns:
         The files written.
     """
+    names = [row.name for row in (*report.groups, *report.within_values)]
+    with drawing([about, *report.tier_names, *names]):
+        return _draw_report(report, folder, stem, about)
+
+
+def _draw_report(report: Report, folder: Path, stem: str, about: str) -> list[Path]:
     files = []
     if report.tier_names:
         files = [
@@ -94,7 +96,6 @@ def plot_scores_by_tier(path: Path, report: Report, about: str) -> Path:
     or with one score only, each work is a point.
     """
     names, counts = report.tier_names, report.tier_counts
-    fonts = fonts_for(names)
     figure = new_figure(8, max(2.6, 1.6 + 0.55 * len(names)))
     axes = figure.subplots()
     places = np.arange(len(names))[::-1]
@@ -114,8 +115,8 @@ def plot_scores_by_tier(path: Path, report: Report, about: str) -> Path:
             axes.scatter(scores, np.full(len(scores), places[tier]), color=colour, s=22, zorder=3)
         middle = float(np.median(scores))
         axes.plot([middle] * 2, places[tier] + np.array([-0.34, 0.34]), color="black", linewidth=2)
-    labels = [f"{fonts.text(n, 16)}  (n = {c:,})" for n, c in zip(names, counts, strict=True)]
-    axes.set_yticks(places, labels, family=list(fonts.families), parse_math=False)
+    labels = [f"{label(n, 16)}  (n = {c:,})" for n, c in zip(names, counts, strict=True)]
+    axes.set_yticks(places, labels)
     axes.set(ylim=(-0.6, len(names) - 0.4), xlabel="score (higher is better); line: median")
     axes.grid(axis="x", alpha=0.3)
     _title(figure, "Scores by the true tier", about)
@@ -134,7 +135,7 @@ def plot_confusion(path: Path, report: Report, about: str) -> Path:
     assert figures is not None  # there are tiers
     counts = np.array(figures.confusion)
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
-    figure, axes = _matrix(shares, report.tier_names, label="share of the true tier")
+    figure, axes = _matrix(shares, report.tier_names, "share of the true tier")
     # Of 26 tiers, zeros would hide what is there.
     for i, j in np.argwhere(counts > (0 if len(counts) > _MANY_TIERS else -1)):
         axes.text(j, i, f"{counts[i, j]:,}", ha="center", va="center",
@@ -154,7 +155,7 @@ def plot_tier_pairs(path: Path, report: Report, about: str) -> Path:
     shares = np.full((len(place), len(place)), np.nan)
     for row in report.tier_pairs:
         shares[place[row.name], place[str(row.worse)]] = row.accuracy
-    figure, axes = _matrix(shares, report.tier_names, label="share of pairs in the right order")
+    figure, axes = _matrix(shares, report.tier_names, "share of pairs in the right order")
     axes.set(xlabel="worse tier", ylabel="better tier")
     _title(figure, "Pairs of two tiers in the right order (empty: no pair)", about)
     return save_figure(figure, path)
@@ -169,7 +170,6 @@ def _plot_shares(path: Path, rows: Sequence[Row], title: str, about: str, report
         + ("" if row.images is None else f" ({row.images} works)")
         for row in shown
     ]
-    fonts = fonts_for(names)
     figure = new_figure(8, 1.9 + 0.3 * len(shown))
     axes = figure.subplots()
     places = np.arange(len(shown))[::-1]
@@ -181,10 +181,10 @@ def _plot_shares(path: Path, rows: Sequence[Row], title: str, about: str, report
     overall = report.pairwise_accuracy
     axes.axvline(overall, color=SECOND, linestyle="--", linewidth=1, label=f"all {overall:.1%}")
     labels = [
-        f"{fonts.text(name, _LABEL_CELLS)}  n = {row.pairs:,}"
+        f"{label(name, _LABEL_CELLS)}  n = {row.pairs:,}"
         for name, row in zip(names, shown, strict=True)
     ]
-    axes.set_yticks(places, labels, family=list(fonts.families), parse_math=False, fontsize=9)
+    axes.set_yticks(places, labels, fontsize=9)
     axes.xaxis.set_major_formatter("{x:.0%}")
     known = any(row.interval is not None for row in shown)
     level = f"; bars: {100 * report.confidence:g} % interval" if known else ""
@@ -197,26 +197,22 @@ def _plot_shares(path: Path, rows: Sequence[Row], title: str, about: str, report
     return save_figure(figure, path)
 
 
-def _matrix(shares: Any, names: Sequence[str], *, label: str) -> tuple[Any, Any]:
+def _matrix(shares: Any, names: Sequence[str], what: str) -> tuple[Any, Any]:
     """A figure with a shaded matrix of shares [K, K], its names at both sides, and a colour bar."""
-    fonts = fonts_for(names)
     side = max(4.6, min(11.0, 2.6 + 0.42 * len(names)))
     figure = new_figure(side + 1.2, side)
     axes = figure.subplots()
     image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
-    figure.colorbar(image, ax=axes, format="{x:.0%}", label=label, shrink=0.85)
-    labels = [fonts.text(name, 12) for name in names]
+    figure.colorbar(image, ax=axes, format="{x:.0%}", label=what, shrink=0.85)
+    labels = [label(name, 12) for name in names]
     turn = 90 if max(map(len, labels)) * len(labels) > 40 else 0
-    style: dict[str, Any] = {"family": list(fonts.families), "parse_math": False, "fontsize": 9}
-    axes.set_xticks(np.arange(len(names)), labels, rotation=turn, **style)
-    axes.set_yticks(np.arange(len(names)), labels, **style)
+    axes.set_xticks(np.arange(len(names)), labels, rotation=turn, fontsize=9)
+    axes.set_yticks(np.arange(len(names)), labels, fontsize=9)
     return figure, axes
 
 
 def _title(figure: Any, title: str, about: str) -> None:
-    fonts = fonts_for([about])
-    figure.suptitle(f"{title}\n{fonts.text(about, 90)}", fontsize=11, parse_math=False,
-                    family=list(fonts.families))  # fmt: skip
+    figure.suptitle(f"{title}\n{label(about, 90)}", fontsize=11)
 
 
 def plot_reliability(path: Path, pairs: Reliability, title: str) -> None:
@@ -230,12 +226,11 @@ def plot_reliability(path: Path, pairs: Reliability, title: str) -> None:
         title: whose they are.
     """
     figure = new_figure(6, 7.6)
-    fonts = fonts_for([title])
-    lines = "\n".join(fonts.text(line, 76) for line in title.split("\n"))
+    lines = "\n".join(label(line, 76) for line in title.split("\n"))
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     upper.plot((0, 1), (0, 1), color=GREY, linestyle=":", label="observed as predicted")
     level = "" if pairs.interval is None else f"{100 * pairs.interval.confidence:g} % interval"
-    label: str | None = f"observed{level and f', {level} over groups'}"
+    legend: str | None = f"observed{level and f', {level} over groups'}"
     for part in pairs.bins:
         if part.predicted is None or part.observed is None:
             continue
@@ -248,20 +243,15 @@ def plot_reliability(path: Path, pairs: Reliability, title: str) -> None:
             (part.predicted, part.observed, ((below,), (above,))),
             (1 - part.predicted, 1 - part.observed, ((above,), (below,))),
         ):
-            upper.errorbar(x, y, yerr=span, fmt="o", color=MAIN, capsize=3, label=label)
-            label = None
+            upper.errorbar(x, y, yerr=span, fmt="o", color=MAIN, capsize=3, label=legend)
+            legend = None
         for left in (part.low, 1 - part.high):
             width = part.high - part.low
             lower.bar(left, part.pairs / 2, width, align="edge", color=MAIN, edgecolor="white")
     known = "interval unknown"
     if pairs.interval is not None:
         known = f"{level} {pairs.interval.low:.3f} – {pairs.interval.high:.3f}"
-    upper.set_title(
-        f"{lines}\nexpected calibration error {pairs.ece:.3f} ({known})",
-        fontsize=9,
-        parse_math=False,
-        family=list(fonts.families),
-    )
+    upper.set_title(f"{lines}\nexpected calibration error {pairs.ece:.3f} ({known})", fontsize=9)
     upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="share of pairs in which a is better")
     upper.legend(fontsize=8, loc="lower right")
     upper.grid(alpha=0.3)
@@ -283,25 +273,24 @@ def write_contact_sheet(
         title: the line above all.
     """
     files = {name: images[name] for m in mistakes for name in (m.better_id, m.worse_id)}
-    tiers = {tier for m in mistakes for tier in (m.better_tier, m.worse_tier)}
-    fonts = fonts_for([title, NO_GLYPH, *tiers, *(file.name for file in files.values())])
+    names, tiers = [file.name for file in files.values()], [m.better_tier for m in mistakes]
+    with drawing([title, *names, *tiers, *(m.worse_tier for m in mistakes)]) as lacking:
+        figure = _sheet(mistakes, files, title)
+        note = "Left: the better tier, but the lower score. Right: the worse tier, but the higher score."
+        if lacking & set(map(ord, "".join(map(label, names)))):
+            note += "  □: no font of this machine has the letter (the JSON file has the names)."
+        figure.supxlabel(note, fontsize=9)
+        save_figure(figure, path, dpi=100)
+
+
+def _sheet(mistakes: Sequence[Mistake], files: Mapping[str, Path], title: str) -> Any:
     workers = min(len(files), our_cores())
     shown = dict(
         zip(files, load_pictures(files.values(), _THUMBNAIL, workers=workers), strict=True)
     )
     lines = -(-len(mistakes) // _PAIRS_PER_LINE)
     figure = new_figure(13, 3.3 * lines + 0.7)
-    figure.suptitle(fonts.text(title, 110), family=list(fonts.families), parse_math=False)
-    note = (
-        ""
-        if _all_drawn(files, fonts)
-        else f"  {NO_GLYPH}: no font of this machine has the letter (the JSON file has the names)."
-    )
-    figure.supxlabel(
-        "Left: the better tier, but the lower score. Right: the worse tier, but the higher score."
-        + note,
-        fontsize=9,
-    )
+    figure.suptitle(label(title, 110))
     frames = figure.subplots(lines, 2 * _PAIRS_PER_LINE, squeeze=False).ravel()
     for axes in frames[2 * len(mistakes) :]:
         axes.set_axis_off()
@@ -313,39 +302,29 @@ def write_contact_sheet(
             (right, mistake.worse_id, mistake.worse_tier, mistake.worse_score),
         )
         for axes, name, tier, score in sides:
-            caption = f"tier {fonts.text(tier, 12)}, score {score:.3g}"
-            _draw(axes, files[name], shown[name], fonts, caption)
-    save_figure(figure, path, dpi=100)
+            caption = f"tier {label(tier, 12)}, score {score:.3g}"
+            _draw(axes, files[name], shown[name], caption)
+    return figure
 
 
-def _draw(
-    axes: Any, file: Path, picture: Image | ImageError, fonts: PlotFonts, caption: str
-) -> None:
+def _draw(axes: Any, file: Path, picture: Image | ImageError, caption: str) -> None:
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_color("lightgrey")
     if isinstance(picture, ImageError):
         axes.set(xlim=(0, 1), ylim=(0, 1))
-        axes.text(0.5, 0.5, fonts.text(f"not readable: {picture}", 40), ha="center", parse_math=False,
-                  family=list(fonts.families), fontsize=8)  # fmt: skip
+        axes.text(0.5, 0.5, label(f"not readable: {picture}", 40), ha="center", fontsize=8)
     else:
         axes.imshow(np.asarray(picture))
-    axes.text(
-        0.5, -0.02, f"{fonts.text(file.name, _NAME_CELLS)}\n{caption}", transform=axes.transAxes,
-        ha="center", va="top", fontsize=9, family=list(fonts.families), parse_math=False,
-    )  # fmt: skip
-
-
-def _all_drawn(files: Mapping[str, Path], fonts: PlotFonts) -> bool:
-    return not any(NO_GLYPH in fonts.text(file.name, 10_000) for file in files.values())
+    named = f"{label(file.name, _NAME_CELLS)}\n{caption}"
+    axes.text(0.5, -0.02, named, transform=axes.transAxes, ha="center", va="top", fontsize=9)
 
 
 def tier_colours(count: int) -> list[str]:
-    """One colour per tier, best first: from dark teal to light sand."""
-    steps = [i / max(1, count - 1) for i in range(count)]
-    mixed = (
-        [round(a + (b - a) * step) for a, b in zip(_BEST, _LOWEST, strict=True)] for step in steps
-    )
-    return ["#{:02x}{:02x}{:02x}".format(*rgb) for rgb in mixed]
+    """One colour per tier, best first: from dark teal to light sand, which differ in lightness too."""
+    from matplotlib.colors import LinearSegmentedColormap, to_hex
+
+    shades = LinearSegmentedColormap.from_list("tiers", ["#17736b", "#c39a6b"])
+    return [to_hex(shades(i / max(1, count - 1))) for i in range(count)]
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -363,32 +342,17 @@ def save_figure(figure: Any, path: Path, *, dpi: int = 120) -> Path:
     return path
 
 
-@dataclass(frozen=True)
-class PlotFonts:
-    """Font families to draw with, in order of preference, and the characters that they have."""
+@contextmanager
+def drawing(texts: Iterable[str]) -> Iterator[set[int]]:
+    """Figures made and saved inside have the fonts that ``texts`` need, as far as this machine offers them.
 
-    families: tuple[str, ...]
-    has: frozenset[int]
+    Gives the letters (code points) that none of its fonts has: they become □.
+    """
+    from matplotlib import font_manager, rc_context
 
-    def text(self, name: str, width: int) -> str:
-        """``name`` as drawable text of at most ``width`` terminal cells, cut in the middle with «…»."""
-        shown = "".join(
-            ch if ord(ch) in self.has else NO_GLYPH
-            for ch in printable(name)
-            if ch not in _INVISIBLE
-        )
-        return shorten(shown, width)
-
-
-def fonts_for(names: Iterable[str]) -> PlotFonts:
-    """Fonts that together have as many of the characters of ``names`` as this machine offers."""
-    from matplotlib import font_manager
-
-    wanted = {ord(ch) for name in names for ch in printable(name) if ch not in _INVISIBLE}
-    families = [_BASE]
-    has = _characters(font_manager.findfont(_BASE))
-    lacking = wanted - has
-    tried = set()
+    lacking = {ord(ch) for text in texts for ch in label(text)}
+    families, tried = [_BASE], {_BASE}
+    lacking -= _characters(font_manager.findfont(_BASE))
     for entry in font_manager.fontManager.ttflist if lacking else ():
         if entry.name in tried or entry.style != "normal" or entry.name.startswith(_LAST_RESORT):
             continue
@@ -396,11 +360,15 @@ def fonts_for(names: Iterable[str]) -> PlotFonts:
         more = _characters(entry.fname)
         if lacking & more:
             families.append(entry.name)
-            has |= more
             lacking -= more
-            if not lacking:
-                break
-    return PlotFonts(tuple(families), frozenset(has))
+    with rc_context({"font.family": families, "text.parse_math": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # no font has the letter: a box is drawn
+        yield lacking
+
+
+def label(name: str, width: int = 10_000) -> str:
+    """``name`` as drawable text of at most ``width`` terminal cells, cut in the middle with «…»."""
+    return shorten("".join(ch for ch in printable(name) if ch not in _INVISIBLE), width)
 
 
 def _characters(path: str) -> set[int]:

@@ -25,6 +25,7 @@ from mirip_fast.evaluation.bootstrap import (
     Interval,
     bootstrap,
     group_codes,
+    span,
     varying_pairs,
 )
 from mirip_fast.evaluation.calibration import Calibration
@@ -607,17 +608,17 @@ def _report_text(report: Report, mistakes: int) -> str:
         f"different {'tiers' if report.tier_names else 'tier_score'}"
         f"{' by one grader' if report.by_grader else ''}"
     )
-    figures = [[tr(name), _shown(value), _span(span)] for name, value, span in _figures(report)]
+    figures = [[tr(name), _shown(value), span(ends)] for name, value, ends in _figures(report)]
     parts = [head, format_table(["measure", "value", level], figures, "lrl")]
     if report.tier_names:
         cells = [
-            [row.name, row.worse, row.pairs, _shown(row.accuracy), _span(row.interval)]
+            [row.name, row.worse, row.pairs, _shown(row.accuracy), span(row.interval)]
             for row in report.tier_pairs
         ]
         parts.append(format_table(["better", "worse", "pairs", "accuracy", level], cells, "llrrl"))
     if 1 < len(report.within_values) <= _SHOWN_VALUES:
         cells = [
-            [row.name, row.pairs, _shown(row.accuracy), _span(row.interval)]
+            [row.name, row.pairs, _shown(row.accuracy), span(row.interval)]
             for row in report.within_values
         ]
         parts.append(format_table(["within", "pairs", "accuracy", level], cells, "lrrl"))
@@ -635,7 +636,7 @@ def _report_text(report: Report, mistakes: int) -> str:
                 [
                     f"{part.low:.1f} – {part.high:.1f}", part.pairs,
                     *("" if x is None else f"{x:.3f}" for x in (part.predicted, part.observed)),
-                    _span(part.interval) if part.pairs else "",
+                    span(part.interval) if part.pairs else "",
                 ]
                 for part in known.pairs.bins
             ]  # fmt: skip
@@ -712,7 +713,3 @@ def _warnings(report: Report) -> list[str]:
 
 def _shown(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.4f}"
-
-
-def _span(interval: Interval | None) -> str:
-    return "unknown" if interval is None else f"{interval.low:.4f} – {interval.high:.4f}"

@@ -37,7 +37,7 @@ from mirip_fast.files import (
     write_csv,
     write_json,
 )
-from mirip_fast.settings import settings, yaml_text
+from mirip_fast.settings import config_from_dict, settings, yaml_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,6 +79,16 @@ class Dataset:
             raise StoreError(
                 f"{path} cannot be read ({error}); remove its folder and run `mirip-fast embed` again"
             ) from error
+
+    @property
+    def data(self) -> DataConfig:
+        """How its source was read."""
+        return config_from_dict({"data": self.info["data"]}).data
+
+    @property
+    def embed(self) -> EmbedConfig:
+        """How it was embedded."""
+        return config_from_dict({"embed": self.info["embed"]}).embed
 
     @property
     def store_path(self) -> Path:

@@ -31,7 +31,6 @@ from mirip_fast.features.shards import shard_bytes
 from mirip_fast.features.store import FeatureStore, differing_fields
 from mirip_fast.files import format_bytes, temporary_folder
 from mirip_fast.runtime import Ranks, distributed, our_cores, resolve_device, resolve_precision
-from mirip_fast.settings import config_from_dict
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -328,11 +327,6 @@ def each_backbone(config: Config) -> list[Config]:
                 find_backbone(name, hashes.sha256)
     embeds = [dataclasses.replace(config.embed, backbone=name) for name in names]
     return [dataclasses.replace(config, embed=embed) for embed in embeds]
-
-
-def embed_options(reference: Dataset) -> EmbedConfig:
-    """How a data set was embedded."""
-    return config_from_dict({"embed": reference.info["embed"]}).embed
 
 
 def features_of_files(

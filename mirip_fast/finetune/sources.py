@@ -15,8 +15,6 @@ from mirip_fast.data.decode_pool import DecodeJob, DecodePool
 from mirip_fast.data.graders import of_grader
 from mirip_fast.data.locate import tell_unlisted
 from mirip_fast.data.manifest import check_trainable, grade_remarks, only_graded, read_manifest
-from mirip_fast.data.near_groups import near_labels
-from mirip_fast.data.splits import SPLITS, split_manifest
 from mirip_fast.data.table import DataOptions
 from mirip_fast.errors import CheckpointError, ConfigError, DataError, ImageError, RunNotFoundError
 from mirip_fast.features.datasets import newest_graded
@@ -27,7 +25,7 @@ from mirip_fast.features.store import differing_fields
 from mirip_fast.models.checkpoint import load_checkpoint
 from mirip_fast.models.model_info import ModelInfo
 from mirip_fast.ranking.folds import FoldsPlan, load_plan, run_of_fold
-from mirip_fast.ranking.graded import GradedImages, graded_of_dataset, load_split
+from mirip_fast.ranking.graded import GradedImages, divide, graded_of_dataset, load_split
 from mirip_fast.settings import config_from_dict
 from mirip_fast.training.run_folder import BEST, SPLIT_FILE, Run, find_runs, run_of_checkpoint
 
@@ -140,9 +138,8 @@ def find_source(path: Path | None, config: Config) -> Source:
             ) from None
         return _source_of_folder(path, config)
     log.info("Data set %s", shown(dataset.source))
-    data = config_from_dict({"data": dataset.info["data"]}).data
     images = graded_of_dataset(dataset, config.split, grader=config.evaluate.grader)
-    return Source(images, data, config.embed, str(dataset.source))
+    return Source(images, dataset.data, config.embed, str(dataset.source))
 
 
 def check_unchanged(images: GradedImages, cache_dir: Path) -> None:
@@ -151,7 +148,7 @@ def check_unchanged(images: GradedImages, cache_dir: Path) -> None:
     Raises:
         DataError: names the first such file, and how many there are.
     """
-    paths = images.manifest.paths
+    paths = images.paths
     with open_hashes(cache_dir) as memory:
         known = list(memory.sha256_many(paths))
     wrong = [
@@ -308,16 +305,7 @@ def _source_of_folder(source: Path, config: Config) -> Source:
     manifest = manifest.subset(good)
     for remark in grade_remarks(manifest):
         log.warning(remark)
-    split = config.split
-    ratios = (split.train_ratio, split.val_ratio, split.test_ratio)
-    near = near_labels(split.near_groups, manifest)
-    divided = split_manifest(
-        manifest, ratios=ratios, seed=split.split_seed, duplicates=hashes, near_groups=near
-    )
-    log.info("Split %s", ", ".join(f"{name} {divided.assignment.count(name)}" for name in SPLITS))
-    images = GradedImages(
-        manifest, tuple(hashes), divided.assignment, None if near is None else tuple(near)
-    )
+    images = divide(manifest, hashes, config.split)
     return Source(images, config.data, config.embed, str(manifest.source))
 
 

@@ -19,6 +19,7 @@ from mirip_fast.data.csv_reader import shown
 from mirip_fast.data.images import UTMOST_PIXELS
 from mirip_fast.errors import CheckpointError, ConfigError, DataError
 from mirip_fast.evaluation.metrics import codes_of
+from mirip_fast.evaluation.report import Report
 from mirip_fast.features.backbone import load_model
 from mirip_fast.features.backbone_files import find_backbone
 from mirip_fast.features.embed import Settings
@@ -59,6 +60,7 @@ from mirip_fast.ranking.folds import (
 )
 from mirip_fast.ranking.graded import (
     GradedImages,
+    as_trial,
     choose_features,
     load_split,
     pairable,
@@ -66,7 +68,7 @@ from mirip_fast.ranking.graded import (
     trial,
 )
 from mirip_fast.ranking.head_files import save_head
-from mirip_fast.ranking.references import write_references_of_scores
+from mirip_fast.ranking.held_out import keep_references
 from mirip_fast.ranking.scorer import ScoreModel, load_score_model, score_files
 from mirip_fast.ranking.train import tell_agreement
 from mirip_fast.runtime import keep_freed_memory, resolve_device, resolve_precision, set_seed
@@ -89,7 +91,6 @@ T = TypeVar("T")
 #: Epochs of a run that says nothing else.
 EPOCHS = 10
 _BATCH, _PATIENCE = 32, 10
-_TRIAL_IMAGES, _TRIAL_EPOCHS = 100, 2
 _MODE = "full"
 
 
@@ -132,7 +133,7 @@ def train_full(config: Config, request: FullRequest) -> tuple[Run, FitResult | F
     with join_processes(config.runtime.device) as (group, device), _quiet(group):
         source = group.first_does(lambda: find_source(request.source, config))
         config = _resolved(config, request, source)
-        images = trial(source.images, _TRIAL_IMAGES) if request.debug else source.images
+        images = trial(source.images) if request.debug else source.images
         require_pairs(images)
         tell_agreement(images, config)
         # What can be wrong with the settings is told before a run's folder is made.
@@ -255,7 +256,7 @@ class Setup:
             embed=self.config.embed,
             views=self.recipe.views,
             features=features,
-            tiers=self.images.manifest.tiers,
+            tiers=self.images.tiers,
             input_dim=self.recipe.backbone.hidden_size * len(head_kinds(features)),
         )
 
@@ -292,8 +293,7 @@ class Setup:
                     loading.enter_context(fit.stop_signals())
                     result = fit.run(run)
                 if first:
-                    self._finish(run, result)
-                    show_run(fit.trackers, run, self.images, self.config)
+                    show_run(fit.trackers, run, *self._finish(run, result))
                     fit.trackers.finish(run.best)
                 self.group.wait()
             except BaseException:
@@ -346,7 +346,7 @@ class Setup:
         """The images of a split, with a loader that ``ending`` closes."""
         part, settings, recipe = self.images.part(split), self.config.finetune, self.recipe
         pictures = Pictures(
-            part.manifest.paths,
+            part.paths,
             recipe.size,
             resize=recipe.resize,
             draft=recipe.decode == "fast",
@@ -367,9 +367,9 @@ class Setup:
         labels = part.labels(None, label=self.config.train.label)
         by_tier = labels.tier_scores is None
         return Graded(
-            tiers=part.tiers,
-            grades=-part.tiers.astype(np.float64) if by_tier else part.tier_scores,
-            groups=part.manifest.groups,
+            tiers=part.needed_tiers,
+            grades=-part.needed_tiers.astype(np.float64) if by_tier else part.needed_scores,
+            groups=part.groups,
             within=None if within is None else pairable(codes_of(part.column(within))),
             graders=None if part.grades is None else labels.grades,
             load=batches.load,
@@ -418,23 +418,26 @@ class Setup:
                 k,
             )
 
-    def _finish(self, run: Run, result: FitResult) -> None:
+    def _finish(self, run: Run, result: FitResult) -> tuple[GradedImages | None, Report | None]:
         """Make of the best checkpoint what evaluating and ranking use, and learn what its scores mean."""
         content = load_checkpoint(run.best)
         info = deploy(run.best, content)
         head = {name: value.numpy() for name, value in head_state(content).items()}
         save_head(run.path, run.best, head, info)
-        within = self.config.evaluate.within
+        held_out, report = None, None
         if run.info.get("mode") != "fold":  # folds are calibrated together, on what each left out
             model = load_score_model(run.best)
-            paths = self.images.part("val").manifest.paths
+            val = self.images.part("val")
+            paths = val.paths
             scored = score_files(
                 model, paths,
                 cache_dir=Path(self.config.embed.cache_dir), device=self.device.type,
                 settings=settings_of(self.config.embed, len(paths)),
             )  # fmt: skip
-            write_references_of_scores(model, self.images, scored.scores, within)
-        finish_run(run, result, self.images, within)
+            held_out = val.with_scores(scored.scores, "validation")
+            report = keep_references(model, held_out, self.config.evaluate.within)
+        finish_run(run, result, held_out, report)
+        return held_out, report
 
 
 def _fits_in_memory(pictures: Pictures) -> bool:
@@ -460,14 +463,14 @@ def require_pairs(images: GradedImages) -> None:
     Raises:
         DataError: train or val has no pair of different tiers.
     """
-    if not images.manifest.has_grades:
+    if not images.has_grades:
         raise DataError(
             "--full learns from tiers, and these images have none; judged pairs teach a head "
             "(`mirip-fast train --head-only --pairs FILE`)"
         )
     for split in ("train", "val"):
         part = images.part(split)
-        if len(set(part.tiers.tolist())) < 2:
+        if len(set(part.needed_tiers.tolist())) < 2:
             raise DataError(
                 f"The {split} split has {len(part)} images of fewer than two tiers: there is no pair to "
                 "compare. More graded images are needed, or another --val-ratio."
@@ -521,7 +524,7 @@ class FullFolds:
             DataError: an image cannot be read any more.
         """
         embed = self.plan.config.embed
-        paths = images.manifest.paths
+        paths = images.paths
         workers = min(len(paths), default_workers(embed.workers))
         settings = Settings(workers=workers, max_pixels=UTMOST_PIXELS)  # they were admitted before
         scored = score_files(
@@ -567,12 +570,7 @@ def _resolved(config: Config, request: FullRequest, source: Source) -> Config:
     # A pass through the backbone gives every kind of token.
     head = dataclasses.replace(head, features=choose_features(head.features, ("cls", "mean")))
     config = dataclasses.replace(config, data=source.data, embed=embed, head=head)
-    if request.debug:
-        train = dataclasses.replace(config.train, epochs=_TRIAL_EPOCHS)
-        tracking = dataclasses.replace(config.tracking, report_to="none")
-        log.info("Trial: %d images, %d epochs, no tracking", _TRIAL_IMAGES, _TRIAL_EPOCHS)
-        config = dataclasses.replace(config, train=train, tracking=tracking)
-    return config
+    return as_trial(config) if request.debug else config
 
 
 def _with_split(config: Config, request: FullRequest, head_run: HeadRun) -> Config:

@@ -20,7 +20,7 @@ from mirip_fast.evaluation.agreement import Agreement, agreement
 from mirip_fast.label.judgement_file import JudgementFile
 from mirip_fast.label.session import StalePairError
 from mirip_fast.label.works import Works
-from mirip_fast.ranking.references import load_calibration
+from mirip_fast.ranking.held_out import load_calibration
 from mirip_fast.ranking.scorer import ScoreModel
 from mirip_fast.text import folded, nfc
 
@@ -46,7 +46,7 @@ class GradeFile(JudgementFile):
     """
 
     def __init__(self, path: Path, works: Works):
-        manifest = works.images.manifest
+        manifest = works.images
         options = manifest.options
         self.tiers, self.works = options.tiers, works
         self.image, self.tier = manifest.image_column, options.tier_column
@@ -112,7 +112,7 @@ class GradeFile(JudgementFile):
         return agreement(self._table())
 
     def _table(self) -> pd.DataFrame:
-        table = self.works.images.manifest.table[["image_id", "group"]]
+        table = self.works.images.table[["image_id", "group"]]
         table = table.assign(tier=tier_column([None] * len(table), self.tiers))
         texts: dict[str, list[str]] = defaultdict(lambda: [""] * len(table))
         names: dict[str, str] = {}
@@ -245,7 +245,7 @@ def grading_order(works: Works, model: ScoreModel | None, *, again: bool, seed: 
     With a model that knows tiers, every second one is the one that it is least sure of (the entropy of its
     tiers' probabilities); the others are drawn at random, the same for every grader.
     """
-    graded = works.images.manifest.tier_codes >= 0
+    graded = works.images.tier_codes >= 0
     todo = np.flatnonzero(works.shown & (again | ~graded))
     drawn: list[int] = np.random.default_rng(seed).permutation(todo).tolist()
     chances = None

@@ -322,7 +322,7 @@ class LabelRun(Closing):
         """What to type to train on the judgements, with the split that the session had."""
         if isinstance(self.file, GradeFile):
             again = self._works.dataset.embed_command(source=shown(self.file.path))
-            root = self._works.images.manifest.root
+            root = self._works.images.root
             elsewhere = not root.is_relative_to(self.file.path.parent)
             if elsewhere and "--image-root" not in again:
                 again += " " + shlex.join(["--image-root", shown(root)])
@@ -423,7 +423,7 @@ def _judgements_of(works: Works, file: JudgementFile) -> list[Judgement]:
     """What was judged before; judgements by other programs have neither kind nor prediction."""
     if not file.has_rows:
         return []
-    manifest = works.images.manifest
+    manifest = works.images
     places = [*manifest.places, manifest.root]
     read = read_pairs([file.path], joined([manifest.table, works.others]), places)
     log.info("%s: going on after %s", shown(file.path), counted(len(read), "judgement"))

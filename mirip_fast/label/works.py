@@ -31,7 +31,7 @@ from mirip_fast.data.splits import SPLITS
 from mirip_fast.errors import DataError, MiripError
 from mirip_fast.features.datasets import Dataset, find_datasets, newest_dataset
 from mirip_fast.features.embed import Progress
-from mirip_fast.features.phase_one import embed_data, embed_options
+from mirip_fast.features.phase_one import embed_data
 from mirip_fast.features.recipe import head_kinds
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.files import temporary_folder
@@ -88,11 +88,11 @@ class Works:
 
     def name(self, number: int) -> str:
         """What a file of pairs calls a work: its file, as the data set names it."""
-        return self.images.manifest.names[number]
+        return self.images.names[number]
 
     def path(self, number: int) -> Path:
         """The file of a work."""
-        return Path(self.images.manifest.table["file"].iloc[number])
+        return Path(self.images.table["file"].iloc[number])
 
     def in_split(self, split: str) -> NDArray[np.int64]:
         """The works of one split that may be shown."""
@@ -160,13 +160,12 @@ def _as_embedded(folder: Path, resolved: Resolved) -> Config:
     datasets = find_datasets(Path(config.embed.cache_dir))
     same = next((dataset for dataset in datasets if dataset.is_called(folder)), None)
     if same is not None and not any(key.startswith("data.") for key in given):
-        data = config_from_dict({"data": same.info["data"]}).data
-        config = dataclasses.replace(config, data=data)
+        config = dataclasses.replace(config, data=same.data)
     model = same or next(iter(datasets), None)
     if model is None or any(key.startswith("embed.") and key not in _HOW for key in given):
         return config
     embed = dataclasses.replace(
-        embed_options(model),
+        model.embed,
         cache_dir=config.embed.cache_dir,
         workers=config.embed.workers,
         embed_batch_size=config.embed.embed_batch_size,
@@ -177,7 +176,7 @@ def _as_embedded(folder: Path, resolved: Resolved) -> Config:
 
 def _may_be_shown(images: GradedImages) -> NDArray[np.bool_]:
     """Leave out what no file of pairs can name, links that lead elsewhere, and second copies; tell it."""
-    manifest = images.manifest
+    manifest = images
     places = {place.resolve() for place in (manifest.root, *manifest.places)}
     names = manifest.names
     composed = [nfc(name) for name in names]

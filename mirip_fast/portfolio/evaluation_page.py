@@ -19,8 +19,8 @@ from mirip_fast.evaluation.report import Mistake, Report, Row
 from mirip_fast.evaluation.text_table import printable
 from mirip_fast.language import in_other_languages
 from mirip_fast.portfolio.page import pictures_of, tier_curves, write_html
-from mirip_fast.ranking.evaluate import Evaluation
-from mirip_fast.ranking.finished import read_curves
+from mirip_fast.ranking.evaluate import Evaluation, files_of, shown_mistakes
+from mirip_fast.ranking.finished import CURVES, read_curves
 from mirip_fast.ranking.judged_pairs import PairReport
 from mirip_fast.ranking.scorer import ScoreModel
 from mirip_fast.training.run_folder import Run
@@ -150,7 +150,7 @@ def _figures(report: Report) -> dict[str, Any]:
 
 def _agreement(evaluation: Evaluation) -> dict[str, Any] | None:
     """How far several graders agree; None where there are not, or no work has grades of two."""
-    known = evaluation.agreement
+    known = evaluation.report.agreement
     if known is None or not known.overlap:
         return None
     plain = known.to_dict()
@@ -200,22 +200,15 @@ def _learning(run: Run) -> list[dict[str, Any]]:
     except (OSError, ValueError, KeyError):
         return []
     thinned = []
-    for fit in curves:
-        last = len(fit.epochs) - 1
-        step = max(1, len(fit.epochs) // _POINTS)
-        best = fit.epochs.index(fit.best_epoch) if fit.best_epoch in fit.epochs else None
-        kept = sorted({*range(0, last + 1, step), last, *([] if best is None else [best])})
-        thinned.append(
-            {
-                "name": fit.name,
-                "best": fit.best_epoch,
-                "epochs": [fit.epochs[i] for i in kept],
-                **{
-                    key: [round(getattr(fit, key)[i], 5) for i in kept]
-                    for key in ("train_loss", "val_loss", "train_accuracy", "val_accuracy")
-                },
-            }
+    for name, fit, best in curves:
+        epochs, last = fit["epoch"].tolist(), len(fit) - 1
+        step = max(1, len(fit) // _POINTS)
+        kept = sorted(
+            {*range(0, last + 1, step), last, *(i for i in range(last) if epochs[i] == best)}
         )
+        some = fit.iloc[kept].round(5)
+        drawn = {key.replace("/", "_"): some[key].tolist() for key in CURVES}
+        thinned.append({"name": name, "best": best, "epochs": some["epoch"].tolist(), **drawn})
     return thinned
 
 
@@ -223,8 +216,11 @@ def _mistakes(
     evaluation: Evaluation, config: Config, pictures: dict[str, bytes]
 ) -> list[dict[str, Any]]:
     """The worst mistakes; their pictures are put into ``pictures`` by name."""
-    mistakes = evaluation.shown_mistakes(_MISTAKES)
-    files = {name: evaluation.images[name] for m in mistakes for name in (m.better_id, m.worse_id)}
+    mistakes, whole = (
+        shown_mistakes(evaluation.report, evaluation.images, _MISTAKES),
+        files_of(evaluation.images),
+    )
+    files = {name: whole[name] for m in mistakes for name in (m.better_id, m.worse_id)}
     names: dict[str, str | None] = {}
     copies = pictures_of(files.values(), _SIDE, _BYTES, config)
     for image_id, (name, webp) in zip(files, copies, strict=True):

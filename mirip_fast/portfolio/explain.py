@@ -8,7 +8,6 @@ import logging
 import math
 import shlex
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +25,7 @@ from mirip_fast.data.decode_pool import DecodePool, load_pictures, picture_job
 from mirip_fast.data.image_files import is_unchanged
 from mirip_fast.data.sources import is_gone
 from mirip_fast.errors import CheckpointError, DataError, ImageError, MiripError, StoreError
+from mirip_fast.evaluation.plots import drawing
 from mirip_fast.features.engine import default_batch_size
 from mirip_fast.features.neighbours import Work, open_gallery, unit
 from mirip_fast.features.phase_one import open_hashes, settings_of
@@ -35,8 +35,7 @@ from mirip_fast.models.numpy_head import NumpyHead
 from mirip_fast.portfolio.similar import Match, nearest_works
 from mirip_fast.ranking.graded import load_split
 from mirip_fast.ranking.head_files import Member
-from mirip_fast.ranking.held_out import load_held_out
-from mirip_fast.ranking.references import load_calibration
+from mirip_fast.ranking.held_out import load_calibration, load_held_out
 from mirip_fast.ranking.rows import open_store, read_features
 from mirip_fast.ranking.scorer import Scored, ScoreModel, phase_of_model, score_files
 from mirip_fast.training.run_folder import SPLIT_FILE
@@ -51,11 +50,6 @@ _GONE = Image.new("RGB", (_LIKE_SIDE, _LIKE_SIDE // 2), (225, 225, 225))  # sinc
 _RAISES = (230, 97, 1)
 _LOWERS = (33, 102, 216)
 _STRONGEST = 0.8  # of the colour at the strongest place; the rest is the picture
-# The first that has the letter is taken, letter by letter: tiers may be named in Korean.
-_FONTS = (
-    "DejaVu Sans", "Noto Sans CJK KR", "Noto Sans KR", "NanumGothic", "Malgun Gothic",
-    "Apple SD Gothic Neo",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -306,21 +300,21 @@ class GradedWorks:
         if (self._store.rows(self._series, images.hashes) < 0).all():
             raise StoreError(f"{self._store.path} has no features of the run's graded images")
         self._works: dict[str, dict[bytes, Work]] = {tier: {} for tier in self._tiers}
-        known = images.manifest
+        known = images
         columns = (known.paths, known.ids, images.hashes, known.table["tier"])
         for path, image_id, sha, tier in zip(*columns, strict=True):
             self._works[tier].setdefault(sha, Work(path, image_id, sha, tier))
         self._calibration = load_calibration(model)
         held_out = load_held_out(folder, self._tiers)
         if held_out is not None and len(held_out):
-            scores, tiers = held_out.scores, held_out.tiers
+            scores, tiers = held_out.scores, held_out.tier_codes
         else:  # a run of an earlier version
             kept = [i for i, split in enumerate(images.splits) if split != "train"]
             if not kept:
                 raise DataError(f"{folder} has no scores of works it had not trained on")
             hashes = [images.hashes[i] for i in kept]
             scores = model.score(self._store, hashes).astype(np.float64)
-            tiers = images.tiers[kept]
+            tiers = images.tier_codes[kept]
         # Held-out scores [n] and the number of works of each tier [K] among them.
         self._places = scores, np.bincount(tiers, minlength=len(self._tiers))
 
@@ -498,7 +492,6 @@ def _draw(explained: Explained, stream: IO[bytes]) -> None:
     """The whole explanation as a PNG file: picture, map with legend, and the graded look-alikes."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
-    from matplotlib.font_manager import fontManager
 
     files = list(dict.fromkeys(like.work.path for like in explained.likes))
     pictures = {
@@ -507,10 +500,8 @@ def _draw(explained: Explained, stream: IO[bytes]) -> None:
     }
     aspect = explained.picture.height / explained.picture.width
     heights = [1.0 + min(max(5.6 * aspect, 2.8), 8.5)] + [2.5] * bool(files)
-    installed = set(fontManager.get_font_names())
-    fonts = [name for name in _FONTS if name in installed] or ["sans-serif"]
-    with rc_context({"font.family": fonts, "font.size": 11}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # no font has the letter: a box is drawn
+    names = [like.work.tier or "" for like in explained.likes]
+    with drawing([explained.tier or "", *names]), rc_context({"font.size": 11}):
         figure = Figure(figsize=(12.5, sum(heights)), facecolor="white")
         parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
         _draw_map(parts[0], explained, heights[0])

@@ -287,7 +287,7 @@ def _run_images(model: ScoreModel) -> tuple[list[Path], list[bytes]]:
     images = load_split(folder / SPLIT_FILE, model.info.tiers)
     order = sorted(range(len(images)), key=lambda i: images.splits[i])  # test, train, val
     order.sort(key=lambda i: images.splits[i] == "train")
-    paths = images.manifest.paths
+    paths = images.paths
     return [paths[i] for i in order], [images.hashes[i] for i in order]
 
 

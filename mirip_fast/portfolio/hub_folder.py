@@ -35,8 +35,8 @@ from mirip_fast.models.numpy_head import NumpyHead
 from mirip_fast.ranking.anchors import ANCHORS_FILE, find_anchors, save_anchors
 from mirip_fast.ranking.graded import GradedImages, load_split
 from mirip_fast.ranking.head_files import save_ensemble, save_process
-from mirip_fast.ranking.held_out import CALIBRATION_FILE
-from mirip_fast.ranking.references import (
+from mirip_fast.ranking.held_out import (
+    CALIBRATION_FILE,
     MADE_WITH_FILE,
     learned_from,
     load_calibration,
@@ -384,7 +384,7 @@ def _data(model: ScoreModel) -> str:
         "|---|" + "---|" * (len(splits) + 1),
     ]
     for number, tier in enumerate(model.info.tiers):
-        here = [s for s, t in zip(images.splits, images.tiers, strict=True) if t == number]
+        here = [s for s, t in zip(images.splits, images.tier_codes, strict=True) if t == number]
         counts = Counter(here)
         cells = " | ".join(str(counts[split]) for split in splits)
         lines.append(f"| {_cell(tier)} | {cells} | {len(here)} |")
@@ -393,7 +393,7 @@ def _data(model: ScoreModel) -> str:
 
 def _groups(images: GradedImages) -> str:
     splits_of: dict[str, set[str]] = {}
-    for group, split in zip(images.manifest.groups, images.splits, strict=True):
+    for group, split in zip(images.groups, images.splits, strict=True):
         if group is not None:
             splits_of.setdefault(group, set()).add(split)
     if not splits_of:

@@ -293,7 +293,7 @@ def _about(done: RankDone) -> dict[str, Any]:
     names = [printable(name) for name in known.tier_names]
     curves = None
     if held_out is not None and len(held_out):  # without tiers, one curve without a name
-        tiers = held_out.tiers if names else np.zeros(len(held_out), dtype=np.int64)
+        tiers = held_out.tier_codes if names else np.zeros(len(held_out), dtype=np.int64)
         curves = tier_curves(held_out.scores, tiers, names or [""], done.ranking["score"])
     temperature = None if known.temperature is None else known.temperature.value
     sharpness = None
@@ -332,7 +332,7 @@ def _about(done: RankDone) -> dict[str, Any]:
 def _ceiling(run: Path, tiers: Sequence[str]) -> list[str]:
     """How far several graders of the model's works agree, in a sentence; none where there is one grader."""
     path = run / SPLIT_FILE
-    found = agreement(load_split(path, tiers).manifest.table) if tiers and has_file(path) else None
+    found = agreement(load_split(path, tiers).table) if tiers and has_file(path) else None
     if found is None or np.isnan(found.figures["ceiling"]):
         return []
     share = 100 * found.figures["ceiling"]

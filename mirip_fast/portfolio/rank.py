@@ -37,7 +37,7 @@ from mirip_fast.portfolio.ranking import (
 from mirip_fast.ranking.anchors import Anchors
 from mirip_fast.ranking.applicants import choose_portfolio, shared_error
 from mirip_fast.ranking.graded import column_of
-from mirip_fast.ranking.references import load_calibration, made_with
+from mirip_fast.ranking.held_out import load_calibration, made_with
 from mirip_fast.ranking.scorer import Scored, ScoreModel, score_files
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from mirip_fast.features.neighbours import (
     unit,
     works_of_datasets,
 )
-from mirip_fast.features.phase_one import embed_options, features_of_files
+from mirip_fast.features.phase_one import features_of_files
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.files import spreadsheet_safe, write_csv
 
@@ -91,7 +91,7 @@ def find_similar(
     own, series = FeatureStore.open(reference.store_path), base_series(reference)
     here = [reference] if data else datasets_like(own, [Path(config.embed.cache_dir)])
     datasets = [*here, *datasets_like(own, caches)]
-    options = embed_options(reference)
+    options = reference.embed
     if backbone is not None:
         options.backbone = backbone
     (outcome,), store, series = features_of_files(
@@ -184,7 +184,7 @@ def find_duplicates(
         else:
             backbone = shown(Path(reference.info["backbone"]))
             log.info("Looking at images as in %s (%s)", shown(reference.source), backbone)
-            embed, its_series = embed_options(reference), base_series(reference)
+            embed, its_series = reference.embed, base_series(reference)
             like = FeatureStore.open(reference.store_path)
         options = dataclasses.replace(DataOptions.from_config(config.data), with_grades=False)
         manifests = [read_manifest(folder, options) for folder in folders]

@@ -21,7 +21,7 @@ from mirip_fast.features.neighbours import unit
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.files import has_file, read_json, sha256_of, write_json
 from mirip_fast.ranking.graded import GradedImages, load_split
-from mirip_fast.ranking.held_out import HELD_OUT_FILE, HeldOut, load_held_out
+from mirip_fast.ranking.held_out import HELD_OUT_FILE, load_held_out
 from mirip_fast.ranking.rows import open_store, read_features
 from mirip_fast.ranking.scorer import ScoreModel
 from mirip_fast.training.run_folder import SPLIT_FILE, Run
@@ -180,7 +180,7 @@ class Anchors:
 
 
 def choose_anchors(
-    held_out: HeldOut,
+    held_out: GradedImages,
     hashes: Mapping[str, bytes],
     tier_names: tuple[str, ...],
     store: FeatureStore,
@@ -204,7 +204,7 @@ def choose_anchors(
         DataError: fewer than two tiers have held-out works.
         StoreError: features are missing.
     """
-    counts = np.bincount(held_out.tiers, minlength=len(tier_names))
+    counts = np.bincount(held_out.tier_codes, minlength=len(tier_names))
     if (counts > 0).sum() < 2:
         there = ", ".join(tier_names[k] for k in np.flatnonzero(counts)) or "no tier"
         raise DataError(
@@ -223,16 +223,16 @@ def choose_anchors(
     works = tuple(
         Anchor(
             held_out.ids[i], held_out.paths[i], hashes[held_out.ids[i]],
-            int(held_out.tiers[i]), float(held_out.scores[i]),
+            int(held_out.tier_codes[i]), float(held_out.scores[i]),
         )
         for i in chosen
     )  # fmt: skip
-    return Anchors(works, tier_names, tuple(int(c) for c in counts), held_out.source, asked)
+    return Anchors(works, tier_names, tuple(int(c) for c in counts), held_out.held_out_by, asked)
 
 
 def write_anchors(
     model: ScoreModel,
-    held_out: HeldOut,
+    held_out: GradedImages,
     images: GradedImages,
     store: FeatureStore,
     asked: int = PER_TIER,
@@ -250,7 +250,7 @@ def write_anchors(
         DataError: fewer than two tiers have held-out works.
         StoreError: features are missing.
     """
-    hashes = dict(zip(images.manifest.ids, images.hashes, strict=True))
+    hashes = dict(zip(images.ids, images.hashes, strict=True))
     anchors = choose_anchors(held_out, hashes, model.info.tiers, store, model, asked)
     try:
         save_anchors(model.checkpoint, anchors)
@@ -315,7 +315,7 @@ def keep_anchors(model: ScoreModel, images: GradedImages, store: FeatureStore) -
         log.info("No anchors for rank --tiers: %s", error)
 
 
-def _graded(model: ScoreModel) -> tuple[GradedImages, HeldOut]:
+def _graded(model: ScoreModel) -> tuple[GradedImages, GradedImages]:
     """The graded works of a model's run, and the held-out scores of some of them."""
     folder = model.checkpoint.parent
     own = Run(folder).model
@@ -325,7 +325,7 @@ def _graded(model: ScoreModel) -> tuple[GradedImages, HeldOut]:
             f"{model.checkpoint.name} scores in another unit. Rank with --checkpoint {own}"
         )
     images = load_split(folder / SPLIT_FILE, model.info.tiers)
-    if not images.manifest.has_grades:
+    if not images.has_grades:
         raise DataError(
             f"--tiers: {folder} learned from works without tiers, so there are none to put works in. Train "
             "on works with tiers, or rank without --tiers."
@@ -336,7 +336,7 @@ def _graded(model: ScoreModel) -> tuple[GradedImages, HeldOut]:
             f"--tiers: {folder} has no held-out scores ({HELD_OUT_FILE}) to choose anchors by; train again, "
             "or name the run with --checkpoint"
         )
-    missing = set(held_out.ids) - set(images.manifest.ids)
+    missing = set(held_out.ids) - set(images.ids)
     if missing:
         raise DataError(
             f"{folder / HELD_OUT_FILE} names {min(missing)!r}, which {SPLIT_FILE} beside it does not have"
@@ -344,11 +344,11 @@ def _graded(model: ScoreModel) -> tuple[GradedImages, HeldOut]:
     return images, held_out
 
 
-def _members(held_out: HeldOut, hashes: Mapping[str, bytes], tier: int) -> NDArray[np.int64]:
+def _members(held_out: GradedImages, hashes: Mapping[str, bytes], tier: int) -> NDArray[np.int64]:
     """Works of a tier, each picture once, the best score first; an even choice of them if they are many."""
     order = np.argsort(-held_out.scores, kind="stable")
     seen: dict[bytes, int] = {}
-    for i in order[held_out.tiers[order] == tier].tolist():
+    for i in order[held_out.tier_codes[order] == tier].tolist():
         seen.setdefault(hashes[held_out.ids[i]], i)
     members = np.array(list(seen.values()), dtype=np.int64)
     if len(members) > _MOST:

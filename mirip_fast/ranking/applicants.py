@@ -113,7 +113,7 @@ def _held_out_applicants(
     held_out = load_held_out(folder, model.info.tiers) if model.info.tiers else None
     if held_out is None or not has_file(folder / SPLIT_FILE):
         return None
-    manifest = load_split(folder / SPLIT_FILE, model.info.tiers).manifest
+    manifest = load_split(folder / SPLIT_FILE, model.info.tiers)
     if own_column(by) in manifest.table:
         manifest = replace(manifest, options=replace(manifest.options, by=by))
     elif manifest.options.by is None:
@@ -184,13 +184,13 @@ def evaluate_applicants(
         DataError: ``--by`` names no column, or no two applicants of different grades.
     """
     check_portfolio(config.evaluate.portfolio)
-    by = images.manifest.options.by if config.data.by is None else config.data.by
+    by = images.options.by if config.data.by is None else config.data.by
     if by is None:
         if config.evaluate.portfolio is not None:
             raise ConfigError("--portfolio is about applicants: name their column with --by")
         return None
-    options = replace(images.manifest.options, by=nfc(by.strip()))
-    manifest = with_column(replace(images.manifest, options=options))
+    options = replace(images.options, by=nfc(by.strip()))
+    manifest = with_column(replace(images, options=options))
     how, _ = choose_portfolio(model, str(manifest.options.by), config.evaluate.portfolio)
     names, grades = applicants_of(manifest), grades_of(manifest)
     own = len(set(grades.values())) > 1 and 2 * len(grades) >= len({*names} - {None})
@@ -198,7 +198,7 @@ def evaluate_applicants(
     if own:
         order = np.array([grades[name] for name in known], dtype=np.int64)
     else:
-        finer = normal_scores(images.tiers) if images.has_tiers else images.tier_scores
+        finer = normal_scores(images.tier_codes) if images.has_tiers else images.needed_scores
         order = ranks(aggregate(finer, members, "mean"))
     if len({*order.tolist()}) < 2:
         if config.data.by is None:

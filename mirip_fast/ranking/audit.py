@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from mirip_fast.config import Config, DataConfig
+from mirip_fast.config import Config
 from mirip_fast.data.csv_reader import closest, counted, shown
-from mirip_fast.data.cycles import Component, find_components, read_judgements
+from mirip_fast.data.cycles import find_components, read_judgements
 from mirip_fast.data.locate import FileFinder
 from mirip_fast.data.manifest import read_manifest
 from mirip_fast.data.near_groups import NEAR_GROUPS_FILE, write_near_groups
@@ -38,8 +38,8 @@ from mirip_fast.features.neighbours import (
 )
 from mirip_fast.features.phase_one import open_hashes
 from mirip_fast.files import spreadsheet_safe, write_csv
-from mirip_fast.ranking.graded import load_split
-from mirip_fast.ranking.held_out import HeldOut, load_held_out
+from mirip_fast.ranking.graded import GradedImages, load_split
+from mirip_fast.ranking.held_out import load_held_out
 from mirip_fast.training.run_folder import SPLIT_FILE, Run, find_runs
 
 if TYPE_CHECKING:
@@ -73,34 +73,25 @@ KINDS = {
 _COLUMNS = (
     "kind", "severity", "images", "rows", "splits", "tiers", "value", "advice", "paths",
 )  # fmt: skip
-_BETWEEN = "; "
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One finding; ``images``, ``rows``, ``splits``, ``tiers`` and ``paths`` run in parallel where known.
+    """One finding.
 
     Attributes:
         kind: one of :data:`KINDS`.
-        images: image ids.
+        images: a row per image, with its ``image_id`` and as far as known ``file``, ``row``, ``split`` and
+            ``tier``; of a cycle, ``row`` is the line of a judgement in its file.
         advice: what to do.
-        rows: lines in the CSV file of the data, or in the pairs file for a cycle (with its name
-            where there are several).
-        splits: train, val or test.
-        tiers: names of the tiers.
         value: what was measured, in words.
-        paths: image files.
         weight: for the order among findings of a kind, the largest first.
     """
 
     kind: str
-    images: Sequence[str]
+    images: pd.DataFrame
     advice: str
-    rows: Sequence[int | str] = ()
-    splits: Sequence[str] = ()
-    tiers: Sequence[str] = ()
     value: str = ""
-    paths: Sequence[Path] = ()
     weight: float = 0.0
 
     @property
@@ -108,26 +99,28 @@ class Finding:
         """How grave it is, one of :data:`SEVERITIES`."""
         return KINDS[self.kind][0]
 
-
-def in_order(findings: Iterable[Finding]) -> list[Finding]:
-    """Gravest first, kinds together, and inside a kind by weight."""
-    kinds = list(KINDS)
-    return sorted(findings, key=lambda f: (kinds.index(f.kind), -f.weight))
+    def each(self, column: str) -> list[str]:
+        """A column's value of each image, - where it has none; nothing where no image has one."""
+        values = or_none(self.images[column]) if column in self.images else []
+        return [str(value or "-") for value in values] if any(values) else []
 
 
 def write_findings(path: Path, findings: Sequence[Finding]) -> None:
     """Write one line per finding; cells with several values have «; » between them."""
+    of_column = {
+        "images": "image_id",
+        "rows": "row",
+        "splits": "split",
+        "tiers": "tier",
+        "paths": "file",
+    }
     rows = [
         {
             "kind": finding.kind,
             "severity": finding.severity,
-            "images": spreadsheet_safe(_BETWEEN.join(finding.images)),
-            "rows": _BETWEEN.join(map(str, finding.rows)),
-            "splits": _BETWEEN.join(finding.splits),
-            "tiers": spreadsheet_safe(_BETWEEN.join(finding.tiers)),
             "value": finding.value,
             "advice": finding.advice,
-            "paths": spreadsheet_safe(_BETWEEN.join(map(str, finding.paths))),
+            **{n: spreadsheet_safe("; ".join(finding.each(c))) for n, c in of_column.items()},
         }
         for finding in findings
     ]
@@ -159,11 +152,6 @@ def failing_kinds(text: str) -> frozenset[str]:
     return frozenset(chosen)
 
 
-def counts(findings: Iterable[Finding]) -> Counter[str]:
-    """Findings per kind."""
-    return Counter(finding.kind for finding in findings)
-
-
 #: What is known of an image that was embedded; ``split`` is where it was split.
 _KNOWN = ("image_id", "file", "row", "group", "tier_score", "tier", "sha256")
 
@@ -188,9 +176,9 @@ def look_at(dataset: Dataset, cache_dir: Path) -> tuple[pd.DataFrame, list[Findi
     again = f"run `mirip-fast embed {shown(dataset.source)}` again"
     left_out = "mend or replace the file; it is left out of training and ranking"
     absent, failed = now["status"].isna(), now["status"] == "failed"
-    findings = [finding_about("not-embedded", image, again) for image in _each(now[absent])]
+    findings = [Finding("not-embedded", image, again) for image in _each(now[absent])]
     findings += [
-        finding_about("unreadable", image, left_out, image["reason"].iloc[0])
+        Finding("unreadable", image, left_out, image["reason"].iloc[0] or "")
         for image in _each(now[failed])
     ]
     images = now.loc[~absent & ~failed, [*_KNOWN]]
@@ -203,7 +191,7 @@ def _current_images(dataset: Dataset) -> pd.DataFrame:
     now = kept
     keep_indexes_in(dataset.store_path.parent)
     if is_there(dataset.source):
-        data = DataOptions.from_config(DataConfig(**info["data"]))
+        data = DataOptions.from_config(dataset.data)
         now = read_manifest(dataset.source, data).table[: info["limit"]]
         from_folder = os.path.isdir(dataset.source)  # noqa: PTH112 - a list of tars is longer than names may be
         if from_folder and (now["row"] == 0).all():
@@ -219,7 +207,7 @@ def _gone_or_changed(images: pd.DataFrame, cache_dir: Path, dataset: Dataset) ->
     finder = FileFinder()
     there = np.array([finder.exists(Path(file)) for file in images["file"]], dtype=bool)
     put_back = "put the file back, or take its row out"
-    findings = [finding_about("missing", one, put_back) for one in _each(images[~there])]
+    findings = [Finding("missing", one, put_back) for one in _each(images[~there])]
     again = f"run `mirip-fast embed {shown(dataset.source)}` again, and train again"
     present = images[there]
     with open_hashes(cache_dir) as hashes:
@@ -227,39 +215,15 @@ def _gone_or_changed(images: pd.DataFrame, cache_dir: Path, dataset: Dataset) ->
     for number, (before, sha) in enumerate(zip(present["sha256"], now, strict=True)):
         image = present.iloc[[number]] if sha != before else present
         if isinstance(sha, ImageError):
-            findings.append(
-                finding_about("unreadable", image, "mend or replace the file", str(sha))
-            )
+            findings.append(Finding("unreadable", image, "mend or replace the file", str(sha)))
         elif sha != before:
-            findings.append(finding_about("changed", image, again))
+            findings.append(Finding("changed", image, again))
     return findings
 
 
 def _each(images: pd.DataFrame) -> Iterator[pd.DataFrame]:
     """Each row as a table of its own."""
     return (images.iloc[number : number + 1] for number in range(len(images)))
-
-
-def finding_about(
-    kind: str, images: pd.DataFrame, advice: str, value: str | None = "", weight: float = 0.0
-) -> Finding:
-    """A finding about images, with all that is known of them."""
-    names = {name: or_none(images[name]) for name in ("split", "tier") if name in images}
-    splits, tiers = (
-        [value or "-" for value in names.get(name, [])] if any(names.get(name, [])) else []
-        for name in ("split", "tier")
-    )
-    return Finding(
-        kind,
-        images=images["image_id"].tolist(),
-        advice=advice,
-        rows=[row for row in images["row"] if row],
-        splits=splits,
-        tiers=tiers,
-        value=value or "",
-        paths=[Path(file) for file in images["file"]],
-        weight=weight,
-    )
 
 
 def run_of(dataset: Dataset, output_dir: Path, run: Path | None) -> Run | None:
@@ -294,13 +258,13 @@ def with_splits(
         DataError: these files are damaged.
     """
     info = dataset.info
-    data = DataConfig(**info["data"])
+    data = dataset.data
     split_of: dict[str, str] = {}
     where: str | None = None
     if run is not None:
         path = run.path / SPLIT_FILE
         known = load_split(path, info["tiers"], data)
-        split_of = dict(zip(known.manifest.ids, known.splits, strict=True))
+        split_of = dict(zip(known.ids, known.splits, strict=True))
         where = str(path)
     else:
         files = {name: Path(info["root"]) / f"{name}_metadata.csv" for name in SPLITS}
@@ -326,13 +290,13 @@ def copies(images: pd.DataFrame) -> list[Finding]:
             advice = (
                 "split again with `mirip-fast split` or `train`, which keep equal files together"
             )
-            findings.append(finding_about("copy-across-splits", same, advice, value, len(same)))
+            findings.append(Finding("copy-across-splits", same, advice, value, len(same)))
         if len(tiers) > 1:
             advice = "decide on one tier, and keep one of them"
-            findings.append(finding_about("copy-other-tier", same, advice, value, len(same)))
+            findings.append(Finding("copy-other-tier", same, advice, value, len(same)))
         if len(splits) < 2 and len(tiers) < 2:
             advice = "keep one of them, or it counts more than once"
-            findings.append(finding_about("copy", same, advice, value, len(same)))
+            findings.append(Finding("copy", same, advice, value, len(same)))
     return findings
 
 
@@ -345,7 +309,7 @@ def straddling_groups(images: pd.DataFrame) -> list[Finding]:
             named = ", ".join(f"{name} {(members['split'] == name).sum()}" for name in splits)
             advice = "split again with `mirip-fast split` or `train`, which keep groups together"
             value = f"group {members['group'].iloc[0]!r}: {named}"
-            found = finding_about("group-across-splits", members, advice, value, len(members))
+            found = Finding("group-across-splits", members, advice, value, len(members))
             findings.append(found)
     return findings
 
@@ -398,7 +362,7 @@ def _near(
         return None  # copies of one content have different labels, and no other content has any
     names = " and ".join(contents[i]["image_id"].iloc[0] for i in (one, two))
     value = f"cosine {cosine:.3f} ({names})"
-    return finding_about(kind, joined(contents), advice, value, cosine)
+    return Finding(kind, joined(contents), advice, value, cosine)
 
 
 def closest_pair(rows: FloatArray, labels: Sequence[Sequence[str]]) -> tuple[int, int, float]:
@@ -449,14 +413,11 @@ def contradictions(scores: NDArray[np.float64], tiers: NDArray[np.int64]) -> NDA
     return 1 - ratio(right, compared)
 
 
-def disagreements(
-    held_out: HeldOut, tier_names: Sequence[str], images: pd.DataFrame, share: float
-) -> list[Finding]:
+def disagreements(held_out: GradedImages, images: pd.DataFrame, share: float) -> list[Finding]:
     """Findings about images that are wrong in at least ``share`` of their comparisons.
 
     Args:
-        held_out: scores of images by heads that had not seen them.
-        tier_names: best first.
+        held_out: images with scores by heads that had not seen them.
         images: what is known of the images; those with a held-out score are found by name.
         share: 0 to 1.
     """
@@ -470,17 +431,17 @@ def disagreements(
         image = images.iloc[[place[image_id]]]
         own, would = f"score ({held_out.scores[i]:.4g})", ""
         if held_out.has_tiers:
-            same = image["tier"].iloc[0] == tier_names[int(held_out.tiers[i])]
-            would = f"; by its {held_out.source} {own} it would be {tier_names[int(guessed[i])]}"
+            same = image["tier"].iloc[0] == held_out.table["tier"].iloc[i]
+            would = f"; by its {held_out.held_out_by} {own} it would be {held_out.tiers[int(guessed[i])]}"
         else:
             same = image["tier_score"].iloc[0] == held_out.tier_scores[i]
-            would = f" (tier_score {held_out.tier_scores[i]:g}, {held_out.source} {own})"
+            would = f" (tier_score {held_out.tier_scores[i]:g}, {held_out.held_out_by} {own})"
         if not same:
             continue  # graded anew since
         what = "tiers" if held_out.has_tiers else "grades"
         value = f"contradicts {wrong[i]:.0%} of the comparisons with other {what}{would}"
         advice = "look at it: is the grade right, and is it the right file?"
-        findings.append(finding_about("disagreement", image, advice, value, float(wrong[i])))
+        findings.append(Finding("disagreement", image, advice, value, float(wrong[i])))
     return findings
 
 
@@ -525,17 +486,29 @@ def audit(
     """
     failing = failing_kinds(config.audit.fail_on)
     cache_dir = Path(config.embed.cache_dir)
-    dataset = _dataset(cache_dir, data)
+    graded = [d for d in find_datasets(cache_dir) if d.info["graded"]] if data is None else []
+    dataset = graded[0] if graded else newest_dataset(cache_dir, data)
     log.info("Data set %s", shown(dataset.source))
     trained = run_of(dataset, Path(config.train.output_dir), run)
     images, findings = look_at(dataset, cache_dir)
     images, splits_in = with_splits(images, dataset, trained)
-    checked = [_about_images(images), _about_splits(splits_in)]
+    known_grades = int((images["tier"].notna() | images["tier_score"].notna()).sum())
+    grades = f"{known_grades} graded" if known_grades else "no grades"
+    grades = "all graded" if known_grades == len(images) else grades
+    checked = [
+        f"{counted(len(images), 'image')} with features, {grades}",
+        "Splits: not looked at, as there are none yet. `mirip-fast train --head-only` or "
+        "`mirip-fast split` makes them"
+        if splits_in is None
+        else f"Splits: {shown(Path(splits_in)) if ',' not in splits_in else splits_in}",
+    ]
     findings += copies(images)
     findings += straddling_groups(images)
     listed: list[tuple[str, str, Path]] = []
     if len(images):
-        gallery = _gallery(dataset, images)
+        known = (or_none(images[name]) for name in ("image_id", "sha256", "tier"))
+        works = [Work(Path(f), *rest) for f, *rest in zip(images["file"], *known, strict=True)]
+        gallery = open_gallery(works, stores_of([dataset]), base_series(dataset))
         groups = [g for g in gallery.vectors.groups(config.audit.near_cosine) if len(g) > 1]
         findings += near_duplicates(gallery, groups, images)
         listed = _near_rows(gallery, groups, images)
@@ -548,23 +521,13 @@ def audit(
     if pairs:
         found, said = _cycles(pairs, config)
         findings, checked = findings + found, [*checked, said]
-    findings = in_order(findings)
+    kinds = list(KINDS)
+    findings.sort(key=lambda finding: (kinds.index(finding.kind), -finding.weight))
     files = [out / AUDIT_FILE, out / NEAR_GROUPS_FILE]
     write_findings(files[0], findings)
     write_near_groups(files[1], listed)
     failed = [finding for finding in findings if finding.kind in failing]
     return Audit(findings, checked, files, failed)
-
-
-def _dataset(cache_dir: Path, data: Path | None) -> Dataset:
-    graded = [d for d in find_datasets(cache_dir) if d.info["graded"]] if data is None else []
-    return graded[0] if graded else newest_dataset(cache_dir, data)
-
-
-def _gallery(dataset: Dataset, images: pd.DataFrame) -> Gallery:
-    known = (or_none(images[name]) for name in ("image_id", "sha256", "tier"))
-    works = [Work(Path(file), *rest) for file, *rest in zip(images["file"], *known, strict=True)]
-    return open_gallery(works, stores_of([dataset]), base_series(dataset))
 
 
 def _near_rows(
@@ -585,23 +548,6 @@ def _near_rows(
     return sorted(rows, key=lambda row: (int(row[0].removeprefix("near-")), row[1]))
 
 
-def _about_images(images: pd.DataFrame) -> str:
-    graded = int((images["tier"].notna() | images["tier_score"].notna()).sum())
-    grades = (
-        "all graded" if graded == len(images) else f"{graded} graded" if graded else "no grades"
-    )
-    return f"{counted(len(images), 'image')} with features, {grades}"
-
-
-def _about_splits(where: str | None) -> str:
-    if where is None:
-        return (
-            "Splits: not looked at, as there are none yet. `mirip-fast train --head-only` or "
-            "`mirip-fast split` makes them"
-        )
-    return f"Splits: {shown(Path(where)) if ',' not in where else where}"
-
-
 def _scores(
     dataset: Dataset, run: Run | None, images: pd.DataFrame, share: float
 ) -> tuple[list[Finding], str]:
@@ -619,14 +565,16 @@ def _scores(
             [],
             "Scores against tiers: not looked at, as the run learned from works without grades",
         )
-    found = disagreements(held_out, tiers, images, share)
+    found = disagreements(held_out, images, share)
     return found, (
-        f"Scores against tiers: {held_out.source} scores of {counted(len(held_out), 'image')} "
+        f"Scores against tiers: {held_out.held_out_by} scores of {counted(len(held_out), 'image')} "
         f"from {shown(run.path)}"
     )
 
 
 def _cycles(pairs: Sequence[Path], config: Config) -> tuple[list[Finding], str]:
+    import pandas as pd
+
     judgements, ties = [], 0
     where: list[int | str] = []  # the row of each judgement, with its file where there are several
     for path in dict.fromkeys(pairs):
@@ -641,10 +589,12 @@ def _cycles(pairs: Sequence[Path], config: Config) -> tuple[list[Finding], str]:
     findings = [
         Finding(
             "cycle",
-            images=cycle.images,
+            pd.DataFrame({"image_id": cycle.images, "row": [where[row] for row in cycle.rows]}),
             advice="judge these pairs again, or take one of the rows out",
-            rows=[where[row] for row in cycle.rows],
-            value=_component_text(component),
+            value=(
+                f"one of the shortest cycles among {counted(len(component.images), 'image')} and "
+                f"{counted(len(component.rows), 'judgement')} that no order agrees with"
+            ),
             weight=1 / len(cycle.images),
         )
         for component in components
@@ -658,13 +608,6 @@ def _cycles(pairs: Sequence[Path], config: Config) -> tuple[list[Finding], str]:
     )
 
 
-def _component_text(component: Component) -> str:
-    return (
-        f"one of the shortest cycles among {counted(len(component.images), 'image')} and "
-        f"{counted(len(component.rows), 'judgement')} that no order agrees with"
-    )
-
-
 _NAMES = 4  # images named per finding
 
 
@@ -673,7 +616,7 @@ def audit_text(audit: Audit, top: int) -> str:
     parts = ["\n".join(f"- {sentence}" for sentence in audit.checked)]
     if not audit.findings:
         return "\n\n".join([*parts, "Nothing was found fault with."])
-    found = counts(audit.findings)
+    found = Counter(finding.kind for finding in audit.findings)
     rows = [
         (severity, kind, found[kind], meaning)
         for kind, (severity, meaning) in KINDS.items()
@@ -694,24 +637,24 @@ def verdict(audit: Audit) -> str:
     """The last line: whether the audit failed, and over what."""
     if not audit.failed:
         return "No finding of the kinds that --fail-on names."
-    kinds = ", ".join(f"{kind} {count}" for kind, count in counts(audit.failed).items())
+    found = Counter(finding.kind for finding in audit.failed)
+    kinds = ", ".join(f"{kind} {count}" for kind, count in found.items())
     return f"Failed: {counted(len(audit.failed), 'finding')} of the kinds that --fail-on names ({kinds})."
 
 
 def _line(finding: Finding) -> str:
-    names = [
-        _named(image, finding.tiers, finding.splits, i) for i, image in enumerate(finding.images)
-    ]
-    if finding.kind == "cycle":
-        names = [*finding.images[:_NAMES], *(["…"] if len(names) > _NAMES else [])]
-        text = " > ".join([*names, finding.images[0]])
-        text += f" (rows {', '.join(map(str, finding.rows))})"
-    else:
-        text = ", ".join(names[:_NAMES])
+    names = finding.each("image_id")
+    text = " > ".join([*names[:_NAMES], *(["…"] if len(names) > _NAMES else []), names[0]])
+    text += f" (rows {', '.join(finding.each('row'))})"
+    if finding.kind != "cycle":
+        known = [
+            finding.each("tier") or ["-"] * len(names),
+            finding.each("split") or ["-"] * len(names),
+        ]
+        named = [
+            f"{name} ({', '.join(about)})" if (about := [v for v in values if v != "-"]) else name
+            for name, *values in zip(names, *known, strict=True)
+        ]
+        text = ", ".join(named[:_NAMES])
         text += f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
     return printable(f"  {text}" + (f": {finding.value}" if finding.value else ""))
-
-
-def _named(image: str, tiers: Sequence[str], splits: Sequence[str], i: int) -> str:
-    known = [values[i] for values in (tiers, splits) if values and values[i] != "-"]
-    return f"{image} ({', '.join(known)})" if known else image

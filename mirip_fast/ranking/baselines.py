@@ -109,7 +109,7 @@ def compare_with_baselines(
         try:
             done = paired_bootstrap(
                 report.scores, score(), report.tiers,
-                works.manifest.groups,
+                works.groups,
                 within=report.within, finer=not report.tier_names,
                 grades=works.grades if report.by_grader else None,
                 rounds=config.evaluate.bootstrap_rounds,
@@ -187,7 +187,7 @@ def _ridge_scores(model: ScoreModel, works: GradedImages, cache_dir: Path) -> ND
         read_features(store, part.hashes, features, model.info.views).mean(axis=1)
         for part in (learned, works)
     )
-    y = normal_scores(learned.tiers) if learned.has_tiers else learned.tier_scores
+    y = normal_scores(learned.tier_codes) if learned.has_tiers else learned.needed_scores
     return ridge_scores(rows, y, new)
 
 

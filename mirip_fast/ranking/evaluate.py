@@ -19,8 +19,8 @@ from mirip_fast.data.image_files import is_unchanged
 from mirip_fast.data.manifest import only_graded, read_manifest
 from mirip_fast.data.table import DataOptions
 from mirip_fast.errors import DataError, StoreError
-from mirip_fast.evaluation.agreement import Agreement, agreement
-from mirip_fast.evaluation.bootstrap import Interval, PairedDifference, paired_bootstrap
+from mirip_fast.evaluation.agreement import agreement
+from mirip_fast.evaluation.bootstrap import paired_bootstrap, span
 from mirip_fast.evaluation.metrics import codes_of
 from mirip_fast.evaluation.plots import draw_report, write_contact_sheet
 from mirip_fast.evaluation.report import Mistake, Report, evaluate
@@ -31,7 +31,7 @@ from mirip_fast.files import write_json
 from mirip_fast.ranking.applicants import evaluate_applicants
 from mirip_fast.ranking.baselines import Baseline, baselines_text, compare_with_baselines
 from mirip_fast.ranking.graded import GradedImages, load_split
-from mirip_fast.ranking.references import load_calibration, made_with
+from mirip_fast.ranking.held_out import load_calibration, made_with
 from mirip_fast.ranking.rows import open_store
 from mirip_fast.ranking.scorer import ScoreModel, load_score_model, score_files
 from mirip_fast.training.run_folder import SPLIT_FILE, Run, default_run, run_of_checkpoint
@@ -66,52 +66,25 @@ def pick_model(checkpoint: Path | None, output_dir: Path) -> ScoreModel:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A report on a model, where it belongs, and the files of the images it is about.
+    """A report on a model, where it belongs, and the images it is about.
 
     Attributes:
         report: the figures.
         path: JSON file in the run's folder.
-        images: image id → file.
+        images: what was evaluated on.
         model: what was evaluated.
         about: the images in words.
         within: the column inside whose values works were compared, or None.
-        hashes: image id → SHA-256 of the content that was evaluated, where known.
         baselines: what the model was compared with; none where nobody asked.
-        agreement: of several graders, on the same images; None where there are not.
     """
 
     report: Report
     path: Path
-    images: dict[str, Path]
+    images: GradedImages
     model: ScoreModel
     about: str
     within: str | None = None
-    hashes: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
     baselines: tuple[Baseline, ...] = ()
-    agreement: Agreement | None = None
-
-    @property
-    def whole(self) -> Report:
-        """The report with all that is told beside it."""
-        return dataclasses.replace(
-            self.report, agreement=self.agreement, better_than=baselines_text(self.baselines)
-        )
-
-    def to_table(self) -> str:
-        """Text for a terminal: the report, and how far several graders agree."""
-        parts = [self.report.to_table()]
-        return "\n\n".join(parts if self.agreement is None else [*parts, self.agreement.to_table()])
-
-    def shown_mistakes(self, k: int = 10) -> list[Mistake]:
-        """The worst mistakes whose pictures are those that were evaluated.
-
-        Who made a run chose the paths in its split.csv: a file that only lies there now is shown to nobody.
-        """
-        mistakes = self.report.worst_mistakes(k)
-        names = {name for m in mistakes for name in (m.better_id, m.worse_id)}
-        known = {name: self.hashes[name] for name in names if name in self.hashes}
-        other = {name for name, sha in known.items() if not is_unchanged(self.images[name], sha)}
-        return [m for m in mistakes if m.better_id not in other and m.worse_id not in other]
 
     def write(self, path: Path | None = None, **more: Any) -> list[Path]:
         """Write the JSON file, and the figures and the worst mistakes as pictures beside it.
@@ -127,11 +100,11 @@ class Evaluation:
         about = {"checkpoint": str(self.model.checkpoint), **more, **self.report.to_dict()}
         if self.baselines:
             about["baselines"] = [{**asdict(b), "word": b.word} for b in self.baselines]
-        if self.agreement is not None:
-            about["agreement"] = self.agreement.to_dict()
+        if self.report.agreement is not None:
+            about["agreement"] = self.report.agreement.to_dict()
         write_json(path, about)
         files = [path, *draw_report(self.report, path.parent, path.stem, self.about)]
-        mistakes = self.shown_mistakes()
+        mistakes = shown_mistakes(self.report, self.images)
         hidden = len(self.report.worst_mistakes()) - len(mistakes)
         if hidden:
             log.warning(
@@ -140,8 +113,32 @@ class Evaluation:
             )
         if mistakes:
             files.append(path.with_name(f"{path.stem}_mistakes.png"))
-            write_contact_sheet(files[-1], mistakes, self.images, f"Worst mistakes, {self.about}")
+            write_contact_sheet(
+                files[-1], mistakes, files_of(self.images), f"Worst mistakes, {self.about}"
+            )
         return files
+
+
+def shown_mistakes(report: Report, images: GradedImages, k: int = 10) -> list[Mistake]:
+    """The worst mistakes whose pictures are those that were evaluated.
+
+    Who made a run chose the paths in its split.csv: a file that only lies there now is shown to nobody.
+
+    Args:
+        report: the figures.
+        images: what was evaluated on.
+        k: how many at most.
+    """
+    mistakes = report.worst_mistakes(k)
+    content, files = dict(zip(images.ids, images.hashes, strict=True)), files_of(images)
+    names = {name for m in mistakes for name in (m.better_id, m.worse_id)}
+    other = {n for n in names if content[n] and not is_unchanged(files[n], content[n])}
+    return [m for m in mistakes if m.better_id not in other and m.worse_id not in other]
+
+
+def files_of(images: GradedImages) -> dict[str, Path]:
+    """Image id → file."""
+    return dict(zip(images.ids, images.paths, strict=True))
 
 
 def evaluate_split(
@@ -167,48 +164,28 @@ def evaluate_split(
     images = _part(model, split, config)
     if not len(images):
         raise DataError(f"{folder / SPLIT_FILE} has no images in the {split} split")
-    if not (images.manifest.has_grades or images.manifest.has_scores):
+    if not (images.has_grades or images.has_scores):
         raise DataError(
             f"{folder} was trained on judged pairs of images without grades: give graded images with "
             "--test-data"
         )
     log.info("%s split: %d images", split.capitalize(), len(images))
     scores = np.mean([_split_scores(part, images, config) for part in model.parts()], axis=0)
-    report = _report(scores, images, config, model)
-    about = f"{split} split, {len(images)} images"
-    path = folder / f"evaluation_{split}.json"
-    hashes = dict(zip(images.manifest.ids, images.hashes, strict=True))
-    beside = (
-        compare_with_baselines(model, images, report, config, own_test=split == "test")
-        if baselines
-        else ()
-    )
-    within = config.evaluate.within
-    known = _agreement(images, scores, config)
-    return Evaluation(report, path, _files(images), model, about, within, hashes, beside, known)
-
-
-def _agreement(images: GradedImages, scores: NDArray[Any], config: Config) -> Agreement | None:
-    rounds = config.evaluate.bootstrap_rounds
-    return agreement(images.manifest.table, scores, rounds=rounds)
+    path, about = folder / f"evaluation_{split}.json", f"{split} split, {len(images)} images"
+    return _evaluation(scores, images, config, model, path, about, baselines and split)
 
 
 def _split_scores(model: ScoreModel, images: GradedImages, config: Config) -> NDArray[np.float32]:
+    """Scores from the cache, else of the image files, each of which has to be the one that was split."""
+    cache_dir, paths = Path(config.embed.cache_dir), images.paths
     try:
-        store = open_store(Path(config.embed.cache_dir), model.info)
-        return model.score(store, images.hashes)
+        return model.score(open_store(cache_dir, model.info), images.hashes)
     except StoreError as error:
         log.info("Not all features of these images are in the cache: they are computed")
         log.debug("%s", error)
-        return _score_again(model, images, config)
-
-
-def _score_again(model: ScoreModel, images: GradedImages, config: Config) -> NDArray[np.float32]:
-    """Scores of a split's image files; every file has to be the one that was split."""
-    paths = images.manifest.paths
     scored = score_files(
         model, paths,
-        cache_dir=Path(config.embed.cache_dir), device=config.runtime.device,
+        cache_dir=cache_dir, device=config.runtime.device,
         settings=settings_of(config.embed, len(paths)),
     )  # fmt: skip
     for path, outcome, sha in zip(paths, scored.outcomes, images.hashes, strict=True):
@@ -262,76 +239,63 @@ def evaluate_files(
         log.warning(
             "%d images could not be read and are left out", len(scored.outcomes) - len(good)
         )
-    images = GradedImages(
-        manifest.subset(good),
-        tuple(scored.outcomes[i].sha256 or b"" for i in good),
-        tuple("test" for _ in good),
-    )
+    hashes = [scored.outcomes[i].sha256 for i in good]
+    images = GradedImages.of(manifest.subset(good), hashes, ["test"] * len(good))
     path = model.checkpoint.parent / f"evaluation_{source.stem}.json"
-    report = _report(scored.scores[good], images, config, model)
     about = f"{source.name}, {len(images)} images"
-    beside = (
-        compare_with_baselines(model, images, report, config, own_test=False) if baselines else ()
-    )
-    within = config.evaluate.within
-    known = _agreement(images, scored.scores[good], config)
-    return Evaluation(report, path, _files(images), model, about, within, {}, beside, known)
+    return _evaluation(scored.scores[good], images, config, model, path, about, baselines and "")
 
 
-def _files(images: GradedImages) -> dict[str, Path]:
-    return dict(zip(images.manifest.ids, images.manifest.paths, strict=True))
-
-
-def _report(
-    scores: np.ndarray,
+def _evaluation(
+    scores: NDArray[Any],
     images: GradedImages,
     config: Config,
     model: ScoreModel,
-) -> Report:
-    manifest, within = images.manifest, config.evaluate.within
+    path: Path,
+    about: str,
+    beside: str | bool,
+) -> Evaluation:
+    """Evaluate scores [n] of images; ``beside``: of which split they are, to be compared with baselines."""
+    within, rounds = config.evaluate.within, config.evaluate.bootstrap_rounds
     report = evaluate(
         scores,
-        images.tiers if images.has_tiers else None,
-        tier_names=manifest.tiers,
-        image_ids=manifest.ids,
-        groups=manifest.groups,
-        tier_scores=manifest.tier_scores,
+        images.tier_codes if images.has_tiers else None,
+        tier_names=images.tiers,
+        image_ids=images.ids,
+        groups=images.groups,
+        tier_scores=images.tier_scores,
         within=None if within is None else images.column(within),
         grades=images.grades,
         calibration=load_calibration(model),
         seen=made_with(model, images.hashes),
-        rounds=config.evaluate.bootstrap_rounds,
+        rounds=rounds,
     )
-    people = evaluate_applicants(model, scores, images, config)
-    return dataclasses.replace(report, applicants=people)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One run's figures.
-
-    Attributes:
-        run: its folder's name.
-        accuracy: pairwise accuracy (0–1) on the common images.
-        interval: of it; None means unknown.
-        difference: its accuracy minus the first run's, on the same resamples; None for the first run.
-        seconds_per_epoch: of its training; None where its history is gone.
-    """
-
-    run: str
-    accuracy: float
-    interval: Interval | None
-    difference: PairedDifference | None
-    seconds_per_epoch: float | None
+    baselines: tuple[Baseline, ...] = ()
+    if beside is not False:
+        baselines = compare_with_baselines(model, images, report, config, own_test=beside == "test")
+    report = dataclasses.replace(
+        report,
+        applicants=evaluate_applicants(model, scores, images, config),
+        agreement=agreement(images.table, scores, rounds=rounds),
+        better_than=baselines_text(baselines),
+    )
+    return Evaluation(report, path, images, model, about, within, baselines)
 
 
 @dataclass(frozen=True)
 class SideBySide:
-    """Runs beside each other, in the order given; differences are from the first one."""
+    """Runs beside each other, in the order given; differences are from the first one.
+
+    Attributes:
+        split, n_images: of what they are evaluated on.
+        rows: per run its folder's name ``run``, pairwise ``accuracy`` (0–1) and its ``interval`` (None means
+            unknown), the ``difference`` on the same resamples (None for the first run), and the
+            ``seconds_per_epoch`` of its training (None where its history is gone).
+    """
 
     split: str
     n_images: int
-    rows: tuple[Row, ...]
+    rows: tuple[dict[str, Any], ...]
 
     def to_table(self) -> str:
         """Text for a terminal."""
@@ -341,12 +305,12 @@ class SideBySide:
         ]
         cells = [
             [
-                row.run,
-                f"{row.accuracy:.4f}",
-                _span(row.interval),
-                "" if row.difference is None else f"{row.difference.difference:+.4f}",
-                "" if row.difference is None else _span(row.difference.interval, "+"),
-                "" if row.seconds_per_epoch is None else f"{row.seconds_per_epoch:.2f}",
+                row["run"],
+                f"{row['accuracy']:.4f}",
+                span(row["interval"]),
+                "" if (apart := row["difference"]) is None else f"{apart.difference:+.4f}",
+                "" if apart is None else span(apart.interval, "+"),
+                "" if (spent := row["seconds_per_epoch"]) is None else f"{spent:.2f}",
             ]
             for row in self.rows
         ]
@@ -355,7 +319,11 @@ class SideBySide:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        return asdict(self)
+        return {
+            "split": self.split,
+            "n_images": self.n_images,
+            "rows": [_plain(row) for row in self.rows],
+        }
 
 
 def evaluate_side_by_side(models: Sequence[ScoreModel], split: str, config: Config) -> SideBySide:
@@ -373,8 +341,8 @@ def evaluate_side_by_side(models: Sequence[ScoreModel], split: str, config: Conf
     first = parts[0]
     for model, part in zip(models[1:], parts[1:], strict=True):
         _require_same(models[0], first, model, part, split)
-    rows: list[Row] = []
-    tiers, groups = first.order, first.manifest.groups
+    rows: list[dict[str, Any]] = []
+    tiers, groups = first.order, first.groups
     within = config.evaluate.within
     codes = None if within is None else codes_of(first.column(within))
     base = np.empty(0)
@@ -395,7 +363,14 @@ def evaluate_side_by_side(models: Sequence[ScoreModel], split: str, config: Conf
         accuracy = report.within_accuracy if inside else report.pairwise_accuracy
         interval = report.within_accuracy_interval if inside else report.pairwise_accuracy_interval
         assert accuracy is not None
-        rows.append(Row(run.path.name, accuracy, interval, difference, _epoch_seconds(run)))
+        seconds = [float(row["epoch_seconds"]) for row in run.history() if row.get("epoch_seconds")]
+        rows.append(
+            {
+                "run": run.path.name, "accuracy": accuracy, "interval": interval,
+                "difference": difference,
+                "seconds_per_epoch": float(np.mean(seconds)) if seconds else None,
+            }
+        )  # fmt: skip
     return SideBySide(split, len(first), tuple(rows))
 
 
@@ -426,12 +401,6 @@ def _require_same(
     )
 
 
-def _epoch_seconds(run: Run) -> float | None:
-    seconds = [float(row["epoch_seconds"]) for row in run.history() if row.get("epoch_seconds")]
-    return float(np.mean(seconds)) if seconds else None
-
-
-def _span(interval: Interval | None, sign: str = "") -> str:
-    if interval is None:
-        return "unknown"
-    return f"{interval.low:{sign}.4f} – {interval.high:{sign}.4f}"
+def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    known = {name: row[name] and asdict(row[name]) for name in ("interval", "difference")}
+    return {**row, **known}

@@ -1,12 +1,11 @@
-"""The end of a training run: what run.json says of it, and its pictures."""
+"""The end of a training run: what run.json says of it, its pictures, and what trackers are shown."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mirip_fast.config import Config
 from mirip_fast.data.decode_pool import load_pictures
@@ -20,71 +19,47 @@ from mirip_fast.evaluation.plots import (
     save_figure,
     write_contact_sheet,
 )
-from mirip_fast.evaluation.report import Report, evaluate
+from mirip_fast.evaluation.report import Report
 from mirip_fast.files import read_json
-from mirip_fast.ranking.evaluate import Evaluation
+from mirip_fast.ranking.evaluate import files_of, shown_mistakes
 from mirip_fast.ranking.fit import FitResult
 from mirip_fast.ranking.graded import GradedImages
-from mirip_fast.ranking.held_out import load_held_out
-from mirip_fast.ranking.references import load_calibration
-from mirip_fast.ranking.scorer import load_score_model
-from mirip_fast.training.run_folder import FOLDS_FILE, Run
+from mirip_fast.training.run_folder import FOLDS_FILE, Run, fold_name
 from mirip_fast.training.trackers import Trackers, start_trackers
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Curves:
-    """How one fit went, epoch by epoch; all lists are of equal length.
-
-    Attributes:
-        name: of the fold; empty for a run without folds.
-        epochs: from 1.
-        train_loss, val_loss: mean pairwise loss.
-        train_accuracy, val_accuracy: pairwise accuracy (0–1).
-        best_epoch: the model is of this one; None if unknown.
-    """
-
-    name: str
-    epochs: list[int]
-    train_loss: list[float]
-    val_loss: list[float]
-    train_accuracy: list[float]
-    val_accuracy: list[float]
-    best_epoch: int | None
+#: Columns of a learning curve; losses and pairwise accuracies (0–1) are means over pairs.
+CURVES = ("train/loss", "val/loss", "train/accuracy", "val/accuracy")
+#: (name of the fold, a row per epoch with ``epoch`` and :data:`CURVES`, best epoch or None).
+Fit = tuple[str, "pd.DataFrame", int | None]
 
 
-def read_curves(run: Run) -> list[Curves]:
+def read_curves(run: Run) -> list[Fit]:
     """The learning curves of a run, or of each of its folds; none where no history is there.
 
     Raises:
         ValueError, KeyError: history.csv is damaged.
     """
+    import pandas as pd
+
     runs = [(run, "")]
     if run.has_folds:
         folds = max(read_json(run.path / FOLDS_FILE)["fold_of"]) + 1
-        runs = [(Run(run.path / f"fold_{i}"), f"fold {i}") for i in range(folds)]
-    return [_curves(one, name, history) for one, name in runs if (history := one.history())]
+        runs = [(Run(run.path / fold_name(i)), f"fold {i}") for i in range(folds)]
+    found: list[Fit] = []
+    for one, name in runs:
+        if history := one.history():
+            epochs = pd.DataFrame(history)[["epoch", *CURVES]].astype(float)
+            best = one.info.get("best_epoch")
+            found.append((name, epochs.astype({"epoch": int}), None if best is None else int(best)))
+    return found
 
 
-def _curves(run: Run, name: str, history: Sequence[dict[str, str]]) -> Curves:
-    def column(key: str) -> list[float]:
-        return [float(row[key]) for row in history]
-
-    best = run.info.get("best_epoch")
-    return Curves(
-        name=name,
-        epochs=[int(row["epoch"]) for row in history],
-        train_loss=column("train/loss"),
-        val_loss=column("val/loss"),
-        train_accuracy=column("train/accuracy"),
-        val_accuracy=column("val/accuracy"),
-        best_epoch=None if best is None else int(best),
-    )
-
-
-def plot_curves(path: Path, curves: Sequence[Curves]) -> Path:
+def plot_curves(path: Path, curves: Sequence[Fit]) -> Path:
     """Draw loss and pairwise accuracy over the epochs into a PNG file; folds on top of each other.
 
     Args:
@@ -94,21 +69,18 @@ def plot_curves(path: Path, curves: Sequence[Curves]) -> Path:
     figure = new_figure(10, 4)
     strength = 1 if len(curves) == 1 else 0.55
     for axes, what in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        for number, fit in enumerate(curves):
-            lines = (
-                ("training", getattr(fit, f"train_{what}"), SECOND, "--"),
-                ("validation", getattr(fit, f"val_{what}"), MAIN, "-"),
-            )
-            mark = "o" if len(fit.epochs) == 1 else None
-            for part, values, colour, dashes in lines:
-                axes.plot(fit.epochs, values, color=colour, linestyle=dashes, marker=mark,
-                          alpha=strength, label=None if number else part)  # fmt: skip
-            if fit.best_epoch in fit.epochs:
-                best = fit.epochs.index(fit.best_epoch)
-                value = getattr(fit, f"val_{what}")[best]
-                label = f"best epoch {fit.best_epoch}" if len(curves) == 1 else "best epochs"
-                axes.plot(fit.best_epoch, value, "D", color=MAIN, markeredgecolor="black",
-                          markersize=6, zorder=4, label=None if number else label)  # fmt: skip
+        for number, (_, fit, best) in enumerate(curves):
+            lines = (("train", "training", SECOND, "--"), ("val", "validation", MAIN, "-"))
+            mark = "o" if len(fit) == 1 else None
+            for part, label, colour, dashes in lines:
+                axes.plot(fit["epoch"], fit[f"{part}/{what}"], color=colour, linestyle=dashes,
+                          marker=mark, alpha=strength, label=None if number else label)  # fmt: skip
+            label = f"best epoch {best}" if len(curves) == 1 else "best epochs"
+            chosen = fit[fit["epoch"] == best]
+            if len(chosen):
+                axes.plot(best, chosen[f"val/{what}"].iloc[0], "D", color=MAIN,
+                          markeredgecolor="black", markersize=6, zorder=4,
+                          label=None if number else label)  # fmt: skip
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set(xlabel="epoch", ylabel=f"pairwise {what}")
         if what == "accuracy":
@@ -127,18 +99,12 @@ _SOURCES = {
     "out-of-fold": "each work by the fold that left it out",
     "left-out groups": "each work without its group",
 }
-_ROUNDS = 200  # bootstrap resamples behind the pictures of a training run
 
 
-def finish_run(run: Run, result: FitResult, images: GradedImages, within: str | None) -> None:
-    """Say in run.json that a run is finished and how, and draw its pictures.
-
-    Args:
-        run: its folder, with its best checkpoint.
-        result: how the fit ended.
-        images: the run's graded images.
-        within: the column inside whose values works are compared, or None.
-    """
+def finish_run(
+    run: Run, result: FitResult, held_out: GradedImages | None, report: Report | None
+) -> None:
+    """Say in run.json that a run is finished and how, and :func:`draw_run`."""
     run.update(
         status="finished",
         epochs=result.epochs,
@@ -146,27 +112,26 @@ def finish_run(run: Run, result: FitResult, images: GradedImages, within: str | 
         val_pairwise_accuracy=result.best_accuracy,
         seconds=round(result.seconds, 2),
     )
-    draw_run(run, images, within)
+    draw_run(run, held_out, report)
 
 
-def draw_run(run: Run, images: GradedImages, within: str | None) -> None:
-    """Draw the learning curves and, from the held-out scores where there are any, how good the model is.
+def draw_run(run: Run, held_out: GradedImages | None, report: Report | None) -> None:
+    """Draw the learning curves and, from held-out scores where there are any, how good the model is.
 
     The pictures are ``learning_curves.png`` and ``held_out_….png``. They are extras: where they cannot be
     drawn, the run says why in its log and stays what it is.
 
     Args:
         run: a trained run, or one of folds that are joined.
-        images: its graded images.
-        within: the column inside whose values works are compared, or None.
+        held_out: works with scores by models that had not trained on them.
+        report: how these order them.
     """
     try:
         curves = read_curves(run)
         if curves:
             plot_curves(run.path / "learning_curves.png", curves)
-        report, about = _held_out_report(run, images, within)
-        if report is not None:
-            draw_report(report, run.path, "held_out", about)
+        if report is not None and held_out is not None:
+            draw_report(report, run.path, "held_out", _about(held_out))
     except Exception as error:  # whatever a drawing library or a full disk comes up with
         log.warning(
             "The run is complete, but its pictures could not all be drawn: %s: %s",
@@ -175,79 +140,56 @@ def draw_run(run: Run, images: GradedImages, within: str | None) -> None:
         )
 
 
-def show_run(trackers: Trackers, run: Run, images: GradedImages, config: Config) -> None:
+def _about(held_out: GradedImages) -> str:
+    return f"{len(held_out)} held-out works ({_SOURCES[held_out.held_out_by]})"
+
+
+def show_run(
+    trackers: Trackers, run: Run, held_out: GradedImages | None, report: Report | None
+) -> None:
     """Report to trackers what a finished run left to look at: its pictures, and the worst mistakes."""
-    within = config.evaluate.within
     if not trackers:
         return
     try:
-        mistakes = _worst_mistakes(run, images, within)
+        mistakes = (
+            [] if report is None or held_out is None else _worst_mistakes(run, held_out, report)
+        )
         trackers.show(sorted(run.path.glob("*.png")), mistakes)
     except Exception as error:  # as of the pictures themselves
         log.warning("The run's pictures could not all be reported: %s", error)
 
 
-def report_run(run: Run, images: GradedImages, config: Config) -> None:
+def report_run(
+    run: Run, config: Config, held_out: GradedImages | None, report: Report | None
+) -> None:
     """Report a run that tells no epochs to trackers once it is finished: figures, pictures, mistakes."""
     if run.info.get("status") != "finished":  # folds are still to come
         return
     trackers = start_trackers(config.tracking, run.path, config.to_dict())
     trackers.log({k: v for k, v in run.info.items() if isinstance(v, float)}, 0)
-    show_run(trackers, run, images, config)
+    show_run(trackers, run, held_out, report)
     trackers.finish(run.model)
 
 
-def _worst_mistakes(run: Run, images: GradedImages, within: str | None) -> list[dict[str, Any]]:
+def _worst_mistakes(run: Run, held_out: GradedImages, report: Report) -> list[dict[str, Any]]:
     """Rows with thumbnails; ``held_out_mistakes.png`` is drawn, too."""
-    report, about = _held_out_report(run, images, within)
-    if report is None:
-        return []
-    known = images.manifest
-    evaluation = Evaluation(
-        report, run.path / "held_out.json", dict(zip(known.ids, known.paths, strict=True)),
-        load_score_model(run.model), about, within, dict(zip(known.ids, images.hashes, strict=True)),
-    )  # fmt: skip
-    mistakes = evaluation.shown_mistakes()
+    mistakes, files = shown_mistakes(report, held_out), files_of(held_out)
     if not mistakes:
         return []
     sheet = run.path / "held_out_mistakes.png"
-    write_contact_sheet(sheet, mistakes, evaluation.images, f"Worst mistakes, {about}")
+    write_contact_sheet(sheet, mistakes, files, f"Worst mistakes, {_about(held_out)}")
     names = dict.fromkeys(name for m in mistakes for name in (m.better_id, m.worse_id))
-    pictures = load_pictures([evaluation.images[name] for name in names], 320)
+    pictures = load_pictures([files[name] for name in names], 320)
     shown = {
         name: None if isinstance(picture, ImageError) else picture
         for name, picture in zip(names, pictures, strict=True)
     }
     return [
         {
-            "should be higher": shown[m.better_id], "file": evaluation.images[m.better_id].name,
+            "should be higher": shown[m.better_id], "file": files[m.better_id].name,
             "tier": m.better_tier, "score": round(m.better_score, 4),
-            "stands above it": shown[m.worse_id], "its file": evaluation.images[m.worse_id].name,
+            "stands above it": shown[m.worse_id], "its file": files[m.worse_id].name,
             "its tier": m.worse_tier, "its score": round(m.worse_score, 4), "gap": round(m.gap, 4),
         }
         for m in mistakes
     ]  # fmt: skip
-
-
-def _held_out_report(
-    run: Run, images: GradedImages, within: str | None
-) -> tuple[Report | None, str]:
-    tiers = images.manifest.tiers
-    held_out = load_held_out(Path(run.path), tiers)
-    if held_out is None or len(set(held_out.order.tolist())) < 2:
-        return None, ""
-    value_of: dict[str, str | None] = {}
-    if within is not None:
-        value_of = dict(zip(images.manifest.ids, images.column(within), strict=True))
-    report = evaluate(
-        held_out.scores,
-        held_out.tiers if held_out.has_tiers else None,
-        tier_scores=held_out.tier_scores,
-        tier_names=tiers,
-        image_ids=held_out.ids,
-        groups=held_out.groups,
-        within=None if within is None else [value_of[name] for name in held_out.ids],
-        calibration=load_calibration(load_score_model(run.model)),
-        rounds=_ROUNDS,
-    )
-    return report, f"{len(held_out)} held-out works ({_SOURCES[held_out.source]})"

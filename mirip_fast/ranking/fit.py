@@ -18,6 +18,7 @@ from mirip_fast.config import Config
 from mirip_fast.errors import CheckpointError, TrainingError
 from mirip_fast.models.checkpoint import save_checkpoint
 from mirip_fast.models.head import RankingHead
+from mirip_fast.ranking.graded import GradedImages
 from mirip_fast.ranking.objective import DeviceRows, Judged, Objective, epoch_generator
 from mirip_fast.ranking.rows import Rows
 from mirip_fast.runtime import cpu_threads, set_seed
@@ -301,17 +302,18 @@ def _accuracies(split: str, judged: Judged) -> dict[str, float]:
 
 
 def fit_quietly(
-    train: Rows, val: Rows, config: Config, device: torch.device
+    rows: Rows, fold: GradedImages, config: Config, device: torch.device
 ) -> tuple[dict[str, NDArray[np.float32]] | None, int]:
     """A head that is kept in memory: the arrays of its best epoch, None where the loss was not finite, and
     that epoch's number.
 
     Args:
-        train: rows to learn from.
-        val: rows that choose the best epoch.
+        rows: the images' features and labels.
+        fold: the same images; those of train are learned from, those of val choose the best epoch.
         config: its settings.
         device: where to train.
     """
+    train, val = (rows.subset(fold.indexes(split)) for split in ("train", "val"))
     fit = HeadFit(train, val, config, choose_preset(config.train, len(train)), {}, device)
     try:
         result = fit.run(None, Trackers({}))

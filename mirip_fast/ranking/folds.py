@@ -28,15 +28,15 @@ from mirip_fast.config import Config, SplitConfig
 from mirip_fast.data.csv_reader import counted
 from mirip_fast.data.stratify import join_units, stratify
 from mirip_fast.errors import CheckpointError, ConfigError, DataError
-from mirip_fast.evaluation.report import Report, evaluate
+from mirip_fast.evaluation.metrics import pairwise_accuracy
+from mirip_fast.evaluation.report import Report
 from mirip_fast.files import list_files, read_json, write_json
 from mirip_fast.models.checkpoint import load_checkpoint
 from mirip_fast.models.model_info import ModelInfo
 from mirip_fast.ranking.finished import draw_run
 from mirip_fast.ranking.graded import GradedImages, load_split, save_split
 from mirip_fast.ranking.head_files import Member, save_ensemble
-from mirip_fast.ranking.held_out import HeldOut, save_held_out
-from mirip_fast.ranking.references import write_calibration
+from mirip_fast.ranking.held_out import keep_references
 from mirip_fast.ranking.scorer import ScoreModel, load_score_model
 from mirip_fast.settings import config_from_dict
 from mirip_fast.training.run_folder import BEST, FOLDS_FILE, SPLIT_FILE, Run, fold_name
@@ -68,7 +68,7 @@ def assign_folds(images: GradedImages, folds: int, seed: int) -> NDArray[np.int6
     fold_of = np.full(len(images), -1, dtype=np.int64)
     fold_of[inside] = _divide(images, inside, [1 / folds] * folds, seed)
     for fold in range(folds):
-        left_out = images.tiers[fold_of == fold]
+        left_out = images.needed_tiers[fold_of == fold]
         if len(set(left_out.tolist())) < 2:
             raise DataError(
                 f"--folds {folds}: fold {fold} would have {counted(len(left_out), 'image')} of fewer than "
@@ -87,7 +87,7 @@ def assign_folds(images: GradedImages, folds: int, seed: int) -> NDArray[np.int6
 
 
 def leave_out(
-    images: GradedImages, fold_of: NDArray[np.int64], fold: int, *, val_share: float, seed: int
+    images: GradedImages, fold_of: NDArray[np.int64], fold: int, split: SplitConfig
 ) -> GradedImages:
     """The images as one fold's run sees them: train, val (inner), the fold itself, and test.
 
@@ -95,54 +95,33 @@ def leave_out(
         images: the graded images.
         fold_of: of :func:`assign_folds`.
         fold: the one to leave out; its images get the split :data:`LEFT_OUT`.
-        val_share: share of the remaining images for the inner validation split; 0 takes a tenth.
-        seed: of the division.
+        split: its train and val ratios say how the remaining images are divided; without val a tenth is.
 
     Raises:
         DataError: train or val would have fewer than two tiers.
     """
     rest = np.flatnonzero((fold_of >= 0) & (fold_of != fold))
-    share = val_share or _INNER_SHARE
+    share = split.val_ratio / (split.train_ratio + split.val_ratio) or _INNER_SHARE
     splits = np.where(fold_of == fold, LEFT_OUT, "test").astype(object)
     # Another seed per fold: the same seed would order the same images alike in every fold.
-    inner = _divide(images, rest, [1 - share, share], seed + 1 + fold)
+    inner = _divide(images, rest, [1 - share, share], split.split_seed + 1 + fold)
     splits[rest] = np.where(inner == 0, "train", "val")
     for name in ("train", "val"):
-        tiers = images.tiers[splits == name]
+        tiers = images.needed_tiers[splits == name]
         if len(set(tiers.tolist())) < 2:
             raise DataError(
                 f"Without fold {fold}, the inner {name} split has {counted(len(tiers), 'image')} of fewer "
                 "than two tiers: there is no pair to compare. Ask for fewer --folds or another --val-ratio."
             )
-    return dataclasses.replace(images, splits=tuple(splits.tolist()))
-
-
-@dataclass(frozen=True)
-class Fold:
-    """Indices of the images of one fold's training, inner validation and left-out part."""
-
-    train: NDArray[np.int64]
-    val: NDArray[np.int64]
-    left_out: NDArray[np.int64]
-
-
-def folds_of(images: GradedImages, fold_of: NDArray[np.int64], split: SplitConfig) -> list[Fold]:
-    """Every fold of :func:`assign_folds`, its rest divided as :func:`leave_out` does."""
-    share = split.val_ratio / (split.train_ratio + split.val_ratio)
-    folds = []
-    for number in range(int(fold_of.max()) + 1):
-        seen = leave_out(images, fold_of, number, val_share=share, seed=split.split_seed).splits
-        train, val = (np.flatnonzero([name == part for name in seen]) for part in ("train", "val"))
-        folds.append(Fold(train, val, np.flatnonzero(fold_of == number)))
-    return folds
+    return dataclasses.replace(images, table=images.table.assign(split=splits))
 
 
 def units_of(images: GradedImages) -> NDArray[np.int64]:
     """[n] number of each image's unit: its group, joined with copies and near duplicates of its pictures."""
-    manifest = images.manifest
-    labelings: list[Sequence[Hashable | None]] = [manifest.groups, images.hashes, manifest.ids]
-    if images.near is not None:
-        labelings.append(images.near)
+    near = images.table["near_group"]
+    labelings: list[Sequence[Hashable | None]] = [images.groups, images.hashes, images.ids]
+    if near.notna().any():
+        labelings.append(near.tolist())
     return join_units(len(images), labelings)
 
 
@@ -150,7 +129,7 @@ def _divide(
     images: GradedImages, index: NDArray[np.int64], ratios: Sequence[float], seed: int
 ) -> NDArray[np.int64]:
     """The part of each image of ``index``."""
-    part = images.manifest.subset(index)
+    part = images.subset(index)
     tiers = [part.tiers[max(tier, 0)] for tier in part.tier_codes]
     units = np.unique(units_of(images)[index], return_inverse=True)[1]
     return stratify(tiers, units.astype(np.int64), part.ids, ratios, seed)
@@ -179,14 +158,7 @@ class FoldsPlan:
 
     def images_of(self, fold: int) -> GradedImages:
         """The images as the run of one fold sees them."""
-        split = self.config.split
-        return leave_out(
-            self.images,
-            self.fold_of,
-            fold,
-            val_share=split.val_ratio / (split.train_ratio + split.val_ratio),
-            seed=split.split_seed,
-        )
+        return leave_out(self.images, self.fold_of, fold, self.config.split)
 
     def config_of(self, fold: int, run: Run) -> Config:
         """The settings of one fold's run: its own seed, so that models differ by more than their data.
@@ -300,12 +272,14 @@ class FoldsResult:
         missing: those that are not trained yet; empty when the ensemble is there.
         report: how the out-of-fold scores order the images; None while folds are missing.
         by_fold: pairwise accuracy on each fold by the model that left it out.
+        held_out: the images with these scores.
     """
 
     folds: int
     missing: tuple[int, ...]
     report: Report | None
     by_fold: tuple[float, ...]
+    held_out: GradedImages | None = None
 
 
 def train_folds(run: Run, plan: FoldsPlan, work: FoldWork, only: Sequence[int] = ()) -> FoldsResult:
@@ -373,7 +347,7 @@ def _finish(run: Run, plan: FoldsPlan, work: FoldWork) -> FoldsResult:
         out_of_fold_pairwise_accuracy=result.report.pairwise_accuracy,
     )
     work.complete(run, plan)
-    draw_run(run, plan.images, plan.config.evaluate.within)
+    draw_run(run, result.held_out, result.report)
     return result
 
 
@@ -386,40 +360,21 @@ def _join(run: Run, plan: FoldsPlan, work: FoldWork) -> FoldsResult:
         _require_same(own, plan.images_of(fold), plan.info)
         model = load_score_model(own.best)
         index = np.flatnonzero(plan.fold_of == fold)
-        left_out = work.score(model, plan.images.subset(index)).astype(np.float64)
+        part = plan.images.subset(index)
+        left_out = work.score(model, part).astype(np.float64)
         mean, spread = float(left_out.mean()), float(left_out.std()) or 1.0
         info = None if model.info.fingerprint == plan.info.fingerprint else model.info
         members.append(Member(model.members[0].head, mean, spread, info))
         scores[index] = (left_out - mean) / spread
-        by_fold.append(_judge(plan, index, left_out, rounds=0).pairwise_accuracy)
+        by_fold.append(pairwise_accuracy(left_out, part.needed_tiers, grades=part.grades))
     path = save_ensemble(run.path, members, plan.info)
     inside = np.flatnonzero(plan.fold_of >= 0)
-    held_out = HeldOut.of(plan.images.subset(inside), scores[inside], "out-of-fold")
-    save_held_out(run.path, held_out, plan.info.tiers)
-    write_calibration(load_score_model(path), held_out, plan.images, plan.config.evaluate.within)
-    report = _judge(plan, inside, scores[inside], rounds=plan.config.evaluate.bootstrap_rounds)
+    held_out = plan.images.subset(inside).with_scores(scores[inside], "out-of-fold")
+    rounds, within = plan.config.evaluate.bootstrap_rounds, plan.config.evaluate.within
+    report = keep_references(load_score_model(path), held_out, within, rounds=rounds)
+    assert report is not None
     write_json(run.path / "evaluation_out_of_fold.json", report.to_dict())
-    return FoldsResult(plan.folds, (), report, tuple(by_fold))
-
-
-def _judge(
-    plan: FoldsPlan, index: NDArray[np.int64], scores: NDArray[np.float64], *, rounds: int
-) -> Report:
-    images = plan.images.subset(index)
-    part = images.manifest
-    within = plan.config.evaluate.within
-    column = None if within is None else plan.images.column(within)
-    return evaluate(
-        scores,
-        plan.images.tiers[index],
-        tier_names=part.tiers,
-        image_ids=part.ids,
-        groups=part.groups,
-        tier_scores=part.tier_scores,
-        within=None if column is None else [column[i] for i in index],
-        grades=images.grades,
-        rounds=rounds,
-    )
+    return FoldsResult(plan.folds, (), report, tuple(by_fold), held_out)
 
 
 def run_of_fold(run: Run, fold: int) -> Run:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import os
 import re
@@ -10,7 +11,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +50,6 @@ from mirip_fast.features.phase_one import open_hashes
 from mirip_fast.features.recipe import View, head_kinds, is_patches, layer_of
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.ranking.rows import ListedPairs, Rows, with_features
-from mirip_fast.settings import config_from_dict
 from mirip_fast.text import nfc
 from mirip_fast.training.run_folder import Run
 
@@ -58,31 +58,56 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_TRIAL_IMAGES, _TRIAL_EPOCHS = 100, 2
 
-@dataclass(frozen=True)
-class GradedImages:
-    """Graded images with the content hash of each and the split it belongs to."""
 
-    manifest: Manifest
-    hashes: tuple[bytes, ...]
-    splits: tuple[str, ...]  # train, val or test for each record
-    near: tuple[str | None, ...] | None = (
-        None  # its group of near duplicates, where a list was given
-    )
+@dataclass(frozen=True, eq=False)
+class GradedImages(Manifest):
+    """Graded images whose table has ``sha256``, ``split`` and ``near_group`` of each.
+
+    After :meth:`with_scores`, also the scores that a model gave them which had not trained on them.
+    """
+
+    @classmethod
+    def of(
+        cls,
+        manifest: Manifest,
+        hashes: Sequence[bytes | None],
+        splits: Sequence[str],
+        near: Sequence[str | None] | None = None,
+    ) -> GradedImages:
+        """The images of a manifest, with the content [n] and the split [n] of each.
+
+        ``near`` [n]: its group of near duplicates, where a list was given.
+        """
+        import pandas as pd
+
+        columns = {"sha256": hashes, "split": splits, "near_group": near or [None] * len(splits)}
+        more = {name: pd.Series(list(values), dtype=object) for name, values in columns.items()}
+        known = {field.name: getattr(manifest, field.name) for field in dataclasses.fields(cls)}
+        return cls(**known | {"table": manifest.table.assign(**more)})
+
+    @functools.cached_property
+    def hashes(self) -> list[bytes]:
+        """[n] SHA-256 of each file's content."""
+        return self.table["sha256"].tolist()
+
+    @functools.cached_property
+    def splits(self) -> list[str]:
+        """[n] train, val or test."""
+        return self.table["split"].tolist()
+
+    def indexes(self, *splits: str) -> NDArray[np.int64]:
+        """Indexes of the images of one split, or of several, ascending."""
+        return np.flatnonzero(self.table["split"].isin(splits))
 
     def part(self, *splits: str) -> GradedImages:
         """The images of one split, or of several."""
-        return self.subset([i for i, name in enumerate(self.splits) if name in splits])
+        return self.subset(self.indexes(*splits))
 
-    def subset(self, index: Iterable[int]) -> GradedImages:
+    def subset(self, indexes: Iterable[int]) -> GradedImages:
         """The images with these indexes, in the order given."""
-        index = [int(i) for i in index]
-        return GradedImages(
-            self.manifest.subset(index),
-            tuple(self.hashes[i] for i in index),
-            tuple(self.splits[i] for i in index),
-            None if self.near is None else tuple(self.near[i] for i in index),
-        )
+        return cast(GradedImages, super().subset(indexes))
 
     def of_grader(self, grader: str | None) -> GradedImages:
         """The images that one grader graded, with that one's tiers; all as they are for None.
@@ -92,36 +117,45 @@ class GradedImages:
         """
         if grader is None:
             return self
-        manifest = of_grader(self.manifest, grader)
-        theirs = dataclasses.replace(self, manifest=manifest)
-        return theirs.subset(np.flatnonzero(manifest.tier_codes >= 0))
+        theirs = cast(GradedImages, of_grader(self, grader))
+        return theirs.subset(np.flatnonzero(theirs.tier_codes >= 0))
 
-    def __len__(self) -> int:
-        return len(self.hashes)
+    def with_scores(self, scores: NDArray[np.floating], source: str) -> GradedImages:
+        """The same with the scores [n] of models that had not trained on them, which ``source`` names."""
+        made = np.asarray(scores, np.float64)
+        return replace(self, table=self.table.assign(held_out_score=made, held_out_by=source))
+
+    @property
+    def scores(self) -> NDArray[np.float64]:
+        """[n] held-out scores, in the unit that the run's model scores in; higher is better."""
+        return np.array(self.table["held_out_score"], np.float64)
+
+    @property
+    def held_out_by(self) -> str:
+        """Where the held-out scores come from, the same for all."""
+        return str(self.table["held_out_by"].iloc[0])
 
     @property
     def has_tiers(self) -> bool:
         """Whether every image has a tier."""
-        return bool(self.manifest.table["tier"].notna().all())
+        return bool(self.table["tier"].notna().all())
 
     @property
     def tier_names(self) -> tuple[str, ...]:
         """The tiers, the best first; none where images have none."""
-        return self.manifest.tiers if self.has_tiers else ()
+        return self.tiers if self.has_tiers else ()
 
     @property
     def order(self) -> NDArray[np.int64]:
-        """[n] tier of each image, or the rank of its finer grade where there are no tiers; 0 is the best.
-
-        Raises:
-            DataError: images have neither.
-        """
-        if self.has_tiers or self.manifest.table["tier_score"].isna().any():
-            return self.tiers
-        return ranks(self.tier_scores)
+        """[n] tier of each image, or the rank of its finer grade where there are no tiers; 0 is the best; all
+        −1 where there is neither."""
+        scores = self.table["tier_score"]
+        if self.has_tiers or scores.isna().any():
+            return self.tier_codes if self.has_tiers else np.full(len(self), -1, dtype=np.int64)
+        return ranks(np.array(scores, np.float64))
 
     @property
-    def tiers(self) -> NDArray[np.int64]:
+    def needed_tiers(self) -> NDArray[np.int64]:
         """[n] tier of each image, 0 is the best.
 
         Raises:
@@ -132,21 +166,21 @@ class GradedImages:
                 "The run's images have no tiers; this needs them (--data with a tier column, or "
                 "--test-data FILE.csv with grades)"
             )
-        return self.manifest.tier_codes
+        return self.tier_codes
 
     @property
-    def tier_scores(self) -> NDArray[np.float64]:
+    def needed_scores(self) -> NDArray[np.float64]:
         """[n] finer grade of each image, higher is better.
 
         Raises:
             DataError: images have none; names the first.
         """
-        scores = self.manifest.table["tier_score"]
-        absent = self.manifest.table["image_id"][scores.isna()]
+        scores = self.table["tier_score"]
+        absent = self.table["image_id"][scores.isna()]
         if len(absent):
             raise DataError(
                 f"--label tier_score: {len(absent):,} of {len(self):,} images have no number in the column "
-                f"{self.manifest.options.score_column!r} (first: {absent.iloc[0]}). Fill it, take the "
+                f"{self.options.score_column!r} (first: {absent.iloc[0]}). Fill it, take the "
                 "images out, or train on the tiers (--label tier)."
             )
         return np.array(scores, dtype=np.float64)
@@ -155,13 +189,13 @@ class GradedImages:
     def grades(self) -> NDArray[np.float64] | None:
         """[n, G] of several graders, see :func:`learned_grades`; None, too, where none of them gave two
         tiers."""
-        grades = learned_grades(self.manifest.table) if self.has_tiers else None
+        grades = learned_grades(self.table) if self.has_tiers else None
         told = () if grades is None else (np.unique(own[np.isfinite(own)]) for own in grades.T)
         return grades if any(len(tiers) > 1 for tiers in told) else None
 
     def column(self, name: str) -> list[str | None]:
         """[n] values of a CSV column; see :func:`column_of`."""
-        return column_of(self.manifest, name)
+        return column_of(self, name)
 
     def labels(
         self, within: str | None, *, label: str = "tier", pairs: ListedPairs | None = None
@@ -176,20 +210,20 @@ class GradedImages:
         Raises:
             DataError: grades or the column are missing.
         """
-        graded = self.has_tiers or label == "tier" if pairs is None else self.manifest.has_grades
+        graded = self.has_tiers or label == "tier" if pairs is None else self.has_grades
         grades = None
         if pairs is None and label == "tier":
-            grades = learned_grades(self.manifest.table)
+            grades = learned_grades(self.table)
         return Rows(
-            ids=self.manifest.ids,
+            ids=self.ids,
             features=np.empty((len(self), 0, 0), dtype=np.float32),
-            tiers=self.tiers if graded else np.full(len(self), -1, dtype=np.int64),
-            groups=self.manifest.groups,
+            tiers=self.needed_tiers if graded else np.full(len(self), -1, dtype=np.int64),
+            groups=self.groups,
             within=None if within is None else pairable(codes_of(self.column(within))),
-            tier_scores=self.tier_scores if label == "tier_score" else None,
+            tier_scores=self.needed_scores if label == "tier_score" else None,
             grades=None if grades is None else np.nan_to_num(grades, nan=-1).astype(np.int64),
             pairs=pairs,
-            sets=sets_of(self.manifest) if pairs is None and graded and grades is None else None,
+            sets=sets_of(self) if pairs is None and graded and grades is None else None,
         )
 
     def rows(
@@ -238,8 +272,8 @@ def images_of_dataset(dataset: Dataset) -> GradedImages:
     Raises:
         DataError, StoreError: see :func:`graded_of_dataset`.
     """
-    manifest, hashes = _current(dataset, DataConfig(**dataset.info["data"]))
-    return GradedImages(manifest, tuple(hashes), ("",) * len(hashes))
+    manifest, hashes = _current(dataset, dataset.data)
+    return GradedImages.of(manifest, hashes, [""] * len(hashes))
 
 
 def graded_of_dataset(
@@ -267,7 +301,7 @@ def graded_of_dataset(
         DataError: files that vanished, faulty grades, or too few images.
         StoreError: images were added since the data set was embedded.
     """
-    manifest, hashes = _current(dataset, data or DataConfig(**dataset.info["data"]))
+    manifest, hashes = _current(dataset, data or dataset.data)
     manifest = of_grader(manifest, grader)
     if need_tiers:
         graded = only_graded(manifest)
@@ -282,6 +316,11 @@ def graded_of_dataset(
     elif manifest.table["tier"].notna().any():
         log.warning("Not every image has a tier: tiers are left aside, the judged pairs count")
         manifest = manifest.without_tiers()
+    return divide(manifest, hashes, split)
+
+
+def divide(manifest: Manifest, hashes: Sequence[bytes], split: SplitConfig) -> GradedImages:
+    """Graded images, divided into train, val and test; says in what shares."""
     ratios = (split.train_ratio, split.val_ratio, split.test_ratio)
     near = near_labels(split.near_groups, manifest)
     divided = split_manifest(
@@ -290,9 +329,7 @@ def graded_of_dataset(
     sizes = ", ".join(f"{name} {divided.assignment.count(name)}" for name in SPLITS)
     shares = f"; tier shares within {divided.deviation():.1f} points of the whole"
     log.info("Split %s%s", sizes, shares if manifest.has_grades else "")
-    return GradedImages(
-        manifest, tuple(hashes), divided.assignment, None if near is None else tuple(near)
-    )
+    return GradedImages.of(manifest, hashes, divided.assignment, near)
 
 
 def left_out(dataset: Dataset) -> pd.DataFrame:
@@ -351,7 +388,7 @@ def graded_of_files(
         check_trainable(train)
         for remark in grade_remarks(train):
             log.warning(remark)
-    return GradedImages(whole, tuple(hashes), tuple(splits))
+    return GradedImages.of(whole, hashes, splits)
 
 
 def pairable(codes: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -360,14 +397,21 @@ def pairable(codes: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.where(unknown, codes.max(initial=0) + 1 + np.cumsum(unknown), codes)
 
 
-def trial(images: GradedImages, n: int) -> GradedImages:
-    """About ``n`` of the images, every tier of every split in its share (``--debug``)."""
-    if len(images) <= n:
+def trial(images: GradedImages) -> GradedImages:
+    """About 100 of the images, every tier of every split in its share (``--debug``)."""
+    if len(images) <= _TRIAL_IMAGES:
         return images
-    keys = [*zip(images.splits, images.manifest.tier_codes.tolist(), strict=True)]
+    keys = [*zip(images.splits, images.tier_codes.tolist(), strict=True)]
     order = sorted(range(len(images)), key=lambda i: keys[i])
-    index = sorted({order[int(i)] for i in np.linspace(0, len(order) - 1, n)})
-    return images.subset(index)
+    places = np.linspace(0, len(order) - 1, _TRIAL_IMAGES)
+    return images.subset(sorted({order[int(i)] for i in places}))
+
+
+def as_trial(config: Config) -> Config:
+    """The settings of a training on a :func:`trial`: two epochs, without tracking."""
+    log.info("Trial: %d images, %d epochs, no tracking", _TRIAL_IMAGES, _TRIAL_EPOCHS)
+    train = replace(config.train, epochs=_TRIAL_EPOCHS)
+    return replace(config, train=train, tracking=replace(config.tracking, report_to="none"))
 
 
 def _current(dataset: Dataset, data: DataConfig) -> tuple[Manifest, list[bytes]]:
@@ -394,7 +438,12 @@ def _current(dataset: Dataset, data: DataConfig) -> tuple[Manifest, list[bytes]]
     found = np.array([place.get(file, -1) for file in manifest.table["file"]], dtype=np.int64)
     new = manifest.subset(np.flatnonzero(found < 0))
     new.require_files()
-    _refuse_new(dataset, new, len(manifest))
+    if len(new):
+        source = address(dataset.source)
+        raise StoreError(
+            f"{len(new)} of {len(manifest)} images of {source} are new since it was embedded "
+            f"(first: {new.paths[0]}). Run `mirip-fast embed {shlex.quote(source)}` again."
+        )
     usable = (known["status"] != "failed").to_numpy()[found]
     if not usable.all():
         log.warning(
@@ -422,22 +471,12 @@ def _with_tiers(kept: pd.Series[Any], tiers: Sequence[str]) -> pd.Series[Any]:
     return kept.cat.set_categories(list(tiers), ordered=True)
 
 
-def _refuse_new(dataset: Dataset, new: Manifest, images: int) -> None:
-    source = address(dataset.source)
-    if len(new):
-        raise StoreError(
-            f"{len(new)} of {images} images of {source} are new since it was embedded "
-            f"(first: {new.paths[0]}). Run `mirip-fast embed {shlex.quote(source)}` again."
-        )
-
-
 def save_split(path: Path, images: GradedImages) -> None:
     """Write which image is in which split, with all that evaluating needs."""
-    import pandas as pd
-
-    more = {"sha256": images.hashes, "split": images.splits, "near_group": images.near}
-    columns = {name: pd.Series(v, dtype=object) for name, v in more.items() if v is not None}
-    write_images(path, images.manifest.table.assign(**columns))
+    table = images.table
+    write_images(
+        path, table.drop(columns="near_group") if table["near_group"].isna().all() else table
+    )
 
 
 def load_split(path: Path, tiers: Sequence[str], data: DataConfig | None = None) -> GradedImages:
@@ -463,11 +502,9 @@ def load_split(path: Path, tiers: Sequence[str], data: DataConfig | None = None)
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     options = DataOptions.from_config(Run(path.parent).data if data is None else data)
-    near = table.pop("near_group") if "near_group" in table else None
-    hashes, splits = table.pop("sha256"), table.pop("split")
-    manifest = Manifest(path, path.parent, tuple(tiers), table, options)
-    groups = None if near is None or near.isna().all() else tuple(near)
-    return GradedImages(manifest, tuple(hashes), tuple(splits), groups)
+    if "near_group" not in table:
+        table["near_group"] = None
+    return GradedImages(path, path.parent, tuple(tiers), table, options)
 
 
 #: Settings of ``embed`` that say which cache is meant and what is in it.
@@ -486,8 +523,7 @@ def with_dataset(
     features that the head sees are chosen among those that are there. ``data``, where given, says how its
     grades are read.
     """
-    kept = config_from_dict({"data": dataset.info["data"], "embed": dataset.info["embed"]})
-    kept.embed.cache_dir = config.embed.cache_dir
+    embed = replace(dataset.embed, cache_dir=config.embed.cache_dir)
     kinds = dataset.info["kinds"]
     if config.head.features == "auto":
         _tell_of_old_cache(dataset, readout)
@@ -510,7 +546,7 @@ def with_dataset(
             log.info("The head sees %s", features)
     check_kinds(features, readout)
     head = dataclasses.replace(config.head, features=features)
-    return dataclasses.replace(config, data=data or kept.data, embed=kept.embed, head=head)
+    return dataclasses.replace(config, data=data or dataset.data, embed=embed, head=head)
 
 
 def _tell_of_old_cache(dataset: Dataset, readout: str) -> None:
@@ -627,7 +663,11 @@ def write_split_files(source: Path, config: Config, out: Path | None) -> tuple[S
         part = divided.part(name)
         if len(part):
             if link is not None:
-                files_there = [str(_through(link, manifest.root, path)) for path in part.paths]
+                root = manifest.root
+                files_there = [
+                    str(link / p.relative_to(root) if p.is_relative_to(root) else p)
+                    for p in part.paths
+                ]
                 table = part.table.assign(file=pd.Series(files_there, dtype=object))
                 part = replace(part, table=table)
             files.append(folder / f"{name}_metadata.csv")
@@ -657,7 +697,3 @@ def _link_to(root: Path, folder: Path) -> Path | None:
         *(shown(link), why, shlex.quote(str(root))),
     )
     return None
-
-
-def _through(link: Path, root: Path, path: Path) -> Path:
-    return link / path.relative_to(root) if path.is_relative_to(root) else path

@@ -69,7 +69,7 @@ class JudgedPairs:
     @classmethod
     def of(cls, table: Sequence[Mapping[str, Any]], images: GradedImages) -> JudgedPairs:
         """The pairs among the rows of pairs.csv whose works are among the run's images."""
-        ids, hashes = images.manifest.ids, images.hashes
+        ids, hashes = images.ids, images.hashes
         if table and CONTENT[0] in table[0]:
             number = {sha.hex(): i for i, sha in enumerate(hashes)}
             rows = [r for r in table if r["split"] and all(r[c] in number for c in CONTENT)]
@@ -101,8 +101,8 @@ class JudgedPairs:
 
     def listed(self, split: str, images: GradedImages, part: GradedImages) -> ListedPairs:
         """The pairs of one split, as rows of its :meth:`part`."""
-        place = {image_id: i for i, image_id in enumerate(part.manifest.ids)}
-        ids = images.manifest.ids
+        place = {image_id: i for i, image_id in enumerate(part.ids)}
+        ids = images.ids
         here = np.flatnonzero(np.array(self.splits) == split)
         rows = [[place[ids[i]] for i in pair] for pair in self.images[here]]
         return ListedPairs(
@@ -227,19 +227,18 @@ def _works_and_pairs(
     path: Path, images: GradedImages, dataset: Dataset, zero: str | None, elsewhere: bool
 ) -> tuple[pd.DataFrame, Judgements]:
     """The works that a file is about, and its pairs of them."""
-    manifest, fault = images.manifest, None
-    encoding = manifest.options.encoding
+    fault, encoding = None, images.options.encoding
     works = works_in(path, encoding=encoding)
     if works is not None:
         return works, read_pairs([path], works, [], zero=zero, encoding=encoding)
-    name_of = dict(zip(manifest.table["file"], manifest.table["named"], strict=True))
+    name_of = dict(zip(images.table["file"], images.table["named"], strict=True))
     others = find_datasets(dataset.store_path.parent) if elsewhere else []
     for known in (dataset, *others):
         try:
             works, info = known.images(), known.info
             works["sha256"] = works["sha256"].where(works["status"] != "failed", None)
             works["named"] = [name_of.get(file, "") for file in works["file"]]
-            places = [*manifest.places, path_of(info["root"])]
+            places = [*images.places, path_of(info["root"])]
             judged = read_pairs([path], works, places, zero=zero, encoding=encoding)
         except MiripError as error:
             fault = fault or error
@@ -382,13 +381,13 @@ def evaluate_pairs(model: ScoreModel, split: str, config: Config) -> PairReport 
         return None
     part = judged.part(split, images, only_judged=True)
     pairs = judged.listed(split, images, part)
-    graded = images.manifest.has_grades
+    graded = images.has_grades
     ties = int((pairs.label == 0).sum())
     if not pairs.decided:
         return PairReport(0, ties, None, None, split, graded)
     store = open_store(Path(config.embed.cache_dir), model.info)
     scores = model.score(store, part.hashes)
-    known = zip(part.manifest.groups, part.manifest.ids, strict=True)
+    known = zip(part.groups, part.ids, strict=True)
     groups = [group or name for group, name in known]
     codes = np.unique(np.array(groups), return_inverse=True)[1]
     accuracy, interval = share_in_order(scores, pairs, codes, config.evaluate.bootstrap_rounds)

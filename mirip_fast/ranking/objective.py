@@ -70,36 +70,33 @@ class DeviceRows:
 
     def at(self, index: torch.Tensor) -> DeviceRows:
         """The rows with these indexes, without judged pairs."""
-        within, scores, grades, sets = (
-            None if column is None else column[index]
-            for column in (self.within, self.tier_scores, self.grades, self.sets)
-        )
-        return DeviceRows(
-            self.features[index], self.tiers[index], within, scores, None, grades, sets
-        )
+        columns: dict[str, Any] = {
+            name: None if v is None else v[index]
+            for name, v in vars(self).items()
+            if name != "pairs"
+        }
+        return DeviceRows(**columns, pairs=None)
 
     @classmethod
     def of(cls, rows: Rows, device: torch.device) -> DeviceRows:
         """Bring rows to a device; on a CPU the features are shared, not copied."""
         half = torch.float16 if device.type == "cuda" else torch.float32
         real = torch.float32 if device.type == "mps" else torch.float64
+
+        def bring(array: NDArray[Any] | None, dtype: torch.dtype | None = None) -> Any:
+            return None if array is None else torch.from_numpy(array).to(device, dtype)
+
         pairs = rows.pairs
         return cls(
-            features=torch.from_numpy(rows.features).to(device=device, dtype=half),
-            tiers=torch.from_numpy(rows.tiers).to(device),
-            within=None if rows.within is None else torch.from_numpy(rows.within).to(device),
-            tier_scores=None
-            if rows.tier_scores is None
-            else torch.from_numpy(rows.tier_scores).to(device=device, dtype=real),
-            grades=None if rows.grades is None else torch.from_numpy(rows.grades).to(device),
+            features=bring(rows.features, half),
+            tiers=bring(rows.tiers),
+            within=bring(rows.within),
+            tier_scores=bring(rows.tier_scores, real),
             pairs=None
             if pairs is None
-            else (
-                torch.from_numpy(pairs.images).to(device),
-                torch.from_numpy(pairs.label).to(device),
-                torch.from_numpy(pairs.weight).to(device=device, dtype=real),
-            ),
-            sets=None if rows.sets is None else torch.from_numpy(rows.sets).to(device),
+            else (bring(pairs.images), bring(pairs.label), bring(pairs.weight, real)),
+            grades=bring(rows.grades),
+            sets=bring(rows.sets),
         )
 
     def sample(self, n: int, seed: int) -> DeviceRows:

@@ -30,7 +30,7 @@ from mirip_fast.config import Config, HeadConfig, TrainConfig
 from mirip_fast.errors import ConfigError, DataError, TrainingError
 from mirip_fast.evaluation.bootstrap import paired_bootstrap
 from mirip_fast.evaluation.metrics import pairwise_accuracy
-from mirip_fast.evaluation.report import Report, evaluate
+from mirip_fast.evaluation.report import Report
 from mirip_fast.features.recipe import head_kinds, is_patches, layer_of, series_name
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.models.gp import GaussianProcess, grader_scores, normal_scores
@@ -42,17 +42,16 @@ from mirip_fast.ranking.anchors import keep_anchors
 from mirip_fast.ranking.applicants import evaluate_applicants
 from mirip_fast.ranking.finished import draw_run, report_run
 from mirip_fast.ranking.fit import fit_quietly
-from mirip_fast.ranking.folds import Fold, assign_folds, folds_of
+from mirip_fast.ranking.folds import LEFT_OUT, assign_folds, leave_out
 from mirip_fast.ranking.graded import GradedImages
 from mirip_fast.ranking.head_files import Member, save_ensemble, save_process
-from mirip_fast.ranking.held_out import HeldOut, save_held_out
+from mirip_fast.ranking.held_out import keep_references
 from mirip_fast.ranking.judged_pairs import (
     JoinedPairs,
     JudgedPairs,
     PairReport,
     share_in_order,
 )
-from mirip_fast.ranking.references import write_calibration
 from mirip_fast.ranking.rows import ListedPairs, Rows, open_store, read_features
 from mirip_fast.ranking.scorer import load_score_model
 from mirip_fast.runtime import resolve_device
@@ -70,7 +69,7 @@ MOST_WORKS = 4_000
 _FOLDS = 10  # of judged pairs
 #: A group that holds more than this part of all works is left out in parts.
 _PARTS = 5
-_ROUNDS = 200  # bootstrap resamples behind the interval that training prints
+_ROUNDS = 200  # bootstrap resamples behind the interval of judged pairs
 
 
 def choose_readout(config: Config, *, listed: bool = False) -> str:
@@ -233,7 +232,7 @@ def _fit(
     if labels.grades is not None:
         y, graders = grader_scores(labels.grades)
     together = left_out_together(labels.groups, config.train.seed)
-    fold_of, folds = None, list[Fold]()
+    fold_of, folds = None, list[GradedImages]()
     if readout != "gp":
         try:
             fold_of, folds = _folds(learned, together, config)
@@ -280,16 +279,11 @@ def _fit(
         path, source = save_process(run.path, process, info), "left-out groups"
     else:
         path, source = save_ensemble(run.path, fitted.members, info), "out-of-fold"
-    held_out = HeldOut.of(learned, fitted.held_out, source)
-    save_held_out(run.path, held_out, info.tiers)
+    held_out = learned.with_scores(fitted.held_out, source)
     model = load_score_model(path)
-    calibration = write_calibration(model, held_out, images, None)
+    report = keep_references(model, held_out, None)
+    assert report is not None
     keep_anchors(model, images, store)
-    report = evaluate(
-        held_out.scores, held_out.tiers if held_out.has_tiers else None, tier_names=info.tiers,
-        image_ids=held_out.ids, groups=held_out.groups, tier_scores=held_out.tier_scores,
-        grades=learned.grades, calibration=calibration, rounds=_ROUNDS,
-    )  # fmt: skip
     people = evaluate_applicants(model, held_out.scores, learned, config)
     report = dataclasses.replace(report, applicants=people)
     run.update(
@@ -302,8 +296,8 @@ def _fit(
         **about,
     )
     log.info("It looks at %s", looked_at(info))
-    draw_run(run, images, None)
-    report_run(run, images, config)
+    draw_run(run, held_out, report)
+    report_run(run, config, held_out, report)
     return report
 
 
@@ -326,20 +320,20 @@ def _with_pairs(process: GaussianProcess, judged: Rows) -> GaussianProcess:
 
 def _folds(
     learned: GradedImages, together: Sequence[str | None], config: Config
-) -> tuple[NDArray[np.int64], list[Fold]]:
+) -> tuple[NDArray[np.int64], list[GradedImages]]:
     """[n] the fold of each work, and the folds; what is left out together is in one, and each has works of
     all tiers, or of all quantiles of the finer grades where there are no tiers."""
     import pandas as pd
 
-    table = learned.manifest.table.assign(group=pd.Series(together, dtype=object))
+    table = learned.table.assign(group=pd.Series(together, dtype=object))
     if not learned.has_tiers:
-        names = pd.Index(learned.manifest.tiers)
-        place = np.argsort(np.argsort(-learned.tier_scores, kind="stable"))
+        names = pd.Index(learned.tiers)
+        place = np.argsort(np.argsort(-learned.needed_scores, kind="stable"))
         table["tier"] = pd.Categorical.from_codes(place * len(names) // len(place), names)
-    manifest = dataclasses.replace(learned.manifest, table=table)
-    grouped = dataclasses.replace(learned, manifest=manifest)
+    grouped = dataclasses.replace(learned, table=table)
     fold_of = assign_folds(grouped, config.train.folds or _PARTS, config.split.split_seed)
-    return fold_of, folds_of(grouped, fold_of, config.split)
+    numbers = range(int(fold_of.max()) + 1)
+    return fold_of, [leave_out(grouped, fold_of, number, config.split) for number in numbers]
 
 
 def _fit_process(
@@ -374,7 +368,7 @@ def _fit_heads(
     name: str,
     features: str,
     learned: GradedImages,
-    folds: Sequence[Fold],
+    folds: Sequence[GradedImages],
     config: Config,
     store: FeatureStore,
     info: ModelInfo,
@@ -389,7 +383,7 @@ def _fit_heads(
     for number, fold in enumerate(steps(folds, "heads")):
         train = dataclasses.replace(config.train, seed=config.train.seed + number)
         own = dataclasses.replace(config, train=train)
-        arrays, _ = fit_quietly(rows.subset(fold.train), rows.subset(fold.val), own, device)
+        arrays, _ = fit_quietly(rows, fold, own, device)
         if arrays is None:
             raise TrainingError(
                 f"The loss of a {name} is not finite. Likely causes: a learning rate that is too high "
@@ -402,7 +396,8 @@ def _fit_heads(
         # Of all works: what a fold holds may be better or worse than the rest.
         mean, spread = float(scores.mean()), float(scores.std()) or 1.0
         members.append(Member(head, mean, spread))
-        held_out[fold.left_out] = (scores[fold.left_out] - mean) / spread
+        left_out = fold.indexes(LEFT_OUT)
+        held_out[left_out] = (scores[left_out] - mean) / spread
     log.info(
         "Readout %s: %d heads on %s in %.1f s",
         *(name, len(members), features, time.monotonic() - started),
@@ -418,7 +413,7 @@ def _best_first(
     best, parts = ranked[0], []
     for other in ranked[1:]:
         done = paired_bootstrap(
-            best.compared, other.compared, learned.order, learned.manifest.groups,
+            best.compared, other.compared, learned.order, learned.groups,
             finer=not learned.has_tiers, grades=learned.grades,
         )  # fmt: skip
         span = "interval unknown"
@@ -491,7 +486,7 @@ def _fit_judged(
     rows = read_features(store, learned.hashes, info.features, info.views).mean(axis=1)
     posterior = fit_pairs(rows, pairs, label, weight, blocks=info.blocks, seed=seed)
     path = save_process(run.path, posterior.process(), info)
-    names = left_out_together(learned.manifest.groups, seed)
+    names = left_out_together(learned.groups, seed)
     groups = np.unique([n or f"\n{i}" for i, n in enumerate(names)], return_inverse=True)[1]
     folds = np.random.default_rng(seed).permutation(int(groups.max()) + 1)[groups] % _FOLDS
     scores = np.zeros(len(learned))
@@ -500,13 +495,12 @@ def _fit_judged(
         if label[rest].any():
             without = posterior.given(pairs[rest], label[rest], weight[rest])
             scores[folds == fold] = without.mean[folds == fold]
-    held_out = HeldOut.of(learned, scores, "left-out groups")
-    save_held_out(run.path, held_out, info.tiers)
+    held_out = learned.with_scores(scores, "left-out groups")
     model = load_score_model(path)
     listed = ListedPairs(pairs, label, weight)
     accuracy, interval = share_in_order(scores, listed, groups, _ROUNDS, seed)
     known = None if interval is None else (accuracy, *interval)
-    write_calibration(model, held_out, images, None, listed, known)
+    by_grades = keep_references(model, held_out, None, judged=listed, accuracy=known)
     keep_anchors(model, images, store)
     ties = int((label == 0).sum())
     report = PairReport(listed.decided, ties, accuracy, interval, "left-out", images.has_tiers)
@@ -518,6 +512,6 @@ def _fit_judged(
         left_out_pair_accuracy=accuracy,
         seconds=round(time.monotonic() - started, 2),
     )
-    draw_run(run, images, None)
-    report_run(run, images, config)
+    draw_run(run, held_out, by_grades)
+    report_run(run, config, held_out, by_grades)
     return report

@@ -44,7 +44,7 @@ from mirip_fast.features.store import FeatureStore, differing_fields, fingerprin
 from mirip_fast.files import read_json, write_atomically, write_csv, write_json, write_text
 from mirip_fast.models.numpy_head import NumpyHead
 from mirip_fast.ranking.fit import fit_quietly
-from mirip_fast.ranking.folds import assign_folds, folds_of, units_of
+from mirip_fast.ranking.folds import LEFT_OUT, assign_folds, leave_out, units_of
 from mirip_fast.ranking.graded import (
     GradedImages,
     check_kinds,
@@ -342,7 +342,7 @@ def start_sweep(
             "seeds": sweep.seeds,
             "given": sorted(sweep.given),
             "fold_of": sweep.fold_of.tolist(),
-            "tiers": list(images.manifest.tiers),
+            "tiers": list(images.tiers),
             "views": [[view.size, view.flip] for view in sweep.views],
             "fingerprint": sweep.store.fingerprint,
         },
@@ -484,7 +484,8 @@ def _fit_cell(
 ) -> CellFits:
     """A head per seed and fold; the same seeds for every cell, so that cells differ by settings only."""
     config = configure(sweep.config, sweep.cells[number])
-    folds = folds_of(sweep.images, sweep.fold_of, config.split)
+    numbers = range(int(sweep.fold_of.max()) + 1)
+    folds = [leave_out(sweep.images, sweep.fold_of, number, config.split) for number in numbers]
     fits = CellFits(
         np.full((sweep.seeds, len(rows)), np.nan, np.float32),
         np.zeros((sweep.seeds, len(folds)), np.int64),
@@ -494,16 +495,15 @@ def _fit_cell(
         train = dataclasses.replace(config.train, seed=config.train.seed + place)
         own = dataclasses.replace(config, train=train)
         part = folds[fold]
-        arrays, fits.epochs[seed, fold] = fit_quietly(
-            rows.subset(part.train), rows.subset(part.val), own, device
-        )
+        arrays, fits.epochs[seed, fold] = fit_quietly(rows, part, own, device)
         on_head(place + 1)
         if arrays is None:
             fits.scores[:] = np.nan
             return fits
-        features = rows.features[part.left_out]
+        left_out = part.indexes(LEFT_OUT)
+        features = rows.features[left_out]
         scores = NumpyHead(arrays)(features.reshape(-1, features.shape[2]))
-        fits.scores[seed, part.left_out] = scores.reshape(features.shape[:2]).mean(1)
+        fits.scores[seed, left_out] = scores.reshape(features.shape[:2]).mean(1)
     return fits
 
 

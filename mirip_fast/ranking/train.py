@@ -48,6 +48,7 @@ from mirip_fast.ranking.folds import (
 )
 from mirip_fast.ranking.graded import (
     GradedImages,
+    as_trial,
     graded_of_dataset,
     graded_of_files,
     load_split,
@@ -56,6 +57,7 @@ from mirip_fast.ranking.graded import (
     with_dataset,
 )
 from mirip_fast.ranking.head_files import save_head
+from mirip_fast.ranking.held_out import keep_references
 from mirip_fast.ranking.judged_pairs import (
     JoinedPairs,
     JudgedPairs,
@@ -69,7 +71,6 @@ from mirip_fast.ranking.judged_pairs import (
 )
 from mirip_fast.ranking.objective import describe_pairs, make_loss, pairs_files, require_pairs
 from mirip_fast.ranking.readouts import choose_readout, fit_readout, learns_pairs
-from mirip_fast.ranking.references import write_validation_references
 from mirip_fast.ranking.rows import (
     JoinedStore,
     ListedPairs,
@@ -98,9 +99,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_TRIAL_IMAGES = 100
-_TRIAL_EPOCHS = 2
-
 
 @dataclass(frozen=True)
 class Request:
@@ -128,7 +126,7 @@ class Request:
 
     def data_of(self, dataset: Dataset) -> DataConfig:
         """How the data set's grades are to be read."""
-        return dataclasses.replace(DataConfig(**dataset.info["data"]), **self.grades)
+        return dataclasses.replace(dataset.data, **self.grades)
 
 
 def train_head(
@@ -161,16 +159,16 @@ def train_head(
     tell_agreement(images, config, learned=not alone)
     if not (alone or images.has_tiers):
         config = _by_finer_grades(config, request.data_of(dataset).score_column)
-    sets = None if alone else sets_of(images.manifest)
-    if sets is not None and learned_grades(images.manifest.table) is None:
+    sets = None if alone else sets_of(images)
+    if sets is not None and learned_grades(images.table) is None:
         log.info(
             "Applicants are graded, not works: the mean score of each one's works is learned (%d applicants, "
             "%d works)",
             sets.max() + 1, len(sets),
         )  # fmt: skip
     if request.debug:
-        config = _as_trial(config)
-        images = images if alone else trial(images, _TRIAL_IMAGES)
+        config = as_trial(config)
+        images = images if alone else trial(images)
     judged: JudgedPairs | JoinedPairs | None = None
     if judged_files:
         judged, readout = _judged(config, judged_files, images, dataset, readout, alone=alone)
@@ -258,13 +256,13 @@ def _with_pairs(config: Config, files: Sequence[Path]) -> Config:
 def _folded(run: Run, plan: FoldsPlan, work: HeadFolds, only_folds: Sequence[int]) -> FoldsResult:
     """Train the folds, each reported as a run of its own, and report what they are together."""
     result = train_folds(run, plan, work, only_folds)
-    report_run(run, plan.images, plan.config)
+    report_run(run, plan.config, result.held_out, result.report)
     return result
 
 
 def tell_agreement(images: GradedImages, config: Config, *, learned: bool = True) -> None:
     """Say how far several graders agree, and what of their grades is learned."""
-    found = agreement(images.manifest.table)
+    found = agreement(images.table)
     if found is None:
         return
     log.info(found.to_line())
@@ -272,7 +270,7 @@ def tell_agreement(images: GradedImages, config: Config, *, learned: bool = True
         return
     log.info(
         "Works are compared inside one grader's tiers, so a strict and a mild one are not mixed"
-        if learned_grades(images.manifest.table) is not None
+        if learned_grades(images.table) is not None
         else "The column of tiers is another than the graders' median: it counts as decided, and is learned"
     )
 
@@ -361,7 +359,7 @@ def _judged(
     judged = JudgedPairs.of(table, images)
     tell_pairs(files, table)
     if readout != "gp":
-        warn_of_few(judged, graded=images.manifest.has_grades)
+        warn_of_few(judged, graded=images.has_grades)
     return judged, readout
 
 
@@ -561,8 +559,7 @@ def _fit(
         trackers = start_trackers(config.tracking, run.path, config.to_dict())
         failing.callback(trackers.finish, None)
         result = fit.run(run, trackers)
-        _finish(run, result, config, info, images, store)
-        show_run(trackers, run, images, config)
+        show_run(trackers, run, *_finish(run, result, config, info, images, store))
         trackers.finish(run.best)
         failing.pop_all()
     return result
@@ -575,15 +572,20 @@ def _finish(
     info: ModelInfo,
     images: GradedImages,
     store: FeatureStore,
-) -> None:
+) -> tuple[GradedImages | None, Report | None]:
+    """What a run leaves; returns the works with held-out scores, and how these order them."""
     best = load_checkpoint(run.best)
     arrays = {name: value.numpy() for name, value in best["model_state_dict"].items()}
     save_head(run.path, run.best, arrays, info)
+    held_out, report = None, None
     # Folds are calibrated together, on what each left out; judged pairs alone give no tiers to learn from.
-    known = images.manifest.has_grades or images.manifest.has_scores
-    if known and run.info.get("mode") != "fold":
-        write_validation_references(run.best, images, store, config.evaluate.within)
-    finish_run(run, result, images, config.evaluate.within)
+    if (images.has_grades or images.has_scores) and run.info.get("mode") != "fold":
+        model, val = load_score_model(run.best), images.part("val")
+        held_out = val.with_scores(model.score(store, val.hashes), "validation")
+        report = keep_references(model, held_out, config.evaluate.within)
+        keep_anchors(model, images, store)
+    finish_run(run, result, held_out, report)
+    return held_out, report
 
 
 def _images(
@@ -626,13 +628,6 @@ def _by_finer_grades(config: Config, column: str) -> Config:
     return dataclasses.replace(config, train=dataclasses.replace(config.train, label="tier_score"))
 
 
-def _as_trial(config: Config) -> Config:
-    train = dataclasses.replace(config.train, epochs=_TRIAL_EPOCHS)
-    tracking = dataclasses.replace(config.tracking, report_to="none")
-    log.info("Trial: %d images, %d epochs, no tracking", _TRIAL_IMAGES, _TRIAL_EPOCHS)
-    return dataclasses.replace(config, train=train, tracking=tracking)
-
-
 def _labels(
     images: GradedImages, judged: JudgedPairs | JoinedPairs | None, split: str, config: Config
 ) -> tuple[GradedImages, Rows]:
@@ -644,6 +639,6 @@ def _labels(
     # People judged them: the pairs are fair whatever the within column says.
     part = judged.part(split, images, only_judged=split == "train")
     pairs: ListedPairs | None = judged.listed(split, images, part)
-    if split == "val" and not judged.can_choose and part.manifest.has_grades:
+    if split == "val" and not judged.can_choose and part.has_grades:
         pairs = None
     return part, part.labels(None, label=label, pairs=pairs)
