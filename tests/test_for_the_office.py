@@ -72,9 +72,7 @@ def test_the_workbook_holds_the_ranking(office: Path) -> None:
              for r in sheet.iter_rows(min_row=2)}  # fmt: skip
     assert len(set(tiers.values())) == len(tiers) and set(tiers) == {row["tier"] for row in rows}
     back = read_table(Path("r.xlsx"), expected=("rank", "file"))
-    assert [dict(zip(back.columns, c, strict=True))["image_id"] for _, c in back.rows] == [
-        row["image_id"] for row in rows
-    ]
+    assert back.cells["image_id"].tolist() == [row["image_id"] for row in rows]
     assert run([*RANK, "--xlsx", "r.xlsx", "--sheets-by", "departmnt"]) == 1
 
 

@@ -64,7 +64,9 @@ def test_hostile_names_come_back_as_they_are(tmp_path: Path) -> None:
             for i in range(start, len(NAMES) - 1, 2):
                 file.append(row(NAMES[i], NAMES[i + 1]))
     read = read_pairs([path], known(*NAMES), [Path("/works")])
-    assert sorted(read.images.tolist()) == [[i, i + 1] for i in range(len(NAMES) - 1)]
+    assert sorted(read[["one", "other"]].to_numpy().tolist()) == [
+        [i, i + 1] for i in range(len(NAMES) - 1)
+    ]
 
 
 _KILLED = """
@@ -118,7 +120,7 @@ def test_a_last_line_that_was_cut_short(tmp_path: Path, cut: int) -> None:
             assert file.aside.read_bytes().endswith(torn[len(whole) :] + b"\n")
         file.append(row("e.png", "f.png"))
     names = ("a.png", "b.png", "c\n.png", "d.png", "e.png", "f.png")
-    assert read_pairs([path], known(*names), [Path("/works")]).label[-1] == 1
+    assert read_pairs([path], known(*names), [Path("/works")]).label.iloc[-1] == 1
 
 
 def test_a_file_made_by_hand_is_gone_on_from(tmp_path: Path) -> None:
@@ -130,7 +132,7 @@ def test_a_file_made_by_hand_is_gone_on_from(tmp_path: Path) -> None:
         file.append(row("b.png", "c.png", -1))
     assert path.read_text(encoding="utf-8") == text + "\n-1;c.png;;b.png\n"
     read = read_pairs([path], known("a.png", "b.png", "c.png"), [Path("/works")])
-    assert read.images.tolist() == [[0, 1], [1, 2]]
+    assert read[["one", "other"]].to_numpy().tolist() == [[0, 1], [1, 2]]
 
 
 @pytest.mark.parametrize(

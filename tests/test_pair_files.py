@@ -11,7 +11,7 @@ import pytest
 from made_tables import named_table
 
 from mirip_fast.data.cycles import read_judgements
-from mirip_fast.data.pair_files import Judgements, read_pairs
+from mirip_fast.data.pair_files import read_pairs
 from mirip_fast.errors import DataError
 
 NAMES = ["a.png", "sub/b.png", "c.png", "그림.png"]
@@ -21,7 +21,7 @@ def known(root: Path) -> pd.DataFrame:
     return named_table(root, NAMES, [f"id{i}" for i in range(len(NAMES))])
 
 
-def read(tmp_path: Path, text: str, **options: str) -> Judgements:
+def read(tmp_path: Path, text: str, **options: str) -> pd.DataFrame:
     path = tmp_path / "judged" / "pairs.csv"
     path.parent.mkdir(exist_ok=True)
     path.write_text(text, encoding="utf-8")
@@ -45,18 +45,18 @@ def test_images_are_known_by_file_path_and_id(tmp_path: Path) -> None:
         f"Lee,images/c.png,{decomposed},-1,\n"
         "Kim, id0 ,../data/images/sub/b.png,0,0\n",
     )
-    assert judged.images.tolist() == [[0, 1], [2, 3], [0, 1]]
+    assert judged[["one", "other"]].to_numpy().tolist() == [[0, 1], [2, 3], [0, 1]]
     assert judged.label.tolist() == [1, -1, 0]
     assert judged.weight.tolist() == [2.5, 1.0, 0.0]
-    assert list(judged.rows) == [2, 3, 4]
-    assert judged.extra == [{"judge": "Kim"}, {"judge": "Lee"}, {"judge": "Kim"}]
+    assert judged["row"].tolist() == [2, 3, 4]
+    assert judged["judge"].tolist() == ["Kim", "Lee", "Kim"]
 
 
 def test_a_file_name_comes_before_an_id(tmp_path: Path) -> None:
     path = tmp_path / "pairs.csv"
     path.write_text("image_path_1,image_path_2,label\nx,y,1\n")
     images = named_table(Path("/d"), ["y", "x"], ["x", "z"])
-    assert read_pairs([path], images, []).images.tolist() == [[1, 0]]
+    assert read_pairs([path], images, [])[["one", "other"]].to_numpy().tolist() == [[1, 0]]
 
 
 def test_separators_and_spellings_of_labels(tmp_path: Path) -> None:
@@ -129,7 +129,9 @@ def test_columns_nearly_called_weight_are_read_or_told(
 ) -> None:
     caplog.set_level(logging.INFO, "mirip_fast")
     judged = read(tmp_path, f"image_path_1,ImagePath2,Label,{column}\na.png,c.png,1,2.5\n")
-    assert judged.weight.tolist() == [weight] and judged.images.tolist() == [[0, 2]]
+    assert judged.weight.tolist() == [weight] and judged[["one", "other"]].to_numpy().tolist() == [
+        [0, 2]
+    ]
     assert said in caplog.text and (said or column not in caplog.text)
 
 
@@ -140,7 +142,7 @@ def test_old_paths_are_known_by_their_ends_where_no_doubt_is_left(
     judged = read(
         tmp_path, head + "C:\\art\\images\\a.png,/old/sub/b.png,1\nC:\\art\\images\\a.png,c.png,1\n"
     )
-    assert judged.images.tolist() == [[0, 1], [0, 2]]
+    assert judged[["one", "other"]].to_numpy().tolist() == [[0, 1], [0, 2]]
     assert "2 file names known by the end of the path" in caplog.text
     told = faults(tmp_path, head + "/x/1/a.png,c.png,1\n/x/2/a.png,c.png,1\nC.JPG,a,1\n")
     assert (
@@ -182,5 +184,5 @@ def test_several_files_are_one_list_of_judgements(
         (tmp_path / name).write_text(f"image_path_1,image_path_2,label\na.png,c.png,{label}\n")
     files = [tmp_path / "one.csv", tmp_path / "two.csv"]
     judged = read_pairs(files, known(tmp_path), [tmp_path])
-    assert judged.label.tolist() == [1, -1] and judged.files == files
+    assert judged.label.tolist() == [1, -1] and judged["file"].tolist() == [*map(str, files)]
     assert f"(rows {files[0]}:2 and {files[1]}:2)" in caplog.text

@@ -119,7 +119,7 @@ def test_cells_are_read_as_they_are_seen(tmp_path: Path) -> None:
 
     save(tmp_path / "a.xlsx", ("name", "value"), *[("x", None) for _ in cells], change=change)
     table = read_table(tmp_path / "a.xlsx", expected=("name", "value"))
-    seen = [value for _, (_, value) in table.rows]
+    seen = table.cells["value"].tolist()
     assert seen[: len(cells)] == [text for _, text in cells]
     assert seen[len(cells) :] == ["00123", "1.0", "1.25", "-05", "7"]
 

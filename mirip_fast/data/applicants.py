@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.data.csv_reader import (
-    Problems,
     alike_columns,
     closest,
     counted,
@@ -224,17 +223,11 @@ def _with_grades(manifest: Manifest, names: Sequence[str | None]) -> Manifest:
     table = read_table(
         path, expected=wanted, separator=options.separator, encoding=options.encoding
     )
-    table = with_known_names(table, wanted)
-    problems = Problems(path)
-    for name in wanted:
-        if name not in table.columns:
-            problems.add(f"no column {name!r}. It has: {', '.join(table.columns)}")
-    problems.raise_if_any()
-    code = tier_reader(options.tiers)
+    table = with_known_names(table, wanted, required=wanted)
+    problems, code = table.problems(), tier_reader(options.tiers)
     grades: dict[str, int | None] = {}
-    for row, cells in table.rows:
-        of = dict(zip(table.columns, cells, strict=True))
-        name, text = nfc(of[by].strip()), of[options.tier_column].strip()
+    for row, *cells in table.cells[[*wanted]].itertuples():
+        name, text = nfc(cells[0].strip()), cells[1].strip()
         tier = code(text) if text else None
         if text and tier is None:
             problems.add(

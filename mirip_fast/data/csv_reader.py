@@ -10,9 +10,12 @@ import logging
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mirip_fast.data.remote import address
 from mirip_fast.data.sources import read_place
@@ -20,12 +23,19 @@ from mirip_fast.errors import DataError, ImageError
 from mirip_fast.files import read_file
 from mirip_fast.text import folded, nfc
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 log = logging.getLogger(__name__)
 
 SEPARATORS = (",", ";", "\t", "|")
 _SAVE_AS_UTF8 = "save it in the spreadsheet program as «CSV UTF-8»"
+_LISTED = 100  # columns
 #: How files begin that are no CSV, whatever their names end with.
-_OTHER_KINDS = {b"PAR1": "a Parquet file"}
+_OTHER_KINDS = {
+    b"PAR1": "a Parquet file", b"{": "JSON", b"[": "JSON", b"<": "HTML or XML",
+}  # fmt: skip
+_GUESSES = {"utf-8": "UTF-8", "cp949": "Korean Windows text (CP949)"}
 #: The first line with which a file tells Excel its separator.
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?[^\S\r\n]*(?:\r\n|\r|\n)', re.IGNORECASE)
 
@@ -36,30 +46,53 @@ class Table:
 
     Attributes:
         path: the file.
-        columns: names in the header, composed (NFC), without surrounding blanks; a column without a
-            name is "".
-        rows: per data row its 1-based line (where it starts) and one cell per column, as written.
+        cells: texts as written, of dtype object. Its index is the 1-based line that a row begins in, its
+            columns are the names in the header, composed (NFC), without surrounding blanks.
         sheet: the sheet's name; None of a CSV file.
     """
 
     path: Path
-    columns: tuple[str, ...]
-    rows: list[tuple[int, list[str]]]
+    cells: pd.DataFrame
     sheet: str | None = None
+
+    @property
+    def columns(self) -> list[str]:
+        """The names in the header."""
+        return self.cells.columns.tolist()
+
+    def texts(self, column: str) -> Iterator[tuple[int, str]]:
+        """The line and the text of each cell of a column."""
+        return zip(self.cells.index.tolist(), self.cells[column].tolist(), strict=True)
+
+    def problems(self) -> Problems:
+        """What collects the faults of this table."""
+        return Problems(self.path, sheet=self.sheet)
 
 
 class Problems:
     """Collects what is wrong with a file, so that one error can tell it all.
 
     Each problem becomes a line «file:row, column: text», of a workbook «file, sheet 'name', row 2, column:
-    text»; past ``limit`` they are only counted.
+    text»; past ``limit`` they are only counted. They are told by row, those of no row first.
+
+    Args:
+        path: the file.
+        limit: how many are told.
+        sheet: of a workbook.
+        named: what rows are called instead, where they have no number that people know.
     """
 
-    def __init__(self, path: Path, limit: int = 20, sheet: str | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        limit: int = 20,
+        sheet: str | None = None,
+        named: Sequence[str] | None = None,
+    ) -> None:
         self._path = shown(path) + ("" if sheet is None else f", sheet {sheet!r}")
         self._row = ":" if sheet is None else ", row "
-        self._limit = limit
-        self._lines: list[str] = []
+        self._limit, self._named = limit, named
+        self._lines: list[tuple[int, str]] = []
         self._hints: list[str] = []
 
     def __bool__(self) -> bool:
@@ -67,8 +100,13 @@ class Problems:
 
     def add(self, text: str, *, row: int | None = None, column: str | None = None) -> None:
         """Note a problem, with the 1-based line and the column where there is one."""
-        where = self._path + ("" if row is None else f"{self._row}{row}")
-        self._lines.append(f"{where}{'' if column is None else f', {column}'}: {text}")
+        where = self._path
+        if row is not None and self._named is not None:
+            text = f"{self._named[row]}: {text}"
+        elif row is not None:
+            where += f"{self._row}{row}"
+        line = f"{where}{'' if column is None else f', {column}'}: {text}"
+        self._lines.append((-1 if row is None else row, line))
 
     def hint(self, text: str) -> None:
         """Add advice that is printed once, below the problems."""
@@ -83,9 +121,9 @@ class Problems:
         """
         if not self._lines:
             return
-        lines = self._lines[: self._limit]
-        if len(self._lines) > len(lines):
-            lines.append(f"… and {len(self._lines) - len(lines):,} more")
+        lines = [line for _, line in sorted(self._lines, key=lambda noted: noted[0])]
+        if len(lines) > self._limit:
+            lines[self._limit :] = [f"… and {len(lines) - self._limit:,} more"]
         raise DataError("\n".join(lines + self._hints))
 
 
@@ -143,39 +181,31 @@ def read_table(
         if path.suffix.lower() in (".csv", ".tsv", ".txt"):
             log.warning("%s: an Excel workbook by its content; it is read as one", shown(path))
         name, rows = read_sheet(path, data, sheet)
-        if not rows:
-            raise DataError(
-                f"{shown(path)}, sheet {name!r}: empty. Its first row names the columns: {_example(expected)}"
-            )
         return _check_shape(path, rows, expected, name)
     if sheet is not None:
         log.warning("%s: no Excel workbook, so there is no sheet %r", shown(path), sheet)
     text = _decode(path, data, encoding, encoding_errors)
-    start = 1
+    start = first = 1
     told = _SEPARATOR_LINE.match(text)
     if told is not None:
         text, start = text[told.end() :], 2
-        separator = separator or told[1]
+        separator, first = separator or told[1], 2
     if separator is None:
         separator = _find_separator(text, expected)
     elif len(separator) != 1:
         raise DataError(f"--separator {separator!r}: one character is expected, such as , or ;")
+    # Not pandas.read_csv: it counts no lines, fills short rows and takes an open quotation mark as it comes.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     rows = []
-    first = start
     try:
         for cells in reader:
-            if any(cell.strip() for cell in cells):
+            if any(map(str.strip, cells)):
                 rows.append((start, cells))
             start = reader.line_num + first
     except csv.Error as error:
         raise DataError(
             f"{shown(path)}:{start}: not readable as CSV ({error}). Is a quotation mark open?"
         ) from error
-    if not rows:
-        raise DataError(
-            f"{shown(path)}: empty. The first line names the columns: {_example(expected)}"
-        )
     return _check_shape(path, rows, expected)
 
 
@@ -185,11 +215,17 @@ def _check_shape(
     expected: Sequence[str],
     sheet: str | None = None,
 ) -> Table:
-    """Split off the header and give every row as many cells as it has columns."""
+    """Split off the header and give every row as many cells as it has columns with a name."""
+    import pandas as pd
+
+    if not rows:
+        where, what = (f", sheet {sheet!r}", "row") if sheet is not None else ("", "line")
+        raise DataError(
+            f"{shown(path)}{where}: empty. The first {what} names the columns: {','.join(expected)}"
+        )
     problems = Problems(path, sheet=sheet)
-    fits = [
-        len({_key(cell) for cell in cells} & set(map(_key, expected))) for _, cells in rows[:30]
-    ]
+    known = set(map(_key, expected))
+    fits = [len({_key(cell) for cell in cells} & known) for _, cells in rows[:30]]
     if not fits[0] and max(fits) > 0:
         row, names = rows[fits.index(max(fits))]
         problems.add(
@@ -199,33 +235,36 @@ def _check_shape(
         )
         problems.raise_if_any()
     (header_row, header), *body = rows
-    columns = tuple(nfc(name.strip()) for name in header)
-    for name in sorted({name for name in columns if name and columns.count(name) > 1}):
-        written = {ascii(raw.strip()) for raw in header if nfc(raw.strip()) == name}
-        problems.add(
-            f"the column name occurs {columns.count(name)} times"
-            + (f", spelled {' and '.join(sorted(written))}" if len(written) > 1 else ""),
-            row=header_row,
-            column=name,
-        )
-    short = [row for row, cells in body if len(cells) < len(columns) and sheet is None]
-    places = [place for place, name in enumerate(columns) if not name]
-    nameless = sum(
-        any(cells[place].strip() for place in places if place < len(cells)) for _, cells in body
-    )
-    for row, cells in body:
-        if any(cell.strip() for cell in cells[len(columns) :]):
+    columns = [nfc(name.strip()) for name in header]
+    width, places = len(columns), [i for i, name in enumerate(columns) if name]
+    for name, count in Counter(filter(None, columns)).items():
+        if count > 1:
+            written = sorted({ascii(raw.strip()) for raw in header if nfc(raw.strip()) == name})
             problems.add(
-                f"{len(cells)} values for {counted(len(columns), 'column')}; a value with the "
+                f"the column name occurs {count} times"
+                + (f", spelled {' and '.join(written)}" if len(written) > 1 else ""),
+                row=header_row,
+                column=name,
+            )
+    short, nameless = [], 0
+    for row, cells in body:
+        if len(cells) > width and any(map(str.strip, cells[width:])):
+            problems.add(
+                f"{len(cells)} values for {counted(width, 'column')}; a value with the "
                 'separator in it needs quotation marks: "…"',
                 row=row,
             )
-        del cells[len(columns) :]
-        cells.extend([""] * (len(columns) - len(cells)))
+        if len(cells) < width:
+            short.append(row)
+            cells.extend([""] * (width - len(cells)))
+        if len(places) < width:
+            nameless += any(c.strip() for c, name in zip(cells, columns, strict=False) if not name)
+            cells[:] = [cells[i] for i in places]
+        del cells[len(places) :]
     if not body:
-        problems.add(f"a header and no rows. Add one row per image below {_example(columns)}")
+        problems.add(f"a header and no rows. Add one row per image below {listed(columns, ',')}")
     problems.raise_if_any()
-    if short:
+    if short and sheet is None:
         log.warning(
             "%s: %s fewer values than columns (first: row %d); the rest is taken as empty",
             *(shown(path), f"{counted(len(short), 'row')} {'has' if len(short) == 1 else 'have'}"),
@@ -236,19 +275,21 @@ def _check_shape(
             "%s: values in a column without a name are not read (%s)",
             *(shown(path), counted(nameless, "row")),
         )
-    return Table(path, columns, body, sheet)
+    lines, texts = zip(*body, strict=True)
+    named = [columns[i] for i in places]
+    return Table(path, pd.DataFrame(list(texts), list(lines), named, dtype=object), sheet)
 
 
-def with_known_names(table: Table, names: Sequence[str]) -> Table:
+def with_known_names(table: Table, names: Sequence[str], required: Sequence[str] = ()) -> Table:
     """The table with columns called by known names where no doubt is left, such as ``Group`` for group.
 
     A column is taken for a known one that is not there if the names differ only in case, blanks, ``_``,
     ``-``, full-width letters and invisible signs; each is told.
 
     Raises:
-        DataError: several columns could be meant.
+        DataError: several columns could be meant, or one of ``required`` is not there.
     """
-    columns = list(table.columns)
+    columns = table.columns
     for name in names:
         alike = alike_columns(name, set(columns) - set(names))
         if name in columns or not alike:
@@ -261,7 +302,13 @@ def with_known_names(table: Table, names: Sequence[str]) -> Table:
             )
         log.warning("%s: column '%s' is read as %s", shown(table.path), spelled(alike[0]), name)
         columns[columns.index(alike[0])] = name
-    return replace(table, columns=tuple(columns))
+    problems = table.problems()
+    for name in (name for name in required if name not in columns):
+        close = closest(name, set(columns) - set(names))
+        hint = f" Is it '{spelled(close)}'? Then call it {name}." if close else ""
+        problems.add(f"no column {name!r}. It has: {listed(columns)}.{hint}")
+    problems.raise_if_any()
+    return replace(table, cells=table.cells.set_axis(columns, axis=1))
 
 
 def alike_columns(name: str, columns: Iterable[str]) -> list[str]:
@@ -300,28 +347,19 @@ def spelled(name: str) -> str:
     return f"{name} ({ascii(name)[1:-1]})" if foreign else name
 
 
-def listed(columns: Sequence[str]) -> str:
-    """All names of a header, for a message."""
-    return ", ".join(spelled(name) for name in columns if name)
-
-
-def _example(columns: Sequence[str]) -> str:
-    return ",".join(name for name in columns if name)
+def listed(columns: Iterable[str], separator: str = ", ") -> str:
+    """The names of a header, for a message; of many the first hundred."""
+    names = [spelled(name) for name in columns if name]
+    return separator.join([*names[:_LISTED], *["…"] * (len(names) > _LISTED)])
 
 
 def _read_bytes(path: Path) -> bytes:
     try:
         found = read_place(path)
-        data = read_file(path) if found is None else found[0]
-    except (ImageError, ValueError) as error:
-        raise DataError(f"{shown(path)}: cannot be read ({error})") from error
-    except OSError as error:
-        reason = error.strerror or str(error)
+        return read_file(path) if found is None else found[0]
+    except (ImageError, ValueError, OSError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise DataError(f"{shown(path)}: cannot be read ({reason})") from error
-    for start, kind in _OTHER_KINDS.items():
-        if data.startswith(start):
-            raise DataError(f"{shown(path)}: {kind}, not CSV; {_SAVE_AS_UTF8}")
-    return data
 
 
 def _decode(path: Path, data: bytes, encoding: str, errors: str) -> str:
@@ -333,36 +371,28 @@ def _decode(path: Path, data: bytes, encoding: str, errors: str) -> str:
         ) from error
     if name == "utf-8" and data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         name = "utf-16"  # Excel's «Unicode Text»
+    head = data[:1000].lstrip(b"\xef\xbb\xbf \t\r\n")
+    for start, kind in _OTHER_KINDS.items():
+        if head.startswith(start):
+            raise DataError(f"{shown(path)}: {kind}, not CSV; {_SAVE_AS_UTF8}")
+    where, fault = shown(path), f"holds NUL bytes, so it is no {encoding} text"
     try:
         text = data.decode("utf-8-sig" if name == "utf-8" else name, errors)
+        if "\0" not in text:
+            return text
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{shown(path)}:{line}: not {encoding} text (at byte {error.start} of the file). "
-            + _encoding_advice(data, name)
-        ) from error
-    if "\0" in text:
-        raise DataError(
-            f"{shown(path)}: holds NUL bytes, so it is no {encoding} text. "
-            + _encoding_advice(data, name)
-        )
-    for start, kind in (("{", "JSON"), ("[", "JSON"), ("<", "HTML or XML")):
-        if text.lstrip().startswith(start):
-            raise DataError(f"{shown(path)}: {kind}, not CSV; {_SAVE_AS_UTF8}")
-    return text
-
-
-def _encoding_advice(data: bytes, tried: str) -> str:
-    """What to do about a file that is not text in the encoding ``tried``."""
-    for guess, what in (("utf-8", "UTF-8"), ("cp949", "Korean Windows text (CP949)")):
-        if guess == tried or b"\0" in data:
-            continue
-        try:
-            data.decode(guess)
-        except UnicodeDecodeError:
-            continue
-        return f"It reads as {what}: {_SAVE_AS_UTF8}, or give --encoding {guess}"
-    return f"Is it a CSV file? If so, {_SAVE_AS_UTF8}, or name its encoding with --encoding"
+        where += f":{line}"
+        fault = f"not {encoding} text (at byte {error.start} of the file)"
+    for guess, what in _GUESSES.items():
+        with suppress(UnicodeDecodeError):
+            if guess != name and "\0" not in data.decode(guess):
+                raise DataError(
+                    f"{where}: {fault}. It reads as {what}: {_SAVE_AS_UTF8}, or give --encoding {guess}"
+                )
+    raise DataError(
+        f"{where}: {fault}. Is it a CSV file? If so, {_SAVE_AS_UTF8}, or name its encoding with --encoding"
+    )
 
 
 def _find_separator(text: str, expected: Sequence[str]) -> str:

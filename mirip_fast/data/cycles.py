@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mirip_fast.data.csv_reader import Problems
-from mirip_fast.data.pair_files import FIRST, LABEL, SECOND, named, pairs_table, verdict, with_zeros
+from mirip_fast.data.pair_files import FIRST, SECOND, read_verdicts
 from mirip_fast.text import nfc
 
 #: Images from which cycles are looked for in one component; a larger one is searched in part.
@@ -83,20 +82,12 @@ def read_judgements(
     Raises:
         DataError: the file is unreadable, or rows or columns are faulty (all faults in one message).
     """
-    table = pairs_table(path, separator=separator)
-    problems = Problems(path, sheet=table.sheet)
-    pairs, labels = [], []
-    for row, cells in table.rows:
-        values = dict(zip(table.columns, cells, strict=True))
-        for name in (FIRST, SECOND):
-            named(values[name], problems, row, name)
-        pairs.append((image_name(values[FIRST]), image_name(values[SECOND]), row))
-        labels.append(verdict(values[LABEL], problems, row))
+    table, labels, problems = read_verdicts(path, zero, separator)
     problems.raise_if_any()
-    labels = with_zeros(path, labels, zero)
+    names = ([image_name(cell) for cell in table.cells[column]] for column in (FIRST, SECOND))
     judgements = [
         Judgement(one, other, row) if label > 0 else Judgement(other, one, row)
-        for (one, other, row), label in zip(pairs, labels, strict=True)
+        for one, other, label, row in zip(*names, labels, table.cells.index, strict=True)
         if label
     ]
     return judgements, labels.count(0)

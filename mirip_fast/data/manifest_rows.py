@@ -8,11 +8,11 @@ import os
 import re
 import shlex
 import sys
-from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -30,7 +30,7 @@ from mirip_fast.data.csv_reader import (
 )
 from mirip_fast.data.formats import split_page
 from mirip_fast.data.graders import PREFIX, consensus, grader_of
-from mirip_fast.data.image_files import IMAGE_EXTENSIONS, ending_of, hidden_part
+from mirip_fast.data.image_files import IMAGE_EXTENSIONS, ending_of, hidden_part, one_line
 from mirip_fast.data.locate import FileFinder
 from mirip_fast.data.sources import entries_in, is_place, safe_name
 from mirip_fast.data.table import DataOptions, Manifest, image_table, own_column, tier_reader
@@ -45,6 +45,8 @@ IMAGE_COLUMNS = ("filename", "image_path")
 IMAGE_FOLDER = "images"
 _TIERS_SHOWN = 20
 _MISSING_SHOWN = 3
+#: Columns whose texts hardly two images share, and of numbers; memory for others is shared.
+_ONE_EACH = {"image_id", "file", "named", "row", "tier", "tier_score"}
 
 
 def records_from_csv(path: Path, options: DataOptions) -> Manifest:
@@ -53,74 +55,46 @@ def records_from_csv(path: Path, options: DataOptions) -> Manifest:
     Raises:
         DataError: the file is unreadable, or rows or columns are faulty (all faults in one message).
     """
+    expected = _expected_columns(options)
     table = read_table(
         path,
-        expected=_expected_columns(options),
+        expected=expected,
         separator=options.separator,
         encoding=options.encoding,
         encoding_errors=options.encoding_errors,
         sheet=options.sheet,
     )
-    table = with_known_names(table, _looked_for(table, options))
+    there = {name for name in IMAGE_COLUMNS if name in table.columns and name in expected}
+    table = with_known_names(  # an image column is of no use beside another
+        table, [n for n in expected if not there or n not in IMAGE_COLUMNS or n in there]
+    )
     columns = _find_columns(table, options)
-    places = [path.parent, *_picture_folder(path.parent)]
+    places = [path.parent, _picture_folder(path.parent)]
     if options.image_root is not None:
         places.insert(0, options.image_root)
+    by_columns = columns.tier is None and _listed_graders(table, options)
     return Manifest(
         source=path,
         root=options.image_root or path.parent,
         tiers=options.tiers,
-        table=Rows(table, columns, options, FileFinder(places)).read(),
+        table=images_from(table, columns, options, FileFinder(places)),
         options=replace(
             options,
             image_column=columns.image,
             sheet=table.sheet,
-            tier_column=options.tier_column
-            if columns.tier or not _listed_graders(table, options)
-            else DataOptions.tier_column,
+            tier_column=DataOptions.tier_column if by_columns else options.tier_column,
         ),
         places=tuple(dict.fromkeys(places)),
     )
 
 
-def _picture_folder(folder: Path) -> list[Path]:
+def _picture_folder(folder: Path) -> Path:
     """Where a table's pictures lie below its folder: ``images``, else the only folder there is."""
-    if (folder / IMAGE_FOLDER).is_dir() or not folder.is_dir():
-        return [folder / IMAGE_FOLDER]
+    usual = folder / IMAGE_FOLDER
+    if usual.is_dir() or not folder.is_dir():
+        return usual
     below = [one for one in folder.iterdir() if one.is_dir() and not hidden_part(one.name)]
-    return below if len(below) == 1 else [folder / IMAGE_FOLDER]
-
-
-def _listed_graders(table: Table, options: DataOptions) -> list[str]:
-    """The columns that ``--tier-column 김,Lee`` names, one per grader; none where it names one column."""
-    names = [name.strip() for name in options.tier_column.split(",")]
-    several = options.tier_column not in table.columns and len(names) > 1
-    return names if several and set(names) & {*table.columns} else []
-
-
-def _picture_columns(table: Table, id_column: str) -> list[str]:
-    """The columns, other than of ids, whose cells are names of pictures, as far as there are any."""
-    return [
-        name
-        for place, name in enumerate(table.columns)
-        if name != id_column
-        and (cells := {row[place].strip() for _, row in table.rows} - {""})
-        and all(ending_of(split_page(cell)[0]) in IMAGE_EXTENSIONS for cell in cells)
-    ]
-
-
-def _typed(name: str) -> str:
-    """A name as a shell takes it; letters of any language need no quotes."""
-    return name if re.fullmatch(r"[\w.,=-]+", name) else shlex.quote(name)
-
-
-def _tier_columns(table: Table, names: Sequence[str], tiers: Sequence[str]) -> list[str]:
-    """Those of the columns whose cells are tiers, as far as there are any."""
-    known = {folded(tier) for tier in tiers} | {""}
-    cells = {
-        name: {folded(row[table.columns.index(name)]) for _, row in table.rows} for name in names
-    }
-    return [name for name, own in cells.items() if own - {""} and own <= known]
+    return below[0] if len(below) == 1 else usual
 
 
 def _expected_columns(options: DataOptions) -> list[str]:
@@ -130,11 +104,11 @@ def _expected_columns(options: DataOptions) -> list[str]:
     return [options.id_column, *images, options.grader_column, *grades]
 
 
-def _looked_for(table: Table, options: DataOptions) -> list[str]:
-    """The expected columns, but for the image columns that are of no use beside another."""
-    expected = _expected_columns(options)
-    there = [name for name in IMAGE_COLUMNS if name in table.columns and name in expected]
-    return [name for name in expected if not there or name not in IMAGE_COLUMNS or name in there]
+def _listed_graders(table: Table, options: DataOptions) -> list[str]:
+    """The columns that ``--tier-column 김,Lee`` names, one per grader; none where it names one column."""
+    names = [name.strip() for name in options.tier_column.split(",")]
+    several = options.tier_column not in table.columns and len(names) > 1
+    return names if several and set(names) & {*table.columns} else []
 
 
 @dataclass(frozen=True)
@@ -145,10 +119,10 @@ class Columns:
     """
 
     image: str
-    id: str | None
-    tier: str | None
-    score: str | None
-    group: str | None
+    id: str | None = None
+    tier: str | None = None
+    score: str | None = None
+    group: str | None = None
     grader: str | None = None
     graders: Mapping[str, str] = field(default_factory=dict)
 
@@ -159,33 +133,10 @@ def _find_columns(table: Table, options: DataOptions) -> Columns:
     Raises:
         DataError: the image column, or a column that was named by an option, is not there.
     """
-    problems = Problems(table.path, sheet=table.sheet)
-    defaults = DataOptions()
-    exists = listed(table.columns)
-    free = [name for name in table.columns if name and name not in _expected_columns(options)]
-    if options.image_column is not None:
-        wanted: tuple[str, ...] = (options.image_column,)
-    else:
-        wanted = IMAGE_COLUMNS
-    image = next((name for name in wanted if name in table.columns), None)
-    pictures = (
-        []
-        if image or options.image_column is not None
-        else _picture_columns(table, options.id_column)
-    )
-    if len(pictures) == 1:
-        image = pictures[0]
-        log.info("%s: the column '%s' names the pictures", shown(table.path), spelled(image))
-    if image is None:
-        close = next(filter(None, (closest(name, table.columns) for name in wanted)), None)
-        problems.add(
-            f"no column {' or '.join(map(repr, wanted))} with the image files. It has: {exists}."
-            + (
-                f" Did you mean --image-column {spelled(close)}?"
-                if close
-                else " Name it: --image-column COLUMN"
-            )
-        )
+    problems, where, exists = table.problems(), shown(table.path), listed(table.columns)
+    expected = _expected_columns(options)
+    free = [name for name in table.columns if name not in expected]
+    image = _image_column(table, options, problems)
 
     def optional(name: str, default: str, flag: str) -> str | None:
         if name in table.columns:
@@ -199,407 +150,294 @@ def _find_columns(table: Table, options: DataOptions) -> Columns:
             if near is not None:
                 log.warning(
                     "%s: column '%s' is not read; did you mean %s %s?",
-                    *(shown(table.path), spelled(near), flag, spelled(near)),
+                    *(where, spelled(near), flag, spelled(near)),
                 )
         return None
 
-    own_id = optional(options.id_column, defaults.id_column, "--id-column")
-    grader = optional(options.grader_column, defaults.grader_column, "--grader-column")
+    usual, graders = DataOptions(), dict[str, str]()
+    own_id = optional(options.id_column, usual.id_column, "--id-column")
+    grader = optional(options.grader_column, usual.grader_column, "--grader-column")
     if not options.with_grades:
         problems.raise_if_any()
-        return Columns(image or "", own_id, tier=None, score=None, group=None, grader=grader)
-    names = ((name, grader_of(name, options.tier_column, options.score_column)) for name in free)
-    graders = {name: one for name, one in names if one is not None}
+        return Columns(image, own_id, grader=grader)
+    for name in free:
+        one = grader_of(name, options.tier_column, options.score_column)
+        if one is not None:
+            graders[name] = one
     for name in _listed_graders(table, options):
         graders[name] = name
         if name not in table.columns:
             problems.add(f"no column {name!r} (--tier-column). It has: {exists}.")
-    columns = Columns(
-        image=image or "",
-        id=own_id,
-        tier=None
-        if graders and options.tier_column not in table.columns
-        else optional(options.tier_column, defaults.tier_column, "--tier-column"),
-        score=optional(options.score_column, defaults.score_column, "--score-column"),
-        group=optional(options.group_column, defaults.group_column, "--group-column"),
-        grader=grader,
-        graders=graders,
-    )
-    for name, one in columns.graders.items():
-        alike = [other for other, two in columns.graders.items() if folded(two) == folded(one)]
-        if alike[0] != name:
-            problems.add(f"one grader's, as the column {alike[0]!r} is", column=name)
+    tier = None
+    if not graders or options.tier_column in table.columns:
+        tier = optional(options.tier_column, usual.tier_column, "--tier-column")
+    score = optional(options.score_column, usual.score_column, "--score-column")
+    group = optional(options.group_column, usual.group_column, "--group-column")
+    first: dict[str, str] = {}
+    for name, one in graders.items():
+        if first.setdefault(folded(one), name) != name:
+            problems.add(f"one grader's, as the column {first[folded(one)]!r} is", column=name)
     problems.raise_if_any()
-    if columns.tier is None and not columns.graders and options.applicants is None:
-        hold = _tier_columns(table, free, options.tiers)
+    if tier is None and not graders and options.applicants is None:
         close = (
-            ",".join(hold)
+            ",".join(_tier_columns(table, free, options.tiers))
             or misspelled(options.tier_column, free)
             or closest(options.tier_column, free)
         )
         log.warning(
             "%s: no column %r, so its images have no %s; it has: %s%s",
-            *(
-                shown(table.path),
-                options.tier_column,
-                "tiers" if columns.score else "grades",
-                exists,
-            ),
+            *(where, options.tier_column, "tiers" if score else "grades", exists),
             f" (did you mean --tier-column {_typed(spelled(close))}?)" if close else "",
         )
-    return columns
+    return Columns(image, own_id, tier, score, group, grader, graders)
 
 
-class Rows:
-    """Turns the rows of one CSV file into a table of images and collects their faults."""
+def _image_column(table: Table, options: DataOptions, problems: Problems) -> str:
+    """The column of the image files: by its name, else the only one whose cells are names of pictures."""
+    wanted = IMAGE_COLUMNS if options.image_column is None else (options.image_column,)
+    found = [name for name in wanted if name in table.columns][:1]
+    if not found and options.image_column is None:
+        found = [
+            name
+            for name in table.columns
+            if name != options.id_column
+            and (cells := {cell.strip() for cell in table.cells[name]} - {""})
+            and all(ending_of(split_page(cell)[0]) in IMAGE_EXTENSIONS for cell in cells)
+        ]
+        if len(found) == 1:
+            log.info("%s: the column '%s' names the pictures", shown(table.path), spelled(found[0]))
+    if len(found) == 1:
+        return found[0]
+    close = next(filter(None, (closest(name, table.columns) for name in wanted)), None)
+    problems.add(
+        f"no column {' or '.join(map(repr, wanted))} with the image files. It has: {listed(table.columns)}."
+        + (
+            f" Did you mean --image-column {spelled(close)}?"
+            if close
+            else " Name it: --image-column COLUMN"
+        )
+    )
+    return ""
 
-    def __init__(
-        self,
-        table: Table,
-        columns: Columns,
-        options: DataOptions,
-        finder: FileFinder,
-        problems: Problems | None = None,
-    ) -> None:
-        self.table = table
-        self.columns = columns
-        self.code = tier_reader(options.tiers)
-        self.names, self.options = options.tiers, options
-        self.finder = finder
-        self.problems = Problems(table.path, sheet=table.sheet) if problems is None else problems
-        self.inside = [os.path.join(place, "") for place in finder.places]  # noqa: PTH118 (with its /)
-        self.nowhere: set[int] = set()  # rows whose file is not there
-        self.outside: list[str] = []  # folders of files that lie elsewhere
-        self.spellings: Counter[tuple[str, str]] = Counter()  # of tiers: as written, as read
-        self.unknown_tiers: dict[tuple[str, str], list[int]] = {}  # column, name → its rows
-        self.confined = is_place(table.path)
-        # Where a file that is nowhere is said to be: below the last place that is a folder.
-        there = (place for place in reversed(finder.places) if place.is_dir() or entries_in(place))
-        self.expected = next(there, finder.places[0])
-        used = {columns.image, columns.id, columns.tier, columns.score, columns.group}
-        self.own = [name for name in table.columns if name and name not in used]
-        names = ("image_id", "file", "named", "row", "tier", "tier_score", "group")
-        #: Column → what the rows say, as far as they are read.
-        self.made: dict[str, list[Any]] = {
-            name: [] for name in (*names, *map(own_column, self.own))
+
+def _tier_columns(table: Table, names: Sequence[str], tiers: Sequence[str]) -> list[str]:
+    """Those of the columns whose cells are tiers, as far as there are any."""
+    known = {folded(tier) for tier in tiers}
+    said = {name: {folded(cell) for cell in set(table.cells[name])} - {""} for name in names}
+    return [name for name, words in said.items() if words and words <= known]
+
+
+def _typed(name: str) -> str:
+    """A name as a shell takes it; letters of any language need no quotes."""
+    return name if re.fullmatch(r"[\w.,=-]+", name) else shlex.quote(name)
+
+
+def images_from(
+    table: Table,
+    columns: Columns,
+    options: DataOptions,
+    finder: FileFinder,
+    problems: Problems | None = None,
+) -> pd.DataFrame:
+    """The images that the rows of a table are of, one per image_id.
+
+    Raises:
+        DataError: any row is faulty.
+    """
+    problems = table.problems() if problems is None else problems
+    return _Rows(table, columns, options, finder, problems).images()
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What the steps from rows to images share; faults are noted until all are known."""
+
+    table: Table
+    columns: Columns
+    options: DataOptions
+    finder: FileFinder
+    problems: Problems
+
+    def images(self) -> pd.DataFrame:
+        """All steps."""
+        import pandas as pd
+
+        cells, columns, options = self.table.cells, self.columns, self.options
+        text = {n: [nfc(cell.strip()) for cell in cells[n]] for n in self.table.columns}
+        named = cells[columns.image].tolist()  # as written: it is looked for on the disk
+        ids = [nfc(name) for name in named] if columns.id is None else text[columns.id]
+        self._require(named, columns.image, "an image file is expected")
+        if columns.id is not None:
+            self._require(ids, columns.id, "every image needs its own name")
+        files, missing = self._files(named)
+        by_column = self._graders_by_column(text)
+        tiers = self._tiers({c: text[c] for c in (columns.tier, *by_column) if c is not None})
+        as_read = [*options.tiers, ""]  # -1 is none
+        text |= {name: [as_read[code] for code in codes] for name, codes in tiers.items()}
+        known = {columns.image, columns.id, columns.tier, columns.score, columns.group, *by_column}
+        none = [""] * len(named)
+        texts = {
+            "image_id": ids,
+            "file": files,
+            "named": named,
+            "group": text.get(columns.group or "", none),
+            **{own_column(name): text[name] for name in text if name not in known},
+            **{PREFIX + grader: text[name] for name, grader in by_column.items()},
         }
-
-    def read(self) -> pd.DataFrame:
-        """All images, one per image_id.
-
-        Raises:
-            DataError: any row is faulty.
-        """
-        for row, cells in self.table.rows:
-            self._add(row, cells)
-        graders = {} if self.columns.grader is None else self._graders_of_rows()
-        grades = self._grades_in_columns()
-        if graders and grades:
+        made = pd.DataFrame(texts, cells.index, dtype=object)
+        made["row"], made["tier_score"] = cells.index, self._scores(text)
+        made["tier"] = tiers.get(columns.tier or "", -1)
+        by_row = self._graders_by_row(text)
+        if by_row and by_column:
             self.problems.add(
-                f"grades stand in the columns {', '.join(self.columns.graders)}, too: keep one of both",
-                column=self.columns.grader,
+                f"grades stand in the columns {', '.join(by_column)}, too: keep one of both",
+                column=columns.grader,
             )
-        self._tell_tiers()
-        if self.outside:
+        who = [by_row.get(cell, "") for cell in text[columns.grader or ""]] if by_row else none
+        work = pd.DataFrame({"id": ids, "who": who}, cells.index, dtype=object)
+        if by_row or work.duplicated().any():
+            said = pd.DataFrame(text, cells.index, dtype=object)
+            if columns.id is not None:
+                said = said.drop(columns=columns.id)
+            if by_row:
+                said = said.drop(columns=columns.grader)
+            once = self._once(work, said)
+            made, work, said = made[once], work[once], said[once]
+            if by_row:
+                self._require_agreement(made, said)
+        self.problems.raise_if_any()
+        graders = [*by_column.values()]
+        if by_row:
+            graders = list(dict.fromkeys(by_row.values()))
+            made = self._joined(made, work.assign(tier=said[self._tier_column]), graders)
+        if options.with_grades and graders:
+            self._agree(made, graders)
+        if options.with_grades and (columns.tier is not None or graders):
+            self._tell_ungraded(made)
+        if missing:
+            self._find_moved(made, missing)
+        values = {str(name): made[name].tolist() for name in made}
+        for name in values.keys() - _ONE_EACH:
+            values[name] = [sys.intern(text) for text in values[name]]
+        values["group"] = [group or None for group in values["group"]]
+        return image_table(values, options.tiers)
+
+    @property
+    def _tier_column(self) -> str:
+        return self.columns.tier or self.options.tier_column
+
+    def _require(self, texts: Sequence[str], column: str, what: str) -> None:
+        for row, cell in zip(self.table.cells.index, texts, strict=True):
+            if not cell.strip():
+                self.problems.add(f"empty; {what}", row=row, column=column)
+
+    def _files(self, named: Sequence[str]) -> tuple[list[str], set[int]]:
+        """[n] where each file is, or was expected; and the rows whose file is not there."""
+        places = self.finder.places
+        inside = tuple(os.path.join(place, "") for place in places)  # noqa: PTH118 (with its /)
+        really = tuple(os.path.join(os.path.realpath(place), "") for place in places)  # noqa: PTH118
+        there = (place for place in reversed(places) if place.is_dir() or entries_in(place))
+        expected = next(there, places[0])
+        confined = is_place(self.table.path)  # a table in a tar must not name files outside of it
+        files, missing, outside = list[str](), set[int](), list[str]()
+        for row, name in zip(self.table.cells.index, named, strict=True):
+            as_safe, reason = name, None
+            if confined:
+                as_safe, reason = safe_name(name.strip().replace("\\", "/"))
+            found = None if reason is not None else self.finder.find(name)
+            if found is None and name.strip():
+                missing.add(row)
+            files.append(str(found or expected / (name if reason is None else as_safe)))
+            path = files[-1] if found is None else os.path.normpath(found)
+            if confined or found is None or path.startswith(inside):
+                continue
+            if not os.path.realpath(path).startswith(really):
+                outside.append(os.path.dirname(path))  # noqa: PTH120
+                self.problems.add(
+                    f"{name.strip()!r} lies outside {shown(self.table.path.parent)}",
+                    row=row,
+                    column=self.columns.image,
+                )
+        if outside:
             self.problems.hint(
                 "Files elsewhere are read only where their folder is named: --image-root "
-                + os.path.commonpath(self.outside)
+                + os.path.commonpath(outside)
             )
-        unique = self._without_duplicates(graders)
-        works = self._works(unique, graders) if graders else {}
-        self.problems.raise_if_any()
-        if graders:
-            grades = self._join(works, graders)
-        elif len(unique) < len(self.table.rows):
-            self.made = {name: [made[i] for i in unique] for name, made in self.made.items()}
-            grades = {name: [codes[i] for i in unique] for name, codes in grades.items()}
-        if self.options.with_grades and grades:
-            self._agree(grades)
-        self._tell_ungraded(self.options.with_grades and bool(grades))
-        if self.nowhere:
-            self._find_moved()
-        return image_table(self.made, self.names)
+        return files, missing
 
-    def _grades_in_columns(self) -> dict[str, list[int | None]]:
-        """Grader → tier [n] of each row, of the columns that hold one grader's tiers each.
-
-        Which do is told by what is in them: ``tier_note`` may hold anything.
-        """
-        texts = {name: self.made[own_column(name)] for name in self.columns.graders}
-        said = {name: set(cells) - {""} for name, cells in texts.items()}
-        are = [name for name, words in said.items() if any(self.code(w) is not None for w in words)]
+    def _graders_by_column(self, text: Mapping[str, Sequence[str]]) -> dict[str, str]:
+        """Those of ``columns.graders`` whose cells are tiers: ``tier_note`` may hold anything."""
+        code = tier_reader(self.options.tiers)
+        said = {name: set(text[name]) - {""} for name in self.columns.graders}
+        are = {name for name, words in said.items() if any(code(w) is not None for w in words)}
         few = len(set().union(*said.values())) <= _TIERS_SHOWN
         if not are and self.columns.tier is None and few and len(said) > 1:
-            are = [name for name, words in said.items() if words]  # unknown tiers, to be told
-        for name, cells in texts.items():
-            if name not in are and any(cells):
+            are = {name for name, words in said.items() if words}  # unknown tiers, to be told
+        for name in self.columns.graders:
+            if name not in are and said[name]:
                 log.warning(
                     "%s: column '%s' holds no grader's tiers (first: %r); it is kept as it is",
-                    *(shown(self.table.path), spelled(name), next(filter(None, cells))),
+                    *(shown(self.table.path), spelled(name), next(filter(None, text[name]))),
                 )
-        rows = self.made["row"]
-        grades = {}
-        for name in are:
-            del self.made[own_column(name)]
-            grades[self.columns.graders[name]] = [
-                self._tier(row, text, name) for row, text in zip(rows, texts[name], strict=True)
-            ]
-        return grades
+        return {name: grader for name, grader in self.columns.graders.items() if name in are}
 
-    def _graders_of_rows(self) -> dict[str, str]:
+    def _graders_by_row(self, text: Mapping[str, Sequence[str]]) -> dict[str, str]:
         """A grader as written → the name; of a file with a row per work and grader. None of one grader's."""
-        cells, rows = self.made[own_column(self.columns.grader or "")], self.made["row"]
+        column = self.columns.grader
+        if column is None or not any(text.get(self._tier_column, ())):
+            return {}
         names: dict[str, str] = {}  # folded → as first written
-        graders = {cell: names.setdefault(folded(cell), cell) for cell in cells if cell}
-        if len(names) < 2 or not any(tier not in (None, "") for tier in self._given_tiers()):
+        graders = {c: names.setdefault(folded(c), c) for c in dict.fromkeys(text[column]) if c}
+        if len(names) < 2:
             return {}
         if len(graders) > len(names):
             said = (f"{old!r} as {new!r}" for old, new in graders.items() if old != new)
             log.warning("%s: graders are read %s", shown(self.table.path), ", ".join(said))
-        for row, cell, tier in zip(rows, cells, self.made["tier"], strict=True):
-            if not cell and tier is not None:
-                self.problems.add("empty; who gave the tier?", row=row, column=self.columns.grader)
+        if self.options.with_grades:
+            graded = zip(self.table.cells.index, text[column], text[self._tier_column], strict=True)
+            for row, cell, tier in graded:
+                if not cell and tier:
+                    self.problems.add("empty; who gave the tier?", row=row, column=column)
         if "score" in names:
-            self.problems.add("no grader can be called 'score'", column=self.columns.grader)
+            self.problems.add("no grader can be called 'score'", column=column)
         return graders
 
-    def _given_tiers(self) -> list[Any]:
-        """[n] tier of each row; its text where grades are not read."""
-        own = own_column(self.options.tier_column)
-        return self.made["tier"] if own not in self.made else self.made[own]
-
-    def _works(self, unique: list[int], graders: Mapping[str, str]) -> dict[str, list[int]]:
-        """Image id → its rows among ``unique``; where they contradict each other is noted."""
-        works: dict[str, list[int]] = defaultdict(list)
-        files: dict[str, str] = {}
-        for i in unique:
-            image_id, row, named = (self.made[name][i] for name in ("image_id", "row", "named"))
-            works[image_id].append(i)
-            first = files.setdefault(named.strip(), image_id)
-            if first != image_id and named.strip():
+    def _tiers(self, texts: Mapping[str, Sequence[str]]) -> dict[str, list[int]]:
+        """Column → [n] number of each cell's tier, -1 for none; unknown ones are noted, spellings told."""
+        code, names = tier_reader(self.options.tiers), self.options.tiers
+        counts = Counter(cell for column in texts.values() for cell in column if cell)
+        number = {cell: code(cell) for cell in counts}
+        unknown = {cell for cell in counts if number[cell] is None}
+        others = {c: names[i] for c, i in number.items() if i is not None and nfc(names[i]) != c}
+        if others:
+            said = sorted(f"{c!r} as {name!r} ({counts[c]:,})" for c, name in others.items())
+            log.warning("%s: tiers are read %s", shown(self.table.path), ", ".join(said))
+        for column, cells in texts.items() if unknown else ():
+            first: dict[str, int] = {}
+            for row, cell in zip(self.table.cells.index, cells, strict=True):
+                if cell in unknown:
+                    first.setdefault(cell, row)
+            here = Counter(cells)
+            for cell, row in first.items():
+                close = closest(cell, names) if len(first) <= _TIERS_SHOWN else None
                 self.problems.add(
-                    f"{named!r} is {image_id!r} here and {first!r} above; a work has one name, which "
-                    "the rows of all its graders give",
+                    f"unknown tier {cell!r}{f' ({here[cell]:,} rows)' if here[cell] > 1 else ''}."
+                    + (f" Did you mean {close!r}?" if close else ""),
                     row=row,
-                    column=self.columns.id,
+                    column=column,
                 )
-        for image_id, rows in works.items():
-            first_said: dict[str, tuple[str, int]] = {}
-            for i in rows:
-                for column, text in self._texts(i, graded=False):
-                    old, row = first_said.setdefault(column, (text, i)) if text else (text, i)
-                    if old != text:
-                        self.problems.add(
-                            f"{image_id!r} has {text!r} here and {old!r} in row {self.made['row'][row]}",
-                            row=self.made["row"][i],
-                            column=column,
-                        )
-                        self.problems.hint(
-                            "What a grader says of a work, such as a comment, cannot differ among its rows: "
-                            f"beside {self.options.tier_column} and {self.options.score_column} columns tell "
-                            "of the work. Take such a column out."
-                        )
-        return works
+        if unknown:
+            self._hint_at_tiers(counts)
+        known = {cell: -1 if i is None else i for cell, i in number.items()} | {"": -1}
+        return {column: [known[cell] for cell in cells] for column, cells in texts.items()}
 
-    def _join(
-        self, works: Mapping[str, list[int]], graders: Mapping[str, str]
-    ) -> dict[str, list[Any]]:
-        """Make one row of each work's rows; returns the tiers [n] by grader.
-
-        A finer grade is the mean over the rows; any other cell is the first that is not empty.
-        """
-        written, tiers = self.made[own_column(self.columns.grader or "")], self._given_tiers()
-        grades: dict[str, list[Any]] = {name: [None] * len(works) for name in graders.values()}
-        for work, rows in enumerate(works.values()):
-            for i in rows:
-                if written[i]:
-                    grades[graders[written[i]]][work] = tiers[i]
-
-        def one(name: str, values: list[Any]) -> Any:
-            there = [value for value in values if value not in (None, "")]
-            if name == "tier_score" and there:
-                return math.fsum(there) / len(there)
-            return there[0] if there else values[0]
-
-        gone = {own_column(self.columns.grader or ""), own_column(self.options.tier_column)}
-        self.made = {
-            name: [one(name, [made[i] for i in rows]) for rows in works.values()]
-            for name, made in self.made.items()
-            if name not in gone
-        }
-        self.made["tier"] = [None] * len(works)
-        if not self.options.with_grades:
-            self.made |= {PREFIX + name: [t or "" for t in own] for name, own in grades.items()}
-        return grades
-
-    def _agree(self, grades: dict[str, list[int | None]]) -> None:
-        """Keep the graders' tiers as columns; what no one decided is their consensus."""
-        of_all = np.array(list(grades.values()), dtype=np.float64).T
-        common = consensus(of_all)
-        tiers, scores = self.made["tier"], self.made["tier_score"]
-        given = sum(tier is not None for tier in tiers)
-        self.made["tier"] = [
-            common_tier if tier is None and common_tier >= 0 else tier
-            for tier, common_tier in zip(tiers, common.tolist(), strict=True)
-        ]
-        if all(score is None for score in scores):
-            counts = np.isfinite(of_all).sum(axis=1)
-            sums = np.nansum(len(self.names) - 1 - of_all, axis=1)
-            self.made["tier_score"] = [
-                total / count if count else None
-                for total, count in zip(sums.tolist(), counts.tolist(), strict=True)
-            ]
-        texts: dict[int | None, str] = {None: "", **dict(enumerate(self.names))}
-        self.made |= {PREFIX + name: [texts[t] for t in own] for name, own in grades.items()}
-        several = int((np.isfinite(of_all).sum(axis=1) > 1).sum())
-        who = (f"{name} ({sum(t is not None for t in own):,})" for name, own in grades.items())
-        filled = int((common >= 0).sum()) if not given else 0
-        log.info(
-            "%s: %s (works graded): %s; %s of %s have two grades and more. %s",
-            *(
-                shown(self.table.path),
-                counted(len(grades), "grader"),
-                ", ".join(who),
-                f"{several:,}",
-            ),
-            counted(len(common), "work"),
-            "A work's tier is the median, halfway between two the worse one"
-            if filled
-            else f"A work's tier is that of the column {self.columns.tier!r}, where it is empty the median",
-        )
-
-    def _tell_ungraded(self, several: bool) -> None:
-        """Say how many works have no grade, where there is a column of grades."""
-        tiers = self.made["tier"]
-        if (self.columns.tier is None and not several) or None not in tiers:
-            return
-        first, graded = tiers.index(None), len(tiers) - tiers.count(None)
-        named = f"row {self.made['row'][first]}, {self.made['image_id'][first]!r}"
-        log.warning(
-            "%s: %s of %s a grade; %s",
-            *(shown(self.table.path), f"{graded:,}" if graded else "none"),
-            f"{counted(len(tiers), 'work')} {'have' if graded > 1 else 'has'}",
-            f"the others (first: {named}) are left out where grades are needed"
-            if graded
-            else "the columns of grades are empty"
-            if self.columns.tier is None
-            else f"the column {self.columns.tier!r} is empty",
-        )
-
-    def _add(self, row: int, cells: list[str]) -> None:
-        columns = self.columns
-        values = {
-            name: cell if name == columns.image else nfc(cell.strip())
-            for name, cell in zip(self.table.columns, cells, strict=True)
-        }
-        filename = values[columns.image]  # as written: it is looked for on the disk
-        if not filename.strip():
-            self.problems.add("empty; an image file is expected", row=row, column=columns.image)
-        image_id = nfc(filename) if columns.id is None else values[columns.id]
-        if not image_id.strip() and columns.id is not None:
-            self.problems.add("empty; every image needs its own name", row=row, column=columns.id)
-        known = (
-            filename if image_id == filename else image_id,  # one object: there may be millions
-            str(self._path(row, filename)),
-            filename,
-            row,
-            self._tier(row, values[columns.tier], columns.tier) if columns.tier else None,
-            self._score(row, values[columns.score]) if columns.score else None,
-            (values[columns.group] or None) if columns.group else None,
-            *(sys.intern(values[name]) for name in self.own),
-        )
-        for made, value in zip(self.made.values(), known, strict=True):
-            made.append(value)
-
-    def _path(self, row: int, filename: str) -> Path:
-        """Where the file is, or where it was expected."""
-        name, reason = filename, None
-        if self.confined:  # a table in a tar must not name files outside of it
-            name, reason = safe_name(filename.strip().replace("\\", "/"))
-        found = self.finder.find(filename) if reason is None else None
-        if found is None:
-            if filename.strip():
-                self.nowhere.add(row)
-            return self.expected / (filename if reason is None else name)
-        path = os.path.normpath(found)
-        if not self.confined and not path.startswith(tuple(self.inside)):
-            real = tuple(os.path.join(os.path.realpath(place), "") for place in self.inside)  # noqa: PTH118
-            if not os.path.realpath(path).startswith(real):
-                self.outside.append(os.path.dirname(path))  # noqa: PTH120
-                self.problems.add(
-                    f"{filename.strip()!r} lies outside {shown(self.table.path.parent)}",
-                    row=row,
-                    column=self.columns.image,
-                )
-        return found
-
-    def _find_moved(self) -> None:
-        """Find the files that old absolute paths mean; what is missing is told.
-
-        A path is taken by its end only where no other name in the table means the same file.
-        """
-        rows, named, files = (self.made[name] for name in ("row", "named", "file"))
-        missing = [i for i, row in enumerate(rows) if row in self.nowhere]
-        moved = {i: self.finder.find_moved(named[i]) for i in missing}
-        names: dict[str, set[str]] = defaultdict(set)
-        for i, file in enumerate(files):
-            names[str(moved.get(i) or file)].add(nfc(named[i].strip()))
-        sure = {i: path for i, path in moved.items() if path and len(names[str(path)]) == 1}
-        where = shown(self.table.path)
-        left = [i for i in missing if i not in sure]
-        for taken in list(sure)[:1]:
-            log.warning(
-                "%s: %s read by the end of the path, which leads nowhere as a whole "
-                "(first: row %s, '%s' is %s)",
-                *(where, counted(len(sure), "file name"), rows[taken], named[taken]),
-                shown(sure[taken]),
-            )
-        if left:
-            some = (
-                f"row {rows[i]}: '{named[i]}'{self.finder.suggest(named[i]).replace(' ', '. ', 1)}"
-                for i in left[:_MISSING_SHOWN]
-            )
-            log.warning(
-                "%s: %d of %s %s not there (%s%s)",
-                *(where, len(left), counted(len(rows), "image file")),
-                *("is" if len(left) == 1 else "are", " ".join(some)),
-                " …" if len(left) > _MISSING_SHOWN else "",
-            )
-        for i, path in sure.items():
-            files[i] = str(path)
-
-    def _tier(self, row: int, name: str, column: str) -> int | None:
-        tier = self.code(name) if name else None
-        if name and tier is None:
-            self.unknown_tiers.setdefault((column, name), []).append(row)
-        elif tier is not None and nfc(self.names[tier]) != name:
-            self.spellings[name, self.names[tier]] += 1
-        return tier
-
-    def _tell_tiers(self) -> None:
-        """Note the tiers that are unknown; warn of those that are known and were spelled otherwise."""
-        if self.spellings:
-            said = [f"{old!r} as {new!r} ({n:,})" for (old, new), n in self.spellings.items()]
-            log.warning("%s: tiers are read %s", shown(self.table.path), ", ".join(sorted(said)))
-        if not self.unknown_tiers:
-            return
-        for (column, name), rows in self.unknown_tiers.items():
-            close = closest(name, self.names)
-            self.problems.add(
-                f"unknown tier {name!r}{f' ({len(rows):,} rows)' if len(rows) > 1 else ''}."
-                + (f" Did you mean {close!r}?" if close else ""),
-                row=rows[0],
-                column=column,
-            )
-        counts = Counter(self.names[tier] for tier in self.made["tier"] if tier is not None)
-        for (_, name), rows in self.unknown_tiers.items():
-            counts[name] += len(rows)
+    def _hint_at_tiers(self, counts: Mapping[str, int]) -> None:
         numbers = all(name.isascii() and name.replace(".", "", 1).isdigit() for name in counts)
         names = sorted(counts, key=float if numbers else str.casefold)
         some = ", ".join(f"{name} {counts[name]:,}" for name in names[:_TIERS_SHOWN])
-        how = "in numerical order" if numbers else "in alphabetical order"
         hint = (
-            f"The tiers known are {', '.join(self.names)}. This file has, {how}: {some}"
+            f"The tiers known are {', '.join(self.options.tiers)}. This file has, in "
+            f"{'numerical' if numbers else 'alphabetical'} order: {some}"
             f"{', …' if len(counts) > _TIERS_SHOWN else ''}. If these are its tiers, name them all in your "
             'order, the best first: --tiers "BEST,…,WORST"'
         )
@@ -613,61 +451,164 @@ class Rows:
             hint += f". If they are points, the more the better: --score-column {self.columns.tier}"
         self.problems.hint(hint)
 
-    def _score(self, row: int, text: str) -> float | None:
-        if not text:
-            return None
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if math.isfinite(value):
-            return value
-        hint = "; decimals are written with a point" if "," in text else ""
-        self.problems.add(f"{text!r} is no number{hint}", row=row, column=self.columns.score)
-        return None
+    def _scores(self, text: Mapping[str, Sequence[str]]) -> list[float]:
+        """[n] the finer grades; NaN for none."""
+        column, made = self.columns.score, list[float]()
+        if column is None:
+            return [math.nan] * len(self.table.cells)
+        for row, cell in zip(self.table.cells.index, text[column], strict=True):
+            try:
+                made.append(float(cell) if cell else math.nan)
+            except ValueError:
+                made.append(math.nan)
+            if cell and not math.isfinite(made[-1]):
+                hint = "; decimals are written with a point" if "," in cell else ""
+                self.problems.add(f"{cell!r} is no number{hint}", row=row, column=column)
+        return made
 
-    def _without_duplicates(self, graders: Mapping[str, str]) -> list[int]:
-        """One place per image_id, and per grader of it; rows that repeat another exactly are dropped with a
-        remark."""
-        first: dict[tuple[str, str | None], int] = {}
-        written = self.made[own_column(self.columns.grader or "")] if graders else None
-        repeated = 0
-        for i, image_id in enumerate(self.made["image_id"]):
-            grader = None if written is None else graders.get(written[i])
-            known = first.setdefault((image_id, grader), i)
-            if known == i or not image_id:
-                continue
-            pairs = zip(self._texts(known), self._texts(i), strict=True)
-            different = [(column, old, new) for (column, old), (_, new) in pairs if old != new]
-            repeated += not different
-            whose = repr(image_id) + ("" if grader is None else f" by {grader!r}")
-            for column, old, new in different:
+    def _once(self, work: pd.DataFrame, said: pd.DataFrame) -> pd.Series[bool]:
+        """[n] whether a row is the first of its work, and of its grader; a later one must say the same."""
+        later = work.duplicated()
+        rows = work.duplicated(keep=False) & (work["id"] != "")
+        both, said = work[rows], said[rows]
+        group = [both["id"], both["who"]]
+        first = both.index.to_series().groupby(group).transform("first")
+        old = said.groupby(group).transform("first")
+        differ = said.ne(old)
+        for column in said.columns.tolist():
+            for row in said.index[differ[column]]:
+                whose = repr(both["id"][row]) + (
+                    f" by {both['who'][row]!r}" * bool(both["who"][row])
+                )
                 self.problems.add(
-                    f"{whose} has {new!r} here and {old!r} in row {self.made['row'][known]}",
-                    row=self.made["row"][i],
+                    f"{whose} has {said[column][row]!r} here and {old[column][row]!r} in row {first[row]}",
+                    row=row,
                     column=column,
                 )
+        repeated = int((later[rows] & ~differ.any(axis=1)).sum())
         if repeated:
             log.warning(
                 "%s: %s repeated exactly; each is used once",
                 *(shown(self.table.path), counted(repeated, "row")),
             )
-        return list(first.values())
+        return ~later
 
-    def _texts(self, i: int, *, graded: bool = True) -> list[tuple[str, str]]:
-        """What a row says: (column, text); without ``graded`` what it says of the work, not of a grading."""
-        columns, made = self.columns, self.made
-        tier_names = {None: ""} | dict(enumerate(self.names))
-        texts: list[tuple[str | None, str, Callable[[Any], Any]]] = [
-            (columns.image, "named", str.strip),
-            (columns.tier, "tier", tier_names.get),
-            (columns.score, "tier_score", lambda score: "" if score is None else str(score)),
-            (columns.group, "group", lambda group: group or ""),
-            *((name, own_column(name), str) for name in self.own if own_column(name) in made),
-        ]
-        grading = (columns.grader, self.options.tier_column, self.options.score_column)
-        return [
-            (name or "", text(made[key][i]))
-            for name, key, text in texts
-            if graded or name not in grading
-        ]
+    def _require_agreement(self, made: pd.DataFrame, said: pd.DataFrame) -> None:
+        """Note where the rows of a work's graders call it otherwise, or tell different things of it."""
+        ids, files = made["image_id"], made["named"].str.strip()
+        first = ids.groupby(files).transform("first")
+        for row in made.index[(first != ids) & (files != "")]:
+            self.problems.add(
+                f"{made['named'][row]!r} is {ids[row]!r} here and {first[row]!r} above; a work has one "
+                "name, which the rows of all its graders give",
+                row=row,
+                column=self.columns.id,
+            )
+        said = said.drop(columns=[self._tier_column, self.options.score_column], errors="ignore")
+        said = said.where(said != "")
+        old = said.groupby(ids).transform("first")
+        for column in said.columns.tolist():
+            for row in said.index[said[column].notna() & (said[column] != old[column])]:
+                where = said.index[(ids == ids[row]) & said[column].notna()][0]
+                self.problems.add(
+                    f"{ids[row]!r} has {said[column][row]!r} here and {old[column][row]!r} in row {where}",
+                    row=row,
+                    column=column,
+                )
+                self.problems.hint(
+                    "What a grader says of a work, such as a comment, cannot differ among its rows: "
+                    f"beside {self.options.tier_column} and {self.options.score_column} columns tell "
+                    "of the work. Take such a column out."
+                )
+
+    def _joined(
+        self, made: pd.DataFrame, grades: pd.DataFrame, graders: Sequence[str]
+    ) -> pd.DataFrame:
+        """One row of each work's rows, with a column of tiers per grader.
+
+        A finer grade is the mean over the rows; any other cell is the first that is not empty.
+        """
+        of_grading = [own_column(self.columns.grader or ""), own_column(self.options.tier_column)]
+        made = made.drop(columns=of_grading, errors="ignore")
+        how = {name: "mean" if name == "tier_score" else "first" for name in made}
+        works = made.where(made != "").groupby(made["image_id"], sort=False).agg(how)
+        for name in graders:
+            own = grades[grades["who"] == name].set_index("id")["tier"]
+            works[PREFIX + name] = works["image_id"].map(own)
+        texts = [name for name in works if name not in ("row", "tier", "tier_score")]
+        return works.assign(tier=-1, **works[texts].astype(object).fillna(""))
+
+    def _agree(self, made: pd.DataFrame, graders: Sequence[str]) -> None:
+        """Put the graders' consensus where no one decided on the tier."""
+        code = {name: i for i, name in enumerate(self.options.tiers)}
+        of_all = np.array([made[PREFIX + name].map(code) for name in graders], dtype=np.float64).T
+        common, count = consensus(of_all), np.isfinite(of_all).sum(axis=1)
+        decided = bool((made["tier"] >= 0).any())
+        made["tier"] = made["tier"].where(made["tier"] >= 0, common)
+        if made["tier_score"].isna().all():
+            points = np.nansum(len(code) - 1 - of_all, axis=1)
+            made["tier_score"] = np.divide(
+                points, count, np.full(len(made), np.nan), where=count > 0
+            )
+        who = zip(graders, np.isfinite(of_all).sum(axis=0).tolist(), strict=True)
+        log.info(
+            "%s: %s (works graded): %s; %s of %s have two grades and more. %s",
+            *(shown(self.table.path), counted(len(graders), "grader")),
+            ", ".join(f"{name} ({number:,})" for name, number in who),
+            *(f"{(count > 1).sum():,}", counted(len(made), "work")),
+            f"A work's tier is that of the column {self.columns.tier!r}, where it is empty the median"
+            if decided or not count.any()
+            else "A work's tier is the median, halfway between two the worse one",
+        )
+
+    def _tell_ungraded(self, made: pd.DataFrame) -> None:
+        """Say how many works have no grade."""
+        without, of_all = made[made["tier"] < 0], counted(len(made), "work")
+        if without.empty:
+            return
+        first, graded = without.iloc[0], len(made) - len(without)
+        log.warning(
+            "%s: %s of %s a grade; %s",
+            *(shown(self.table.path), f"{graded:,}" if graded else "none"),
+            f"{of_all} {'have' if graded > 1 else 'has'}",
+            f"the others (first: row {first['row']}, {first['image_id']!r}) are left out where grades are "
+            "needed"
+            if graded
+            else "the columns of grades are empty"
+            if self.columns.tier is None
+            else f"the column {self.columns.tier!r} is empty",
+        )
+
+    def _find_moved(self, made: pd.DataFrame, missing: set[int]) -> None:
+        """Find the files that old absolute paths mean; what is missing is told.
+
+        A path is taken by its end only where no other name in the table means the same file.
+        """
+        lost = made[made["row"].isin(missing)]
+        moved = lost["named"].map(self.finder.find_moved).dropna().map(str)
+        names = made["named"].map(str.strip).map(nfc)
+        meant = names.groupby(made["file"].where(~made.index.isin(moved.index), moved)).nunique()
+        sure = moved[moved.map(meant) == 1]
+        left = lost.drop(index=sure.index)
+        where = shown(self.table.path)
+        if len(sure):
+            row, named = made.loc[sure.index[0], ["row", "named"]]
+            log.warning(
+                "%s: %s read by the end of the path, which leads nowhere as a whole "
+                "(first: row %s, '%s' is %s)",
+                *(where, counted(len(sure), "file name"), row, one_line(named)),
+                shown(Path(sure.iloc[0])),
+            )
+        if len(left):
+            some = (
+                f"row {row}: '{one_line(named, 100)}'"
+                + self.finder.suggest(named).replace(" ", ". ", 1)
+                for row, named in zip(left["row"][:_MISSING_SHOWN], left["named"], strict=False)
+            )
+            log.warning(
+                "%s: %d of %s %s not there (%s%s)",
+                *(where, len(left), counted(len(made), "image file")),
+                *("is" if len(left) == 1 else "are", " ".join(some)),
+                " …" if len(left) > _MISSING_SHOWN else "",
+            )
+        made.loc[sure.index, "file"] = sure

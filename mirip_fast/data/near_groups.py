@@ -6,16 +6,7 @@ import logging
 from collections.abc import Iterable
 from pathlib import Path
 
-from mirip_fast.data.csv_reader import (
-    Problems,
-    closest,
-    counted,
-    listed,
-    read_table,
-    shown,
-    spelled,
-    with_known_names,
-)
+from mirip_fast.data.csv_reader import counted, read_table, shown, with_known_names
 from mirip_fast.data.table import Manifest
 from mirip_fast.errors import DataError
 from mirip_fast.files import open_file, write_csv
@@ -52,18 +43,10 @@ def read_near_groups(path: Path, manifest: Manifest) -> list[str | None]:
     if path.is_file() and not _has_rows(path):
         return [None] * len(manifest)  # audit found none
     table = read_table(path, expected=(GROUP, ID), encoding_errors="surrogateescape")
-    table = with_known_names(table, (GROUP, ID))
-    problems = Problems(path, sheet=table.sheet)
-    for name in (GROUP, ID):
-        if name not in table.columns:
-            close = closest(name, table.columns)
-            hint = f" Is it '{spelled(close)}'? Then call it {name}." if close else ""
-            problems.add(f"no column {name!r}. It has: {listed(table.columns)}.{hint}")
-    problems.raise_if_any()
-    group_at, id_at = table.columns.index(GROUP), table.columns.index(ID)
-    group_of: dict[str, str] = {}
-    for row, cells in table.rows:
-        group, image_id = nfc(cells[group_at].strip()), nfc(cells[id_at].strip())
+    table = with_known_names(table, (GROUP, ID), required=(GROUP, ID))
+    problems, group_of = table.problems(), dict[str, str]()
+    for row, *cells in table.cells[[GROUP, ID]].itertuples():
+        group, image_id = (nfc(cell.strip()) for cell in cells)
         if not group or not image_id:
             problems.add("a group and an image_id are expected", row=row)
         elif group_of.setdefault(image_id, group) != group:

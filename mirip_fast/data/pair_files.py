@@ -8,19 +8,16 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mirip_fast.data.csv_reader import (
     Problems,
     Table,
     closest,
     counted,
-    listed,
     misspelled,
     read_table,
     shown,
@@ -28,6 +25,7 @@ from mirip_fast.data.csv_reader import (
     with_known_names,
 )
 from mirip_fast.data.locate import alike_key, ends_of
+from mirip_fast.data.table import joined
 from mirip_fast.text import nfc
 
 if TYPE_CHECKING:
@@ -38,33 +36,11 @@ log = logging.getLogger(__name__)
 FIRST, SECOND, LABEL, WEIGHT = "image_path_1", "image_path_2", "label", "weight"
 #: Columns of a file that says the content of its works, too: SHA-256 in hexadecimal digits.
 CONTENT = ("sha256_1", "sha256_2")
+#: The columns that :func:`read_pairs` makes; all others are the user's own.
+PAIR_COLUMNS = ("one", "other", LABEL, WEIGHT, "file", "row")
 _LABELS = {1.0: 1, -1.0: -1, 0.0: 0}
 _SHOWN = 3  # contradictions that are named
 _HINTS = 20  # unknown images that get one
-
-
-@dataclass(frozen=True)
-class Judgements:
-    """p judged pairs, in the order of their file.
-
-    Attributes:
-        files: [p] the file of each.
-        images: [p, 2] int64, indexes of the two images in the table.
-        label: [p] int64; 1 the first image is better, −1 the second, 0 a tie.
-        weight: [p] float64, at least 0; 1 where the file says nothing.
-        rows: [p] line in the file, 1-based.
-        extra: [p] the other columns, as written.
-    """
-
-    files: Sequence[Path]
-    images: NDArray[np.int64]
-    label: NDArray[np.int64]
-    weight: NDArray[np.float64]
-    rows: Sequence[int]
-    extra: Sequence[dict[str, str]]
-
-    def __len__(self) -> int:
-        return len(self.label)
 
 
 def read_pairs(
@@ -75,7 +51,7 @@ def read_pairs(
     zero: str | None = None,
     separator: str | None = None,
     encoding: str = "utf-8",
-) -> Judgements:
+) -> pd.DataFrame:
     """Read files of judged pairs of the images in a table.
 
     An image is named as the data set names it (its file), by its path (absolute, or relative to one of
@@ -92,19 +68,17 @@ def read_pairs(
         separator: between cells; ``None`` finds it out.
         encoding: of the file.
 
+    Returns:
+        A row per pair, in order: ``one`` and ``other`` (int64, places of its images in the table), ``label``
+        (int64; 1 the first is better, −1 the second, 0 a tie), ``weight`` (float64, at least 0; 1 where the
+        file says nothing), ``file`` and ``row`` (1-based), and the user's own columns as written.
+
     Raises:
         DataError: a file cannot be read, a column is missing, or rows are faulty (unknown images,
             the same image twice, labels other than 1, 0, −1, weights below 0); all faults in one message.
     """
-    parts = [_read_file(path, images, places, zero, separator, encoding) for path in paths]
-    judged = Judgements(
-        files=[path for part in parts for path in part.files],
-        images=np.concatenate([part.images for part in parts]),
-        label=np.concatenate([part.label for part in parts]),
-        weight=np.concatenate([part.weight for part in parts]),
-        rows=[row for part in parts for row in part.rows],
-        extra=[extra for part in parts for extra in part.extra],
-    )
+    read = (_read_file(path, images, places, zero, separator, encoding) for path in paths)
+    judged = joined(list(read))
     _tell_contradictions(judged)
     return judged
 
@@ -116,26 +90,38 @@ def _read_file(
     zero: str | None,
     separator: str | None,
     encoding: str,
-) -> Judgements:
-    table = pairs_table(path, separator=separator, encoding=encoding)
-    problems = Problems(path, sheet=table.sheet)
-    finder = _Finder(images, [*places, path.parent, path.parent / "images"])
-    used = {FIRST, SECOND, LABEL, WEIGHT}
-    pairs, labels, weights, extra = [], [], [], []
-    for row, cells in table.rows:
-        values = dict(zip(table.columns, cells, strict=True))
-        pair = [_image(values[name], finder, problems, row, name) for name in (FIRST, SECOND)]
-        if pair[0] == pair[1] and pair[0] >= 0:
+) -> pd.DataFrame:
+    table, labels, problems = read_verdicts(path, zero, separator, encoding)
+    cells, finder = table.cells, _Finder(images, [*places, path.parent, path.parent / "images"])
+    found = list[list[int]]()
+    for row, *names in cells[[FIRST, SECOND]].itertuples():
+        found.append([finder.find(name) if name.strip() else -1 for name in names])
+        for name, place, column in zip(names, found[-1], (FIRST, SECOND), strict=True):
+            if place < 0 and name.strip():
+                problems.add(
+                    f"{name.strip()!r} is no image of the data set.{finder.hint(name)}",
+                    row=row,
+                    column=column,
+                )
+        if found[-1][0] == found[-1][1] >= 0:
             problems.add(
-                f"both images are {values[FIRST].strip()!r}; a pair has two", row=row, column=SECOND
+                f"both images are {names[0].strip()!r}; a pair has two", row=row, column=SECOND
             )
-        pairs.append(pair)
-        labels.append(verdict(values[LABEL], problems, row))
-        weights.append(_weight(values.get(WEIGHT, ""), problems, row))
-        extra.append({name: text for name, text in values.items() if name and name not in used})
+    weights = [1.0] * len(cells)
+    for i, (row, text) in enumerate(table.texts(WEIGHT) if WEIGHT in cells else ()):
+        try:
+            weights[i] = float(text) if text.strip() else 1.0
+        except ValueError:
+            weights[i] = math.nan
+        if not 0 <= weights[i] < math.inf:
+            problems.add(
+                f"{text.strip()!r} is no number of at least 0 (decimals are written with a point)",
+                row=row,
+                column=WEIGHT,
+            )
     if finder.missed:
         problems.hint(
-            f"{counted(len(finder.names), 'image')} are known, such as {finder.example!r}. Names are those "
+            f"{counted(len(finder.names), 'image')} are known, such as {finder.names[0]!r}. Names are those "
             "of the data set's file column, paths, or its image_id."
         )
     problems.raise_if_any()
@@ -146,17 +132,48 @@ def _read_file(
             *(shown(path), counted(len(finder.moved), "file name")),
             *(old, finder.names[number]),
         )
-    return Judgements(
-        files=[path] * len(labels),
-        images=np.array(pairs, dtype=np.int64).reshape(-1, 2),
-        label=np.array(with_zeros(path, labels, zero), dtype=np.int64),
-        weight=np.array(weights, dtype=np.float64),
-        rows=[row for row, _ in table.rows],
-        extra=extra,
+    one, other = np.array(found, dtype=np.int64).reshape(-1, 2).T
+    own = cells.drop(columns=[FIRST, SECOND, *PAIR_COLUMNS], errors="ignore")
+    return own.assign(
+        one=one,
+        other=other,
+        label=labels,
+        weight=weights,
+        file=str(path),
+        row=cells.index,
     )
 
 
-def pairs_table(path: Path, *, separator: str | None = None, encoding: str = "utf-8") -> Table:
+def read_verdicts(
+    path: Path, zero: str | None = None, separator: str | None = None, encoding: str = "utf-8"
+) -> tuple[Table, list[int], Problems]:
+    """The cells of a file of judged pairs, the [p] labels that they give, and what is wrong so far.
+
+    What is told is whether images are named at all, and what is no label. ``zero``: see :func:`read_pairs`.
+
+    Raises:
+        DataError: the file cannot be read, or a column is missing.
+    """
+    table = pairs_table(path, separator, encoding)
+    problems, labels = table.problems(), list[int]()
+    for column in (FIRST, SECOND):
+        for row, name in table.texts(column):
+            if not name.strip():
+                problems.add("empty; an image is expected", row=row, column=column)
+    for row, text in table.texts(LABEL):
+        try:
+            labels.append(_LABELS[float(text.strip().replace("−", "-"))])
+        except (ValueError, KeyError):
+            labels.append(0)
+            problems.add(
+                f"{text.strip()!r}; 1 (the first image is better), -1 (the second) or 0 (a tie) is expected",
+                row=row,
+                column=LABEL,
+            )
+    return table, labels if problems else _with_zeros(path, labels, zero), problems
+
+
+def pairs_table(path: Path, separator: str | None = None, encoding: str = "utf-8") -> Table:
     """The cells of a file of judged pairs, with the columns that each must have.
 
     Raises:
@@ -164,16 +181,8 @@ def pairs_table(path: Path, *, separator: str | None = None, encoding: str = "ut
     """
     known = (FIRST, SECOND, LABEL, WEIGHT)
     table = read_table(path, expected=known, separator=separator, encoding=encoding)
-    table = with_known_names(table, known)
-    problems = Problems(path, sheet=table.sheet)
-    free = [name for name in table.columns if name and name not in known]
-    for name in (FIRST, SECOND, LABEL):
-        if name not in table.columns:
-            close = closest(name, free)
-            hint = f" Is it '{spelled(close)}'? Then call it {name}." if close else ""
-            problems.add(f"no column {name!r}. It has: {listed(table.columns)}.{hint}")
-    problems.raise_if_any()
-    near = None if WEIGHT in table.columns else misspelled(WEIGHT, free)
+    table = with_known_names(table, known, required=known[:3])
+    near = None if WEIGHT in table.columns else misspelled(WEIGHT, table.columns)
     if near is not None:
         log.warning(
             "%s: column '%s' is not read; if it holds the weights, call it %s",
@@ -196,14 +205,13 @@ def works_in(path: Path, *, encoding: str = "utf-8") -> pd.DataFrame | None:
     table = pairs_table(path, encoding=encoding)
     if not {*CONTENT} <= {*table.columns}:
         return None
-    problems, known = Problems(path, sheet=table.sheet), dict[str, str]()
-    for row, cells in table.rows:
-        of = dict(zip(table.columns, cells, strict=True))
-        for name, column in zip((FIRST, SECOND), CONTENT, strict=True):
-            text = of[column].strip().lower()
+    problems, known = table.problems(), dict[str, str]()
+    for name, column in zip((FIRST, SECOND), CONTENT, strict=True):
+        for (row, cell), work in zip(table.texts(column), table.cells[name], strict=True):
+            text = cell.strip().lower()
             if not re.fullmatch("[0-9a-f]{64}", text):
                 problems.add(f"{text!r} is no SHA-256 of a file", row=row, column=column)
-            elif known.setdefault(of[name].strip(), text) != text:
+            elif known.setdefault(work.strip(), text) != text:
                 problems.add("another content than in a row above", row=row, column=column)
     problems.raise_if_any()
     hashes = [bytes.fromhex(text) for text in known.values()]
@@ -212,95 +220,7 @@ def works_in(path: Path, *, encoding: str = "utf-8") -> pd.DataFrame | None:
     )
 
 
-def named(name: str, problems: Problems, row: int, column: str) -> bool:
-    """Whether a cell names an image; where it is empty, that is noted."""
-    if not name.strip():
-        problems.add("empty; an image is expected", row=row, column=column)
-    return bool(name.strip())
-
-
-class _Finder:
-    """Finds an image by the name that a pairs file gives it, without asking the disk."""
-
-    def __init__(self, images: pd.DataFrame, places: Sequence[Path]):
-        self._places = [str(place) for place in dict.fromkeys(places)]
-        ids, named = images["image_id"].tolist(), images["named"].tolist()
-        self._by_path = {_spelled(file): i for i, file in enumerate(images["file"])}
-        self._by_file = {nfc(name): i for i, name in enumerate(named) if name}
-        self._by_id = {nfc(image_id): i for i, image_id in enumerate(ids)}
-        self.names = [name or image_id for name, image_id in zip(named, ids, strict=True)]
-        self._alike: dict[str, list[str]] = defaultdict(list)
-        for name in self.names:
-            self._alike[alike_key(name)].append(name)
-        self.moved: dict[int, str] = {}  # image → the old absolute path that was taken for it
-        self.missed = 0
-
-    @property
-    def example(self) -> str:
-        return next(iter(self.names), "")
-
-    def find(self, name: str) -> int | None:
-        """Index of the image called ``name``; file names come before ids."""
-        composed = nfc(name.strip())
-        for spelling in (composed, composed.replace("\\", "/")):
-            found = self._by_name(spelling)
-            if found is not None:
-                return found
-        if composed in self._by_id:
-            return self._by_id[composed]
-        for end in ends_of(composed):
-            found = self._by_name(end)
-            if found is not None:  # two such paths with one end are in doubt
-                return found if self.moved.setdefault(found, composed) == composed else None
-        return None
-
-    def _by_name(self, name: str) -> int | None:
-        if name in self._by_file:
-            return self._by_file[name]
-        for place in self._places:
-            path = _spelled(os.path.join(place, name))  # noqa: PTH118 (thousands of calls)
-            if path in self._by_path:
-                return self._by_path[path]
-        return None
-
-    def hint(self, name: str) -> str:
-        self.missed += 1
-        if self.missed > _HINTS:  # no more are shown, and each costs a look at all names
-            return ""
-        alike = self._alike.get(alike_key(name))
-        close = alike[0] if alike else closest(name.strip(), self.names)
-        return f" Did you mean {close!r}?" if close else ""
-
-
-def _image(name: str, finder: _Finder, problems: Problems, row: int, column: str) -> int:
-    """Index of an image; below 0, and noted, where there is none."""
-    if not named(name, problems, row, column):
-        return -1
-    found = finder.find(name)
-    if found is None:
-        problems.add(
-            f"{name.strip()!r} is no image of the data set.{finder.hint(name)}",
-            row=row,
-            column=column,
-        )
-        return -1
-    return found
-
-
-def verdict(text: str, problems: Problems, row: int) -> int:
-    """1 where the first image is better, −1 where the second is, 0 for a tie; and 0, noted, for a fault."""
-    try:
-        return _LABELS[float(text.strip().replace("−", "-"))]
-    except (ValueError, KeyError):
-        problems.add(
-            f"{text.strip()!r}; 1 (the first image is better), -1 (the second) or 0 (a tie) is expected",
-            row=row,
-            column=LABEL,
-        )
-        return 0
-
-
-def with_zeros(path: Path, labels: list[int], zero: str | None) -> list[int]:
+def _with_zeros(path: Path, labels: list[int], zero: str | None) -> list[int]:
     """The labels of a file with what 0 means put in; see :func:`read_pairs`."""
     zeros = counted(labels.count(0), "label") + " of 0"
     if -1 in labels or 0 not in labels:
@@ -319,45 +239,74 @@ def with_zeros(path: Path, labels: list[int], zero: str | None) -> list[int]:
     return labels
 
 
-def _weight(text: str, problems: Problems, row: int) -> float:
-    if not text.strip():
-        return 1.0
-    try:
-        weight = float(text)
-    except ValueError:
-        weight = math.nan
-    if not 0 <= weight < math.inf:
-        problems.add(
-            f"{text.strip()!r} is no number of at least 0 (decimals are written with a point)",
-            row=row,
-            column=WEIGHT,
-        )
-        return 0.0
-    return weight
+class _Finder:
+    """Finds an image by the name that a pairs file gives it, without asking the disk."""
+
+    def __init__(self, images: pd.DataFrame, places: Sequence[Path]):
+        self._places = [str(place) for place in dict.fromkeys(places)]
+        ids, named = images["image_id"].tolist(), images["named"].tolist()
+        self._by_path = {_spelled(file): i for i, file in enumerate(images["file"])}
+        self._by_file = {nfc(name): i for i, name in enumerate(named) if name}
+        self._by_id = {nfc(image_id): i for i, image_id in enumerate(ids)}
+        self.names = [name or image_id for name, image_id in zip(named, ids, strict=True)]
+        self._alike: dict[str, list[str]] = defaultdict(list)
+        for name in self.names:
+            self._alike[alike_key(name)].append(name)
+        self.moved: dict[int, str] = {}  # image → the old absolute path that was taken for it
+        self.missed = 0
+
+    def find(self, name: str) -> int:
+        """Index of the image called ``name``, −1 of none; file names come before ids."""
+        composed = nfc(name.strip())
+        for spelling in (composed, composed.replace("\\", "/")):
+            found = self._by_name(spelling)
+            if found is not None:
+                return found
+        if composed in self._by_id:
+            return self._by_id[composed]
+        for end in ends_of(composed):
+            found = self._by_name(end)
+            if found is not None:  # two such paths with one end are in doubt
+                return found if self.moved.setdefault(found, composed) == composed else -1
+        return -1
+
+    def _by_name(self, name: str) -> int | None:
+        if name in self._by_file:
+            return self._by_file[name]
+        paths = (_spelled(os.path.join(place, name)) for place in self._places)  # noqa: PTH118
+        return next((self._by_path[path] for path in paths if path in self._by_path), None)
+
+    def hint(self, name: str) -> str:
+        self.missed += 1
+        if (
+            self.missed > _HINTS or not self.names
+        ):  # no more are shown, and each costs a look at all
+            return ""
+        alike = self._alike.get(alike_key(name))
+        close = alike[0] if alike else closest(name.strip(), self.names)
+        return f" Did you mean {close!r}?" if close else ""
 
 
-def _tell_contradictions(judged: Judgements) -> None:
+def _tell_contradictions(judged: pd.DataFrame) -> None:
     """Warn of pairs that are judged both ways, with their rows."""
-    first: dict[tuple[int, int], dict[int, int]] = defaultdict(
-        dict
-    )  # pair → verdict → its first place
-    for place, ((one, other), label) in enumerate(
-        zip(judged.images.tolist(), judged.label.tolist(), strict=True)
+    first: dict[tuple[int, int], dict[int, int]] = {}  # pair → verdict → its first place
+    for place, (one, other, label) in enumerate(
+        judged[["one", "other", LABEL]].to_numpy().tolist()
     ):
         pair, verdict = ((one, other), label) if one < other else ((other, one), -label)
-        first[pair].setdefault(verdict, place)
+        first.setdefault(pair, {}).setdefault(verdict, place)
     both = [sorted((found[1], found[-1])) for found in first.values() if 1 in found and -1 in found]
     if both:
-        files = list(dict.fromkeys(judged.files))
+        files = judged["file"].unique().tolist()
 
         def where(place: int) -> str:
-            row = str(judged.rows[place])
-            return row if len(files) == 1 else f"{shown(judged.files[place])}:{row}"
+            row = str(judged["row"][place])
+            return row if len(files) == 1 else f"{shown(Path(judged['file'][place]))}:{row}"
 
         some = "; ".join(f"rows {where(one)} and {where(two)}" for one, two in both[:_SHOWN])
         log.warning(
             "%s: %s judged both ways (%s%s); all judgements count",
-            ", ".join(map(shown, files)),
+            ", ".join(shown(Path(file)) for file in files),
             counted(len(both), "pair"),
             some,
             "; …" if len(both) > _SHOWN else "",

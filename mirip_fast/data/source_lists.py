@@ -29,7 +29,12 @@ from mirip_fast.data.image_files import (
     tell_passed_over,
 )
 from mirip_fast.data.locate import FileFinder, tell_unnamed
-from mirip_fast.data.manifest_rows import IMAGE_COLUMNS, Columns, Rows, records_from_csv
+from mirip_fast.data.manifest_rows import (
+    IMAGE_COLUMNS,
+    Columns,
+    images_from,
+    records_from_csv,
+)
 from mirip_fast.data.sources import (
     DAMAGED,
     METADATA_NAME,
@@ -397,6 +402,8 @@ def _from_labels(
     options: DataOptions,
 ) -> pd.DataFrame:
     """Images with what the samples' ``.json`` and ``.cls`` files say, read like the rows of a table."""
+    import pandas as pd
+
     keys = dict.fromkeys(key for known in labels for key in known)
     tier, own_id = options.tier_column, options.id_column
     # Numbers that JSON files call image_id are rarely unique over many tars: such ids are asked for by name.
@@ -404,13 +411,12 @@ def _from_labels(
     keys = {key: None for key in keys if key not in no_column}
     has_tier = tier in keys or any("cls" in known for known in labels)
     columns = list(dict.fromkeys(["filename", *keys, *([tier] if has_tier else [])]))
-    rows = []
-    problems = _ByName(source, ids)
+    rows, problems = [], Problems(source, named=ids)
     for number, (image_id, known) in enumerate(zip(ids, labels, strict=True)):
         if UNREADABLE in known:
             problems.add(known[UNREADABLE], row=number)
         values = {**known, "filename": image_id, tier: known.get(tier, known.get("cls", ""))}
-        rows.append((number, [values.get(column, "") for column in columns]))
+        rows.append([values.get(column, "") for column in columns])
     there = set(columns)
     meaning = Columns(
         image="filename",
@@ -419,30 +425,5 @@ def _from_labels(
         score=options.score_column if options.score_column in there else None,
         group=options.group_column if options.group_column in there else None,
     )
-    table = Table(source, tuple(columns), rows)
-    reader = Rows(table, meaning, options, _Below(root), problems)
-    return reader.read().assign(row=0)
-
-
-class _ByName(Problems):
-    """Problems of samples: each is told with the name of its image, as they have no rows."""
-
-    def __init__(self, source: Path, ids: Sequence[str]):
-        super().__init__(source)
-        self._ids = ids
-
-    def add(self, text: str, *, row: int | None = None, column: str | None = None) -> None:
-        """Note a problem; ``row`` is the sample's number."""
-        name = "" if row is None else f"{self._ids[row]}: "
-        super().add(f"{name}{text}", column=column)
-
-
-class _Below(FileFinder):
-    """Finds what is known to be there."""
-
-    def __init__(self, root: Path):
-        super().__init__((root,))
-
-    def find(self, name: str) -> Path | None:
-        """The path of a member."""
-        return self.places[0] / name
+    table = Table(source, pd.DataFrame(rows, columns=columns, dtype=object))
+    return images_from(table, meaning, options, FileFinder((root,)), problems).assign(row=0)

@@ -4,6 +4,10 @@ Words used here: a *unit* is a set of images that must stay in one part (one gro
 a single image); a *part* is train, val or test; its *quota* is the number of images of a tier that it
 would get if images could be cut. Nothing here depends on the order of the images: units are ordered by
 a hash of their names and the seed, so that images added later move few of the others.
+
+scikit-learn's StratifiedGroupKFold, its folds dealt to 80/10/10, is further off: over five seeds the largest
+difference of a tier's share is 11 points of silhouettes by group (here 5), 9 of 267 paintings in groups of
+seven (1.5), 11 of 20 groups of 20 (4); and a part's size by 18 points (1.7). Three groups are the same.
 """
 
 from __future__ import annotations
@@ -91,30 +95,27 @@ def stratify(
     tier_of, unit_of = (np.unique(x, return_inverse=True)[1] for x in (np.array(tiers), units))
     counts = np.zeros((int(unit_of.max()) + 1, int(tier_of.max()) + 1), dtype=np.int64)
     np.add.at(counts, (unit_of, tier_of), 1)
-    drawn = _draw_order(unit_of, names, seed)
-    goal = _Goal.of(counts, np.array(ratios, dtype=np.float64))
     kinds, kind_of = np.unique(counts, axis=0, return_inverse=True)
-    amounts = _best_amounts(goal, kinds, kind_of.reshape(-1), drawn)
-    if goal.off_size((amounts.T @ kinds).sum(axis=1)) > TOLERANCE:
-        # Tier shares cost the sizes too much: in a part of few units they cannot be near.
-        rough = goal.as_units_allow(counts)
-        again = _best_amounts(rough, kinds, kind_of.reshape(-1), drawn)
-        amounts = min(amounts, again, key=lambda some: float(rough.cost((some.T @ kinds)[None])[0]))
-    part_of_unit = np.empty(len(counts), dtype=np.int64)
-    for kind, amount in enumerate(amounts):
-        members = drawn[kind_of.reshape(-1)[drawn] == kind]
-        part_of_unit[members] = np.repeat(np.arange(len(ratios)), amount)
-    return part_of_unit[unit_of]
-
-
-def _draw_order(unit_of: Counts, names: Sequence[str], seed: int) -> Counts:
-    """Unit numbers in an order that depends on the seed and the names alone."""
+    kind_of = kind_of.reshape(-1)
     keys: dict[int, bytes] = {}
     for unit, name in zip(unit_of.tolist(), names, strict=True):
         text = f"{seed}\n{name}".encode("utf-8", "surrogateescape")
         key = hashlib.blake2b(text, digest_size=16).digest()
         keys[unit] = min(key, keys.get(unit, key))
-    return np.array(sorted(keys, key=lambda unit: keys[unit]), dtype=np.int64)
+    drawn = np.array(sorted(keys, key=lambda unit: keys[unit]), dtype=np.int64)
+    goal = _Goal.of(counts, np.array(ratios, dtype=np.float64))
+    amounts = _best_amounts(goal, kinds, kind_of, drawn)
+    sizes = (amounts.T @ kinds).sum(axis=1)
+    if np.abs(sizes / sizes.sum() - goal.ratios).max() > TOLERANCE:
+        # Tier shares cost the sizes too much: in a part of few units they may be off by a unit of mean size.
+        share = len(unit_of) / len(counts) / np.maximum(goal.quotas.sum(axis=1), 1)
+        rough = replace(goal, tolerance=np.maximum(TOLERANCE, share))
+        both = amounts, _best_amounts(rough, kinds, kind_of, drawn)
+        amounts = min(both, key=lambda some: rough.cost(some.T @ kinds))
+    part_of_unit = np.empty(len(counts), dtype=np.int64)
+    for kind, amount in enumerate(amounts):
+        part_of_unit[drawn[kind_of[drawn] == kind]] = np.repeat(np.arange(len(ratios)), amount)
+    return part_of_unit[unit_of]
 
 
 @dataclass(frozen=True)
@@ -146,27 +147,18 @@ class _Goal:
         quotas, tolerance = np.outer(ratios, totals), np.full(len(ratios), TOLERANCE)
         return cls(ratios, quotas, totals / totals.sum(), needed, tolerance)
 
-    def as_units_allow(self, counts: Counts) -> _Goal:
-        """The same where a share may differ by a unit of the mean size, for units with these counts."""
-        wanted = np.maximum(self.quotas.sum(axis=1), 1)
-        return replace(self, tolerance=np.maximum(TOLERANCE, counts.sum() / len(counts) / wanted))
-
-    def off_size(self, sizes: Counts) -> float:
-        """The largest difference of a part's share of all images from its ratio, for ``[P]`` sizes."""
-        return float(np.abs(sizes / sizes.sum() - self.ratios).max())
-
     def cost(self, placed: Counts) -> Real:
         """How far divisions are from the goal, 0 or more.
 
         Args:
-            placed: int ``[M, P, T]``, images per part and tier in each of M divisions.
+            placed: int ``[…, P, T]``, images per part and tier of each division.
 
         Returns:
-            float64 ``[M]``. In order of weight: parts with fewer than two tiers (they hold no pair), needed
+            float64 ``[…]``. In order of weight: parts with fewer than two tiers (they hold no pair), needed
             tiers that are absent, tier shares off by more than the tolerance, sizes and shares.
         """
         active = self.ratios > 0
-        placed = placed[:, active]
+        placed = placed[..., active, :]
         sizes = placed.sum(axis=-1)
         wanted = self.quotas[active].sum(axis=-1)
         off = placed / np.maximum(sizes, 1)[..., None] - self.shares
@@ -182,10 +174,6 @@ class _Goal:
         )
         return total
 
-    def is_met(self, placed: Counts) -> bool:
-        """Whether nothing weighty is left to improve: all tiers there, shares and sizes near enough."""
-        return bool(self.cost(placed[None])[0] < 0.25)
-
 
 def _best_amounts(goal: _Goal, kinds: Counts, kind_of: Counts, drawn: Counts) -> Counts:
     """How many units of each kind go to each part: int64 ``[K, P]``.
@@ -196,22 +184,17 @@ def _best_amounts(goal: _Goal, kinds: Counts, kind_of: Counts, drawn: Counts) ->
         kind_of: ``[U]``, the kind of each unit.
         drawn: ``[U]``, unit numbers in the seed's order.
     """
-    sizes = kinds.sum(axis=1)
-    only_single = bool((sizes == 1).all())
-    best, best_cost = None, np.inf
+    only_single = bool((kinds.sum(axis=1) == 1).all())
+    found = list[tuple[float, Counts]]()
     for attempt in range(_ATTEMPTS):
         amounts = _place(goal, kinds, kind_of, drawn, attempt)
-        placed = amounts.T @ kinds
         # Single images are right by construction, unless there are too few for two tiers in each part.
-        if not only_single or goal.cost(placed[None])[0] >= 1e6:
+        if not only_single or goal.cost(amounts.T @ kinds) >= 1e6:
             amounts = _improve(goal, kinds, amounts)
-        cost = float(goal.cost((amounts.T @ kinds)[None])[0])
-        if cost < best_cost - 1e-12:
-            best, best_cost = amounts, cost
-        if only_single or goal.is_met(amounts.T @ kinds):
+        found.append((round(float(goal.cost(amounts.T @ kinds)), 12), amounts))
+        if only_single or found[-1][0] < 0.25:  # nothing weighty is left to improve
             break
-    assert best is not None  # the first attempt always counts
-    return best
+    return min(found, key=lambda one: one[0])[1]
 
 
 def _place(goal: _Goal, kinds: Counts, kind_of: Counts, drawn: Counts, attempt: int) -> Counts:
@@ -262,7 +245,7 @@ def _improve(goal: _Goal, kinds: Counts, amounts: Counts) -> Counts:
     """Move one unit, or swap two, as long as that lowers the cost; the best such step each time."""
     amounts = amounts.copy()
     placed = amounts.T @ kinds
-    cost = goal.cost(placed[None])[0]
+    cost = float(goal.cost(placed))
     active = np.flatnonzero(goal.ratios > 0)
     pairs = [(a, b) for a in active for b in active if a != b]
     empty = np.zeros((1, kinds.shape[1]), dtype=np.int64)

@@ -428,14 +428,13 @@ def _judgements_of(works: Works, file: JudgementFile) -> list[Judgement]:
     read = read_pairs([file.path], joined([manifest.table, works.others]), places)
     log.info("%s: going on after %s", shown(file.path), counted(len(read), "judgement"))
     judged = []
-    for (one, other), label, extra, row in zip(
-        read.images.tolist(), read.label.tolist(), read.extra, file.rows, strict=True
-    ):
+    for said, row in zip(read.to_dict("records"), file.rows, strict=True):
+        one, other, label = said["one"], said["other"], said["label"]
         if one < len(works) and other < len(works):
-            kind = extra.get("kind", "")
-            predicted = {"1": 1, "-1": -1}.get(extra.get("predicted", "").strip())
+            kind = said.get("kind", "")
+            predicted = {"1": 1, "-1": -1}.get(said.get("predicted", "").strip())
             pair = Pair(one, other, kind if kind in (MEASURE, REPEAT) else TEACH)
-            judge = extra.get("judge", "").strip()
+            judge = said.get("judge", "").strip()
             judged.append(Judgement(pair, label, predicted, judge, row))
     return judged
 

@@ -17,8 +17,8 @@ from mirip_fast.data.csv_reader import counted, shown
 from mirip_fast.data.pair_files import (
     CONTENT,
     LABEL,
+    PAIR_COLUMNS,
     WEIGHT,
-    Judgements,
     read_pairs,
     works_in,
 )
@@ -198,7 +198,9 @@ def read_judged_pairs(
     for path in paths:
         works, judged = _works_and_pairs(path, images, dataset, zero, elsewhere)
         ids, hashes = works["image_id"].tolist(), works["sha256"].tolist()
-        for i, pair in enumerate(judged.images.tolist()):
+        own = judged.drop(columns=[*PAIR_COLUMNS]).to_dict("records")
+        for said, given in zip(judged.to_dict("records"), own, strict=True):
+            pair = said["one"], said["other"]
             contents = [hashes[work] for work in pair]
             splits = {split_of.get(sha, "train" if elsewhere else "no split") for sha in contents}
             if across and splits == {"train", "val"}:
@@ -209,14 +211,14 @@ def read_judged_pairs(
             elif contents[0] == contents[1]:
                 fate = "the same picture under two names"
             row: dict[str, Any] = {
-                **judged.extra[i],
+                **{str(name): text for name, text in given.items()},
                 **{c: ids[work] for c, work in zip(_COLUMNS[:2], pair, strict=True)},
-                LABEL: int(judged.label[i]),
-                WEIGHT: repr(float(judged.weight[i])),
+                LABEL: said[LABEL],
+                WEIGHT: repr(said[WEIGHT]),
                 "split": fate if fate in SPLITS else None,
                 "dropped": None if fate in SPLITS else fate,
                 "file": shown(path),
-                "row": judged.rows[i],
+                "row": said["row"],
                 **{c: sha and sha.hex() for c, sha in zip(CONTENT, contents, strict=True)},
             }
             table.append(row)
@@ -225,7 +227,7 @@ def read_judged_pairs(
 
 def _works_and_pairs(
     path: Path, images: GradedImages, dataset: Dataset, zero: str | None, elsewhere: bool
-) -> tuple[pd.DataFrame, Judgements]:
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The works that a file is about, and its pairs of them."""
     fault, encoding = None, images.options.encoding
     works = works_in(path, encoding=encoding)

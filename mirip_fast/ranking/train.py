@@ -236,7 +236,7 @@ def _served_pairs(config: Config, dataset: Dataset, readout: str) -> list[Path]:
     for path in map(Path, dict.fromkeys(known)):
         if not path.is_file():
             log.info("%s is gone: what was moved in `serve` is not learned from", shown(path))
-        elif pairs_table(path).rows:
+        elif len(pairs_table(path).cells):
             files.append(path)
     if files and (config.train.folds or readout in ("auto", "ensemble")):
         log.warning(
