@@ -72,7 +72,7 @@ def embed_command(
     Started by torchrun or srun, each process takes its share of the images; the same command alone, after
     them, finds all features there and writes the list of the images.
     """
-    from mirip_fast.data.source_lists import as_one
+    from mirip_fast.data.manifest import as_one
     from mirip_fast.features.maintenance import check_export, export_dataset
     from mirip_fast.features.outcomes import EmbedInterrupt
     from mirip_fast.features.phase_one import each_backbone, embed_data

@@ -148,7 +148,7 @@ def rank_command(
 
     With --by, applicants are ranked, each with their works; with --within, inside each value of that column.
     """
-    from mirip_fast.data.source_lists import as_one
+    from mirip_fast.data.manifest import as_one
     from mirip_fast.portfolio.rank import rank_folder
     from mirip_fast.ranking.anchors import find_anchors
     from mirip_fast.ranking.applicants import check_portfolio

@@ -263,7 +263,7 @@ def damaged() -> list[Case]:
         Case("damaged/header_sum.png", PNG_START + bad_header + flat[33:], "failure"),
         Case("damaged/no_pixels.png", png(0, 5, 8, 0, bytes(5)), "failure"),
         Case("damaged/noise.png", flat[:41] + b"\x99" * 200, "failure"),
-    ]
+    ]  # fmt: skip
 
 
 def oversized() -> list[Case]:
@@ -281,7 +281,7 @@ def oversized() -> list[Case]:
         Case("big/header.tiff", tiff(2**31 - 1, 2**31 - 1, bytes(16)), "failure"),
         Case("big/text.png", PNG_START + head + text + png(8, 8, 8, 0, bytes(72))[33:], "failure"),
         Case("big/hole.jpg", lambda path: (path.touch(), os.truncate(path, 5 << 30)), "failure"),
-    ]
+    ]  # fmt: skip
 
 
 def pixel_kinds() -> list[Case]:
@@ -304,39 +304,18 @@ def pixel_kinds() -> list[Case]:
         Case("kind/lab.tiff", encode(lab, "TIFF"), "picture", like="waves", within=4),
         Case("kind/grey16.png", png16(grey16, 0), "picture", same="grey"),
         Case("kind/grey16.tiff", encode(Image.fromarray(grey16), "TIFF"), "picture", same="grey"),
-        Case(
-            "kind/white_is_zero.tiff",
-            tiff(WIDTH, HEIGHT, negative, bits=(258, 3, 16), photometric=(262, 3, 0)),
-            "picture",
-            same="grey",
-        ),
-        Case(
-            "kind/grey16_clear.png",
-            png16(grey16, 0, transparent_grey),
-            "picture",
-            like="grey",
-            within=9,
-        ),
-        Case(
-            "kind/rgb16.png",
-            png16(np.asarray(image).astype(np.uint16) * 257, 2),
-            "picture",
-            same="waves",
-        ),
+        Case("kind/white_is_zero.tiff", tiff(WIDTH, HEIGHT, negative, bits=(258, 3, 16), photometric=(262, 3,
+             0)), "picture", same="grey"),
+        Case("kind/grey16_clear.png", png16(grey16, 0, transparent_grey), "picture", like="grey", within=9),
+        Case("kind/rgb16.png", png16(np.asarray(image).astype(np.uint16) * 257, 2), "picture", same="waves"),
         Case("kind/bits.png", encode(image.convert("1"), "PNG"), "picture"),
-        Case(
-            "kind/palette.png",
-            encode(image.quantize(128), "PNG"),
-            "picture",
-            like="waves",
-            within=20,
-        ),
+        Case("kind/palette.png", encode(image.quantize(128), "PNG"), "picture", like="waves", within=20),
         Case("kind/palette_clear.png", encode(image.quantize(9), "PNG", transparency=4), "picture"),
         Case("kind/grey_alpha.png", encode(image.convert("LA"), "PNG"), "picture", same="grey"),
         Case("kind/invisible.png", encode(see_through, "PNG"), "picture", like="white"),
         Case("kind/float.tiff", encode(levels, "TIFF"), "failure"),
         Case("kind/int32.tiff", encode(levels.convert("I"), "TIFF"), "failure"),
-    ]
+    ]  # fmt: skip
 
 
 def rare_layouts() -> list[Case]:
@@ -444,36 +423,19 @@ def containers() -> list[Case]:
         Case("fine/CAPITALS.JPG", jpeg, "picture", same="jpeg"),
         Case("fine/more_behind.jpg", jpeg + bytes(999), "picture", same="jpeg"),
         Case("fine/jpeg_inside.png", jpeg, "picture", same="jpeg"),
-        Case(
-            "fine/odd_exif.jpg", jpeg_with(0xE1, b"Exif\0\0rubbish", jpeg), "picture", same="jpeg"
-        ),
-        Case(
-            "fine/odd_exif.webp",
-            encode(image, "WEBP", lossless=True, exif=b"MM\0\x99rubbish"),
-            "picture",
-            same="waves",
-        ),
-        Case(
-            "fine/cut_profile.jpg", jpeg_with(0xE2, b"ICC_PROFILE\0", jpeg), "picture", same="jpeg"
-        ),
+        Case("fine/odd_exif.jpg", jpeg_with(0xE1, b"Exif\0\0rubbish", jpeg), "picture", same="jpeg"),
+        Case("fine/odd_exif.webp", encode(image, "WEBP", lossless=True, exif=b"MM\0\x99rubbish"), "picture",
+             same="waves"),
+        Case("fine/cut_profile.jpg", jpeg_with(0xE2, b"ICC_PROFILE\0", jpeg), "picture", same="jpeg"),
         Case("fine/cut_jfif.jpg", jpeg_with(0xE0, b"JFIF\0", jpeg), "picture", same="jpeg"),
-        Case(
-            "fine/progressive.jpg",
-            encode(image, "JPEG", progressive=True),
-            "picture",
-            like="waves",
-            within=9,
-        ),
+        Case("fine/progressive.jpg", encode(image, "JPEG", progressive=True), "picture", like="waves",
+             within=9),
         Case("fine/two_pictures.jpg", encode_film("MPO"), "picture", like="waves", within=9),
         Case("fine/plain.png", flat, "picture", same="waves"),
         Case("fine/png_inside.jpg", flat, "picture", same="waves"),
         Case("fine/no_end.png", flat[:-12], "picture", same="waves"),
-        Case(
-            "fine/odd_profile.png",
-            encode(image, "PNG", icc_profile=b"no profile"),
-            "picture",
-            same="waves",
-        ),
+        Case("fine/odd_profile.png", encode(image, "PNG", icc_profile=b"no profile"), "picture",
+             same="waves"),
         Case("fine/film.png", encode_film("PNG"), "picture", same="waves"),
         Case("fine/film.webp", encode_film("WEBP", lossless=True), "picture", same="waves"),
         Case("fine/film.gif", encode_film("GIF"), "picture", like="waves", within=25),
@@ -483,7 +445,7 @@ def containers() -> list[Case]:
         Case("fine/dot.png", encode(Image.new("RGB", (1, 1)), "PNG"), "picture"),
         Case("fine/tall.png", encode(Image.new("RGB", (1, 9000)), "PNG"), "picture"),
         Case("fine/wide.jpg", encode(Image.new("RGB", (40_000, 2)), "JPEG"), "picture"),
-    ]
+    ]  # fmt: skip
     if features.check("libtiff"):
         found.append(
             Case(

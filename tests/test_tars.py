@@ -35,8 +35,7 @@ from mirip_fast.config import Config
 from mirip_fast.data import sources
 from mirip_fast.data.decode_pool import DecodeJob, DecodePool
 from mirip_fast.data.image_files import read_image_bytes
-from mirip_fast.data.manifest import read_manifest, write_manifest_csv
-from mirip_fast.data.source_lists import as_one
+from mirip_fast.data.manifest import as_one, read_manifest, write_manifest_csv
 from mirip_fast.data.sources import index_tar
 from mirip_fast.data.table import DataOptions
 from mirip_fast.errors import DataError

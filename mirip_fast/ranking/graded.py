@@ -24,13 +24,13 @@ from mirip_fast.data.locate import tell_unlisted
 from mirip_fast.data.manifest import (
     check_trainable,
     grade_remarks,
+    is_there,
     only_graded,
     read_manifest,
     write_manifest_csv,
 )
 from mirip_fast.data.near_groups import near_labels
 from mirip_fast.data.remote import address, is_remote, path_of
-from mirip_fast.data.source_lists import is_there
 from mirip_fast.data.sources import keep_indexes_in
 from mirip_fast.data.splits import SPLITS, Split, split_manifest
 from mirip_fast.data.table import (
