@@ -218,10 +218,13 @@ def _check_shape(
     """Split off the header and give every row as many cells as it has columns with a name."""
     import pandas as pd
 
-    if not rows:
-        where, what = (f", sheet {sheet!r}", "row") if sheet is not None else ("", "line")
+    if not rows and sheet is None:
         raise DataError(
-            f"{shown(path)}{where}: empty. The first {what} names the columns: {','.join(expected)}"
+            f"{shown(path)}: empty. The first line names the columns: {','.join(expected)}"
+        )
+    if not rows:
+        raise DataError(
+            f"{shown(path)}, sheet {sheet!r}: empty. Its first row names the columns: {','.join(expected)}"
         )
     problems = Problems(path, sheet=sheet)
     known = set(map(_key, expected))
@@ -375,24 +378,22 @@ def _decode(path: Path, data: bytes, encoding: str, errors: str) -> str:
     for start, kind in _OTHER_KINDS.items():
         if head.startswith(start):
             raise DataError(f"{shown(path)}: {kind}, not CSV; {_SAVE_AS_UTF8}")
-    where, fault = shown(path), f"holds NUL bytes, so it is no {encoding} text"
     try:
         text = data.decode("utf-8-sig" if name == "utf-8" else name, errors)
-        if "\0" not in text:
-            return text
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        where += f":{line}"
-        fault = f"not {encoding} text (at byte {error.start} of the file)"
+        fault = f"{shown(path)}:{line}: not {encoding} text (at byte {error.start} of the file). "
+    else:
+        if "\0" not in text:
+            return text
+        fault = f"{shown(path)}: holds NUL bytes, so it is no {encoding} text. "
     for guess, what in _GUESSES.items():
         with suppress(UnicodeDecodeError):
             if guess != name and "\0" not in data.decode(guess):
-                raise DataError(
-                    f"{where}: {fault}. It reads as {what}: {_SAVE_AS_UTF8}, or give --encoding {guess}"
-                )
-    raise DataError(
-        f"{where}: {fault}. Is it a CSV file? If so, {_SAVE_AS_UTF8}, or name its encoding with --encoding"
-    )
+                fault += f"It reads as {what}: {_SAVE_AS_UTF8}, or give --encoding {guess}"
+                raise DataError(fault)
+    fault += f"Is it a CSV file? If so, {_SAVE_AS_UTF8}, or name its encoding with --encoding"
+    raise DataError(fault)
 
 
 def _find_separator(text: str, expected: Sequence[str]) -> str:

@@ -266,9 +266,9 @@ class _Rows:
         text = {n: [nfc(cell.strip()) for cell in cells[n]] for n in self.table.columns}
         named = cells[columns.image].tolist()  # as written: it is looked for on the disk
         ids = [nfc(name) for name in named] if columns.id is None else text[columns.id]
-        self._require(named, columns.image, "an image file is expected")
+        self._require(named, columns.image, "empty; an image file is expected")
         if columns.id is not None:
-            self._require(ids, columns.id, "every image needs its own name")
+            self._require(ids, columns.id, "empty; every image needs its own name")
         files, missing = self._files(named)
         by_column = self._graders_by_column(text)
         tiers = self._tiers({c: text[c] for c in (columns.tier, *by_column) if c is not None})
@@ -329,7 +329,7 @@ class _Rows:
     def _require(self, texts: Sequence[str], column: str, what: str) -> None:
         for row, cell in zip(self.table.cells.index, texts, strict=True):
             if not cell.strip():
-                self.problems.add(f"empty; {what}", row=row, column=column)
+                self.problems.add(what, row=row, column=column)
 
     def _files(self, named: Sequence[str]) -> tuple[list[str], set[int]]:
         """[n] where each file is, or was expected; and the rows whose file is not there."""
@@ -435,9 +435,9 @@ class _Rows:
         numbers = all(name.isascii() and name.replace(".", "", 1).isdigit() for name in counts)
         names = sorted(counts, key=float if numbers else str.casefold)
         some = ", ".join(f"{name} {counts[name]:,}" for name in names[:_TIERS_SHOWN])
+        how = "in numerical order" if numbers else "in alphabetical order"
         hint = (
-            f"The tiers known are {', '.join(self.options.tiers)}. This file has, in "
-            f"{'numerical' if numbers else 'alphabetical'} order: {some}"
+            f"The tiers known are {', '.join(self.options.tiers)}. This file has, {how}: {some}"
             f"{', …' if len(counts) > _TIERS_SHOWN else ''}. If these are its tiers, name them all in your "
             'order, the best first: --tiers "BEST,…,WORST"'
         )
@@ -567,12 +567,12 @@ class _Rows:
         if without.empty:
             return
         first, graded = without.iloc[0], len(made) - len(without)
+        named = f"row {first['row']}, {first['image_id']!r}"
         log.warning(
             "%s: %s of %s a grade; %s",
             *(shown(self.table.path), f"{graded:,}" if graded else "none"),
             f"{of_all} {'have' if graded > 1 else 'has'}",
-            f"the others (first: row {first['row']}, {first['image_id']!r}) are left out where grades are "
-            "needed"
+            f"the others (first: {named}) are left out where grades are needed"
             if graded
             else "the columns of grades are empty"
             if self.columns.tier is None
