@@ -115,13 +115,19 @@ def test_one_grader_changes_nothing(tmp_path: Path) -> None:
     assert np.isnan(found["tier_score"]).all()
 
 
+def test_a_grader_spelled_two_ways_is_one(tmp_path: Path) -> None:
+    found = read(tmp_path, "filename,tier,grader\na.png,S,Kim\na.png,S,KIM\na.png,B,Lee\n").table
+    assert found[["tier_Kim", "tier_Lee"]].to_numpy().tolist() == [["S", "B"]]
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
         ("a.png,S,Kim,x\na.png,A,Kim,x\nb.png,A,Lee,x\n", r"csv:3, tier: 'a.png' by 'Kim' has 'A' here"),
         ("a.png,S,Kim,x\na.png,A,Lee,y\n", r"csv:3, group: 'a.png' has 'y' here and 'x' in row 2"),
         ("a.png,S,Kim,x\na.png,A,Lee,x\nb.png,A,,x\n", r"csv:4, grader: empty; who gave the tier\?"),
-        ("a.png,S,Kim,x\na.png,Z,Lee,x\n", r"csv:3, tier: unknown tier 'Z'"),
+        ("a.png,S,Kim,x\na.png,Z,Lee,x\n", r"^[^\n]*csv:3, tier: unknown tier 'Z'[^\n]*\nThe tiers"),
+        ("a.png,Y,Kim,x\na.png,Z,Lee,x\n", r"'Y'[^\n]*\n[^\n]*'Z'[^\n]*\nThe tiers"),
         ("a.png,S,Kim,x\na.png,A,score,x\n", r"grader: no grader can be called 'score'"),
     ],
 )  # fmt: skip

@@ -114,9 +114,12 @@ def test_missing_columns_are_told_with_what_there_is(data: Path) -> None:
         read_manifest(data)
 
 
-def test_missing_files_are_kept_until_they_are_required(data: Path) -> None:
-    write(data, "image_id,filename,tier\n1,a.png,S\n2,gone.png,A\n")
+def test_missing_files_are_kept_until_they_are_required(
+    data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(data, "image_id,filename,tier\n1,a.png,S\n2,\x1b[31mgone.png,A\n")
     manifest = read_manifest(data)
+    assert "'\\x1b[31mgone.png')" in caplog.text  # nothing that a terminal obeys
     assert manifest.missing().ids == ["2"]
     with pytest.raises(DataError, match=r"metadata\.csv:3, filename: .*gone\.png"):
         manifest.require_files()

@@ -272,6 +272,7 @@ class _Rows:
         files, missing = self._files(named)
         by_column = self._graders_by_column(text)
         tiers = self._tiers({c: text[c] for c in (columns.tier, *by_column) if c is not None})
+        by_row = self._graders_by_row(text)
         as_read = [*options.tiers, ""]  # -1 is none
         text |= {name: [as_read[code] for code in codes] for name, codes in tiers.items()}
         known = {columns.image, columns.id, columns.tier, columns.score, columns.group, *by_column}
@@ -287,7 +288,6 @@ class _Rows:
         made = pd.DataFrame(texts, cells.index, dtype=object)
         made["row"], made["tier_score"] = cells.index, self._scores(text)
         made["tier"] = tiers.get(columns.tier or "", -1)
-        by_row = self._graders_by_row(text)
         if by_row and by_column:
             self.problems.add(
                 f"grades stand in the columns {', '.join(by_column)}, too: keep one of both",
@@ -470,22 +470,10 @@ class _Rows:
         """[n] whether a row is the first of its work, and of its grader; a later one must say the same."""
         later = work.duplicated()
         rows = work.duplicated(keep=False) & (work["id"] != "")
-        both, said = work[rows], said[rows]
-        group = [both["id"], both["who"]]
-        first = both.index.to_series().groupby(group).transform("first")
-        old = said.groupby(group).transform("first")
-        differ = said.ne(old)
-        for column in said.columns.tolist():
-            for row in said.index[differ[column]]:
-                whose = repr(both["id"][row]) + (
-                    f" by {both['who'][row]!r}" * bool(both["who"][row])
-                )
-                self.problems.add(
-                    f"{whose} has {said[column][row]!r} here and {old[column][row]!r} in row {first[row]}",
-                    row=row,
-                    column=column,
-                )
-        repeated = int((later[rows] & ~differ.any(axis=1)).sum())
+        by = work[rows]
+        whose = by["id"].map(repr) + by["who"].map(lambda who: who and f" by {who!r}")
+        differ = self._tell_different(said[rows], [by["id"], by["who"]], whose)
+        repeated = int((later[rows] & ~differ).sum())
         if repeated:
             log.warning(
                 "%s: %s repeated exactly; each is used once",
@@ -505,21 +493,32 @@ class _Rows:
                 column=self.columns.id,
             )
         said = said.drop(columns=[self._tier_column, self.options.score_column], errors="ignore")
-        said = said.where(said != "")
-        old = said.groupby(ids).transform("first")
+        if self._tell_different(said.where(said != ""), [ids], ids.map(repr)).any():
+            self.problems.hint(
+                "What a grader says of a work, such as a comment, cannot differ among its rows: "
+                f"beside {self.options.tier_column} and {self.options.score_column} columns tell "
+                "of the work. Take such a column out."
+            )
+
+    def _tell_different(
+        self, said: pd.DataFrame, by: list[pd.Series[str]], whose: pd.Series[str]
+    ) -> pd.Series[bool]:
+        """[n] whether a cell of a row differs from the first that is not None of its group; each is noted."""
+        rows, found = said.index.to_series(), said.index.to_series() < 0
         for column in said.columns.tolist():
-            for row in said.index[said[column].notna() & (said[column] != old[column])]:
-                where = said.index[(ids == ids[row]) & said[column].notna()][0]
+            there = said[column].notna()
+            old = said[column].groupby(by).transform("first")
+            first = rows.where(there).groupby(by).transform("first")
+            differ = there & (said[column] != old)
+            found |= differ
+            told = (part[differ] for part in (rows, whose, said[column], old, first))
+            for row, who, new, before, where in zip(*told, strict=True):
                 self.problems.add(
-                    f"{ids[row]!r} has {said[column][row]!r} here and {old[column][row]!r} in row {where}",
+                    f"{who} has {new!r} here and {before!r} in row {int(where)}",
                     row=row,
                     column=column,
                 )
-                self.problems.hint(
-                    "What a grader says of a work, such as a comment, cannot differ among its rows: "
-                    f"beside {self.options.tier_column} and {self.options.score_column} columns tell "
-                    "of the work. Take such a column out."
-                )
+        return found
 
     def _joined(
         self, made: pd.DataFrame, grades: pd.DataFrame, graders: Sequence[str]

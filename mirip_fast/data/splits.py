@@ -51,29 +51,20 @@ class Split:
 
     def shares(self) -> dict[str, dict[str, float]]:
         """Per split that has images: each occurring tier's share of them, 0 to 1."""
-        occurring = [name for name, count in self.manifest.tier_counts().items() if count]
-        shares = {}
-        for split in SPLITS:
-            part = self.part(split)
-            counts = part.tier_counts()
-            if len(part):
-                shares[split] = {tier: counts[tier] / len(part) for tier in occurring}
-        return shares
-
-    def deviations(self) -> dict[str, dict[str, float]]:
-        """Per split and tier: its share there minus its share in the whole, in percentage points."""
-        whole = {
-            tier: count / len(self.manifest) for tier, count in self.manifest.tier_counts().items()
-        }
-        return {
-            split: {tier: 100 * (share - whole[tier]) for tier, share in shares.items()}
-            for split, shares in self.shares().items()
-        }
+        tiers = [name for name, count in self.manifest.tier_counts().items() if count]
+        parts = {name: self.part(name) for name in SPLITS}
+        counts = {name: part.tier_counts() for name, part in parts.items() if len(part)}
+        return {name: {t: n[t] / len(parts[name]) for t in tiers} for name, n in counts.items()}
 
     def deviation(self) -> float:
-        """The largest of :meth:`deviations`, without sign, in percentage points; 0 without grades."""
-        table = self.deviations()
-        return max((abs(value) for row in table.values() for value in row.values()), default=0.0)
+        """How far a tier's share in a split is from that in the whole at most, in percentage points."""
+        whole, n = self.manifest.tier_counts(), len(self.manifest)
+        off = (
+            abs(100 * (share - whole[tier] / n))
+            for shares in self.shares().values()
+            for tier, share in shares.items()
+        )
+        return max(off, default=0.0)
 
 
 def split_manifest(
