@@ -99,12 +99,12 @@ def test_other_names_and_tiers(data: Path) -> None:
 def test_all_faults_at_once(data: Path) -> None:
     write(
         data,
-        "image_id,filename,tier,tier_score\n1,a.png,X,5\n2,,S,5\n3,b.png,S,many\n4,a.png,A,1\n4,a.png,B,1\n",
+        "image_id,filename,tier,tier_score\n1,a.png,X,5\n2,,S,1_0\n3,b.png,S,many\n4,a.png,A,1\n4,a.png,B,1\n",
     )
     with pytest.raises(DataError) as error:
         read_manifest(data)
     text = str(error.value)
-    for said in (":2, tier", "'X'", ":3, filename", ":4, tier_score", "'many'", ":6"):
+    for said in (":2, tier", "'X'", ":3, filename", "'1_0'", ":4, tier_score", "'many'", ":6"):
         assert said in text, text
 
 

@@ -7,6 +7,7 @@ import csv
 import difflib
 import io
 import logging
+import math
 import os
 import re
 import unicodedata
@@ -348,6 +349,15 @@ def spelled(name: str) -> str:
         return ascii(name)[1:-1]
     foreign = any(unicodedata.name(c, "").startswith(("CYRILLIC", "GREEK")) for c in name)
     return f"{name} ({ascii(name)[1:-1]})" if foreign else name
+
+
+def number(text: str) -> float:
+    """The finite number that a cell holds; NaN of any other, also of what only Python reads (1_0)."""
+    try:
+        value = math.nan if "_" in text else float(text)
+    except ValueError:
+        return math.nan
+    return value if math.isfinite(value) else math.nan
 
 
 def listed(columns: Iterable[str], separator: str = ", ") -> str:

@@ -23,6 +23,7 @@ from mirip_fast.data.csv_reader import (
     counted,
     listed,
     misspelled,
+    number,
     read_table,
     shown,
     spelled,
@@ -406,9 +407,9 @@ class _Rows:
         """Column → [n] number of each cell's tier, -1 for none; unknown ones are noted, spellings told."""
         code, names = tier_reader(self.options.tiers), self.options.tiers
         counts = Counter(cell for column in texts.values() for cell in column if cell)
-        number = {cell: code(cell) for cell in counts}
-        unknown = {cell for cell in counts if number[cell] is None}
-        others = {c: names[i] for c, i in number.items() if i is not None and nfc(names[i]) != c}
+        code_of = {cell: code(cell) for cell in counts}
+        unknown = {cell for cell in counts if code_of[cell] is None}
+        others = {c: names[i] for c, i in code_of.items() if i is not None and nfc(names[i]) != c}
         if others:
             said = sorted(f"{c!r} as {name!r} ({counts[c]:,})" for c, name in others.items())
             log.warning("%s: tiers are read %s", shown(self.table.path), ", ".join(said))
@@ -428,7 +429,7 @@ class _Rows:
                 )
         if unknown:
             self._hint_at_tiers(counts)
-        known = {cell: -1 if i is None else i for cell, i in number.items()} | {"": -1}
+        known = {cell: -1 if i is None else i for cell, i in code_of.items()} | {"": -1}
         return {column: [known[cell] for cell in cells] for column, cells in texts.items()}
 
     def _hint_at_tiers(self, counts: Mapping[str, int]) -> None:
@@ -457,11 +458,8 @@ class _Rows:
         if column is None:
             return [math.nan] * len(self.table.cells)
         for row, cell in zip(self.table.cells.index, text[column], strict=True):
-            try:
-                made.append(float(cell) if cell else math.nan)
-            except ValueError:
-                made.append(math.nan)
-            if cell and not math.isfinite(made[-1]):
+            made.append(number(cell))
+            if cell and math.isnan(made[-1]):
                 hint = "; decimals are written with a point" if "," in cell else ""
                 self.problems.add(f"{cell!r} is no number{hint}", row=row, column=column)
         return made
@@ -553,7 +551,7 @@ class _Rows:
         log.info(
             "%s: %s (works graded): %s; %s of %s have two grades and more. %s",
             *(shown(self.table.path), counted(len(graders), "grader")),
-            ", ".join(f"{name} ({number:,})" for name, number in who),
+            ", ".join(f"{name} ({n:,})" for name, n in who),
             *(f"{(count > 1).sum():,}", counted(len(made), "work")),
             f"A work's tier is that of the column {self.columns.tier!r}, where it is empty the median"
             if decided or not count.any()

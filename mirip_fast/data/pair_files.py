@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import re
 from collections import defaultdict
@@ -19,6 +18,7 @@ from mirip_fast.data.csv_reader import (
     closest,
     counted,
     misspelled,
+    number,
     read_table,
     shown,
     spelled,
@@ -109,11 +109,8 @@ def _read_file(
             )
     weights = [1.0] * len(cells)
     for i, (row, text) in enumerate(table.texts(WEIGHT) if WEIGHT in cells else ()):
-        try:
-            weights[i] = float(text) if text.strip() else 1.0
-        except ValueError:
-            weights[i] = math.nan
-        if not 0 <= weights[i] < math.inf:
+        weights[i] = number(text) if text.strip() else 1.0
+        if not weights[i] >= 0:
             problems.add(
                 f"{text.strip()!r} is no number of at least 0 (decimals are written with a point)",
                 row=row,
@@ -126,11 +123,11 @@ def _read_file(
         )
     problems.raise_if_any()
     if finder.moved:
-        number, old = next(iter(finder.moved.items()))
+        place, old = next(iter(finder.moved.items()))
         log.warning(
             "%s: %s known by the end of the path (first: '%s' is %s)",
             *(shown(path), counted(len(finder.moved), "file name")),
-            *(old, finder.names[number]),
+            *(old, finder.names[place]),
         )
     one, other = np.array(found, dtype=np.int64).reshape(-1, 2).T
     own = cells.drop(columns=[FIRST, SECOND, *PAIR_COLUMNS], errors="ignore")
@@ -161,10 +158,9 @@ def read_verdicts(
             if not name.strip():
                 problems.add("empty; an image is expected", row=row, column=column)
     for row, text in table.texts(LABEL):
-        try:
-            labels.append(_LABELS[float(text.strip().replace("−", "-"))])
-        except (ValueError, KeyError):
-            labels.append(0)
+        label = _LABELS.get(number(text.replace("−", "-")))
+        labels.append(label or 0)
+        if label is None:
             problems.add(
                 f"{text.strip()!r}; 1 (the first image is better), -1 (the second) or 0 (a tie) is expected",
                 row=row,
