@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
 import sys
@@ -18,6 +19,11 @@ def by_name(job: DecodeJob, choose: Choose) -> Decoded:
         os._exit(3)
     if word == "segfault":
         os.kill(os.getpid(), signal.SIGSEGV)
+    if word == "bus":  # as where a file is cut short while it is mapped
+        with job.path.open("r+b") as stream:
+            mapped = mmap.mmap(stream.fileno(), 0)
+            stream.truncate(0)
+            mapped[0]
     if word == "hang":
         _block_everything()
     if word == "slow":

@@ -178,6 +178,7 @@ def test_an_error_among_the_jobs_reaches_the_reader(tmp_path: Path) -> None:
     [
         ("exit", r"crashed \(exit status 3\)"),
         ("segfault", r"crashed \(SIGSEGV\)"),
+        ("bus", r"crashed \(SIGBUS\)"),
         ("hang", "hung: no result after [12] seconds"),
     ],
 )

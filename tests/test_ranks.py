@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -109,25 +110,30 @@ def test_one_of_several_exports_nothing(
     assert "run alone" in capfd.readouterr().err
 
 
-def test_ray_actors_of_which_one_is_killed(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_ray_actors_of_which_one_is_killed(
+    work: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What the lost actor had in hand another does again; the features are those of one process, to the bit."""
     pytest.importorskip("ray", reason="Ray is not installed")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     one_by_one = ["--batch-size", "1", "--workers", "0"]
     assert run([*EMBED, "--cache-dir", "one", *one_by_one]) == 0
     whole, _ = features("one")
     capfd.readouterr()
-    ray = subprocess.Popen(
-        [sys.executable, "-m", "mirip_fast_cli", *EMBED, "--cache-dir", "many", *one_by_one,
-         "--engine", "ray", "--actors", str(SIZE)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    deadline = time.monotonic() + 300
-    while not list(Path("many").glob("*/cls.28-r02-*.h5")) and time.monotonic() < deadline:
-        time.sleep(0.002)
-    (lock,) = Path("many").glob("*/LOCK-r02")
-    os.kill(json.loads(lock.read_text())["pid"], signal.SIGKILL)
-    out, err = ray.communicate(timeout=300)
-    assert ray.returncode == 0, err
+
+    def kill() -> None:  # in the midst of its first images
+        deadline = time.monotonic() + 300
+        while not list(Path("many").glob("*/cls.28-r02-*.h5")) and time.monotonic() < deadline:
+            time.sleep(0.002)
+        (lock,) = Path("many").glob("*/LOCK-r02")
+        os.kill(json.loads(lock.read_text())["pid"], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    ray = ["--engine", "ray", "--actors", str(SIZE)]
+    assert run([*EMBED, "--cache-dir", "many", *one_by_one, *ray]) == 0
+    killer.join()
+    out, err = capfd.readouterr()
     assert "An actor was lost" in err and "67 images = " in out
     many, dataset = features("many")
     assert many.keys() == whole.keys()

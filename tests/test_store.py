@@ -185,6 +185,17 @@ def test_another_fingerprint_and_a_newer_store_are_left_alone(store: FeatureStor
         FeatureStore.open(store.path)
 
 
+def test_a_shard_that_vanishes_is_told(store: FeatureStore) -> None:
+    fill(store, range(4))
+    reader = FeatureStore.open(store.path)
+    rows = reader.rows(CLS.name, [sha(n) for n in range(4)])
+    reader.shards(CLS.name)[0].path.unlink()
+    with pytest.raises(StoreError, match="if the cache was pruned meanwhile, run the same command"):
+        reader.read(CLS.name, rows)
+    with pytest.raises(StoreError, match="lacks shard 0 of series cls.14"):
+        reader.refresh()
+
+
 # ---- writing
 
 
