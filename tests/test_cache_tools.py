@@ -270,15 +270,6 @@ def test_a_damaged_store_json_is_written_anew_by_embed(cache: Path, data: Path) 
     assert verified(cache).whole
 
 
-def test_repair_is_refused_while_a_run_writes(cache: Path) -> None:
-    flip(the_store(cache), "cls.28", 3, "features")
-    with the_store(cache).writer(command="embed elsewhere"):
-        report = verified(cache)  # looking is never refused
-        assert len(report.damaged) == 1 and "embed elsewhere" in report.writing
-        with pytest.raises(StoreLockedError, match="embed elsewhere"):
-            repair_store(report.path)
-
-
 def test_rows_that_are_written_meanwhile_are_not_called_damaged(cache: Path) -> None:
     """A run that writes the row between two looks at it: the second look decides."""
     store = the_store(cache)
@@ -349,16 +340,6 @@ def test_a_store_that_nobody_uses_goes_as_a_whole(cache: Path, data: Path, tmp_p
     with pytest.raises(StoreError):
         FeatureStore.open(big.store_path)
     assert embed(data, cache, image_size=42).summary.embedded == N
-
-
-def test_trials_are_forgotten_when_asked(cache: Path, tmp_path: Path) -> None:
-    trial = embed(draw(tmp_path / "other", range(50, 60)), cache, limit=4, tta="flip").dataset
-    plan = plans(cache)
-    assert plan.empty and plan.kept_trials == 1
-    plan = plans(cache, older_than=0, trials=True)
-    assert [d.folder for d in plan.trials] == [trial.folder] and plan.dropped == 16
-    carry_out(plan)
-    assert not trial.folder.exists() and len(find_datasets(cache)) == 1 and verified(cache).whole
 
 
 def test_series_that_no_data_set_lists_go_when_asked(cache: Path, data: Path) -> None:

@@ -390,24 +390,6 @@ def test_where_the_first_of_two_copies_vanishes_the_other_serves(tmp_path: Path)
     assert_own_rows(phase, paths, outcomes)
 
 
-def test_an_interrupted_run_keeps_what_was_committed(tmp_path: Path) -> None:
-    paths = [draw(tmp_path / f"{i}.png", i) for i in range(12)]
-    phase = Phase(tmp_path)
-
-    def stop(progress: Progress) -> None:
-        if progress.done >= 4:
-            raise KeyboardInterrupt
-
-    settings = Settings(workers=0, batch_size=4)
-    with pytest.raises(KeyboardInterrupt):
-        embed(paths, phase.recipe, phase.store, phase.load, phase.hashes, settings, stop)
-    again = Phase(tmp_path)
-    outcomes = again.run(paths)
-    present = [o.status for o in outcomes].count("present")
-    assert present >= 4 and again.images == 12 - present
-    assert_own_rows(again, paths, outcomes)
-
-
 def test_an_interrupted_run_accounts_for_every_image(tmp_path: Path) -> None:
     paths = [draw(tmp_path / f"{i}.png", i) for i in range(12)]
     phase = Phase(tmp_path)

@@ -312,7 +312,7 @@ def test_the_last_shard_is_missed_too(store: FeatureStore) -> None:
 
 def test_a_shard_finished_just_before_a_kill_counts(store: FeatureStore) -> None:
     fill(store, range(40))
-    store_files.ranges_file(store.path, 0).unlink()
+    (store.path / "shards-r00.json").unlink()
     assert_served(FeatureStore.open(store.path), range(40))
     fill(FeatureStore.open(store.path), range(40, 80))
     assert_served(FeatureStore.open(store.path), range(80))

@@ -318,11 +318,17 @@ def _is_dataset(folder: Path) -> bool:
 
 
 def newest_graded(cache_dir: Path, source: Path | None = None) -> Dataset:
-    """The newest data set with grades, or the newest one of ``source``.
+    """The newest data set with grades, or the newest one of ``source``; see :func:`newest_dataset`."""
+    return newest_dataset(cache_dir, source, graded=True)
+
+
+def newest_dataset(cache_dir: Path, source: Path | None = None, *, graded: bool = False) -> Dataset:
+    """The newest data set, or the newest one of ``source``.
 
     Args:
         cache_dir: the cache folder.
         source: the folder or CSV file given to embed (``--data``).
+        graded: without ``source``, only one with grades.
 
     Raises:
         RunNotFoundError: there is none; says what to type.
@@ -339,7 +345,7 @@ def newest_graded(cache_dir: Path, source: Path | None = None) -> Dataset:
             f"run `mirip-fast embed {given}` first."
         )
     for dataset in datasets:
-        if dataset.info["graded"]:
+        if not graded or dataset.info["graded"]:
             return dataset
     if datasets:
         names = ", ".join(dataset.info["source"] for dataset in datasets[:5])
@@ -379,19 +385,6 @@ def datasets_through(cache_dir: Path, dataset: Dataset, backbones: Sequence[str]
                 f"run `{dataset.embed_command(name)}` first"
             )
     return [there[name] for name in backbones]
-
-
-def newest_dataset(cache_dir: Path, source: Path | None = None) -> Dataset:
-    """The newest data set, with grades or without, or the newest one of ``source``.
-
-    Raises:
-        RunNotFoundError: there is none; says what to type.
-    """
-    if source is None:
-        datasets = find_datasets(cache_dir)
-        if datasets:
-            return datasets[0]
-    return newest_graded(cache_dir, source)
 
 
 def _ledger(manifest: Manifest, outcomes: Sequence[Outcome]) -> pd.DataFrame:

@@ -364,8 +364,9 @@ class Needs:
         self._store, self._writer = store, writer
         self._wanted = wanted_series(recipe)
         self._lock = threading.Lock()
-        self._given: set[bytes] = set()
-        self._open: dict[bytes, Need] = {}
+        self._given: dict[
+            bytes, Need
+        ] = {}  # what was given out; nothing once it is being fulfilled
         self._verified = False
         self.failures: dict[bytes, str] = {}
         self.completed: set[bytes] = set()
@@ -386,8 +387,7 @@ class Needs:
                 if needs[i] and (sha in self._given or sha in self.failures):
                     needs[i] = ()
                 elif needs[i]:
-                    self._open[sha] = needs[i]
-                    self._given.add(sha)
+                    self._given[sha] = needs[i]
         return needs
 
     def sizes(self, sha256: bytes) -> tuple[int, ...]:
@@ -400,10 +400,10 @@ class Needs:
         Empty if there is none (any more), or if it needs other sizes: then it stays for whoever has them.
         """
         with self._lock:
-            need = self._open.get(sha256, ())
-            if not set(sizes_of(need)) <= set(sizes):
+            need = self._given.get(sha256, ())
+            if not need or not set(sizes_of(need)) <= set(sizes):
                 return ()
-            self._open.pop(sha256, None)
+            self._given[sha256] = ()
             return need
 
     def complete(self, hashes: Sequence[bytes], failures: Mapping[bytes, str]) -> None:
@@ -411,14 +411,14 @@ class Needs:
         with self._lock:
             self.failures.update(failures)
             self.completed.update(sha for sha in hashes if sha not in failures)
-            self._given.difference_update(hashes, failures)
-            for sha in failures:
-                self._open.pop(sha, None)
+            for sha in (*hashes, *failures):
+                self._given.pop(sha, None)
 
     def release(self, hashes: Iterable[bytes]) -> None:
         """Let contents be reserved again: the file that was to be computed vanished or changed."""
         with self._lock:
-            self._given.difference_update(hashes)
+            for sha in hashes:
+                self._given.pop(sha, None)
 
     def lacking(self, hashes: Sequence[bytes]) -> list[Need]:
         """What each content lacks, as far as the store's index knows."""

@@ -53,7 +53,6 @@ from mirip_fast.features.store import (
     STORE_FILE,
     FeatureStore,
     Ranges,
-    differing_fields,
     dirty_files,
     listed,
     missing_shards,
@@ -704,7 +703,18 @@ def _merge_store(
             "Nothing was copied. Embed one of them anew, or add --force to join them nevertheless "
             f"(the rows of {folder} stay)."
         )
-    added = copy_rows(target, source, command=command, progress=progress)
+    with target.writer(command=command) as writer:
+        todo = {}
+        for name, spec in source.series().items():
+            hashes = sorted(source.valid_hashes(name))
+            todo[spec] = list(compress(hashes, writer.missing(name, hashes)))
+        log.info(
+            "%d rows (%s) to copy from %s to %s; %s are free",
+            sum(map(len, todo.values())),
+            format_bytes(sum(len(wanted) * spec.row_bytes for spec, wanted in todo.items())),
+            *(path, folder, format_bytes(shutil.disk_usage(folder).free)),
+        )
+        added = {spec.name: writer.copy(source, spec, todo[spec], progress) for spec in todo}
     datasets, damaged = _datasets_of(path)
     problems = [str(error) for error in damaged]
     here = {str(dataset.source) for dataset in _datasets_of(folder)[0]}
@@ -719,51 +729,6 @@ def _merge_store(
             came.append(str(dataset.source))
             twice += [str(dataset.source)] if str(dataset.source) in here else []
     return MergedStore(path, folder, added, overlaps, corrupt, came, twice, problems)
-
-
-def copy_rows(
-    target: FeatureStore,
-    source: FeatureStore,
-    *,
-    command: str = "mirip-fast cache merge",
-    progress: Callable[[int], None] = lambda _: None,
-) -> dict[str, int]:
-    """Copy into ``target`` every row that it lacks, if its checksum matches and it is finite.
-
-    Args:
-        target: the store that receives.
-        source: a store of the same fingerprint, opened with ``verify``.
-        command: what is running, for whoever finds the store locked.
-        progress: called with the bytes copied, piece by piece.
-
-    Returns:
-        Series → rows added.
-
-    Raises:
-        StoreError: other features; names the differing fields.
-        StoreLockedError: a run writes to ``target``.
-    """
-    if source.fingerprint_id != target.fingerprint_id:
-        raise StoreError(
-            f"{source.path} and {target.path} hold different features "
-            f"({differing_fields(source.fingerprint, target.fingerprint)})"
-        )
-    with target.writer(command=command) as writer:
-        todo = {}
-        for name, spec in source.series().items():
-            hashes = sorted(source.valid_hashes(name))
-            todo[spec] = list(compress(hashes, writer.missing(name, hashes)))
-        log.info(
-            "%d rows (%s) to copy from %s to %s; %s are free",
-            sum(map(len, todo.values())),
-            format_bytes(sum(len(wanted) * spec.row_bytes for spec, wanted in todo.items())),
-            source.path,
-            target.path,
-            format_bytes(shutil.disk_usage(target.path).free),
-        )
-        return {
-            spec.name: writer.copy(source, spec, wanted, progress) for spec, wanted in todo.items()
-        }
 
 
 def _compare(ours: FeatureStore, theirs: FeatureStore, spec: SeriesSpec) -> Overlap:

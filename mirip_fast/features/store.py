@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import compress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -384,35 +384,24 @@ def _read_shard(
 ) -> None:
     """``out[places] = features[slots]``, neighbours in one read."""
     with shard.open() as stream:
-        ascending = bool((np.diff(slots) == 1).all() and (np.diff(places) == 1).all())
-        if ascending:
+        if (np.diff(slots) == 1).all() and (np.diff(places) == 1).all():
             shard.read_features(stream, int(slots[0]), out[places[0] : places[-1] + 1])
         else:
-            _read_scattered(shard, stream, slots, places, out)
+            order = np.argsort(slots, kind="stable")
+            near, places = slots[order], places[order]
+            gap = max(1, _GAP_BYTES // shard.spec.row_bytes)
+            block = near // max(1, _READ_BYTES // shard.spec.row_bytes)
+            breaks = np.flatnonzero((np.diff(near) > gap) | (np.diff(block) > 0)) + 1
+            for part, where in zip(np.split(near, breaks), np.split(places, breaks), strict=True):
+                piece = np.empty((part[-1] + 1 - part[0], *shard.spec.shape), shard.spec.dtype)
+                shard.read_features(stream, int(part[0]), piece)
+                out[where] = piece[part - part[0]]
         now = shard.read_checksums(stream)[slots]
     if (now != sums[slots]).any() or not now.all():
         raise StoreError(
             f"{shard.path}: a row that was asked for is not there (any more: damaged rows are "
             "computed anew); run the same command again"
         )
-
-
-def _read_scattered(
-    shard: Shard,
-    stream: IO[bytes],
-    slots: NDArray[np.int64],
-    places: NDArray[np.int64],
-    out: NDArray[Any],
-) -> None:
-    order = np.argsort(slots, kind="stable")
-    slots, places = slots[order], places[order]
-    gap = max(1, _GAP_BYTES // shard.spec.row_bytes)
-    block = slots // max(1, _READ_BYTES // shard.spec.row_bytes)
-    breaks = np.flatnonzero((np.diff(slots) > gap) | (np.diff(block) > 0)) + 1
-    for part, where in zip(np.split(slots, breaks), np.split(places, breaks), strict=True):
-        piece = np.empty((part[-1] + 1 - part[0], *shard.spec.shape), shard.spec.dtype)
-        shard.read_features(stream, int(part[0]), piece)
-        out[where] = piece[part - part[0]]
 
 
 # ------------------------------------------------------------------------- the files of a store
@@ -434,11 +423,6 @@ def listed(folder: Path, pattern: str) -> list[Path]:
     except OSError as error:
         raise unreadable(folder, error) from error
     return [folder / name for name in sorted(names) if fnmatch.fnmatchcase(name, pattern)]
-
-
-def ranges_file(path: Path, part: int) -> Path:
-    """The list of one part's shards."""
-    return path / f"shards-r{part:02d}.json"
 
 
 def dirty_files(path: Path) -> list[Path]:
@@ -505,7 +489,7 @@ def read_list(file: Path) -> Ranges:
 def write_ranges(path: Path, part: int, ranges: Ranges) -> None:
     """Replace one part's list, in one step."""
     own = {series: list(numbers) for (series, p), numbers in sorted(ranges.items()) if p == part}
-    write_json(ranges_file(path, part), {"schema": SCHEMA, "shards": own})
+    write_json(path / f"shards-r{part:02d}.json", {"schema": SCHEMA, "shards": own})
 
 
 def shard_files(path: Path) -> dict[tuple[str, int], dict[int, Path]]:
@@ -544,11 +528,10 @@ def find_shards(
         try:
             return _find(path, fingerprint, known or {}, ranges)
         except (StoreError, FileNotFoundError) as error:
-            if read_ranges(path) != ranges:
-                continue  # pruning replaced shards between the two looks
-            if isinstance(error, StoreError):
-                raise
-            raise StoreError(f"{error.filename} vanished while it was read") from error
+            if read_ranges(path) == ranges:  # else pruning replaced shards between the two looks
+                if isinstance(error, StoreError):
+                    raise
+                raise StoreError(f"{error.filename} vanished while it was read") from error
     raise StoreError(f"{path} does not stop changing; try again")
 
 

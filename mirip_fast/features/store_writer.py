@@ -394,14 +394,14 @@ class StoreLock:
     def __init__(self, folder: Path, command: str, part: int = 0):
         self._folder = folder
         self._handles: list[int] = []
-        self._signed: list[int] = []
         _held.add(self)
         try:
-            self._take(LOCK_FILE, command, shared=part > 0)
             if part:
-                self._take(f"{LOCK_FILE}-r{part:02d}", command)
+                self._take(LOCK_FILE, shared=True)
+            self._take(f"{LOCK_FILE}-r{part:02d}" if part else LOCK_FILE, shared=False)
+            self._sign(command)
         except BaseException:
-            self.release()
+            self._close()
             raise
 
     @property
@@ -411,57 +411,51 @@ class StoreLock:
 
     def release(self) -> None:
         """Give the lock back."""
-        for handle in self._signed:
-            with contextlib.suppress(OSError):
-                os.ftruncate(handle, 0)  # nobody else holds it: no name is left behind
+        with contextlib.suppress(OSError, IndexError):
+            os.ftruncate(self._handles[-1], 0)  # nobody else holds it: no name is left behind
         self._close()
 
     def _close(self) -> None:
         _held.discard(self)
-        self._signed = []
         while self._handles:
             os.close(self._handles.pop())
 
-    def _take(self, name: str, command: str, *, shared: bool = False) -> None:
-        handle = self._open(name)
-        self._handles.append(handle)
-        self._wait(handle, name, shared=shared)
-        if not _is_file(handle, self._folder / name):  # whole stores are pruned with their lock
-            self._handles.remove(handle)
-            os.close(handle)
-            return self._take(name, command, shared=shared)
-        if not shared:
-            self._signed.append(handle)
-            self._sign(handle, name, command)
-
-    def _wait(self, handle: int, name: str, *, shared: bool) -> None:
-        """Take the lock if it is free; who has it is waited for only until it has signed."""
+    def _take(self, name: str, *, shared: bool) -> None:
+        """Take a lock if it is free; who has it is waited for only until it has signed."""
         until = time.monotonic() + _SIGNING_SECONDS
-        while not _try_lock(handle, shared=shared):
-            holder = _holder(self._folder)
-            if (holder is not None and _seems_alive(holder)) or time.monotonic() > until:
+        while True:
+            handle = self._open(name)
+            self._handles.append(handle)
+            if _try_lock(handle, shared=shared):
+                if _is_file(handle, self._folder / name):  # whole stores are pruned with their lock
+                    return
+            elif (
+                (holder := _holder(self._folder)) and _seems_alive(holder)
+            ) or time.monotonic() > until:
                 own = "" if name == LOCK_FILE else " Each process of a run needs a RANK of its own."
                 raise StoreLockedError(
                     f"{self._folder} is being written to by {_named(holder or {})}. Nothing was changed; "
                     "wait for it, or stop it (what it committed stays) and run the same command again."
                     f"{own}"
                 )
+            os.close(self._handles.pop())
             time.sleep(_PAUSE)
 
-    def _sign(self, handle: int, name: str, command: str) -> None:
+    def _sign(self, command: str) -> None:
         holder = {
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "since": datetime.now().astimezone().isoformat(timespec="seconds"),
             "command": command,
         }
+        handle = self._handles[-1]
         try:
             os.ftruncate(handle, 0)
             os.lseek(handle, 0, os.SEEK_SET)
             os.write(handle, json.dumps(holder).encode())
         except OSError as error:
             if is_disk_full(error):
-                raise disk_full(self._folder / name) from error
+                raise disk_full(self._folder / LOCK_FILE) from error
             raise
 
     def _open(self, name: str) -> int:
@@ -542,16 +536,12 @@ def _named(holder: dict[str, Any]) -> str:
 
 def _seems_alive(holder: dict[str, Any]) -> bool:
     """Whether the signed holder may be the real one: it lives, or is on another machine."""
-    if not holder:
-        return False
     if holder.get("host") != socket.gethostname() or os.name == "nt":
         return True
     try:
         os.kill(int(holder.get("pid", 0)), 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, ValueError, TypeError):
-        return True
+    except (OSError, ValueError, TypeError) as error:
+        return not isinstance(error, ProcessLookupError)
     return True
 
 
