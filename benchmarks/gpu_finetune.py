@@ -31,10 +31,12 @@ from mirip_fast.config import Config, FinetuneConfig
 from mirip_fast.evaluation.benchmark import Requirements, peak_memory_gb
 from mirip_fast.evaluation.text_table import format_table
 from mirip_fast.features.backbone_files import BackboneSpec
-from mirip_fast.finetune.fit import FullFit, Graded, Plan
-from mirip_fast.finetune.model import ScoringModel, add_patch_dropout, checkpoint_blocks
+from mirip_fast.finetune.data import Batches, Pictures
+from mirip_fast.finetune.fit import FullFit, Plan
+from mirip_fast.finetune.model import ScoringModel
 from mirip_fast.finetune.strategy import parse_strategy, prepare_model, unfreeze
 from mirip_fast.models.head import RankingHead
+from mirip_fast.ranking.rows import Rows
 
 FEATURES = "cls"  # what the documented recipe's head sees
 
@@ -121,14 +123,12 @@ def our_step(
     model = ScoringModel(bench.spec, copy.deepcopy(bench.backbone), head, FEATURES)
     strategy = parse_strategy(config.finetune, bench.spec.num_layers)
     prepare_model(model, strategy, config.finetune)
-    add_patch_dropout(model, config.finetune.patch_dropout)
-    if config.finetune.gradient_checkpointing:
-        checkpoint_blocks(model.anatomy)
     model.to(bench.device)
     tiers = np.arange(bench.batch) % 4
-    data = Graded(tiers, -tiers.astype(float), [None] * bench.batch, None, lambda lists: iter(()))
+    data = Rows([""] * bench.batch, np.empty((bench.batch, 0, 0)), tiers, [None] * bench.batch)
+    none = Batches(Pictures([], size), 0, 0, pinned=False)
     plan = Plan(1, bench.batch, 0, 0, bench.precision, size)
-    fit = FullFit(model, strategy, data, data, config, plan, {})
+    fit = FullFit(model, strategy, data, none, data, none, config, plan, {})
     unfreeze(model, strategy, strategy.blocks_at(1, 0))
     model.train()
     (step,) = fit._steps(1)

@@ -159,7 +159,7 @@ def _run_full(
 ) -> int:
     """Train, or go on with a run, and tell how it ended; returns the exit status."""
     from mirip_fast.finetune.distributed import told_elsewhere
-    from mirip_fast.finetune.train import FullRequest, resume_full, train_full
+    from mirip_fast.finetune.train import resume_full, train_full
     from mirip_fast.runtime import rank
 
     config = resolved.config
@@ -168,8 +168,9 @@ def _run_full(
         if resume:
             run, result = resume_full(resume, output_dir, config.runtime.device, only_folds)
         else:
-            request = FullRequest(data, debug, resolved.given, only_folds)
-            run, result = train_full(config, request)
+            run, result = train_full(
+                config, data, debug=debug, given=resolved.given, only_folds=only_folds
+            )
     except KeyboardInterrupt:
         raise Interrupted(_how_to_go_on(output_dir, "--full", resumed=resume is not None)) from None
     except PreemptedError as error:

@@ -408,9 +408,9 @@ def train(
         data = works.dataset.source
         made.embed.cache_dir = str(works.dataset.store_path.parent)
     if full:
-        from mirip_fast.finetune.train import FullRequest, train_full
+        from mirip_fast.finetune.train import train_full
 
-        run, _ = train_full(made, FullRequest(data, False, resolved.given, ()))
+        run, _ = train_full(made, data, given=resolved.given)
     else:
         from mirip_fast.ranking.train import Request, train_head
 

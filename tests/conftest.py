@@ -20,7 +20,7 @@ os.environ["LC_ALL"] = "C.UTF-8"  # commands speak English, whatever the termina
 import numpy as np
 import pytest
 import torch
-from made_run import TINY, Restored
+from made_run import TINY, Restored, make_noisy_data
 from PIL import Image
 from small_models import MODEL_KINDS
 
@@ -141,6 +141,26 @@ def one_head(tmp_path_factory: pytest.TempPathFactory) -> Restored:
 def headed(one_head: Restored, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working folder: 40 graded works in data/, embedded, and a finished head-only run."""
     return one_head(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def one_calibrated(tmp_path_factory: pytest.TempPathFactory) -> Restored:
+    shares = ["--train-ratio", "0.5", "--val-ratio", "0.3", "--test-ratio", "0.2"]
+    commands = ["embed", "data", *TINY], ["train", "--head-only", "--epochs", "6", *shares]
+    return Restored(tmp_path_factory.mktemp("noisy"), 160, *commands, make=make_noisy_data)
+
+
+@pytest.fixture
+def calibrated(one_calibrated: Restored, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a head-only run on 160 works, 48 of them held out: four times 12."""
+    return one_calibrated(monkeypatch)
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.hookimpl(wrapper=True)

@@ -13,10 +13,10 @@ from mirip_fast.data.hashes import HashMemory
 from mirip_fast.features.backbone import load_model
 from mirip_fast.features.backbone_files import find_backbone
 from mirip_fast.finetune.data import Sample
-from mirip_fast.finetune.fit import Graded
 from mirip_fast.finetune.model import ScoringModel
 from mirip_fast.finetune.strategy import Strategy, parse_strategy, prepare_model
 from mirip_fast.models.head import RankingHead
+from mirip_fast.ranking.rows import Rows
 
 SIZE = 32
 
@@ -50,11 +50,19 @@ def pictures(n: int) -> tuple[torch.Tensor, np.ndarray]:
     return torch.from_numpy(pixels.clip(0, 255).astype(np.uint8)), tiers.astype(np.int64)
 
 
-def graded(images: torch.Tensor, tiers: np.ndarray, within: np.ndarray | None = None) -> Graded:
-    """Images in memory as a split."""
+class Kept:
+    """Images in memory."""
 
-    def load(lists: Sequence[Sequence[Sample]]) -> Iterator[torch.Tensor]:
-        for samples in lists:
-            yield images[[sample.image for sample in samples]]
+    waited = 0.0
 
-    return Graded(tiers, -tiers.astype(np.float64), [None] * len(tiers), within, load)
+    def __init__(self, images: torch.Tensor):
+        self.images = images
+
+    def load(self, batches: Sequence[Sequence[Sample]]) -> Iterator[torch.Tensor]:
+        for samples in batches:
+            yield self.images[[sample.image for sample in samples]]
+
+
+def rows_of_tiers(tiers: np.ndarray) -> Rows:
+    n = len(tiers)
+    return Rows([""] * n, np.empty((n, 0, 0), np.float32), tiers, [None] * n)

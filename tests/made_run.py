@@ -61,6 +61,11 @@ def scored(
     return images.with_scores(scores, "out-of-fold")
 
 
+def flat(text: str) -> str:
+    """Without the line breaks of wrapped sentences."""
+    return " ".join(text.split())
+
+
 def make_data(folder: Path, n: int = 40) -> None:
     """Graded pictures: the better the tier, the brighter."""
     rows = ["image_id,filename,tier,department"]
@@ -72,15 +77,33 @@ def make_data(folder: Path, n: int = 40) -> None:
     (folder / "metadata.csv").write_text("\n".join(rows) + "\n", encoding="utf-8-sig")
 
 
+def make_noisy_data(folder: Path, n: int) -> None:
+    """Pictures whose tiers overlap."""
+    rng, rows = np.random.default_rng(0), ["image_id,filename,tier"]
+    (folder / "images").mkdir(parents=True)
+    for i in range(n):
+        pixels = rng.normal(200 - 25 * (i % 4), 40, (28, 28, 3)) + rng.normal(0, 25)
+        name = f"작품 {i:03d}.png"
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / "images" / name)
+        rows.append(f"id{i},{name},{'SABC'[i % 4]}")
+    (folder / "metadata.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+
 class Restored:
     """A working folder with ``n`` works in data/, made once by commands, put back for every test."""
 
-    def __init__(self, root: Path, n: int, *commands: list[str]):
+    def __init__(
+        self,
+        root: Path,
+        n: int,
+        *commands: list[str],
+        make: Callable[[Path, int], None] = make_data,
+    ):
         self.place, self.kept = root / "work", root / "kept"
         self.place.mkdir()
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(self.place)
-            make_data(self.place / "data", n)
+            make(self.place / "data", n)
             for command in commands:
                 assert run(command) == 0
         self.place.rename(self.kept)

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from made_cache import picture, put, settings
-from made_run import scored
+from made_run import rows_of, scored
 from made_tables import images_of
 from mirip_fast_cli.main import run
 
 from mirip_fast.config import Config, SplitConfig
 from mirip_fast.data.manifest import read_manifest
 from mirip_fast.data.near_groups import read_near_groups
-from mirip_fast.errors import ConfigError, DataError, RunNotFoundError
-from mirip_fast.features.neighbours import unit
+from mirip_fast.errors import DataError
 from mirip_fast.files import write_json
 from mirip_fast.ranking.audit import (
-    KINDS,
     Finding,
     audit,
     audit_text,
-    closest_pair,
     contradictions,
-    failing_kinds,
     write_findings,
 )
 from mirip_fast.ranking.graded import GradedImages, graded_of_dataset, save_split
@@ -43,12 +38,6 @@ WORKS = {
     "e.png": ("A", "", 240.0),
     "f.png": ("B", "", 300.0),
 }
-
-
-@pytest.fixture
-def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def make(work: Path, extra: dict[str, tuple[str, str, float]] | None = None) -> Config:
@@ -88,11 +77,6 @@ def trained(work: Path, config: Config, split_of: dict[str, str], scores: dict[s
 def found(config: Config, **options: object) -> list[tuple[str, list[str]]]:
     done = audit(config, **options)  # type: ignore[arg-type]
     return [(finding.kind, sorted(finding.images["image_id"])) for finding in done.findings]
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        return list(csv.DictReader(stream))
 
 
 def test_a_sound_data_set_has_no_findings(work: Path) -> None:
@@ -220,21 +204,6 @@ def test_contradictions_against_a_double_loop() -> None:
             np.testing.assert_allclose(got[i], expected, equal_nan=True)
 
 
-def test_closest_pair_with_different_labels() -> None:
-    rows = unit(np.random.default_rng(2).standard_normal((30, 4)))
-    labels = [["train"] if i % 3 else ["val"] for i in range(30)]
-    labels[4], labels[5], labels[6] = [], ["train", "val"], ["train", "val"]
-    rows[6] = rows[5]  # one work in two splits, twice
-    pairs = [
-        (float(rows[i] @ rows[j]), {i, j})
-        for i in range(30)
-        for j in range(i)
-        if labels[i] and labels[j] and len(set(labels[i]) | set(labels[j])) > 1
-    ]
-    one, two, cosine = closest_pair(rows, labels)
-    assert (cosine, {one, two}) == (pytest.approx(max(pairs)[0]), max(pairs)[1])
-
-
 def test_files_that_are_unreadable_gone_changed_or_new(work: Path) -> None:
     extra = {"bad.png": ("A", "", float("nan"))}
     config = make(work)
@@ -335,16 +304,6 @@ def test_no_cell_is_a_formula(work: Path) -> None:
     write_findings(work / "audit.csv", findings)
     (row,) = rows_of(work / "audit.csv")
     assert (row["images"], row["tiers"], row["paths"]) == ("'=sum(a1); b", "'-1; A", "'@a; b")
-
-
-def test_what_fails(work: Path) -> None:
-    assert failing_kinds("none") == set() and failing_kinds("note") == set(KINDS)
-    assert "copy-other-tier" in failing_kinds("error") and "cycle" not in failing_kinds("error")
-    assert failing_kinds("error, cycle") == failing_kinds("error") | {"cycle"}
-    with pytest.raises(ConfigError, match="Did you mean cycle"):
-        failing_kinds("cycles")
-    with pytest.raises(RunNotFoundError, match="mirip-fast embed"):
-        audit(settings(work / "nothing"))
 
 
 def test_lists_of_near_groups(work: Path, caplog: pytest.LogCaptureFixture) -> None:

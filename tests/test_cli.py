@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import csv
 import hashlib
 import json
 import os
@@ -21,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 from forked import signalled, start, wait_for
-from made_run import TINY, draw, make_data
+from made_run import TINY, draw, make_data, rows_of
 from mirip_fast_cli.main import COMMANDS, run
 from PIL import Image
 
@@ -30,17 +29,6 @@ from mirip_fast.files import list_files
 from mirip_fast.ranking.evaluate import pick_model
 
 __all__ = ["TINY", "draw", "make_data"]  # for the other tests
-
-
-@pytest.fixture
-def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def table(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        return list(csv.DictReader(stream))
 
 
 def test_the_main_job(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -64,7 +52,7 @@ def test_the_main_job(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
     works = json.loads((work / "ranking.json").read_text(encoding="utf-8"))["works"]
     assert [w["rank"] for w in works] == [1, 2, 3, 4, 5]
     assert {w["file"] for w in works} == {f"sub/작품 {i} 🎨.png" for i in range(5)}
-    rows = table(work / "ranking.csv")
+    rows = rows_of(work / "ranking.csv")
     assert [row["file"] for row in rows] == [w["file"] for w in works]
     assert {row["view_spread"] for row in rows} == {"unknown"}  # a single view
 
@@ -114,7 +102,7 @@ def test_what_is_not_embedded_is_told_on_the_screen_and_in_a_table(
     assert "8 images = 3 embedded + 0 already there + 0 duplicates + 5 failed" in out
     assert "2 pictures are of a single colour: data/clear.png, data/white.png" in err
     (failures,) = (work / "cache").glob("*/datasets/*/failures.csv")
-    reasons = {Path(row["path"]).name: row["reason"] for row in table(failures)}
+    reasons = {Path(row["path"]).name: row["reason"] for row in rows_of(failures)}
     assert len(reasons) == 5 and all(reasons.values())
     told = "1010 x 1000 pixels is over the limit of 1 megapixels; --max-megapixels"
     assert told in reasons["large.png"]
@@ -146,7 +134,7 @@ def test_grades_are_read_when_training(headed: Path, capfd: pytest.CaptureFixtur
     assert run(["train", "--head-only", "--epochs", "1", "--output-dir", "new"]) == 0
     assert "39 of 40 works have a grade; the others (first: row 3" in capfd.readouterr().err
     (split,) = Path("new").glob("*/split.csv")
-    tiers = {row["image_id"]: row["tier"] for row in table(split)}
+    tiers = {row["image_id"]: row["tier"] for row in rows_of(split)}
     assert tiers["id00"] == "C" and "id01" not in tiers
     draw(headed / "data" / "images" / "new.png", 0.5, 7)
     metadata.write_text(text + "id77,new.png,S,회화\n")
@@ -167,9 +155,9 @@ def test_given_splits_and_a_lost_cache(
     given = [word for flag, name in flags for word in (flag, f"data/{name}_metadata.csv")]
     assert run(["train", "--head-only", "--epochs", "2", "--output-dir", "new", *given]) == 0
     (split,) = Path("new").glob("*/split.csv")
-    used = {row["image_id"]: row["split"] for row in table(split)}
+    used = {row["image_id"]: row["split"] for row in rows_of(split)}
     for name in names:
-        listed = {row["image_id"] for row in table(Path(f"data/{name}_metadata.csv"))}
+        listed = {row["image_id"] for row in rows_of(Path(f"data/{name}_metadata.csv"))}
         assert listed == {key for key, value in used.items() if value == name}
     assert run(["split", "data", "--out", "parts"]) == 0  # elsewhere: usable as it is, too
     shutil.rmtree("cache")
@@ -195,7 +183,7 @@ def test_within_and_sampled_pairs_and_views(work: Path) -> None:
     model = pick_model(None, Path("runs"))
     assert len(model.info.views) > 1
     store = FeatureStore.open(Path("cache") / model.info.fingerprint_id)
-    for row in table(Path("out/ranking.csv")):
+    for row in rows_of(Path("out/ranking.csv")):
         sha = hashlib.sha256(Path("data/images", row["file"]).read_bytes()).digest()
         by_view = model.score_views(store, [sha])[0].tolist()
         assert float(row["score"]) == pytest.approx(statistics.mean(by_view), abs=1e-4)
@@ -442,8 +430,8 @@ def test_features_that_a_model_does_not_know(
 
 def test_help_is_quick_to_import_and_complete() -> None:
     code = (
-        "import sys, mirip_fast, mirip_fast_cli.main as m; m.run(['--help']);"
-        "bad = {'torch', 'pandas', 'h5py', 'transformers', 'scipy'} & set(sys.modules);"
+        "import sys, mirip_fast, mirip_fast_cli.main as m; mirip_fast.set_seed; m.run(['--help']);"
+        "bad = {'torch', 'pandas', 'h5py', 'transformers', 'scipy', 'wandb', 'PIL'} & set(sys.modules);"
         "sys.exit(', '.join(bad) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -503,9 +503,3 @@ def test_a_wandb_setting_asks_for_wandb_and_the_folder_of_images_means_its_data_
     assert started == ["mirip-ranking"]
     assert run(["train", *options, "--wandb-run-name", "x", "--report-to", "none"]) == 0
     assert len(started) == 1
-
-
-def test_metadata_may_name_files_by_image_path(work: Path) -> None:
-    table = pd.read_csv("data/metadata.csv").rename(columns={"filename": "image_path"})
-    first, _, label = PairwiseDataset(table, "data/images")[0]
-    assert first.size == (48, 48) and label in (1.0, -1.0)

@@ -15,7 +15,6 @@ from made_page import HOSTILE
 
 from mirip_fast.evaluation.text_table import printable
 from mirip_fast.portfolio import page as page_module
-from mirip_fast.ranking.judged_pairs import PairReport
 
 PARTS = Path(page_module.__file__).parent / "evaluation_files"
 HISTORY = (
@@ -92,22 +91,6 @@ def test_nothing_from_outside_is_markup_and_nothing_is_fetched(tmp_path: Path) -
     shown = {side["name"] for pair in mistakes for side in (pair["better"], pair["worse"])}
     assert shown and shown <= {printable(Path(name).name) for name in HOSTILE}
     assert all(pair["better"]["picture"] for pair in mistakes)
-
-
-def test_pages_of_little(tmp_path: Path) -> None:
-    cases = [
-        made_report([1.0, 2.0], [0, 3]),
-        made_report(np.zeros(60), np.arange(60) % 4),
-        made_report(tiers=np.arange(90) % 2 * 2, rounds=0),
-        made_report(names=[chr(65 + i) for i in range(26)], tiers=np.arange(104) % 26),
-    ]
-    for report in cases:
-        data = data_of(made_evaluation_page(tmp_path, report))
-        assert data["report"]["images"] == report.n_images and data["learning"] == []
-    pairs = PairReport(40, 3, 0.8, (0.6, 0.9), "val", False)
-    data = data_of(made_evaluation_page(tmp_path, None, pairs=pairs, history="epoch\nx\n"))
-    assert data["report"] is None and data["judgedPairs"]["value"] == 0.8
-    assert data["learning"] == []
 
 
 def test_both_languages_say_the_same_things_and_every_word_is_there() -> None:

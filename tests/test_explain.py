@@ -25,13 +25,10 @@ from mirip_fast.models.numpy_head import NumpyHead
 from mirip_fast.portfolio import occlusion
 from mirip_fast.portfolio.explain import (
     GradedWorks,
-    check_paths,
-    duration,
     overlay,
-    picture_names,
     where,
 )
-from mirip_fast.portfolio.occlusion import occlusion_map, regions
+from mirip_fast.portfolio.occlusion import occlusion_map
 from mirip_fast.ranking.evaluate import pick_model
 from mirip_fast.ranking.torch_score import MeanHead
 from mirip_fast.training.run_folder import SPLIT_FILE
@@ -73,19 +70,6 @@ def test_a_map_is_the_plain_loop(
     np.testing.assert_allclose(found.values, total / count, atol=2e-5)
     assert found.score == pytest.approx(score(square), abs=1e-5)
     assert found.cls.shape == (32,)
-
-
-@pytest.mark.parametrize(("side", "detail"), [(14, 8), (54, 8), (4, 8), (1, 8), (2, 2), (54, 14)])
-def test_regions_cover_every_patch(side: int, detail: int) -> None:
-    seen = np.zeros((side, side), int)
-    found = regions(side, detail)
-    for region in found:
-        assert seen[region].size
-        seen[region] += 1
-    assert seen.min() >= 1
-    assert len(found) == max(1, min(detail, side) - 1) ** 2
-    if side == 14:
-        assert (slice(0, 4), slice(0, 4)) in found
 
 
 def test_a_batch_that_does_not_fit_is_halved(model_dir: Callable[[str], Path]) -> None:
@@ -142,13 +126,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Restored:
 @pytest.fixture
 def work(finished: Restored, monkeypatch: pytest.MonkeyPatch) -> Path:
     return finished(monkeypatch)
-
-
-def test_where_is_told_in_words() -> None:
-    values = np.zeros((6, 6), np.float32)
-    values[0, 5] = 0.4
-    assert where(values, raises=True) == ("top right", pytest.approx(0.1))
-    assert where(values, raises=False) is None
 
 
 def test_explaining_files(
@@ -289,12 +266,3 @@ def test_errors_are_plain(work: Path, capfd: pytest.CaptureFixture[str]) -> None
     fails([picture, "--backbone", str(work / "nowhere")], "nowhere", "there is no such folder")
     fails([picture, "--detail", "1"], "explain.detail: 1 is below 2")
     fails([picture, "--out", "/proc/nothing/here", "--detail", "2"], "/proc/nothing")
-
-
-def test_names_of_pictures() -> None:
-    paths = [Path("a/x.png"), Path("b/X.jpg"), Path("c/x.webp"), Path("y.z.png")]
-    assert list(picture_names(paths).values()) == [
-        "x.explain.png", "X.explain-2.png", "x.explain-3.png", "y.z.explain.png",
-    ]  # fmt: skip
-    assert check_paths([Path(__file__)] * 2, Path()) == [Path(__file__)]
-    assert [duration(s) for s in (0.1, 40, 720, 12600)] == ["1 s", "40 s", "12 min", "3.5 h"]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forked import start
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
@@ -177,40 +179,27 @@ def test_a_killed_worker_is_told(paths: list[Path]) -> None:
             list(loading)
 
 
-HOLDER = """
-import sys, threading, time
-from pathlib import Path
-from mirip_fast.finetune.data import Batches, Pictures, Sample
-
-batches = Batches(Pictures([Path(sys.argv[1])], 24), workers=2, prefetch=1, pinned=False)
-
-def load():  # in a thread that ends: the processes do not end with that
+def hold(path: Path) -> int:
+    """Loads in a thread that ends: the workers do not end with that."""
+    batches = Batches(Pictures([path], SIZE), workers=2, prefetch=1, pinned=False)
     loading = batches.load([[Sample(0, 0)]] * 50)
-    next(loading), next(loading)
-    sys.loading = loading
-
-thread = threading.Thread(target=load)
-thread.start()
-thread.join()
-time.sleep(0.3)
-next(sys.loading), next(sys.loading), next(sys.loading)
-print(*(worker.pid for worker in batches._workers), flush=True)
-{last}
-"""
+    thread = threading.Thread(target=lambda: [next(loading) for _ in range(2)])
+    thread.start()
+    thread.join()
+    time.sleep(0.3)
+    for _ in range(3):
+        next(loading)
+    print(*(worker.pid for worker in batches._workers), flush=True)
+    time.sleep(60)
+    return 0
 
 
-@pytest.mark.parametrize("last", ["time.sleep(60)", "raise KeyboardInterrupt"])
-def test_workers_end_with_their_parent(paths: list[Path], last: str) -> None:
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER.format(last=last), str(paths[0])],
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-    )  # fmt: skip
-    assert holder.stdout is not None
-    pids = {int(word) for word in holder.stdout.readline().split()}
+def test_workers_end_with_their_parent(paths: list[Path], tmp_path: Path) -> None:
+    (process,) = start(lambda: hold(paths[0]), 1, tmp_path / "process")
+    pids = {int(word) for word in process.said(1)[0].split()}
     assert len(pids) == 2
-    if "sleep" in last:
-        holder.kill()  # kill -9: nothing of the parent's own can tidy up
-    holder.communicate(timeout=20)
+    os.kill(process.pid, signal.SIGKILL)  # nothing of the parent's own can tidy up
+    process.wait()
     wait_until_gone(pids)
 
 
@@ -275,25 +264,6 @@ def test_a_file_that_is_gone_is_named(paths: list[Path], workers: int) -> None:
     assert "Traceback" not in str(error.value)
     with pytest.raises(DataError, match=r"4\.png"):
         decode_all(Pictures(paths, SIZE), 0)
-
-
-def test_files_are_copied_in_the_background(tmp_path: Path) -> None:
-    root = str(tmp_path / "far")
-    fs = LocalFileSystem()
-    small = {"run-1/split.csv": tmp_path / "split.csv", "run.json": tmp_path / "none.json"}
-    small["run-1/split.csv"].write_bytes(b"split")
-    sync = RemoteSync(root, "run-1", along=lambda: small)
-    for version in (b"one", b"two"):
-        (tmp_path / "new").write_bytes(version)
-        (tmp_path / "new").replace(tmp_path / "last_model.pt")  # as checkpoints are written
-        sync.add(tmp_path / "last_model.pt")
-    (tmp_path / "best_model.pt").write_bytes(b"best")
-    sync.add(tmp_path / "best_model.pt")
-    assert sync.finish()
-    assert fs.cat_file(f"{root}/run-1/last_model.pt") == b"two"
-    assert fs.cat_file(f"{root}/run-1/best_model.pt") == b"best"
-    assert fs.cat_file(f"{root}/run-1/split.csv") == b"split"
-    assert len(fs.find(root)) == 3  # nothing half done is left
 
 
 def test_a_failing_remote_is_told_and_stops_nothing(

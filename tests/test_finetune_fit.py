@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from finetune_models import SIZE, graded, pictures, prepared
+from finetune_models import SIZE, Kept, pictures, prepared, rows_of_tiers
 
 from mirip_fast.config import Config, FinetuneConfig, TrainConfig
 from mirip_fast.errors import CheckpointError, PreemptedError, TrainingError
 from mirip_fast.finetune.fit import FullFit, Plan
-from mirip_fast.finetune.model import add_patch_dropout, add_stochastic_depth, checkpoint_blocks
 from mirip_fast.models.checkpoint import load_checkpoint
 from mirip_fast.training.run_folder import Run
 
@@ -35,12 +34,9 @@ def make_config(train: dict[str, Any] | None = None, **finetune: Any) -> Config:
 def make_fit(folder: Path, config: Config, plan: Plan = PLAN) -> FullFit:
     noisy = config.finetune.stochastic_depth > 0
     model, strategy = prepared(folder, config, dropout=0.2 if noisy else 0.0)
-    add_stochastic_depth(model.anatomy, config.finetune.stochastic_depth)
-    add_patch_dropout(model, config.finetune.patch_dropout)
-    if config.finetune.gradient_checkpointing:
-        checkpoint_blocks(model.anatomy)
-    train, val = graded(IMAGES[:24], TIERS[:24]), graded(IMAGES[24:], TIERS[24:])
-    return FullFit(model, strategy, train, val, config, plan, {})
+    train, val = rows_of_tiers(TIERS[:24]), rows_of_tiers(TIERS[24:])
+    pixels = Kept(IMAGES[:24]), Kept(IMAGES[24:])
+    return FullFit(model, strategy, train, pixels[0], val, pixels[1], config, plan, {})
 
 
 def make_run(path: Path) -> Run:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 import signal
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from forked import finish, signalled, start
-from made_run import TINY, Restored, draw
+from made_run import TINY, Restored, draw, rows_of
 from mirip_fast_cli.main import run
 from test_finetune_cli import FULL, info, loaded, newest, refused
 
@@ -35,11 +34,6 @@ def folded_heads(three_heads: Restored, monkeypatch: pytest.MonkeyPatch) -> Path
     return three_heads(monkeypatch)
 
 
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        return list(csv.DictReader(stream))
-
-
 def test_folds_are_judged_on_what_they_left_out_and_joined_to_one_model(
     folded_heads: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -56,8 +50,8 @@ def test_folds_are_judged_on_what_they_left_out_and_joined_to_one_model(
     assert "3 fine-tuned backbones: every image is embedded 3 times" in capfd.readouterr().err
     works = json.loads((folded_heads / "ranking.json").read_text())["works"]
     new = [Path("new") / work["file"] for work in works]
-    held_out = {row["image_id"]: float(row["score"]) for row in rows(folder / "held_out.csv")}
-    test = {row["image_id"] for row in rows(folder / "split.csv") if row["split"] == "test"}
+    held_out = {row["image_id"]: float(row["score"]) for row in rows_of(folder / "held_out.csv")}
+    test = {row["image_id"] for row in rows_of(folder / "split.csv") if row["split"] == "test"}
     assert test and not test & set(held_out)
     seen: set[str] = set()
     of_new = []
@@ -65,7 +59,7 @@ def test_folds_are_judged_on_what_they_left_out_and_joined_to_one_model(
         own, of_head = folder / f"fold_{fold}", heads / f"fold_{fold}"
         assert (own / "split.csv").read_bytes() == (of_head / "split.csv").read_bytes()
         assert not (own / "calibration.json").exists()  # what it left out is for all together
-        left_out = {r["image_id"]: r for r in rows(own / "split.csv") if r["split"] == LEFT_OUT}
+        left_out = {r["image_id"]: r for r in rows_of(own / "split.csv") if r["split"] == LEFT_OUT}
         seen |= left_out.keys()
         model = load_score_model(own / "best_model.pt")
         paths = [Path(row["file"]) for row in left_out.values()]
@@ -162,7 +156,9 @@ def test_stopped_resumed_and_trained_in_parts_it_is_the_same(folded_heads: Path)
                 for each in (other, whole)
             )
             assert all(torch.equal(found[name], value) for name, value in expected.items())
-        scores = [[float(row["score"]) for row in rows(r / "held_out.csv")] for r in (other, whole)]
+        scores = [
+            [float(row["score"]) for row in rows_of(r / "held_out.csv")] for r in (other, whole)
+        ]
         assert scores[0] == scores[1]
 
 

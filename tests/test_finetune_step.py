@@ -173,11 +173,3 @@ def test_pairs_of_mixtures_weigh_as_much_as_their_grades_differ(
         total / weights, rel=1e-9
     )
     assert count_right(*tensors, mixed=True) == pytest.approx((right, weights))
-
-
-def test_plain_batches_have_the_loss_over_tiers() -> None:
-    scores, tiers = torch.randn(12), torch.arange(12) % 3
-    settings = TrainConfig(loss="logistic", label_smoothing=0.2)
-    objective = make_objective(settings)
-    expected = PairLoss(kind="logistic", label_smoothing=0.2)(scores, tiers)
-    assert torch.equal(batch_loss(objective, scores, -tiers.double(), None, mixed=False), expected)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made_run import rows_of
 from mirip_fast_cli.main import run
 from test_cli import TINY, draw, make_data
 
@@ -20,12 +21,6 @@ TRAIN = ["train", "--head-only", "--epochs", "4", "--batch-size", "16"]
 LARGER = ["--train-ratio", "0.4", "--val-ratio", "0.3", "--test-ratio", "0.3"]
 
 
-@pytest.fixture
-def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def brightness_pairs(path: Path, names: list[str], better) -> None:
     """Every pair of the named images, each tenth one a tie."""
     with path.open("w", encoding="utf-8", newline="") as stream:
@@ -34,11 +29,6 @@ def brightness_pairs(path: Path, names: list[str], better) -> None:
         for i, (one, other) in enumerate(itertools.combinations(names, 2)):
             label = 0 if i % 10 == 0 else 1 if better(one, other) else -1
             writer.writerow([one, other, label, 1 + i % 3, "Kim"])
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        return list(csv.DictReader(stream))
 
 
 def ungraded(folder: Path) -> list[str]:

@@ -53,12 +53,6 @@ def settings(**more: Any) -> Resolved:
     return resolve((), SETTINGS | more)
 
 
-@pytest.fixture
-def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def photos(folder: Path, n: int = 30) -> None:
     for i in range(n):
         name = NAMES[i].replace("/", "∕") if i < len(NAMES) else f"p{i:02d}.png"
@@ -307,14 +301,10 @@ def test_a_session(work: Path) -> None:
             open_label(work / "photos", out, settings())
 
 
-@pytest.mark.parametrize("graded", [False, True])
 def test_few_judgements_are_learned_from_and_many_as_train_pairs_does(
-    work: Path, graded: bool, monkeypatch: pytest.MonkeyPatch
+    work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if graded:
-        make_data(work / "data", 40)
-    else:
-        photos(work / "data")
+    photos(work / "data")
     with open_label(work / "data", work / "pairs.csv", settings()) as label:
         session, works = label.session, label._works
         assert label._retrainer is not None

@@ -13,13 +13,13 @@ from urllib.parse import unquote_to_bytes
 
 import numpy as np
 import pytest
-from made_page import HOSTILE, TIERS, made_map, made_page, pictures
+from made_page import HOSTILE, TIERS, made_page, pictures
 from mirip_fast_cli.main import run
 from PIL import Image
 
 from mirip_fast.evaluation.text_table import printable
 from mirip_fast.portfolio import page as page_module
-from mirip_fast.portfolio.page import _size_of_copies, density, json_for_html
+from mirip_fast.portfolio.page import density
 from mirip_fast.portfolio.thumbnails import make_thumbnails
 from mirip_fast.ranking.held_out import SOURCES
 
@@ -100,13 +100,6 @@ def test_both_languages_say_the_same_things_and_every_word_is_used():
         assert re.search(rf'["`]{re.escape(key.partition("_")[0])}["`_:$]|\b{key}:', program), key
 
 
-def test_json_for_html_is_json():
-    value = {"a": "</script><!--\u2028 & '\" \udcff 🎨", "b": [1, None, 0.5]}
-    assert json.loads(json_for_html(value)) == value
-    with pytest.raises(ValueError, match="JSON compliant"):
-        json_for_html(float("nan"))
-
-
 def test_what_is_unknown_is_null(tmp_path: Path):
     pictures(tmp_path / "works", ["a.png", "b.png"])
     given = {"year": [2021.0, float("nan")], "note": ["", "좋음"], "sold": [None, True]}
@@ -148,16 +141,6 @@ def test_density_is_scipys_with_silvermans_width():
     assert density(values[:1], grid).max() == 0
     same = density(np.full(5, 3.0), grid)
     assert grid[same.argmax()] == pytest.approx(3, abs=0.1) and same.max() == 1
-
-
-def test_any_number_of_works_has_a_share_of_one_page():
-    for count in (1, 50, 280, 1000, 2500, 2900):
-        side, share = _size_of_copies(count, page_module.PAGE_BYTES)
-        assert share * count <= page_module.PAGE_BYTES and 320 <= side <= 1024
-    assert _size_of_copies(1000, page_module.PAGE_BYTES)[0] >= 512
-    assert (
-        _size_of_copies(1000, -5) == _size_of_copies(10_000, page_module.PAGE_BYTES) == (640, None)
-    )
 
 
 def test_thumbnails_are_upright_small_and_within_their_bytes(tmp_path: Path):
@@ -222,20 +205,6 @@ def test_rank_writes_a_page_and_explains_the_first_works(headed: Path, capfd):
     assert first["likes"] and all(like["picture"] for like in first["likes"])
     assert run(asked) == 2
     assert "--html" in capfd.readouterr().err
-
-
-def test_maps_lie_in_the_page(tmp_path: Path):
-    pictures(tmp_path / "works", ["a.png", "b.png"])
-    maps = made_map(tmp_path / "works", "b.png")
-    made_page(tmp_path / "works", ["a.png", "b.png"], tmp_path / "report.html", maps=maps)
-    first, second = data_of(tmp_path / "report.html")["works"]
-    assert (first["map"], first["likes"]) == (None, [])
-    like, gone = second["likes"]
-    assert (like["name"], like["tier"], like["cosine"]) == ("<b>like.png", "S", 0.9)
-    assert gone["picture"] is None
-    text = (tmp_path / "report.html").read_text(encoding="utf-8")
-    for name in (second["map"], like["picture"]):
-        assert f'id="picture-{name}">"data:image/webp;base64,' in text
 
 
 def test_a_page_in_place_of_a_folder_is_refused_before_anything_is_done(

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from made_page import works
+from made_run import flat
 from mirip_fast_cli.main import run
 from PIL import Image
 
@@ -117,10 +118,10 @@ def test_files_hold_what_is_known_and_say_unknown(tmp_path: Path):
     assert read[0]["rank_low"] is read[0]["tier_probabilities"] is read[0]["settled"] is None
 
 
-def test_the_columns_of_a_table_of_works_come_through_in_their_order(trained: Path) -> None:
+def test_the_columns_of_a_table_of_works_come_through_in_their_order(calibrated: Path) -> None:
     """An applicant or a department that is dropped has to be matched by hand again."""
     names = [f"작품 {i:03d}.png" for i in (3, 0, 2)]
-    (trained / "data" / "new.csv").write_text(
+    (calibrated / "data" / "new.csv").write_text(
         "department,filename,tier,rank,applicant\n"
         + "".join(f"회화 {i},images/{name},C,{i},=a{i}\n" for i, name in enumerate(names))
         + ",images/작품 001.png,,,\n",
@@ -141,36 +142,10 @@ def test_the_columns_of_a_table_of_works_come_through_in_their_order(trained: Pa
     assert "회화 1" in json.dumps(json.loads(inside[1]), ensure_ascii=False)
 
 
-@pytest.fixture
-def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with a run on 160 pictures, 48 of them held out: enough to calibrate."""
-    monkeypatch.chdir(tmp_path)
-    folder = tmp_path / "data"
-    (folder / "images").mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    rows = ["image_id,filename,tier"]
-    for i in range(160):
-        pixels = rng.normal(200 - 25 * (i % 4), 40, (28, 28, 3)) + rng.normal(0, 25)
-        name = f"작품 {i:03d}.png"
-        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / "images" / name)
-        rows.append(f"id{i},{name},{'SABC'[i % 4]}")
-    (folder / "metadata.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    tiny = ["--backbone", "tiny-random", "--image-size", "28", "--workers", "0"]
-    assert run(["embed", "data", *tiny]) == 0
-    shares = ["--train-ratio", "0.5", "--val-ratio", "0.3", "--test-ratio", "0.2"]
-    assert run(["train", "--head-only", "--epochs", "6", *shares]) == 0
-    return tmp_path
-
-
-def flat(text: str) -> str:
-    """Without the line breaks of wrapped sentences."""
-    return " ".join(text.split())
-
-
 def test_commands_tell_what_is_known(
-    trained: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    calibrated: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (folder,) = (trained / "runs").iterdir()
+    (folder,) = (calibrated / "runs").iterdir()
     assert {"held_out.csv", "calibration.json"} <= {path.name for path in folder.iterdir()}
     capfd.readouterr()
     assert run(["rank", "data/images"]) == 0
@@ -178,13 +153,13 @@ def test_commands_tell_what_is_known(
     assert "0-100 and tiers: from 48 held-out works (validation)." in out
     assert "where the graders may put a work: their scatter around what the model had said" in out
     assert "128 of 160 works are among those that the model was made with" in out
-    first, second = (trained / "data" / "images" / f"작품 {i:03d}.png" for i in (0, 3))
-    copy = trained / "data" / "images" / "같은 그림.png"
+    first, second = (calibrated / "data" / "images" / f"작품 {i:03d}.png" for i in (0, 3))
+    copy = calibrated / "data" / "images" / "같은 그림.png"
     copy.write_bytes(first.read_bytes())
     assert run(["rank", "data/images"]) == 0
     out = capfd.readouterr().out
     assert max(map(display_width, out.split("\nWritten")[0].split("\n"))) <= 100
-    told = json.loads((trained / "ranking.json").read_text(encoding="utf-8"))
+    told = json.loads((calibrated / "ranking.json").read_text(encoding="utf-8"))
     assert told["rank_intervals"] == {
         "confidence": 0.95, "draws": 500, "views": 1, "unknown": None,
     }  # fmt: skip
@@ -212,12 +187,12 @@ def test_commands_tell_what_is_known(
     root = ["--image-dir", "data/images"]
     assert run(["evaluate", "--test-data", "data/metadata.csv", *root, "--out", "o/all.json"]) == 0
     assert "128 of the 160 images are among those" in capfd.readouterr().out
-    made = {path.name for path in (trained / "o").iterdir()}
+    made = {path.name for path in (calibrated / "o").iterdir()}
     drawn = ("scores_by_tier", "confusion", "tier_pairs", "reliability", "mistakes")
     assert made == {"all.json", *(f"all_{name}.png" for name in drawn)}
 
     # What lies at a run's paths now may be the reader's own: it is not put into pictures to be shown.
-    for path in (trained / "data" / "images").iterdir():
+    for path in (calibrated / "data" / "images").iterdir():
         Image.new("RGB", (28, 28), "red").save(path)
     (folder / "evaluation_test_mistakes.png").unlink()
     assert run(["evaluate"]) == 0
@@ -226,9 +201,9 @@ def test_commands_tell_what_is_known(
 
 
 def test_a_calibration_of_another_model_is_left_aside(
-    trained: Path, capfd: pytest.CaptureFixture[str]
+    calibrated: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (folder,) = (trained / "runs").iterdir()
+    (folder,) = (calibrated / "runs").iterdir()
     capfd.readouterr()
     assert run(["rank", "data/images", "--checkpoint", str(folder / "checkpoint_epoch_5.pt")]) == 0
     out = flat(capfd.readouterr().out)

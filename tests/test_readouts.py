@@ -69,36 +69,45 @@ def test_every_work_that_was_learned_from_has_a_left_out_score(work: Path) -> No
     assert pairwise_accuracy(scores, tiers) == pytest.approx(told) and told > 0.9
 
 
+@pytest.mark.parametrize("readout", ["gp", "ensemble"])
 @pytest.mark.parametrize(
     "command",
     [
-        ["evaluate"],
         ["evaluate", "--html", "e.html"],
         ["compare", "folder/0.png", "folder/4.png"],
         ["rank", "folder", "--workers", "0", "--tiers", "--html", "r.html"],
         ["explain", "folder/4.png", "--detail", "3"],
         ["audit", "--fail-on", "none"],
-        ["similar", "folder/4.png"],
     ],
-    ids=" ".join,
+    ids=lambda command: command[0],
 )
 def test_what_takes_a_model_takes_this_one(
-    work: Path, capfd: pytest.CaptureFixture[str], command: list[str]
+    work: Path, capfd: pytest.CaptureFixture[str], command: list[str], readout: str
 ) -> None:
-    assert run(command) == 0
+    runs = "runs" if readout == "gp" else readout
+    if not Path(runs).exists():
+        train = ["-q", "train", "--head-only", "--readout", "ensemble", "--epochs", "3"]
+        assert run([*train, "--output-dir", runs]) == 0
+    (folder,) = Path(runs).iterdir()
+    assert run([*command, *([] if command[0] == "audit" else ["--checkpoint", str(folder)])]) == 0
     out = capfd.readouterr().out
     assert "robabilities unknown" not in out and "None" not in out
+    if readout == "ensemble":
+        held_out = rows_of(folder / "held_out.csv")
+        assert len(held_out) == 54 and {row["source"] for row in held_out} == {"out-of-fold"}
+        # A process, five heads and five that attend, each kind a third.
+        assert len(pick_model(None, Path(runs)).members) == 11
 
 
-@pytest.mark.parametrize("export", [["--hf"], ["--head-only", "--out"]], ids=["hf", "onnx"])
 @pytest.mark.parametrize(
-    "train",
+    ("train", "export"),
     [
-        [],
-        ["--folds", "3", "--epochs", "3", "--readout", "attention"],
-        ["--epochs", "3", "--readout", "ensemble"],
+        ([], ["--hf"]),
+        ([], ["--head-only", "--out"]),
+        (["--folds", "3", "--epochs", "3", "--readout", "attention"], ["--hf"]),
+        (["--epochs", "3", "--readout", "ensemble"], ["--hf"]),
     ],
-    ids=["gp", "folds", "ensemble"],
+    ids=["gp hf", "gp onnx", "folds hf", "ensemble hf"],
 )
 def test_an_exported_folder_gives_the_table_of_the_run(
     work: Path, capfd: pytest.CaptureFixture[str], train: list[str], export: list[str]
@@ -135,33 +144,6 @@ def test_an_exported_folder_gives_the_table_of_the_run(
     assert all(row["rank_low"] != "unknown" and row["wins_S"] for row in tables[0])
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        ["evaluate"],
-        ["rank", "folder", "--workers", "0", "--tiers", "--html", "r.html"],
-        ["compare", "folder/0.png", "folder/4.png"],
-        ["explain", "folder/4.png", "--detail", "3"],
-        ["audit", "--fail-on", "none"],
-    ],
-    ids=" ".join,
-)
-def test_what_takes_a_model_takes_an_ensemble(
-    work: Path, capfd: pytest.CaptureFixture[str], command: list[str]
-) -> None:
-    train = ["-q", "train", "--head-only", "--readout", "ensemble", "--epochs", "3"]
-    if not Path("ensemble").exists():
-        assert run([*train, "--output-dir", "ensemble"]) == 0
-    (folder,) = Path("ensemble").iterdir()
-    assert run([*command, *([] if command[0] == "audit" else ["--checkpoint", str(folder)])]) == 0
-    out = capfd.readouterr().out
-    assert "robabilities unknown" not in out and "None" not in out
-    held_out = rows_of(folder / "held_out.csv")
-    assert len(held_out) == 54 and {row["source"] for row in held_out} == {"out-of-fold"}
-    members = pick_model(None, Path("ensemble")).members
-    assert len(members) == 11  # a process, five heads and five that attend, each kind a third
-
-
 def test_auto_says_by_how_much_and_how_surely(
     work: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -178,18 +160,6 @@ def test_auto_says_by_how_much_and_how_surely(
     assert set(compared) == {"gp", "head", "attention"}
     assert about["readout"] == found[1] == max(compared, key=compared.get)
     assert run(["rank", "folder", "--checkpoint", str(folder), "--workers", "0"]) == 0
-
-
-def test_what_a_readout_does_not_heed_is_refused() -> None:
-    config = Config()
-    config.head.readout, config.evaluate.within = "auto", "department"
-    with pytest.raises(ConfigError, match="--within: of no use with --readout auto"):
-        choose_readout(config)
-
-    config = Config()
-    config.head.readout, config.train.pairs = "auto", "pairs.csv"
-    with pytest.raises(ConfigError, match="with --pairs FILE.csv use gp, head or attention"):
-        choose_readout(config, listed=True)
 
 
 def test_an_end_to_end_training_needs_the_head_of_a_run(
@@ -264,6 +234,13 @@ def test_a_setting_that_only_a_head_heeds_gives_a_head(
     config = Config()
     config.evaluate.within = "department"
     assert choose_readout(config) == "head"
+    config.head.readout = "auto"
+    with pytest.raises(ConfigError, match="--within: of no use with --readout auto"):
+        choose_readout(config)
+    config = Config()
+    config.head.readout, config.train.pairs = "auto", "pairs.csv"
+    with pytest.raises(ConfigError, match="with --pairs FILE.csv use gp, head or attention"):
+        choose_readout(config, listed=True)
 
 
 def test_a_group_of_most_works_is_left_out_in_parts(caplog: pytest.LogCaptureFixture) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+import signal
+import time
 from pathlib import Path
 
 import pytest
+from forked import Process, start
 
 from mirip_fast.errors import RunNotFoundError
 from mirip_fast.training.run_folder import (
@@ -43,37 +44,29 @@ def test_latest_is_the_newest_run_or_none(tmp_path: Path) -> None:
         assert str(named) in str(error.value)
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from mirip_fast.training.run_folder import create_run
-run = create_run(Path("runs"), sys.argv[1], mode="head-only")
-for name in ("config.yaml", "split.csv", ".last_model.pt.1-ab.partial", *sys.argv[3:]):
-    (run.path / name).touch()
-print(run.path, flush=True)
-if sys.argv[2] == "early":
-    os.kill(os.getpid(), signal.SIGKILL)
-with run.log_to_file():
-    print(flush=True)
-    sys.stdin.read() if sys.argv[2] == "alive" else os.kill(os.getpid(), signal.SIGKILL)
-"""
+def dying(name: str, when: str, *files: str) -> int:
+    run = create_run(Path("runs"), name, mode="head-only")
+    for file in ("config.yaml", "split.csv", ".last_model.pt.1-ab.partial", *files):
+        (run.path / file).touch()
+    print(run.path, flush=True)
+    if when == "early":
+        os.kill(os.getpid(), signal.SIGKILL)
+    with run.log_to_file():
+        print(flush=True)
+        if when == "late":
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(60)
+    return 0
 
 
 def test_what_a_kill_left_before_the_first_checkpoint_is_removed_and_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    work: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-
-    def killed(name: str, when: str, *files: str) -> tuple[Path, subprocess.Popen[str]]:
-        process = subprocess.Popen(
-            [sys.executable, "-c", KILLED, name, when, *files],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        assert process.stdout is not None
-        path = Path(process.stdout.readline().strip())
-        process.stdout.readline()
+    def killed(name: str, when: str, *files: str) -> tuple[Path, Process]:
+        (process,) = start(lambda: dying(name, when, *files), 1, work / name)
+        path = Path(process.said(2 if when == "alive" else 1)[0])
         if when != "alive":
-            process.communicate()
+            process.wait()
         return path, process
 
     gone = [killed("early", "early")[0], killed("late", "late", "history.csv")[0]]
@@ -94,8 +87,8 @@ def test_what_a_kill_left_before_the_first_checkpoint_is_removed_and_told(
         with caplog.at_level("WARNING", logger="mirip_fast"):
             remove_runs_without_checkpoint(Path("runs"))
     finally:
-        process.kill()
-        process.communicate()
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
     assert not any(path.exists() for path in gone)
     assert all(p.exists() for p in (*kept, alive, failed.path, elsewhere.path, own.path))
     assert len(caplog.messages) == 2 and all(

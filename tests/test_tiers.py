@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from made_page import works
+from made_run import flat
 from made_tables import images_of
 from mirip_fast_cli.main import run
-from PIL import Image
 
 from mirip_fast.evaluation.calibration import fit_calibration
 from mirip_fast.evaluation.text_table import display_width
@@ -120,37 +120,6 @@ def test_the_table_with_win_rates_fits_into_100_columns(
         assert float(row[f"wins_{tiers[-1]}"]) == rates[place, -1]
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder with a run on 160 pictures, 48 of them held out, four times 12."""
-    folder = tmp_path_factory.mktemp("verdicts")
-    rng = np.random.default_rng(0)
-    (folder / "data" / "images").mkdir(parents=True)
-    rows = ["image_id,filename,tier"]
-    for i in range(160):
-        pixels = rng.normal(200 - 25 * (i % 4), 40, (28, 28, 3)) + rng.normal(0, 25)
-        name = f"작품 {i:03d}.png"
-        picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-        picture.save(folder / "data" / "images" / name)
-        rows.append(f"id{i},{name},{'SABC'[i % 4]}")
-    (folder / "data" / "metadata.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        tiny = ["--backbone", "tiny-random", "--image-size", "28", "--workers", "0"]
-        assert run(["embed", "data", *tiny]) == 0
-        shares = ["--train-ratio", "0.5", "--val-ratio", "0.3", "--test-ratio", "0.2"]
-        assert run(["train", "--head-only", "--epochs", "6", *shares]) == 0
-    return folder
-
-
-@pytest.fixture
-def work(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it to break."""
-    shutil.copytree(made, tmp_path / "work")
-    monkeypatch.chdir(tmp_path / "work")
-    return tmp_path / "work"
-
-
 def run_of(work: Path) -> Path:
     (folder,) = (work / "runs").iterdir()
     return folder
@@ -160,17 +129,13 @@ def kept_in(folder: Path) -> dict:
     return json.loads((folder / "anchors.json").read_text(encoding="utf-8"))
 
 
-def flat(text: str) -> str:
-    return " ".join(text.split())
-
-
-def test_the_command(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    folder = run_of(work)
+def test_the_command(calibrated: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = run_of(calibrated)
     kept = kept_in(folder)  # training has written it
     assert run(["rank", "data/images", "--tiers"]) == 0
     out = capfd.readouterr().out
     assert "compared with S 10, A 10, B 10, C 10 held-out works (validation)" in flat(out)
-    told = json.loads((work / "ranking.json").read_text(encoding="utf-8"))
+    told = json.loads((calibrated / "ranking.json").read_text(encoding="utf-8"))
     assert told["anchors"]["anchors"] == kept["anchors"]
     score_of = {work["image_id"]: work["score"] for work in told["works"]}
     held_out = load_held_out(folder, TIERS)
@@ -200,20 +165,20 @@ def test_the_command(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
 
     assert run(["rank", "data/images"]) == 0
     assert "sure %" not in capfd.readouterr().out.split("\n")[0]
-    told = json.loads((work / "ranking.json").read_text(encoding="utf-8"))
+    told = json.loads((calibrated / "ranking.json").read_text(encoding="utf-8"))
     assert "anchors" not in told and told["works"][0]["win_rates"] is None
     assert {ranked["file"]: ranked["tier"] for ranked in told["works"]} == named
 
 
-def test_anchors_are_medoids_of_the_cached_features(work: Path) -> None:
-    model = load_score_model(run_of(work) / "best_model.pt")
-    found = find_anchors(model, work / "cache", 3)
-    assert found.counts == (3, 3, 3, 3) and kept_in(run_of(work))["asked"] == 3
+def test_anchors_are_medoids_of_the_cached_features(calibrated: Path) -> None:
+    model = load_score_model(run_of(calibrated) / "best_model.pt")
+    found = find_anchors(model, calibrated / "cache", 3)
+    assert found.counts == (3, 3, 3, 3) and kept_in(run_of(calibrated))["asked"] == 3
     from mirip_fast.config import DataConfig
     from mirip_fast.features.store import FeatureStore
 
-    images = load_split(run_of(work) / "split.csv", TIERS, DataConfig()).part("val")
-    store = FeatureStore.open(work / "cache" / model.info.fingerprint_id)
+    images = load_split(run_of(calibrated) / "split.csv", TIERS, DataConfig()).part("val")
+    store = FeatureStore.open(calibrated / "cache" / model.info.fingerprint_id)
     assert model.info.features == "cls+mean"  # what the head looks at
     kinds = [name for name in sorted(store.series()) if name.split(".")[0] in ("cls", "mean")]
     rows = np.hstack([store.read(name, store.rows(name, images.hashes)) for name in kinds])
@@ -231,12 +196,12 @@ def test_anchors_are_medoids_of_the_cached_features(work: Path) -> None:
 
 
 def test_kept_anchors_are_enough_and_others_need_the_cache(
-    work: Path, capfd: pytest.CaptureFixture[str]
+    calibrated: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (work / "few").mkdir()
-    shutil.copy(work / "data" / "images" / "작품 000.png", work / "few" / "a.png")
-    model = load_score_model(run_of(work) / "best_model.pt")
-    empty = work / "empty"
+    (calibrated / "few").mkdir()
+    shutil.copy(calibrated / "data" / "images" / "작품 000.png", calibrated / "few" / "a.png")
+    model = load_score_model(run_of(calibrated) / "best_model.pt")
+    empty = calibrated / "empty"
     empty.mkdir()
     assert find_anchors(model, empty).asked == 10
     assert find_anchors(model, empty, 10).asked == 10
@@ -246,13 +211,13 @@ def test_kept_anchors_are_enough_and_others_need_the_cache(
     assert run(["rank", "few", "--tiers", "--anchors", "99"]) == 0
     out = flat(capfd.readouterr().out)
     assert "Fewer than 99 held-out works are there of tier S (12), A (12), B (12), C (12)" in out
-    assert kept_in(run_of(work))["asked"] == 99
+    assert kept_in(run_of(calibrated))["asked"] == 99
     assert run(["rank", "few", "--tiers"]) == 0  # now those are the kept ones
     assert "S 12, A 12" in flat(capfd.readouterr().out)
 
 
-def test_what_can_not_be_is_refused(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    folder = run_of(work)
+def test_what_can_not_be_is_refused(calibrated: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = run_of(calibrated)
     assert run(["rank", "data/images", "--anchors", "3"]) == 2
     assert "--anchors says how many works --tiers compares with" in capfd.readouterr().err
     best = (folder / "best_model.pt").read_bytes()
@@ -281,7 +246,7 @@ def test_what_can_not_be_is_refused(work: Path, capfd: pytest.CaptureFixture[str
     accept_files(folder)
     assert run(["rank", "data/images", "--tiers"]) == 0
     assert "No held-out work is of tier A, C" in flat(capfd.readouterr().out)
-    told = json.loads((work / "ranking.json").read_text(encoding="utf-8"))
+    told = json.loads((calibrated / "ranking.json").read_text(encoding="utf-8"))
     assert {ranked["win_rates"]["A"] for ranked in told["works"]} == {None}
     (folder / "anchors.json").unlink()
     (folder / "held_out.csv").unlink()

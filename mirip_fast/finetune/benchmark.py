@@ -22,12 +22,13 @@ from mirip_fast.evaluation.benchmark import (
 from mirip_fast.features.backbone import load_model
 from mirip_fast.features.backbone_files import BackboneSpec
 from mirip_fast.features.recipe import effective_size, head_kinds
-from mirip_fast.finetune.data import Sample
-from mirip_fast.finetune.fit import FullFit, Graded, Plan
+from mirip_fast.finetune.data import Batches, Pictures, Sample
+from mirip_fast.finetune.fit import FullFit, Plan
 from mirip_fast.finetune.model import ScoringModel
 from mirip_fast.finetune.strategy import parse_strategy, prepare_model
 from mirip_fast.finetune.train import EPOCHS
 from mirip_fast.models.head import RankingHead
+from mirip_fast.ranking.rows import Rows
 from mirip_fast.runtime import resolve_precision
 from mirip_fast.training.run_folder import Run
 
@@ -65,21 +66,25 @@ def finetune_benchmark(
             torch.cuda.synchronize(device)
         marks.append(time.perf_counter())
 
-    def load(lists: Sequence[Sequence[Sample]]) -> Iterator[torch.Tensor]:
-        for samples in lists:
-            pixels = torch.randint(256, (len(samples), size, size, 3), dtype=torch.uint8)
+    class Random(Batches):
+        """Pixels of made-up images; each time they are asked for is marked."""
+
+        def load(self, batches: Sequence[Sequence[Sample]]) -> Iterator[torch.Tensor]:
+            for samples in batches:
+                pixels = torch.randint(256, (len(samples), size, size, 3), dtype=torch.uint8)
+                mark()
+                yield pixels
             mark()
-            yield pixels
-        mark()
 
     n = _STEPS * batch_size
-    tiers = np.arange(n) % len(config.data.tier_names())
-    graded = Graded(tiers.astype(np.int64), -tiers.astype(np.float64), [None] * n, None, load)
+    tiers = np.arange(n, dtype=np.int64) % len(config.data.tier_names())
+    rows = Rows([""] * n, np.empty((n, 0, 0), np.float32), tiers, [None] * n)
     precision = resolve_precision("auto", device)
     plan = Plan(1, batch_size, head_epochs=0, patience=0, precision=precision, size=size)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    fit = FullFit(model, strategy, graded, graded, config, plan, {})
+    pixels = Random(Pictures([], size), 0, 0, pinned=False)
+    fit = FullFit(model, strategy, rows, pixels, rows, pixels, config, plan, {})
     fit.train_epoch(Run(Path()))  # saves nothing
     seconds = statistics.median(np.diff(marks)[1:].tolist())
     memory, kind = peak_memory_gb(), "peak resident memory of the process"

@@ -361,7 +361,7 @@ class Batches(Closing):
         waited: seconds that :meth:`load` has waited for data since it was last set to 0.
     """
 
-    def __init__(self, pictures: Pictures, *, workers: int, prefetch: int, pinned: bool):
+    def __init__(self, pictures: Pictures, workers: int, prefetch: int, *, pinned: bool):
         self.waited = 0.0
         self._pictures, self._pinned = pictures, pinned
         self._count, self._ahead = workers, workers * prefetch

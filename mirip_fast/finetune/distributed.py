@@ -9,6 +9,7 @@ between images of different processes included, whatever their shares.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -172,6 +173,8 @@ def _first_to_tell() -> bool:
 def join_processes(device_name: str) -> Iterator[tuple[ProcessGroup, str]]:
     """Join the processes that torchrun (or srun with its variables) started; alone without it.
 
+    Inside, only the first process tells what is going on; errors are everyone's.
+
     Args:
         device_name: ``--device``; with ``auto`` or ``cuda`` each process takes the GPU of its local rank.
 
@@ -199,7 +202,12 @@ def join_processes(device_name: str) -> Iterator[tuple[ProcessGroup, str]]:
             f"The {world} processes did not find each other ({error}). Start them with torchrun, see "
             "docs/finetune.md"
         ) from error
+    group, package = ProcessGroup(distributed.get_rank(), world), logging.getLogger("mirip_fast")
+    level = package.level
+    if not group.is_first:
+        package.setLevel(logging.ERROR)
     try:
-        yield ProcessGroup(distributed.get_rank(), world), device_name
+        yield group, device_name
     finally:
+        package.setLevel(level)
         distributed.destroy_process_group()

@@ -7,7 +7,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -21,7 +21,7 @@ from torch import nn
 from mirip_fast.config import Config
 from mirip_fast.errors import CheckpointError, PreemptedError, TrainingError
 from mirip_fast.evaluation.metrics import pairwise_accuracy
-from mirip_fast.finetune.data import Sample, Step, plan_epoch
+from mirip_fast.finetune.data import Batches, Sample, Step, plan_epoch
 from mirip_fast.finetune.distributed import ALONE, ProcessGroup
 from mirip_fast.finetune.model import ScoringModel, merged_state
 from mirip_fast.finetune.step import Part, batch_loss, count_right, make_objective, take_gradients
@@ -29,6 +29,7 @@ from mirip_fast.finetune.strategy import Strategy, learning_rates, parameter_gro
 from mirip_fast.models.checkpoint import save_checkpoint
 from mirip_fast.ranking.fit import FitResult
 from mirip_fast.ranking.objective import by_grader
+from mirip_fast.ranking.rows import Rows
 from mirip_fast.runtime import free_memory, in_passes, is_out_of_memory, set_seed, torch_dtype
 from mirip_fast.training.optim import Averaging, EarlyStopping, clip_gradients, make_scheduler
 from mirip_fast.training.run_folder import Run
@@ -42,29 +43,6 @@ _ADVICE = (
     "its own head-only run), --strategy last:2 or lora, or a smaller backbone. The checkpoints saved before "
     "are good."
 )
-
-
-@dataclass(frozen=True)
-class Graded:
-    """Graded images of one split.
-
-    Attributes:
-        tiers: [n] int64, 0 is the best tier.
-        grades: [n] float64 what pairs are made by, higher is better: minus the tier, or the tier_score.
-        groups: [n], None for an image that is its own group.
-        within: [n] int64 codes inside which pairs count, or None for all pairs.
-        load: gives the pixels [b, S, S, 3] uint8 of each list of samples, in order.
-        waited: seconds that loading was waited for, ever.
-        graders: [n, G] tiers by several graders, −1 for none, whose own pairs are learned; or None.
-    """
-
-    tiers: NDArray[np.int64]
-    grades: NDArray[np.float64]
-    groups: Sequence[str | None]
-    within: NDArray[np.int64] | None
-    load: Callable[[Sequence[Sequence[Sample]]], Iterator[torch.Tensor]]
-    waited: Callable[[], float] = lambda: 0.0
-    graders: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -108,8 +86,10 @@ class FullFit:
     Args:
         model: after ``prepare_model``.
         strategy: what learns when.
-        train: images to learn from.
-        val: images that choose the best epoch.
+        train: images to learn from, and
+        train_pixels: what loads them.
+        val: images that choose the best epoch, and
+        val_pixels: what loads them.
         config: every setting; written into the checkpoints.
         plan: how the run goes.
         model_info: what the checkpoints say of the model.
@@ -125,8 +105,10 @@ class FullFit:
         self,
         model: ScoringModel,
         strategy: Strategy,
-        train: Graded,
-        val: Graded,
+        train: Rows,
+        train_pixels: Batches,
+        val: Rows,
+        val_pixels: Batches,
         config: Config,
         plan: Plan,
         model_info: dict[str, Any],
@@ -135,6 +117,7 @@ class FullFit:
     ):
         set_seed(config.train.seed)
         self.model, self.strategy, self.train, self.val = model, strategy, train, val
+        self.train_pixels, self.val_pixels = train_pixels, val_pixels
         self.config, self.plan, self.model_info, self.group = config, plan, model_info, group
         self.trackers = Trackers({})
         self.saved: Callable[[Path], None] = lambda _: None
@@ -184,7 +167,7 @@ class FullFit:
     def _steps(self, epoch: int) -> list[Step]:
         return plan_epoch(
             self.train.tiers,
-            self.train.grades,
+            grades_of(self.train),
             self.train.groups,
             self.plan.batch_size,
             self.config.train.seed,
@@ -228,11 +211,11 @@ class FullFit:
         steps = self._steps(epoch)[self.now.steps :]
         lists = [list(step.samples[self.group.share(len(step.samples))]) for step in steps]
         started = time.monotonic() - self.now.seconds
-        waited = self.train.waited() - self.now.waited
-        for step, inputs in zip(steps, self.train.load(lists), strict=True):
+        waited = self.train_pixels.waited - self.now.waited
+        for step, inputs in zip(steps, self.train_pixels.load(lists), strict=True):
             self._step(step, inputs)
             self.now.seconds = time.monotonic() - started
-            self.now.waited = self.train.waited() - waited
+            self.now.waited = self.train_pixels.waited - waited
             stop = self.stop
             if self.group.any(stop is not None, self.device):
                 if self.group.is_first:
@@ -249,8 +232,8 @@ class FullFit:
         if self.train.within is not None:
             within = torch.from_numpy(self.train.within[step.index()]).to(self._loss_device)
         graders = None
-        if self.train.graders is not None:
-            graders = torch.from_numpy(self.train.graders[step.index()]).to(self._loss_device)
+        if self.train.grades is not None:
+            graders = torch.from_numpy(self.train.grades[step.index()]).to(self._loss_device)
         pairs_of: dict[str, Any] = {"mixed": step.mixed, "graders": graders}
         loss, scores = self._gradients(
             inputs,
@@ -355,7 +338,7 @@ class FullFit:
         settings = self.config.train
         self.averaging.after_epoch(self.epoch)
         with self.averaging.in_place():
-            loss, accuracy = self._evaluate(self.val)
+            loss, accuracy = self._evaluate()
         rates = self._rates()
         values = {
             "train/loss": now.loss / max(1, now.steps),
@@ -399,14 +382,14 @@ class FullFit:
         self._save(run.last)
 
     @torch.no_grad()
-    def _evaluate(self, images: Graded) -> tuple[float, float]:
-        """Loss and pairwise accuracy over all pairs of a split, with the weights as they are.
+    def _evaluate(self) -> tuple[float, float]:
+        """Loss and pairwise accuracy over all pairs of the validation split, with the weights as they are.
 
         When memory runs out the passes become smaller, for the rest of the run too; scores do not depend on
         which images go through together.
         """
         self.model.eval()
-        n, world = len(images.tiers), self.group.world
+        images, n, world = self.val, len(self.val), self.group.world
         mine = [Sample(i, 0) for i in range(n)[self.group.share(n)]]
         most = -(-self.plan.batch_size // (self.parts_per_step * world))
         size = at_once = min(self.evaluated_at_once, most)
@@ -417,7 +400,8 @@ class FullFit:
 
         parts = [torch.empty(0, device=self.device)]
         try:
-            for inputs in images.load([mine[i : i + size] for i in range(0, len(mine), size)]):
+            lists = [mine[i : i + size] for i in range(0, len(mine), size)]
+            for inputs in self.val_pixels.load(lists):
                 scored, at_once = in_passes(score, inputs, at_once, _tell_smaller)
                 parts += scored
         except Exception as error:
@@ -427,13 +411,13 @@ class FullFit:
         if at_once < size:
             self.evaluated_at_once = at_once
         scores = self.group.gather(torch.cat(parts), n).to(self._loss_device)
-        grades = torch.from_numpy(images.grades).to(scores.device)
-        within = None if images.within is None else torch.from_numpy(images.within)
-        if within is not None:
-            within = within.to(scores.device)
-        graders, tiers, inside = None, images.tiers, images.within
-        if images.graders is not None:
-            graders = torch.from_numpy(images.graders).to(scores.device)
+        grades = torch.from_numpy(grades_of(images)).to(scores.device)
+        within = graders = None
+        if images.within is not None:
+            within = torch.from_numpy(images.within).to(scores.device)
+        tiers, inside = images.tiers, images.within
+        if images.grades is not None:
+            graders = torch.from_numpy(images.grades).to(scores.device)
         loss = float(
             batch_loss(self.objective, scores, grades, within, mixed=False, graders=graders)
         )
@@ -532,6 +516,11 @@ class FullFit:
         finally:
             for name, handler in kept.items():
                 signal.signal(getattr(signal, name), handler)
+
+
+def grades_of(rows: Rows) -> NDArray[np.float64]:
+    """[n] what pairs are made by, higher is better: minus the tier, or the finer grade."""
+    return -rows.tiers.astype(np.float64) if rows.tier_scores is None else rows.tier_scores
 
 
 def _tell_smaller(images: int) -> None:

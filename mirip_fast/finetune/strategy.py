@@ -11,7 +11,14 @@ from torch import nn
 
 from mirip_fast.config import Config, FinetuneConfig
 from mirip_fast.errors import ConfigError
-from mirip_fast.finetune.model import EMBEDDINGS, ScoringModel, add_lora
+from mirip_fast.finetune.model import (
+    EMBEDDINGS,
+    ScoringModel,
+    add_lora,
+    add_patch_dropout,
+    add_stochastic_depth,
+    checkpoint_blocks,
+)
 from mirip_fast.training.optim import decaying
 
 KINDS = ("full", "last", "llrd", "gradual", "lora")
@@ -103,11 +110,18 @@ def _blocks(text: str, num_layers: int, what: str) -> int:
 
 
 def prepare_model(model: ScoringModel, strategy: Strategy, settings: FinetuneConfig) -> None:
-    """Add what the strategy needs to the backbone; nothing of it learns yet, see :func:`unfreeze`."""
-    model.backbone.requires_grad_(False)
+    """Add to the backbone what strategy and settings ask for; nothing learns yet, see :func:`unfreeze`.
+
+    Raises:
+        ConfigError: the backbone cannot have it.
+    """
     if strategy.kind == "lora":
         add_lora(model, settings)
-        model.backbone.requires_grad_(False)
+    model.backbone.requires_grad_(False)
+    add_stochastic_depth(model.anatomy, settings.stochastic_depth)
+    add_patch_dropout(model, settings.patch_dropout)
+    if settings.gradient_checkpointing:
+        checkpoint_blocks(model.anatomy)
 
 
 def unfreeze(model: ScoringModel, strategy: Strategy, blocks: int) -> None:

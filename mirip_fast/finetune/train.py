@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +18,6 @@ from mirip_fast.config import Config
 from mirip_fast.data.csv_reader import shown
 from mirip_fast.data.images import UTMOST_PIXELS
 from mirip_fast.errors import CheckpointError, ConfigError, DataError
-from mirip_fast.evaluation.metrics import codes_of
 from mirip_fast.evaluation.report import Report
 from mirip_fast.features.backbone import load_model
 from mirip_fast.features.backbone_files import find_backbone
@@ -28,13 +27,8 @@ from mirip_fast.features.recipe import head_kinds, make_recipe
 from mirip_fast.files import format_bytes, write_text
 from mirip_fast.finetune.data import Batches, Pictures, decode_all, room_in_memory
 from mirip_fast.finetune.distributed import ProcessGroup, join_processes
-from mirip_fast.finetune.fit import FullFit, Graded, Plan
-from mirip_fast.finetune.model import (
-    ScoringModel,
-    add_patch_dropout,
-    add_stochastic_depth,
-    checkpoint_blocks,
-)
+from mirip_fast.finetune.fit import FullFit, Plan
+from mirip_fast.finetune.model import ScoringModel
 from mirip_fast.finetune.sources import (
     HeadRun,
     Source,
@@ -42,6 +36,7 @@ from mirip_fast.finetune.sources import (
     check_unchanged,
     find_source,
 )
+from mirip_fast.finetune.step import make_objective
 from mirip_fast.finetune.strategy import learning_rates, parse_strategy, prepare_model
 from mirip_fast.models.checkpoint import load_checkpoint
 from mirip_fast.models.finetuned import FINETUNED, deploy, describe_backbone, head_state
@@ -63,12 +58,13 @@ from mirip_fast.ranking.graded import (
     as_trial,
     choose_features,
     load_split,
-    pairable,
     save_split,
     trial,
 )
 from mirip_fast.ranking.head_files import save_head
 from mirip_fast.ranking.held_out import keep_references
+from mirip_fast.ranking.objective import require_pairs
+from mirip_fast.ranking.rows import Rows
 from mirip_fast.ranking.scorer import ScoreModel, load_score_model, score_files
 from mirip_fast.ranking.train import tell_agreement
 from mirip_fast.runtime import keep_freed_memory, resolve_device, resolve_precision, set_seed
@@ -94,25 +90,22 @@ _BATCH, _PATIENCE = 32, 10
 _MODE = "full"
 
 
-@dataclass(frozen=True)
-class FullRequest:
-    """What the command asks for, besides the configuration.
+def train_full(
+    config: Config,
+    source: Path | None = None,
+    *,
+    debug: bool = False,
+    given: Collection[str] = (),
+    only_folds: tuple[int, ...] = (),
+) -> tuple[Run, FitResult | FoldsResult]:
+    """Fine-tune backbone and head on images, once or once per fold.
 
-    Attributes:
+    Args:
+        config: the settings.
         source: folder or CSV file; None takes the head-only run's, or the newest embedded one.
         debug: a trial on 100 images and two epochs, without tracking.
         given: dotted keys of the settings that were set, by YAML or on the command line.
         only_folds: with folds: those to train now; none: all.
-    """
-
-    source: Path | None = None
-    debug: bool = False
-    given: frozenset[str] = frozenset()
-    only_folds: tuple[int, ...] = ()
-
-
-def train_full(config: Config, request: FullRequest) -> tuple[Run, FitResult | FoldsResult]:
-    """Fine-tune backbone and head on images, once or once per fold.
 
     Raises:
         ConfigError: settings that do not go together, or folds that do not exist.
@@ -122,7 +115,7 @@ def train_full(config: Config, request: FullRequest) -> tuple[Run, FitResult | F
     parse_report_to(config.tracking.report_to)
     if config.finetune.remote_sync:
         check_remote(config.finetune.remote_sync)
-    if request.only_folds and not config.train.folds:
+    if only_folds and not config.train.folds:
         raise ConfigError("--only-folds goes with --folds: say how many there are")
     if config.train.gradient_accumulation_steps > 1:
         raise ConfigError(
@@ -130,27 +123,25 @@ def train_full(config: Config, request: FullRequest) -> tuple[Run, FitResult | F
             "know nothing of each other's pairs. --full divides a batch with --accumulation-steps "
             f"{config.train.gradient_accumulation_steps}, and keeps all of its pairs"
         )
-    with join_processes(config.runtime.device) as (group, device), _quiet(group):
-        source = group.first_does(lambda: find_source(request.source, config))
-        config = _resolved(config, request, source)
-        images = trial(source.images) if request.debug else source.images
-        require_pairs(images)
+    with join_processes(config.runtime.device) as (group, device):
+        found = group.first_does(lambda: find_source(source, config))
+        config = _resolved(config, given, found, debug)
+        images = trial(found.images) if debug else found.images
         tell_agreement(images, config)
         # What can be wrong with the settings is told before a run's folder is made.
         setup = Setup(config, images, group, resolve_device(device))
-        head_run = source.head_run
+        head_run = found.head_run
         if head_run is not None:
             check_same_features(head_run, setup.recipe)
-        run = Run(Path(group.first_does(lambda: _new_run(config, request, source, images))))
+        # Of folds it is their heads that are taken, and a trial has none that fit.
+        heads = () if head_run is None or debug else head_run.heads
+        taken = head_run if heads or not config.train.folds else None
+        run = Run(Path(group.first_does(lambda: _new_run(config, found, images, taken, debug))))
         if not config.train.folds:
-            head = None if head_run is None else head_run.checkpoint
-            return run, setup.train(run, head=head)
-        if request.debug:
-            head_run = None
-        fold_of = None if head_run is None or head_run.plan is None else head_run.plan.fold_of
+            return run, setup.train(run, head=None if head_run is None else head_run.checkpoint)
+        fold_of = head_run.plan.fold_of if heads and head_run and head_run.plan else None
         plan = group.first_does(lambda: plan_folds(run, config, setup.info, images, fold_of))
-        work = FullFolds(plan, group, setup.device, () if head_run is None else head_run.heads)
-        return run, train_folds(run, plan, work, request.only_folds)
+        return run, train_folds(run, plan, FullFolds(plan, group, setup.device, heads), only_folds)
 
 
 def resume_full(
@@ -168,7 +159,7 @@ def resume_full(
         RunNotFoundError: nothing to resume.
         CheckpointError: it cannot be resumed from this file.
     """
-    with join_processes(device) as (group, device_name), _quiet(group):
+    with join_processes(device) as (group, device_name):
         run, path = resumable_run(output_dir, which, full=True)
         if run.has_folds:
             return _resume_folds(run, group, resolve_device(device_name), only_folds)
@@ -227,6 +218,10 @@ class Setup:
         images: with their split.
         group: the processes that take part.
         device: of this process.
+
+    Raises:
+        ConfigError: settings that do not go together.
+        DataError: train or val has no pair.
     """
 
     def __init__(
@@ -246,6 +241,22 @@ class Setup:
                 "leave them out, or learn from one grader with --grader NAME"
             )
         check_averaging(config.train, config.train.epochs or EPOCHS)
+        if not images.has_grades:
+            raise DataError(
+                "--full learns from tiers, and these images have none; judged pairs teach a head "
+                "(`mirip-fast train --head-only --pairs FILE`)"
+            )
+        loss = make_objective(config.train)
+        self.rows = {split: self._rows(split) for split in ("train", "val")}
+        for split, rows in self.rows.items():
+            require_pairs(rows, loss, split)
+
+    def _rows(self, split: str) -> Rows:
+        """What is known of the images of a split but their pixels."""
+        labels = self.images.part(split).labels(
+            self.config.evaluate.within, label=self.config.train.label
+        )
+        return dataclasses.replace(labels, sets=None)  # works are compared, not applicants
 
     @property
     def info(self) -> ModelInfo:
@@ -317,22 +328,17 @@ class Setup:
             ranking_head.load_state_dict(head["model_state_dict"])
         model = ScoringModel(spec, load_model(spec), ranking_head, config.head.features)
         prepare_model(model, self.strategy, settings)
-        add_stochastic_depth(model.anatomy, settings.stochastic_depth)
-        add_patch_dropout(model, settings.patch_dropout)
-        if settings.gradient_checkpointing:
-            checkpoint_blocks(model.anatomy)
         model.to(self.device)
-        train = self._graded("train", settings.augment, ending)
-        val = self._graded("val", "none", ending)
-        described = describe_backbone(spec, model.backbone)
         fit = FullFit(
             model,
             self.strategy,
-            train,
-            val,
+            self.rows["train"],
+            self._batches("train", settings.augment, ending),
+            self.rows["val"],
+            self._batches("val", "none", ending),
             config,
             self._plan(head is not None, resumed),
-            {**self.info.to_dict(), FINETUNED: described},
+            {**self.info.to_dict(), FINETUNED: describe_backbone(spec, model.backbone)},
             group=self.group,
         )
         if resumed is not None:
@@ -342,11 +348,11 @@ class Setup:
             fit.trackers = start_trackers(config.tracking, run.path, config.to_dict())
         return fit
 
-    def _graded(self, split: str, preset: str, ending: contextlib.ExitStack) -> Graded:
-        """The images of a split, with a loader that ``ending`` closes."""
-        part, settings, recipe = self.images.part(split), self.config.finetune, self.recipe
+    def _batches(self, split: str, preset: str, ending: contextlib.ExitStack) -> Batches:
+        """Loads the images of a split, until ``ending``."""
+        settings, recipe = self.config.finetune, self.recipe
         pictures = Pictures(
-            part.paths,
+            self.images.part(split).paths,
             recipe.size,
             resize=recipe.resize,
             draft=recipe.decode == "fast",
@@ -355,25 +361,9 @@ class Setup:
         )
         if settings.cache_images and _fits_in_memory(pictures):
             pictures.kept = decode_all(pictures, default_workers(self.config.embed.workers))
-        batches = ending.enter_context(
-            Batches(
-                pictures,
-                workers=settings.loader_workers,
-                prefetch=settings.prefetch,
-                pinned=self.device.type == "cuda",
-            )
-        )
-        within = self.config.evaluate.within
-        labels = part.labels(None, label=self.config.train.label)
-        by_tier = labels.tier_scores is None
-        return Graded(
-            tiers=part.needed_tiers,
-            grades=-part.needed_tiers.astype(np.float64) if by_tier else part.needed_scores,
-            groups=part.groups,
-            within=None if within is None else pairable(codes_of(part.column(within))),
-            graders=None if part.grades is None else labels.grades,
-            load=batches.load,
-            waited=lambda: batches.waited,
+        pinned = self.device.type == "cuda"
+        return ending.enter_context(
+            Batches(pictures, settings.loader_workers, settings.prefetch, pinned=pinned)
         )
 
     def _plan(self, has_head: bool, resumed: dict[str, Any] | None) -> Plan:
@@ -400,8 +390,8 @@ class Setup:
             "most %d epochs%s, %s on %s",
             run.path,
             self.config.finetune.strategy,
-            len(fit.train.tiers),
-            len(fit.val.tiers),
+            len(fit.train),
+            len(fit.val),
             plan.batch_size,
             base,
             head,
@@ -457,26 +447,6 @@ def _fits_in_memory(pictures: Pictures) -> bool:
     return False
 
 
-def require_pairs(images: GradedImages) -> None:
-    """Refuse splits that nothing can be learnt from or evaluated by.
-
-    Raises:
-        DataError: train or val has no pair of different tiers.
-    """
-    if not images.has_grades:
-        raise DataError(
-            "--full learns from tiers, and these images have none; judged pairs teach a head "
-            "(`mirip-fast train --head-only --pairs FILE`)"
-        )
-    for split in ("train", "val"):
-        part = images.part(split)
-        if len(set(part.needed_tiers.tolist())) < 2:
-            raise DataError(
-                f"The {split} split has {len(part)} images of fewer than two tiers: there is no pair to "
-                "compare. More graded images are needed, or another --val-ratio."
-            )
-
-
 @dataclass(frozen=True)
 class FullFolds:
     """Backbone and head per fold (a :class:`mirip_fast.ranking.folds.FoldWork`).
@@ -509,7 +479,6 @@ class FullFolds:
             DataError: train or val has no pair.
             TrainingError: see :class:`mirip_fast.finetune.fit.FullFit`.
         """
-        require_pairs(fold.images)
         setup = Setup(fold.config, fold.images, self.group, self.device)
         resumed = None if fold.checkpoint is None else load_checkpoint(fold.checkpoint)
         head = None
@@ -545,15 +514,15 @@ class FullFolds:
             RemoteSync(url, run.place, along=run.small_files).finish()
 
 
-def _resolved(config: Config, request: FullRequest, source: Source) -> Config:
+def _resolved(config: Config, given: Collection[str], source: Source, debug: bool) -> Config:
     """The configuration of the run: what the user set, over what the head-only run brings."""
     embed, head = config.embed, config.head
     if source.head_run is not None:
-        config = _with_split(config, request, source.head_run)
-        own = {k.partition(".")[2] for k in request.given if k.startswith("embed.")}
+        config = _with_split(config, given, source.head_run)
+        own = {k.partition(".")[2] for k in given if k.startswith("embed.")}
         embed = dataclasses.replace(source.embed, **{k: getattr(config.embed, k) for k in own})
         head = source.head_run.head
-        shape = [k for k in request.given if k.startswith("head.") and "dropout" not in k]
+        shape = [k for k in given if k.startswith("head.") and "dropout" not in k]
         for key in shape:
             name = key.partition(".")[2]
             if getattr(config.head, name) not in (getattr(head, name), "auto"):
@@ -561,7 +530,7 @@ def _resolved(config: Config, request: FullRequest, source: Source) -> Config:
                     f"head.{name}: the head of {source.head_run.run.path} has "
                     f"{getattr(head, name)}; leave it out, or start with --init-from none"
                 )
-        if "head.projector_dropout" in request.given:
+        if "head.projector_dropout" in given:
             head = dataclasses.replace(head, projector_dropout=config.head.projector_dropout)
     if Path(embed.backbone).expanduser().is_dir():  # found again from any working folder
         folder = str(Path(embed.backbone).expanduser().resolve())
@@ -570,17 +539,17 @@ def _resolved(config: Config, request: FullRequest, source: Source) -> Config:
     # A pass through the backbone gives every kind of token.
     head = dataclasses.replace(head, features=choose_features(head.features, ("cls", "mean")))
     config = dataclasses.replace(config, data=source.data, embed=embed, head=head)
-    return as_trial(config) if request.debug else config
+    return as_trial(config) if debug else config
 
 
-def _with_split(config: Config, request: FullRequest, head_run: HeadRun) -> Config:
+def _with_split(config: Config, given: Collection[str], head_run: HeadRun) -> Config:
     """The configuration with the split section of the head-only run, whose split is taken.
 
     Raises:
         ConfigError: another split was asked for.
     """
     own = config_from_dict(head_run.checkpoint["config"]).split
-    asked = [key.partition(".")[2] for key in request.given if key.startswith("split.")]
+    asked = [key.partition(".")[2] for key in given if key.startswith("split.")]
     wrong = [name for name in asked if getattr(config.split, name) != getattr(own, name)]
     if wrong:
         raise ConfigError(
@@ -590,38 +559,23 @@ def _with_split(config: Config, request: FullRequest, head_run: HeadRun) -> Conf
     return dataclasses.replace(config, split=own)
 
 
-def _new_run(config: Config, request: FullRequest, source: Source, images: GradedImages) -> str:
-    head_run = source.head_run
-    # Of folds it is the heads that are taken; absolute, for resuming from any folder.
-    taken = head_run is not None and (
-        not config.train.folds or (bool(head_run.heads) and not request.debug)
-    )
+def _new_run(
+    config: Config, source: Source, images: GradedImages, taken: HeadRun | None, debug: bool
+) -> str:
     remove_runs_without_checkpoint(Path(config.train.output_dir))
     run = create_run(
         Path(config.train.output_dir),
         config.train.name or config.finetune.strategy.replace(":", ""),
         mode=_MODE,
-        debug=request.debug,
+        debug=debug,
         dataset=source.name,
         data=dataclasses.asdict(source.data),
         within=config.evaluate.within,
         grader=config.evaluate.grader,
-        init_from=str(head_run.run.path.resolve()) if head_run is not None and taken else None,
+        # Absolute, for resuming from any folder.
+        init_from=None if taken is None else str(taken.run.path.resolve()),
     )
     write_text(run.path / "config.yaml", to_yaml(config))
     save_split(run.path / SPLIT_FILE, images)
     log.info("Data %s", shown(Path(source.name)))
     return str(run.path)
-
-
-@contextlib.contextmanager
-def _quiet(group: ProcessGroup) -> Iterator[None]:
-    """Inside, only the first process tells what is going on; warnings are everyone's."""
-    package = logging.getLogger("mirip_fast")
-    level = package.level
-    if not group.is_first:
-        package.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        package.setLevel(level)
