@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mirip_fast.language import tr
 from mirip_fast.progress import Bar
 from mirip_fast.settings import Resolved
 
@@ -86,14 +87,17 @@ def _told(explained: Explained, target: Path) -> str:
         found = where(explained.map.values, raises=True)
         if found:
             lines.append(f"  Looked at most: {found[0]} ({1 + found[1]:.2f} times an even share)")
-    for raises, verb in ((True, "Raised"), (False, "Lowered")):
+    for raises, told in (
+        (True, "  Raised most by: {} ({:+.3f})"),
+        (False, "  Lowered most by: {} ({:+.3f})"),
+    ):
         found = where(explained.map.values, raises=raises)
         if found and not explained.map.attention:
-            lines.append(f"  {verb} most by: {found[0]} ({found[1]:+.3f})")
+            lines.append(told.format(*found))
     if explained.tier:
         lines.append("  Because it looks like these:")
         lines += [
             f"    {like.work.tier}  cosine {like.cosine:.3f}  {shown(like.work.path)}"
             for like in explained.likes
         ]
-    return "\n".join([*lines, f"  Written: {target}"])
+    return tr("\n".join([*lines, f"  Written: {target}"]))

@@ -11,6 +11,7 @@ from mirip_fast.progress import Bar
 from mirip_fast.settings import Resolved
 
 from .options import command_line, config_options
+from .say import echo
 
 if TYPE_CHECKING:
     from mirip_fast.label.server import LabelRun
@@ -86,15 +87,15 @@ def label_command(
         )  # fmt: skip
     with opened as label:
         if share:
-            click.echo(
+            echo(
                 "Warning: whoever on the network has an address can see all works and judge in that name; "
                 "what is sent is not encrypted. Use it in a network that you trust.",
                 err=True,
             )
         for session, address in zip(label.sessions, label.server.addresses, strict=True):
             who = f" ({session.judge_name})" if len(label.sessions) > 1 else ""
-            click.echo(f"Judge here{who}: {address}")
-        click.echo("Ctrl-C ends it; every verdict is saved at once.")
+            echo(f"Judge here{who}: {address}")
+        echo("Ctrl-C ends it; every verdict is saved at once.")
         if not no_browser and len(label.sessions) == 1:
             click.launch(label.server.address)
         label.server.run()
@@ -107,7 +108,7 @@ def _say(label: LabelRun) -> None:
     from mirip_fast.label.session import Session, consistency, pair_agreement, predicted, share
 
     made = sum(session.made_now for session in label.sessions)
-    click.echo(
+    echo(
         f"{counted(made, 'judgement')} made now, {len(label.file.rows):,} in all: {shown(label.file.path)}"
     )
     for session in label.sessions:
@@ -117,20 +118,20 @@ def _say(label: LabelRun) -> None:
         hits = [hit for _, hit in predicted(session.judgements, measure=True)]
         if hits:
             told = _told(share(sum(hits), len(hits)))
-            click.echo(f"{who}Random pairs predicted before they were judged: {told}")
+            echo(f"{who}Random pairs predicted before they were judged: {told}")
         again = consistency(session.judgements)
         if again["count"]:
-            click.echo(f"{who}Same verdict when asked again: {_told(again)}")
+            echo(f"{who}Same verdict when asked again: {_told(again)}")
     if isinstance(label.file, GradeFile):
         agreed = label.file.agreement()
         if agreed is not None:
-            click.echo(agreed.to_line())
+            echo(agreed.to_line())
     else:
         for two in pair_agreement(label.session.by_all):
             told = _told(two) if two["count"] else "no pair was judged by both"
-            click.echo(f"Same verdict by {two['first']} and {two['second']}: {told}")
+            echo(f"Same verdict by {two['first']} and {two['second']}: {told}")
     if label.file.has_rows:
-        click.echo(f"Next: {label.next_command()}")
+        echo(f"Next: {label.next_command()}")
 
 
 def _told(of: dict[str, Any]) -> str:

@@ -121,7 +121,7 @@ def _translated(command: click.Command) -> click.Command:
     found.params = [copy.copy(parameter) for parameter in command.params]
     for parameter in found.params:
         if isinstance(parameter, click.Option) and parameter.help:
-            parameter.help = tr(parameter.help)
+            parameter.help = "  ".join(map(tr, parameter.help.split("  ")))  # and its default
     if isinstance(found, click.Group):
         found.commands = {name: _translated(below) for name, below in found.commands.items()}
     return found
@@ -202,6 +202,7 @@ def _log_to_terminal() -> None:
     package.handlers = [handler]
     package.setLevel(logging.INFO)
     package.propagate = False
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # of fonts that lack a weight
 
 
 def main() -> None:
@@ -247,6 +248,9 @@ def run(arguments: list[str], signals: StopSignals | None = None) -> int:
         )
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
         return error.exit_code
     except click.ClickException as error:
         text = tr(error.format_message())

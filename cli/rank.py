@@ -300,7 +300,7 @@ def _sort(done: RankDone, into: Path, by: str, how: str, dry_run: bool) -> bool:
     with Bar(" files") as bar:
         carry_out(sorting, bar)
     works = counted(len(sorting.acts) - len(sorting.failures), "work")
-    echo(f"{works} {verb} into {into} ({folders}){there}")
+    echo(f"{works} sorted into {into} ({verb}: {folders}){there}")
     for file, why in sorting.failures[:10]:
         echo(f"Not sorted: {file}: {why}", err=True)
     if len(sorting.failures) > 10:

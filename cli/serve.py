@@ -12,6 +12,7 @@ from mirip_fast.progress import Bar
 from mirip_fast.settings import Resolved
 
 from .options import checkpoint_option, command_line, config_options, moved_backbone
+from .say import echo
 
 _PATH = click.Path(path_type=Path)
 
@@ -122,24 +123,24 @@ def serve_command(
 
         server = LocalServer(make_app, port, host=host, token=token)
         if host != HOST:
-            click.echo(
+            echo(
                 f"Warning: this listens on {host}: whoever on the network has the token can ask it, and "
                 "what is sent is not encrypted.",
                 err=True,
             )
         if page is not None:
-            click.echo(f"Page: {server.address}\nMarks are kept in {page.marks.path}")
+            echo(f"Page: {server.address}\nMarks are kept in {page.marks.path}")
         if scorer is not None:
-            click.echo(
+            echo(
                 f"POST http://{host}:{server.port}/score  (described at /docs)\nToken: {server.token}"
             )
-        click.echo("Ctrl-C ends it.")
+        echo("Ctrl-C ends it.")
         if page is not None and not no_browser:
             click.launch(server.address)
         server.run()
         if page is not None and page.pairs:
-            click.echo(f"{page.pairs} judged pairs of what was moved: {page.pairs_file}")
-            click.echo(
+            echo(f"{page.pairs} judged pairs of what was moved: {page.pairs_file}")
+            echo(
                 f"Next: mirip-fast train --head-only --pairs {page.pairs_file}"
                 if page.trained_on is None
                 else f"Next: mirip-fast train --head-only --data {page.trained_on} learns them beside its "

@@ -12,6 +12,7 @@ from mirip_fast.settings import Resolved
 
 from .interrupted import Interrupted
 from .options import config_options
+from .say import echo
 
 
 @click.command("sweep")
@@ -71,12 +72,12 @@ def sweep_command(
     if wandb_sweep is not None:
         text = sweep_of_wandb(config, grid, random=random, data=data, given=resolved.given)
         write_text(wandb_sweep, text)
-        click.echo(f"Written: {wandb_sweep}")
-        click.echo(
+        echo(f"Written: {wandb_sweep}")
+        echo(
             "Its runs are compared on the validation split of one head each, not by cross-validation. "
             "Keep the winner only if `mirip-fast evaluate` says that it is better."
         )
-        click.echo(f"Next: wandb sweep {wandb_sweep}")
+        echo(f"Next: wandb sweep {wandb_sweep}")
         return
     if resume:
         sweep = resume_sweep(Path(config.train.output_dir), resume)
@@ -89,6 +90,6 @@ def sweep_command(
             table = run_sweep(sweep, bar)
     except KeyboardInterrupt:
         raise Interrupted("`mirip-fast sweep --resume latest` goes on from there.") from None
-    click.echo(table)
-    click.echo(f"Sweep: {sweep.path}")
-    click.echo(f"Next: mirip-fast train --head-only --config {sweep.path / BEST_FILE}")
+    echo(table)
+    echo(f"Sweep: {sweep.path}")
+    echo(f"Next: mirip-fast train --head-only --config {sweep.path / BEST_FILE}")

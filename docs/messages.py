@@ -20,6 +20,8 @@ from babel.messages.pofile import read_po, write_po
 ROOT = Path(__file__).resolve().parent.parent
 #: Where messages to people stand; pages have words of their own (words.json), files of settings too.
 _ROOMS = ("cli", "mirip_fast")
+#: SQL, programs, HTML, headers of HTTP.
+_NO_MESSAGE = re.compile(r"^(PRAGMA|SELECT|INSERT|CREATE|BEGIN|import|TABLE) |</|charset=|-src |^<")
 _ABOUT = (
     "What the program says. «{}» is what varies; number them ({0}, {1}) where the order changes."
 )
@@ -99,6 +101,8 @@ def _texts(tree: ast.Module, with_docstrings: bool) -> Iterator[str]:
 
 
 def _says_something(text: str) -> bool:
+    if _NO_MESSAGE.search(text):
+        return False
     words = re.findall(r"[A-Za-z]{2,}", text.replace("{}", ""))
     return len(words) > (3 if text.startswith("--") else 1) and " " in text
 

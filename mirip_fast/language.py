@@ -16,15 +16,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 _FOLDER = Path(__file__).with_name("locale")
-_LEAST = 8  # letters of an entry, beside its blanks, that say enough to be known by
+_LEAST = 6  # letters of an entry, beside its blanks, that say enough to be known by
 _SENTENCES = re.compile(r"(?<=[.;:!?)»]) (?=\S)")  # columns of tables have more blanks between
 #: Blanks that hold words of the program, rather than a user's name or path, are translated too.
 _WORDS = re.compile(r"[\d,.]* ?[a-z][a-z-]*( [a-z-]+)*|.*\S \S.*")
 
 #: What stands before a blank that holds a name, not words.
-_BEFORE_NAME = re.compile(r"(['«]|--[\w-]+[ =])$")
+_BEFORE_NAME = re.compile(r"(['«]|--[\w-]+[ =]|\[default: |row , )$")
 
-_PROSE = re.compile(r"([a-z]+[ ,]+){4}[a-z]+")
+_PROSE = re.compile(r"([a-z]+ ){4}[a-z]+")
+_BULLET = re.compile(r"^\s*(?:[-→] )?")
 
 _language = "en"
 
@@ -87,8 +88,9 @@ def in_other_languages(texts: Iterable[str]) -> dict[str, dict[str, str]]:
 def _known(text: str, language: str) -> str | None:
     """The translation of an entry that is, or whose form fits, the whole text; None where there is none."""
     exact, forms = _catalogue(language)
-    core = text.strip()
-    start = text.index(core)
+    core = _BULLET.sub("", text)
+    start = len(text) - len(core)
+    core = core.rstrip()
     found = exact.get(core)
     for known, form, names, translation in forms if found is None else ():
         if known not in core or not (match := form.fullmatch(core)):
@@ -98,11 +100,15 @@ def _known(text: str, language: str) -> str | None:
             for part, quoted in zip(match.groups(), names, strict=True)
         ]
         # Half a sentence in a blank is no name: the form belongs to another message.
-        blanks = zip(parts, match.groups(), names, strict=True)
-        if any(new == old and not quoted and _PROSE.search(old) for new, old, quoted in blanks):
+        if any(
+            _PROSE.search(part) and not quoted for part, quoted in zip(parts, names, strict=True)
+        ):
             continue
         found = translation.format(*parts)
         break
+    if found is None and core.endswith("."):  # a message without one that another goes on from
+        found = _known(core[:-1], language)
+        found = found and f"{found}."
     return None if found is None else text[:start] + found + text[start + len(core) :]
 
 
@@ -135,10 +141,8 @@ def _catalogue(
         form = (r"([\d,.]+)" if short else "(.*?)").join(map(re.escape, fixed))
         numbered = translation.replace("{}", "\0").replace("{", "{{").replace("}", "}}")
         numbered = re.sub(r"\{\{(\d+)\}\}", r"{\1}", numbered).replace("\0", "{}")
-        names = [
-            bool(_BEFORE_NAME.search(part)) or "".join(fixed[: i + 1]).count("`") % 2 == 1
-            for i, part in enumerate(fixed[:-1])
-        ]
+        before = ["".join(fixed[: i + 1]) for i in range(len(fixed) - 1)]
+        names = [bool(_BEFORE_NAME.search(part)) or part.count("`") % 2 == 1 for part in before]
         forms.append((longest, re.compile(form), names, numbered))
     forms.sort(key=lambda entry: -len(entry[1].pattern))
     return exact, forms

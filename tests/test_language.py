@@ -92,6 +92,17 @@ def test_half_a_sentence_is_no_name_and_blanks_end_with_the_line() -> None:
     head = "58 images (S 3, A 55) in 21 groups, 9 pairs of different tiers"
     assert tr(f"{head}\n\nS  A  0.5\nLee  0.6") == f"{tr(head)}\n\nS  A  0.5\nLee  0.6"
     assert "쌍 9개" in tr(head)
+    assert (
+        tr("CSV column with the tier.  [default: tier]")
+        != tr("[default: tier]")
+        == "[기본값: tier]"
+    )
+    assert tr("- 3 images with features, all graded").startswith("- ")
+    even = "The model is not clearly better or worse than chance (+1.8 points, -36.0 to +27.6)."
+    why = "Whether it is better than the last run before it is unknown, as there is none."
+    assert tr(f"{even} {why}").startswith(tr(even) + " ") and "chance" not in tr(even)
+    place = tr("a.xlsx, sheet '작품', row 4, tier: unknown tier 'X'")
+    assert "'작품' 시트, 4행, tier 열" in place
     odd = (
         "It had not trained on, and which works were handed in on purple elephants of 3 applicants"
     )

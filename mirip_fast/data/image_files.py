@@ -186,22 +186,21 @@ def passed_over(passed: Mapping[str, int]) -> str:
     Args:
         passed: kind → how many; hidden pictures stand under their folder with a ``/`` or as ``.*``.
     """
+    from mirip_fast.data.csv_reader import counted
+
     told = [
-        f"{n:,} {kind} file{'' if n == 1 else 's'} passed over: pip install {EXTRAS[kind].package}"
+        f"{counted(n, f'{kind} file')} passed over: pip install {EXTRAS[kind].package}"
         for kind, n in passed.items()
         if kind in EXTRAS and n
     ]
     passed = {kind: n for kind, n in passed.items() if kind not in EXTRAS}
     hidden = {kind: n for kind, n in passed.items() if kind.endswith(("/", "*")) and n}
     others = {kind: n for kind, n in passed.items() if not kind.endswith(("/", "*")) and n}
-    told += [
-        f"{sum(kinds.values()):,} {what}{'' if sum(kinds.values()) == 1 else 's'} {why}: {by_number(kinds)}"
-        for kinds, what, why in (
-            (others, "file", "passed over"),
-            (hidden, "picture", "left out as hidden or a system's own"),
-        )
-        if kinds
-    ]
+    if others:
+        told.append(f"{counted(sum(others.values()), 'file')} passed over: {by_number(others)}")
+    if hidden:
+        count = counted(sum(hidden.values()), "picture")
+        told.append(f"{count} left out as hidden or a system's own: {by_number(hidden)}")
     return "; ".join(told)
 
 

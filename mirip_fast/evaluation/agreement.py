@@ -238,4 +238,4 @@ def alpha(grades: NDArray[np.float64], n_tiers: int, weights: ArrayLike | None =
 
 
 def _shown(value: float) -> str:
-    return "unknown" if np.isnan(value) else f"{value:.4f}"
+    return tr("unknown") if np.isnan(value) else f"{value:.4f}"

@@ -32,6 +32,7 @@ from mirip_fast.evaluation.metrics import (
     PairCounter,
     pairwise_accuracy,
 )
+from mirip_fast.language import tr
 from mirip_fast.progress import steps
 
 Key = TypeVar("Key", bound=Hashable)
@@ -60,7 +61,7 @@ class Interval:
 def span(interval: Interval | None, sign: str = "") -> str:
     """An interval as text; ``sign`` + writes the sign of each end."""
     if interval is None:
-        return "unknown"
+        return tr("unknown")
     return f"{interval.low:{sign}.4f} – {interval.high:{sign}.4f}"
 
 

@@ -37,6 +37,7 @@ from mirip_fast.features.neighbours import (
 )
 from mirip_fast.features.phase_one import open_hashes
 from mirip_fast.files import spreadsheet_safe, write_csv
+from mirip_fast.language import tr
 from mirip_fast.ranking.graded import GradedImages, load_split
 from mirip_fast.ranking.held_out import load_held_out
 from mirip_fast.training.run_folder import SPLIT_FILE, Run, find_runs
@@ -428,17 +429,21 @@ def disagreements(held_out: GradedImages, images: pd.DataFrame, share: float) ->
         if image_id not in place or not wrong[i] >= share:
             continue  # taken out of the data
         image = images.iloc[[place[image_id]]]
-        own, would = f"score ({held_out.scores[i]:.4g})", ""
+        score, source = f"{held_out.scores[i]:.4g}", held_out.held_out_by
         if held_out.has_tiers:
             same = image["tier"].iloc[0] == held_out.table["tier"].iloc[i]
-            would = f"; by its {held_out.held_out_by} {own} it would be {held_out.tiers[int(guessed[i])]}"
+            value = (
+                f"contradicts {wrong[i]:.0%} of the comparisons with other tiers; by its {source} score "
+                f"({score}) it would be {held_out.tiers[int(guessed[i])]}"
+            )
         else:
             same = image["tier_score"].iloc[0] == held_out.tier_scores[i]
-            would = f" (tier_score {held_out.tier_scores[i]:g}, {held_out.held_out_by} {own})"
+            value = (
+                f"contradicts {wrong[i]:.0%} of the comparisons with other grades (tier_score "
+                f"{held_out.tier_scores[i]:g}, {source} score {score})"
+            )
         if not same:
             continue  # graded anew since
-        what = "tiers" if held_out.has_tiers else "grades"
-        value = f"contradicts {wrong[i]:.0%} of the comparisons with other {what}{would}"
         advice = "look at it: is the grade right, and is it the right file?"
         findings.append(Finding("disagreement", image, advice, value, float(wrong[i])))
     return findings
@@ -617,7 +622,7 @@ def audit_text(audit: Audit, top: int) -> str:
         return "\n\n".join([*parts, "Nothing was found fault with."])
     found = Counter(finding.kind for finding in audit.findings)
     rows = [
-        (severity, kind, found[kind], meaning)
+        (tr(severity), kind, found[kind], tr(meaning))
         for kind, (severity, meaning) in KINDS.items()
         if found[kind]
     ]
