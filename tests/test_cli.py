@@ -213,19 +213,6 @@ def test_a_cache_of_an_earlier_version_tells_what_it_lacks(
     assert "An earlier version" not in capfd.readouterr().err
 
 
-def test_trials_are_not_taken_for_models(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    make_data(work / "data")
-    assert run(["embed", "data", *TINY]) == 0
-    assert run(["train", "--head-only", "--debug"]) == 0
-    assert run(["rank", "data/images"]) == 1
-    assert "trial" in capfd.readouterr().err
-    assert run(["train", "--head-only", "--epochs", "1", "--name", "real"]) == 0
-    assert run(["train", "--head-only", "--debug"]) == 0
-    capfd.readouterr()
-    assert run(["rank", "data/images"]) == 0
-    assert "-real/best_model.pt" in capfd.readouterr().err
-
-
 def test_the_project_file_and_precedence(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (work / "mirip.yaml").write_text(
         "embed:\n  backbone: tiny-random\n  image_size: 28\n  workers: 0\n"

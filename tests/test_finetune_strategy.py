@@ -92,11 +92,6 @@ def test_strategies_choose_what_learns(model_dir: ModelDir) -> None:
     assert all(".lora_" in n for n in learning("dinov2", folder, "lora", 1) - head)
 
 
-def test_head_epochs_come_first() -> None:
-    strategy = parse_strategy(FinetuneConfig(strategy="last:3"), 12)
-    assert [strategy.blocks_at(epoch, 2) for epoch in (1, 2, 3)] == [0, 0, 3]
-
-
 def test_frozen_parts_stay_in_eval_mode(model_dir: ModelDir) -> None:
     model, strategy = prepared(model_dir("dinov2"), config_of("last:1"))
     unfreeze(model, strategy, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,12 @@ def test_the_run_in_use_is_taken_until_another_is_named(
     assert "names" in (err := capsys.readouterr().err) and "mirip-fast use" in err
     assert run(["use", "--newest"]) == 0
     assert "the newest finished run" in capsys.readouterr().out
+    Path("runs/elsewhere").rename(newest)
+    assert run(["evaluate"]) == 0  # by the newest that is no trial
+    assert model_said(capsys.readouterr().err) == str(newest)
+    for real in (first, newest):
+        shutil.rmtree(real)
+    assert run(["rank", "data"]) == 1 and "(trial)" in capsys.readouterr().err
 
 
 def test_a_model_no_better_than_chance_is_told_and_not_ranked_with(

@@ -350,35 +350,6 @@ def test_settings_that_do_not_fit_are_refused(settings, words):
         PairLoss(**settings)
 
 
-@pytest.mark.parametrize(
-    ("loss", "scores", "labels", "words"),
-    [
-        (PairLoss(), torch.zeros(2, 2), [0, 1], r"\[2, 2\]"),
-        (PairLoss(), torch.tensor([0, 1]), [0, 1], "must be floats"),
-        (PairLoss(), torch.zeros(2), [0, 1, 2], "each of 2 scores"),
-        (PairLoss(), torch.zeros(2), [0.0, 1.0], "label='tier_score'"),
-        (PairLoss(), torch.zeros(2), [True, False], "must be integers"),
-        (PairLoss(), torch.zeros(2), [-1, 1], "start at 0"),
-        (PairLoss(label="tier_score"), torch.zeros(2), [0, math.nan], "finite"),
-    ],
-)
-def test_tensors_that_do_not_fit_are_refused(loss, scores, labels, words):
-    with pytest.raises(ValueError, match=words):
-        loss(scores, torch.tensor(labels))
-
-
-def test_listed_pairs_that_do_not_fit_are_refused():
-    two = torch.zeros(2)
-    with pytest.raises(ValueError, match="same pairs"):
-        pair_loss(two, torch.zeros(3), two)
-    with pytest.raises(ValueError, match="1, 0 or -1"):
-        pair_loss(two, two, torch.tensor([1, 2]))
-    with pytest.raises(ValueError, match="weight"):
-        pair_loss(two, two, two, weight=torch.tensor([1.0, -1.0]))
-    with pytest.raises(ConfigError, match="unknown loss"):
-        pair_loss(two, two, two, kind="hinge")
-
-
 # --- GPU -------------------------------------------------------------------------------------------
 
 

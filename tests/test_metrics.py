@@ -144,41 +144,6 @@ def test_counts_beyond_32_bits_without_listing_pairs() -> None:
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize(
-    "figure",
-    [
-        pairwise_accuracy,
-        metrics.kendall_tau_b,
-        metrics.spearman,
-        metrics.tiers_by_quota,
-        lambda s, t: metrics.ndcg_at_k(s, t, 2, 3),
-    ],
-)
-def test_a_score_that_is_not_finite_is_named(figure: Any, bad: float) -> None:
-    with pytest.raises(DataError, match=r"1 of 3 are not finite .*row 1"):
-        figure([0.0, bad, 1.0], [0, 1, 2])
-
-
-@pytest.mark.parametrize(
-    "tiers, message",
-    [
-        ([0, 1, 2], "there are 2 scores"),
-        ([0, -1], "row 1 is -1"),
-        ([0.0, 1.0], "whole numbers"),
-        ([0, 3], "3 is not below the number of tiers 3"),
-    ],
-)
-def test_unfit_tiers(tiers: Any, message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        PairCounter([1.0, 2.0], tiers, 3)
-    with pytest.raises(DataError, match=message):
-        metrics.ndcg_at_k([1.0, 2.0], tiers, 1, 3)
-    for scores, same in (([1.0, 2.0], [1, 1]), ([1.0], [0]), ([], [])):
-        with pytest.raises(DataError, match="at least two tiers"):
-            pairwise_accuracy(scores, same)
-
-
 def test_what_is_not_defined_is_nan() -> None:
     for figure, first, second in (
         (metrics.kendall_tau_b, [1.0, 1.0], [0, 1]),

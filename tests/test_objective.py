@@ -127,29 +127,6 @@ def test_an_epoch_has_every_judged_pair_once() -> None:
     assert float(found) == pytest.approx(expected)
 
 
-def test_without_a_decided_pair_the_tiers_judge() -> None:
-    ties = listed(40)
-    ties = ListedPairs(ties.images, ties.label * 0, ties.weight)
-    data = rows(pairs=ties)
-    judged = judge(config(pairs="file.csv"), data)
-    assert judged.accuracy == pytest.approx(tier_accuracy(data)) and judged.tier_accuracy is None
-    require_pairs(data, make_loss(config()), "val")
-    for split, ungraded in (
-        ("train", data),
-        ("val", Rows(**{**vars(data), "tiers": data.tiers * 0 - 1})),
-    ):
-        with pytest.raises(DataError, match=f"No judged pair lies inside the {split} split"):
-            require_pairs(ungraded, make_loss(config()), split)
-
-
-def test_judged_pairs_need_no_tiers() -> None:
-    data = rows(pairs=listed(40))
-    ungraded = Rows(**{**vars(data), "tiers": np.full(40, -1)})
-    with_tiers, without = (judge(config(pairs="file.csv"), d) for d in (data, ungraded))
-    assert (without.loss, without.accuracy) == (with_tiers.loss, with_tiers.accuracy)
-    assert without.tier_accuracy is None and with_tiers.tier_accuracy is not None
-
-
 # --- finer grades and columns ----------------------------------------------------------------------
 
 
@@ -215,7 +192,7 @@ def test_partners_are_drawn_uniformly_from_the_same_column_value() -> None:
     ("values", "words"),
     [
         ({"label_smoothing": 0.1}, "--label-smoothing goes with --loss logistic"),
-        ({"pairs": "x.csv", "label": "tier_score"}, "--label goes with --pairs all or sampled"),
+        ({"label": "pairs"}, "--label pairs goes with --pairs FILE.csv"),
         ({"pairs_zero": "tie"}, "--pairs-zero goes with --pairs FILE"),
     ],
 )

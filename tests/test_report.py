@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 from test_metrics import listed_pairs, row_resamples, summed
 
-from mirip_fast.errors import ConfigError, DataError
+from mirip_fast.errors import DataError
 from mirip_fast.evaluation import metrics
 from mirip_fast.evaluation.calibration import fit_calibration
 from mirip_fast.evaluation.reliability import reliability
@@ -223,21 +223,6 @@ def test_worst_mistakes_are_those_of_the_full_list(seed):
         found = report.worst_mistakes(k, max_per_image=cap)
         expected = greedy(scores, tiers, k, within, cap)
         assert [(int(m.better_id), int(m.worse_id), m.gap) for m in found] == expected
-
-
-def test_mistakes_carry_names_tiers_and_scores():
-    report = evaluate(
-        [0.0, 5.0, 3.0, 1.0], [0, 3, 1, 1], tier_names=NAMES, image_ids=list("abcd"), rounds=0
-    )
-    worst = report.worst_mistakes(2)
-    assert [(m.better_id, m.worse_id, m.gap) for m in worst] == [("a", "b", 5.0), ("d", "b", 4.0)]
-    assert (worst[0].better_tier, worst[0].better_score) == ("S", 0.0)
-    assert (worst[0].worse_tier, worst[0].worse_score) == ("C", 5.0)
-    assert [(m.better_id, m.worse_id) for m in report.worst_mistakes(9, max_per_image=1)] == [
-        ("a", "b")
-    ]
-    with pytest.raises(ConfigError, match="k=-1"):
-        report.worst_mistakes(-1)
 
 
 def test_the_report_holds_a_calibration_against_the_images():
