@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mirip_fast.portfolio.explain import Explained
 
 _PATH = click.Path(path_type=Path)
+_EVEN = 0.005  # of an even share; a head whose queries hardly learned looks everywhere
 
 
 @click.command("explain")
@@ -85,8 +86,10 @@ def _told(explained: Explained, target: Path) -> str:
     lines = [f"{explained.path}: score {explained.score:.4f}{tier}"]
     if explained.map.attention:
         found = where(explained.map.values, raises=True)
-        if found:
-            lines.append(f"  Looked at most: {found[0]} ({1 + found[1]:.2f} times an even share)")
+        seen = "  It looks at all parts nearly alike"
+        if found and found[1] >= _EVEN:
+            seen = f"  Looked at most: {found[0]} ({1 + found[1]:.2f} times an even share)"
+        lines.append(seen)
     for raises, told in (
         (True, "  Raised most by: {} ({:+.3f})"),
         (False, "  Lowered most by: {} ({:+.3f})"),

@@ -223,14 +223,28 @@ def test_where_a_head_attends_is_shown_without_the_backbone(
     assert "mirip-fast embed DATA --patches grid:7 --backbone tiny-random --image-size 56" in said
     assert "mirip-fast train --head-only --readout attention" in said
 
-    attention = ["--readout", "attention", "--epochs", "3", "--output-dir", "attends"]
+    attention = ["--readout", "attention", "--epochs", "4", "--output-dir", "attends"]
+    attention += [
+        "--learning-rate",
+        "0.05",
+    ]  # else they hardly leave the even look that they begin with
     assert run(["-q", "train", "--head-only", *attention]) == 0
+    pixels = np.zeros((56, 56, 3), np.uint8)
+    pixels[:14, 28:] = 255, 120, 0
+    Image.fromarray(pixels).save(tmp_path / "corner.png")
+    assert (
+        run(["-q", "compare", "corner.png", picture, "--output-dir", "attends"]) == 0
+    )  # caches it
     monkeypatch.setattr("mirip_fast.features.backbone.load_backbone", None)  # none is needed
+    capfd.readouterr()
+    assert run(["explain", picture, "--map", "attention", "--output-dir", "attends"]) == 0
+    assert "It looks at all parts nearly alike" in capfd.readouterr().out  # a picture of noise
+    picture = "corner.png"
     show = ["explain", picture, "--map", "attention", "--output-dir", "attends"]
     assert run(show) == 0
     out = capfd.readouterr().out
     assert "is not why" in out and "Raised" not in out and "it looks like these" in out
-    assert Image.open(tmp_path / "work_01.explain.png").size[0] > 1000
+    assert Image.open(tmp_path / "corner.explain.png").size[0] > 1000
 
     model = pick_model(None, Path("attends"))
     store = FeatureStore.open(Path("cache") / model.info.fingerprint_id)
@@ -243,8 +257,8 @@ def test_where_a_head_attends_is_shown_without_the_backbone(
     (folder,) = Path("attends").iterdir()
     (explained,) = mf.load(folder).explain(picture, map="attention")
     np.testing.assert_allclose(explained.map.values, shares - 1, atol=1e-4)
-    told = re.search(r"Looked at most: ([a-z ]+) \((\d\.\d\d) times an even share\)", out)
     place = where(shares - 1, raises=True)
+    told = re.search(r"Looked at most: ([a-z ]+) \((\d\.\d\d) times an even share\)", out)
     assert told is not None and place == (told[1], pytest.approx(float(told[2]) - 1, abs=0.006))
 
 

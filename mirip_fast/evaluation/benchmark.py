@@ -18,9 +18,7 @@ from mirip_fast.evaluation.evaluator import score_pairs
 from mirip_fast.models.losses import pair_loss
 from mirip_fast.runtime import resolve_device, set_seed
 
-__all__ = ["PerformanceBenchmarks", "Requirements", "device_name", "set_seed", "time_call"]
-
-GIB = 1 << 30
+__all__ = ["PerformanceBenchmarks", "against_requirements", "set_seed", "time_call"]
 
 #: Pairs per step that the memory requirement is about.
 REQUIRED_BATCH = 32
@@ -36,13 +34,6 @@ class Requirements:
     accuracy: float = 0.60  # pairwise, at least
 
 
-def device_name(device: torch.device) -> str:
-    """The name that figures are reported with."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-
-
 def time_call(call: Callable[[], object], device: torch.device, *, repeats: int) -> float:
     """Median seconds of a call, after one warm-up; the device is waited for."""
 
@@ -55,6 +46,48 @@ def time_call(call: Callable[[], object], device: torch.device, *, repeats: int)
 
     once()
     return statistics.median(once() for _ in range(repeats))
+
+
+def against_requirements(
+    device: torch.device,
+    *,
+    hours: float,
+    inference_ms: float | None = None,
+    accuracy: float | None = None,
+    whole: bool = True,
+) -> dict[str, Any]:
+    """What was measured, with the peak of memory, and what of it meets the :class:`Requirements`.
+
+    Args:
+        device: where it was measured.
+        hours: training for 10,000 images.
+        inference_ms: per pair; None: not measured.
+        accuracy: pairwise (0–1); None: not measured.
+        whole: whether the batch was as large as the memory requirement says.
+
+    Returns:
+        See :meth:`PerformanceBenchmarks.run_full_benchmark`.
+    """
+    memory_gb, kind = peak_memory_gb(), "peak resident memory of the process"
+    name = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    if device.type == "cuda":
+        memory_gb = torch.cuda.max_memory_allocated(device) / (1 << 30)
+        kind, name = "peak allocated on the GPU", torch.cuda.get_device_name(device)
+    need = Requirements()
+    return {
+        "inference_time_ms": inference_ms,
+        "memory_usage_gb": memory_gb,
+        "memory_kind": kind,
+        "training_hours_per_10k": hours,
+        "accuracy": accuracy,
+        "meets_inference_requirement": None
+        if inference_ms is None
+        else inference_ms < need.inference_ms,
+        "meets_memory_requirement": memory_gb < need.memory_gb if whole else None,
+        "meets_training_requirement": hours < need.training_hours,
+        "meets_accuracy_requirement": None if accuracy is None else accuracy >= need.accuracy,
+        "device": name,
+    }
 
 
 class PerformanceBenchmarks:
@@ -80,7 +113,6 @@ class PerformanceBenchmarks:
         self.device = resolve_device(str(device))
         self.model = model.to(self.device)
         self.image_size, self.batch_size, self.repeats = image_size, batch_size, repeats
-        self.requirements = Requirements()
 
     def run_full_benchmark(
         self, *, accuracy: float | None = None, epochs: int = 100
@@ -102,23 +134,12 @@ class PerformanceBenchmarks:
             device: its name.
         """
         inference_ms = 1000 * self.measure_inference()
-        step_seconds, memory_gb, memory_kind = self.measure_training_step()
+        step_seconds = self.measure_training_step()
         hours = step_seconds / self.batch_size * 10_000 * epochs / 3600
-        need = self.requirements
-        return {
-            "inference_time_ms": inference_ms,
-            "memory_usage_gb": memory_gb,
-            "memory_kind": memory_kind,
-            "training_hours_per_10k": hours,
-            "accuracy": accuracy,
-            "meets_inference_requirement": inference_ms < need.inference_ms,
-            "meets_memory_requirement": (
-                memory_gb < need.memory_gb if self.batch_size >= REQUIRED_BATCH else None
-            ),
-            "meets_training_requirement": hours < need.training_hours,
-            "meets_accuracy_requirement": None if accuracy is None else accuracy >= need.accuracy,
-            "device": device_name(self.device),
-        }
+        whole = self.batch_size >= REQUIRED_BATCH
+        return against_requirements(
+            self.device, inference_ms=inference_ms, hours=hours, accuracy=accuracy, whole=whole
+        )
 
     def measure_inference(self) -> float:
         """Median seconds of scoring one pair of images."""
@@ -132,8 +153,8 @@ class PerformanceBenchmarks:
 
         return time_call(score, self.device, repeats=self.repeats)
 
-    def measure_training_step(self) -> tuple[float, float, str]:
-        """(seconds, memory in GB, what kind of memory) of one training step; the weights are not changed."""
+    def measure_training_step(self) -> float:
+        """Seconds of one training step; the weights are not changed."""
         self.model.train()
         first, second = self._images(self.batch_size), self._images(self.batch_size)
         labels = torch.ones(self.batch_size, device=self.device)
@@ -145,11 +166,7 @@ class PerformanceBenchmarks:
             pair_loss(score1, score2, labels).backward()  # type: ignore[no-untyped-call]
             self.model.zero_grad(set_to_none=True)
 
-        seconds = time_call(step, self.device, repeats=1)
-        if self.device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated(self.device) / GIB
-            return seconds, peak, "peak allocated on the GPU"
-        return seconds, peak_memory_gb(), "peak resident memory of the process"
+        return time_call(step, self.device, repeats=1)
 
     def _images(self, count: int) -> torch.Tensor:
         size = (count, 3, self.image_size, self.image_size)
@@ -159,4 +176,4 @@ class PerformanceBenchmarks:
 def peak_memory_gb() -> float:
     """Peak resident memory of this process so far, in GB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024) / GIB
+    return peak * (1 if sys.platform == "darwin" else 1024) / (1 << 30)

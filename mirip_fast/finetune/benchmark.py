@@ -12,13 +12,7 @@ import numpy as np
 import torch
 
 from mirip_fast.config import Config
-from mirip_fast.evaluation.benchmark import (
-    GIB,
-    REQUIRED_BATCH,
-    Requirements,
-    device_name,
-    peak_memory_gb,
-)
+from mirip_fast.evaluation.benchmark import REQUIRED_BATCH, against_requirements
 from mirip_fast.features.backbone import load_model
 from mirip_fast.features.backbone_files import BackboneSpec
 from mirip_fast.features.recipe import effective_size, head_kinds
@@ -87,22 +81,9 @@ def finetune_benchmark(
     fit = FullFit(model, strategy, rows, pixels, rows, pixels, config, plan, {})
     fit.train_epoch(Run(Path()))  # saves nothing
     seconds = statistics.median(np.diff(marks)[1:].tolist())
-    memory, kind = peak_memory_gb(), "peak resident memory of the process"
-    if device.type == "cuda":
-        memory, kind = torch.cuda.max_memory_allocated(device) / GIB, "peak allocated on the GPU"
-    hours, need = seconds / batch_size * 10_000 * EPOCHS / 3600, Requirements()
-    whole = batch_size >= REQUIRED_BATCH
+    hours, whole = seconds / batch_size * 10_000 * EPOCHS / 3600, batch_size >= REQUIRED_BATCH
     return {
-        "inference_time_ms": None,
-        "memory_usage_gb": memory,
-        "memory_kind": kind,
-        "training_hours_per_10k": hours,
-        "accuracy": None,
-        "meets_inference_requirement": None,
-        "meets_memory_requirement": memory < need.memory_gb if whole else None,
-        "meets_training_requirement": hours < need.training_hours,
-        "meets_accuracy_requirement": None,
-        "device": device_name(device),
+        **against_requirements(device, hours=hours, whole=whole),
         "step_seconds": seconds,
         "images_per_step": batch_size,
         "images_at_once": -(-batch_size // fit.parts_per_step),

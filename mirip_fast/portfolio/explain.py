@@ -541,7 +541,7 @@ def _draw_map(figure: Any, explained: Explained, inches: float) -> None:
     right.imshow(explained.overlay())
     told = "orange raises the score (blurred away, it would fall), blue lowers it"
     if attention:
-        told = "orange: what the head looks at more than evenly; that is not why it has its score"
+        told = "orange: the head looks there more than evenly; that is no cause"
     right.set_title(told, fontsize=11)
     for axes in (left, right):
         axes.set_axis_off()

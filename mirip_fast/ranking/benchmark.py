@@ -11,7 +11,7 @@ import torch
 
 from mirip_fast.config import Config, EmbedConfig
 from mirip_fast.errors import RunNotFoundError
-from mirip_fast.evaluation.benchmark import Requirements, device_name, peak_memory_gb, time_call
+from mirip_fast.evaluation.benchmark import against_requirements, time_call
 from mirip_fast.files import read_json, temporary_folder
 from mirip_fast.models.head import RankingHead
 from mirip_fast.ranking.fit import HeadFit
@@ -44,26 +44,7 @@ def cached_benchmark(
     preset = choose_preset(config.train, images)
     seconds = _seconds_per_epoch(config, images, input_dim, device)
     hours = seconds * preset.epochs * (10_000 / images) / 3600
-    need = Requirements()
-    if device.type == "cuda":
-        memory, kind = (
-            torch.cuda.max_memory_allocated(device) / (1 << 30),
-            "peak allocated on the GPU",
-        )
-    else:
-        memory, kind = peak_memory_gb(), "peak resident memory of the process"
-    return {
-        "inference_time_ms": milliseconds,
-        "memory_usage_gb": memory,
-        "memory_kind": kind,
-        "training_hours_per_10k": hours,
-        "accuracy": accuracy,
-        "meets_inference_requirement": milliseconds < need.inference_ms,
-        "meets_memory_requirement": memory < need.memory_gb,
-        "meets_training_requirement": hours < need.training_hours,
-        "meets_accuracy_requirement": None if accuracy is None else accuracy >= need.accuracy,
-        "device": device_name(device),
-    }
+    return against_requirements(device, inference_ms=milliseconds, hours=hours, accuracy=accuracy)
 
 
 def _seconds_per_epoch(config: Config, images: int, input_dim: int, device: torch.device) -> float:
