@@ -21,7 +21,6 @@ _TABLE = re.compile(r"(<!-- options:start -->\n).*?(<!-- options:end -->)", re.D
 _FIRST = (
     "install.md",
     "tutorial.md",
-    "tutorial.ko.md",
     "examples.md",
     "use.md",
     "troubleshooting.md",
@@ -52,22 +51,29 @@ def option_table() -> str:
 
 def index() -> str:
     """The list of all documents, a line each: the heading, and what the first sentence says."""
-    names = [path.name for path in sorted(DOCS.glob("*.md")) if path.name != "README.md"]
-    names.sort(key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
+    paths = sorted([*DOCS.glob("*.md"), *DOCS.glob("howto/*.md")], key=_place)
+    english = [path for path in paths if ".ko." not in path.name]
     lines = [
         "<!-- Made by `make docs` from the headings of the documents. -->",
         "",
         "# Documents",
         "",
     ]
-    lines += [f"- {_line(DOCS / name)}" for name in names]
+    lines += [f"- {_line(p)}" for p in english if p.parent == DOCS and p.name != "README.md"]
     lines += ["", "## How to", ""]
-    lines += [f"- {_line(path)}" for path in sorted(DOCS.glob("howto/*.md"))]
+    lines += [f"- {_line(path)}" for path in english if path.parent != DOCS]
+    lines += ["", "## 한국어", ""]
+    lines += [f"- {_line(path)}" for path in paths if path not in english]
     lines += ["", "## Commands", "", "| command | what it does |", "|---|---|"]
     for name, command in commands().items():
         sentence = first_sentence(command).replace("|", "\\|")
         lines.append(f"| [`mirip-fast {name}`](commands/{name}.md) | {sentence} |")
     return "\n".join(lines) + "\n"
+
+
+def _place(path: Path) -> tuple[bool, int, str]:
+    name = path.name.replace(".ko.", ".")
+    return path.parent != DOCS, _FIRST.index(name) if name in _FIRST else len(_FIRST), name
 
 
 def _line(path: Path) -> str:

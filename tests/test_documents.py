@@ -170,8 +170,27 @@ def test_both_readmes_show_the_same_commands_and_figures() -> None:
     assert shown("README.md") == shown("README.ko.md")
 
 
-def test_both_tutorials_show_the_same_blocks() -> None:
-    def shown(name: str) -> list[str]:
-        return re.findall(r"^```\w*\n.*?^```$", read(DOCS / name), re.DOTALL | re.MULTILINE)
+KOREAN = [path for path in WRITTEN if ".ko." in path.name and path.parent != Path()]
 
-    assert shown("tutorial.ko.md") == shown("tutorial.md") != []
+
+@pytest.mark.parametrize("path", KOREAN, ids=str)
+def test_a_page_in_korean_keeps_step(path: Path) -> None:
+    """The same blocks, headings, rows of tables, and links (to the Korean page where there is one)."""
+
+    def shown(page: Path) -> list[object]:
+        text = re.sub(r"\[(한국어|English)\].*", "", read(page))
+        blocks = re.findall(r"^```\w*\n.*?^```$", text, re.DOTALL | re.MULTILINE)
+        prose = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+        links = re.findall(r"\]\(([^)]*)\)", prose)
+        return [
+            [re.sub(r" # .*", "", block) for block in blocks],
+            re.findall(r"^#+", prose, re.MULTILINE),
+            re.findall(r"^\||^- |^\d+\. ", prose, re.MULTILINE),
+            sorted(link.replace(".ko.", ".") for link in links),
+        ]
+
+    english = Path(str(path).replace(".ko.", "."))
+    assert shown(path) == shown(english)
+    for link in re.findall(r"\]\(([^)#:]+\.md)", read(path)):
+        korean = path.parent / link.replace(".md", ".ko.md")
+        assert ".ko." in link or link == english.name or korean not in KOREAN, link

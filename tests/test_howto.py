@@ -257,7 +257,7 @@ def test_the_site_is_whole_and_asks_no_other_server(tmp_path: Path) -> None:
         build, cwd=ROOT, env={**os.environ, **offline}, check=False, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    for page in ("start", "ko", "api", "howto/own-taste", "commands/rank"):
+    for page in ("start", "ko", "api", "howto/own-taste.ko", "commands/rank"):
         text = (tmp_path / page / "index.html").read_text(encoding="utf-8")
         asked = re.findall(r'<(?:script|link|img)[^>]*(?:src|href)="(https?:[^"]*)"', text)
         assert not asked, page
