@@ -43,7 +43,6 @@ class _Commands(click.Group):
         module = importlib.import_module(f".{name}", __package__)
         command: click.Command = getattr(module, f"{name}_command")
         _take_anywhere(command)
-        _tell_twice(command)
         return _translated(command)
 
     def resolve_command(
@@ -104,6 +103,7 @@ def _take_anywhere(command: click.Command) -> None:
     """Let a command, and those below it, take what stands before it as well; once."""
     if not any(parameter.name == "quiet" for parameter in command.params):
         command.params += _anywhere(hidden=True)
+        _tell_twice(command)
     if isinstance(command, click.Group):
         for below in command.commands.values():
             _take_anywhere(below)
@@ -138,7 +138,7 @@ def _language_of(arguments: list[str]) -> str:
 
 
 def _tell_twice(command: click.Command) -> None:
-    """Have a command, and those below it, tell of options given twice, of which the last value counts.
+    """Have a command tell of options given twice, of which the last value counts.
 
     So do commands of a shell's alias or a script, to which a user adds an option: they are not refused.
     """
@@ -160,9 +160,6 @@ def _tell_twice(command: click.Command) -> None:
         return parse(context, args)
 
     command.parse_args = parse_args  # type: ignore
-    if isinstance(command, click.Group):
-        for below in command.commands.values():
-            _tell_twice(below)
 
 
 @click.group(
