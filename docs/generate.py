@@ -1,7 +1,7 @@
 """Write what is made from the code: configs/default.yaml, option tables of the READMEs, pages of commands.
 
 ``python docs/generate.py`` writes, ``--check`` only says what is stale (exit status 1). The index of the
-documents, docs/README.md, is made from their headings.
+documents, docs/README.md, is made from their headings. Pages in Korean get the English ones' code blocks.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from mirip_fast.settings import settings, to_yaml
 
 ROOT = DOCS.parent
 _TABLE = re.compile(r"(<!-- options:start -->\n).*?(<!-- options:end -->)", re.DOTALL)
+_BLOCK = re.compile(r"^```\w*\n.*?^```$", re.DOTALL | re.MULTILINE)
 #: Documents in the order of the index; others follow by name.
 _FIRST = (
     "install.md",
@@ -91,7 +92,15 @@ def generated() -> dict[Path, str]:
         text = (ROOT / name).read_text(encoding="utf-8")
         files[ROOT / name] = _TABLE.sub(lambda m: m[1] + option_table() + m[2], text)
     files[DOCS / "README.md"] = index()
+    for path in DOCS.rglob("*.ko.md"):
+        files[path] = _with_blocks_of(path.with_name(path.name.replace(".ko.", ".")), path)
     return files | command_pages()
+
+
+def _with_blocks_of(english: Path, korean: Path) -> str:
+    """A page with the code blocks of its English one; another number of them is left for a test to tell."""
+    blocks = iter(_BLOCK.findall(english.read_text(encoding="utf-8")))
+    return _BLOCK.sub(lambda m: next(blocks, m[0]), korean.read_text(encoding="utf-8"))
 
 
 def main() -> int:
