@@ -14,7 +14,7 @@ from mirip_fast_cli.main import run
 
 from mirip_fast.config import Config, SplitConfig
 from mirip_fast.data.manifest import read_manifest
-from mirip_fast.data.near_groups import read_near_groups
+from mirip_fast.data.splits import read_near_groups
 from mirip_fast.errors import DataError
 from mirip_fast.files import write_json
 from mirip_fast.ranking.audit import (

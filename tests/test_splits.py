@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from mirip_fast.config import SplitConfig
 from mirip_fast.data.splits import SPLITS, DataSplitter, split_manifest
 from mirip_fast.data.table import Manifest, image_table
 from mirip_fast.errors import ConfigError, MiripError
@@ -34,7 +35,7 @@ def test_random_data(seed: int) -> None:
     groups = [f"g{g}" if g else None for g in rng.integers(0, n // 3, n)] if seed % 2 else None
     hashes = [int(h) for h in rng.integers(0, n * 5, n)]
     data = manifest(tiers, groups)
-    split = split_manifest(data, duplicates=hashes)
+    split = split_manifest(data, SplitConfig(), hashes)
     assert len(split.assignment) == n and set(split.assignment) == set(SPLITS)
     for labels in (hashes, groups or []):
         seen: dict[object, str] = {}
@@ -52,13 +53,13 @@ def test_random_data(seed: int) -> None:
         assert worst <= 5 or n < 100
     # The order of the rows does not matter; the seed does.
     order = rng.permutation(n)
-    again = split_manifest(data.subset(order), duplicates=[hashes[i] for i in order])
+    again = split_manifest(data.subset(order), SplitConfig(), [hashes[i] for i in order])
     assert [again.assignment[k] for k in np.argsort(order)] == list(split.assignment)
-    assert split_manifest(data, seed=7, duplicates=hashes).assignment != split.assignment
+    assert split_manifest(data, SplitConfig(split_seed=7), hashes).assignment != split.assignment
 
 
 def test_shares_without_groups() -> None:
-    split = split_manifest(manifest([i % 4 for i in range(400)]))
+    split = split_manifest(manifest([i % 4 for i in range(400)]), SplitConfig())
     assert [split.assignment.count(name) for name in SPLITS] == [320, 40, 40]
     assert split.deviation() <= 1e-9
 
@@ -86,7 +87,7 @@ def test_sizes_that_groups_make_impossible_are_told(
 ) -> None:
     """Tier shares that few groups cannot have do not take the training images away."""
     groups = [f"g{i // size}" for i in range(len(tiers))]
-    split = split_manifest(manifest(tiers, groups))
+    split = split_manifest(manifest(tiers, groups), SplitConfig())
     assert [split.assignment.count(name) for name in SPLITS] == sizes
     shares = "/".join(f"{100 * n / len(tiers):.0f}" for n in sizes)
     assert (f"asked 80/10/10 %, came {shares} %" in caplog.text) == bool(told)
@@ -99,7 +100,7 @@ def test_sizes_that_groups_make_impossible_are_told(
 @pytest.mark.parametrize("n", range(1, 13))
 def test_very_small_data_is_split_or_refused(n: int) -> None:
     try:
-        split = split_manifest(manifest([i % 2 for i in range(n)]))
+        split = split_manifest(manifest([i % 2 for i in range(n)]), SplitConfig())
     except MiripError as error:
         assert n < 8 and str(error)
     else:
@@ -108,7 +109,7 @@ def test_very_small_data_is_split_or_refused(n: int) -> None:
 
 def test_ratios_are_checked() -> None:
     with pytest.raises(ConfigError):
-        split_manifest(manifest([0, 1] * 20), ratios=(0.8, 0.1, 0.2))
+        split_manifest(manifest([0, 1] * 20), SplitConfig(test_ratio=0.2))
 
 
 def test_the_documented_splitter() -> None:

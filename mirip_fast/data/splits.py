@@ -5,17 +5,30 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mirip_fast.data.csv_reader import alike_columns, closest, counted, misspelled, spelled
-from mirip_fast.data.manifest import Manifest
+from mirip_fast.config import SplitConfig
+from mirip_fast.data.csv_reader import (
+    alike_columns,
+    closest,
+    counted,
+    misspelled,
+    read_table,
+    shown,
+    spelled,
+    with_known_names,
+)
 from mirip_fast.data.stratify import TOLERANCE, join_units, stratify
+from mirip_fast.data.table import Manifest
 from mirip_fast.errors import ConfigError, DataError
+from mirip_fast.files import open_file, write_csv
+from mirip_fast.text import nfc
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,6 +36,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
+#: A list of near duplicates that stay in one split, made by `audit` or by hand, and its columns.
+NEAR_GROUPS_FILE = "near_groups.csv"
+GROUP, ID = "near_group", "image_id"
 _UNGRADED = ""
 
 
@@ -33,10 +49,12 @@ class Split:
     Attributes:
         manifest: the images.
         assignment: ``train``, ``val`` or ``test`` for each image of the manifest.
+        near: [n] its group of near duplicates, where a list was given.
     """
 
     manifest: Manifest
     assignment: tuple[str, ...]
+    near: list[str | None] | None = None
 
     def __getitem__(self, index: int) -> str:
         return self.assignment[index]
@@ -68,12 +86,7 @@ class Split:
 
 
 def split_manifest(
-    manifest: Manifest,
-    *,
-    ratios: tuple[float, float, float] = (0.8, 0.1, 0.1),
-    seed: int = 42,
-    duplicates: Sequence[Hashable] | None = None,
-    near_groups: Sequence[Hashable] | None = None,
+    manifest: Manifest, how: SplitConfig, duplicates: Sequence[Hashable] | None = None
 ) -> Split:
     """Divide a data set into train, val and test.
 
@@ -83,26 +96,79 @@ def split_manifest(
 
     Args:
         manifest: the images; their groups are respected.
-        ratios: shares of train, val and test; val or test may be 0.
-        seed: another seed gives another split.
+        how: shares of the splits, seed, and a list of near duplicates, which stay together.
         duplicates: per record a hash of the file's content; equal ones stay together. ``None`` entries
             stand alone.
-        near_groups: per record a further group, e.g. of look-alikes, treated in the same way.
-
-    Returns:
-        The split.
 
     Raises:
         ConfigError: the ratios are no shares that sum to 1.
-        DataError: there are too few images or groups for a split that can be used.
+        DataError: there are too few images or groups for a split that can be used, or the list is faulty.
     """
+    ratios = (how.train_ratio, how.val_ratio, how.test_ratio)
     check_ratios(ratios)
-    labelings: list[Sequence[Hashable | None]] = [manifest.groups]
-    labelings += [labels for labels in (duplicates, near_groups) if labels is not None]
+    near = None if how.near_groups is None else read_near_groups(Path(how.near_groups), manifest)
     tiers = manifest.table["tier"].astype(object).fillna(_UNGRADED).tolist()
-    names = manifest.ids
-    _tell_two_grades(names, tiers, duplicates or ())
-    return Split(manifest, tuple(_divide(tiers, names, labelings, ratios, seed)))
+    _tell_two_grades(manifest.ids, tiers, duplicates or ())
+    labels: tuple[Sequence[Hashable | None] | None, ...] = (manifest.groups, duplicates, near)
+    parts = _divide(tiers, manifest.ids, list(filter(None, labels)), ratios, how.split_seed)
+    return Split(manifest, tuple(parts), near)
+
+
+def write_near_groups(path: Path, rows: Iterable[tuple[str, str, Path]]) -> None:
+    """Write the list.
+
+    Args:
+        path: the file.
+        rows: (group, image_id, image file) of every image that has near duplicates.
+    """
+    cells = [{GROUP: group, ID: image_id, "path": file} for group, image_id, file in rows]
+    write_csv(path, (GROUP, ID, "path"), cells)
+
+
+def read_near_groups(path: Path, manifest: Manifest) -> list[str | None]:
+    """The group of each record of ``manifest``, None for an image that is not in the list.
+
+    Args:
+        path: CSV file with the columns near_group and image_id; others are not looked at.
+        manifest: the images. Those listed and not in it are told and do nothing.
+
+    Raises:
+        DataError: the file is unreadable, lacks a column, puts an image in two groups, or has none of
+            the manifest's images.
+    """
+    if path.is_file():
+        with open_file(path) as stream:
+            if sum(1 for line in stream if line.strip()) < 2:
+                return [None] * len(manifest)  # a header alone: audit found none
+    table = read_table(path, expected=(GROUP, ID), encoding_errors="surrogateescape")
+    table = with_known_names(table, (GROUP, ID), required=(GROUP, ID))
+    problems, group_of = table.problems(), dict[str, str]()
+    for row, *cells in table.cells[[GROUP, ID]].itertuples():
+        group, image_id = (nfc(cell.strip()) for cell in cells)
+        if not group or not image_id:
+            problems.add("a group and an image_id are expected", row=row)
+        elif group_of.setdefault(image_id, group) != group:
+            problems.add(
+                f"{image_id!r} is in group {group!r} here and in {group_of[image_id]!r} above; "
+                "give both groups one name",
+                row=row,
+                column=GROUP,
+            )
+    problems.raise_if_any()
+    ids = [nfc(image_id.strip()) for image_id in manifest.ids]
+    labels = [group_of.get(image_id) for image_id in ids]
+    unknown = len(group_of) - len(set(ids) & set(group_of))
+    if unknown == len(group_of):
+        raise DataError(
+            f"{shown(path)}: none of its {counted(unknown, 'image')} is in {shown(manifest.source)} "
+            f"(first: {next(iter(group_of))!r}). Is it the list of another data set? "
+            "`mirip-fast audit` makes one."
+        )
+    if unknown:
+        log.warning(
+            "%s: %s not in %s", shown(path), counted(unknown, "image"), shown(manifest.source)
+        )
+    return labels
 
 
 def _tell_two_grades(

@@ -18,10 +18,9 @@ from mirip_fast.data.csv_reader import closest, counted, shown
 from mirip_fast.data.cycles import find_components, read_judgements
 from mirip_fast.data.locate import FileFinder
 from mirip_fast.data.manifest import is_there, read_manifest
-from mirip_fast.data.near_groups import NEAR_GROUPS_FILE, write_near_groups
 from mirip_fast.data.remote import is_remote
 from mirip_fast.data.sources import keep_indexes_in
-from mirip_fast.data.splits import SPLITS
+from mirip_fast.data.splits import NEAR_GROUPS_FILE, SPLITS, write_near_groups
 from mirip_fast.data.table import DataOptions, joined, or_none
 from mirip_fast.errors import ConfigError, ImageError, RunNotFoundError
 from mirip_fast.evaluation.metrics import PairCounter, ratio, tiers_by_quota

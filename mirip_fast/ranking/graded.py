@@ -29,7 +29,6 @@ from mirip_fast.data.manifest import (
     read_manifest,
     write_manifest_csv,
 )
-from mirip_fast.data.near_groups import near_labels
 from mirip_fast.data.remote import address, is_remote, path_of
 from mirip_fast.data.sources import keep_indexes_in
 from mirip_fast.data.splits import SPLITS, Split, split_manifest
@@ -321,15 +320,11 @@ def graded_of_dataset(
 
 def divide(manifest: Manifest, hashes: Sequence[bytes], split: SplitConfig) -> GradedImages:
     """Graded images, divided into train, val and test; says in what shares."""
-    ratios = (split.train_ratio, split.val_ratio, split.test_ratio)
-    near = near_labels(split.near_groups, manifest)
-    divided = split_manifest(
-        manifest, ratios=ratios, seed=split.split_seed, duplicates=hashes, near_groups=near
-    )
+    divided = split_manifest(manifest, split, hashes)
     sizes = ", ".join(f"{name} {divided.assignment.count(name)}" for name in SPLITS)
     shares = f"; tier shares within {divided.deviation():.1f} points of the whole"
     log.info("Split %s%s", sizes, shares if manifest.has_grades else "")
-    return GradedImages.of(manifest, hashes, divided.assignment, near)
+    return GradedImages.of(manifest, hashes, divided.assignment, divided.near)
 
 
 def left_out(dataset: Dataset) -> pd.DataFrame:
@@ -647,14 +642,7 @@ def write_split_files(source: Path, config: Config, out: Path | None) -> tuple[S
     for path, sha in zip(paths, hashes, strict=True):
         if isinstance(sha, ImageError):
             raise DataError(f"{path}: {sha}")
-    ratios = (config.split.train_ratio, config.split.val_ratio, config.split.test_ratio)
-    divided = split_manifest(
-        manifest,
-        ratios=ratios,
-        seed=config.split.split_seed,
-        duplicates=hashes,
-        near_groups=near_labels(config.split.near_groups, manifest),
-    )
+    divided = split_manifest(manifest, config.split, hashes)
     folder = out or manifest.root
     folder.mkdir(parents=True, exist_ok=True)
     link = _link_to(manifest.root, folder.absolute())
