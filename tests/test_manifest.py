@@ -271,8 +271,19 @@ def test_round_trip(data: Path) -> None:
 
 
 def test_identical_rows_collapse(data: Path) -> None:
-    write(data, "image_id,filename,tier\n1,a.png,S\n1,a.png,S\n2,b.png,A\n")
+    write(data, "image_id,filename,tier\n1,a.png,S\n1,images/a.png,S\n2,b.png,A\n")
     assert len(read_manifest(data)) == 2
+
+
+def test_two_files_that_look_alike_are_not_taken_for_one(data: Path) -> None:
+    names = [normalize(form, "그림.png") for form in ("NFC", "NFD")]
+    for name in names:
+        picture(data / "images" / name)
+    write(data, "filename,tier\n" + "".join(f"{name},S\n" for name in names))
+    with pytest.raises(
+        DataError, match=r"csv:3, filename: '그림.png' has '.u1100.*' here and '.uadf8"
+    ):
+        read_manifest(data)
 
 
 def test_every_line_end_in_a_value_is_quoted(tmp_path: Path) -> None:

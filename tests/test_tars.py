@@ -411,9 +411,9 @@ def test_tars_are_trained_on_by_what_embed_wrote(tmp_path: Path) -> None:
     wrong = {**samples(0, 8), "0000.json": {"tier": "C"}}
     aged(make_tar(tmp_path / "d" / "0.tar", wrong), OLD + 5)
     corrected = graded_of_dataset(newest_graded(cache), Config().split)
-    assert corrected.tiers[0] == 3
+    assert corrected.tier_codes[0] == 3
     shutil.rmtree(tmp_path / "d")
-    assert graded_of_dataset(newest_graded(cache), Config().split).tiers[0] == 0
+    assert graded_of_dataset(newest_graded(cache), Config().split).tier_codes[0] == 0
 
 
 def test_a_manifest_of_tars_can_be_written_and_read(tmp_path: Path) -> None:

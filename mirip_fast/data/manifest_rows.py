@@ -277,12 +277,11 @@ class _Rows:
         as_read = [*options.tiers, ""]  # -1 is none
         text |= {name: [as_read[code] for code in codes] for name, codes in tiers.items()}
         known = {columns.image, columns.id, columns.tier, columns.score, columns.group, *by_column}
-        none = [""] * len(named)
         texts = {
             "image_id": ids,
             "file": files,
             "named": named,
-            "group": text.get(columns.group or "", none),
+            "group": text.get(columns.group or "", [""] * len(ids)),
             **{own_column(name): text[name] for name in text if name not in known},
             **{PREFIX + grader: text[name] for name, grader in by_column.items()},
         }
@@ -294,23 +293,9 @@ class _Rows:
                 f"grades stand in the columns {', '.join(by_column)}, too: keep one of both",
                 column=columns.grader,
             )
-        who = [by_row.get(cell, "") for cell in text[columns.grader or ""]] if by_row else none
-        work = pd.DataFrame({"id": ids, "who": who}, cells.index, dtype=object)
-        if by_row or work.duplicated().any():
-            said = pd.DataFrame(text, cells.index, dtype=object)
-            if columns.id is not None:
-                said = said.drop(columns=columns.id)
-            if by_row:
-                said = said.drop(columns=columns.grader)
-            once = self._once(work, said)
-            made, work, said = made[once], work[once], said[once]
-            if by_row:
-                self._require_agreement(made, said)
+        made = self._works(made, text, by_row)
         self.problems.raise_if_any()
-        graders = [*by_column.values()]
-        if by_row:
-            graders = list(dict.fromkeys(by_row.values()))
-            made = self._joined(made, work.assign(tier=said[self._tier_column]), graders)
+        graders = [*dict.fromkeys(by_row.values())] or [*by_column.values()]
         if options.with_grades and graders:
             self._agree(made, graders)
         if options.with_grades and (columns.tier is not None or graders):
@@ -464,6 +449,31 @@ class _Rows:
                 self.problems.add(f"{cell!r} is no number{hint}", row=row, column=column)
         return made
 
+    def _works(
+        self, made: pd.DataFrame, text: Mapping[str, Sequence[str]], by_row: Mapping[str, str]
+    ) -> pd.DataFrame:
+        """One row per work: those that repeat another are left out, and those of several graders joined."""
+        import pandas as pd
+
+        columns = self.columns
+        who = [by_row.get(cell, "") for cell in text[columns.grader or ""]] if by_row else ""
+        work = made[["image_id"]].set_axis(["id"], axis=1).assign(who=who)
+        if not by_row and not work.duplicated().any():
+            return made
+        said = pd.DataFrame(text, made.index, dtype=object)
+        spelling: dict[str, str] = {}  # one for each file
+        of_files = zip(made["file"], made["named"], strict=True)
+        said[columns.image] = [spelling.setdefault(f, name.strip()) for f, name in of_files]
+        left = [columns.id, columns.grader if by_row else None]
+        said = said.drop(columns=[name for name in left if name is not None])
+        once = self._once(work, said)
+        if not by_row:
+            return made[once]
+        self._require_agreement(made[once], said[once])
+        self.problems.raise_if_any()
+        grades = work[once].assign(tier=said[self._tier_column])
+        return self._joined(made[once], grades, [*dict.fromkeys(by_row.values())])
+
     def _once(self, work: pd.DataFrame, said: pd.DataFrame) -> pd.Series[bool]:
         """[n] whether a row is the first of its work, and of its grader; a later one must say the same."""
         later = work.duplicated()
@@ -511,8 +521,9 @@ class _Rows:
             found |= differ
             told = (part[differ] for part in (rows, whose, said[column], old, first))
             for row, who, new, before, where in zip(*told, strict=True):
+                as_text = ascii if nfc(new) == nfc(before) else repr  # the same to the eye
                 self.problems.add(
-                    f"{who} has {new!r} here and {before!r} in row {int(where)}",
+                    f"{who} has {as_text(new)} here and {as_text(before)} in row {int(where)}",
                     row=row,
                     column=column,
                 )
