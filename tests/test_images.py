@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import struct
-import threading
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import hostile_images
 import numpy as np
@@ -170,24 +171,6 @@ def test_scan_tells_of_a_folder_that_it_can_not_enter(
 # ------------------------------------------------------------------ reading
 
 
-def in_time(call: object, *arguments: object) -> BaseException | None:
-    """The exception of a call that must not block."""
-    caught: list[BaseException | None] = []
-
-    def run() -> None:
-        try:
-            call(*arguments)  # type: ignore[operator]
-            caught.append(None)
-        except Exception as error:
-            caught.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(5)
-    assert caught, "it blocks"
-    return caught[0]
-
-
 def test_a_pipe_that_appears_after_the_first_look_does_not_block(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,7 +179,11 @@ def test_a_pipe_that_appears_after_the_first_look_does_not_block(
     regular.write_bytes(b"x")
     status = regular.stat()
     monkeypatch.setattr(Path, "stat", lambda self, **_: status)
-    error = in_time(read_image_bytes, pipe)
+    reading = ThreadPoolExecutor(1).submit(read_image_bytes, pipe)
+    try:
+        error = reading.exception(5)
+    finally:
+        os.close(os.open(pipe, os.O_RDWR))  # lets a reader that waits go on
     assert isinstance(error, ImageError) and "named pipe" in str(error)
 
 
@@ -217,26 +204,12 @@ def test_a_file_that_grows_while_it_is_read_is_refused(
     monkeypatch.setattr(image_files, "open_image_file", open_and_grow)
     assert read_image_bytes(path) == b"x" * 5000 + b"y" * 9000  # grown before the reading began
 
-    def open_and_touch(path: Path) -> object:
+    def open_and_touch(path: Path) -> MagicMock:
         stream = real(path)
-        read = stream.read
-
-        class Reader:
-            def __enter__(self) -> Reader:
-                return self
-
-            def __exit__(self, *_: object) -> None:
-                stream.close()
-
-            def fileno(self) -> int:
-                return stream.fileno()
-
-            def read(self, count: int) -> bytes:
-                data = read(count)
-                os.truncate(path, 20_000)
-                return data
-
-        return Reader()
+        reader = MagicMock(wraps=stream)
+        reader.__enter__.return_value = reader
+        reader.read.side_effect = lambda n: (stream.read(n), os.truncate(path, 20_000))[0]
+        return reader
 
     monkeypatch.setattr(image_files, "open_image_file", open_and_touch)
     with pytest.raises(ImageError, match="changed while it was being read"):

@@ -41,7 +41,7 @@ from mirip_fast.data.manifest_rows import (
     IMAGE_COLUMNS,
     IMAGE_FOLDER,
     Columns,
-    images_from,
+    Rows,
     records_from_csv,
 )
 from mirip_fast.data.remote import is_remote, located
@@ -829,4 +829,4 @@ def _from_labels(
         group=options.group_column if options.group_column in there else None,
     )
     table = Table(source, pd.DataFrame(rows, columns=columns, dtype=object))
-    return images_from(table, meaning, options, FileFinder((root,)), problems).assign(row=0)
+    return Rows(table, meaning, options, FileFinder((root,)), problems).images().assign(row=0)

@@ -78,7 +78,7 @@ def records_from_csv(path: Path, options: DataOptions) -> Manifest:
         source=path,
         root=options.image_root or path.parent,
         tiers=options.tiers,
-        table=images_from(table, columns, options, FileFinder(places)),
+        table=Rows(table, columns, options, FileFinder(places), table.problems()).images(),
         options=replace(
             options,
             image_column=columns.image,
@@ -233,25 +233,9 @@ def _typed(name: str) -> str:
     return name if re.fullmatch(r"[\w.,=-]+", name) else shlex.quote(name)
 
 
-def images_from(
-    table: Table,
-    columns: Columns,
-    options: DataOptions,
-    finder: FileFinder,
-    problems: Problems | None = None,
-) -> pd.DataFrame:
-    """The images that the rows of a table are of, one per image_id.
-
-    Raises:
-        DataError: any row is faulty.
-    """
-    problems = table.problems() if problems is None else problems
-    return _Rows(table, columns, options, finder, problems).images()
-
-
 @dataclass(frozen=True)
-class _Rows:
-    """What the steps from rows to images share; faults are noted until all are known."""
+class Rows:
+    """Rows of a table on their way to images; faults are noted until all are known."""
 
     table: Table
     columns: Columns
@@ -260,7 +244,11 @@ class _Rows:
     problems: Problems
 
     def images(self) -> pd.DataFrame:
-        """All steps."""
+        """The images that the rows are of, one per image_id.
+
+        Raises:
+            DataError: any row is faulty.
+        """
         import pandas as pd
 
         cells, columns, options = self.table.cells, self.columns, self.options

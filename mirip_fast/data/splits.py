@@ -25,7 +25,7 @@ from mirip_fast.data.csv_reader import (
     with_known_names,
 )
 from mirip_fast.data.stratify import TOLERANCE, join_units, stratify
-from mirip_fast.data.table import Manifest
+from mirip_fast.data.table import Manifest, or_none
 from mirip_fast.errors import ConfigError, DataError
 from mirip_fast.files import open_file, write_csv
 from mirip_fast.text import nfc
@@ -353,5 +353,4 @@ class DataSplitter:
                 f"No column {name!r}. There are: {', '.join(map(str, df.columns))}."
                 + (f" Did you mean {close!r}?" if close else "")
             )
-        present = df[name].notna().tolist()
-        return [v if there else None for v, there in zip(df[name].tolist(), present, strict=True)]
+        return or_none(df[name])
