@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from mirip_fast.config import Config
 from mirip_fast.evaluation.metrics import pairwise_accuracy
 from mirip_fast.models.checkpoint import load_checkpoint
-from mirip_fast.models.gp import GaussianProcess, normal_scores
+from mirip_fast.models.gp import GaussianProcess, draw_errors, errors_in_tiers, normal_scores
 from mirip_fast.models.head import RankingHead
 from mirip_fast.ranking.fit import HeadFit
 from mirip_fast.ranking.rows import Rows
@@ -36,12 +36,14 @@ _PAIRS = 5_000
 
 @dataclass(frozen=True)
 class Graded:
-    """n graded rows: features [n, D] float32, tiers [n] int64, groups [n], finer grades [n] or None."""
+    """n graded rows: features [n, D] float32, tiers [n] int64, groups [n], finer grades [n] or None, and
+    their normal scores among all works of the set."""
 
     features: Array
     tiers: Array
     groups: Array
     grades: Array | None
+    normal: Array | None = None
 
     def __add__(self, other: Graded) -> Graded:
         both = [(getattr(self, f.name), getattr(other, f.name)) for f in dataclasses.fields(self)]
@@ -77,6 +79,7 @@ def gp(blocks: int) -> Ranker:
             both.groups.tolist(),
             blocks=[both.features.shape[1] // blocks] * blocks,
             seed=seed,
+            tiers=both.tiers,
         )
         return Fitted(process.score, (process.left_out, both.tiers), process.draw)
 
@@ -110,34 +113,15 @@ def head(**settings: Any) -> Ranker:
             with torch.inference_mode():
                 return model(torch.from_numpy(features)).numpy()
 
-        return Fitted(score, (score(inner.features), inner.tiers))
+        known, tiers = score(inner.features).astype(float), inner.tiers
+        apart, y = known - known.mean(), normal_scores(tiers)
+        slope = np.cov(y, apart)[0, 1] / apart.var(ddof=1)  # as ranking/held_out.py has it
+        errors = errors_in_tiers(tiers, slope * apart, np.ones(len(y))) / slope
 
-    return fit
+        def draw(features: Array, draws: int) -> Array:
+            return score(features) + draw_errors(errors, (draws, len(features)))
 
-
-def mean_of(*rankers: Ranker) -> Ranker:
-    """The mean of scores that are standardised on the works learned from."""
-
-    def fit(train: Graded, inner: Graded, seed: int) -> Fitted:
-        x = (train + inner).features
-        members = []
-        for ranker in rankers:
-            score = ranker(train, inner, seed).score
-            members.append((score, score(x).mean(), score(x).std() + 1e-9))
-        return Fitted(lambda f: np.mean([(score(f) - m) / s for score, m, s in members], axis=0))
-
-    return fit
-
-
-def on_last(ranker: Ranker, width: int) -> Ranker:
-    """``ranker`` on the last ``width`` numbers of each row."""
-
-    def part(graded: Graded) -> Graded:
-        return dataclasses.replace(graded, features=graded.features[:, -width:])
-
-    def fit(train: Graded, inner: Graded, seed: int) -> Fitted:
-        fitted = ranker(part(train), part(inner), seed)
-        return Fitted(lambda features: fitted.score(features[:, -width:]))
+        return Fitted(score, (known, tiers), draw if slope > 0 and len(y) >= 30 else None)
 
     return fit
 

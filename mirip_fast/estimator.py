@@ -60,11 +60,14 @@ class PairwiseRanker(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         """
         if self.tiers is None:
             X, y = validate_data(self, X, y, y_numeric=True, ensure_min_samples=2, dtype=np.float64)
-            target = np.asarray(y, dtype=np.float64)
+            target, tiers = np.asarray(y, dtype=np.float64), None
         else:
             X = validate_data(self, X, ensure_min_samples=2, dtype=np.float64)
-            target = normal_scores(self._codes(y))
-        self.process_ = GaussianProcess.fit(X, target, groups, blocks=self.blocks, seed=self.seed)
+            tiers = self._codes(y)
+            target = normal_scores(tiers)
+        self.process_ = GaussianProcess.fit(
+            X, target, groups, blocks=self.blocks, seed=self.seed, tiers=tiers
+        )
         self.left_out_ = self.process_.left_out
         return self
 

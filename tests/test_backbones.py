@@ -80,16 +80,16 @@ def _about(path: Path) -> dict[str, object]:
 
 
 def _by_process(arrays: dict[str, NDArray], rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """mean + sd · Σ w (1 + Σ a exp(−|x − x′| / ℓ)), each block centred and scaled to length 1."""
-    total, at, basis = 1.0, 0, 0
-    for width, amplitude, length in zip(
-        arrays["blocks"], arrays["amplitudes"], arrays["lengths"], strict=True
-    ):
-        x = rows[:, at : at + width] - arrays["centre"][at : at + width]
-        x /= np.linalg.norm(x, axis=1, keepdims=True)
-        theirs = arrays["basis"][:, basis : basis + width].astype(np.float64)
-        distance = np.linalg.norm(x[:, None] - theirs[None], axis=2)
-        total, at, basis = total + amplitude * np.exp(-distance / length), at + width, basis + width
+    """mean + sd · Σ w (1 + Σ a exp(−|x − x′| / ℓ)), each block centred: of length 1, and in deviations."""
+    total, basis, ends = 1.0, 0, np.cumsum(arrays["blocks"])[:-1]
+    centred = rows - arrays["centre"]
+    units = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in np.split(centred, ends, axis=1)]
+    parts = units + np.split(centred / arrays["deviation"], ends, axis=1)
+    for x, amplitude, length in zip(parts, arrays["amplitudes"], arrays["lengths"], strict=True):
+        if amplitude:
+            theirs = arrays["basis"][:, basis : basis + x.shape[1]].astype(np.float64)
+            distance = np.linalg.norm(x[:, None] - theirs[None], axis=2)
+            total, basis = total + amplitude * np.exp(-distance / length), basis + x.shape[1]
     result: NDArray[np.float64] = arrays["mean"] + arrays["sd"] * (total @ arrays["weights"])
     return result
 

@@ -159,8 +159,9 @@ def test_pairs_beside_grades_are_at_the_mode_of_both_likelihoods(kind: str) -> N
     joined = join_pairs(gp, np.vstack([new[:4], rows[:2]]), pairs, label, weight)
 
     u = (np.vstack([rows, new]) - gp.centre).astype(np.float64)
-    u /= np.linalg.norm(u, axis=1, keepdims=True)
-    prior = 1 + gp.amplitudes[0] * np.exp(-cdist(u, u) / gp.lengths[0])
+    ways = (u / np.linalg.norm(u, axis=1, keepdims=True), u / gp.deviation)
+    parts = zip(gp.amplitudes, ways, gp.lengths, strict=True)
+    prior = 1 + sum(a * np.exp(-cdist(v, v) / length) for a, v, length in parts)
     z, seen = (grades - gp.mean) / gp.sd, np.eye(N, N + 6)
     if sets is not None:
         z, seen = z[::2], (seen[::2] + seen[1::2]) / 2

@@ -1,10 +1,11 @@
 """A Gaussian process that learns scores from rows of features, with NumPy and SciPy alone.
 
-y = f(x) + noise. A row is made of blocks (CLS token and patch mean of a layer, say), each centred and scaled
-to length 1, and f is a constant and one function per block. Its covariance is a sum of exponential (Matérn ½)
-kernels, 1 + Σ_b a_b exp(−|x_b − x′_b| / ℓ_b) (Rasmussen & Williams 2006, *Gaussian Processes for Machine
-Learning*, chapters 2, 4, 5). The amplitudes a_b and the noise are those of the highest marginal likelihood:
-a block that does not help gets none, so that which layers count is learned, without validation works.
+y = f(x) + noise. A row is made of blocks (CLS token and patch mean of a layer, say), each centred and seen
+in two ways: scaled to length 1, and with each number in its standard deviations. f is a constant and one
+function per block and way. Its covariance is a sum of exponential (Matérn ½) kernels, 1 + Σ_b a_b exp(−|x_b −
+x′_b| / ℓ_b) (Rasmussen & Williams 2006, *Gaussian Processes for Machine Learning*, chapters 2, 4, 5). The
+amplitudes a_b and the noise are those of the highest marginal likelihood: a part that does not help gets
+none, so that which layers count, and how, is learned, without validation works.
 
 Up to :data:`EXACT` rows nothing is approximated. Beyond, the process is conditioned on its values at
 :data:`INDUCING` rows (Quiñonero-Candela & Rasmussen 2005), so that time and memory grow with n.
@@ -60,6 +61,43 @@ def normal_scores(tiers: ArrayLike) -> FloatArray:
     return result
 
 
+def errors_in_tiers(
+    tiers: ArrayLike, expected: FloatArray, sd: FloatArray, seed: int = 0
+) -> FloatArray:
+    """[n] how far from what was expected works lie by a finer grade of which only the tier is told, in sd.
+
+    A tier is an interval of the normal scale. Its middle is nearer to 0 than the grades are that it stands
+    for, so the scale is shrunk by the covariance of the two. What a work's finer grade may be is drawn from a
+    normal distribution around what was expected, inside its tier's interval; its width, in sd, is the most
+    likely one. (Residuals of the tiers' middles would count the coarseness of tiers as scatter.)
+
+    Args:
+        tiers: [n], 0 = best.
+        expected, sd: [n] what :func:`normal_scores` of them were expected, and the standard deviation.
+        seed: of the drawing.
+    """
+    from scipy.optimize import minimize_scalar
+    from scipy.special import ndtr, ndtri
+
+    _, first, code, count = np.unique(
+        np.asarray(tiers), return_index=True, return_inverse=True, return_counts=True
+    )
+    edges = ndtri(1 - np.r_[0, np.cumsum(count)] / count.sum())
+    density = np.exp(-(edges**2) / 2) / np.sqrt(2 * np.pi)
+    edges *= normal_scores(tiers)[first] @ np.diff(density)
+    high, low = ((edges[k] - expected) / sd for k in (code, code + 1))
+
+    def cost(log: float) -> float:
+        chance = ndtr(high / np.exp(log)) - ndtr(low / np.exp(log))
+        return -float(np.log(np.maximum(chance, 1e-12)).sum())
+
+    width = np.exp(minimize_scalar(cost, bounds=(-3, 3), method="bounded").x)
+    below, above = ndtr(low / width), ndtr(high / width)
+    place = below + (above - below) * np.random.default_rng(seed).random(len(code))
+    result: FloatArray = width * ndtri(np.clip(place, 1e-6, 1 - 1e-6))
+    return result
+
+
 def draw_errors(
     errors: FloatArray,
     size: tuple[int, int],
@@ -108,8 +146,9 @@ class GaussianProcess:
 
     Attributes (n training rows of D numbers in B blocks, m basis rows of d chosen numbers):
         blocks: [B] int64, numbers per block, in the order in which they stand in a row; their sum is D.
-        amplitudes: [B] float64, a_b in variances of y; 0 for a block that is not used.
-        lengths: [B] float64, ℓ_b.
+        amplitudes: [2B] float64, a_b in variances of y, of the blocks scaled to length 1 and of those in
+            standard deviations; 0 for one that is not used. [B] without the latter.
+        lengths: as many, ℓ_b.
         centre: [D] float32, subtracted from a row.
         basis: [m, d] float32, prepared rows: all training rows, or the inducing ones.
         weights: [m] float64, of the kernel between a row and each basis row.
@@ -125,6 +164,7 @@ class GaussianProcess:
             were learned beside y, the basis ends with the rows of their works.
         sets: [n] int64, of rows that were graded in sets, the number of each row's set; then ``errors`` is
             [s], per set (y − mean of left_out) / mean of left_out_sd; [0] where every row has its own grade.
+        deviation: [D] float32, the standard deviation of each number; [0] where only lengths of 1 are seen.
     """
 
     blocks: NDArray[np.int64]
@@ -143,6 +183,7 @@ class GaussianProcess:
     evidence: float
     told: FloatArray = field(default_factory=lambda: np.empty((0, 0)))
     sets: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    deviation: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
 
     @classmethod
     def fit(
@@ -157,6 +198,7 @@ class GaussianProcess:
         inducing: int = INDUCING,
         seed: int = 0,
         graders: NDArray[np.float64] | None = None,
+        tiers: ArrayLike | None = None,
     ) -> GaussianProcess:
         """Learn y from rows.
 
@@ -172,6 +214,8 @@ class GaussianProcess:
             inducing: basis rows beyond that.
             seed: of the rows that amplitudes are learned from and of the basis rows, where not all are.
             graders: [n, G] the share that each of several graders has in y; a row adds up to 1. None: one.
+            tiers: [n] those that y is the :func:`normal_scores` of: errors are then what graders may have
+                meant by them (:func:`errors_in_tiers`).
 
         Raises:
             DataError: fewer than two rows, the same y for all, a number that is not finite, or
@@ -192,11 +236,13 @@ class GaussianProcess:
             count = np.searchsorted(np.cumsum(np.bincount(set_of)[drawn]), SEARCH, side="right")
             some = np.flatnonzero(np.isin(set_of, drawn[: max(2, int(count))]))
         centre = x.mean(axis=0, dtype=np.float64).astype(np.float32)
+        deviation = x.std(axis=0, dtype=np.float64).astype(np.float32)
+        deviation[deviation == 0] = 1
         shares = np.zeros((len(x), 0)) if graders is None else graders
         thin = (shares**2).sum(axis=1)  # 1 / number of grades
         kinds = np.stack([np.ones(len(x)), *([thin] if np.ptp(thin) > 0 else [])])
         amplitudes, lengths, noises, evidence, strictness = _learn(
-            _prepare(x[some], sizes, centre), z[some], shares[some], kinds[:, some],
+            _prepare(x[some], sizes, centre, deviation), z[some], shares[some], kinds[:, some],
             None if sets is None else set_of[some],
         )  # fmt: skip
         if graders is not None:
@@ -208,7 +254,7 @@ class GaussianProcess:
         used = amplitudes >= _LEAST * amplitudes.sum()
         amplitudes = np.where(used, amplitudes, 0.0)
         kernel = _Kernel(sizes, amplitudes, lengths)
-        u = np.hstack([part for part, a in zip(_prepare(x, sizes, centre), used, strict=True) if a])
+        u = _chosen(_prepare(x, sizes, centre, deviation), amplitudes)
         # Rows of a group of two and more are left out together, the others alone.
         members = [
             rows for rows in members_of(() if groups is None else groups)[1] if len(rows) > 1
@@ -231,11 +277,15 @@ class GaussianProcess:
         left_out_sd = sd * np.sqrt(spread)
         average = _averaging(set_of)
         own_error = sd * (average @ error) / (average @ left_out_sd)
+        if tiers is not None:
+            expected, own_sd = average @ (target - sd * error), average @ left_out_sd
+            own_error = errors_in_tiers(np.asarray(tiers)[first], expected, own_sd, seed)
         return cls(
             blocks=sizes,
             amplitudes=amplitudes,
             lengths=lengths,
             centre=centre,
+            deviation=deviation,
             basis=basis,
             weights=weights,
             factor=factor,
@@ -268,15 +318,23 @@ class GaussianProcess:
         """As :meth:`score`, the way a head is asked: [k, D] features → [k] float32."""
         return self.score(features).astype(np.float32)
 
+    @property
+    def used(self) -> NDArray[np.bool_]:
+        """[B] whether it looks at a block."""
+        looked: NDArray[np.bool_] = np.any(self.amplitudes.reshape(-1, len(self.blocks)), axis=0)
+        return looked
+
     def of_used(self) -> GaussianProcess:
         """The same process, for rows that hold the used blocks only."""
-        used = self.amplitudes > 0
+        used = self.used
+        numbers, parts = np.repeat(used, self.blocks), np.resize(used, len(self.amplitudes))
         return replace(
             self,
             blocks=self.blocks[used],
-            amplitudes=self.amplitudes[used],
-            lengths=self.lengths[used],
-            centre=self.centre[np.repeat(used, self.blocks)],
+            amplitudes=self.amplitudes[parts],
+            lengths=self.lengths[parts],
+            centre=self.centre[numbers],
+            deviation=self.deviation[numbers] if len(self.deviation) else self.deviation,
         )
 
     def spread(self, rows: ArrayLike) -> FloatArray:
@@ -354,8 +412,7 @@ class GaussianProcess:
         given the grades, of them and any others is M times the kernel of that basis and those."""
         from scipy.linalg import cho_solve, solve_triangular
 
-        parts = _prepare(np.asarray(rows), self.blocks, self.centre)
-        u = np.hstack([p for p, a in zip(parts, self.amplitudes, strict=True) if a])
+        u = self._seen(np.asarray(rows))
         cross = self._kernel(self.basis, u)
         if len(self.sets):
             average = _averaging(self.sets)
@@ -401,9 +458,10 @@ class GaussianProcess:
                 f"the Gaussian process expects rows of {self.input_dim} numbers, not {x.shape[1:]}"
             )
         for start in range(0, len(x), _PIECE):
-            parts = _prepare(x[start : start + _PIECE], self.blocks, self.centre)
-            u = np.hstack([p for p, a in zip(parts, self.amplitudes, strict=True) if a])
-            yield self._kernel(u, self.basis)
+            yield self._kernel(self._seen(x[start : start + _PIECE]), self.basis)
+
+    def _seen(self, x: NDArray[Any]) -> NDArray[np.float32]:
+        return _chosen(_prepare(x, self.blocks, self.centre, self.deviation), self.amplitudes)
 
     @property
     def _kernel(self) -> _Kernel:
@@ -455,7 +513,8 @@ class _Kernel:
     def __call__(self, a: NDArray[np.float32], b: NDArray[np.float32]) -> FloatArray:
         """[n, d], [m, d] → [n, m]."""
         total, start = np.ones((len(a), len(b))), 0
-        for size, amplitude, length in zip(self.blocks, self.amplitudes, self.lengths, strict=True):
+        sizes = np.resize(self.blocks, len(self.amplitudes)).tolist()
+        for size, amplitude, length in zip(sizes, self.amplitudes, self.lengths, strict=True):
             if amplitude:
                 columns = slice(start, start + size)
                 start += size
@@ -492,17 +551,27 @@ def _check(
 
 
 def _prepare(
-    x: NDArray[Any], sizes: NDArray[np.int64], centre: NDArray[np.float32]
+    x: NDArray[Any],
+    sizes: NDArray[np.int64],
+    centre: NDArray[np.float32],
+    deviation: NDArray[np.float32],
 ) -> list[NDArray[np.float32]]:
-    """[n, D] rows → their blocks, centred, each row of length 1."""
-    parts, start = [], 0
+    """[n, D] rows → their blocks, centred: each row of length 1; then, if given, in standard deviations."""
+    units, scaled, start = [], [], 0
     for size in sizes:
         columns = slice(start, start + size)
         start += size
         part = x[:, columns].astype(np.float64) - centre[columns]
         length = np.linalg.norm(part, axis=1, keepdims=True)
-        parts.append((part / np.maximum(length, 1e-12)).astype(np.float32))
-    return parts
+        units.append((part / np.maximum(length, 1e-12)).astype(np.float32))
+        if len(deviation):
+            scaled.append((part / deviation[columns]).astype(np.float32))
+    return units + scaled
+
+
+def _chosen(parts: list[NDArray[np.float32]], amplitudes: FloatArray) -> NDArray[np.float32]:
+    """[n, d] those parts side by side that have an amplitude."""
+    return np.hstack([part for part, a in zip(parts, amplitudes, strict=True) if a])
 
 
 def _distances(a: NDArray[np.float32], b: NDArray[np.float32]) -> FloatArray:

@@ -42,6 +42,7 @@ SEARCH = 300  # pairs that amplitudes are learned from at most
 _TOTAL, _LOG_SD, _FAR = 2.0, 1.5, 6.0
 _STEPS, _CLOSE = 50, 1e-9  # of Newton's method, in nats
 _PIECE = 1_024  # rows scored at a time
+_NONE = np.empty(0, np.float32)  # rows are seen in one way alone: nothing else was measured
 _QUANTILES = 999  # of the bell curve, from which the errors of a score are drawn
 
 
@@ -91,7 +92,7 @@ class Preferences:
         x, basis = np.asarray(rows), np.flatnonzero(self.weights)
         parts = [np.empty(0)]
         for start in range(0, len(x), _PIECE):
-            u = _prepare(x[start : start + _PIECE], self.kernel.blocks, self.centre)
+            u = _prepare(x[start : start + _PIECE], self.kernel.blocks, self.centre, _NONE)
             parts.append(self.kernel(np.hstack(u), self.works[basis]) @ self.weights[basis])
         return np.concatenate(parts)
 
@@ -194,7 +195,7 @@ def fit_pairs(
             f"{len(index)} judged pairs, none of them decided: there is nothing to learn"
         )
     centre = x.mean(axis=0, dtype=np.float64).astype(np.float32)
-    parts = _prepare(x, sizes, centre)
+    parts = _prepare(x, sizes, centre, _NONE)
     lengths = np.array([_length(part) for part in parts])
     some = np.sort(np.random.default_rng(seed).permutation(len(index))[:SEARCH])
     kernel = _Kernel(sizes, _learn(parts, lengths, index[some], votes[:, some]), lengths)

@@ -22,7 +22,7 @@ from mirip_fast.evaluation.calibration import Calibration, fit_calibration
 from mirip_fast.evaluation.metrics import codes_of
 from mirip_fast.evaluation.report import Report, evaluate
 from mirip_fast.files import has_file, read_csv, read_json, sha256_of, write_csv, write_json
-from mirip_fast.models.gp import normal_scores
+from mirip_fast.models.gp import errors_in_tiers, normal_scores
 from mirip_fast.ranking.graded import GradedImages
 from mirip_fast.ranking.rows import ListedPairs
 from mirip_fast.training.run_folder import SPLIT_FILE
@@ -89,7 +89,8 @@ def load_held_out(folder: Path, tier_names: Sequence[str]) -> GradedImages | Non
 
 
 def grade_errors(model: Path, tier_names: Sequence[str]) -> NDArray[np.float64] | None:
-    """[m] how far the graded works' own grades lie from their held-out scores, in the unit of the score.
+    """[m] how far the graded works' own grades lie from their held-out scores, in the unit of the score; of
+    tiers, what graders may have meant by them (:func:`mirip_fast.models.gp.errors_in_tiers`).
 
     Args:
         model: a run's model file.
@@ -109,12 +110,14 @@ def grade_errors(model: Path, tier_names: Sequence[str]) -> NDArray[np.float64] 
     held_out = load_held_out(model.parent, tier_names)
     if held_out is None or len(held_out) < _LEAST or (held_out.order < 0).any():
         return None
-    scores = held_out.scores
     grades = normal_scores(held_out.tier_codes) if held_out.has_tiers else held_out.needed_scores
-    slope = np.cov(grades, scores)[0, 1] / (scores.var(ddof=1) or 1.0)
+    apart = held_out.scores - held_out.scores.mean()
+    slope = float(np.cov(grades, apart)[0, 1] / (apart.var(ddof=1) or 1.0))
     if slope <= 0:
         return None
-    errors: NDArray[np.float64] = (grades - grades.mean()) / slope - (scores - scores.mean())
+    errors: NDArray[np.float64] = (grades - grades.mean()) / slope - apart
+    if held_out.has_tiers:
+        errors = errors_in_tiers(held_out.tier_codes, slope * apart, np.ones(len(apart))) / slope
     return errors
 
 

@@ -227,10 +227,6 @@ def _fit(
     started = time.monotonic()
     learned = images.part("train", "val")
     labels = learned.labels(None, label=config.train.label)
-    y = normal_scores(labels.tiers) if labels.tier_scores is None else labels.tier_scores
-    graders = None
-    if labels.grades is not None:
-        y, graders = grader_scores(labels.grades)
     together = left_out_together(labels.groups, config.train.seed)
     fold_of, folds = None, list[GradedImages]()
     if readout != "gp":
@@ -240,11 +236,7 @@ def _fit(
             if readout == "ensemble":
                 raise
             log.warning("Nothing but a Gaussian process can be tried: %s", error)
-    found = [
-        _fit_process(
-            y, graders, labels.sets, together, fold_of, learned, config, store, info, joined
-        )
-    ]
+    found = [_fit_process(labels, together, fold_of, learned, config, store, info, joined)]
     about: dict[str, Any] = {}
     if fold_of is not None:
         last = "+".join(kind for kind in head_kinds(info.features) if layer_of(kind) is None)
@@ -337,9 +329,7 @@ def _folds(
 
 
 def _fit_process(
-    y: NDArray[np.float64],
-    graders: NDArray[np.float64] | None,
-    sets: NDArray[np.int64] | None,
+    labels: Rows,
     together: Sequence[str | None],
     fold_of: NDArray[np.int64] | None,
     learned: GradedImages,
@@ -348,15 +338,22 @@ def _fit_process(
     info: ModelInfo,
     joined: JoinedPairs | None,
 ) -> _Fitted:
+    graders, tiers = None, None
+    if labels.grades is not None:
+        y, graders = grader_scores(labels.grades)
+    elif labels.tier_scores is not None:
+        y = labels.tier_scores
+    else:
+        y, tiers = normal_scores(labels.tiers), labels.tiers
     # One row per work: the mean over its views. Each view is scored alone later.
     rows = read_features(store, learned.hashes, info.features, info.views).mean(axis=1)
     kinds = head_kinds(info.features)
     fit = functools.partial(
         GaussianProcess.fit, rows, y,
-        blocks=info.blocks, seed=config.train.seed, graders=graders, sets=sets,
+        blocks=info.blocks, seed=config.train.seed, graders=graders, sets=labels.sets, tiers=tiers,
     )  # fmt: skip
     process = fit(together)
-    used = [kind for kind, amplitude in zip(kinds, process.amplitudes, strict=True) if amplitude]
+    used = [kind for kind, looked in zip(kinds, process.used, strict=True) if looked]
     by_fold = process.left_out if fold_of is None else fit(fold_of.tolist()).left_out
     made = process.of_used()
     if joined is not None:

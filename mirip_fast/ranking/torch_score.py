@@ -107,27 +107,35 @@ class KernelHead(nn.Module):
     """
 
     centre: torch.Tensor
+    deviation: torch.Tensor
     basis: torch.Tensor
     weights: torch.Tensor
 
     def __init__(self, process: GaussianProcess):
         super().__init__()
         self._sizes = process.blocks.tolist()
-        self._kernels = list(
-            zip(process.amplitudes.tolist(), process.lengths.tolist(), strict=True)
-        )
+        # Of each part that is used: which it is of the blocks scaled to length 1, and then of the others.
+        self._parts = [
+            (place, float(process.amplitudes[place]), float(process.lengths[place]))
+            for place in process.amplitudes.nonzero()[0].tolist()
+        ]
         self._mean, self._sd = process.mean, process.sd
         self.register_buffer("centre", torch.tensor(process.centre))
+        self.register_buffer("deviation", torch.tensor(process.deviation, dtype=torch.float64))
         self.register_buffer("basis", torch.tensor(process.basis, dtype=torch.float64))
         self.register_buffer("weights", torch.tensor(process.weights))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """[B, D] features → [B] scores, higher is better."""
-        blocks = torch.split(features.double() - self.centre, self._sizes, dim=-1)
-        bases = torch.split(self.basis, self._sizes, dim=-1)
+        rows = features.double() - self.centre
+        blocks = torch.split(rows, self._sizes, dim=-1)
+        parts = [b / b.square().sum(-1, keepdim=True).sqrt().clamp_min(1e-12) for b in blocks]
+        if len(self.deviation):
+            parts += torch.split(rows / self.deviation, self._sizes, dim=-1)
+        used = [parts[place] for place, _, _ in self._parts]
+        bases = torch.split(self.basis, [row.shape[-1] for row in used], dim=-1)
         scores = self.weights.sum()  # the constant part of the kernel
-        for block, basis, (amplitude, length) in zip(blocks, bases, self._kernels, strict=True):
-            row = block / block.square().sum(-1, keepdim=True).sqrt().clamp_min(1e-12)
+        for row, basis, (_, amplitude, length) in zip(used, bases, self._parts, strict=True):
             squares = row.square().sum(-1, keepdim=True) + basis.square().sum(-1)
             apart = (squares - 2 * row @ basis.T).clamp_min(0).sqrt()
             scores = scores + amplitude * torch.exp(-apart / length) @ self.weights

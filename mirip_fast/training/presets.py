@@ -26,7 +26,8 @@ SAMPLED = (
 
 #: The same for all pairs, in images per batch; measured below 10,000 images, see docs/benchmarks.md.
 ALL_PAIRS = (
-    (1_000, Preset(32, 1e-4, 200)),
+    (300, Preset(32, 1e-4, 200)),
+    (1_000, Preset(64, 1e-3, 20)),
     (4_000, Preset(64, 2e-4, 100)),
     (10_000, Preset(512, 1e-3, 100)),
     (100_000, Preset(128, 3e-4, 50)),
