@@ -117,14 +117,34 @@ def test_applicants_are_in_order_each_with_their_works(
                 own["rank"],
                 own["rank_high"],
             )
+            assert work["applicant_tier"] == own["tier"]
+    tiers = ["SABC".index(p["tier"]) for p in people]
+    assert tiers == sorted(tiers) and len(set(tiers)) > 1
+    assert "An applicant's tier is that which a single work of the same score" in told
     read = json.loads(Path("ranking.json").read_text())
+    assert read["applicants"][0]["tier"] == people[0]["tier"]
     assert read["applicants"][0]["name"] == people[0]["applicant"]
     assert read["applicants"][0]["works"] == people[0]["files"].split("; ")
     inside = json.loads(
         re.search(r'id="data">(.*?)</script>', Path("page.html").read_text(), re.S)[1]
     )
     first = inside["applicants"][0]
+    assert first["tier"] == people[0]["tier"]
     assert [inside["works"][i]["name"] for i in first["works"]] == read["applicants"][0]["works"]
+
+
+def test_a_list_of_applicants_is_not_left_behind_nor_another_file_lost(
+    office: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rank = ["rank", "data/new.csv", *TINY[-2:]]
+    assert run([*rank, "--by", "지원자"]) == 0 and Path("applicants.csv").is_file()
+    assert run(rank) == 0
+    assert "applicants.csv of an earlier ranking is removed" in capfd.readouterr().err
+    assert not Path("applicants.csv").exists()
+    Path("applicants.csv").write_text("지원자,tier\n지원자 01,S\n", encoding="utf-8")
+    assert run(rank) == 0 and run([*rank, "--by", "지원자"]) == 1
+    assert "applicants.csv is no list that `rank --by` wrote, and stays" in capfd.readouterr().err
+    assert Path("applicants.csv").read_text(encoding="utf-8").startswith("지원자,tier")
 
 
 def test_the_middle_and_the_best_and_departments(
@@ -210,6 +230,7 @@ def test_grades_of_applicants_choose_and_are_evaluated(
     assert (read["applicants"], read["works"]) == (works["지원자"].nunique(), len(works))
     assert run(["rank", "data/new.csv", "--by", "지원자"]) == 0
     told = flat(capfd.readouterr().out)
+    assert "An applicant's tier is " in told
     assert re.search(r"of \d\d graded applicants that the model had not trained on it orders", told)
     assert read["portfolio"].replace("best:", "mean of the best ") in told
     for wrong, said in (
@@ -231,7 +252,7 @@ def test_tiers_that_differ_by_case_alone_are_kept_apart(tmp_path: Path) -> None:
     assert read_manifest(tmp_path, options).table["tier"].tolist() == ["A", "a", "b"]
 
 
-@pytest.mark.parametrize("readout", ["gp", "head"])
+@pytest.mark.parametrize("readout", ["gp", "numbers", "head"])
 def test_grades_of_applicants_alone_are_learned_from(
     office: Path, capfd: pytest.CaptureFixture[str], readout: str
 ) -> None:
@@ -239,6 +260,11 @@ def test_grades_of_applicants_alone_are_learned_from(
     Path("data/list.csv").write_text(Path("data/new.csv").read_text(encoding="utf-8-sig"))
     assert run(["--quiet", "embed", "data/list.csv", *TINY]) == 0
     how = ["--by", "지원자", "--applicants", "data/grades.csv", "--data", "data/list.csv"]
+    if readout == "numbers":
+        grades = [f"{name_of(a)},{9.5 - a % 4}" for a in range(APPLICANTS)]
+        Path("data/grades.csv").write_text(
+            "\n".join(["지원자,tier_score", *grades]), encoding="utf-8"
+        )
     short = ["--epochs", "8", "--val-ratio", "0.3", "--test-ratio", "0.2", "--train-ratio", "0.5"]
     made = ["--readout", "head", *short] if readout == "head" else ["--readout", "gp"]
     assert run(["train", "--head-only", *how, *made]) == 0
@@ -257,7 +283,7 @@ def test_grades_of_applicants_alone_are_learned_from(
     people = rows_of(Path("applicants.csv"))
     best = [int(p["applicant"][-2:]) % 4 for p in people[:7]]
     assert np.mean(best) < 1 < np.mean([int(p["applicant"][-2:]) % 4 for p in people[-7:]])
-    if readout == "gp":  # one error for all works of an applicant
+    if readout != "head":  # one error for all works of an applicant
         assert "correlate by 1.00" in told
 
 

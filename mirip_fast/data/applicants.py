@@ -20,6 +20,7 @@ from mirip_fast.data.csv_reader import (
     alike_columns,
     closest,
     counted,
+    number,
     read_table,
     shown,
     with_known_names,
@@ -46,7 +47,7 @@ log = logging.getLogger(__name__)
 FOLDER = "folder"
 #: The user's column that is taken for applicants' names without ``--by``, where there is no group column;
 #: and the one with an applicant's grade, where each work has one of its own.
-USUAL, GRADE = "applicant", "applicant_tier"
+USUAL, GRADE, SCORE = "applicant", "applicant_tier", "applicant_tier_score"
 _NAMED = 5
 
 
@@ -169,18 +170,25 @@ def sets_of(manifest: Manifest) -> NDArray[np.int64] | None:
     return units
 
 
-def grades_of(manifest: Manifest) -> dict[str, int]:
-    """Applicant → tier, 0 = best: of the column ``applicant_tier``, else what all works have in common."""
+def grades_of(manifest: Manifest) -> dict[str, float]:
+    """Applicant → tier, 0 = best, or minus the finer grade where there are no tiers.
+
+    Of the column ``applicant_tier`` or ``applicant_tier_score``, else what all works have in common.
+    """
     names, table = applicants_of(manifest), manifest.table
-    codes = manifest.tier_codes.tolist()
+    grades: Sequence[float | None] = [None if c < 0 else c for c in manifest.tier_codes.tolist()]
     if GRADE in table:
         code = tier_reader(manifest.tiers)
-        codes = [-1 if (n := code(cell or "")) is None else n for cell in table[GRADE]]
-    found: dict[str, set[int]] = {}
-    for name, code in zip(names, codes, strict=True):
-        if name is not None and code >= 0:
-            found.setdefault(name, set()).add(code)
-    return {name: min(grades) for name, grades in found.items() if len(grades) == 1}
+        grades = [code(cell or "") for cell in table[GRADE]]
+    elif SCORE in table or all(grade is None for grade in grades):
+        cells = table[SCORE if SCORE in table else "tier_score"]
+        numbers = [_number(str(cell)) for cell in cells]
+        grades = [None if found is None else -found for found in numbers]
+    found: dict[str, set[float]] = {}
+    for name, grade in zip(names, grades, strict=True):
+        if name is not None and grade is not None:
+            found.setdefault(name, set()).add(grade)
+    return {name: min(own) for name, own in found.items() if len(own) == 1}
 
 
 def _or_no_name(cells: Sequence[str | None]) -> list[str | None]:
@@ -221,26 +229,32 @@ def _with_grades(manifest: Manifest, names: Sequence[str | None]) -> Manifest:
     path = Path(str(options.applicants)).expanduser()
     wanted = (by, options.tier_column)
     table = read_table(
-        path, expected=wanted, separator=options.separator, encoding=options.encoding
-    )
+        path, expected=(*wanted, options.score_column),
+        separator=options.separator, encoding=options.encoding,
+    )  # fmt: skip
+    there = with_known_names(table, (*wanted, options.score_column)).columns
+    numbers = options.tier_column not in there and options.score_column in there
+    if numbers:
+        wanted = (by, options.score_column)
     table = with_known_names(table, wanted, required=wanted)
-    problems, code = table.problems(), tier_reader(options.tiers)
-    grades: dict[str, int | None] = {}
+    problems = table.problems()
+    code = _number if numbers else tier_reader(options.tiers)
+    grades: dict[str, float | None] = {}
     for row, *cells in table.cells[[*wanted]].itertuples():
         name, text = nfc(cells[0].strip()), cells[1].strip()
         tier = code(text) if text else None
         if text and tier is None:
             problems.add(
-                f"unknown tier {text!r}; known are {', '.join(options.tiers)} (others: "
+                f"{text!r} is no number (decimals are written with a point)"
+                if numbers
+                else f"unknown tier {text!r}; known are {', '.join(options.tiers)} (others: "
                 "--tiers, the best first)",
-                row=row, column=options.tier_column,
+                row=row, column=wanted[1],
             )  # fmt: skip
         elif not name:
             problems.add("empty; every row names an applicant", row=row, column=by)
         elif grades.setdefault(name, tier) != tier:
-            problems.add(
-                f"{name!r} has another grade in a row above", row=row, column=options.tier_column
-            )
+            problems.add(f"{name!r} has another grade in a row above", row=row, column=wanted[1])
     problems.raise_if_any()
     known = {name for name in names if name}
     lost, without = (
@@ -257,11 +271,23 @@ def _with_grades(manifest: Manifest, names: Sequence[str | None]) -> Manifest:
             log.warning(
                 "%s: %s %s: %s", shown(path), counted(len(some), "applicant"), why, names_some(some)
             )
-    codes = [None if name is None else grades.get(name) for name in names]
-    if manifest.table["tier"].notna().any():
-        texts = [None if code is None else options.tiers[code] for code in codes]
+    found = [None if name is None else grades.get(name) for name in names]
+    codes = [None if grade is None or numbers else int(grade) for grade in found]
+    if manifest.table[["tier", "tier_score"]].notna().any(axis=None):
+        texts = [None if g is None else options.tiers[int(g)] for g in codes]
+        column = (
+            {SCORE: [None if g is None else str(g) for g in found]} if numbers else {GRADE: texts}
+        )
         log.info(
             "Works have grades of their own: those of the applicants choose how works make a portfolio"
         )
-        return replace(manifest, table=_with(manifest.table, **{GRADE: texts}))
+        return replace(manifest, table=_with(manifest.table, **column))
+    if numbers:
+        score = np.array([np.nan if grade is None else grade for grade in found])
+        return replace(manifest, table=manifest.table.assign(tier_score=score))
     return replace(manifest, table=manifest.table.assign(tier=tier_column(codes, options.tiers)))
+
+
+def _number(text: str) -> float | None:
+    found = number(text)
+    return None if np.isnan(found) else found

@@ -71,10 +71,11 @@ def learned_grades(table: pd.DataFrame) -> NDArray[np.float64] | None:
     """:func:`grades_of`, where two graders and more are to be learned from.
 
     None where there are not, or a tier is another than their consensus: then somebody decided, and the
-    decision is learned.
+    decision is learned. None, too, where none of them gave two tiers: then one cannot be compared inside
+    another's.
     """
     grades = grades_of(table)
-    if grades.shape[1] < 2:
+    if grades.shape[1] < 2 or all(len(set(g[np.isfinite(g)].tolist())) < 2 for g in grades.T):
         return None
     agreed = (consensus(grades) == table["tier"].cat.codes.to_numpy()).all()
     return grades if agreed else None

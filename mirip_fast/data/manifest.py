@@ -160,7 +160,8 @@ def _by_page(manifest: Manifest) -> Manifest:
         )
     there = counted(int(counts.sum()), "page"), counted(int((counts > 0).sum()), "PDF")
     if counts.any():
-        logger.info("%s: %s in %s; each page is a work", where, *there)
+        before, after = counted(len(manifest), "work"), f"{len(table):,}"
+        logger.info("%s: %s in %s; each page is a work: %s become %s", where, *there, before, after)
     return replace(manifest, table=table)
 
 

@@ -32,10 +32,11 @@ from mirip_fast.portfolio.ranking import (
     of_works,
     rank_applicants,
     rank_scores,
+    remove_old_applicants,
     write_ranking,
 )
 from mirip_fast.ranking.anchors import Anchors
-from mirip_fast.ranking.applicants import choose_portfolio, shared_error
+from mirip_fast.ranking.applicants import applicant_tiers, choose_portfolio, shared_error
 from mirip_fast.ranking.graded import column_of
 from mirip_fast.ranking.held_out import load_calibration, made_with
 from mirip_fast.ranking.scorer import Scored, ScoreModel, score_files
@@ -122,7 +123,9 @@ class RankDone:
                 "remarks": list(people.remarks),
             }  # fmt: skip
         files = write_ranking(out, self.ranking, about)
-        if people is not None:
+        if people is None:
+            remove_old_applicants(out)
+        else:
             files.append(people.write(out))
         if self.failures:
             rows = [{"path": address(Path(path)), "reason": why} for path, why in self.failures]
@@ -351,6 +354,10 @@ def _applicants(
             )
         )
     table = rank_applicants(counting, scored.scores, files, how, draws=draws, within=within)
+    tiers, said = applicant_tiers(model, by, how, table["score"])
+    if tiers is not None:
+        table.insert([*table.columns].index("works"), "tier", tiers)
+        remarks.append(said)
     people = Applicants(by, config.within, table, how, why, tuple(remarks))
     return people, of_works(table, names, within)
 

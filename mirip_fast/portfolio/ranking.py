@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mirip_fast.data.csv_reader import shown
 from mirip_fast.data.stratify import members_of
+from mirip_fast.errors import DataError
 from mirip_fast.evaluation.calibration import Calibration
 from mirip_fast.evaluation.metrics import IntArray
 from mirip_fast.evaluation.text_table import format_table, printable, shorten
@@ -21,7 +25,10 @@ from mirip_fast.ranking.applicants import aggregate
 if TYPE_CHECKING:
     import pandas as pd
 
+log = logging.getLogger(__name__)
+
 UNKNOWN = "unknown"
+APPLICANTS_FILE = "applicants.csv"
 CONFIDENCE = 0.95
 
 #: Columns that ranking.csv has whatever is known.
@@ -31,6 +38,7 @@ _ALWAYS = (
 #: What a row of a work says of its applicant, before ``file`` in a ranking.
 _OF_APPLICANTS = (
     "applicant", "applicant_rank", "applicant_rank_low", "applicant_rank_high", "applicant_score",
+    "applicant_tier",
 )  # fmt: skip
 _TABLE_WIDTH = 100  # terminal cells
 _SHOWN_TIERS = 5  # more tiers than this have their probabilities in the files only
@@ -68,7 +76,8 @@ def rank_scores(
         - ``tier`` (the most probable one), ``p_<tier>`` (probabilities, which sum to 1), ``wins_<tier>``
           (shares of the anchors of a tier that it beats, NaN where the tier has none);
         - ``applicant``, ``applicant_rank``, ``applicant_rank_low``, ``applicant_rank_high``,
-          ``applicant_score``: whose work it is and where that applicant stands, None for works of nobody;
+          ``applicant_score``, ``applicant_tier``: whose work it is and where that applicant stands, None for
+          works of nobody;
         - ``file``, ``image_id``, and the further columns of ``works``. One that is called as one of the
           others gets ``given_`` before its name.
     """
@@ -297,6 +306,7 @@ class Applicants:
         return [
             {
                 **{name: row.get(column) for name, column in zip(names, own, strict=True)},
+                "tier": row.get("tier"),
                 "within": row.get("within"),
                 "works": row["files"],
             }
@@ -306,19 +316,27 @@ class Applicants:
     def write(self, folder: Path) -> Path:
         """Write applicants.csv: a row per applicant, the best first."""
         within = [] if self.within is None else [self.within]
-        columns = [*_ALWAYS[:6], "works", "applicant", *within, "files"]
+        tier = ["tier"] if "tier" in self.table else []
+        columns = [*_ALWAYS[:6], *tier, "works", "applicant", *within, "files"]
+        path = folder / APPLICANTS_FILE
+        if path.is_file() and not _is_ours(path):
+            raise DataError(
+                f"{shown(path)} is no list that `rank --by` wrote, and stays: give another folder with "
+                "--out, or another name to that file"
+            )
         rows = []
         for row in self.table.to_dict("records"):
             known = {c: _plain(v) for c, v in row.items()} | {"files": "; ".join(row["files"])}
             known |= {} if self.within is None else {self.within: row["within"]}
             rows.append({c: _cell(c, known.get(c), own=True) for c in columns})
-        write_csv(folder / "applicants.csv", columns, rows)
-        return folder / "applicants.csv"
+        write_csv(path, columns, rows)
+        return path
 
     def to_text(self, ranks: dict[str, int], top: int | None, width: int) -> str:
         """A table for a terminal: behind each applicant the ranks and names of the works."""
         rows: list[list[str]] = []
-        headers = ["rank", "95 %", "score", "works", "applicant", "their works, by rank"]
+        tier = ["tier"] if "tier" in self.table else []
+        headers = ["rank", "95 %", "score", *tier, "works", "applicant", "their works, by rank"]
         for row in self.table[:top].to_dict("records"):
             span = ""
             if "rank_low" in row:
@@ -328,15 +346,28 @@ class Applicants:
             )
             of = ", ".join(f"{ranks[file]} {printable(Path(file).name)}" for file in row["files"])
             rows.append(
-                [str(row["rank"]), span, f"{row['score']:.4f}", str(row["works"]),
-                 shorten(printable(name), 24), of]
+                [str(row["rank"]), span, f"{row['score']:.4f}",
+                 *(printable(row[c]) for c in tier), str(row["works"]), shorten(printable(name), 24), of]
             )  # fmt: skip
         used = len(format_table(headers, [[*row[:-1], ""] for row in rows]).split("\n")[1]) - len(
             headers[-1]
         )
         for cells in rows:
             cells[-1] = shorten(cells[-1], max(20, width - used))
-        return format_table(headers, rows, align="rrrrll")
+        return format_table(headers, rows, align="r" * (len(headers) - 2) + "ll")
+
+
+def _is_ours(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.readline().removeprefix(codecs.BOM_UTF8).startswith(b"rank,rank_low,")
+
+
+def remove_old_applicants(folder: Path) -> None:
+    """Remove the list that an earlier ranking of applicants left where one of works is written now."""
+    path = folder / APPLICANTS_FILE
+    if path.is_file() and _is_ours(path):
+        path.unlink()
+        log.info("%s of an earlier ranking is removed", shown(path))
 
 
 def rank_applicants(

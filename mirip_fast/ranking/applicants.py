@@ -16,11 +16,12 @@ from mirip_fast.data.stratify import members_of
 from mirip_fast.data.table import own_column
 from mirip_fast.errors import ConfigError, DataError
 from mirip_fast.evaluation.bootstrap import accuracy_interval
+from mirip_fast.evaluation.calibration import fit_calibration
 from mirip_fast.evaluation.metrics import pairwise_accuracy, ranks
 from mirip_fast.files import has_file
 from mirip_fast.models.gp import normal_scores
 from mirip_fast.ranking.graded import GradedImages, load_split
-from mirip_fast.ranking.held_out import load_held_out
+from mirip_fast.ranking.held_out import load_calibration, load_held_out
 from mirip_fast.ranking.scorer import ScoreModel
 from mirip_fast.text import nfc
 from mirip_fast.training.run_folder import SPLIT_FILE
@@ -92,10 +93,13 @@ def choose_portfolio(model: ScoreModel, by: str, asked: str | None) -> tuple[str
     known = _held_out_applicants(model, by)
     if known is None:
         return because(CHOICES[0], f"fewer than {_LEAST} graded applicants are known to choose by")
-    scores, members, tiers, together = known
+    scores, members, order, finer, together = known
     if together:
         return because(CHOICES[0], "the model was trained on it")
-    found = {how: pairwise_accuracy(aggregate(scores, members, how), tiers) for how in CHOICES}
+    found = {
+        how: pairwise_accuracy(aggregate(scores, members, how), order, finer=finer)
+        for how in CHOICES
+    }
     best = max(found, key=lambda how: found[how])
     others = ", ".join(f"{in_words(how)} {a:.4f}" for how, a in found.items() if how != best)
     return because(
@@ -105,12 +109,45 @@ def choose_portfolio(model: ScoreModel, by: str, asked: str | None) -> tuple[str
     )
 
 
+def applicant_tiers(
+    model: ScoreModel, by: str, how: str, scores: ArrayLike
+) -> tuple[list[str] | None, str]:
+    """The most probable tier of each applicant, None where it is unknown, and a sentence on what it rests on.
+
+    Args:
+        model: the model; its run's held-out scores are looked at.
+        by: the column of applicants.
+        how: works make a score.
+        scores: [G] of the applicants.
+    """
+    calibration, known = load_calibration(model), _held_out_applicants(model, by)
+    why = (
+        "An applicant's tier is that which a single work of the same score would most probably get."
+    )
+    if known is not None and not known[3]:
+        held_out, members, order, *_ = known
+        found = fit_calibration(
+            aggregate(held_out, members, how), order, model.info.tiers, source=calibration.source
+        )
+        if found.ordinal is not None:
+            calibration = found
+            why = (
+                f"An applicant's tier is the most probable one, learned from {len(members)} graded "
+                "applicants that the model had not trained on."
+            )
+    chances = calibration.tier_probabilities(np.asarray(scores, dtype=np.float64))
+    if chances is None:
+        return None, ""
+    return [calibration.tier_names[k] for k in chances.argmax(axis=1)], why
+
+
 def _held_out_applicants(
     model: ScoreModel, by: str
-) -> tuple[FloatArray, list[NDArray[np.int64]], NDArray[np.int64], bool] | None:
-    """Held-out scores [m], the works of each graded applicant, their tiers [G], whether sets were trained."""
+) -> tuple[FloatArray, list[NDArray[np.int64]], NDArray[np.int64], bool, bool] | None:
+    """Held-out scores [m], the works of each graded applicant, their order [G], whether it is of grades
+    that are no tiers, and whether sets were trained."""
     folder = model.checkpoint.parent
-    held_out = load_held_out(folder, model.info.tiers) if model.info.tiers else None
+    held_out = load_held_out(folder, model.info.tiers)
     if held_out is None or not has_file(folder / SPLIT_FILE):
         return None
     manifest = load_split(folder / SPLIT_FILE, model.info.tiers)
@@ -123,11 +160,18 @@ def _held_out_applicants(
     grades = grades_of(manifest)
     names = [name if name in grades else None for name in applicants_of(manifest)]
     known, members = members_of(names)
-    tiers = np.array([grades[name] for name in known], dtype=np.int64)
+    order, finer = _order([grades[name] for name in known])
     together = sets_of(manifest) is not None
-    if not together and (len(known) < _LEAST or len(set(tiers.tolist())) < 2):
+    if not together and (len(known) < _LEAST or len(set(order.tolist())) < 2):
         return None
-    return held_out.scores, members, tiers, together
+    return held_out.scores, members, order, finer, together
+
+
+def _order(grades: Sequence[float]) -> tuple[NDArray[np.int64], bool]:
+    """[G] tiers, or ranks of grades that are no tiers, 0 = best; and whether they are ranks."""
+    values = np.asarray(grades)
+    finer = values.dtype.kind == "f"
+    return (ranks(-values) if finer else values.astype(np.int64)), finer
 
 
 def shared_error(model: ScoreModel) -> float | None:
@@ -196,10 +240,10 @@ def evaluate_applicants(
     own = len(set(grades.values())) > 1 and 2 * len(grades) >= len({*names} - {None})
     known, members = members_of([n if n in grades or not own else None for n in names])
     if own:
-        order = np.array([grades[name] for name in known], dtype=np.int64)
+        order, ranked = _order([grades[name] for name in known])
     else:
         finer = normal_scores(images.tier_codes) if images.has_tiers else images.needed_scores
-        order = ranks(aggregate(finer, members, "mean"))
+        order, ranked = ranks(aggregate(finer, members, "mean")), True
     if len({*order.tolist()}) < 2:
         if config.data.by is None:
             return None
@@ -207,8 +251,8 @@ def evaluate_applicants(
             f"--by {by}: no two applicants of different grades among {len(names)} works"
         )
     mean = aggregate(scores, members, how)
-    accuracy = pairwise_accuracy(mean, order, finer=not own)
-    found = accuracy_interval(mean, order, finer=not own, rounds=config.evaluate.bootstrap_rounds)
+    accuracy = pairwise_accuracy(mean, order, finer=ranked)
+    found = accuracy_interval(mean, order, finer=ranked, rounds=config.evaluate.bootstrap_rounds)
     span = "unknown" if found is None else f"{found.low:.4f} to {found.high:.4f}"
     works = sum(map(len, members))
     return {

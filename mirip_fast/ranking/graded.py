@@ -186,11 +186,8 @@ class GradedImages(Manifest):
 
     @property
     def grades(self) -> NDArray[np.float64] | None:
-        """[n, G] of several graders, see :func:`learned_grades`; None, too, where none of them gave two
-        tiers."""
-        grades = learned_grades(self.table) if self.has_tiers else None
-        told = () if grades is None else (np.unique(own[np.isfinite(own)]) for own in grades.T)
-        return grades if any(len(tiers) > 1 for tiers in told) else None
+        """[n, G] of several graders, see :func:`learned_grades`; None where images have no tiers."""
+        return learned_grades(self.table) if self.has_tiers else None
 
     def column(self, name: str) -> list[str | None]:
         """[n] values of a CSV column; see :func:`column_of`."""
@@ -222,7 +219,7 @@ class GradedImages(Manifest):
             tier_scores=self.needed_scores if label == "tier_score" else None,
             grades=None if grades is None else np.nan_to_num(grades, nan=-1).astype(np.int64),
             pairs=pairs,
-            sets=sets_of(self) if pairs is None and graded and grades is None else None,
+            sets=sets_of(self) if pairs is None and grades is None else None,
         )
 
     def rows(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mirip_fast.config import Config, DataConfig, TrainConfig
 from mirip_fast.data.applicants import sets_of
 from mirip_fast.data.csv_reader import shown
-from mirip_fast.data.graders import learned_grades
+from mirip_fast.data.graders import grades_of, learned_grades
 from mirip_fast.data.pair_files import pairs_table, works_in
 from mirip_fast.data.remote import path_of
 from mirip_fast.errors import CheckpointError, ConfigError, StoreError
@@ -268,9 +268,12 @@ def tell_agreement(images: GradedImages, config: Config, *, learned: bool = True
     log.info(found.to_line())
     if not learned or config.train.label != "tier":
         return
+    grades = grades_of(images.table)
     log.info(
         "Works are compared inside one grader's tiers, so a strict and a mild one are not mixed"
         if learned_grades(images.table) is not None
+        else "No grader gave two tiers: works are compared by tier, whoever gave it"
+        if (np.nanmin(grades, axis=0) == np.nanmax(grades, axis=0)).all()
         else "The column of tiers is another than the graders' median: it counts as decided, and is learned"
     )
 

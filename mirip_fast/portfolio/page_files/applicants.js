@@ -29,7 +29,7 @@ function applicantRow(person, place) {
       type: "button", class: "their", "aria-label": say("open", { name: data.works[work].name }),
       click: () => openLarge(data.works[work]),
     }, pictureOf(data.works[work], { lazy: true })));
-  return make("li", {}, make("b", { text: person.rank }), make("span", { class: "soft", text: range }),
+  return make("li", {}, make("b", { text: person.rank }), make("span", { class: "soft", text: [range, person.tier].filter(Boolean).join(" · ") }),
     make("span", {}, person.within ? make("bdi", { class: "soft", text: `${person.within} ` }) : null, name),
     make("span", { class: "theirs" }, ...works));
 }
