@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from made_page import works
-from made_run import flat
+from made_run import flat, scored
 from made_tables import images_of
 from mirip_fast_cli.main import run
 
@@ -21,7 +21,7 @@ from mirip_fast.evaluation.text_table import display_width
 from mirip_fast.portfolio.ranking import rank_scores, ranking_table, write_ranking
 from mirip_fast.ranking.anchors import Anchor, Anchors, find_anchors
 from mirip_fast.ranking.graded import load_split
-from mirip_fast.ranking.held_out import load_held_out
+from mirip_fast.ranking.held_out import load_held_out, save_held_out
 from mirip_fast.ranking.scorer import load_score_model
 from mirip_fast.training.run_folder import accept_files
 
@@ -53,6 +53,16 @@ def test_win_rates_against_a_double_loop() -> None:
             ]
             assert found[i, tier] == pytest.approx(sum(points) / len(points))
     assert np.isnan(found[:, 3]).all()
+
+
+def test_held_out_scores_come_back_to_the_last_bit(tmp_path: Path) -> None:
+    scores = np.array([0.1 + 0.2, -1e-17, 3.0])
+    kept = scored("SAB", scores, [2, 0, 1], tier_score=[None, 1.5, 0.1], group=["x", None, "x"])
+    save_held_out(tmp_path, kept)
+    read = load_held_out(tmp_path, tuple("SAB"))
+    assert read is not None and read.scores.tolist() == scores.tolist()
+    assert (read.ids, read.groups, read.tier_scores) == (kept.ids, kept.groups, kept.tier_scores)
+    assert read.tier_codes.tolist() == [2, 0, 1]
 
 
 def made_anchors(per_tier: int = 10, missing: int | None = None) -> Anchors:
