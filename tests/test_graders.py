@@ -143,6 +143,8 @@ def test_faults_of_columns_name_the_column(tmp_path: Path) -> None:
         read(tmp_path, "filename,tier_1,tier_2\na.png,5,4\nb.png,3,2\n")
     with pytest.raises(DataError, match=r"TIER_kim: one grader's, as the column 'tier_Kim' is"):
         read(tmp_path, "filename,tier_Kim,TIER_kim\na.png,S,A\n")
+    with pytest.raises(DataError, match=r"csv:3, grader: 'a.png' is 'Lee' here and 'Kim' above"):
+        read(tmp_path, "filename,tier,grader\na.png,S,Kim\na.png,A,Lee\n", id_column="grader")
 
 
 def test_columns_of_numbers_and_notes(tmp_path: Path) -> None:
