@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,15 @@ from .say import echo
 
 _PATH = click.Path(path_type=Path)
 _WIDTH = 100
+_FILES = re.compile(r"\.(xls[xm]?|html?|csv|json|docx?|pdf|od[st]|txt|zip)")
+#: Options, the one that they need, and what to say where it is missing.
+_NEEDS = (
+    (("anchors",), "tiers", "--anchors says how many works --tiers compares with: give both"),
+    (("explain",), "html", "--explain puts maps into the page: name it with --html FILE"),
+    (("sheets_by",), "xlsx", "--sheets-by gives the workbook sheets: name it with --xlsx FILE"),
+    (("sort_by", "sort_how", "dry_run"), "sort_into",
+     "--sort-by, --sort-how and --dry-run say how --sort-into DIR sorts: give it, too"),
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -91,23 +101,11 @@ if TYPE_CHECKING:
 @click.option("--anyway", is_flag=True, help="Sort by a model that is no better than chance, too.")
 @moved_backbone
 @config_options(
-    "train.output_dir",
-    "embed.cache_dir",
-    "embed.embed_batch_size",
-    "embed.workers",
-    "embed.max_megapixels",
-    "explain",
-    "data.by",
-    "evaluate.portfolio",
-    "evaluate.within",
-    "data.id_column",
-    "data.image_column",
-    "data.image_root",
-    "data.separator",
-    "data.encoding",
-    "data.sheet",
-    "runtime",
-)
+    "train.output_dir", "embed.cache_dir", "embed.embed_batch_size", "embed.workers",
+    "embed.max_megapixels", "explain", "data.by", "evaluate.portfolio", "evaluate.within",
+    "data.id_column", "data.image_column", "data.image_root", "data.separator", "data.encoding",
+    "data.sheet", "runtime",
+)  # fmt: skip
 def rank_command(
     resolved: Resolved,
     folder: tuple[str, ...],
@@ -154,14 +152,8 @@ def rank_command(
     from mirip_fast.ranking.applicants import check_portfolio
     from mirip_fast.ranking.evaluate import pick_model
 
-    if anchors and not tiers:
-        raise click.UsageError("--anchors says how many works --tiers compares with: give both")
-    if explain and html is None:
-        raise click.UsageError("--explain puts maps into the page: name it with --html FILE")
     sort_by = sort_by or _by_tier(sort_into, resolved.config)
-    _check_options(
-        resolved.config.data.by, out, html, xlsx, sheets_by, sort_into, (sort_by, sort_how, dry_run)
-    )
+    _check_options(out, html, xlsx, by=resolved.config.data.by)
     check_portfolio(resolved.config.evaluate.portfolio)
     source = as_one(folder)
     model = pick_model(checkpoint, Path(resolved.config.train.output_dir))
@@ -206,55 +198,30 @@ def _by_tier(sort_into: Path | None, config: Config) -> str | None:
     return by
 
 
-def _check_options(
-    by: str | None,
-    out: Path,
-    html: Path | None,
-    xlsx: Path | None,
-    sheets_by: str | None,
-    sort_into: Path | None,
-    sorting: tuple[object, ...],
-) -> None:
+def _check_options(out: Path, html: Path | None, xlsx: Path | None, by: str | None) -> None:
     """Refuse what cannot be written, before anything is computed."""
-    if html is not None:
-        from mirip_fast.portfolio.page import check_page_path
-
-        check_page_path(html)
-    if sheets_by and xlsx is None:
-        raise click.UsageError("--sheets-by gives the workbook sheets: name it with --xlsx FILE")
-    if sort_into is None and any(sorting):
-        raise click.UsageError(
-            "--sort-by, --sort-how and --dry-run say how --sort-into DIR sorts: give it, too"
-        )
-    if xlsx is not None:
-        from mirip_fast.portfolio.xlsx import check_workbook_path
-
-        check_workbook_path(xlsx)
+    given = click.get_current_context().params
+    for options, other, said in _NEEDS:
+        if any(given[option] for option in options) and not given[other]:
+            raise click.UsageError(said)
     if by is None and given_flags("evaluate_"):
         raise click.UsageError(
             "--portfolio and --within are about applicants: name their column with --by"
         )
-    ending = out.suffix.lower()
-    files = {".xlsx": "--xlsx", ".html": "--html", ".htm": "--html"}
-    others = (
-        ".csv",
-        ".json",
-        ".docx",
-        ".doc",
-        ".pdf",
-        ".xls",
-        ".ods",
-        ".odt",
-        ".txt",
-        ".xlsm",
-        ".zip",
-    )
-    if out.is_dir() or not (ending in files or ending in others or out.is_file()):
-        return
-    hint = f"; for that file give {files[ending]} {out}" if ending in files else ""
-    raise click.UsageError(
-        f"--out {out}: the folder for ranking.csv and ranking.json is expected, not a file{hint}"
-    )
+    if html is not None:
+        from mirip_fast.portfolio.page import check_page_path
+
+        check_page_path(html)
+    if xlsx is not None:
+        from mirip_fast.portfolio.xlsx import check_workbook_path
+
+        check_workbook_path(xlsx)
+    if out.is_file() or (_FILES.fullmatch(out.suffix.lower()) and not out.is_dir()):
+        flag = {".xlsx": "--xlsx", ".html": "--html", ".htm": "--html"}.get(out.suffix.lower())
+        hint = f"; for that file give {flag} {out}" if flag else ""
+        raise click.UsageError(
+            f"--out {out}: the folder for ranking.csv and ranking.json is expected, not a file{hint}"
+        )
 
 
 def _write_workbook(path: Path, by: str | None, done: RankDone, config: Config) -> Path:

@@ -93,7 +93,7 @@ def _known(text: str, language: str) -> str | None:
     core = core.rstrip()
     found = exact.get(core)
     for known, form, names, translation in forms if found is None else ():
-        if known not in core or not (match := form.fullmatch(core)):
+        if known not in core or not (match := re.fullmatch(form, core)):
             continue
         parts = [
             part if quoted else _part(part, language)
@@ -119,7 +119,7 @@ def _part(text: str, language: str) -> str:
 @functools.cache
 def _catalogue(
     language: str,
-) -> tuple[Mapping[str, str], list[tuple[str, re.Pattern[str], list[bool], str]]]:
+) -> tuple[Mapping[str, str], list[tuple[str, str, list[bool], str]]]:
     """Whole texts, and forms with blanks: a part that each has to hold, its expression, which of its blanks
     hold names, its translation."""
     found = gettext.translation("messages", str(_FOLDER), [language], fallback=True)
@@ -143,6 +143,6 @@ def _catalogue(
         numbered = re.sub(r"\{\{(\d+)\}\}", r"{\1}", numbered).replace("\0", "{}")
         before = ["".join(fixed[: i + 1]) for i in range(len(fixed) - 1)]
         names = [bool(_BEFORE_NAME.search(part)) or part.count("`") % 2 == 1 for part in before]
-        forms.append((longest, re.compile(form), names, numbered))
-    forms.sort(key=lambda entry: -len(entry[1].pattern))
+        forms.append((longest, form, names, numbered))
+    forms.sort(key=lambda entry: -len(entry[1]))
     return exact, forms

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 import time
@@ -13,6 +14,7 @@ import pytest
 from made_page import made_ranking, pictures
 from made_run import TINY, draw, make_data, rows_of
 from mirip_fast_cli.main import run
+from PIL import Image
 
 from mirip_fast.config import Config
 from mirip_fast.data.pair_files import read_pairs
@@ -239,6 +241,18 @@ def test_uploads_get_the_scores_of_rank_and_hostile_ones_a_reason(
     many = [("files", (f"{i}.png", b"x")) for i in range(score_api.MOST_PICTURES + 1)]
     assert ask(client, files=many).status_code == 400
     assert client.post("/score", content=b"x").status_code == 404  # no token
+
+
+def test_a_pdf_of_several_pages_is_told_to_be_sent_page_by_page(
+    headed: Path, scorer: score_api.Scorer
+) -> None:
+    pytest.importorskip("pypdfium2")
+    pages = [Image.new("RGB", (40, 30), colour) for colour in ("red", "blue")]
+    pages[0].save(sent := io.BytesIO(), "PDF", save_all=True, append_images=pages[1:])
+    client = client_of(score_api.routes(scorer, most_bytes=100_000, queue=4))
+    answer = ask(client, content=sent.getvalue(), params={"name": "folio.pdf"})
+    error = answer.json()["works"][0]["error"]
+    assert answer.status_code == 422 and "a PDF of 2 pages; one page is a work: send each" in error
 
 
 def test_more_requests_than_the_queue_holds_are_sent_away(

@@ -49,6 +49,8 @@ EXTRAS = {
         ),
     ),
 }  # fmt: skip
+#: What to do with a file of several pages; over HTTP there is another way.
+SAY_WHICH = "; call it .pdf, or name a page: ….pdf#page=1"
 #: The longer side in pixels of a PDF's page as it is drawn.
 PAGE_SIDE = 2048
 #: More pages or bytes than this no portfolio has.
@@ -135,7 +137,7 @@ def pdf_page(data: bytes) -> bytes:
     with closing(_open_pdf(data[: mark.start()] if mark else data)) as document:
         pages, number = len(document), int(mark[1]) if mark else 1
         if not mark and pages > 1:
-            raise ImageError(f"a PDF of {pages} pages; call it .pdf, or name a page: ….pdf#page=1")
+            raise ImageError(f"a PDF of {pages} pages{SAY_WHICH}")
         if not 1 <= number <= pages:
             last = f"the last is #page={pages}" if pages > 1 else "it has one"
             raise ImageError(f"the PDF has no page {number}; {last}")

@@ -24,6 +24,7 @@ from mirip_fast import __version__
 from mirip_fast.closing import Closing
 from mirip_fast.config import Config
 from mirip_fast.data.decode_pool import DecodeJob, DecodePool
+from mirip_fast.data.formats import SAY_WHICH
 from mirip_fast.features.engine import Batch, Forward, Speed
 from mirip_fast.features.phase_one import default_workers, open_hashes
 from mirip_fast.features.recipe import sizes_of, wanted_series
@@ -140,7 +141,9 @@ class Scorer(Closing):
                 )
                 for i, file in enumerate(files)
             ]  # fmt: skip
-            return [done.reason or done.images for done in self._pool.decode(jobs)]
+            found = [done.reason or done.images for done in self._pool.decode(jobs)]
+            one = "; one page is a work: send each as a PDF or a picture of its own"
+            return [f.replace(SAY_WHICH, one) if isinstance(f, str) else f for f in found]
         finally:
             for file in files:
                 file.unlink(missing_ok=True)
