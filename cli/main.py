@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -192,8 +192,17 @@ def _coloured(text: str, colour: str) -> str:
     return click.style(text, fg=colour)
 
 
+class _AboveBars(logging.StreamHandler[TextIO]):
+    """Lines stand above a bar that is shown, not in it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        bars = sys.modules.get("tqdm")
+        with bars.tqdm.external_write_mode(self.stream) if bars else contextlib.nullcontext():
+            super().emit(record)
+
+
 def _log_to_terminal() -> None:
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _AboveBars(sys.stderr)
     handler.setFormatter(_Lines("%(message)s"))
     package = logging.getLogger("mirip_fast")
     package.handlers = [handler]

@@ -85,6 +85,7 @@ class Bar(Closing):
 def steps(items: Iterable[T], unit: str) -> Iterator[T]:
     """The items of a long loop, with a bar of how many are done."""
     with Bar(f" {unit}", len(items) if isinstance(items, Sized) else None, _DELAY) as bar:
+        bar.add(0)  # time counts from here
         for item in items:
             yield item
             bar.add()

@@ -33,6 +33,7 @@ from mirip_fast.evaluation.report import Report
 from mirip_fast.files import list_files, read_json, write_json
 from mirip_fast.models.checkpoint import load_checkpoint
 from mirip_fast.models.model_info import ModelInfo
+from mirip_fast.progress import steps
 from mirip_fast.ranking.finished import draw_run
 from mirip_fast.ranking.graded import GradedImages, load_split, save_split
 from mirip_fast.ranking.head_files import Member, save_ensemble
@@ -301,7 +302,7 @@ def train_folds(run: Run, plan: FoldsPlan, work: FoldWork, only: Sequence[int] =
             f"--only-folds {','.join(map(str, only))}: there are folds 0 to {plan.folds - 1}"
         )
     with run.in_progress() if work.is_first else contextlib.nullcontext():
-        for number in only or range(plan.folds):
+        for number in steps(only or range(plan.folds), "folds"):
             fold = work.first_does(functools.partial(_prepare, run, number, plan))
             if fold is not None:
                 work.fit(fold)
