@@ -314,26 +314,24 @@ def fit_calibration(
         if not any(pairable):
             unknown = f"unknown: no held-out pair of different tiers has the same {within_name}"
     known = unknown is None
+    temperature = None
+    if known and judged is None:
+        temperature = fit_temperature(values, tier, within)
+    elif (
+        known and judged is not None
+    ):  # each pair is a cell of its own, with a better and a worse work
+        cells = np.repeat(np.arange(len(judged)), 2)
+        temperature = fit_temperature(values[judged].ravel(), np.tile([0, 1], len(judged)), cells)
     return Calibration(
         source=source,
         tier_names=tuple(tier_names),
         tier_counts=tuple(int(count) for count in counts),
         within=within_name,
         unknown=unknown,
-        temperature=_temperature(values, tier, within, judged) if known else None,
+        temperature=temperature,
         ordinal=fit_ordinal(values, tier, len(tier_names)) if known and tier_names else None,
         reference=tuple(np.sort(values).tolist()) if known else (),
     )
-
-
-def _temperature(
-    scores: FloatArray, tiers: IntArray, within: ArrayLike | None, judged: IntArray | None
-) -> Temperature:
-    if judged is None:
-        return fit_temperature(scores, tiers, within)
-    # Each pair is a cell of its own, with a better and a worse work in it.
-    better, cells = np.tile([0, 1], len(judged)), np.repeat(np.arange(len(judged)), 2)
-    return fit_temperature(scores[judged].ravel(), better, cells)
 
 
 def _lists(values: Mapping[str, Any]) -> dict[str, Any]:

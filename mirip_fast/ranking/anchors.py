@@ -179,57 +179,6 @@ class Anchors:
             raise ValueError(f"an entry is missing or wrong ({error!r})") from error
 
 
-def choose_anchors(
-    held_out: GradedImages,
-    hashes: Mapping[str, bytes],
-    tier_names: tuple[str, ...],
-    store: FeatureStore,
-    model: ScoreModel,
-    asked: int = PER_TIER,
-) -> Anchors:
-    """Choose the medoids of each tier among works with held-out scores.
-
-    The space is that of the features that the model's head looks at, of the first view. Of tiers with more
-    than 1,000 works, an even choice over their scores is looked at.
-
-    Args:
-        held_out: graded works and their held-out scores.
-        hashes: image id → SHA-256 of the file.
-        tier_names: K names, best first.
-        store: the works' features.
-        model: what scored them.
-        asked: anchors of each tier.
-
-    Raises:
-        DataError: fewer than two tiers have held-out works.
-        StoreError: features are missing.
-    """
-    counts = np.bincount(held_out.tier_codes, minlength=len(tier_names))
-    if (counts > 0).sum() < 2:
-        there = ", ".join(tier_names[k] for k in np.flatnonzero(counts)) or "no tier"
-        raise DataError(
-            f"--tiers: the run's held-out works are of {there} only, and works are compared with at least "
-            "two tiers. Train with more graded works, or with --folds 5, which holds out every work once."
-        )
-    chosen: list[int] = []
-    for tier in range(len(tier_names)):
-        members = _members(held_out, hashes, tier)
-        if len(members) > asked:
-            info = model.info
-            shas = [hashes[held_out.ids[i]] for i in members]
-            rows = read_features(store, shas, info.features, info.views[:1])[:, 0]
-            members = members[find_medoids(rows, asked)]
-        chosen += members.tolist()
-    works = tuple(
-        Anchor(
-            held_out.ids[i], held_out.paths[i], hashes[held_out.ids[i]],
-            int(held_out.tier_codes[i]), float(held_out.scores[i]),
-        )
-        for i in chosen
-    )  # fmt: skip
-    return Anchors(works, tier_names, tuple(int(c) for c in counts), held_out.held_out_by, asked)
-
-
 def write_anchors(
     model: ScoreModel,
     held_out: GradedImages,
@@ -237,7 +186,10 @@ def write_anchors(
     store: FeatureStore,
     asked: int = PER_TIER,
 ) -> Anchors:
-    """Choose a model's anchors and write anchors.json beside it.
+    """Choose the medoids of each tier among works with held-out scores; write anchors.json beside the model.
+
+    The space is that of the features that the model's head looks at, of the first view. Of tiers with more
+    than 1,000 works, an even choice over their scores is looked at.
 
     Args:
         model: the run's model.
@@ -250,8 +202,30 @@ def write_anchors(
         DataError: fewer than two tiers have held-out works.
         StoreError: features are missing.
     """
-    hashes = dict(zip(images.ids, images.hashes, strict=True))
-    anchors = choose_anchors(held_out, hashes, model.info.tiers, store, model, asked)
+    hashes, info = dict(zip(images.ids, images.hashes, strict=True)), model.info
+    counts = np.bincount(held_out.tier_codes, minlength=len(info.tiers))
+    if (counts > 0).sum() < 2:
+        there = ", ".join(info.tiers[k] for k in np.flatnonzero(counts)) or "no tier"
+        raise DataError(
+            f"--tiers: the run's held-out works are of {there} only, and works are compared with at least "
+            "two tiers. Train with more graded works, or with --folds 5, which holds out every work once."
+        )
+    chosen: list[int] = []
+    for tier in range(len(info.tiers)):
+        members = _members(held_out, hashes, tier)
+        if len(members) > asked:
+            shas = [hashes[held_out.ids[i]] for i in members]
+            rows = read_features(store, shas, info.features, info.views[:1])[:, 0]
+            members = members[find_medoids(rows, asked)]
+        chosen += members.tolist()
+    works = tuple(
+        Anchor(
+            held_out.ids[i], held_out.paths[i], hashes[held_out.ids[i]],
+            int(held_out.tier_codes[i]), float(held_out.scores[i]),
+        )
+        for i in chosen
+    )  # fmt: skip
+    anchors = Anchors(works, info.tiers, tuple(counts.tolist()), held_out.held_out_by, asked)
     try:
         save_anchors(model.checkpoint, anchors)
     except PermissionError as error:  # a run that others may only read can still be used
