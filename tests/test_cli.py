@@ -207,7 +207,7 @@ def test_a_cache_of_an_earlier_version_tells_what_it_lacks(
     assert run(["train", "--head-only"]) == 0
     assert (
         "without the mean of the patches and the middle blocks, from which a model learns more. To add them: "
-        "mirip-fast embed data/metadata.csv --backbone tiny-random --image-size 28 --patches grid:2\n"
+        "mirip-fast embed data/metadata.csv --backbone tiny-random --image-size 28 --patches grid:2"
     ) in capfd.readouterr().err
     assert run(["train", "--head-only", "--features", "cls"]) == 0  # as asked
     assert "An earlier version" not in capfd.readouterr().err

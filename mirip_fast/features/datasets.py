@@ -126,14 +126,12 @@ class Dataset:
         """The series that its features are in: every view of every kind of token."""
         return [series_name(view, kind) for view in self.views() for kind in self.info["kinds"]]
 
-    def embed_command(
-        self, backbone: str | None = None, *, whole: bool = False, source: str | None = None
-    ) -> str:
-        """What to type to embed it again as it was embedded, or with another backbone, not as a trial, or
-        another source in the same way."""
+    def embed_command(self, *, whole: bool = False, source: str | None = None, **other: str) -> str:
+        """What to type to embed it again as it was embedded, or not as a trial, another source in the same
+        way, or with ``other`` settings; what is there is not computed again."""
         info = self.info
-        if backbone is not None:
-            info["embed"]["backbone"] = backbone
+        # Earlier versions did not apply colour profiles.
+        info["embed"] = {"colours": "stored", **info["embed"], **other}
         words = ["mirip-fast", "embed", source or info["source"]]
         for setting in settings("embed", "data"):
             value = info[setting.section].get(setting.name, setting.default)
@@ -382,7 +380,7 @@ def datasets_through(cache_dir: Path, dataset: Dataset, backbones: Sequence[str]
         if name not in there:
             raise RunNotFoundError(
                 f"{address(dataset.source)} is not embedded with {name} yet, only with {', '.join(there)}: "
-                f"run `{dataset.embed_command(name)}` first"
+                f"run `{dataset.embed_command(backbone=name)}` first"
             )
     return [there[name] for name in backbones]
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from mirip_fast.config import Config, DataConfig, EmbedConfig, SplitConfig
+from mirip_fast.config import Config, DataConfig, SplitConfig
 from mirip_fast.data.applicants import sets_of
 from mirip_fast.data.csv_reader import closest, shown
 from mirip_fast.data.graders import learned_grades, of_grader
@@ -499,13 +499,6 @@ def load_split(path: Path, tiers: Sequence[str], data: DataConfig | None = None)
     return GradedImages(path, path.parent, tuple(tiers), table, options)
 
 
-#: Settings of ``embed`` that say which cache is meant and what is in it.
-_MAKE_A_CACHE = (
-    "backbone", "image_size", "resize", "patches", "layers", "tta", "precision", "store_dtype", "decode",
-    "colours",
-)  # fmt: skip
-
-
 def with_dataset(
     config: Config, dataset: Dataset, readout: str = "head", data: DataConfig | None = None
 ) -> Config:
@@ -525,9 +518,11 @@ def with_dataset(
         patches = next(filter(is_patches, kinds), None)
         features = choose_features(config.head.features, kinds)
         if patches is None:
+            source = shown(dataset.source)
+            again = dataset.embed_command(whole=True, source=source, patches="grid:7")
             raise ConfigError(
-                f"--readout attention looks at patch tokens; of {shown(dataset.source)} there are only "
-                f"{', '.join(kinds)}. To add them: {_again(dataset, patches='grid:7')}"
+                f"--readout attention looks at patch tokens; of {source} there are only {', '.join(kinds)}. "
+                f"To add them: {again}"
             )
         if not is_patches(head_kinds(features)[-1]):  # else the grid was named
             features = f"{features}+{patches}"
@@ -552,7 +547,8 @@ def _tell_of_old_cache(dataset: Dataset, readout: str) -> None:
     if lacks:
         log.warning(
             "An earlier version embedded %s without %s, from which a model learns more. To add them: %s",
-            shown(dataset.source), " and ".join(lacks), _again(dataset),
+            shown(dataset.source), " and ".join(lacks),
+            dataset.embed_command(whole=True, source=shown(dataset.source)),
         )  # fmt: skip
 
 
@@ -573,17 +569,6 @@ def check_kinds(features: str, readout: str) -> None:
                 else "; patch tokens go with --readout attention"
             )
         )
-
-
-def _again(dataset: Dataset, **other: str) -> str:
-    """The command that embedded a data set, with other settings; what is there is not computed again."""
-    embed = {"colours": "stored", **dataset.info["embed"], **other}
-    flags = (
-        f"--{name.replace('_', '-')} {shlex.quote(str(embed[name]))}"
-        for name in _MAKE_A_CACHE
-        if name in embed and embed[name] != getattr(EmbedConfig(), name)
-    )
-    return " ".join(("mirip-fast embed", shlex.quote(shown(dataset.source)), *flags))
 
 
 def choose_features(wanted: str, kinds: Sequence[str]) -> str:
