@@ -62,7 +62,7 @@ def rank(files: Sequence[str] | None) -> tuple[pd.DataFrame, list[tuple[str, str
             return pd.DataFrame(columns=[*SHOWN]), [], str(error)
     told = [f"{name} cannot be read: {why}" for name, why in ranking.attrs["failures"]]
     told += ranking.attrs["warnings"]
-    shown = ranking[[column for column in SHOWN if column in ranking]]
+    shown = ranking[[column for column in SHOWN if column in ranking]].round(2)
     pictures = [
         (given[name], f"{place}. {name}")
         for place, name in zip(ranking["rank"], ranking["file"], strict=True)
