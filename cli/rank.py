@@ -206,7 +206,8 @@ def _check_options(out: Path, html: Path | None, xlsx: Path | None, by: str | No
             raise click.UsageError(said)
     if by is None and given_flags("evaluate_"):
         raise click.UsageError(
-            "--portfolio and --within are about applicants: name their column with --by"
+            "--portfolio and --within are about applicants: name their column with --by (a folder each: --by "
+            "folder). Works alone, a sheet per department: --xlsx FILE --sheets-by department"
         )
     if html is not None:
         from mirip_fast.portfolio.page import check_page_path
