@@ -609,53 +609,29 @@ def test_rows_that_are_damaged_or_not_finite_stay_behind(cache: Path, other: Pat
     assert not verified(cache).damaged
 
 
-def as_pipe(path: Path) -> None:
-    path.unlink()
-    os.mkfifo(path)
+HOSTILE: dict[str, Callable[[Path], object]] = {
+    "pipe": lambda path: (path.unlink(), os.mkfifo(path)),
+    "link to itself": lambda path: (path.unlink(), path.symlink_to(path)),
+    "endless": lambda path: (path.unlink(), path.symlink_to("/dev/zero")),
+    "folder": lambda path: (path.unlink(), path.mkdir()),
+    "deep": lambda path: path.write_text("[" * 200_000),
+    "large": lambda path: os.truncate(path, 1 << 34),  # all holes
+}
 
 
-def as_link_to_itself(path: Path) -> None:
-    path.unlink()
-    path.symlink_to(path)
-
-
-def as_endless_link(path: Path) -> None:
-    path.unlink()
-    path.symlink_to("/dev/zero")
-
-
-def as_folder(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-def as_deep_json(path: Path) -> None:
-    path.write_text("[" * 200_000)
-
-
-def as_large_file(path: Path) -> None:
-    os.truncate(path, 1 << 34)  # all holes
-
-
-HOSTILE = [as_pipe, as_link_to_itself, as_endless_link, as_folder, as_deep_json, as_large_file]
-
-
-@pytest.mark.parametrize("spoil", HOSTILE)
+@pytest.mark.parametrize("how", HOSTILE)
 @pytest.mark.parametrize("name", ["store.json", "shards-r00.json"])
-def test_hostile_stores_are_refused(cache: Path, other: Path, name: str, spoil) -> None:
-    path = next(other.glob(f"*/{name}"))
-    spoil(path)
+def test_hostile_stores_are_refused(cache: Path, other: Path, name: str, how: str) -> None:
+    HOSTILE[how](next(other.glob(f"*/{name}")))
     with pytest.raises((StoreError, RunNotFoundError), match=f"{name}|No feature store"):
         merge_caches(cache, [other])
     assert verified(cache).whole
 
 
-@pytest.mark.parametrize(
-    "spoil", [as_pipe, as_link_to_itself, as_endless_link, as_folder, as_deep_json]
-)
+@pytest.mark.parametrize("how", [how for how in HOSTILE if how != "large"])
 @pytest.mark.parametrize("name", ["dataset.json", "manifest.csv"])
-def test_hostile_ledgers_stay_behind(cache: Path, other: Path, name: str, spoil) -> None:
-    spoil(next(other.glob(f"*/datasets/*/{name}")))
+def test_hostile_ledgers_stay_behind(cache: Path, other: Path, name: str, how: str) -> None:
+    HOSTILE[how](next(other.glob(f"*/datasets/*/{name}")))
     (done,) = merge_caches(cache, [other])
     assert done.datasets == [] and len(find_datasets(cache)) == 1
     assert len(done.problems) == 1 or name == "dataset.json"
@@ -807,15 +783,12 @@ def test_a_lock_that_is_a_link_empties_nothing(cache: Path, tmp_path: Path, hard
     assert victim.read_text() == "precious"
 
 
-@pytest.mark.parametrize("spoil", [as_pipe, as_endless_link, as_folder])
+@pytest.mark.parametrize("how", ["pipe", "endless", "folder"])
 @pytest.mark.parametrize(
     "name", ["LOCK", "store.json", "canary.json", "shards-r00.json", "cls.28-r00-00000.h5"]
 )
-def test_nothing_but_regular_files_is_opened(
-    cache: Path, data: Path, name: str, spoil: Callable[[Path], None]
-) -> None:
-    file = the_store(cache).path / name
-    spoil(file)
+def test_nothing_but_regular_files_is_opened(cache: Path, data: Path, name: str, how: str) -> None:
+    HOSTILE[how](the_store(cache).path / name)
     for command in (
         ["cache", "info"],
         ["cache", "verify"],

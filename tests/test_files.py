@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 from pathlib import Path
 from typing import IO
 
@@ -64,32 +63,6 @@ def test_nothing_is_left_of_what_failed(
         assert str(tmp_path) in str(caught.value)
 
 
-def test_writers_with_the_same_process_id_do_not_meet(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Ranks on several machines may have equal process ids, and write the same files of a cache."""
-    monkeypatch.setattr(os, "getpid", lambda: 77)
-    path, failures = tmp_path / "store.json", []
-    start = threading.Barrier(2)
-
-    def write(who: str) -> None:
-        start.wait()
-        try:
-            for _ in range(50):
-                write_json(path, {"who": [who] * 2000})
-        except Exception as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=write, args=(who,)) for who in "ab"]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
-    assert len(set(read_json(path)["who"])) == 1
-    assert list(tmp_path.iterdir()) == [path]
-
-
 def test_no_two_temporary_files_have_one_name(tmp_path: Path) -> None:
     names = {partial_path(tmp_path / "store.json").name for _ in range(100)}
     assert len(names) == 100
@@ -99,7 +72,7 @@ def test_no_two_temporary_files_have_one_name(tmp_path: Path) -> None:
 def test_one_writer_does_not_see_the_other_ones_half_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Step by step: the second writes and is done while the first is in the middle of its file."""
+    """Ranks on several machines may have equal process ids. Step by step: the second writes and is done while the first is in the middle of its file."""
     monkeypatch.setattr(os, "getpid", lambda: 77)
     path = tmp_path / "canary.json"
 

@@ -364,9 +364,8 @@ class Needs:
         self._store, self._writer = store, writer
         self._wanted = wanted_series(recipe)
         self._lock = threading.Lock()
-        self._given: dict[
-            bytes, Need
-        ] = {}  # what was given out; nothing once it is being fulfilled
+        #: What was given out; nothing of a content once it is being fulfilled.
+        self._given: dict[bytes, Need] = {}
         self._verified = False
         self.failures: dict[bytes, str] = {}
         self.completed: set[bytes] = set()
@@ -375,14 +374,11 @@ class Needs:
         """What is to be computed of each content; empty where nothing is, or where it was given out."""
         with self._lock:
             needs = self.lacking(hashes)
-            if (
-                any(needs) and not self._verified
-            ):  # from now on the index knows what is damaged, too
-                writer = self._writer()
+            if any(needs) and not self._verified:
+                # What is found damaged by that lacks as well: a second pass of the run sees it.
                 for _, _, spec in self._wanted:
-                    writer.missing(spec.name, ())
+                    self._writer().missing(spec.name, ())
                 self._verified = True
-                needs = self.lacking(hashes)
             for i, sha in enumerate(hashes):
                 if needs[i] and (sha in self._given or sha in self.failures):
                     needs[i] = ()
