@@ -130,7 +130,7 @@ def _say(label: LabelRun) -> None:
         for two in pair_agreement(label.session.by_all):
             told = _told(two) if two["count"] else "no pair was judged by both"
             echo(f"Same verdict by {two['first']} and {two['second']}: {told}")
-    if label.file.has_rows:
+    if label.file.rows:
         echo(f"Next: {label.next_command()}")
 
 

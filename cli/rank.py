@@ -12,13 +12,7 @@ import click
 from mirip_fast.progress import Bar
 from mirip_fast.settings import Resolved
 
-from .options import (
-    checkpoint_option,
-    command_line,
-    config_options,
-    given_flags,
-    moved_backbone,
-)
+from .options import checkpoint_option, command_line, config_options, given_flags, moved_backbone
 from .say import echo
 
 _PATH = click.Path(path_type=Path)
@@ -46,10 +40,7 @@ if TYPE_CHECKING:
 @checkpoint_option
 @click.option("--top", type=click.IntRange(min=1), help="Show the best N only; the files have all.")
 @click.option(
-    "--out",
-    type=_PATH,
-    default=Path(),
-    help="Folder for ranking.csv and .json (default: here).",
+    "--out", type=_PATH, default=Path(), help="Folder for ranking.csv and .json (default: here)."
 )
 @click.option(
     "--html",
@@ -277,11 +268,7 @@ def _sort(done: RankDone, into: Path, by: str, how: str, dry_run: bool) -> bool:
 
 
 def _write_page(
-    html: Path,
-    explain: int,
-    done: RankDone,
-    config: Config,
-    backbone: str | None,
+    html: Path, explain: int, done: RankDone, config: Config, backbone: str | None
 ) -> list[Path]:
     from mirip_fast.portfolio.page import explain_works, write_page
 

@@ -99,7 +99,7 @@ def test_a_kill_loses_no_judgement(tmp_path: Path) -> None:
         added = data[len(before) :].decode()
         assert added.count('.png",b.png,1,') >= acknowledged >= 20
     with JudgementFile(path) as file:  # the lock went with its holder
-        assert file.has_rows and file.mended is None
+        assert file.rows and file.mended is None
 
 
 @pytest.mark.parametrize("cut", [1, 2, 3, 9, 10, 20, 30, 38, 39])
@@ -128,7 +128,7 @@ def test_a_file_made_by_hand_is_gone_on_from(tmp_path: Path) -> None:
     text = "\ufefflabel;image_path_2;note;image_path_1\n1;b.png;nice;a.png"  # no end of line
     path.write_bytes(text.encode())
     with JudgementFile(path) as file:
-        assert file.has_rows and file.mended is None
+        assert file.rows and file.mended is None
         file.append(row("b.png", "c.png", -1))
     assert path.read_text(encoding="utf-8") == text + "\n-1;c.png;;b.png\n"
     read = read_pairs([path], known("a.png", "b.png", "c.png"), [Path("/works")])
@@ -158,7 +158,7 @@ def test_the_second_one_is_refused(tmp_path: Path) -> None:
     first.append(row("b.png", "c.png"))
     first.close()
     with JudgementFile(path) as second:
-        assert second.has_rows
+        assert second.rows
 
 
 def test_taking_back(tmp_path: Path) -> None:
@@ -167,14 +167,13 @@ def test_taking_back(tmp_path: Path) -> None:
         file.append(row("a.png", "b.png"))
     earlier = path.read_bytes()
     with JudgementFile(path) as file:
-        assert not file.can_take_back  # what an earlier session judged stays
         with pytest.raises(DataError, match="no judgement of this session"):
-            file.take_back()
+            file.take_back()  # what an earlier session judged stays
         file.append(row("c\n.png", "d.png", -1))
         file.append(row("e.png", "f.png", 0))
         file.take_back()
         file.take_back()
-        assert path.read_bytes() == earlier and not file.can_take_back
+        assert path.read_bytes() == earlier
         aside = file.aside.read_text(encoding="utf-8")
         assert aside.index("e.png,f.png,0") < aside.index('"c\n.png",d.png,-1')  # nothing is lost
         file.append(row("g.png", "h.png"))

@@ -86,16 +86,6 @@ class JudgementFile(Closing):
         os.close(self._handle)
         self._handle = -1
 
-    @property
-    def has_rows(self) -> bool:
-        """Whether there is a judgement in it."""
-        return bool(self.rows)
-
-    @property
-    def can_take_back(self) -> bool:
-        """Whether a judgement written by this process is left."""
-        return bool(self._made)
-
     def append(self, *rows: Mapping[str, str], instead_of: Collection[int] = ()) -> list[int]:
         """Write judgements, all or none; they are on the disk when this returns.
 

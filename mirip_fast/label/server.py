@@ -421,7 +421,7 @@ def _to_grade(
 
 def _judgements_of(works: Works, file: JudgementFile) -> list[Judgement]:
     """What was judged before; judgements by other programs have neither kind nor prediction."""
-    if not file.has_rows:
+    if not file.rows:
         return []
     manifest = works.images
     places = [*manifest.places, manifest.root]

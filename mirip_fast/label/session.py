@@ -56,13 +56,8 @@ class Shown:
         """The works, as they stand on the page."""
         return (self.pair.one, self.pair.other, *self.more)
 
-    @property
-    def predicted(self) -> int | None:
-        """What the head expects of the pair, 1 or −1; None without one."""
-        return self.expects(self.pair.one, self.pair.other)
-
     def expects(self, one: int, other: int) -> int | None:
-        """The same of any two works."""
+        """What the head expects of two works, 1 or −1; None without one."""
         gap = np.nan if self.scores is None else self.scores[one] - self.scores[other]
         return int(np.sign(gap)) or None if np.isfinite(gap) else None
 

@@ -230,10 +230,7 @@ class Retrainer:
     """
 
     def __init__(
-        self,
-        config: Config,
-        works: Works,
-        done: Callable[[int, dict[str, Any], float], None],
+        self, config: Config, works: Works, done: Callable[[int, dict[str, Any], float], None]
     ):
         self._job = {
             "config": config.to_dict(),

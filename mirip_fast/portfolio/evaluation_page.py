@@ -120,9 +120,7 @@ def _figures(report: Report) -> dict[str, Any]:
         "seen": report.seen,
         "measures": {name: _measure(*both) for name, both in measures.items()},
         "violins": tier_curves(
-            report.scores,
-            report.tiers,
-            [printable(name) for name in report.tier_names],
+            report.scores, report.tiers, [printable(name) for name in report.tier_names]
         ),
         "confusion": [] if judged is None else [list(row) for row in judged.confusion],
         "byQuota": most_probable is None,
@@ -231,10 +229,7 @@ def _mistakes(
 
 
 def _mistake(
-    mistake: Mistake,
-    files: Mapping[str, Path],
-    names: Mapping[str, str | None],
-    report: Report,
+    mistake: Mistake, files: Mapping[str, Path], names: Mapping[str, str | None], report: Report
 ) -> dict[str, Any]:
     def side(image_id: str, tier: str, score: float) -> dict[str, Any]:
         return {
