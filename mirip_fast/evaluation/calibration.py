@@ -229,7 +229,7 @@ class Calibration:
             "within": self.within,
             "unknown": self.unknown,
             "temperature": known,
-            "ordinal": self.ordinal and _lists(asdict(self.ordinal)),
+            "ordinal": self.ordinal and asdict(self.ordinal),
             "warnings": self.warnings(),
             "reference": list(self.reference),
             "accuracy": self.accuracy and list(self.accuracy),
@@ -334,12 +334,6 @@ def fit_calibration(
     )
 
 
-def _lists(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        key: list(value) if isinstance(value, tuple) else value for key, value in values.items()
-    }
-
-
 def _too_few(scores: FloatArray, counts: np.ndarray, source: str) -> str | None:
     n = len(scores)
     more = (
@@ -357,8 +351,9 @@ def _too_few(scores: FloatArray, counts: np.ndarray, source: str) -> str | None:
 
 def logistic(x: ArrayLike) -> FloatArray:
     """σ(x) = 1 / (1 + e^−x) as float64."""
-    with np.errstate(over="ignore"):  # e^−x is infinite below −709: σ is 0 there
-        result: FloatArray = 1 / (1 + np.exp(-np.asarray(x, dtype=np.float64)))
+    from scipy.special import expit
+
+    result: FloatArray = expit(np.asarray(x, dtype=np.float64))
     return result
 
 

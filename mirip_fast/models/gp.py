@@ -66,10 +66,9 @@ def errors_in_tiers(
 ) -> FloatArray:
     """[n] how far from what was expected works lie by a finer grade of which only the tier is told, in sd.
 
-    A tier is an interval of the normal scale. Its middle is nearer to 0 than the grades are that it stands
-    for, so the scale is shrunk by the covariance of the two. What a work's finer grade may be is drawn from a
-    normal distribution around what was expected, inside its tier's interval; its width, in sd, is the most
-    likely one. (Residuals of the tiers' middles would count the coarseness of tiers as scatter.)
+    A tier is an interval of the normal scale, which is shrunk as its middles are (their covariance with the
+    finer grades). A work's finer grade is drawn from a normal distribution around what was expected, inside
+    its tier's interval, of the most likely width. (Residuals of the middles would count tiers as scatter.)
 
     Args:
         tiers: [n], 0 = best.
