@@ -96,47 +96,30 @@ def code(path: Path) -> list[str]:
     return [line.removeprefix("$ ") for block in fenced for line in block.splitlines()] + inline
 
 
-@pytest.mark.parametrize("path", WRITTEN, ids=str)
-def test_every_command_that_is_named_exists(path: Path) -> None:
-    known = {words for words, _ in commands_below()}
-    for line in code(path):
-        for name, sub in re.findall(r"\bmirip-fast ([a-z]+)(?: ([a-z]+))?", line):
-            assert (name,) in known, line
-            assert name != "cache" or not sub or (name, sub) in known, line
-
-
-#: Flags of torchrun, srun, docker, pip, uv, pipx, tensorboard and of the programs in benchmarks/.
-FOREIGN = {
-    "--nproc_per_node", "--nnodes", "--rdzv_backend", "--rdzv_endpoint", "--rdzv_id", "--standalone",
-    "--array", "--nodes", "--ntasks-per-node", "--gpus-per-task", "--gpus-per-node", "--cpus-per-task",
-    "--time", "--signal", "--requeue", "--kill-on-bad-exit", "--logdir", "--shm-size",
-    "--build-arg", "--rm", "--user", "--gpus", "--index-url", "--extra-index-url", "--torch-backend",
-    "--pip-args", "--force-reinstall", "--no-index", "--find-links",
-}  # fmt: skip
+#: Of srun, docker, pip and torch's launcher, where they are named alone.
+FOREIGN = {"--signal", "--shm-size", "--index-url", "--rdzv_id"}
 
 
 @pytest.mark.parametrize("path", WRITTEN, ids=str)
-def test_every_flag_that_is_named_exists(path: Path) -> None:
-    known = {f for _, c in commands_below() for p in c.params for f in (*p.opts, *p.secondary_opts)}
-    known |= {flag for p in cli.params for flag in p.opts} | {"--help", "--version"} | FOREIGN
-    for line in read(path).splitlines():
-        if "benchmarks/" not in line:
-            named = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", line))
-            assert named <= known, f"{named - known} in: {line}"
-
-
-@pytest.mark.parametrize("path", WRITTEN, ids=str)
-def test_flags_belong_to_the_command_they_stand_behind(path: Path) -> None:
-    known = dict(commands_below())
+def test_commands_and_flags_that_are_named_exist(path: Path) -> None:
+    commands = dict(commands_below())
+    flags = {
+        words: {f for p in (*c.params, *cli.params) for f in (*p.opts, *p.secondary_opts)}
+        | {"--help"}
+        for words, c in commands.items()
+    }
+    known = FOREIGN.union(*flags.values())
     for typed in code(path):
+        for name, sub in re.findall(r"\bmirip-fast ([a-z]+)(?: ([a-z]+))?", typed):
+            assert (name,) in flags, typed
+            assert name != "cache" or not sub or (name, sub) in flags, typed
         words = typed.split("#")[0].removeprefix("mirip-fast ").split()
-        if not typed.startswith("mirip-fast ") or not words:
-            continue
-        command = known.get(tuple(words[:2])) or known.get(tuple(words[:1]))
-        if command is not None:  # else `mirip-fast --help` or a placeholder
-            allowed = {f for p in command.params for f in (*p.opts, *p.secondary_opts)} | {"--help"}
-            wrong = {w.split("=")[0].rstrip(",.") for w in words if w.startswith("--")} - allowed
-            assert not wrong, f"{typed}: {wrong}"
+        named = {w.split("=")[0].rstrip(",.") for w in words if re.match("--[a-z]", w)}
+        if typed.startswith("--"):
+            assert named <= known, typed
+        elif typed.startswith("mirip-fast "):
+            of = flags.get(tuple(words[:2])) or flags.get(tuple(words[:1]), known)
+            assert named <= of, typed
 
 
 @pytest.mark.parametrize("path", [*WRITTEN, *PAGES], ids=str)
