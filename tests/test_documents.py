@@ -97,7 +97,10 @@ def code(path: Path) -> list[str]:
 
 
 #: Of srun, docker, pip and torch's launcher, where they are named alone.
-FOREIGN = {"--signal", "--shm-size", "--index-url", "--rdzv_id"}
+FOREIGN = {
+    "--signal", "--shm-size", "--index-url", "--rdzv_id", "--standalone", "--kill-on-bad-exit",
+    "--requeue",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("path", WRITTEN, ids=str)
@@ -158,7 +161,7 @@ KOREAN = [path for path in WRITTEN if ".ko." in path.name and path.parent != Pat
 
 @pytest.mark.parametrize("path", KOREAN, ids=str)
 def test_a_page_in_korean_keeps_step(path: Path) -> None:
-    """The same blocks, headings, rows of tables, and links (to the Korean page where there is one)."""
+    """The same blocks, paragraphs, headings, rows of tables, and links (to the Korean page where there is one)."""
 
     def shown(page: Path) -> list[object]:
         text = re.sub(r"\[(한국어|English)\].*", "", read(page))
@@ -167,6 +170,7 @@ def test_a_page_in_korean_keeps_step(path: Path) -> None:
         links = re.findall(r"\]\(([^)]*)\)", prose)
         return [
             blocks,
+            len(re.split(r"\n{2,}", prose.strip())),
             re.findall(r"^#+", prose, re.MULTILINE),
             re.findall(r"^\||^- |^\d+\. ", prose, re.MULTILINE),
             sorted(link.replace(".ko.", ".") for link in links),
