@@ -68,7 +68,7 @@ runtime: {device: cpu}
 """
 #: What one training finds and another may not; the rest of a line's numbers are masked anyway.
 MAY_DIFFER = re.compile(
-    r"(Raised|Lowered) most by|score .*, tier |  cosine |The best of 2|Cell 1 is not"
+    r"It looks at|(Raised|Lowered) most by|score .*, tier |  cosine |The best of 2|Cell 1 is not"
 )
 
 
