@@ -21,6 +21,7 @@ from mirip_fast.data.stratify import members_of
 from mirip_fast.models.gp import draw_errors
 from mirip_fast.portfolio.ranking import rank_applicants, ranks_of
 from mirip_fast.ranking.applicants import aggregate
+from mirip_fast.training.run_folder import find_runs
 
 APPLICANTS = 28
 
@@ -219,7 +220,7 @@ def test_grades_of_applicants_choose_and_are_evaluated(
     assert f"1 applicant without a grade: {name_of(APPLICANTS - 1)}" in err
     assert "Left out, too: Applicants (column 지원자)" in out
     assert "rank FOLDER --by '지원자'" in out
-    newest = max(Path("runs").iterdir())
+    newest = find_runs(Path("runs"))[0].path
     splits = pd.read_csv(newest / "split.csv", encoding="utf-8-sig")
     assert (splits.groupby("지원자")["split"].nunique() == 1).all()
     assert run(["evaluate"]) == 0
@@ -273,7 +274,7 @@ def test_grades_of_applicants_alone_are_learned_from(
     if readout == "head":
         assert "all pairs of applicants" in told
     assert run(["evaluate", "--bootstrap-rounds", "50"]) == 0
-    found = json.loads((max(Path("runs").iterdir()) / "evaluation_test.json").read_text())[
+    found = json.loads((find_runs(Path("runs"))[0].path / "evaluation_test.json").read_text())[
         "applicants"
     ]
     assert found["graded_by"] == "applicants" and found["pairwise_accuracy"] > 0.6

@@ -11,6 +11,8 @@ import pytest
 from made_run import TINY, make_data, rows_of
 from mirip_fast_cli.main import run
 
+from mirip_fast.training.run_folder import find_runs
+
 
 def model_said(err: str) -> str:
     found = re.search(r"^Model (runs/[^/]+)/", err, re.MULTILINE)
@@ -26,7 +28,7 @@ def test_the_run_in_use_is_taken_until_another_is_named(
     assert run(["train", "--head-only", "--epochs", "2"]) == 0
     told = capsys.readouterr()
     assert f"{first} stays in use; `mirip-fast use runs/" in told.out
-    newest = max(p for p in Path("runs").iterdir() if p.is_dir())
+    newest = find_runs(Path("runs"))[0].path
     assert run(["evaluate"]) == 0
     assert model_said(capsys.readouterr().err) == str(first)
     assert run(["use", newest.name]) == 0  # by its name alone
@@ -34,7 +36,7 @@ def test_the_run_in_use_is_taken_until_another_is_named(
     assert model_said(capsys.readouterr().err) == str(newest)
     # A trial never becomes it, nor what is no run.
     assert run(["train", "--head-only", "--debug"]) == 0
-    trial = max(p for p in Path("runs").iterdir() if p.is_dir())
+    trial = find_runs(Path("runs"))[0].path
     capsys.readouterr()
     assert run(["use", str(trial)]) == 1 and "a trial" in capsys.readouterr().err
     assert run(["use", "runs/none"]) == 1 and "there is no such run" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from PIL import Image
 
 from mirip_fast.evaluation.plots import draw_report
 from mirip_fast.ranking.finished import plot_curves, read_curves
-from mirip_fast.training.run_folder import Run
+from mirip_fast.training.run_folder import Run, find_runs
 
 pytestmark = pytest.mark.usefixtures("drawn")
 
@@ -104,7 +104,7 @@ def test_train_and_evaluate_leave_their_pictures(
     assert '"withinColumn":"department"' in text and '"val_accuracy":[' in text
 
     assert run([*TRAIN, "--folds", "2"]) == 0
-    folds = max((work / "runs").iterdir())
+    folds = find_runs(work / "runs")[0].path
     assert {"learning_curves.png", "held_out_scores_by_tier.png"} <= pictures(folds)
     assert pictures(folds / "fold_0") == {"learning_curves.png"}
     assert run(["evaluate", str(folds), "--html", "out/folds.html"]) == 0
