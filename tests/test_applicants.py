@@ -16,6 +16,7 @@ from mirip_fast_cli.main import run
 from PIL import Image
 
 import mirip_fast as mf
+from mirip_fast.data.applicants import applicant_grades
 from mirip_fast.data.manifest import DataOptions, read_manifest
 from mirip_fast.data.stratify import members_of
 from mirip_fast.models.gp import draw_errors
@@ -349,3 +350,21 @@ def test_the_interval_holds_the_true_rank(how: str) -> None:
                 float(((table["rank_low"] <= ranks) & (ranks <= table["rank_high"])).mean())
             )
     assert np.mean(held[0.5]) > 0.95 > 0.93 > np.mean(held[0.0])
+
+
+@pytest.mark.parametrize(("alike", "known"), [(12, 0), (21, 0), (39, 39), (40, 40)])
+def test_works_that_happen_to_have_one_grade_make_none_of_their_applicant(
+    tmp_path: Path, alike: int, known: int
+) -> None:
+    """Else the way to join works, and applicants' tiers, would be learned from an odd choice of them."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    rows = [
+        f"w{a}-{w},a.png,{'SABC'[(a + (w if a >= alike else 0)) % 4]},{name_of(a)}"
+        for a in range(40)
+        for w in range(2)
+    ]
+    (tmp_path / "m.csv").write_text("\n".join(["image_id,filename,tier,applicant", *rows]) + "\n")
+    manifest = read_manifest(tmp_path / "m.csv", DataOptions(by="applicant"))
+    grades = applicant_grades(manifest)
+    assert len(grades) == known
+    assert all(grades[name] == int(name.split()[1]) % 4 for name in grades)

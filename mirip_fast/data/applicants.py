@@ -49,6 +49,8 @@ FOLDER = "folder"
 #: and the one with an applicant's grade, where each work has one of its own.
 USUAL, GRADE, SCORE = "applicant", "applicant_tier", "applicant_tier_score"
 _NAMED = 5
+#: Share of the applicants with several works whose works' grades have to agree to count as the applicants'.
+_NEARLY_EVERY = 0.9
 
 
 def names_some(names: Sequence[str]) -> str:
@@ -170,13 +172,16 @@ def sets_of(manifest: Manifest) -> NDArray[np.int64] | None:
     return units
 
 
-def grades_of(manifest: Manifest) -> dict[str, float]:
+def applicant_grades(manifest: Manifest) -> dict[str, float]:
     """Applicant → tier, 0 = best, or minus the finer grade where there are no tiers.
 
-    Of the column ``applicant_tier`` or ``applicant_tier_score``, else what all works have in common.
+    Of the column ``applicant_tier`` or ``applicant_tier_score``; else, where the works of nearly every
+    applicant have one grade in common, that. Works that were graded one by one say no grade of an applicant,
+    not even of those whose works happen to have got the same.
     """
     names, table = applicants_of(manifest), manifest.table
     grades: Sequence[float | None] = [None if c < 0 else c for c in manifest.tier_codes.tolist()]
+    of_works = GRADE not in table and SCORE not in table
     if GRADE in table:
         code = tier_reader(manifest.tiers)
         grades = [code(cell or "") for cell in table[GRADE]]
@@ -184,11 +189,15 @@ def grades_of(manifest: Manifest) -> dict[str, float]:
         cells = table[SCORE if SCORE in table else "tier_score"]
         numbers = [_number(str(cell)) for cell in cells]
         grades = [None if found is None else -found for found in numbers]
-    found: dict[str, set[float]] = {}
+    found: dict[str, list[float]] = {}
     for name, grade in zip(names, grades, strict=True):
         if name is not None and grade is not None:
-            found.setdefault(name, set()).add(grade)
-    return {name: min(own) for name, own in found.items() if len(own) == 1}
+            found.setdefault(name, []).append(grade)
+    alike = {name: own[0] for name, own in found.items() if len(set(own)) == 1}
+    several = [name for name, own in found.items() if len(own) > 1]
+    if of_works and sum(name in alike for name in several) < _NEARLY_EVERY * len(several):
+        return {}
+    return alike
 
 
 def _or_no_name(cells: Sequence[str | None]) -> list[str | None]:

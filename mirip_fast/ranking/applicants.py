@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mirip_fast.config import Config
-from mirip_fast.data.applicants import applicants_of, grades_of, sets_of, with_column
+from mirip_fast.data.applicants import applicant_grades, applicants_of, sets_of, with_column
 from mirip_fast.data.stratify import members_of
 from mirip_fast.data.table import own_column
 from mirip_fast.errors import ConfigError, DataError
@@ -157,7 +157,7 @@ def _held_out_applicants(
         return None
     place = {image_id: i for i, image_id in enumerate(manifest.ids)}
     manifest = manifest.subset(place[image_id] for image_id in held_out.ids)
-    grades = grades_of(manifest)
+    grades = applicant_grades(manifest)
     names = [name if name in grades else None for name in applicants_of(manifest)]
     known, members = members_of(names)
     order, finer = _order([grades[name] for name in known])
@@ -236,8 +236,8 @@ def evaluate_applicants(
     options = replace(images.options, by=nfc(by.strip()))
     manifest = with_column(replace(images, options=options))
     how, _ = choose_portfolio(model, str(manifest.options.by), config.evaluate.portfolio)
-    names, grades = applicants_of(manifest), grades_of(manifest)
-    own = len(set(grades.values())) > 1 and 2 * len(grades) >= len({*names} - {None})
+    names, grades = applicants_of(manifest), applicant_grades(manifest)
+    own = len(set(grades.values())) > 1
     known, members = members_of([n if n in grades or not own else None for n in names])
     if own:
         order, ranked = _order([grades[name] for name in known])
