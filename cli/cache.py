@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mirip_fast.data.csv_reader import counted
 from mirip_fast.evaluation.text_table import format_table, printable
 from mirip_fast.files import format_bytes
 from mirip_fast.progress import Bar
 from mirip_fast.settings import Resolved
+from mirip_fast.text import counted
 
 from .options import command_line, config_options
 from .say import echo

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from mirip_fast.data.csv_reader import counted
 from mirip_fast.progress import Bar
 from mirip_fast.settings import Resolved
+from mirip_fast.text import counted
 
 from .options import command_line, config_options
 from .say import echo
@@ -85,6 +85,6 @@ def duplicates_command(
 
 
 def _shown(path: Path) -> str:
-    from mirip_fast.data.csv_reader import shown
+    from mirip_fast.text import shown
 
     return shown(path)

@@ -79,8 +79,8 @@ def explain_command(
 
 
 def _told(explained: Explained, target: Path) -> str:
-    from mirip_fast.data.csv_reader import shown
     from mirip_fast.portfolio.explain import where
+    from mirip_fast.text import shown
 
     tier = f", tier {explained.tier}" if explained.tier else ""
     lines = [f"{explained.path}: score {explained.score:.4f}{tier}"]

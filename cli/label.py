@@ -103,9 +103,9 @@ def label_command(
 
 
 def _say(label: LabelRun) -> None:
-    from mirip_fast.data.csv_reader import counted, shown
     from mirip_fast.label.grading import GradeFile
     from mirip_fast.label.session import Session, consistency, pair_agreement, predicted, share
+    from mirip_fast.text import counted, shown
 
     made = sum(session.made_now for session in label.sessions)
     echo(

@@ -170,8 +170,8 @@ def rank_command(
     failed = bool(strict and done.failures)
     if sort_into is not None:
         failed |= _sort(done, sort_into, sort_by or "tier", sort_how or "copy", dry_run)
-    from mirip_fast.data.remote import address
     from mirip_fast.features.outcomes import failures_by_kind
+    from mirip_fast.text import address
 
     for line in failures_by_kind((address(Path(path)), why) for path, why in done.failures):
         echo(f"Not ranked: {line}", err=True)
@@ -228,8 +228,8 @@ def _write_workbook(path: Path, by: str | None, done: RankDone, config: Config) 
 
 
 def _write_xmp(done: RankDone, where: str) -> None:
-    from mirip_fast.data.csv_reader import counted
     from mirip_fast.portfolio.xmp import write_sidecars
+    from mirip_fast.text import counted
 
     written, kept = write_sidecars(done, where)
     echo(f"XMP sidecars: {written:,} written ({where})")
@@ -242,8 +242,8 @@ def _write_xmp(done: RankDone, where: str) -> None:
 
 def _sort(done: RankDone, into: Path, by: str, how: str, dry_run: bool) -> bool:
     """Sort the pictures into folders; whether some could not be."""
-    from mirip_fast.data.csv_reader import counted
     from mirip_fast.portfolio.sort_into import carry_out, plan
+    from mirip_fast.text import counted
 
     sorting = plan(done, into, by, how)
     verb = {"copy": "copied", "link": "linked", "move": "moved"}[how]

@@ -79,8 +79,8 @@ def similar_command(
 
 
 def _file(path: Path, same_bytes: bool) -> str:
-    from mirip_fast.data.csv_reader import shown
     from mirip_fast.data.sources import is_gone
+    from mirip_fast.text import shown
 
     remark = "  (the same file)" if same_bytes else ""
     return shown(path) + remark + ("  (gone)" if is_gone(path) else "")

@@ -17,8 +17,8 @@ def unsort_command(log: Path) -> int:
     LOG is DIR, or the file sorted.jsonl in it, which also tells of a sorting that was cut off. A file that
     was changed since is left and named, with exit status 1. The log is called ….undone afterwards.
     """
-    from mirip_fast.data.csv_reader import counted
     from mirip_fast.portfolio.sort_into import undo
+    from mirip_fast.text import counted
 
     undone, left = undo(log)
     echo(f"{counted(undone, 'file')} put back or taken away")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from mirip_fast.data.csv_reader import counted
 from mirip_fast.evaluation.text_table import printable
 from mirip_fast.settings import Resolved
+from mirip_fast.text import counted
 
 from .options import config_options
 from .say import echo

@@ -31,10 +31,11 @@ from made_tars import (
 from mirip_fast.data import remote
 from mirip_fast.data.decode_pool import DecodeJob, DecodePool
 from mirip_fast.data.manifest import read_manifest
-from mirip_fast.data.remote import address, located, path_of
+from mirip_fast.data.remote import located
 from mirip_fast.errors import DataError, MiripError
 from mirip_fast.features.datasets import find_datasets, newest_graded
 from mirip_fast.ranking.graded import graded_of_dataset
+from mirip_fast.text import address, path_of
 
 
 @pytest.fixture(autouse=True)

@@ -16,15 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from mirip_fast.data.csv_reader import (
-    alike_columns,
-    closest,
-    counted,
-    number,
-    read_table,
-    shown,
-    with_known_names,
-)
+from mirip_fast.data.csv_reader import alike_columns, number, read_table, with_known_names
 from mirip_fast.data.stratify import join_units
 from mirip_fast.data.table import (
     COLUMNS,
@@ -36,7 +28,7 @@ from mirip_fast.data.table import (
     tier_reader,
 )
 from mirip_fast.errors import ConfigError, DataError
-from mirip_fast.text import folded, nfc
+from mirip_fast.text import closest, counted, folded, nfc, shown
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import csv
-import difflib
 import io
 import logging
 import math
@@ -18,11 +17,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mirip_fast.data.remote import address
 from mirip_fast.data.sources import read_place
 from mirip_fast.errors import DataError, ImageError
 from mirip_fast.files import read_file
-from mirip_fast.text import folded, nfc
+from mirip_fast.text import closest, counted, folded, nfc, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -126,26 +124,6 @@ class Problems:
         if len(lines) > self._limit:
             lines[self._limit :] = [f"… and {len(lines) - self._limit:,} more"]
         raise DataError("\n".join(lines + self._hints))
-
-
-def shown(path: Path) -> str:
-    """``path`` as a message should spell it: relative below the working folder, or an address."""
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except (ValueError, OSError):
-        return address(path)
-
-
-def counted(number: int, thing: str) -> str:
-    """A number with its noun: ``counted(1, "image") == "1 image"``, else with an s."""
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
-
-
-def closest(name: str, known: Iterable[str]) -> str | None:
-    """The one of ``known`` that ``name`` is probably a misspelling of; upper and lower case are one."""
-    folded = {candidate.casefold(): candidate for candidate in known}
-    found = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.6)
-    return folded[found[0]] if found else None
 
 
 def read_table(

@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from mirip_fast.data.csv_reader import closest, counted
 from mirip_fast.data.table import COLUMNS, Manifest, tier_column
 from mirip_fast.errors import DataError
-from mirip_fast.text import folded, nfc
+from mirip_fast.text import closest, counted, folded, nfc
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -186,7 +186,7 @@ def passed_over(passed: Mapping[str, int]) -> str:
     Args:
         passed: kind → how many; hidden pictures stand under their folder with a ``/`` or as ``.*``.
     """
-    from mirip_fast.data.csv_reader import counted
+    from mirip_fast.text import counted
 
     told = [
         f"{counted(n, f'{kind} file')} passed over: pip install {EXTRAS[kind].package}"

@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mirip_fast.data.csv_reader import counted, shown
 from mirip_fast.data.formats import can_read, split_page
 from mirip_fast.data.image_files import ending_of, folders_below, is_picture_file, named_picture
 from mirip_fast.data.sources import METADATA_NAME, METADATA_NAMES, entries_in
-from mirip_fast.text import folded, nfc
+from mirip_fast.text import counted, folded, nfc, shown
 
 if TYPE_CHECKING:
     from mirip_fast.data.table import Manifest

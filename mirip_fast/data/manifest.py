@@ -18,7 +18,7 @@ import numpy as np
 
 from mirip_fast.data import remote
 from mirip_fast.data.applicants import with_applicants
-from mirip_fast.data.csv_reader import Problems, Table, absolute, closest, counted, shown
+from mirip_fast.data.csv_reader import Problems, Table, absolute
 from mirip_fast.data.decode_pool import DecodeJob, DecodePool
 from mirip_fast.data.formats import can_read, package_for
 from mirip_fast.data.graders import PREFIX, grader_names
@@ -68,7 +68,7 @@ from mirip_fast.data.table import (
 from mirip_fast.errors import DataError
 from mirip_fast.files import write_csv
 from mirip_fast.runtime import usable_cores
-from mirip_fast.text import folded, nfc
+from mirip_fast.text import address, closest, counted, folded, nfc, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -712,7 +712,7 @@ def _from_remote_file(source: Path, options: DataOptions) -> Manifest | None:
     """What the table behind an address lists; None where there is no file, but perhaps a folder."""
     is_table = source.suffix.lower() in _READ
     if remote.is_web(source) and not is_table:
-        url = remote.address(source)
+        url = address(source)
         raise DataError(
             f"{url}: of a web server, tars and tables are read, but no folders: each lists its files in its "
             f"own way. Give tars by name ({url}/000.tar {url}/001.tar), a table of the pictures "

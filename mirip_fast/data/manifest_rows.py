@@ -19,13 +19,10 @@ import numpy as np
 from mirip_fast.data.csv_reader import (
     Problems,
     Table,
-    closest,
-    counted,
     listed,
     misspelled,
     number,
     read_table,
-    shown,
     spelled,
     with_known_names,
 )
@@ -35,7 +32,7 @@ from mirip_fast.data.image_files import IMAGE_EXTENSIONS, ending_of, hidden_part
 from mirip_fast.data.locate import FileFinder
 from mirip_fast.data.sources import entries_in, is_place, safe_name
 from mirip_fast.data.table import DataOptions, Manifest, image_table, own_column, tier_reader
-from mirip_fast.text import folded, nfc
+from mirip_fast.text import closest, counted, folded, nfc, shown
 
 if TYPE_CHECKING:
     import pandas as pd

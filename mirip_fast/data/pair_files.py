@@ -15,18 +15,15 @@ import numpy as np
 from mirip_fast.data.csv_reader import (
     Problems,
     Table,
-    closest,
-    counted,
     misspelled,
     number,
     read_table,
-    shown,
     spelled,
     with_known_names,
 )
 from mirip_fast.data.locate import alike_key, ends_of
 from mirip_fast.data.table import joined
-from mirip_fast.text import nfc
+from mirip_fast.text import closest, counted, nfc, shown
 
 if TYPE_CHECKING:
     import pandas as pd

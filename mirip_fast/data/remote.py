@@ -22,7 +22,7 @@ from urllib.parse import unquote
 
 from mirip_fast.data.image_files import SETTLED_NS, Stamp, one_line
 from mirip_fast.errors import DataError
-from mirip_fast.text import nfc
+from mirip_fast.text import AS_PATH, address, nfc
 
 #: What tells versions of a remote file apart, the best first; names differ between services.
 _VERSIONS = ("ETag", "etag", "md5Hash", "blob_id", "generation", "Content-MD5", "Digest")
@@ -33,7 +33,6 @@ _PACKAGES = {
     "sftp": "paramiko", "ssh": "paramiko",
 }  # fmt: skip
 _ADDRESS = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):/+(.*)", re.DOTALL)
-_AS_PATH = re.compile(r"/([a-z][a-z0-9+.-]+):/")
 _BLOCK_BYTES = 4 << 20  # read at once while a remote tar is looked through
 
 
@@ -47,7 +46,7 @@ class RemoteFile:
 
 def is_remote(path: Path) -> bool:
     """Whether a path stands for an address."""
-    return _AS_PATH.match(f"{path}/") is not None
+    return AS_PATH.match(f"{path}/") is not None
 
 
 def is_web(path: Path) -> bool:
@@ -102,19 +101,6 @@ def _as_on_disk(path: Path) -> Path:
                 return path
         found /= part
     return found
-
-
-def address(path: Path) -> str:
-    """A path as a person would write it: an address where it stands for one."""
-    text = str(path)
-    match = _AS_PATH.match(text)
-    return text if match is None else f"{match[1]}://{text[match.end() :]}"
-
-
-def path_of(text: str) -> Path:
-    """The path that :func:`address` wrote as ``text``."""
-    scheme, there, rest = text.partition("://")
-    return Path(f"/{scheme}:", rest) if there else Path(text)
 
 
 _files: dict[str, RemoteFile] = {}  # what was said of files, so that it is not asked for again

@@ -50,7 +50,7 @@ from mirip_fast.data.image_files import (
 )
 from mirip_fast.errors import DataError, ImageError
 from mirip_fast.files import open_file, read_file, write_text
-from mirip_fast.text import folded, nfc
+from mirip_fast.text import address, folded, nfc
 
 log = logging.getLogger(__name__)
 
@@ -323,7 +323,7 @@ def _indexed(path: Path) -> _Tar:
             return known
         info = remote.file_info(path)
         if info is None:
-            raise DataError(f"{remote.address(path)}: there is no such file")
+            raise DataError(f"{address(path)}: there is no such file")
         stamp, settled, size = info.stamp, info.stamp is not None, info.size
     else:
         try:
@@ -346,7 +346,7 @@ def _indexed(path: Path) -> _Tar:
 
 
 def _look_through(path: Path, size: int | None) -> TarIndex:
-    name = remote.address(path)
+    name = address(path)
     log.debug("Looking through %s", name)
     if remote.is_remote(path):
         with remote.open_file(path) as stream:
@@ -404,7 +404,7 @@ def _keep(path: Path, stamp: Stamp | None, index: TarIndex) -> None:
     if file is None:
         return
     members = [[n, m.start, m.size, m.check, m.reason] for n, m in index.members.items()]
-    about = {"version": _VERSION, "tar": remote.address(path), "stamp": stamp}
+    about = {"version": _VERSION, "tar": address(path), "stamp": stamp}
     with suppress(OSError):  # a cache that cannot be written to: it is made anew next time
         write_text(file, json.dumps({**about, **vars(index), "members": members}) + "\n")  # ASCII
 

@@ -16,11 +16,8 @@ from numpy.typing import NDArray
 from mirip_fast.config import SplitConfig
 from mirip_fast.data.csv_reader import (
     alike_columns,
-    closest,
-    counted,
     misspelled,
     read_table,
-    shown,
     spelled,
     with_known_names,
 )
@@ -28,7 +25,7 @@ from mirip_fast.data.stratify import TOLERANCE, join_units, stratify
 from mirip_fast.data.table import Manifest, or_none
 from mirip_fast.errors import ConfigError, DataError
 from mirip_fast.files import open_file, write_csv
-from mirip_fast.text import nfc
+from mirip_fast.text import closest, counted, nfc, shown
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -29,12 +29,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.config import DataConfig
-from mirip_fast.data.csv_reader import Problems, counted, shown
+from mirip_fast.data.csv_reader import Problems
 from mirip_fast.data.locate import FileFinder
-from mirip_fast.data.remote import address, path_of
 from mirip_fast.errors import ConfigError
 from mirip_fast.files import read_csv, write_csv
-from mirip_fast.text import folded, nfc
+from mirip_fast.text import address, counted, folded, nfc, path_of, shown
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mirip_fast.data.csv_reader import Problems, closest, counted, shown
+from mirip_fast.data.csv_reader import Problems
 from mirip_fast.errors import DataError
-from mirip_fast.text import folded
+from mirip_fast.text import closest, counted, folded, shown
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mirip_fast.config import DataConfig, EmbedConfig
-from mirip_fast.data.remote import address, located, path_of
+from mirip_fast.data.remote import located
 from mirip_fast.data.table import COLUMNS, Manifest, own_columns, read_images, write_images
 from mirip_fast.errors import RunNotFoundError, StoreError
 from mirip_fast.features.outcomes import Outcome
@@ -38,6 +38,7 @@ from mirip_fast.files import (
     write_json,
 )
 from mirip_fast.settings import config_from_dict, settings, yaml_text
+from mirip_fast.text import address, path_of
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mirip_fast.data.csv_reader import counted, shown
 from mirip_fast.data.stratify import members_of
 from mirip_fast.data.table import or_none
 from mirip_fast.errors import RunNotFoundError, StoreError
 from mirip_fast.features.datasets import Dataset, find_datasets
 from mirip_fast.features.recipe import series_name
 from mirip_fast.features.store import FeatureStore, differing_fields
+from mirip_fast.text import counted, shown
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from mirip_fast.data.csv_reader import shown
 from mirip_fast.data.table import STATUSES
 from mirip_fast.errors import ImageError
+from mirip_fast.text import shown
 
 log = logging.getLogger(__name__)
 

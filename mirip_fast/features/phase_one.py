@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mirip_fast.config import Config, EmbedConfig
-from mirip_fast.data.csv_reader import shown
 from mirip_fast.data.hashes import HashMemory
 from mirip_fast.data.locate import tell_unlisted
 from mirip_fast.data.manifest import read_manifest
@@ -31,6 +30,7 @@ from mirip_fast.features.shards import shard_bytes
 from mirip_fast.features.store import FeatureStore, differing_fields
 from mirip_fast.files import format_bytes, temporary_folder
 from mirip_fast.runtime import Ranks, distributed, our_cores, resolve_device, resolve_precision
+from mirip_fast.text import shown
 
 if TYPE_CHECKING:
     import pandas as pd

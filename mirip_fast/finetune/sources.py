@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from mirip_fast.config import Config, DataConfig, EmbedConfig, HeadConfig
-from mirip_fast.data.csv_reader import shown
 from mirip_fast.data.decode_pool import DecodeJob, DecodePool
 from mirip_fast.data.graders import of_grader
 from mirip_fast.data.locate import tell_unlisted
@@ -27,6 +26,7 @@ from mirip_fast.models.model_info import ModelInfo
 from mirip_fast.ranking.folds import FoldsPlan, load_plan, run_of_fold
 from mirip_fast.ranking.graded import GradedImages, divide, graded_of_dataset, load_split
 from mirip_fast.settings import config_from_dict
+from mirip_fast.text import shown
 from mirip_fast.training.run_folder import BEST, SPLIT_FILE, Run, find_runs, run_of_checkpoint
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 
 from mirip_fast.config import Config
-from mirip_fast.data.csv_reader import shown
 from mirip_fast.data.images import UTMOST_PIXELS
 from mirip_fast.errors import CheckpointError, ConfigError, DataError
 from mirip_fast.evaluation.report import Report
@@ -69,6 +68,7 @@ from mirip_fast.ranking.scorer import ScoreModel, load_score_model, score_files
 from mirip_fast.ranking.train import tell_agreement
 from mirip_fast.runtime import keep_freed_memory, resolve_device, resolve_precision, set_seed
 from mirip_fast.settings import config_from_dict, to_yaml
+from mirip_fast.text import shown
 from mirip_fast.training.optim import check_averaging
 from mirip_fast.training.remote import RemoteSync, check_remote
 from mirip_fast.training.run_folder import (

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mirip_fast.data.csv_reader import shown
 from mirip_fast.data.graders import PREFIX
 from mirip_fast.data.manifest import name_from
 from mirip_fast.data.table import given_name, own_columns, tier_column
@@ -22,7 +21,7 @@ from mirip_fast.label.session import StalePairError
 from mirip_fast.label.works import Works
 from mirip_fast.ranking.held_out import load_calibration
 from mirip_fast.ranking.scorer import ScoreModel
-from mirip_fast.text import folded, nfc
+from mirip_fast.text import folded, nfc, shown
 
 if TYPE_CHECKING:
     import pandas as pd

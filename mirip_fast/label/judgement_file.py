@@ -14,10 +14,11 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from mirip_fast.closing import Closing
-from mirip_fast.data.csv_reader import SEPARATORS, shown
+from mirip_fast.data.csv_reader import SEPARATORS
 from mirip_fast.data.pair_files import FIRST, LABEL, SECOND
 from mirip_fast.errors import DataError
 from mirip_fast.files import disk_full, fsync_folder, is_disk_full, write_atomically
+from mirip_fast.text import shown
 
 #: Columns of a new file. ``kind`` says why the pair was shown, ``predicted`` what the head expected.
 COLUMNS = (FIRST, SECOND, LABEL, "time", "judge", "seconds", "kind", "predicted")

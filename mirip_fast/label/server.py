@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from mirip_fast.closing import Closing
 from mirip_fast.config import Config
-from mirip_fast.data.csv_reader import counted, shown
 from mirip_fast.data.pair_files import read_pairs
 from mirip_fast.data.splits import SPLITS
 from mirip_fast.data.table import joined
@@ -46,7 +45,7 @@ from mirip_fast.serving import (
     sent_json,
 )
 from mirip_fast.settings import Resolved
-from mirip_fast.text import folded, nfc
+from mirip_fast.text import counted, folded, nfc, shown
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette

@@ -26,7 +26,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.config import Config
-from mirip_fast.data.csv_reader import counted, shown
 from mirip_fast.data.splits import SPLITS
 from mirip_fast.errors import DataError, MiripError
 from mirip_fast.features.datasets import Dataset, find_datasets, newest_dataset
@@ -50,7 +49,7 @@ from mirip_fast.ranking.rows import open_store, read_features
 from mirip_fast.ranking.scorer import load_score_model
 from mirip_fast.ranking.train import Request, train_head
 from mirip_fast.settings import Resolved, config_from_dict
-from mirip_fast.text import nfc
+from mirip_fast.text import counted, nfc, shown
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mirip_fast.config import Config
-from mirip_fast.data.csv_reader import shown
 from mirip_fast.data.decode_pool import DecodePool, load_pictures, picture_job
 from mirip_fast.data.image_files import is_unchanged
 from mirip_fast.data.sources import is_gone
@@ -38,6 +37,7 @@ from mirip_fast.ranking.head_files import Member
 from mirip_fast.ranking.held_out import load_calibration, load_held_out
 from mirip_fast.ranking.rows import open_store, read_features
 from mirip_fast.ranking.scorer import Scored, ScoreModel, phase_of_model, score_files
+from mirip_fast.text import shown
 from mirip_fast.training.run_folder import SPLIT_FILE
 
 log = logging.getLogger(__name__)

@@ -33,7 +33,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from mirip_fast.config import Config
 from mirip_fast.data.formats import split_page
-from mirip_fast.data.remote import address
 from mirip_fast.data.sources import is_place
 from mirip_fast.errors import DataError
 from mirip_fast.evaluation.agreement import agreement
@@ -50,6 +49,7 @@ from mirip_fast.portfolio.thumbnails import encode_picture, make_thumbnails
 from mirip_fast.ranking.graded import load_split
 from mirip_fast.ranking.held_out import load_held_out
 from mirip_fast.ranking.scorer import ScoreModel
+from mirip_fast.text import address
 from mirip_fast.training.run_folder import SPLIT_FILE
 
 FloatArray: TypeAlias = NDArray[np.float64]

@@ -14,10 +14,8 @@ from numpy.typing import NDArray
 
 from mirip_fast.config import Config, EvaluateConfig
 from mirip_fast.data.applicants import applicants_of, names_some
-from mirip_fast.data.csv_reader import counted
 from mirip_fast.data.locate import tell_unlisted
 from mirip_fast.data.manifest import read_manifest
-from mirip_fast.data.remote import address
 from mirip_fast.data.sources import keep_indexes_in
 from mirip_fast.data.table import DataOptions, Manifest, given_name, own_columns
 from mirip_fast.errors import DataError
@@ -40,6 +38,7 @@ from mirip_fast.ranking.applicants import applicant_tiers, choose_portfolio, sha
 from mirip_fast.ranking.graded import column_of
 from mirip_fast.ranking.held_out import load_calibration, made_with
 from mirip_fast.ranking.scorer import Scored, ScoreModel, score_files
+from mirip_fast.text import address, counted
 
 if TYPE_CHECKING:
     import pandas as pd

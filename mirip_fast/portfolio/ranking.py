@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mirip_fast.data.csv_reader import shown
 from mirip_fast.data.stratify import members_of
 from mirip_fast.errors import DataError
 from mirip_fast.evaluation.calibration import Calibration
@@ -21,6 +20,7 @@ from mirip_fast.evaluation.metrics import IntArray
 from mirip_fast.evaluation.text_table import format_table, printable, shorten
 from mirip_fast.files import spreadsheet_safe, write_csv, write_json
 from mirip_fast.ranking.applicants import aggregate
+from mirip_fast.text import shown
 
 if TYPE_CHECKING:
     import pandas as pd

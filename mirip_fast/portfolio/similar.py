@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from mirip_fast.config import Config
-from mirip_fast.data.csv_reader import absolute, counted, shown
+from mirip_fast.data.csv_reader import absolute
 from mirip_fast.data.manifest import read_manifest
 from mirip_fast.data.table import DataOptions
 from mirip_fast.errors import DataError
@@ -31,6 +31,7 @@ from mirip_fast.features.neighbours import (
 from mirip_fast.features.phase_one import features_of_files
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.files import spreadsheet_safe, write_csv
+from mirip_fast.text import counted, shown
 
 log = logging.getLogger(__name__)
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mirip_fast.data.csv_reader import closest, counted, listed, shown
+from mirip_fast.data.csv_reader import listed
 from mirip_fast.data.formats import split_page
 from mirip_fast.data.sources import is_place, read_place
 from mirip_fast.errors import DataError, ImageError
 from mirip_fast.files import disk_full, fsync_folder, is_disk_full, sha256_of
-from mirip_fast.text import nfc
+from mirip_fast.text import closest, counted, nfc, shown
 
 if TYPE_CHECKING:
     from mirip_fast.portfolio.rank import RankDone

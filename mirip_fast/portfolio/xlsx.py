@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.config import Config
-from mirip_fast.data.csv_reader import closest, listed
+from mirip_fast.data.csv_reader import listed
 from mirip_fast.data.stratify import members_of
 from mirip_fast.errors import DataError
 from mirip_fast.features.phase_one import default_workers
 from mirip_fast.files import write_atomically
 from mirip_fast.portfolio.ranking import Applicants, given_columns, of_tiers
 from mirip_fast.portfolio.thumbnails import make_thumbnails
+from mirip_fast.text import closest
 
 if TYPE_CHECKING:
     import pandas as pd

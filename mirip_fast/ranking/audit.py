@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.config import Config
-from mirip_fast.data.csv_reader import closest, counted, shown
 from mirip_fast.data.cycles import find_components, read_judgements
 from mirip_fast.data.locate import FileFinder
 from mirip_fast.data.manifest import is_there, read_manifest
@@ -39,6 +38,7 @@ from mirip_fast.files import spreadsheet_safe, write_csv
 from mirip_fast.language import tr
 from mirip_fast.ranking.graded import GradedImages, load_split
 from mirip_fast.ranking.held_out import load_held_out
+from mirip_fast.text import closest, counted, shown
 from mirip_fast.training.run_folder import SPLIT_FILE, Run, find_runs
 
 if TYPE_CHECKING:

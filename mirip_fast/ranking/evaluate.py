@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.config import Config
-from mirip_fast.data.csv_reader import counted
 from mirip_fast.data.graders import named_grader, of_grader
 from mirip_fast.data.image_files import is_unchanged
 from mirip_fast.data.manifest import only_graded, read_manifest
@@ -34,6 +33,7 @@ from mirip_fast.ranking.graded import GradedImages, load_split
 from mirip_fast.ranking.held_out import load_calibration, made_with
 from mirip_fast.ranking.rows import open_store
 from mirip_fast.ranking.scorer import ScoreModel, load_score_model, score_files
+from mirip_fast.text import counted
 from mirip_fast.training.run_folder import SPLIT_FILE, Run, default_run, run_of_checkpoint
 
 log = logging.getLogger(__name__)

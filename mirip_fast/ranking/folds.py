@@ -25,7 +25,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.config import Config, SplitConfig
-from mirip_fast.data.csv_reader import counted
 from mirip_fast.data.stratify import join_units, stratify
 from mirip_fast.errors import CheckpointError, ConfigError, DataError
 from mirip_fast.evaluation.metrics import pairwise_accuracy
@@ -40,6 +39,7 @@ from mirip_fast.ranking.head_files import Member, save_ensemble
 from mirip_fast.ranking.held_out import keep_references
 from mirip_fast.ranking.scorer import ScoreModel, load_score_model
 from mirip_fast.settings import config_from_dict
+from mirip_fast.text import counted
 from mirip_fast.training.run_folder import BEST, FOLDS_FILE, SPLIT_FILE, Run, fold_name
 
 log = logging.getLogger(__name__)

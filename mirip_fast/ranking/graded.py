@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from mirip_fast.config import Config, DataConfig, SplitConfig
 from mirip_fast.data.applicants import sets_of
-from mirip_fast.data.csv_reader import closest, shown
 from mirip_fast.data.graders import learned_grades, of_grader
 from mirip_fast.data.locate import tell_unlisted
 from mirip_fast.data.manifest import (
@@ -29,7 +28,7 @@ from mirip_fast.data.manifest import (
     read_manifest,
     write_manifest_csv,
 )
-from mirip_fast.data.remote import address, is_remote, path_of
+from mirip_fast.data.remote import is_remote
 from mirip_fast.data.sources import keep_indexes_in
 from mirip_fast.data.splits import SPLITS, Split, split_manifest
 from mirip_fast.data.table import (
@@ -49,7 +48,7 @@ from mirip_fast.features.phase_one import open_hashes
 from mirip_fast.features.recipe import View, head_kinds, is_patches, layer_of
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.ranking.rows import ListedPairs, Rows, with_features
-from mirip_fast.text import nfc
+from mirip_fast.text import address, closest, nfc, path_of, shown
 from mirip_fast.training.run_folder import Run
 
 if TYPE_CHECKING:

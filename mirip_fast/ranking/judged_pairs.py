@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.config import Config
-from mirip_fast.data.csv_reader import counted, shown
 from mirip_fast.data.pair_files import (
     CONTENT,
     LABEL,
@@ -22,7 +21,6 @@ from mirip_fast.data.pair_files import (
     read_pairs,
     works_in,
 )
-from mirip_fast.data.remote import path_of
 from mirip_fast.data.splits import SPLITS
 from mirip_fast.errors import DataError, MiripError, StoreError
 from mirip_fast.evaluation.bootstrap import bootstrap
@@ -34,6 +32,7 @@ from mirip_fast.files import has_file, read_csv, write_csv
 from mirip_fast.ranking.graded import GradedImages, load_split
 from mirip_fast.ranking.rows import ListedPairs, Rows, missing_rows, open_store, with_features
 from mirip_fast.ranking.scorer import ScoreModel
+from mirip_fast.text import counted, path_of, shown
 from mirip_fast.training.run_folder import SPLIT_FILE, Run
 
 if TYPE_CHECKING:

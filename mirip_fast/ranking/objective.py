@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 
 from mirip_fast.config import TrainConfig
-from mirip_fast.data.csv_reader import counted
 from mirip_fast.errors import ConfigError, DataError
 from mirip_fast.evaluation.metrics import PairCounter, listed_accuracy, ranks
 from mirip_fast.models.head import RankingHead
 from mirip_fast.models.losses import PairLoss, count_pairs, pair_loss
 from mirip_fast.ranking.rows import Rows
+from mirip_fast.text import counted
 
 #: Values of ``--pairs`` that name no file.
 ALL, SAMPLED = "all", "sampled"

@@ -27,7 +27,6 @@ import torch
 from numpy.typing import NDArray
 
 from mirip_fast.config import Config
-from mirip_fast.data.csv_reader import counted, shown
 from mirip_fast.errors import (
     CheckpointError,
     ConfigError,
@@ -57,6 +56,7 @@ from mirip_fast.ranking.objective import make_loss, pairs_files
 from mirip_fast.ranking.rows import Rows
 from mirip_fast.runtime import resolve_device
 from mirip_fast.settings import Setting, config_from_dict, settings, to_yaml, yaml_text
+from mirip_fast.text import counted, shown
 from mirip_fast.training.presets import choose_preset
 from mirip_fast.training.run_folder import SPLIT_FILE, create_folder
 

@@ -16,10 +16,8 @@ from numpy.typing import NDArray
 
 from mirip_fast.config import Config, DataConfig, TrainConfig
 from mirip_fast.data.applicants import sets_of
-from mirip_fast.data.csv_reader import shown
 from mirip_fast.data.graders import grades_of, learned_grades
 from mirip_fast.data.pair_files import pairs_table, works_in
-from mirip_fast.data.remote import path_of
 from mirip_fast.errors import CheckpointError, ConfigError, StoreError
 from mirip_fast.evaluation.agreement import agreement
 from mirip_fast.evaluation.report import Report
@@ -82,6 +80,7 @@ from mirip_fast.ranking.rows import (
 from mirip_fast.ranking.scorer import ScoreModel, load_score_model
 from mirip_fast.runtime import resolve_device
 from mirip_fast.settings import config_from_dict, to_yaml
+from mirip_fast.text import path_of, shown
 from mirip_fast.training.optim import check_averaging
 from mirip_fast.training.presets import Preset, choose_preset
 from mirip_fast.training.run_folder import (
