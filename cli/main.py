@@ -196,8 +196,9 @@ class _AboveBars(logging.StreamHandler[TextIO]):
     """Lines stand above a bar that is shown, not in it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        bars = sys.modules.get("tqdm")
-        with bars.tqdm.external_write_mode(self.stream) if bars else contextlib.nullcontext():
+        # Another thread may be importing it.
+        bars = getattr(sys.modules.get("tqdm"), "tqdm", None)
+        with bars.external_write_mode(self.stream) if bars else contextlib.nullcontext():
             super().emit(record)
 
 

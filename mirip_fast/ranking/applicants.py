@@ -124,17 +124,21 @@ def applicant_tiers(
     why = (
         "An applicant's tier is that which a single work of the same score would most probably get."
     )
-    if known is not None and not known[3]:
-        held_out, members, order, *_ = known
-        found = fit_calibration(
-            aggregate(held_out, members, how), order, model.info.tiers, source=calibration.source
-        )
-        if found.ordinal is not None:
-            calibration = found
-            why = (
-                f"An applicant's tier is the most probable one, learned from {len(members)} graded "
-                "applicants that the model had not trained on."
+    if known is not None:
+        held_out, members, order, finer, _ = known
+        if not finer:
+            found = fit_calibration(
+                aggregate(held_out, members, how),
+                order,
+                model.info.tiers,
+                source=calibration.source,
             )
+            if found.ordinal is not None:
+                calibration = found
+                why = (
+                    f"An applicant's tier is the most probable one, learned from {len(members)} graded "
+                    "applicants that the model had not trained on."
+                )
     chances = calibration.tier_probabilities(np.asarray(scores, dtype=np.float64))
     if chances is None:
         return None, ""
