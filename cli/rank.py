@@ -214,6 +214,10 @@ def _check_options(out: Path, html: Path | None, xlsx: Path | None, by: str | No
         raise click.UsageError(
             f"--out {out}: the folder for ranking.csv and ranking.json is expected, not a file{hint}"
         )
+    if by is not None:
+        from mirip_fast.portfolio.ranking import check_applicants_path
+
+        check_applicants_path(out)
 
 
 def _write_workbook(path: Path, by: str | None, done: RankDone, config: Config) -> Path:

@@ -167,6 +167,7 @@ class Model:
         """
         from mirip_fast.portfolio.page import check_page_path, write_page
         from mirip_fast.portfolio.rank import rank_folder
+        from mirip_fast.portfolio.ranking import check_applicants_path
         from mirip_fast.portfolio.xlsx import check_workbook_path, write_workbook
         from mirip_fast.ranking.anchors import find_anchors
 
@@ -175,6 +176,8 @@ class Model:
             check_page_path(Path(html))
         if xlsx is not None:
             check_workbook_path(Path(xlsx))
+        if out is not None and config.data.by is not None:
+            check_applicants_path(Path(out))
         anchors = None
         if tiers:
             anchors = find_anchors(self.scorer, Path(config.embed.cache_dir), None)

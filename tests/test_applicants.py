@@ -144,8 +144,11 @@ def test_a_list_of_applicants_is_not_left_behind_nor_another_file_lost(
     assert "applicants.csv of an earlier ranking is removed" in capfd.readouterr().err
     assert not Path("applicants.csv").exists()
     Path("applicants.csv").write_text("지원자,tier\n지원자 01,S\n", encoding="utf-8")
-    assert run(rank) == 0 and run([*rank, "--by", "지원자"]) == 1
+    assert run(rank) == 0
+    before = Path("ranking.json").read_bytes()
+    assert run([*rank, "--by", "지원자"]) == 1
     assert "applicants.csv is no list that `rank --by` wrote, and stays" in capfd.readouterr().err
+    assert Path("ranking.json").read_bytes() == before  # nothing was computed, nothing replaced
     assert Path("applicants.csv").read_text(encoding="utf-8").startswith("지원자,tier")
 
 

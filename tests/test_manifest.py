@@ -275,6 +275,18 @@ def test_identical_rows_collapse(data: Path) -> None:
     assert len(read_manifest(data)) == 2
 
 
+def test_a_score_spelled_otherwise_is_the_same(data: Path) -> None:
+    head = "image_id,filename,tier_score\n1,a.png,0.134\n"
+    write(data, f"{head}1,a.png,0.1340\n2,b.png,\n2,b.png,\n")
+    assert [r.tier_score for r in images_of(read_manifest(data))] == [0.134, None]
+    for other in ("0.1341", ""):
+        write(data, f"{head}1,a.png,{other}\n")
+        with pytest.raises(
+            DataError, match=f"csv:3, tier_score: '1' has '{other}' here and '0.134'"
+        ):
+            read_manifest(data)
+
+
 def test_two_files_that_look_alike_are_not_taken_for_one(data: Path) -> None:
     names = [normalize(form, "그림.png") for form in ("NFC", "NFD")]
     for name in names:

@@ -233,7 +233,8 @@ def _with_grades(manifest: Manifest, names: Sequence[str | None]) -> Manifest:
         path, expected=(*wanted, options.score_column),
         separator=options.separator, encoding=options.encoding,
     )  # fmt: skip
-    there = with_known_names(table, (*wanted, options.score_column)).columns
+    table = with_known_names(table, (*wanted, options.score_column))
+    there = table.columns
     numbers = options.tier_column not in there and options.score_column in there
     if numbers:
         wanted = (by, options.score_column)

@@ -449,6 +449,12 @@ class Rows:
         spelling: dict[str, str] = {}  # one for each file
         of_files = zip(made["file"], made["named"], strict=True)
         said[columns.image] = [spelling.setdefault(f, name.strip()) for f, name in of_files]
+        if columns.score is not None:  # 0.134 is 0.1340
+            first: dict[float | str, str] = {}
+            numbers = zip(made["tier_score"].tolist(), text[columns.score], strict=True)
+            said[columns.score] = [
+                first.setdefault(c if math.isnan(n) else n, c) for n, c in numbers
+            ]
         left = [columns.id, columns.grader if by_row else None]
         said = said.drop(columns=[name for name in left if name is not None])
         once = self._once(work, said)

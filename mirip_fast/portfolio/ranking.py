@@ -318,12 +318,8 @@ class Applicants:
         within = [] if self.within is None else [self.within]
         tier = ["tier"] if "tier" in self.table else []
         columns = [*_ALWAYS[:6], *tier, "works", "applicant", *within, "files"]
+        check_applicants_path(folder)
         path = folder / APPLICANTS_FILE
-        if path.is_file() and not _is_ours(path):
-            raise DataError(
-                f"{shown(path)} is no list that `rank --by` wrote, and stays: give another folder with "
-                "--out, or another name to that file"
-            )
         rows = []
         for row in self.table.to_dict("records"):
             known = {c: _plain(v) for c, v in row.items()} | {"files": "; ".join(row["files"])}
@@ -355,6 +351,20 @@ class Applicants:
         for cells in rows:
             cells[-1] = shorten(cells[-1], max(20, width - used))
         return format_table(headers, rows, align="r" * (len(headers) - 2) + "ll")
+
+
+def check_applicants_path(folder: Path) -> None:
+    """Refuse a folder whose applicants.csv is the user's own.
+
+    Raises:
+        DataError: it is.
+    """
+    path = folder / APPLICANTS_FILE
+    if path.is_file() and not _is_ours(path):
+        raise DataError(
+            f"{shown(path)} is no list that `rank --by` wrote, and stays: give another folder with "
+            "--out, or another name to that file"
+        )
 
 
 def _is_ours(path: Path) -> bool:
