@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -139,12 +140,14 @@ def serve_command(
             click.launch(server.address)
         server.run()
         if page is not None and page.pairs:
+            by = resolved.config.data.by
+            by = f" --by {shlex.quote(by)}" if by else ""
             echo(f"{page.pairs} judged pairs of what was moved: {page.pairs_file}")
             echo(
                 f"Next: mirip-fast train --head-only --pairs {page.pairs_file}"
                 if page.trained_on is None
-                else f"Next: mirip-fast train --head-only --data {page.trained_on} learns them beside its "
-                "grades (with --pairs all: the grades alone)"
+                else f"Next: mirip-fast train --head-only --data {shlex.quote(page.trained_on)}{by} learns "
+                "them beside its grades (with --pairs all: the grades alone)"
             )
 
 

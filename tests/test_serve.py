@@ -154,9 +154,9 @@ def test_what_was_moved_joins_the_grades_in_the_next_training(
     held_out = [rows_of(path / "held_out.csv") for path in (model.path, again.path)]
     assert held_out[0] == held_out[1]  # what is told of graded works rests on the grades alone
     # A head, too; and it goes on with them after a stop.
-    assert (
-        run([*train, "--epochs", "2"]) == 1
-    )  # works that were ranked have not all that a head looks at
+    assert run(["-q", *train, "--epochs", "2"]) == 0
+    assert run(["-q", "cache", "prune", "--older-than", "0", "--yes"]) == 0
+    assert run([*train, "--epochs", "2"]) == 1
     assert "6 of 6 works in judged pairs have no features" in capfd.readouterr().err
     assert run(["-q", "embed", "new", *TINY]) == 0
     head = [*train, "--data", "data", "--epochs", "20", "--learning-rate", "0.01"]
@@ -168,6 +168,30 @@ def test_what_was_moved_joins_the_grades_in_the_next_training(
         page.pairs_file.unlink(missing_ok=True)
     gaps = [(one[last] - one[first]) / one.std() for one in scores]
     assert gaps[0] > gaps[1]
+
+
+def test_what_was_moved_never_takes_the_place_of_grades_named_in_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import mirip_fast as mf
+
+    monkeypatch.chdir(tmp_path)
+    for module in ("finished", "readouts"):
+        monkeypatch.setattr(f"mirip_fast.ranking.{module}.draw_run", lambda *_: None)
+    make_data(tmp_path / "data", 48)
+    table = tmp_path / "data" / "metadata.csv"
+    table.write_text(table.read_text(encoding="utf-8-sig").replace(",tier,", ",anna,", 1))
+    for i in range(3):
+        draw(tmp_path / "new" / f"{i}.png", 0.3 + 0.2 * i, 100 + i)
+    train = ["train", "--head-only", "--tier-column", "anna"]
+    assert run(["-q", "embed", "data", *TINY]) == run(["-q", *train]) == 0
+    done = rank_folder(mf.load(workers=0).scorer, "new", Config())
+    with LivePage(done, tmp_path, Config()) as page:
+        client = client_of(page.routes(TOKEN))
+        say(client, {keys_of(client)[2]: {"at": -1}})
+    capfd.readouterr()
+    assert run(train) == 0
+    assert "2 of 2 judged pairs of" in (told := capfd.readouterr().err) and "join 44" in told
 
 
 def test_who_may_see_the_page_and_change_it(folder: Path) -> None:

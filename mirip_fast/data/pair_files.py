@@ -184,6 +184,15 @@ def pairs_table(path: Path, separator: str | None = None, encoding: str = "utf-8
     return table
 
 
+def says_content(path: Path) -> bool:
+    """Whether a file of judged pairs says the content of its works, as `serve` writes it."""
+    try:
+        with path.open("rb") as stream:
+            return CONTENT[0].encode() in stream.readline(1 << 16)
+    except OSError:
+        return False  # reading it will say so
+
+
 def works_in(path: Path, *, encoding: str = "utf-8") -> pd.DataFrame | None:
     """The works in a file of judged pairs that says their content, as `serve` writes it; None in others.
 

@@ -603,10 +603,12 @@ def _report_text(report: Report, mistakes: int) -> str:
     level = f"{100 * report.confidence:g} % interval"
     counts = zip(report.tier_names, report.tier_counts, strict=True)
     listed = ", ".join(f"{name} {count}" for name, count in counts) or "no tiers"
+    differing = "tiers" if report.tier_names else "tier_score"
+    if report.by_grader:
+        differing = "tiers by one grader" if report.tier_names else "tier_score by one grader"
     head = (
         f"{report.n_images} images ({listed}) in {report.n_groups} groups, {report.n_pairs} pairs of "
-        f"different {'tiers' if report.tier_names else 'tier_score'}"
-        f"{' by one grader' if report.by_grader else ''}"
+        f"different {differing}"
     )
     figures = [[tr(name), _shown(value), span(ends)] for name, value, ends in _figures(report)]
     parts = [head, format_table(["measure", "value", level], figures, "lrl")]

@@ -150,7 +150,12 @@ class LivePage(Closing):
         run = Run(self._done.model.checkpoint.parent)
         known, file = run.info.get("served", []), str(self.pairs_file.absolute())
         if pairs and file not in known and "dataset" in run.info:
-            run.update(served=[*known, file])
+            try:
+                run.update(served=[*known, file])
+            except (OSError, MiripError) as error:  # another's run: the pairs are kept all the same
+                log.warning(
+                    "%s; the next training takes these pairs only by --pairs %s", error, file
+                )
         return pairs
 
     def _decode(self, number: int) -> bytes:

@@ -39,7 +39,7 @@ from mirip_fast.language import tr
 from mirip_fast.ranking.graded import GradedImages, load_split
 from mirip_fast.ranking.held_out import load_held_out
 from mirip_fast.text import closest, counted, shown
-from mirip_fast.training.run_folder import SPLIT_FILE, Run, find_runs
+from mirip_fast.training.run_folder import SPLIT_FILE, Run, find_runs, run_in_use
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -226,7 +226,7 @@ def _each(images: pd.DataFrame) -> Iterator[pd.DataFrame]:
 
 
 def run_of(dataset: Dataset, output_dir: Path, run: Path | None) -> Run | None:
-    """The run that ``run`` names, else the newest finished one that was trained on the data set.
+    """The run that ``run`` names, else that in use or the newest finished one, if trained on the data set.
 
     Raises:
         RunNotFoundError: ``run`` is no run.
@@ -236,7 +236,7 @@ def run_of(dataset: Dataset, output_dir: Path, run: Path | None) -> Run | None:
         if not Run(folder).has(SPLIT_FILE):
             raise RunNotFoundError(f"--run {run}: there is no {folder / SPLIT_FILE}")
         return Run(folder)
-    for found in find_runs(output_dir):
+    for found in filter(None, (run_in_use(output_dir), *find_runs(output_dir))):
         info = found.info
         trained = info.get("status") == "finished" and not info.get("debug")
         if trained and info.get("dataset") == str(dataset.source):

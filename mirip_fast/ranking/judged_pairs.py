@@ -145,8 +145,9 @@ class JoinedPairs:
             files = ", ".join(dict.fromkeys(str(row["file"]) for row in self.table))
             raise StoreError(
                 f"{files}: {lack} of {counted(len(self.hashes), 'work')} in judged pairs have no features "
-                f"({features}) in {store.path}: run `mirip-fast embed` on the folder of these works; or "
-                "`--pairs all` trains without them"
+                f"({features}) in {store.path}. Embed the folder of these works as the graded ones were "
+                "(same backbone and image size) and train with --data GRADED; or `--pairs all` trains "
+                "without them"
             )
         n = len(self.hashes)
         labels = Rows([sha.hex() for sha in self.hashes], np.empty((n, 0, 0), np.float32),
@@ -303,7 +304,7 @@ def tell_pairs(
     used = ", ".join(f"{split} {fates[split]:,}" for split in SPLITS)
     total, names = counted(len(table), "judged pair"), ", ".join(map(shown, paths))
     if graded:
-        works = counted(graded, "graded work")
+        works = f"{graded:,} graded works"
         log.info("%s of %s of %s join %s", f"{joined:,}", total, names, works)
     if joined < len(table):
         log.info("%s: %s; used: %s", names, total, used)

@@ -21,7 +21,7 @@ from mirip_fast.features.backbone_files import find_backbone, names_of_backbones
 from mirip_fast.features.embed import Progress, Settings
 from mirip_fast.features.outcomes import Outcome, ledger
 from mirip_fast.features.phase_one import PhaseOne, open_hashes, prepare, with_kinds
-from mirip_fast.features.recipe import series_name
+from mirip_fast.features.recipe import is_patches, series_name
 from mirip_fast.features.store import FeatureStore, differing_fields
 from mirip_fast.models.gp import GaussianProcess, draw_errors
 from mirip_fast.models.model_info import ModelInfo, beside
@@ -389,7 +389,7 @@ def _complete_store(
 
 
 def _kept_kinds(info: ModelInfo) -> tuple[str, ...]:
-    """What is embedded for a model: what it looks at, and the CLS token, by which works resemble others."""
+    """What a model needs: what it looks at, and the CLS token, by which works resemble others."""
     return tuple(dict.fromkeys(("cls", *info.kinds)))
 
 
@@ -414,7 +414,11 @@ def phase_of_model(
             "about 1 %%. They are kept in a store of their own.",
             wanted,
         )
-    phase = with_kinds(prepare(options, device, hashes), _kept_kinds(info))
+    phase = prepare(options, device, hashes)
+    # One pass gives every layer. The next training may look at others than this model does, also at works
+    # that were only ranked: those of judged pairs.
+    others = (kind for kind in phase.recipe.kinds if not is_patches(kind))
+    phase = with_kinds(phase, tuple(dict.fromkeys((*_kept_kinds(info), *others))))
     ours = {**phase.recipe.fingerprint, "precision": wanted}
     if ours != info.fingerprint:
         raise CheckpointError(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mirip_fast.config import Config, DataConfig, TrainConfig
 from mirip_fast.data.applicants import sets_of
 from mirip_fast.data.graders import grades_of, learned_grades
-from mirip_fast.data.pair_files import pairs_table, works_in
+from mirip_fast.data.pair_files import pairs_table, says_content
 from mirip_fast.errors import CheckpointError, ConfigError, StoreError
 from mirip_fast.evaluation.agreement import agreement
 from mirip_fast.evaluation.report import Report
@@ -145,14 +145,18 @@ def train_head(
     cache_dir = Path(config.embed.cache_dir)
     judged_files = pairs_files(config.train)
     readout = choose_readout(config, listed=bool(judged_files))
-    named = any(works_in(path) is None for path in judged_files)
+    named = not all(map(says_content, judged_files))
     find = newest_dataset if named or request.grades else newest_graded
     datasets = datasets_through(cache_dir, find(cache_dir, request.data), request.backbones)
     dataset = datasets[0]
+    # Grades may be named now that embedding did not find; what was moved in `serve` never takes their place.
+    graded = dataset.info["graded"] or not {"tier_column", "score_column"}.isdisjoint(
+        request.grades
+    )
     if request.served and not judged_files:
-        judged_files = _served_pairs(config, dataset, readout)
+        graded, judged_files = True, _served_pairs(config, dataset, readout)
         config = _with_pairs(config, judged_files)
-    alone = _learns_pairs_alone(config, judged_files, dataset)
+    alone = _learns_pairs_alone(config, judged_files, graded=graded)
     _tell_of(cache_dir, datasets, request)
     images = _images(config, request, dataset, cache_dir, need_tiers=not alone)
     tell_agreement(images, config, learned=not alone)
@@ -205,7 +209,7 @@ def _patches_to_try(dataset: Dataset, info: ModelInfo, readout: str) -> str | No
     return None if info.more else patches
 
 
-def _learns_pairs_alone(config: Config, files: Sequence[Path], dataset: Dataset) -> bool:
+def _learns_pairs_alone(config: Config, files: Sequence[Path], *, graded: bool) -> bool:
     """Whether judged pairs are all that is learned.
 
     Raises:
@@ -217,7 +221,7 @@ def _learns_pairs_alone(config: Config, files: Sequence[Path], dataset: Dataset)
             "--folds goes with --pairs all or sampled, not with a file of pairs: it divides the images, and "
             "of judged pairs hardly any would keep both theirs"
         )
-    alone = bool(files) and (config.train.label == "pairs" or not dataset.info["graded"])
+    alone = bool(files) and (config.train.label == "pairs" or not graded)
     if alone and config.train.label == "tier_score":
         raise ConfigError(
             "--label goes with --pairs all or sampled, not with a file, without grades"
