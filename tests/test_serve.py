@@ -253,11 +253,11 @@ def test_uploads_get_the_scores_of_rank_and_hostile_ones_a_reason(
         if "tier" in row:
             assert work["tier"] == row["tier"]
             assert work["score_100"] == pytest.approx(row["score_100"], abs=1)
-            assert sum(work["tiers"].values()) == pytest.approx(1)
+            assert sum(work["tiers"].values()) == pytest.approx(1, abs=1e-3)
     assert broken["file"] == "x.png" and broken["error"] and "score" not in broken
     assert len(list((headed / "kept").iterdir())) >= 4  # it was asked for
-    one = ask(client, content=files[0].read_bytes(), params={"name": "a"}).json()["works"][0]
-    assert one["score"] == works[0]["score"] and one["file"] == "a"
+    one = ask(client, content=files[2].read_bytes(), params={"name": "a"}).json()["works"][0]
+    assert one == {**works[2], "file": "a"}  # whatever else is sent with it
     assert ask(client, content=b"no picture").status_code == 422
     assert ask(client, content=b"").status_code == 400
     assert ask(client, content=b"x" * 100_001).status_code == 413

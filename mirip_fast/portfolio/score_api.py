@@ -161,8 +161,13 @@ class Scorer(Closing):
         store = _InMemory(hashes, {spec: np.concatenate(parts) for spec, parts in rows.items()})
         scores = self.model.score(store, hashes)
         columns: dict[str, Any] = {"score": scores.astype(float)}
-        draws = self.model.draw(store, hashes, scores, DRAWS)
-        if draws is not None:
+        # Each by itself: what a picture is answered does not depend on what is sent with it.
+        drawn = [
+            self.model.draw(store, [h], scores[i : i + 1], DRAWS) for i, h in enumerate(hashes)
+        ]
+        alone = [one for one in drawn if one is not None]
+        if alone:
+            draws = np.concatenate(alone, axis=1)
             ends = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
             columns["score_low"], columns["score_high"] = ends
         for name in list(columns):
@@ -173,10 +178,12 @@ class Scorer(Closing):
         tiers = self.calibration.tier_names
         results = {}
         for i, sha in enumerate(hashes):
-            result: dict[str, Any] = {name: float(values[i]) for name, values in columns.items()}
+            result: dict[str, Any] = {
+                name: round(float(values[i]), 4) for name, values in columns.items()
+            }
             if chances is not None:
                 result["tier"] = tiers[int(chances[i].argmax())]
-                result["tiers"] = dict(zip(tiers, chances[i].tolist(), strict=True))
+                result["tiers"] = dict(zip(tiers, chances[i].round(4).tolist(), strict=True))
             results[sha] = result
         return results
 
