@@ -187,3 +187,15 @@ def test_pairs_beside_grades_are_at_the_mode_of_both_likelihoods(kind: str) -> N
     again = GaussianProcess.from_arrays(joined.arrays())
     assert np.array_equal(again.score(new), joined.score(new)) and not again.pairs_alone
     assert np.array_equal(joined.left_out, gp.left_out)
+
+
+def test_pairs_beside_many_grades_leave_the_noise_in_every_spread() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(660, 12)).astype(np.float32)
+    grades, judged = np.abs(rows[:, 0]), rows[400:460]
+    gp = GaussianProcess.fit(rows[:400], grades[:400], blocks=[6, 6], exact=100, inducing=60)
+    pairs = np.array([rng.choice(60, 2, replace=False) for _ in range(200)])
+    label = np.sign(grades[400 + pairs[:, 0]] - grades[400 + pairs[:, 1]])
+    joined = join_pairs(gp, judged, pairs, label)
+    before, after = (p.spread(rows[400:]) / p.sd for p in (gp, joined))
+    assert (after >= gp.noise**0.5 - 1e-9).all() and (after <= before + 1e-9).all()

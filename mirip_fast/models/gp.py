@@ -398,8 +398,12 @@ class GaussianProcess:
         kernel = kernel[:, : self._graded]
         if len(self.factor):
             half = solve_triangular(self._basis_factor, kernel.T, lower=True)
+            lacking = np.maximum(self._kernel.self - (half**2).sum(axis=0), 0.0)  # the noise has it
             half = solve_triangular(self.factor, half, lower=True)
-            approximate: FloatArray = self.noise * (1 + (half**2).sum(axis=0)) - joined
+            own = self.noise * (half**2).sum(axis=0)
+            # Pairs were joined to f with all its variance: they take the same share of what is told here.
+            left = np.clip(1 - joined / (own + lacking), 0.0, 1.0)
+            approximate: FloatArray = self.noise + own * left
             return approximate
         part = _averaging(self.sets) @ kernel.T if len(self.sets) else kernel[:, self._sure].T
         half = solve_triangular(self._basis_factor, part, lower=True)
