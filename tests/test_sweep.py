@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ from test_cli import TINY, make_data
 
 from mirip_fast.config import Config
 from mirip_fast.errors import ConfigError, TrainingError
+from mirip_fast.evaluation.metrics import PairCounter
 from mirip_fast.ranking.sweep import CellFits, cell_text, compare_cells, configure, make_cells
 
 SWEEP = ["sweep", "--grid", "learning_rate=3e-4,1e-2", "--grid", "features=cls,cls+mean",
@@ -125,6 +127,28 @@ def test_figures_and_intervals_against_plain_loops() -> None:
     low, high = np.quantile(drawn_accuracies[:, 1] - drawn_accuracies[:, 0], [0.025, 0.975])
     assert row["difference_low"] == pytest.approx(low, abs=0.07)
     assert row["difference_high"] == pytest.approx(high, abs=0.07)
+
+
+def test_pairs_of_several_graders_are_those_inside_one() -> None:
+    rng = np.random.default_rng(2)
+    quality, fold_of = rng.random(60), np.arange(60) % 3
+    grades = np.floor(2.99 * (1 - quality))[:, None] + [0.0, 2.0]  # mild, strict
+    grades[np.arange(60), rng.integers(2, size=60)] = np.nan  # everyone graded by one
+    tiers = np.nanmax(grades, axis=1).astype(np.int64)
+    epochs = np.ones((2, 3), np.int64)
+    fits = [
+        CellFits(np.tile(s, (2, 1)).astype(np.float32), epochs) for s in (quality, rng.random(60))
+    ]
+    cells, groups = [{}, {"train.margin": 1.0}], [str(i) for i in range(60)]
+    table, _ = compare_cells(cells, fits, tiers, fold_of, groups, grades=grades, rounds=50)
+    right = pairs = 0.0
+    for g, fold in itertools.product(range(2), range(3)):
+        rows = np.flatnonzero(np.isfinite(grades[:, g]) & (fold_of == fold))
+        counter = PairCounter(fits[1].scores[0, rows], grades[rows, g].astype(np.int64))
+        right, pairs = (a + b.sum() for a, b in zip((right, pairs), counter.table(), strict=True))
+    assert table["accuracy"].tolist() == pytest.approx([1.0, right / pairs])
+    assert table["difference"].iloc[1] == pytest.approx(right / pairs - 1)
+    assert table["accuracy_low"].iloc[1] < right / pairs < table["accuracy_high"].iloc[1]
 
 
 def test_the_winner_of_pure_chance_is_told_to_be_flattered() -> None:

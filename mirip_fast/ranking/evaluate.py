@@ -354,6 +354,7 @@ def evaluate_side_by_side(models: Sequence[ScoreModel], split: str, config: Conf
         if rows:
             difference = paired_bootstrap(
                 scores, base, tiers, groups, within=codes, finer=not first.has_tiers,
+                grades=first.grades if within is None else None,
                 rounds=config.evaluate.bootstrap_rounds,
             )  # fmt: skip
         else:

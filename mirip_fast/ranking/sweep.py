@@ -431,7 +431,7 @@ def run_sweep(sweep: Sweep, progress: Callable[[int, int], None] = lambda *_: No
     groups = [str(unit) for unit in units_of(sweep.images).tolist()]
     table, text = compare_cells(
         sweep.cells, [fits[i] for i in numbers], labels.tiers, sweep.fold_of, groups,
-        within=labels.within, rounds=sweep.config.evaluate.bootstrap_rounds,
+        within=labels.within, grades=sweep.images.grades, rounds=sweep.config.evaluate.bootstrap_rounds,
     )  # fmt: skip
     filled = table.astype(object).where(table.notna(), None)
     rows = [dict(zip(table.columns, row, strict=True)) for row in filled.itertuples(index=False)]
@@ -540,6 +540,7 @@ def compare_cells(
     groups: Sequence[str],
     *,
     within: NDArray[np.int64] | None = None,
+    grades: NDArray[np.float64] | None = None,
     rounds: int = 1000,
 ) -> tuple[pd.DataFrame, str]:
     """The cells, the best one first, each with its difference to cell 0; and the same in words.
@@ -558,6 +559,7 @@ def compare_cells(
         fold_of: [n] the fold that leaves the image out.
         groups: [n] names of what is drawn together.
         within: [n] codes inside which pairs count, or None.
+        grades: [n, G] tiers by several graders, NaN for none, whose pairs count where ``within`` is None.
         rounds: bootstrap rounds behind each interval.
 
     Raises:
@@ -576,12 +578,19 @@ def compare_cells(
     same: dict[str, Any] = {"groups": list(groups) * seeds, "within": codes, "rounds": rounds}
     every = np.tile(tiers, seeds)
     place = (np.arange(len(every)) // len(tiers)) * folds + np.tile(fold_of, seeds)  # seed and fold
+    of = np.arange(len(every))  # the image of each row that is counted
+    if grades is not None and within is None:  # a grader of one fold and seed is one of their own
+        own = np.full((len(every), seeds * folds, grades.shape[1]), np.nan)
+        own[of, place] = np.tile(grades, (seeds, 1))
+        same["grades"] = own.reshape(len(every), -1)
+        of = np.nonzero(np.isfinite(same["grades"]))[0]
     rows, by_fit = [], []
     base = fits[0].scores.reshape(-1).astype(np.float64)
     for i in good:
         scores = fits[i].scores.reshape(-1).astype(np.float64)
-        right, pairs = PairCounter(scores, every, within=codes).by_image()
-        right, pairs = (np.bincount(place, v, seeds * folds) / 2 for v in (right, pairs))
+        counter = PairCounter(scores, every, within=codes, grades=same.get("grades"))
+        right, pairs = counter.by_image()
+        right, pairs = (np.bincount(place[of], v, seeds * folds) / 2 for v in (right, pairs))
         by_fit.append(right)
         interval = accuracy_interval(scores, every, **same)
         difference = accuracy_interval(scores, every, minus=base, **same)
