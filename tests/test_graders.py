@@ -23,6 +23,7 @@ from mirip_fast.evaluation.agreement import agreement, alpha
 from mirip_fast.evaluation.metrics import PairCounter, pairwise_accuracy, ranks
 from mirip_fast.models.gp import GaussianProcess, grader_scores, normal_scores
 from mirip_fast.models.losses import PairLoss
+from mirip_fast.ranking.graded import GradedImages
 
 #: Tiers by two graders; the fourth work has one grade, the last none.
 KIM, LEE = ["S", "S", "A", "C", ""], ["S", "B", "B", "", ""]
@@ -227,6 +228,29 @@ def test_a_strict_and_a_mild_grader_are_not_mixed(office: Path, how: list[str]) 
     ]
     place = np.corrcoef(order, np.arange(100)[::-1])[0, 1]
     assert place > 0.97  # of pooled tiers: 0.91, 0.95, 0.96
+
+
+def test_the_difference_of_two_runs_is_of_the_accuracies_beside_it(office: Path) -> None:
+    for epochs in ("1", "20"):
+        train = ["-q", "train", "--head-only", *SPLIT, "--readout", "head", "--epochs", epochs]
+        assert run([*train, "--output-dir", "two", "--name", epochs]) == 0
+    runs = [str(next((office / "two").glob(f"*-{name}"))) for name in ("1", "20")]
+    assert run(["-q", "evaluate", *runs, "--out", "two.json"]) == 0
+    first, second = json.loads((office / "two.json").read_text(encoding="utf-8"))["rows"]
+    apart = second["accuracy"] - first["accuracy"]
+    assert second["difference"]["difference"] == pytest.approx(apart)
+
+
+def test_every_split_counts_pairs_by_the_rule_of_all() -> None:
+    ids = [f"w{i}" for i in range(6)]
+    columns = {"tier_a": list("SAB") * 2, "tier_b": list("SAB") * 2}
+    for tiers, decided in (("SABSAB", False), ("BABSAB", True)):
+        given = {"image_id": ids, "file": ids, "tier": ["SAB".index(tier) for tier in tiers]}
+        table = image_table(given | columns, "SAB")
+        manifest = Manifest(Path("x.csv"), Path(), tuple("SAB"), table)
+        images = GradedImages.of(manifest, [None] * 6, ["train"] * 3 + ["test"] * 3)
+        for some in (images, images.part("train"), images.part("test").part("test")):
+            assert (some.grades is None) == (some.labels(None).grades is None) == decided
 
 
 def test_one_graders_taste_is_learned(office: Path, capfd: pytest.CaptureFixture[str]) -> None:

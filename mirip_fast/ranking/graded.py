@@ -64,7 +64,13 @@ class GradedImages(Manifest):
     """Graded images whose table has ``sha256``, ``split`` and ``near_group`` of each.
 
     After :meth:`with_scores`, also the scores that a model gave them which had not trained on them.
+
+    Attributes:
+        decided: of images taken from others, whether tiers count in those, and so in every part of them, in
+            place of several graders' grades (:func:`learned_grades`); None: these are all there are.
     """
+
+    decided: bool | None = None
 
     @classmethod
     def of(
@@ -82,7 +88,7 @@ class GradedImages(Manifest):
 
         columns = {"sha256": hashes, "split": splits, "near_group": near or [None] * len(splits)}
         more = {name: pd.Series(list(values), dtype=object) for name, values in columns.items()}
-        known = {field.name: getattr(manifest, field.name) for field in dataclasses.fields(cls)}
+        known = {f.name: getattr(manifest, f.name) for f in dataclasses.fields(Manifest)}
         return cls(**known | {"table": manifest.table.assign(**more)})
 
     @functools.cached_property
@@ -105,7 +111,8 @@ class GradedImages(Manifest):
 
     def subset(self, indexes: Iterable[int]) -> GradedImages:
         """The images with these indexes, in the order given."""
-        return cast(GradedImages, super().subset(indexes))
+        decided = learned_grades(self.table) is None if self.decided is None else self.decided
+        return replace(cast(GradedImages, super().subset(indexes)), decided=decided)
 
     def of_grader(self, grader: str | None) -> GradedImages:
         """The images that one grader graded, with that one's tiers; all as they are for None.
@@ -185,8 +192,9 @@ class GradedImages(Manifest):
 
     @property
     def grades(self) -> NDArray[np.float64] | None:
-        """[n, G] of several graders, see :func:`learned_grades`; None where images have no tiers."""
-        return learned_grades(self.table) if self.has_tiers else None
+        """[n, G] of several graders, see :func:`learned_grades`; None where images have no tiers, or where
+        tiers count in those that they were taken from."""
+        return learned_grades(self.table) if self.has_tiers and not self.decided else None
 
     def column(self, name: str) -> list[str | None]:
         """[n] values of a CSV column; see :func:`column_of`."""
@@ -207,7 +215,7 @@ class GradedImages(Manifest):
         """
         graded = self.has_tiers or label == "tier" if pairs is None else self.has_grades
         grades = None
-        if pairs is None and label == "tier":
+        if pairs is None and label == "tier" and not self.decided:
             grades = learned_grades(self.table)
         return Rows(
             ids=self.ids,
