@@ -186,6 +186,7 @@ def test_keys_give_tiers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened
         press("A", ["S", "B", "A"])
         for key in ("5", "ArrowLeft", "0", "f"):  # these mean nothing here
             page.keyboard.press(key)
+        wait_until(page, lambda: page.evaluate("!document.body.classList.contains('busy')"))
         page.evaluate(  # a Korean keyboard
             "document.dispatchEvent(new KeyboardEvent('keydown', { key: 'ㅊ', code: 'KeyC' }))"
         )
