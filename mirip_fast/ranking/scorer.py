@@ -344,7 +344,7 @@ def _score_part(
             places = _places(model.info, backbone, hashes)
             passes, stores = [], []
             for info, place in zip(model.info.backbones, places, strict=True):
-                phase = phase_of_model(info, cache_dir, device, place, hashes)
+                phase = phase_of_model(info, cache_dir, device, place, hashes, every_layer=True)
                 passes.append(phase.embed(paths, hashes, settings, progress))
                 stores.append(phase.store)
                 settings = dataclasses.replace(settings, rehash=False)  # once is enough
@@ -394,11 +394,26 @@ def _kept_kinds(info: ModelInfo) -> tuple[str, ...]:
 
 
 def phase_of_model(
-    info: ModelInfo, cache_dir: Path, device: str, backbone: str | None, hashes: Any
+    info: ModelInfo,
+    cache_dir: Path,
+    device: str,
+    backbone: str | None,
+    hashes: Any,
+    *,
+    every_layer: bool = False,
 ) -> PhaseOne:
-    """Phase one as the model was trained, on this machine.
+    """Phase one as the model was trained, on this machine, with what the model needs.
 
     A machine that cannot compute in the model's precision computes in fp32, into a store of its own.
+
+    Args:
+        info: what the model expects.
+        cache_dir: folder of the stores.
+        device: where to compute.
+        backbone: another place of it, if it moved.
+        hashes: of files.
+        every_layer: of what is kept: one pass gives the others, too, and the next training may look at them,
+            also at works that were only ranked: those of judged pairs.
     """
     from mirip_fast.runtime import resolve_device, supported_precisions
 
@@ -415,10 +430,11 @@ def phase_of_model(
             wanted,
         )
     phase = prepare(options, device, hashes)
-    # One pass gives every layer. The next training may look at others than this model does, also at works
-    # that were only ranked: those of judged pairs.
-    others = (kind for kind in phase.recipe.kinds if not is_patches(kind))
-    phase = with_kinds(phase, tuple(dict.fromkeys((*_kept_kinds(info), *others))))
+    kinds = _kept_kinds(info)
+    if every_layer:
+        others = (kind for kind in phase.recipe.kinds if not is_patches(kind))
+        kinds = tuple(dict.fromkeys((*kinds, *others)))
+    phase = with_kinds(phase, kinds)
     ours = {**phase.recipe.fingerprint, "precision": wanted}
     if ours != info.fingerprint:
         raise CheckpointError(
