@@ -109,10 +109,13 @@ def test_few_validation_pairs_leave_the_choice_to_the_tiers(
 ) -> None:
     make_data(work / "data", 60)
     ids = [f"id{i:02d}" for i in range(12)]
-    brightness_pairs(work / "pairs.csv", ids, lambda one, other: one > other)
+    pairs = work / "pairs.csv"
+    brightness_pairs(pairs, ids, lambda one, other: one > other)
+    pairs.write_text(pairs.read_text(encoding="utf-8").replace(",weight,", ",weights,", 1))
     assert run(["embed", "data", *TINY]) == 0
     assert run([*TRAIN, "--pairs", "pairs.csv", "--label", "pairs"]) == 0
     err = capfd.readouterr().err
+    assert err.count("column 'weights' is not read") == 1
     assert "the tiers choose the best epoch" in err and "val accuracy is that of the tiers" in err
 
 

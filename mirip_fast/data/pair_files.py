@@ -7,6 +7,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from mirip_fast.data.csv_reader import (
 )
 from mirip_fast.data.locate import alike_key, ends_of
 from mirip_fast.data.table import joined
+from mirip_fast.errors import DataError
 from mirip_fast.text import closest, counted, nfc, shown
 
 if TYPE_CHECKING:
@@ -185,12 +187,15 @@ def pairs_table(path: Path, separator: str | None = None, encoding: str = "utf-8
 
 
 def says_content(path: Path) -> bool:
-    """Whether a file of judged pairs says the content of its works, as `serve` writes it."""
-    try:
-        with path.open("rb") as stream:
-            return CONTENT[0].encode() in stream.readline(1 << 16)
-    except OSError:
-        return False  # reading it will say so
+    """Whether a file of judged pairs says the content of its works, as `serve` writes it.
+
+    Its encoding is not known yet: names of works may be read wrongly, names of columns are not. A file that
+    cannot be read says nothing here; reading it in its encoding says why.
+    """
+    with suppress(DataError):
+        table = read_table(path, expected=CONTENT, encoding_errors="surrogateescape")
+        return {*CONTENT} <= {*table.columns}
+    return False
 
 
 def works_in(path: Path, *, encoding: str = "utf-8") -> pd.DataFrame | None:
@@ -204,9 +209,9 @@ def works_in(path: Path, *, encoding: str = "utf-8") -> pd.DataFrame | None:
     """
     import pandas as pd
 
-    table = pairs_table(path, encoding=encoding)
-    if not {*CONTENT} <= {*table.columns}:
+    if not says_content(path):
         return None
+    table = pairs_table(path, encoding=encoding)
     problems, known = table.problems(), dict[str, str]()
     for name, column in zip((FIRST, SECOND), CONTENT, strict=True):
         for (row, cell), work in zip(table.texts(column), table.cells[name], strict=True):

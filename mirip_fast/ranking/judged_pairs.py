@@ -47,6 +47,9 @@ _COLUMNS = ("image_id_1", "image_id_2", LABEL, WEIGHT, "split", "dropped", "file
 _FEW = 30  # validation pairs; fewer say little about which epoch is best
 
 
+_DIFFERENT = "images in different splits"
+
+
 @dataclass(frozen=True)
 class JudgedPairs:
     """Judged pairs that lie inside one split each.
@@ -172,7 +175,6 @@ def read_judged_pairs(
     dataset: Dataset,
     zero: str | None = None,
     *,
-    across: bool = False,
     elsewhere: bool = False,
 ) -> list[dict[str, Any]]:
     """The rows of pairs.csv: every pair of the files of a run, with its split or why it is dropped.
@@ -186,7 +188,6 @@ def read_judged_pairs(
         images: the run's images.
         dataset: the data set that they are of.
         zero: what the label 0 means, see :func:`mirip_fast.data.pair_files.read_pairs`.
-        across: keep pairs of a train and a val image, as pairs of train: for a readout that learns from both.
         elsewhere: works without a split count as train, and a file may name those of another data set that
             is embedded in the same cache.
 
@@ -203,9 +204,7 @@ def read_judged_pairs(
             pair = said["one"], said["other"]
             contents = [hashes[work] for work in pair]
             splits = {split_of.get(sha, "train" if elsewhere else "no split") for sha in contents}
-            if across and splits == {"train", "val"}:
-                splits = {"train"}
-            fate = "images in different splits" if len(splits) > 1 else splits.pop()
+            fate = _DIFFERENT if len(splits) > 1 else splits.pop()
             if None in contents:
                 fate = "an image could not be embedded"
             elif contents[0] == contents[1]:
@@ -223,6 +222,26 @@ def read_judged_pairs(
             }
             table.append(row)
     return table
+
+
+def with_train_and_val(
+    table: Sequence[dict[str, Any]], images: GradedImages, *, elsewhere: bool
+) -> list[dict[str, Any]]:
+    """The rows, with pairs of a train and a val image as pairs of train: for what learns from both.
+
+    Args:
+        table, images, elsewhere: of :func:`read_judged_pairs`.
+    """
+    known = zip(images.hashes, images.splits, strict=True)
+    split_of = {sha.hex(): split for sha, split in known}
+    usual = "train" if elsewhere else None
+    return [
+        {**row, "split": "train", "dropped": None}
+        if row["dropped"] == _DIFFERENT
+        and {split_of.get(row[c], usual) for c in CONTENT} == {"train", "val"}
+        else row
+        for row in table
+    ]
 
 
 def _works_and_pairs(

@@ -66,6 +66,7 @@ from mirip_fast.ranking.judged_pairs import (
     save_judged_pairs,
     tell_pairs,
     warn_of_few,
+    with_train_and_val,
 )
 from mirip_fast.ranking.objective import describe_pairs, make_loss, pairs_files, require_pairs
 from mirip_fast.ranking.readouts import choose_readout, fit_readout, learns_pairs
@@ -356,7 +357,7 @@ def _judged(
         splits = [row["split"] for row in table if row["split"]]
         readout = "gp" if learns_pairs(splits, config.head.readout) else "head"
     if readout == "gp":
-        table = read_judged_pairs(files, images, dataset, zero, across=True, elsewhere=not alone)
+        table = with_train_and_val(table, images, elsewhere=not alone)
     learned = ("train", "val") if readout == "gp" else ("train",)
     if not alone:
         joined = JoinedPairs.of(table, learned)
