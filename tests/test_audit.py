@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from mirip_fast.ranking.audit import (
     audit,
     audit_text,
     contradictions,
+    contradictory_judgements,
     write_findings,
 )
 from mirip_fast.ranking.graded import GradedImages, graded_of_dataset, save_split
@@ -269,6 +271,84 @@ def test_cycles(work: Path) -> None:
     both = [work / "one.csv", work / "two.csv"]
     assert found(config, pairs=both) == [("cycle", ["c.png", "d.png", "e.png"])]
     assert rows_of(work / "audit.csv")[0]["rows"] == "one.csv:2; two.csv:2; two.csv:3"
+
+
+def cycles(folder: Path, *judged: tuple[object, object]) -> list[tuple[tuple[str, ...], list[int]]]:
+    """The cycles among judgements (better, worse) of the lines 2, 3, …: images and lines of each."""
+    path = folder / "judged.csv"
+    lines = ["image_path_1,image_path_2,label", *(f"{one},{other},1" for one, other in judged)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    findings, _ = contradictory_judgements([path])
+    return [(tuple(f.images["image_id"]), f.images["row"].tolist()) for f in findings]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "expected"),
+    [
+        ("ab bc ac ab ad", []),
+        ("ab bc cd da ca xa", [("abc", [2, 3, 6]), ("abcd", [2, 3, 4, 5])]),
+        ("ab ba ab cc", [("ab", [2, 3]), ("c", [5])]),
+        ("ef bc ab de cd fa", [("abcdef", [4, 3, 6, 5, 2, 7])]),
+    ],
+)
+def test_the_shortest_cycles_are_named_with_their_rows(
+    tmp_path: Path, pairs: str, expected: list[tuple[str, list[int]]]
+) -> None:
+    found = cycles(tmp_path, *((pair[0], pair[1]) for pair in pairs.split()))
+    assert found == [(tuple(images), rows) for images, rows in expected]
+
+
+def test_cycles_against_trying_everything(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    seen = set()
+    for _ in range(100):
+        n = int(rng.integers(2, 7))
+        drawn = rng.integers(0, n, (int(rng.integers(1, 11)), 2))
+        edges = {(int(a), int(b)) for a, b in drawn if a != b or rng.random() < 0.1}
+        if not edges:
+            continue
+        found = [[*map(int, images)] for images, _ in cycles(tmp_path, *edges)]
+        for cycle in found:
+            assert set(zip(cycle, [*cycle[1:], cycle[0]], strict=True)) <= edges
+            assert len(set(cycle)) == len(cycle)
+        shortest = next(
+            (
+                length
+                for length in range(1, n + 1)
+                for way in itertools.permutations(range(n), length)
+                if all(edge in edges for edge in zip(way, (*way[1:], way[0]), strict=True))
+            ),
+            0,
+        )
+        assert min(map(len, found), default=0) == shortest
+        seen.add(shortest)
+    assert seen >= {0, 1, 2, 3}
+
+
+def test_five_cycles_are_named_at_most_and_the_shortest(tmp_path: Path) -> None:
+    ring = [*zip(range(10, 40), [*range(11, 40), 10], strict=True)]
+    found = cycles(tmp_path, *ring, *((b, a) for a, b in ring[:10]))
+    assert [len(images) for images, _ in found] == [2] * 5
+
+
+def test_files_of_judgements_are_read_as_training_reads_them(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.csv"
+    path.write_text(
+        "image_path_1;image_path_2;label;judge\n./가.png;b\\c.png;1;kim\n"
+        "가.png;./b/c.png;−1;\nx;y;0;\n",
+        "utf-8-sig",
+    )
+    (cycle,), said = contradictory_judgements([path])
+    assert cycle.images["image_id"].tolist() == ["b/c.png", "가.png"]
+    assert said.startswith("Preferences: 2 judgements and 1 tie in")
+    path.write_text("image_path_1,image_path_2,label\na,b,2\n,b,1\na,b,nan\n")
+    with pytest.raises(DataError) as caught:
+        contradictory_judgements([path])
+    assert [line.partition("pairs.csv")[2][:2] for line in str(caught.value).splitlines()] == [
+        ":2", ":3", ":4",
+    ]  # fmt: skip
+    path.write_text("image_path_1,image_path_2,label\na,b,1\na,c,0\n")
+    assert "2 judgements and 0 ties" in contradictory_judgements([path], zero="second")[1]
 
 
 def test_the_command_ends_with_the_status_asked_for(

@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 from made_tables import named_table
 
-from mirip_fast.data.cycles import read_judgements
 from mirip_fast.data.pair_files import read_pairs
 from mirip_fast.errors import DataError
 
@@ -173,8 +172,6 @@ def test_what_a_zero_means_is_asked_where_it_is_in_doubt(
     judged = read_pairs([path], known(tmp_path), [tmp_path], zero=zero)
     assert judged.label.tolist() == labels
     assert (said in caplog.text) if said else not caplog.text
-    judgements, ties = read_judgements(path, zero=zero)
-    assert ties == labels.count(0) and len(judgements) == len(labels) - ties
 
 
 def test_several_files_are_one_list_of_judgements(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import posixpath
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.config import Config
-from mirip_fast.data.cycles import find_components, read_judgements
 from mirip_fast.data.locate import FileFinder
 from mirip_fast.data.manifest import is_there, read_manifest
+from mirip_fast.data.pair_files import FIRST, SECOND, read_verdicts
 from mirip_fast.data.remote import is_remote
 from mirip_fast.data.sources import keep_indexes_in
 from mirip_fast.data.splits import NEAR_GROUPS_FILE, SPLITS, write_near_groups
@@ -38,11 +39,12 @@ from mirip_fast.files import spreadsheet_safe, write_csv
 from mirip_fast.language import tr
 from mirip_fast.ranking.graded import GradedImages, load_split
 from mirip_fast.ranking.held_out import load_held_out
-from mirip_fast.text import closest, counted, shown
+from mirip_fast.text import closest, counted, nfc, shown
 from mirip_fast.training.run_folder import SPLIT_FILE, Run, find_runs, run_in_use
 
 if TYPE_CHECKING:
     import pandas as pd
+    from networkx import DiGraph
 
 log = logging.getLogger(__name__)
 
@@ -277,6 +279,8 @@ def with_splits(
 
 
 _BLOCK = 1024
+_CYCLES = 5  # named per component
+_STARTS = 1000  # images from which cycles are looked for in one component
 
 
 def copies(images: pd.DataFrame) -> list[Finding]:
@@ -522,7 +526,8 @@ def audit(
     found, said = _scores(dataset, trained, images, config.audit.disagreement)
     findings, checked = findings + found, [*checked, said]
     if pairs:
-        found, said = _cycles(pairs, config)
+        zero, separator = config.train.pairs_zero, config.data.separator
+        found, said = contradictory_judgements(pairs, zero=zero, separator=separator)
         findings, checked = findings + found, [*checked, said]
     kinds = list(KINDS)
     findings.sort(key=lambda finding: (kinds.index(finding.kind), -finding.weight))
@@ -575,40 +580,112 @@ def _scores(
     )
 
 
-def _cycles(pairs: Sequence[Path], config: Config) -> tuple[list[Finding], str]:
+def contradictory_judgements(
+    pairs: Sequence[Path], *, zero: str | None = None, separator: str | None = None
+) -> tuple[list[Finding], str]:
+    """Findings about judgements that cannot all be right, such as a > b, b > c, c > a, and a sentence.
+
+    Images are joined by cycles in a strongly connected component; where there is none, an order of the
+    images agrees with every judgement. An image preferred to itself is a cycle of one.
+
+    Args:
+        pairs: CSV files of judged pairs; ties are counted, no more.
+        zero: what the label 0 means, see :func:`mirip_fast.data.pair_files.read_pairs`.
+        separator: between cells; None finds it out.
+
+    Returns:
+        The shortest cycles, at most five of a component, the largest component first.
+
+    Raises:
+        DataError: a file is unreadable, or rows or columns are faulty (all faults in one message).
+    """
+    import networkx as nx
     import pandas as pd
 
-    judgements, ties = [], 0
-    where: list[int | str] = []  # the row of each judgement, with its file where there are several
+    graph = nx.DiGraph()  # better → worse; each edge with the row that says so first
+    edges, rows = list[tuple[str, str]](), list[int | str]()
+    ties = 0
     for path in dict.fromkeys(pairs):
-        found, tied = read_judgements(
-            path, zero=config.train.pairs_zero, separator=config.data.separator
-        )
-        ties += tied
-        for judgement in found:
-            judgements.append(replace(judgement, row=len(where)))
-            where.append(judgement.row if len(pairs) == 1 else f"{shown(path)}:{judgement.row}")
-    components = find_components(judgements)
+        table, labels, problems = read_verdicts(path, zero, separator)
+        problems.raise_if_any()
+        ties += labels.count(0)
+        names = (map(_image_name, table.cells[column]) for column in (FIRST, SECOND))
+        for one, other, label, row in zip(*names, labels, table.cells.index, strict=True):
+            if label:
+                edges.append((one, other) if label > 0 else (other, one))
+                rows.append(row if len(pairs) == 1 else f"{shown(path)}:{row}")
+                if edges[-1] not in graph.edges:
+                    graph.add_edge(*edges[-1], row=rows[-1])
+    component = {
+        image: number
+        for number, images in enumerate(nx.strongly_connected_components(graph))
+        for image in images
+    }
+    graph.remove_edges_from([(a, b) for a, b in graph.edges if component[a] != component[b]])
+    inside: dict[int, list[int]] = {}  # component → numbers of the judgements among its images
+    for number, edge in enumerate(edges):
+        if edge in graph.edges:
+            inside.setdefault(component[edge[0]], []).append(number)
+    joined_by_cycles = [
+        (sorted({image for number in numbers for image in edges[number]}), numbers)
+        for numbers in inside.values()
+    ]
     findings = [
         Finding(
             "cycle",
-            pd.DataFrame({"image_id": cycle.images, "row": [where[row] for row in cycle.rows]}),
+            pd.DataFrame(
+                {
+                    "image_id": cycle,
+                    "row": [
+                        graph.edges[edge]["row"]
+                        for edge in zip(cycle, (*cycle[1:], cycle[0]), strict=True)
+                    ],
+                }
+            ),
             advice="judge these pairs again, or take one of the rows out",
             value=(
-                f"one of the shortest cycles among {counted(len(component.images), 'image')} and "
-                f"{counted(len(component.rows), 'judgement')} that no order agrees with"
+                f"one of the shortest cycles among {counted(len(images), 'image')} and "
+                f"{counted(len(numbers), 'judgement')} that no order agrees with"
             ),
-            weight=1 / len(cycle.images),
+            weight=1 / len(cycle),
         )
-        for component in components
-        for cycle in component.cycles
+        for images, numbers in sorted(joined_by_cycles, key=lambda one: (-len(one[0]), one[1]))
+        for cycle in _shortest_cycles(graph, images)
     ]
-    inside = sum(len(component.rows) for component in components)
     return findings, (
-        f"Preferences: {counted(len(judgements), 'judgement')} and {counted(ties, 'tie')} in "
-        f"{', '.join(map(shown, pairs))}; {inside} of them lie on cycles, in "
-        f"{counted(len(components), 'strongly connected component')}"
+        f"Preferences: {counted(len(edges), 'judgement')} and {counted(ties, 'tie')} in "
+        f"{', '.join(map(shown, pairs))}; {sum(map(len, inside.values()))} of them lie on cycles, in "
+        f"{counted(len(inside), 'strongly connected component')}"
     )
+
+
+def _image_name(text: str) -> str:
+    """One spelling of a file name: ``./a\\b.png`` is ``a/b.png``, accents and Korean are composed."""
+    return posixpath.normpath(nfc(text.strip().replace("\\", "/")))
+
+
+def _shortest_cycles(graph: DiGraph[str], images: Sequence[str]) -> list[tuple[str, ...]]:
+    """At most five cycles of one component, shortest first; each begins at its first image by name.
+
+    The shortest ways from every image and back over each judgement that leads there; of a larger component
+    from its first thousand. Once five cycles are known, no longer one is looked for.
+    """
+    import networkx as nx
+
+    found, longest = set[tuple[str, ...]](), len(images)
+    for start in images[:_STARTS]:
+        before = dict(nx.bfs_predecessors(graph, start, longest - 1))
+        for last in graph.predecessors(start):
+            if last == start or last in before:
+                way = [last]
+                while way[-1] != start:
+                    way.append(before[way[-1]])
+                least = way.index(min(way)) + 1  # it is last, as the way is backwards
+                found.add((*reversed(way[:least]), *reversed(way[least:])))
+        if len(found) >= _CYCLES:
+            found = set(sorted(found, key=lambda cycle: (len(cycle), cycle))[:_CYCLES])
+            longest = max(map(len, found))
+    return sorted(found, key=lambda cycle: (len(cycle), cycle))
 
 
 _NAMES = 4  # images named per finding
