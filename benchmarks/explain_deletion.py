@@ -35,7 +35,7 @@ from mirip_fast.data.image_files import read_image_bytes, scan_images
 from mirip_fast.data.images import decode_squares
 from mirip_fast.evaluation.text_table import format_table
 from mirip_fast.features.backbone import Backbone, load_backbone
-from mirip_fast.features.phase_one import open_hashes
+from mirip_fast.features.embed import open_hashes
 from mirip_fast.portfolio.occlusion import BLUR, occlusion_map
 from mirip_fast.ranking.evaluate import pick_model
 from mirip_fast.ranking.scorer import phase_of_model

@@ -15,9 +15,10 @@ from mirip_fast.config import Config
 from mirip_fast.data.manifest import read_manifest
 from mirip_fast.data.table import DataOptions
 from mirip_fast.features.datasets import save_dataset
+from mirip_fast.features.embed import open_hashes, prepare
 from mirip_fast.features.outcomes import Outcome
-from mirip_fast.features.phase_one import open_hashes, prepare
 from mirip_fast.features.recipe import series_name
+from mirip_fast.features.store_writer import StoreWriter
 
 Array = NDArray[Any]
 
@@ -95,7 +96,7 @@ def made_cache(folder: Path, n: int, width: int = 1024) -> tuple[Path, Path]:
         list(memory.sha256_many(manifest.paths))
     spec = phase.recipe.series(phase.recipe.views[0], "cls")
     assert spec.name == series_name(phase.recipe.views[0], "cls")
-    with phase.store.writer(command="benchmark") as writer:
+    with StoreWriter(phase.store, command="benchmark") as writer:
         for start in range(0, n, 4096):
             some = order[start : start + 4096]
             rows = features[some].astype(spec.dtype)

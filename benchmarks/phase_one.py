@@ -35,6 +35,7 @@ from mirip_fast.features.backbone import Backbone
 from mirip_fast.features.engine import default_batch_size
 from mirip_fast.features.shards import SeriesSpec
 from mirip_fast.features.store import FeatureStore
+from mirip_fast.features.store_writer import StoreWriter
 from mirip_fast.runtime import usable_cores
 
 CORES = usable_cores()
@@ -144,7 +145,7 @@ def reading(arguments: argparse.Namespace, folder: Path) -> None:
     store = FeatureStore.create(folder / "reading", {"benchmark": "reading"})
     spec = SeriesSpec("cls.224", (width,), "float16")
     rng, hashes = np.random.default_rng(0), []
-    with store.writer() as writer:
+    with StoreWriter(store) as writer:
         for start in range(0, rows, 4096):
             n = min(4096, rows - start)
             part = [rng.bytes(32) for _ in range(n)]
@@ -266,7 +267,7 @@ def _append_only(folder: Path) -> None:
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((256, 1024)).astype("f2")
     lines = []
-    with store.writer() as writer:
+    with StoreWriter(store) as writer:
         writer.append([rng.bytes(32)], dict.fromkeys(specs, rows[:1]))  # makes the shards
         for size in (4, 32, 256):
             parts = [[rng.bytes(32) for _ in range(size)] for _ in range(1024 // size)]

@@ -14,8 +14,9 @@ from mirip_fast.data.manifest import read_manifest
 from mirip_fast.data.table import DataOptions
 from mirip_fast.errors import ImageError
 from mirip_fast.features.datasets import Dataset, save_dataset
+from mirip_fast.features.embed import open_hashes, prepare
 from mirip_fast.features.outcomes import ledger
-from mirip_fast.features.phase_one import open_hashes, prepare
+from mirip_fast.features.store_writer import StoreWriter
 
 
 def settings(cache: Path, size: int = 28) -> Config:
@@ -64,7 +65,7 @@ def put(config: Config, source: Path, degrees: Mapping[str, float]) -> Dataset:
         row[:2] = 3 * math.cos(math.radians(angle)), 3 * math.sin(math.radians(angle))
         features.setdefault(sha, row)
     if features:
-        with phase.store.writer() as writer:
+        with StoreWriter(phase.store) as writer:
             rows = np.stack(list(features.values())).astype(spec.dtype)
             writer.append(list(features), {spec: rows})
     outcomes = ledger(known, features, failures)

@@ -12,6 +12,7 @@ from mirip_fast_cli.main import run
 from PIL import Image
 
 from mirip_fast.features.store import FeatureStore
+from mirip_fast.features.store_writer import StoreWriter
 from mirip_fast.files import list_files
 
 OPTIONS = ["--backbone", "tiny-random", "--image-size", "28", "--workers", "0", "--layers", "last"]
@@ -83,7 +84,7 @@ def test_verify_and_repair(work: Path, capfd: Capture) -> None:
 def test_repair_while_a_run_writes_says_who(work: Path, capfd: Capture) -> None:
     damage()
     (file,) = Path("cache").glob("*/store.json")
-    with FeatureStore.open(file.parent).writer(command="mirip-fast embed other"):
+    with StoreWriter(FeatureStore.open(file.parent), command="mirip-fast embed other"):
         assert run(["cache", "info"]) == 0
         assert f"being written to by process {os.getpid()}" in capfd.readouterr().out
         assert run(["cache", "verify", "--repair"]) == 1

@@ -44,6 +44,7 @@ from mirip_fast.features.maintenance import (
 from mirip_fast.features.phase_one import EmbedDone, embed_data
 from mirip_fast.features.shards import SeriesSpec, shard_name
 from mirip_fast.features.store import FeatureStore
+from mirip_fast.features.store_writer import StoreWriter
 from mirip_fast.files import list_files, partial_path
 
 N = 12
@@ -148,7 +149,7 @@ def test_info_tells_what_there_is(cache: Path, data: Path) -> None:
     ]
     assert store.unused_rows == 0 and store.problem is None and store.writing is None
     assert store.bytes == sum(f.stat().st_size for f in store.path.rglob("*") if f.is_file())
-    with the_store(cache).writer(command="embed elsewhere"):
+    with StoreWriter(the_store(cache), command="embed elsewhere"):
         (busy,) = describe_cache(cache)
         assert f"process {os.getpid()}" in busy.writing and "embed elsewhere" in busy.writing
 
@@ -392,7 +393,7 @@ def test_prune_does_nothing_where_it_can_not_know(cache: Path) -> None:
 def test_prune_is_refused_while_a_run_writes(cache: Path) -> None:
     (the_store(cache).path / "x.h5.damaged").write_bytes(b"1")
     plan = plans(cache)
-    with the_store(cache).writer(command="embed elsewhere"), pytest.raises(StoreLockedError):
+    with StoreWriter(the_store(cache), command="embed elsewhere"), pytest.raises(StoreLockedError):
         carry_out(plan)
     assert (the_store(cache).path / "x.h5.damaged").exists()
 
@@ -402,7 +403,7 @@ def test_a_writer_that_waited_while_its_store_was_pruned_is_told(cache: Path) ->
     shutil.rmtree(find_datasets(cache)[0].folder)
     carry_out(plans(cache))
     with pytest.raises(StoreError):
-        store.writer()
+        StoreWriter(store)
 
 
 # ---- export
@@ -774,7 +775,7 @@ def test_a_lock_that_is_a_link_empties_nothing(cache: Path, tmp_path: Path, hard
     lock.unlink()
     lock.hardlink_to(victim) if hard else lock.symlink_to(victim)
     with pytest.raises(StoreError, match="LOCK is .*Remove it"):
-        the_store(cache).writer()
+        StoreWriter(the_store(cache))
     assert victim.read_text() == "precious"
     lock.unlink()
     marker = lock.with_name("DIRTY-r00")

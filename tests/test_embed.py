@@ -26,13 +26,13 @@ from mirip_fast.errors import StoppedError, StoreLockedError
 from mirip_fast.features import shards
 from mirip_fast.features.backbone import Backbone, load_backbone
 from mirip_fast.features.backbone_files import BackboneSpec
-from mirip_fast.features.embed import Progress, Settings, embed
+from mirip_fast.features.embed import PhaseOne, Progress, Settings, embed, prepare
 from mirip_fast.features.engine import Speed
 from mirip_fast.features.outcomes import STATUSES, EmbedInterrupt, Outcome, summarise
-from mirip_fast.features.phase_one import PhaseOne, prepare
 from mirip_fast.features.recipe import Recipe, make_recipe
 from mirip_fast.features.shards import Shard
 from mirip_fast.features.store import DIRTY_FILE, FeatureStore
+from mirip_fast.features.store_writer import StoreWriter
 
 
 def draw(path: Path, seed: int) -> Path:
@@ -484,7 +484,7 @@ def test_ctrl_c_does_not_wait_until_a_large_cache_is_verified(
 def test_a_locked_store_is_told_and_not_touched(tmp_path: Path) -> None:
     paths = [draw(tmp_path / "0.png", 0)]
     phase = Phase(tmp_path)
-    with phase.store.writer(command="another run"):
+    with StoreWriter(phase.store, command="another run"):
         with pytest.raises(StoreLockedError, match="another run"):
             phase.run(paths)
         assert phase.images == 0

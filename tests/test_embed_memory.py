@@ -15,9 +15,8 @@ from mirip_fast.config import EmbedConfig
 from mirip_fast.data.hashes import HashMemory
 from mirip_fast.data.manifest import read_manifest
 from mirip_fast.features import embed as embed_module
-from mirip_fast.features.embed import Settings
+from mirip_fast.features.embed import Settings, prepare
 from mirip_fast.features.outcomes import summarise
-from mirip_fast.features.phase_one import prepare
 from mirip_fast.features.shards import Shard
 
 

@@ -9,7 +9,7 @@ from unittest import mock
 import pytest
 from test_embed import Phase, draw
 
-from mirip_fast.features import phase_one, shards
+from mirip_fast.features import embed, shards
 from mirip_fast.files import format_bytes
 
 
@@ -20,8 +20,8 @@ def shards_size(phase: Phase) -> int:
 def said(phase: Phase, n_images: int, caplog: pytest.LogCaptureFixture, free: int = 1 << 40) -> str:
     caplog.clear()
     with (
-        caplog.at_level(logging.INFO, "mirip_fast.features.phase_one"),
-        mock.patch.object(phase_one.shutil, "disk_usage", return_value=mock.Mock(free=free)),
+        caplog.at_level(logging.INFO, "mirip_fast.features.embed"),
+        mock.patch.object(embed.shutil, "disk_usage", return_value=mock.Mock(free=free)),
     ):
         phase.phase.say(n_images)
     return caplog.text

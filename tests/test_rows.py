@@ -13,6 +13,7 @@ from mirip_fast.errors import StoreError
 from mirip_fast.features.recipe import View
 from mirip_fast.features.shards import SeriesSpec
 from mirip_fast.features.store import FeatureStore
+from mirip_fast.features.store_writer import StoreWriter
 from mirip_fast.ranking import rows as rows_module
 from mirip_fast.ranking.rows import read_features
 
@@ -24,7 +25,7 @@ def fill(path: Path, n: int, width: int) -> tuple[FeatureStore, list[bytes], np.
     store = FeatureStore.create(path, {"some": "fingerprint"})
     hashes = [hashlib.sha256(str(i).encode()).digest() for i in range(n)]
     whole = np.random.default_rng(0).standard_normal((n, 2, 2 * width)).astype(np.float16)
-    with store.writer() as writer:
+    with StoreWriter(store) as writer:
         for v, view in enumerate(VIEWS):
             for k, kind in enumerate(("cls", "mean")):
                 # Each series in an order of its own, as when views are filled in later.

@@ -47,7 +47,7 @@ def put(writer: StoreWriter, numbers: Sequence[int], specs: Sequence[SeriesSpec]
 
 
 def fill(store: FeatureStore, numbers: Sequence[int], specs: Sequence[SeriesSpec] = SPECS) -> None:
-    with store.writer() as writer:
+    with StoreWriter(store) as writer:
         put(writer, numbers, specs)
     store.refresh()
 
@@ -68,7 +68,7 @@ def test_series_share_the_hashes_of_their_contents(store: FeatureStore) -> None:
     with (
         mock.patch.object(shards, "_MAX_ROWS", 4096),
         mock.patch.object(shards, "row_checksums", lambda s, h, f: np.ones(len(h), "<u8")),
-        store.writer() as writer,
+        StoreWriter(store) as writer,
     ):
         writer.append(names, {spec: np.ones((n, 1), "f2") for spec in specs})
         tracemalloc.start()
@@ -83,7 +83,7 @@ def test_a_store_knows_what_its_writer_writes(
     store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mirip_fast.features.store._SPARE_ROWS", 3)
-    with store.writer() as writer:
+    with StoreWriter(store) as writer:
         for start in range(0, 100, 5):
             put(writer, range(start, start + 10))
             assert store.count(CLS.name) == start + 10
@@ -95,7 +95,7 @@ def test_a_store_knows_what_its_writer_writes(
 def test_series_are_filled_independently(store: FeatureStore) -> None:
     fill(store, [0, 1], [CLS])
     fill(store, [1, 2], [GRID])
-    with store.writer() as writer:
+    with StoreWriter(store) as writer:
         asked = [sha(n) for n in range(3)]
         assert writer.missing(CLS.name, asked).tolist() == [False, False, True]
         assert writer.missing(GRID.name, asked).tolist() == [True, False, False]
@@ -130,7 +130,7 @@ def test_a_row_that_was_replaced_meanwhile_is_not_served(store: FeatureStore) ->
     with shard.path.open("r+b") as stream:
         stream.seek(shard.features_at + slot * CLS.row_bytes)
         stream.write(b"\xff")
-    with store.writer() as writer:
+    with StoreWriter(store) as writer:
         assert writer.missing(CLS.name, [sha(n) for n in range(4)]).tolist() == [False] * 2 + [
             True,
             False,
@@ -158,7 +158,7 @@ def test_a_flipped_bit_is_found_and_only_that_row_is_computed_again(
         data = bytearray(shard.path.read_bytes())
         data[start + slot * size + slot % size] ^= 1 << slot % 8
         shard.path.write_bytes(data)
-        with store.writer() as writer:
+        with StoreWriter(store) as writer:
             lacking = np.flatnonzero(writer.missing(CLS.name, [sha(n) for n in range(10)]))
             assert lacking.tolist() == [slot]
             put(writer, [slot], [CLS])
@@ -200,14 +200,14 @@ def test_a_shard_that_vanishes_is_told(store: FeatureStore) -> None:
 
 
 def test_a_closed_writer_refuses(store: FeatureStore) -> None:
-    writer = store.writer()
+    writer = StoreWriter(store)
     writer.close()
     with pytest.raises(StoreError, match="closed"):
         put(writer, [1])
 
 
 def test_a_batch_with_one_bad_series_changes_nothing(store: FeatureStore) -> None:
-    with store.writer() as writer:
+    with StoreWriter(store) as writer:
         with pytest.raises(ValueError, match=r"grid2\.14"):
             writer.append([sha(0)], {CLS: rows_of(CLS, [0]), GRID: rows_of(GRID, [0]) + np.inf})
         assert writer.missing(CLS.name, [sha(0)]).all()
@@ -216,12 +216,12 @@ def test_a_batch_with_one_bad_series_changes_nothing(store: FeatureStore) -> Non
 
 def test_another_shape_in_a_series_is_refused(store: FeatureStore) -> None:
     fill(store, [0])
-    with store.writer() as writer, pytest.raises(StoreError, match=r"holds \(24,\) float16"):
+    with StoreWriter(store) as writer, pytest.raises(StoreError, match=r"holds \(24,\) float16"):
         writer.append([sha(1)], {SeriesSpec("cls.14", (9,), "float16"): np.ones((1, 9), "f2")})
 
 
 def test_a_full_disk_stops_a_batch_before_it_begins(store: FeatureStore) -> None:
-    with store.writer() as writer:
+    with StoreWriter(store) as writer:
         put(writer, range(10))
         with (
             mock.patch.object(os, "posix_fallocate", side_effect=OSError(errno.ENOSPC, "full")),
@@ -235,7 +235,7 @@ def test_a_full_disk_stops_a_batch_before_it_begins(store: FeatureStore) -> None
 
 
 def test_a_list_that_could_not_be_written_takes_its_shard_along(store: FeatureStore) -> None:
-    with store.writer() as writer:
+    with StoreWriter(store) as writer:
         full = DiskFullError("full")
         with (
             mock.patch.object(store_writer, "write_ranges", side_effect=full),
@@ -252,7 +252,7 @@ def test_a_list_that_could_not_be_written_takes_its_shard_along(store: FeatureSt
 def test_after_a_failed_write_the_writer_stops_and_readers_verify(
     store: FeatureStore, number: int
 ) -> None:
-    with store.writer() as writer:
+    with StoreWriter(store) as writer:
         put(writer, range(5))
         with (
             mock.patch.object(os, "fdatasync", side_effect=OSError(number, "broken")),
@@ -262,7 +262,7 @@ def test_after_a_failed_write_the_writer_stops_and_readers_verify(
         with pytest.raises(StoreError, match="open the store again"):
             put(writer, range(5, 9))
     assert store_files.dirty_files(store.path)
-    with store.writer() as writer:
+    with StoreWriter(store) as writer:
         assert not writer.missing(CLS.name, [sha(n) for n in range(5)]).any()
         put(writer, range(9))
     assert not store_files.dirty_files(store.path)
@@ -271,7 +271,7 @@ def test_after_a_failed_write_the_writer_stops_and_readers_verify(
 
 
 def test_several_threads_may_append(store: FeatureStore) -> None:
-    with store.writer() as writer:
+    with StoreWriter(store) as writer:
         threads = [
             threading.Thread(target=lambda s=start: [put(writer, [n]) for n in range(s, s + 20)])
             for start in range(0, 100, 10)
@@ -286,7 +286,7 @@ def test_several_threads_may_append(store: FeatureStore) -> None:
 
 
 def test_the_marker_is_there_while_rows_are_written(store: FeatureStore) -> None:
-    with store.writer() as writer:
+    with StoreWriter(store) as writer:
         writer.missing(CLS.name, [sha(1)])
         assert not store_files.dirty_files(store.path)
         put(writer, [1])
@@ -305,7 +305,7 @@ def test_the_last_shard_is_missed_too(store: FeatureStore) -> None:
         with pytest.raises(StoreError, match=name):
             FeatureStore.open(store.path).series()
         with pytest.raises(StoreError, match=name):
-            FeatureStore.open(store.path).writer()
+            StoreWriter(FeatureStore.open(store.path))
         (store.path / "away").rename(store.path / name)
     assert_served(FeatureStore.open(store.path), range(40))
 
@@ -334,7 +334,7 @@ def test_leftovers_of_killed_runs_are_deleted(store: FeatureStore) -> None:
     for name in (shard_name(CLS.name, 0, 1), "shards-r00.json"):
         partial_path(store.path / name).touch()
     keep.touch()
-    store.writer().close()
+    StoreWriter(store).close()
     assert list(store.path.glob(".*.partial")) == [keep]
 
 
@@ -345,23 +345,23 @@ def test_several_processes_write_side_by_side(
     store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store_writer, "_SIGNING_SECONDS", 0.05)
-    first = store.writer(part=1, command="embed")
-    second = FeatureStore.open(store.path).writer(part=2)
+    first = StoreWriter(store, part=1, command="embed")
+    second = StoreWriter(FeatureStore.open(store.path), part=2)
     put(first, range(20))
     put(second, range(20, 40))
     assert_served(FeatureStore.open(store.path), range(40))  # readers are never blocked
     with pytest.raises(StoreLockedError, match=rf"process {os.getpid()} .*embed"):
-        FeatureStore.open(store.path).writer()
+        StoreWriter(FeatureStore.open(store.path))
     with pytest.raises(StoreLockedError, match="RANK of its own"):
-        FeatureStore.open(store.path).writer(part=2)
+        StoreWriter(FeatureStore.open(store.path), part=2)
     first.close()
     put(second, range(40, 60))
     with pytest.raises(StoreLockedError, match="Nothing was changed"):
-        FeatureStore.open(store.path).writer()
+        StoreWriter(FeatureStore.open(store.path))
     second.close()
-    with FeatureStore.open(store.path).writer(command="alone") as alone:
+    with StoreWriter(FeatureStore.open(store.path), command="alone") as alone:
         with pytest.raises(StoreLockedError, match="alone"):
-            FeatureStore.open(store.path).writer(part=1)
+            StoreWriter(FeatureStore.open(store.path), part=1)
         put(alone, range(60, 64))  # into the free slots of any part
     assert all(file.read_bytes() == b"" for file in store.path.glob("LOCK*"))
     assert_served(FeatureStore.open(store.path), range(64))
@@ -384,7 +384,7 @@ def test_verifying_can_be_ended_within_a_shard(
 
     monkeypatch.setattr(shards, "row_checksums", counted)
     with (
-        FeatureStore.open(store.path).writer(stop=stop) as writer,
+        StoreWriter(FeatureStore.open(store.path), stop=stop) as writer,
         pytest.raises(StoppedError),
     ):
         writer.missing(CLS.name, [sha(0)])
@@ -403,7 +403,7 @@ def test_many_damaged_shards_need_few_open_files(store: FeatureStore) -> None:
     def look() -> None:
         few = max(int(name) for name in os.listdir("/dev/fd")) + 26
         resource.setrlimit(resource.RLIMIT_NOFILE, (few, few))
-        with FeatureStore.open(store.path).writer() as writer:
+        with StoreWriter(FeatureStore.open(store.path)) as writer:
             missing = writer.missing(CLS.name, [sha(n) for n in range(16 * 40)])
             assert missing.sum() == 40
             put(writer, np.flatnonzero(missing).tolist(), [CLS])
@@ -417,10 +417,10 @@ def test_a_file_system_without_locks_is_told(store: FeatureStore, number: int) -
     fill(store, range(3))
     with mock.patch("fcntl.flock", side_effect=OSError(number, os.strerror(number))):
         with pytest.raises(StoreError, match="cannot lock files.*--cache-dir"):
-            store.writer()
+            StoreWriter(store)
         assert store_writer.holder_of(store.path) is None
         assert_served(FeatureStore.open(store.path), range(3))
-    store.writer().close()
+    StoreWriter(store).close()
 
 
 def test_a_disk_without_room_for_a_name_is_told(store: FeatureStore) -> None:
@@ -429,10 +429,10 @@ def test_a_disk_without_room_for_a_name_is_told(store: FeatureStore) -> None:
         mock.patch.object(os, "write", side_effect=full),
         pytest.raises(DiskFullError, match="LOCK"),
     ):
-        store.writer()
-    with store.writer() as writer:
+        StoreWriter(store)
+    with StoreWriter(store) as writer:
         put(writer, range(3))
-    with store.writer() as writer:
+    with StoreWriter(store) as writer:
         assert not any(writer.missing(spec.name, [sha(0)])[0] for spec in SPECS)
         with mock.patch.object(os, "open", side_effect=full), pytest.raises(DiskFullError):
             put(writer, range(3, 6))
@@ -443,15 +443,15 @@ def test_a_disk_without_room_for_a_name_is_told(store: FeatureStore) -> None:
 
 def test_who_holds_a_store(store: FeatureStore) -> None:
     assert store_writer.holder_of(store.path) is None
-    with store.writer(command="embed data"):
+    with StoreWriter(store, command="embed data"):
         assert f"process {os.getpid()} on" in (store_writer.holder_of(store.path) or "")
         assert "(embed data)" in (store_writer.holder_of(store.path) or "")
-    with store.writer(part=4, command="torchrun"):
+    with StoreWriter(store, part=4, command="torchrun"):
         assert "(torchrun)" in (store_writer.holder_of(store.path) or "")
     assert store_writer.holder_of(store.path) is None
 
     def die() -> None:
-        store.writer()
+        StoreWriter(store)
         os.kill(os.getpid(), signal.SIGKILL)
 
     assert in_child(die) == "died by signal 9"
@@ -471,13 +471,13 @@ def test_a_lock_that_was_deleted_meanwhile_is_taken_anew(store: FeatureStore) ->
         return real(handle, shared=shared)
 
     with mock.patch.object(store_writer, "_try_lock", deleting):
-        writer = store.writer(command="first")
+        writer = StoreWriter(store, command="first")
     with pytest.raises(StoreLockedError, match="first"):
-        FeatureStore.open(store.path).writer()
+        StoreWriter(FeatureStore.open(store.path))
     writer.close()
     (store.path / "store.json").unlink()
     with pytest.raises(StoreError, match="pruned meanwhile"):
-        store.writer()
+        StoreWriter(store)
 
 
 def test_a_read_only_cache_is_read_and_not_written(tmp_path: Path) -> None:
@@ -497,7 +497,7 @@ def test_a_read_only_cache_is_read_and_not_written(tmp_path: Path) -> None:
         opened = FeatureStore.open(store.path, verify=True)
         assert_served(opened, range(20))
         with pytest.raises(StoreError, match=r"cannot be written to \(Read-only file system\)"):
-            opened.writer()
+            StoreWriter(opened)
         with pytest.raises(StoreError, match="cannot be made"):
             FeatureStore.create(mount / "new", FINGERPRINT)
     finally:
@@ -518,7 +518,7 @@ def test_few_files_may_be_open(store: FeatureStore) -> None:
             os.close(handle)
         if spare:
             assert_served(FeatureStore.open(store.path), range(16 * 40))
-            with FeatureStore.open(store.path).writer() as writer:
+            with StoreWriter(FeatureStore.open(store.path)) as writer:
                 put(writer, range(640, 700))
         else:
             with pytest.raises(StoreError, match="ulimit -n"):
@@ -533,8 +533,8 @@ def test_few_files_may_be_open(store: FeatureStore) -> None:
 
 
 def test_a_picture_that_two_ranks_stored_is_answered_once(store: FeatureStore) -> None:
-    first = store.writer(part=1)
-    second = FeatureStore.open(store.path).writer(part=2)
+    first = StoreWriter(store, part=1)
+    second = StoreWriter(FeatureStore.open(store.path), part=2)
     # What rank 1 computed differs a little, as in another batch; either is right, but always the same.
     second.append([sha(7)], {CLS: rows_of(CLS, [7]) + np.float16(0.25)})
     put(first, [5, 7], [CLS])
@@ -543,7 +543,7 @@ def test_a_picture_that_two_ranks_stored_is_answered_once(store: FeatureStore) -
     opened = FeatureStore.open(store.path)
     assert opened.valid_hashes(CLS.name) == {sha(5), sha(7)}
     assert_served(opened, [5, 7])
-    with opened.writer() as writer:
+    with StoreWriter(opened) as writer:
         assert not writer.missing(CLS.name, [sha(5), sha(7)]).any()
 
 
@@ -557,7 +557,7 @@ def test_three_processes_and_one_is_killed(tmp_path: Path) -> None:
         pid = os.fork()
         if pid == 0:
             try:
-                writer = FeatureStore.open(path).writer(part=rank + 1)
+                writer = StoreWriter(FeatureStore.open(path), part=rank + 1)
                 mine = numbers[rank::3]
                 for start in range(0, len(mine), 8):
                     if rank == 1 and start == 16:
@@ -580,7 +580,7 @@ def test_three_processes_and_one_is_killed(tmp_path: Path) -> None:
     done = sorted([*numbers[0::3], *numbers[1::3][:16], *numbers[2::3]])
     assert store.valid_hashes(CLS.name) == {sha(n) for n in done}
     assert_served(store, done)
-    with store.writer(part=1) as writer:
+    with StoreWriter(store, part=1) as writer:
         lacking = writer.missing(CLS.name, [sha(n) for n in numbers])
         todo = np.flatnonzero(lacking).tolist()
         assert sorted(todo) == sorted(numbers[1::3][16:])
@@ -592,15 +592,15 @@ def test_three_processes_and_one_is_killed(tmp_path: Path) -> None:
         hashes = [sha(n) for n in numbers]
         one, three = (s.read(spec.name, s.rows(spec.name, hashes)) for s in (alone, store))
         assert one.tobytes() == three.tobytes()
-    store.writer().close()  # a run alone looks after every part
+    StoreWriter(store).close()  # a run alone looks after every part
     assert not store_files.dirty_files(path)
 
 
 def test_a_restarted_rank_looks_after_its_own_rows(store: FeatureStore) -> None:
-    other = store.writer(part=1)
+    other = StoreWriter(store, part=1)
 
     def die_while_writing() -> None:
-        put(FeatureStore.open(store.path).writer(part=2), range(4))
+        put(StoreWriter(FeatureStore.open(store.path), part=2), range(4))
         os.kill(os.getpid(), signal.SIGKILL)
 
     assert in_child(die_while_writing) == "died by signal 9"
@@ -609,7 +609,7 @@ def test_a_restarted_rank_looks_after_its_own_rows(store: FeatureStore) -> None:
     with shard.open("r+b") as stream:  # as a power loss of that machine would leave it
         stream.seek(position)
         stream.write(b"\x7f\x11")
-    with FeatureStore.open(store.path).writer(part=2) as again:
+    with StoreWriter(FeatureStore.open(store.path), part=2) as again:
         assert again.missing(CLS.name, [sha(n) for n in range(4)]).tolist() == [True] + [False] * 3
     other.close()
 
@@ -619,7 +619,7 @@ def test_a_forked_child_does_not_keep_the_lock(store: FeatureStore) -> None:
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
-        writer = store.writer()
+        writer = StoreWriter(store)
         put(writer, [1])
         worker = os.fork()
         if worker == 0:
@@ -633,7 +633,7 @@ def test_a_forked_child_does_not_keep_the_lock(store: FeatureStore) -> None:
         worker = int(stream.readline())
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-        FeatureStore.open(store.path).writer().close()
+        StoreWriter(FeatureStore.open(store.path)).close()
         os.kill(worker, signal.SIGKILL)
 
 
@@ -641,7 +641,7 @@ def test_readers_see_whole_rows_while_a_run_writes(store: FeatureStore) -> None:
     """Never an error, never a part of a row, and rows only ever come."""
     pid = os.fork()
     if pid == 0:
-        with store.writer() as writer:
+        with StoreWriter(store) as writer:
             for start in range(0, 20_000, BATCH):
                 put(writer, range(start, start + BATCH))
         os._exit(0)
@@ -665,7 +665,7 @@ def test_readers_see_whole_rows_while_a_run_writes(store: FeatureStore) -> None:
 
 
 def prune(store: FeatureStore, keep: set[bytes]) -> None:
-    with store.writer() as writer:
+    with StoreWriter(store) as writer:
         prune_rows(writer, keep, ())
 
 

@@ -37,6 +37,7 @@ from mirip_fast.errors import DiskFullError, StoreLockedError
 from mirip_fast.features import shards
 from mirip_fast.features.shards import SeriesSpec
 from mirip_fast.features.store import FeatureStore
+from mirip_fast.features.store_writer import StoreWriter
 
 SPECS = (SeriesSpec("cls.14", (24,), "float16"), SeriesSpec("grid2.14", (2, 3), "float32"))
 FINGERPRINT = {"backbone": "torture"}
@@ -71,7 +72,7 @@ class Shards:
 
     def writer(self, path: Path) -> Writer:
         shards._MAX_ROWS = self.limit
-        writer = FeatureStore.create(path, FINGERPRINT).writer(command="torture")
+        writer = StoreWriter(FeatureStore.create(path, FINGERPRINT), command="torture")
 
         class Adapter:
             def missing(self, numbers: Sequence[int]) -> list[int]:
@@ -749,7 +750,7 @@ def lock_races(folder: Path, rounds: int, processes: int = 6) -> Count:
                 os.close(go_write)
                 os.read(go_read, 1)
                 try:
-                    FeatureStore.open(folder / "race").writer(command="race")
+                    StoreWriter(FeatureStore.open(folder / "race"), command="race")
                     os.write(out_write, b"got %d\n" % os.getpid())
                     time.sleep(60)
                 except StoreLockedError as error:
@@ -773,7 +774,7 @@ def lock_races(folder: Path, rounds: int, processes: int = 6) -> Count:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-        FeatureStore.open(folder / "race").writer().close()  # free at once
+        StoreWriter(FeatureStore.open(folder / "race")).close()  # free at once
         count.add(None if fine else f"{lines}")
     return count
 

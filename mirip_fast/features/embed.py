@@ -9,6 +9,9 @@ copies to and from a GPU); one thread writes. Short queues between them keep mem
 
 from __future__ import annotations
 
+import dataclasses
+import logging
+import shutil
 import threading
 import time
 from bisect import bisect_right
@@ -22,10 +25,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from mirip_fast.config import EmbedConfig
 from mirip_fast.data.decode_pool import Decoded, DecodeJob, DecodePool
 from mirip_fast.data.hashes import HashMemory
 from mirip_fast.data.images import MAX_PIXELS
 from mirip_fast.errors import ImageError, MiripError, StoppedError
+from mirip_fast.features.backbone_files import find_backbone
 from mirip_fast.features.engine import Batch, Engine, Speed
 from mirip_fast.features.outcomes import (
     EmbedInterrupt,
@@ -35,13 +40,22 @@ from mirip_fast.features.outcomes import (
     summarise,
     warn_of,
 )
-from mirip_fast.features.recipe import Need, Recipe, sizes_of, wanted_series
+from mirip_fast.features.recipe import Need, Recipe, make_recipe, sizes_of, wanted_series
+from mirip_fast.features.shards import shard_bytes
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.features.store_writer import StoreWriter
-from mirip_fast.runtime import our_cores
+from mirip_fast.files import format_bytes
+from mirip_fast.runtime import distributed, our_cores, resolve_device, resolve_precision
+from mirip_fast.text import shown
 
 if TYPE_CHECKING:
+    import torch
+
     from mirip_fast.features.backbone import Backbone
+
+log = logging.getLogger(__name__)
+
+HASHES_FILE = "hashes.sqlite"
 
 _ASKED_AT_ONCE = 500
 _CHANGED = "the file changed while it was read; run the same command again"
@@ -69,6 +83,136 @@ class Progress:
     total: int  # images to look at; falls when some turn out to be known
     done: int = 0
     failed: int = 0
+
+
+@dataclass(frozen=True)
+class PhaseOne:
+    """A recipe, the store that holds its features, and the device that would compute them."""
+
+    recipe: Recipe
+    store: FeatureStore
+    device: torch.device
+    compile: bool = False  # have code made for the backbone
+
+    def embed(
+        self,
+        paths: Sequence[Path],
+        hashes: HashMemory,
+        settings: Settings,
+        progress: Callable[[Progress], None] = lambda _: None,
+        on_speed: Callable[[Speed], None] = lambda _: None,
+    ) -> list[Outcome]:
+        """Compute what is missing; see :func:`embed`."""
+        return embed(
+            paths, self.recipe, self.store, self.load, hashes, settings, progress, on_speed
+        )
+
+    def load(self) -> Backbone:
+        """The backbone with its weights."""
+        from mirip_fast.features.backbone import load_backbone
+
+        backbone = load_backbone(self.recipe.backbone, self.device, self.recipe.precision)
+        if self.compile:
+            backbone.compile()
+        return backbone
+
+    def most_bytes(self, n_images: int) -> int:
+        """The most room on the disk that the features of ``n_images`` can take beyond what is taken.
+
+        Shards are made at their full size, so their number counts: of those that are made if no image is
+        there yet, by all processes of a distributed run together. Which images are there is not known
+        before they are hashed.
+        """
+        ranks, total = distributed(), 0
+        for _, _, spec in wanted_series(self.recipe):
+            there = [(shard.part, free) for shard, free, _ in self.store.slots(spec.name)]
+            parts = [None] if ranks is None else range(1, ranks.size + 1)  # alone: those of all
+            free = [sum(n for p, n in there if part in (None, p)) for part in parts]
+            shards = _most_shards(n_images, free, spec.shard_rows)
+            total += shards * shard_bytes(spec)
+        return total
+
+    def say(self, n_images: int) -> None:
+        """Tell how ``n_images`` are embedded, what room that takes at most, and what is free."""
+        size, name = self.recipe.size, self.recipe.backbone.name
+        log.info(
+            "Backbone %s at %d × %d pixels, %s on %s",
+            shown(Path(name)) if Path(name).is_dir() else name,
+            *(size, size, self.recipe.precision, self.device),
+        )
+        size = self.most_bytes(n_images)
+        free = shutil.disk_usage(self.store.path).free
+        log.info(
+            "The features of %d images take %s in %s; %s are free",
+            n_images,
+            f"at most {format_bytes(size)} more" if size else "no further space",
+            self.store.path,
+            format_bytes(free),
+        )
+        if size > free:
+            log.warning(
+                "There may be too little room: if none of these images is in the cache yet, %s are "
+                "needed, and %s are free. What fits is kept; --patches mean or none stores less, "
+                "--cache-dir chooses another disk.",
+                format_bytes(size),
+                format_bytes(free),
+            )
+
+
+def _most_shards(n_rows: int, free: Sequence[int], shard_rows: int) -> int:
+    """The most shards that ``n_rows`` new rows can ask for, however they fall on the parts.
+
+    Args:
+        n_rows: rows to come.
+        free: per part, the slots that are free in its shards.
+        shard_rows: rows of a new shard.
+    """
+    if len(free) == 1:
+        return -(-max(0, n_rows - free[0]) // shard_rows)
+    short = sum(slots < n_rows for slots in free)  # each may begin one that it does not fill
+    return min(n_rows, short + n_rows // shard_rows) if short else 0
+
+
+def open_hashes(cache_dir: Path) -> HashMemory:
+    """The memory of content hashes that lies in a cache folder."""
+    return HashMemory(cache_dir / HASHES_FILE)
+
+
+def prepare(options: EmbedConfig, device_name: str, hashes: HashMemory) -> PhaseOne:
+    """Find the backbone, decide the recipe, open its store. No weights are loaded yet.
+
+    Raises:
+        BackboneError: the backbone cannot be found.
+        ConfigError: device, precision, patches or image size do not go.
+        StoreError: the cache folder holds something else under that name.
+    """
+    backbone = find_backbone(options.backbone, hashes.sha256)
+    device = resolve_device(device_name)
+    precision = resolve_precision(options.precision, device)
+    recipe = make_recipe(options, backbone, precision)
+    if recipe.size != options.image_size:
+        log.info(
+            "Image size %d is no multiple of the patch (%d pixels): %d is used, the same tokens",
+            options.image_size,
+            backbone.patch_size,
+            recipe.size,
+        )
+    folder = Path(options.cache_dir) / recipe.fingerprint_id
+    before = folder.with_name(dataclasses.replace(recipe, colours="stored").fingerprint_id)
+    if recipe.srgb and before.exists() and not folder.exists():
+        log.warning(
+            "%s holds features made without the colour profiles of pictures. They stay, as do the models "
+            "trained on them. With profiles, features are made anew in %s; --colours stored adds to the "
+            "old ones",
+            *(shown(before), shown(folder)),
+        )
+    store = FeatureStore.create(folder, recipe.fingerprint)
+    return PhaseOne(recipe, store, device, options.compile)
+
+
+def with_kinds(phase: PhaseOne, kinds: tuple[str, ...]) -> PhaseOne:
+    """The same phase one, restricted to the token kinds that a head needs."""
+    return dataclasses.replace(phase, recipe=dataclasses.replace(phase.recipe, kinds=kinds))
 
 
 def embed(
@@ -330,8 +474,11 @@ class _Run:
                 self._writer = (
                     self._given_writer()
                     if self._given_writer is not None
-                    else self._store.writer(
-                        command=self._settings.command, part=self._settings.part, stop=self._stop
+                    else StoreWriter(
+                        self._store,
+                        command=self._settings.command,
+                        part=self._settings.part,
+                        stop=self._stop,
                     )
                 )
             return self._writer

@@ -422,7 +422,7 @@ def repair_store(path: Path, *, command: str = "mirip-fast cache verify --repair
             write_ranges(path, part, ranges)
     finally:
         lock.release()
-    with store.writer(command=command) as writer:
+    with StoreWriter(store, command=command) as writer:
         for name in store.series():
             writer.missing(name, [])
         if writer.cleared:
@@ -552,7 +552,7 @@ def carry_out(plan: StorePlan, *, command: str = "mirip-fast cache prune") -> in
     path = plan.path
     before = _folder_bytes(path)
     store = FeatureStore.open(path)
-    with store.writer(command=command) as writer:
+    with StoreWriter(store, command=command) as writer:
         now = plan.again()  # under the lock nobody adds rows
         for dataset in now.trials:  # before its rows: a ledger must not name rows that are gone
             remove_dataset(dataset)
@@ -703,7 +703,7 @@ def _merge_store(
             "Nothing was copied. Embed one of them anew, or add --force to join them nevertheless "
             f"(the rows of {folder} stay)."
         )
-    with target.writer(command=command) as writer:
+    with StoreWriter(target, command=command) as writer:
         todo = {}
         for name, spec in source.series().items():
             hashes = sorted(source.valid_hashes(name))

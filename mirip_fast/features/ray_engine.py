@@ -21,14 +21,13 @@ from typing import TYPE_CHECKING, Any
 from mirip_fast.config import EmbedConfig
 from mirip_fast.data.sources import keep_indexes_in
 from mirip_fast.errors import ConfigError, ImageError, MiripError
-from mirip_fast.features.embed import Progress, Settings, embed
+from mirip_fast.features.embed import PhaseOne, Progress, Settings, embed, open_hashes, prepare
 from mirip_fast.features.outcomes import (
     EmbedInterrupt,
     Outcome,
     ledger,
     summarise,
 )
-from mirip_fast.features.phase_one import PhaseOne, open_hashes, prepare
 from mirip_fast.features.recipe import Recipe
 from mirip_fast.features.store import FeatureStore, differing_fields
 
@@ -65,7 +64,7 @@ class Worker:
 
     @cached_property
     def _writer(self) -> StoreWriter:
-        return self._phase.store.writer(command=self._settings.command, part=self._part)
+        return StoreWriter(self._phase.store, command=self._settings.command, part=self._part)
 
     def start(self) -> Recipe:
         """Find the backbone and open the store; weights are loaded with the first missing image."""

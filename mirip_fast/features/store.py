@@ -16,11 +16,10 @@ import hashlib
 import json
 import os
 import re
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import compress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,9 +35,6 @@ from mirip_fast.features.shards import (
     unreadable,
 )
 from mirip_fast.files import read_json, write_json
-
-if TYPE_CHECKING:
-    from mirip_fast.features.store_writer import StoreWriter
 
 STORE_FILE = "store.json"
 #: With ``-r00`` …: there while a part is written, and after its process was killed: then checksums count.
@@ -335,23 +331,6 @@ class FeatureStore:
             series[name] = before.get(name) or self.new_index(shards[0].spec)
             series[name].update(shards, lambda s: self._verify_always or dirty(s))
         self._series = series
-
-    def writer(
-        self, *, command: str = "", part: int = 0, stop: threading.Event | None = None
-    ) -> StoreWriter:
-        """Take the lock and write; use as a context manager. What is written this store knows at once.
-
-        Args:
-            command: what is running, for whoever finds the store locked.
-            part: 0 for a run alone; n + 1 for process n of several, which write side by side.
-            stop: once set, what is being verified is given up.
-
-        Raises:
-            StoreLockedError: another run holds it; nothing was changed.
-        """
-        from mirip_fast.features.store_writer import StoreWriter
-
-        return StoreWriter(self, command, part=part, stop=stop)
 
     def _index(self, series: str) -> Series:
         return self.indexes().get(series, _NOTHING)

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import compress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ from mirip_fast.features.shards import SeriesSpec, Shard, ShardWriter, create_sh
 from mirip_fast.features.store import (
     DIRTY_FILE,
     STORE_FILE,
+    FeatureStore,
     Series,
     clean_up,
     dirty_files,
@@ -40,9 +41,6 @@ from mirip_fast.features.store import (
     write_ranges,
 )
 from mirip_fast.files import disk_full, fsync_folder, is_disk_full, open_regular, read_json
-
-if TYPE_CHECKING:
-    from mirip_fast.features.store import FeatureStore
 
 LOCK_FILE = "LOCK"
 #: How long to look again where the file names a holder that is gone: the real one is about to sign.
@@ -56,6 +54,8 @@ _FILES_AT_ONCE = 16
 
 class StoreWriter(Closing):
     """Appends rows; holds the store's lock until it is closed. Several threads may use it.
+
+    What is written the store knows at once.
 
     Rows that a kill or a power loss corrupt are found by their checksums and their slots used again, so
     that exactly what is missing gets computed. A run alone verifies a series when it first needs it, and

@@ -17,8 +17,9 @@ from mirip_fast.data.manifest import check_trainable, grade_remarks, only_graded
 from mirip_fast.data.table import DataOptions
 from mirip_fast.errors import CheckpointError, ConfigError, DataError, ImageError, RunNotFoundError
 from mirip_fast.features.datasets import newest_graded
+from mirip_fast.features.embed import open_hashes
 from mirip_fast.features.outcomes import warn_of
-from mirip_fast.features.phase_one import default_workers, open_hashes
+from mirip_fast.features.phase_one import default_workers
 from mirip_fast.features.recipe import Recipe, head_kinds, is_patches
 from mirip_fast.features.store import differing_fields
 from mirip_fast.models.checkpoint import load_checkpoint

@@ -20,8 +20,8 @@ from mirip_fast.errors import CheckpointError, ConfigError, DataError
 from mirip_fast.evaluation.report import Report
 from mirip_fast.features.backbone import load_model
 from mirip_fast.features.backbone_files import find_backbone
-from mirip_fast.features.embed import Settings
-from mirip_fast.features.phase_one import default_workers, open_hashes, settings_of
+from mirip_fast.features.embed import Settings, open_hashes
+from mirip_fast.features.phase_one import default_workers, settings_of
 from mirip_fast.features.recipe import head_kinds, make_recipe
 from mirip_fast.files import format_bytes, write_text
 from mirip_fast.finetune.data import Batches, Pictures, decode_all, room_in_memory

@@ -25,9 +25,10 @@ from mirip_fast.data.image_files import is_unchanged
 from mirip_fast.data.sources import is_gone
 from mirip_fast.errors import CheckpointError, DataError, ImageError, MiripError, StoreError
 from mirip_fast.evaluation.plots import drawing
+from mirip_fast.features.embed import open_hashes
 from mirip_fast.features.engine import default_batch_size
 from mirip_fast.features.neighbours import Work, open_gallery, unit
-from mirip_fast.features.phase_one import open_hashes, settings_of
+from mirip_fast.features.phase_one import settings_of
 from mirip_fast.features.recipe import series_name
 from mirip_fast.files import write_atomically
 from mirip_fast.models.numpy_head import NumpyHead

@@ -20,8 +20,8 @@ from mirip_fast.data.images import UTMOST_PIXELS
 from mirip_fast.data.sources import is_gone
 from mirip_fast.errors import ConfigError, DataError, MiripError, StoreError
 from mirip_fast.features.backbone import load_model
+from mirip_fast.features.embed import open_hashes
 from mirip_fast.features.engine import default_batch_size
-from mirip_fast.features.phase_one import open_hashes
 from mirip_fast.features.recipe import Recipe, series_name
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.files import list_files, scratch_folder, write_json

@@ -25,8 +25,9 @@ from mirip_fast.closing import Closing
 from mirip_fast.config import Config
 from mirip_fast.data.decode_pool import DecodeJob, DecodePool
 from mirip_fast.data.formats import SAY_WHICH
+from mirip_fast.features.embed import open_hashes
 from mirip_fast.features.engine import Batch, Forward, Speed
-from mirip_fast.features.phase_one import default_workers, open_hashes
+from mirip_fast.features.phase_one import default_workers
 from mirip_fast.features.recipe import sizes_of, wanted_series
 from mirip_fast.features.shards import SeriesSpec
 from mirip_fast.features.store import FeatureStore

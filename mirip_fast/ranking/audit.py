@@ -26,6 +26,7 @@ from mirip_fast.errors import ConfigError, ImageError, RunNotFoundError
 from mirip_fast.evaluation.metrics import PairCounter, ratio, tiers_by_quota
 from mirip_fast.evaluation.text_table import format_table, printable
 from mirip_fast.features.datasets import Dataset, find_datasets, newest_dataset
+from mirip_fast.features.embed import open_hashes
 from mirip_fast.features.neighbours import (
     FloatArray,
     Gallery,
@@ -34,7 +35,6 @@ from mirip_fast.features.neighbours import (
     open_gallery,
     stores_of,
 )
-from mirip_fast.features.phase_one import open_hashes
 from mirip_fast.files import spreadsheet_safe, write_csv
 from mirip_fast.language import tr
 from mirip_fast.ranking.graded import GradedImages, load_split

@@ -44,7 +44,7 @@ from mirip_fast.data.table import (
 from mirip_fast.errors import ConfigError, DataError, ImageError, StoreError
 from mirip_fast.evaluation.metrics import codes_of, ranks
 from mirip_fast.features.datasets import Dataset
-from mirip_fast.features.phase_one import open_hashes
+from mirip_fast.features.embed import open_hashes
 from mirip_fast.features.recipe import View, head_kinds, is_patches, layer_of
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.ranking.rows import ListedPairs, Rows, with_features

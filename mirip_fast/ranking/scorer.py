@@ -18,9 +18,8 @@ from mirip_fast.data.remote import is_remote
 from mirip_fast.data.table import DataOptions
 from mirip_fast.errors import BackboneError, CheckpointError, ImageError, StoreError
 from mirip_fast.features.backbone_files import find_backbone, names_of_backbones
-from mirip_fast.features.embed import Progress, Settings
+from mirip_fast.features.embed import PhaseOne, Progress, Settings, open_hashes, prepare, with_kinds
 from mirip_fast.features.outcomes import Outcome, ledger
-from mirip_fast.features.phase_one import PhaseOne, open_hashes, prepare, with_kinds
 from mirip_fast.features.recipe import is_patches, series_name
 from mirip_fast.features.store import FeatureStore, differing_fields
 from mirip_fast.models.gp import GaussianProcess, draw_errors
