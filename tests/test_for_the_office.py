@@ -21,7 +21,7 @@ from mirip_fast_cli.main import run
 from PIL import Image
 
 from mirip_fast.config import Config
-from mirip_fast.data.csv_reader import read_table
+from mirip_fast.data.spreadsheets import read_table
 from mirip_fast.portfolio.xlsx import write_workbook
 
 Held = dict[str, str]

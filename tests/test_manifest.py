@@ -567,12 +567,13 @@ def test_pictures_that_no_row_names_are_told(data: Path, told: pytest.LogCapture
     (data / "runs" / "x" / "run.json").write_text("{}")
     (data / "linked").symlink_to("images", target_is_directory=True)
     write(data, GRADES.replace("1,a.png", "1,linked/a.png") + "4,한글 그림.png,S\n")
-    tell_unlisted(read_manifest(data))
+    manifest = read_manifest(data)
+    tell_unlisted(manifest.source, manifest.table["file"])
     assert "2 pictures in " in told.text and told.text.count("named by no row") == 1
     assert "metadata.csv: images/d.png, more/noending\n" in told.text
     told.clear()
     (data / "metadata.csv").rename(data / "test_metadata.csv")  # a part, as split writes it
-    tell_unlisted(read_manifest(data / "test_metadata.csv"))
+    tell_unlisted(data / "test_metadata.csv", [])
     assert "no row" not in told.text
 
 

@@ -16,8 +16,8 @@ import pytest
 from made_run import TINY, draw, rows_of
 from mirip_fast_cli.main import run
 
-from mirip_fast.data.csv_reader import read_table
 from mirip_fast.data.manifest import read_manifest
+from mirip_fast.data.spreadsheets import read_table
 from mirip_fast.data.table import DataOptions
 from mirip_fast.errors import DataError
 

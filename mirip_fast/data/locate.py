@@ -11,7 +11,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,9 +18,6 @@ from mirip_fast.data.formats import can_read, split_page
 from mirip_fast.data.image_files import ending_of, folders_below, is_picture_file, named_picture
 from mirip_fast.data.sources import METADATA_NAME, METADATA_NAMES, entries_in
 from mirip_fast.text import counted, folded, nfc, shown
-
-if TYPE_CHECKING:
-    from mirip_fast.data.table import Manifest
 
 log = logging.getLogger(__name__)
 
@@ -212,14 +208,13 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def tell_unlisted(manifest: Manifest) -> None:
-    """Tell which pictures are named by no row of the CSV file that a manifest was read from.
+def tell_unlisted(table: Path, files: Iterable[str]) -> None:
+    """Tell which pictures are named by no row of a CSV file, whose rows name ``files``.
 
     Looked through are the folders in which listed images lie and, with all below it, the folder of a
     metadata.csv (of a table by another name: the ``images/`` beside it). Tars and addresses are seen to
     where they are read. Takes some eight bytes of memory per image.
     """
-    table = manifest.source
     if table.suffix.lower() == ".tar" or folded(table.name) in _SPLIT_FILES or not table.is_file():
         return
     real = functools.cache(os.path.realpath)  # linked folders have several names
@@ -231,7 +226,7 @@ def tell_unlisted(manifest: Manifest) -> None:
     folders: set[str] = set()
 
     def listed() -> Iterator[int]:
-        for file in manifest.table["file"]:
+        for file in files:
             folder, name = os.path.split(split_page(file)[0])
             folders.add(folder)
             yield code(folder, name)

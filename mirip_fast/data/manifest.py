@@ -18,7 +18,6 @@ import numpy as np
 
 from mirip_fast.data import remote
 from mirip_fast.data.applicants import with_applicants
-from mirip_fast.data.csv_reader import Problems, Table, absolute
 from mirip_fast.data.decode_pool import DecodeJob, DecodePool
 from mirip_fast.data.formats import can_read, package_for
 from mirip_fast.data.graders import PREFIX, grader_names
@@ -54,6 +53,7 @@ from mirip_fast.data.sources import (
     safe_name,
     tar_index,
 )
+from mirip_fast.data.spreadsheets import Problems, Table, absolute
 from mirip_fast.data.table import (
     DataOptions,
     Manifest,

@@ -16,21 +16,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mirip_fast.data.csv_reader import (
+from mirip_fast.data.formats import split_page
+from mirip_fast.data.graders import PREFIX, consensus, grader_of
+from mirip_fast.data.image_files import IMAGE_EXTENSIONS, ending_of, hidden_part, one_line
+from mirip_fast.data.locate import FileFinder
+from mirip_fast.data.sources import entries_in, is_place, safe_name
+from mirip_fast.data.spreadsheets import (
     Problems,
     Table,
-    listed,
+    header_text,
     misspelled,
     number,
     read_table,
     spelled,
     with_known_names,
 )
-from mirip_fast.data.formats import split_page
-from mirip_fast.data.graders import PREFIX, consensus, grader_of
-from mirip_fast.data.image_files import IMAGE_EXTENSIONS, ending_of, hidden_part, one_line
-from mirip_fast.data.locate import FileFinder
-from mirip_fast.data.sources import entries_in, is_place, safe_name
 from mirip_fast.data.table import DataOptions, Manifest, image_table, own_column, tier_reader
 from mirip_fast.text import closest, counted, folded, nfc, shown
 
@@ -131,7 +131,7 @@ def _find_columns(table: Table, options: DataOptions) -> Columns:
     Raises:
         DataError: the image column, or a column that was named by an option, is not there.
     """
-    problems, where, exists = table.problems(), shown(table.path), listed(table.columns)
+    problems, where, exists = table.problems(), shown(table.path), header_text(table.columns)
     expected = _expected_columns(options)
     free = [name for name in table.columns if name not in expected]
     image = _image_column(table, options, problems)
@@ -208,7 +208,8 @@ def _image_column(table: Table, options: DataOptions, problems: Problems) -> str
         return found[0]
     close = next(filter(None, (closest(name, table.columns) for name in wanted)), None)
     problems.add(
-        f"no column {' or '.join(map(repr, wanted))} with the image files. It has: {listed(table.columns)}."
+        f"no column {' or '.join(map(repr, wanted))} with the image files. "
+        f"It has: {header_text(table.columns)}."
         + (
             f" Did you mean --image-column {spelled(close)}?"
             if close

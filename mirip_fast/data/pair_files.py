@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mirip_fast.data.csv_reader import (
+from mirip_fast.data.locate import alike_key, ends_of
+from mirip_fast.data.spreadsheets import (
     Problems,
     Table,
     misspelled,
@@ -22,7 +23,6 @@ from mirip_fast.data.csv_reader import (
     spelled,
     with_known_names,
 )
-from mirip_fast.data.locate import alike_key, ends_of
 from mirip_fast.data.table import joined
 from mirip_fast.errors import DataError
 from mirip_fast.text import closest, counted, nfc, shown

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.config import SplitConfig
-from mirip_fast.data.csv_reader import (
+from mirip_fast.data.spreadsheets import (
     alike_columns,
     misspelled,
     read_table,

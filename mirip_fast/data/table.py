@@ -29,8 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.config import DataConfig
-from mirip_fast.data.csv_reader import Problems
 from mirip_fast.data.locate import FileFinder
+from mirip_fast.data.spreadsheets import Problems
 from mirip_fast.errors import ConfigError
 from mirip_fast.files import read_csv, write_csv
 from mirip_fast.text import address, counted, folded, nfc, path_of, shown

@@ -119,7 +119,7 @@ def embed_data(
     manifest = read_manifest(source, DataOptions.from_config(data))
     ranks = distributed()
     if ranks is None or ranks.rank == 0:
-        tell_unlisted(manifest)
+        tell_unlisted(manifest.source, manifest.table["file"])
     if limit is not None:
         manifest = manifest.subset(range(min(limit, len(manifest))))
     log.info("%d images in %s", len(manifest), shown(manifest.source))

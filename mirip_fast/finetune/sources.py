@@ -284,7 +284,7 @@ def _is_of(run: Run, source: Path) -> bool:
 
 def _source_of_folder(source: Path, config: Config) -> Source:
     whole = read_manifest(source, DataOptions.from_config(config.data))
-    tell_unlisted(whole)
+    tell_unlisted(whole.source, whole.table["file"])
     manifest = only_graded(of_grader(whole, config.evaluate.grader))
     manifest.require_files()
     check_trainable(manifest)

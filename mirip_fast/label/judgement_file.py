@@ -14,8 +14,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from mirip_fast.closing import Closing
-from mirip_fast.data.csv_reader import SEPARATORS
 from mirip_fast.data.pair_files import FIRST, LABEL, SECOND
+from mirip_fast.data.spreadsheets import SEPARATORS
 from mirip_fast.errors import DataError
 from mirip_fast.files import disk_full, fsync_folder, is_disk_full, write_atomically
 from mirip_fast.text import shown

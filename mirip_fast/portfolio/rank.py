@@ -184,7 +184,7 @@ def rank_folder(
     options = dataclasses.replace(DataOptions.from_config(config.data), with_grades=False)
     keep_indexes_in(Path(config.embed.cache_dir))
     manifest = read_manifest(folder, options)
-    tell_unlisted(manifest)
+    tell_unlisted(manifest.source, manifest.table["file"])
     files = manifest.table["file"].tolist()
     scored = _score(model, manifest.paths, config, backbone, rehash, command, progress)
     failures = [

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from mirip_fast.config import Config
-from mirip_fast.data.csv_reader import absolute
 from mirip_fast.data.manifest import read_manifest
+from mirip_fast.data.spreadsheets import absolute
 from mirip_fast.data.table import DataOptions
 from mirip_fast.errors import DataError
 from mirip_fast.features.datasets import find_datasets, newest_dataset

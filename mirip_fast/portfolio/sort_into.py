@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mirip_fast.data.csv_reader import listed
 from mirip_fast.data.formats import split_page
 from mirip_fast.data.sources import is_place, read_place
+from mirip_fast.data.spreadsheets import header_text
 from mirip_fast.errors import DataError, ImageError
 from mirip_fast.files import disk_full, fsync_folder, is_disk_full, sha256_of
 from mirip_fast.text import closest, counted, nfc, shown
@@ -73,7 +73,7 @@ def plan(done: RankDone, into: Path, by: str = "tier", how: str = "copy") -> Sor
     columns = [str(column) for column in done.ranking.columns]
     if by not in columns:
         close = closest(by, columns)
-        hint = f" Did you mean {close!r}?" if close else f" There are: {listed(columns)}"
+        hint = f" Did you mean {close!r}?" if close else f" There are: {header_text(columns)}"
         why = " (the model knows no tiers)" if by == "tier" else ""
         raise DataError(f"--sort-by {by}: no such column{why}.{hint}")
     into, root = Path(os.path.abspath(into.expanduser())), Path(os.path.realpath(done.root))  # noqa: PTH100

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.config import Config
-from mirip_fast.data.csv_reader import listed
+from mirip_fast.data.spreadsheets import header_text
 from mirip_fast.data.stratify import members_of
 from mirip_fast.errors import DataError
 from mirip_fast.features.phase_one import default_workers
@@ -119,7 +119,7 @@ def _parts(ranking: pd.DataFrame, by: str | None) -> list[tuple[str, NDArray[np.
         raise DataError(
             f"--sheets-by {by}: no such column."
             + (f" Did you mean {close!r}?" if close else "")
-            + f" There are: {listed(columns)}"
+            + f" There are: {header_text(columns)}"
         )
     values = ranking[by].where(ranking[by].notna(), "").astype(str).str.strip()
     if values.nunique() > _MOST_SHEETS:

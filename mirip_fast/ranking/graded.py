@@ -421,7 +421,7 @@ def _current(dataset: Dataset, data: DataConfig) -> tuple[Manifest, list[bytes]]
     keep_indexes_in(dataset.store_path.parent)
     if is_there(dataset.source):
         manifest = read_manifest(dataset.source, options)
-        tell_unlisted(manifest)
+        tell_unlisted(manifest.source, manifest.table["file"])
         if info["limit"]:
             log.info("%s was embedded as a trial of %d images", dataset.source, info["limit"])
             manifest = manifest.subset(range(min(info["limit"], len(manifest))))
@@ -619,7 +619,7 @@ def write_split_files(source: Path, config: Config, out: Path | None) -> tuple[S
     import pandas as pd
 
     whole = read_manifest(source, DataOptions.from_config(config.data))
-    tell_unlisted(whole)
+    tell_unlisted(whole.source, whole.table["file"])
     manifest = only_graded(whole)
     manifest.require_files()
     check_trainable(manifest)

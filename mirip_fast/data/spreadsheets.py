@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import codecs
 import csv
+import datetime as dt
 import io
 import logging
 import math
 import os
 import re
 import unicodedata
+import warnings
+import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mirip_fast.data.sources import read_place
 from mirip_fast.errors import DataError, ImageError
@@ -37,6 +40,14 @@ _OTHER_KINDS = {
 _GUESSES = {"utf-8": "UTF-8", "cp949": "Korean Windows text (CP949)"}
 #: The first line with which a file tells Excel its separator.
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?[^\S\r\n]*(?:\r\n|\r|\n)', re.IGNORECASE)
+#: Cells per line or row number.
+_Lines = list[tuple[int, list[str]]]
+_OLD = b"\xd0\xcf\x11\xe0"
+_ZIP = b"PK\x03\x04"
+_MOST_XML_BYTES = 256 << 20  # of a workbook, unpacked: a million rows are some 400 MB
+_MERGED = re.compile(rb'<(?:\w+:)?mergeCell\s[^>]*?ref="([A-Z]+\d+:[A-Z]+\d+)"')
+_DIGITS = re.compile(r"0+(?:\.(0+))?")  # formats such as 00000 and 0.0
+_SAVE = "save it in Excel as «Excel Workbook (.xlsx)» or «CSV UTF-8»"
 
 
 @dataclass(frozen=True)
@@ -153,13 +164,11 @@ def read_table(
     Raises:
         DataError: the file cannot be read, is not text in that encoding, is no CSV, or has no rows.
     """
-    from mirip_fast.data.xlsx import is_workbook, read_sheet
-
     data = _read_bytes(path)
-    if is_workbook(path, data):
+    if _is_workbook(path, data):
         if path.suffix.lower() in (".csv", ".tsv", ".txt"):
             log.warning("%s: an Excel workbook by its content; it is read as one", shown(path))
-        name, rows = read_sheet(path, data, sheet)
+        name, rows = _read_sheet(path, data, sheet)
         return _check_shape(path, rows, expected, name)
     if sheet is not None:
         log.warning("%s: no Excel workbook, so there is no sheet %r", shown(path), sheet)
@@ -190,7 +199,7 @@ def read_table(
 
 def _check_shape(
     path: Path,
-    rows: list[tuple[int, list[str]]],
+    rows: _Lines,
     expected: Sequence[str],
     sheet: str | None = None,
 ) -> Table:
@@ -211,8 +220,8 @@ def _check_shape(
     if not fits[0] and max(fits) > 0:
         row, names = rows[fits.index(max(fits))]
         problems.add(
-            f"the names of the columns stand here ({listed(names)}), below other text. Take out the rows "
-            "above: the first row has to name the columns",
+            f"the names of the columns stand here ({header_text(names)}), below other text. Take out "
+            "the rows above: the first row has to name the columns",
             row=row,
         )
         problems.raise_if_any()
@@ -244,7 +253,9 @@ def _check_shape(
             cells[:] = [cells[i] for i in places]
         del cells[len(places) :]
     if not body:
-        problems.add(f"a header and no rows. Add one row per image below {listed(columns, ',')}")
+        problems.add(
+            f"a header and no rows. Add one row per image below {header_text(columns, ',')}"
+        )
     problems.raise_if_any()
     if short and sheet is None:
         log.warning(
@@ -288,7 +299,7 @@ def with_known_names(table: Table, names: Sequence[str], required: Sequence[str]
     for name in (name for name in required if name not in columns):
         close = closest(name, set(columns) - set(names))
         hint = f" Is it '{spelled(close)}'? Then call it {name}." if close else ""
-        problems.add(f"no column {name!r}. It has: {listed(columns)}.{hint}")
+        problems.add(f"no column {name!r}. It has: {header_text(columns)}.{hint}")
     problems.raise_if_any()
     return replace(table, cells=table.cells.set_axis(columns, axis=1))
 
@@ -338,7 +349,7 @@ def number(text: str) -> float:
     return value if math.isfinite(value) else math.nan
 
 
-def listed(columns: Iterable[str], separator: str = ", ") -> str:
+def header_text(columns: Iterable[str], separator: str = ", ") -> str:
     """The names of a header, for a message; of many the first hundred."""
     names = [spelled(name) for name in columns if name]
     return separator.join([*names[:_LISTED], *["…"] * (len(names) > _LISTED)])
@@ -401,3 +412,206 @@ def _find_separator(text: str, expected: Sequence[str]) -> str:
 def absolute(path: str | os.PathLike[str]) -> Path:
     """``path`` with ``~`` and the working folder put in; symbolic links stay as they are."""
     return Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100 (Path.resolve follows links)
+
+
+# Excel workbooks.
+
+
+def _is_workbook(path: Path, data: bytes) -> bool:
+    """Whether a file is an Excel workbook by its content.
+
+    Raises:
+        DataError: it is a table of another program, an older Excel's, or protected by a password.
+    """
+    name = shown(path)
+    if path.name.startswith("~$"):
+        raise DataError(
+            f"{name}: the mark that Excel leaves while {path.name[2:]} is open; give that file's name"
+        )
+    if data.startswith(_OLD):
+        if "EncryptedPackage".encode("utf-16-le") in data:
+            raise DataError(
+                f"{name}: protected by a password; take it off in Excel and save the file"
+            )
+        raise DataError(f"{name}: a workbook of an older Excel (.xls); {_SAVE}")
+    if not data.startswith(_ZIP):
+        return False
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as parts:
+            sizes = {part.filename: part.file_size for part in parts.infolist()}
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise DataError(f"{name}: a damaged Excel workbook or zip file ({error})") from error
+    if "xl/workbook.xml" not in sizes:
+        kind = "a binary workbook (.xlsb)" if "xl/workbook.bin" in sizes else "a zip file"
+        kind = "an OpenDocument file (.ods)" if "content.xml" in sizes else kind
+        raise DataError(f"{name}: {kind}, neither CSV nor an Excel workbook; {_SAVE}")
+    total = sum(size for part, size in sizes.items() if part.endswith((".xml", ".rels", ".vml")))
+    if total > _MOST_XML_BYTES:
+        raise DataError(
+            f"{name}: its tables take {total / 2**20:,.0f} MiB unpacked, and {_MOST_XML_BYTES >> 20} are the "
+            "most; take out what is not needed, or save the sheet as «CSV UTF-8»"
+        )
+    return True
+
+
+def _read_sheet(path: Path, data: bytes, sheet: str | None) -> tuple[str, _Lines]:
+    """Read a sheet of an Excel workbook.
+
+    Cells become what Excel would write into a CSV file, but for dates, which are 2026-11-28, and numbers,
+    which keep all their digits (those of formats like ``00000`` and ``0.0`` have the zeros that are seen). A
+    merged cell's value stands in all its cells below the header.
+
+    Args:
+        path: the file, for messages.
+        data: its content.
+        sheet: name of a sheet; None takes the first that is not hidden.
+
+    Returns:
+        The sheet's name, and its rows that have any text, with their numbers in it.
+
+    Raises:
+        DataError: it cannot be read, has no such sheet, or has formulas without a value.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of styles and extensions that are of no concern
+            return _read_book(path, data, sheet)
+    except DataError:
+        raise
+    except Exception as error:  # openpyxl raises whatever a damaged part makes it stumble over
+        first: BaseException = error
+        while first.__context__ is not None:
+            first = first.__context__
+        why = " ".join(f"{type(first).__name__}: {first}".split())[:200]
+        raise DataError(
+            f"{shown(path)}: a damaged Excel workbook ({why}); open it in Excel, let it be repaired, save it"
+        ) from error
+
+
+def _read_book(path: Path, data: bytes, wanted: str | None) -> tuple[str, _Lines]:
+    import openpyxl
+
+    book = openpyxl.load_workbook(io.BytesIO(data), read_only=True, keep_links=False)
+    sheet = book[
+        _pick(path, {s.title: s.sheet_state != "visible" for s in book.worksheets}, wanted)
+    ]
+    rows, formulas, _ = _cells(sheet)
+    if formulas:
+        values = openpyxl.load_workbook(
+            io.BytesIO(data), read_only=True, keep_links=False, data_only=True
+        )
+        rows, _, without = _cells(values[sheet.title])
+        # A formula that no program has computed has no value at all, one that gives "" is a text.
+        problems = Problems(path, sheet=sheet.title)
+        header = rows[min(rows)] if rows else []
+        for row, column in sorted(formulas & without):
+            name = header[column] if column < len(header) else ""
+            problems.add(
+                "a formula whose value is not in the file; open the workbook in Excel and save it",
+                row=row,
+                column=name or openpyxl.utils.get_column_letter(column + 1),
+            )
+        problems.raise_if_any()
+    with zipfile.ZipFile(io.BytesIO(data)) as parts, parts.open(sheet._worksheet_path) as part:
+        tail = part.read()
+    _fill(path, sheet.title, rows, (ref.decode() for ref in _MERGED.findall(tail)))
+    return sheet.title, [
+        (row, cells) for row, cells in rows.items() if any(c.strip() for c in cells)
+    ]
+
+
+def _pick(path: Path, hidden: dict[str, bool], wanted: str | None) -> str:
+    """The sheet to read; the visible ones that are not read are told."""
+    if wanted is not None:
+        found = [name for name in hidden if name == wanted] or [
+            name for name in hidden if folded(name) == folded(wanted)
+        ]
+        if found:
+            return found[0]
+        close = closest(wanted, hidden)
+        raise DataError(
+            f"{shown(path)}: no sheet {wanted!r} (--sheet). It has: {', '.join(map(repr, hidden))}."
+            + (f" Did you mean {close!r}?" if close else "")
+        )
+    visible = [name for name, is_hidden in hidden.items() if not is_hidden]
+    if not visible:
+        raise DataError(
+            f"{shown(path)}: no sheet that is not hidden. Hidden are: {', '.join(map(repr, hidden))}. "
+            "Name one with --sheet"
+        )
+    if len(hidden) > 1:
+        others = [
+            repr(name) + (" (hidden)" if is_hidden else "")
+            for name, is_hidden in hidden.items()
+            if name != visible[0]
+        ]
+        log.warning(
+            "%s: the sheet %r is read; not read: %s (--sheet reads another)",
+            *(shown(path), visible[0], ", ".join(others)),
+        )
+    return visible[0]
+
+
+def _cells(sheet: Any) -> tuple[dict[int, list[str]], set[tuple[int, int]], set[tuple[int, int]]]:
+    """The texts of a sheet by row; where (row, column from 0) it has formulas, and cells without value."""
+    sheet.reset_dimensions()  # what a file says of its size is not to be trusted
+    rows: dict[int, list[str]] = {}
+    formulas, without = set[tuple[int, int]](), set[tuple[int, int]]()
+    for number, row in enumerate(sheet.iter_rows(), 1):
+        for column, cell in enumerate(row):
+            if cell.data_type == "f":
+                formulas.add((number, column))
+            elif cell.value is None and cell.data_type == "n":
+                without.add((number, column))
+        texts = ["" if cell.value is None else _text(cell) for cell in row]
+        if any(texts):
+            rows[number] = texts
+    return rows, formulas, without
+
+
+def _text(cell: Any) -> str:
+    value = cell.value
+    if isinstance(value, bool):
+        return str(value).upper()
+    if isinstance(value, int | float):
+        shape = _DIGITS.fullmatch(cell.number_format)
+        if shape:
+            decimals = len(shape[1] or "")
+            digits = f"{value:0{len(shape[0])}.{decimals}f}"
+            if float(digits) == value:
+                return digits
+        return str(value) if isinstance(value, int) else format(value, ".15g")
+    if isinstance(value, dt.datetime):
+        return str(value.date() if value.time() == dt.time() else value)
+    if isinstance(value, str) and "_x" in value:
+        from openpyxl.utils.escape import unescape
+
+        return str(unescape(value))
+    return str(value)
+
+
+def _fill(path: Path, sheet: str, rows: dict[int, list[str]], merged: Iterable[str]) -> None:
+    """Put the values of merged cells below the header into all cells that were merged."""
+    from openpyxl.utils import range_boundaries
+
+    header = min(rows, default=0)
+    width = max(map(len, rows.values()), default=0)
+    last, filled, areas = max(rows, default=0), 0, 0
+    for ref in merged:
+        left, top, right, bottom = (n or 0 for n in range_boundaries(ref))
+        if top <= header or top not in rows or left > len(rows[top]):
+            continue
+        value = rows[top][left - 1]
+        areas += bool(value)
+        for number in range(top, min(bottom, last) + 1):
+            cells = rows.setdefault(number, [])
+            cells.extend([""] * (min(right, width) - len(cells)))
+            cells[left - 1 : right] = [value] * (min(right, width) - left + 1)
+            filled += min(right, width) - left + 1
+        if filled > width * (last - header):  # merged cells do not overlap
+            raise DataError(f"{shown(path)}: a damaged Excel workbook: merged cells overlap")
+    if areas:
+        log.warning(
+            "%s, sheet %r: the value of %s is read for every row that they span",
+            *(shown(path), sheet, counted(areas, "merged cell")),
+        )
