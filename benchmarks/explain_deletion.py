@@ -31,8 +31,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from mirip_fast.data.image_files import read_image_bytes, scan_images
+from mirip_fast.data.image_files import scan_images
 from mirip_fast.data.images import decode_squares
+from mirip_fast.data.sources import read_image
 from mirip_fast.evaluation.text_table import format_table
 from mirip_fast.features.backbone import Backbone, load_backbone
 from mirip_fast.features.embed import open_hashes
@@ -70,7 +71,7 @@ def main() -> None:
     size = phase.recipe.views[0].size
     squares = []
     for path in paths:
-        made = decode_squares(read_image_bytes(path), [size], phase.recipe.resize, draft=True)
+        made = decode_squares(read_image(path)[0], [size], phase.recipe.resize, draft=True)
         squares.append(np.array(made.images[0]))
 
     methods: dict[str, Callable[[Square], Map]] = {

@@ -96,5 +96,6 @@ def samples(start: int, n: int = 4) -> dict[str, bytes | dict | str]:
 
 def another_process() -> None:
     """Forget what this process has learned of tars and addresses, as if it were another."""
-    sources._known = sources._Known()
+    sources._tars.clear()
+    sources._index_folder = None
     remote._files.clear()

@@ -18,8 +18,9 @@ from hostile_images import Case, encode, tiff, waves
 from PIL import Image, ImageFile
 
 from mirip_fast.data import image_files, images
-from mirip_fast.data.image_files import read_image_bytes, scan_images
+from mirip_fast.data.image_files import scan_images
 from mirip_fast.data.images import RESIZE_MODES, decode_squares, load_rgb, resize_square, to_array
+from mirip_fast.data.sources import read_image
 from mirip_fast.errors import DataError, ImageError
 
 # Pillow warns of the damage that these files have on purpose.
@@ -179,7 +180,7 @@ def test_a_pipe_that_appears_after_the_first_look_does_not_block(
     regular.write_bytes(b"x")
     status = regular.stat()
     monkeypatch.setattr(Path, "stat", lambda self, **_: status)
-    reading = ThreadPoolExecutor(1).submit(read_image_bytes, pipe)
+    reading = ThreadPoolExecutor(1).submit(read_image, pipe)
     try:
         error = reading.exception(5)
     finally:
@@ -202,7 +203,7 @@ def test_a_file_that_grows_while_it_is_read_is_refused(
         return stream
 
     monkeypatch.setattr(image_files, "open_image_file", open_and_grow)
-    assert read_image_bytes(path) == b"x" * 5000 + b"y" * 9000  # grown before the reading began
+    assert read_image(path)[0] == b"x" * 5000 + b"y" * 9000  # grown before the reading began
 
     def open_and_touch(path: Path) -> MagicMock:
         stream = real(path)
@@ -213,7 +214,7 @@ def test_a_file_that_grows_while_it_is_read_is_refused(
 
     monkeypatch.setattr(image_files, "open_image_file", open_and_touch)
     with pytest.raises(ImageError, match="changed while it was being read"):
-        read_image_bytes(path)
+        read_image(path)
 
 
 def test_reasons_for_what_can_not_be_opened(tmp_path: Path) -> None:
@@ -232,7 +233,7 @@ def test_reasons_for_what_can_not_be_opened(tmp_path: Path) -> None:
         (tmp_path / ("n" * 300), "name too long"),
     ]:
         with pytest.raises(ImageError, match=reason):
-            read_image_bytes(path)
+            read_image(path)
 
 
 # ------------------------------------------------------------------ decoding

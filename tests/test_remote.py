@@ -62,9 +62,11 @@ def put(fs: Any, name: str, content: bytes, age_s: int = 3600) -> None:
 def fetched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The addresses that content was fetched from."""
     log: list[str] = []
-    read, look = remote.read_bytes, remote.open_file
+    read, look = remote.read_bytes, remote.open_remote
     monkeypatch.setattr(remote, "read_bytes", lambda p, *a: log.append(address(p)) or read(p, *a))
-    monkeypatch.setattr(remote, "open_file", lambda p: log.append("index " + address(p)) or look(p))
+    monkeypatch.setattr(
+        remote, "open_remote", lambda p: log.append("index " + address(p)) or look(p)
+    )
     return log
 
 

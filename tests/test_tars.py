@@ -34,9 +34,8 @@ from mirip_fast_cli.main import run
 from mirip_fast.config import Config
 from mirip_fast.data import sources
 from mirip_fast.data.decode_pool import DecodeJob, DecodePool
-from mirip_fast.data.image_files import read_image_bytes
 from mirip_fast.data.manifest import as_one, read_manifest, write_manifest_csv
-from mirip_fast.data.sources import index_tar
+from mirip_fast.data.sources import index_tar, read_image
 from mirip_fast.data.table import DataOptions
 from mirip_fast.errors import DataError
 from mirip_fast.features.datasets import newest_graded
@@ -140,7 +139,7 @@ def test_what_a_tar_has_beside_pictures_is_told(
             ("x.tar/S/a.jfif", 0, None), ("x.tar/S/b", 0, None), (f"x.tar/C/{nfd}.png", 3, "g")
         ]  # fmt: skip
         assert "3 files passed over: 2 .psd, 1 .ai; 4 pictures left out as hidden" in caplog.text
-    assert [read_image_bytes(r.path) for r in images_of(manifest)] == [picture(i) for i in range(3)]
+    assert [read_image(r.path)[0] for r in images_of(manifest)] == [picture(i) for i in range(3)]
     table = tmp_path / "list.csv"
     table.write_text("filename,tier\ndata/x.tar/C/그림.png,S\ndata/x.tar/S/.c.png,A\n")
     assert not read_manifest(table).missing()  # by its other form, and hidden but asked for
@@ -151,7 +150,7 @@ def test_a_table_beside_the_tars_names_members(tmp_path: Path) -> None:
     (tmp_path / "metadata.csv").write_text("filename,tier\nx.tar/sub/a.png,S\nx.tar/한글.png,A\n")
     manifest = read_manifest(tmp_path)
     assert not manifest.missing()
-    assert read_image_bytes(images_of(manifest)[1].path) == picture(1)
+    assert read_image(images_of(manifest)[1].path)[0] == picture(1)
     assert counts(embedded(tmp_path, tmp_path)) == (2, 0, 0, 0)
 
 
@@ -379,7 +378,7 @@ def test_patterns_and_lists(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.png").write_bytes(picture(0))
         (path,) = read_manifest(tmp_path / name).paths
-        assert read_image_bytes(path) == picture(0)
+        assert read_image(path)[0] == picture(0)
     make_tar(tmp_path / "{0..1}" / "0.tar", {"a.png": picture(0)})
     assert names("{0..1}/*.tar") == ["0.tar"]
 

@@ -43,10 +43,10 @@ from mirip_fast.data.decode_worker import (
     failure,
     find_loader,
 )
-from mirip_fast.data.image_files import Piece, one_line, read_image
+from mirip_fast.data.image_files import one_line
 from mirip_fast.data.images import FIT, UTMOST_PIXELS
 from mirip_fast.data.remote import is_remote
-from mirip_fast.data.sources import local_piece
+from mirip_fast.data.sources import Piece, piece_of, read_image
 from mirip_fast.errors import ConfigError, ImageError, MiripError
 from mirip_fast.files import temporary_folder
 from mirip_fast.threads import WorkThread
@@ -197,7 +197,7 @@ class DecodePool(Closing):
             fetching.add_done_callback(lambda done: done.cancelled() and future.cancel())
             return future
         try:
-            self._put((replace(job, piece=local_piece(job.path)), future, choose))
+            self._put((replace(job, piece=piece_of(job.path)), future, choose))
         except ImageError as error:
             future.set_result(failure(job, str(error), 0.0))
         return future
@@ -223,7 +223,7 @@ class DecodePool(Closing):
         except Exception as error:  # for the consumer to see, or it would wait for ever
             future.set_exception(error)
         else:
-            piece = Piece(str(file), 0, len(data), None, stamp)
+            piece = Piece(str(file), 0, len(data), stamp=stamp)
             self._put((replace(job, piece=piece), future, choose))
 
 

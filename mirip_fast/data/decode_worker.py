@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mirip_fast.data.formats import pdf_pages
-from mirip_fast.data.image_files import Piece, Stamp, read_image
+from mirip_fast.data.image_files import Stamp
 from mirip_fast.data.images import (
     FIT,
     MAX_PIXELS,
@@ -37,6 +37,7 @@ from mirip_fast.data.images import (
     one_reason,
     to_bytes,
 )
+from mirip_fast.data.sources import Piece, read_image
 from mirip_fast.errors import ConfigError, ImageError
 from mirip_fast.runtime import end_with_parent
 

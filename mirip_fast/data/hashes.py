@@ -25,7 +25,7 @@ from mirip_fast.data.image_files import (
     settled_stamp,
     stamp_of,
 )
-from mirip_fast.data.sources import read_place, stamp_of_place
+from mirip_fast.data.sources import piece_of
 from mirip_fast.errors import ImageError
 from mirip_fast.runtime import usable_cores
 
@@ -147,9 +147,9 @@ class HashMemory(Closing):
 
     def _read(self, path: Path, max_bytes: int | None) -> bytes:
         """Hash a file; it is remembered unless it is too young for that."""
-        found = read_place(path)
-        if found is not None:
-            digest, stamp = hashlib.sha256(found[0]).digest(), found[1]
+        if piece := piece_of(path):
+            data, stamp = piece.read()
+            digest = hashlib.sha256(data).digest()
         else:
             digest, stamp = _hash_file(path, max_bytes)
         if stamp is not None:
@@ -284,7 +284,10 @@ def _stamp_now(path: Path) -> Stamp | None:
     try:
         return stamp_of(path.stat())
     except (OSError, ValueError):  # no file of its own; or reading it will tell why
-        return stamp_of_place(path)
+        with suppress(ImageError):
+            if piece := piece_of(path):
+                return piece.stamp
+        return None
 
 
 def _hash_file(path: Path, max_bytes: int | None) -> tuple[bytes, Stamp | None]:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import logging
 import os
 import re
 import stat
-import time
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from mirip_fast.data.formats import EXTRAS, KINDS, can_read, marked
+from mirip_fast.data.formats import EXTRAS, KINDS, can_read
 from mirip_fast.errors import DataError, ImageError
+from mirip_fast.text import counted
 
 log = logging.getLogger(__name__)
 
@@ -72,10 +69,6 @@ _KINDS = 8  # named in a line
 HEAD_BYTES = 32
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _BMP_HEADERS = tuple(size.to_bytes(4, "little") for size in (12, 16, 40, 52, 56, 64, 108, 124))
-#: A tar has a block of this size before each member.
-BLOCK_BYTES = 512
-_CHANGED = "the tar changed since it was looked through; run the same command again"
-_MAY_BE_PLACE = re.compile(r"\.tar(/|$)|\.pdf#page=|^/[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 #: (size in bytes, modification time in ns): while both stay, the content is taken to be the same.
 Stamp = tuple[int, int]
 
@@ -186,8 +179,6 @@ def passed_over(passed: Mapping[str, int]) -> str:
     Args:
         passed: kind → how many; hidden pictures stand under their folder with a ``/`` or as ``.*``.
     """
-    from mirip_fast.text import counted
-
     told = [
         f"{counted(n, f'{kind} file')} passed over: pip install {EXTRAS[kind].package}"
         for kind, n in passed.items()
@@ -361,99 +352,6 @@ def settled_stamp(status: os.stat_result, read_ns: int) -> Stamp | None:
         read_ns: the clock (``time.time_ns()``) before it was read.
     """
     return stamp_of(status) if read_ns - status.st_mtime_ns > SETTLED_NS else None
-
-
-def read_image_bytes(path: Path) -> bytes:
-    """The whole content of an image: of a file, of a tar's member, or behind an address.
-
-    Raises:
-        ImageError: see :func:`read_image_file`.
-    """
-    return read_image(path)[0]
-
-
-def is_unchanged(path: Path, sha256: bytes) -> bool:
-    """Whether an image has the content with this SHA-256, or cannot be read: whoever opens it tells that."""
-    try:
-        return hashlib.sha256(read_image_bytes(path)).digest() == sha256
-    except ImageError:
-        return True
-
-
-def may_be_place(path: Path | str) -> bool:
-    """Whether a path may lead into a tar or PDF or to an address; of nearly every file one look tells not."""
-    return _MAY_BE_PLACE.search(str(path)) is not None
-
-
-def read_image(path: Path) -> tuple[bytes, Stamp | None]:
-    """The whole content of an image, and what to remember its hash by; see :func:`read_image_bytes`.
-
-    Raises:
-        ImageError: see :func:`read_image_file`.
-    """
-    if may_be_place(path):
-        from mirip_fast.data.sources import read_place  # which is built on this module
-
-        found = read_place(path)
-        if found is not None:
-            return found
-    read_ns = time.time_ns()
-    data, status = read_image_file(path)
-    return data, settled_stamp(status, read_ns)
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Bytes in a file that are an image: what a decoding process needs to know of a tar's member or a page.
-
-    Attributes:
-        file: the file.
-        start: where they begin.
-        size: how many they are.
-        check: CRC-32 of the 512 bytes before them; None where there is nothing to check.
-        stamp: what to remember their hash by; None: it is not remembered.
-        page: of a PDF, such as ``#page=3``.
-    """
-
-    file: str
-    start: int
-    size: int
-    check: int | None
-    stamp: Stamp | None
-    page: str = ""
-
-    def read(self) -> tuple[bytes, Stamp | None]:
-        """The bytes, of a file of this machine, and what to remember their hash by.
-
-        Raises:
-            ImageError: the file cannot be read, or something else lies there now.
-        """
-        lead = 0 if self.check is None else BLOCK_BYTES
-        try:
-            with open(self.file, "rb") as stream:  # noqa: PTH123 - a text, as workers get it
-                before = os.fstat(stream.fileno())
-                stream.seek(self.start - lead)
-                data = stream.read(lead + self.size)
-                after = os.fstat(stream.fileno())
-        except (OSError, MemoryError) as error:
-            reason = error.strerror if isinstance(error, OSError) else None
-            raise ImageError(one_line(reason or "too big for the memory there is")) from error
-        if stamp_of(before) != stamp_of(after):
-            raise ImageError("the tar changed while it was being read")
-        return marked(checked(data, self.check, self.size), self.page), self.stamp
-
-
-def checked(data: bytes, check: int | None, size: int) -> bytes:
-    """``data`` without the header block before it, if it is what was looked for."""
-    if check is not None:
-        head, data = data[:BLOCK_BYTES], data[BLOCK_BYTES:]
-        if zlib.crc32(head) != check:
-            raise ImageError(_CHANGED)
-    if len(data) != size:
-        raise ImageError(
-            _CHANGED if check is not None else "the file changed while it was being read"
-        )
-    return data
 
 
 def _check_status(status: os.stat_result, max_bytes: int | None) -> None:

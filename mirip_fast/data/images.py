@@ -61,7 +61,8 @@ from mirip_fast.data.formats import (
     pdf_page,
     raw_picture,
 )
-from mirip_fast.data.image_files import HEIC_BRANDS, one_line, read_image_bytes
+from mirip_fast.data.image_files import HEIC_BRANDS, one_line
+from mirip_fast.data.sources import read_image
 from mirip_fast.errors import ConfigError, ImageError
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ def load_rgb(
     Raises:
         ImageError: the file cannot be read or decoded; the message is the reason, on one line.
     """
-    data = source if isinstance(source, bytes) else read_image_bytes(source)
+    data = source if isinstance(source, bytes) else read_image(source)[0]
     with one_reason():
         data = _unwrapped(data, max_pixels)
         header = _open(data, max_pixels)

@@ -676,7 +676,7 @@ def _read_remote(source: Path, options: DataOptions) -> Manifest:
     images, tars, unsure, refused = list[str](), list[Path](), list[str](), 0
     tables = list[str]()
     passed = Counter[str]()
-    for raw in [raw for raw, info in remote.list_files(source, deep=True) if info is not None]:
+    for raw in [raw for raw, is_file in remote.listing(source, deep=True) if is_file]:
         name, reason = safe_name(raw)
         if reason is not None or name != raw:  # it could not be asked for by this name
             refused += ending_of(raw) in IMAGE_EXTENSIONS

@@ -13,9 +13,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import datetime
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import unquote
@@ -34,14 +32,6 @@ _PACKAGES = {
 }  # fmt: skip
 _ADDRESS = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):/+(.*)", re.DOTALL)
 _BLOCK_BYTES = 4 << 20  # read at once while a remote tar is looked through
-
-
-@dataclass(frozen=True, slots=True)
-class RemoteFile:
-    """What a listing says of a file: its size in bytes (None: unknown) and what it is remembered by."""
-
-    size: int | None
-    stamp: Stamp | None
 
 
 def is_remote(path: Path) -> bool:
@@ -103,11 +93,13 @@ def _as_on_disk(path: Path) -> Path:
     return found
 
 
-_files: dict[str, RemoteFile] = {}  # what was said of files, so that it is not asked for again
+#: What a service says of a file: its size in bytes, and what it is remembered by; None: unknown.
+_Said = tuple[int | None, Stamp | None]
+_files: dict[str, _Said] = {}  # so that it is not asked for again
 
 
-def file_info(path: Path) -> RemoteFile | None:
-    """What is known of a remote file, asked for once; None if there is none.
+def file_info(path: Path) -> _Said | None:
+    """Size in bytes and stamp of a remote file, where known, asked for once; None if there is no file.
 
     Raises:
         DataError: the service cannot be reached or refuses.
@@ -125,8 +117,8 @@ def file_info(path: Path) -> RemoteFile | None:
     return None if info.get("type") == "directory" else _noted(path, info)
 
 
-def list_files(folder: Path, *, deep: bool) -> Iterator[tuple[str, RemoteFile | None]]:
-    """Name below ``folder``, and what is known, of each file in it; None for a folder.
+def listing(folder: Path, *, deep: bool) -> Iterator[tuple[str, bool]]:
+    """Name below ``folder`` of each file and folder in it, and whether it is a file.
 
     Args:
         folder: an address; nothing is listed where there is no such folder.
@@ -151,7 +143,9 @@ def list_files(folder: Path, *, deep: bool) -> Iterator[tuple[str, RemoteFile | 
             below = unquote(below)  # as tables spell it; when it is asked for, it is quoted again
         if str(name).lstrip("/").startswith(top):
             below, is_file = below.rstrip("/"), info.get("type") != "directory"
-            yield below, _noted(folder / below, info) if is_file else None
+            if is_file:
+                _noted(folder / below, info)
+            yield below, is_file
 
 
 def matching(pattern: Path) -> list[Path]:
@@ -187,7 +181,7 @@ def read_bytes(path: Path, start: int, size: int) -> bytes:
 
 
 @contextmanager
-def open_file(path: Path) -> Iterator[IO[bytes]]:
+def open_remote(path: Path) -> Iterator[IO[bytes]]:
     """A remote file to seek in.
 
     Raises:
@@ -268,14 +262,7 @@ def _telling(path: Path) -> Iterator[None]:
         raise DataError(f"{address(path)}: cannot be read ({name}: {text}){hint}") from error
 
 
-def _noted(path: Path, info: dict[str, Any]) -> RemoteFile:
-    found = _remote_file(info)
-    if found.stamp is not None:  # some listings tell names only
-        _files[str(path)] = found
-    return found
-
-
-def _remote_file(info: dict[str, Any]) -> RemoteFile:
+def _noted(path: Path, info: dict[str, Any]) -> _Said:
     size = info.get("size")
     size = size if isinstance(size, int) else None
     mark: object = next((info[key] for key in _VERSIONS if info.get(key)), None)
@@ -283,7 +270,10 @@ def _remote_file(info: dict[str, Any]) -> RemoteFile:
         seconds = next((_seconds(info[key]) for key in _TIMES if info.get(key)), 0.0)
         if 0 < seconds < time.time() - SETTLED_NS / 1e9:
             mark = seconds  # listings and single answers spell times differently
-    return RemoteFile(size, None if mark is None or size is None else (size, mark_of(mark)))
+    if mark is None or size is None:  # some listings tell names only
+        return size, None
+    found = _files[str(path)] = size, (size, mark_of(mark))
+    return found
 
 
 def mark_of(*what: object) -> int:
@@ -297,6 +287,8 @@ def _seconds(moment: object) -> float:
         return float(moment)
     if isinstance(moment, datetime):
         return moment.timestamp()
+    from email.utils import parsedate_to_datetime
+
     for read in (datetime.fromisoformat, parsedate_to_datetime):
         with suppress(ValueError):
             return read(str(moment)).timestamp()

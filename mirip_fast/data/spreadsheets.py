@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mirip_fast.data.sources import read_place
+from mirip_fast.data.sources import piece_of
 from mirip_fast.errors import DataError, ImageError
 from mirip_fast.files import read_file
 from mirip_fast.text import closest, counted, folded, nfc, shown
@@ -357,8 +357,8 @@ def header_text(columns: Iterable[str], separator: str = ", ") -> str:
 
 def _read_bytes(path: Path) -> bytes:
     try:
-        found = read_place(path)
-        return read_file(path) if found is None else found[0]
+        piece = piece_of(path)
+        return piece.read()[0] if piece else read_file(path)
     except (ImageError, ValueError, OSError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{shown(path)}: cannot be read ({reason})") from error

@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 
 from mirip_fast.closing import Closing
 from mirip_fast.data.decode_pool import DecodeJob, DecodePool
-from mirip_fast.data.image_files import read_image_bytes
 from mirip_fast.data.images import UTMOST_PIXELS, decode_squares, to_array
+from mirip_fast.data.sources import read_image
 from mirip_fast.errors import DataError, ImageError, TrainingError
 from mirip_fast.runtime import end_with_parent
 
@@ -289,7 +289,7 @@ class Pictures:
         return augmented.permute(1, 2, 0).contiguous()
 
     def _decode(self, index: int) -> torch.Tensor:
-        data = read_image_bytes(Path(self.paths[index]))
+        data = read_image(Path(self.paths[index]))[0]
         squares = decode_squares(
             data, [self.side], self.resize,
             draft=self.draft, max_pixels=UTMOST_PIXELS, srgb=self.srgb,

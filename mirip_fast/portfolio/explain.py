@@ -21,8 +21,7 @@ from PIL import Image
 
 from mirip_fast.config import Config
 from mirip_fast.data.decode_pool import DecodePool, load_pictures, picture_job
-from mirip_fast.data.image_files import is_unchanged
-from mirip_fast.data.sources import is_gone
+from mirip_fast.data.sources import is_gone, is_unchanged
 from mirip_fast.errors import CheckpointError, DataError, ImageError, MiripError, StoreError
 from mirip_fast.evaluation.plots import drawing
 from mirip_fast.features.embed import open_hashes

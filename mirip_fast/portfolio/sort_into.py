@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mirip_fast.data.formats import split_page
-from mirip_fast.data.sources import is_place, read_place
+from mirip_fast.data.sources import piece_of
 from mirip_fast.data.spreadsheets import header_text
 from mirip_fast.errors import DataError, ImageError
 from mirip_fast.files import disk_full, fsync_folder, is_disk_full, sha256_of
@@ -192,8 +192,9 @@ def _act(log: Any, how: str, file: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     if os.path.lexists(target):
         raise FileExistsError(0, f"{target} is there by now")
-    place = read_place(file) if is_place(file) else None
-    if place is None:
+    piece = piece_of(file)
+    data = piece.read()[0] if piece else None
+    if data is None:
         file.stat()
     act: dict[str, Any] = {"how": how, "from": str(file), "to": str(target)}
     if how == "link":
@@ -208,7 +209,7 @@ def _act(log: Any, how: str, file: Path, target: Path) -> None:
         fsync_folder(target.parent)
         return
     try:
-        _copy(file if place is None else place[0], partial)
+        _copy(file if data is None else data, partial)
         _note(log, {**act, "sha256": sha256_of(partial)})
         partial.replace(target)
     except BaseException:

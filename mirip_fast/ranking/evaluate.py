@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from mirip_fast.config import Config
 from mirip_fast.data.graders import named_grader, of_grader
-from mirip_fast.data.image_files import is_unchanged
 from mirip_fast.data.manifest import only_graded, read_manifest
+from mirip_fast.data.sources import is_unchanged
 from mirip_fast.data.table import DataOptions
 from mirip_fast.errors import DataError, StoreError
 from mirip_fast.evaluation.agreement import agreement
