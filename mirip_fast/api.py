@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from mirip_fast.evaluation.report import Report
     from mirip_fast.features.datasets import Dataset
     from mirip_fast.portfolio.explain import Explained
-    from mirip_fast.ranking.scorer import ScoreModel
+    from mirip_fast.ranking.score_model import ScoreModel
 
     #: A folder, CSV file, tar, pattern or address as the commands take it, or a DataFrame with a row per
     #: image and its file in a column ``file``, ``filename`` or ``image_path``, from the working folder on.

@@ -11,7 +11,7 @@ from mirip_fast.features.backbone import Backbone, load_backbone
 from mirip_fast.features.backbone_files import find_backbone
 from mirip_fast.models.head import RankingHead
 from mirip_fast.models.numpy_head import NumpyHead
-from mirip_fast.ranking.head_files import Member
+from mirip_fast.ranking.score_model import TrainedHead
 
 #: Kind of a small model → number of its register tokens.
 MODEL_KINDS = {"dinov2": 0, "registers": 4, "dinov3": 3, "vit": 0}
@@ -22,7 +22,9 @@ def backbone_of(folder: Path) -> Backbone:
     return load_backbone(spec, torch.device("cpu"), "fp32")
 
 
-def member(width: int, seed: int, mean: float = 0.0, spread: float = 1.0) -> Member:
+def member(width: int, seed: int, mean: float = 0.0, spread: float = 1.0) -> TrainedHead:
     torch.manual_seed(seed)
     state = RankingHead(width).state_dict()
-    return Member(NumpyHead({name: value.numpy() for name, value in state.items()}), mean, spread)
+    return TrainedHead(
+        NumpyHead({name: value.numpy() for name, value in state.items()}), mean, spread
+    )

@@ -27,8 +27,8 @@ from mirip_fast.portfolio import export as export_module
 from mirip_fast.portfolio.export import export_onnx
 from mirip_fast.portfolio.hub_folder import model_card, shareable, write_hub_folder
 from mirip_fast.ranking.evaluate import pick_model
-from mirip_fast.ranking.head_files import load_members, save_ensemble
-from mirip_fast.ranking.scorer import ScoreModel, score_files
+from mirip_fast.ranking.score_model import ScoreModel, load_members, save_members
+from mirip_fast.ranking.scorer import score_files
 from mirip_fast.ranking.torch_score import ImageScorer, MeanHead
 from mirip_fast.training.run_folder import ENSEMBLE, SPLIT_FILE
 
@@ -258,7 +258,7 @@ def test_an_ensembles_card_tells_out_of_fold_figures(work: Path) -> None:
     values["pairwise_accuracy"] = 0.7125
     write_json(folder / "evaluation_out_of_fold.json", values)
     members = (*model.members, *model.members)
-    path = save_ensemble(folder, members, model.info)
+    path = save_members(folder, members, model.info)
     card = model_card(ScoreModel(path, model.info, members), "x")
     assert "**0.713**" in card or "**0.712**" in card
     assert "ensemble of 2 heads" in card

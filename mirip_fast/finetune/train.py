@@ -60,11 +60,11 @@ from mirip_fast.ranking.graded import (
     save_split,
     trial,
 )
-from mirip_fast.ranking.head_files import save_head
 from mirip_fast.ranking.held_out import keep_references
 from mirip_fast.ranking.objective import require_pairs
 from mirip_fast.ranking.rows import Rows
-from mirip_fast.ranking.scorer import ScoreModel, load_score_model, score_files
+from mirip_fast.ranking.score_model import ScoreModel, save_head
+from mirip_fast.ranking.scorer import load_score_model, score_files
 from mirip_fast.ranking.train import tell_agreement
 from mirip_fast.runtime import keep_freed_memory, resolve_device, resolve_precision, set_seed
 from mirip_fast.settings import config_from_dict, to_yaml

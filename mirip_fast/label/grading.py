@@ -20,7 +20,7 @@ from mirip_fast.label.judgement_file import JudgementFile
 from mirip_fast.label.session import StalePairError
 from mirip_fast.label.works import Works
 from mirip_fast.ranking.held_out import load_calibration
-from mirip_fast.ranking.scorer import ScoreModel
+from mirip_fast.ranking.score_model import ScoreModel
 from mirip_fast.text import folded, nfc, shown
 
 if TYPE_CHECKING:

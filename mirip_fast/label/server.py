@@ -33,7 +33,7 @@ from mirip_fast.label.judgement_file import JudgementFile
 from mirip_fast.label.session import Session, StalePairError
 from mirip_fast.label.works import Retrainer, Works, prepare_works, training_config
 from mirip_fast.ranking.evaluate import pick_model
-from mirip_fast.ranking.scorer import ScoreModel
+from mirip_fast.ranking.score_model import ScoreModel
 from mirip_fast.serving import (
     HOST,
     BadRequestError,

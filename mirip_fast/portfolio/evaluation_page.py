@@ -22,7 +22,7 @@ from mirip_fast.portfolio.page import pictures_of, tier_curves, write_html
 from mirip_fast.ranking.evaluate import Evaluation, files_of, shown_mistakes
 from mirip_fast.ranking.finished import CURVES, read_curves
 from mirip_fast.ranking.judged_pairs import PairReport
-from mirip_fast.ranking.scorer import ScoreModel
+from mirip_fast.ranking.score_model import ScoreModel
 from mirip_fast.training.run_folder import Run
 
 _MISTAKES = 10

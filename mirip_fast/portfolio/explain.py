@@ -33,10 +33,10 @@ from mirip_fast.files import write_atomically
 from mirip_fast.models.numpy_head import NumpyHead
 from mirip_fast.portfolio.similar import Match, nearest_works
 from mirip_fast.ranking.graded import load_split
-from mirip_fast.ranking.head_files import Member
 from mirip_fast.ranking.held_out import load_calibration, load_held_out
 from mirip_fast.ranking.rows import open_store, read_features
-from mirip_fast.ranking.scorer import Scored, ScoreModel, phase_of_model, score_files
+from mirip_fast.ranking.score_model import ScoreModel, TrainedHead
+from mirip_fast.ranking.scorer import Scored, phase_of_model, score_files
 from mirip_fast.text import shown
 from mirip_fast.training.run_folder import SPLIT_FILE
 
@@ -125,7 +125,7 @@ def check_map(model: ScoreModel, config: Config, what: str) -> None:
         )
 
 
-def _attending(model: ScoreModel) -> list[tuple[Member, NumpyHead]]:
+def _attending(model: ScoreModel) -> list[tuple[TrainedHead, NumpyHead]]:
     heads = [(member, member.head) for member in model.members]
     return [(m, head) for m, head in heads if isinstance(head, NumpyHead) and head.attention]
 

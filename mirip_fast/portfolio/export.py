@@ -30,7 +30,8 @@ from mirip_fast.models.onnx_graph import OUTPUT, Graph, require_onnx, write_grap
 from mirip_fast.portfolio.hub_folder import model_files, put_in_place, refuse_existing, write_model
 from mirip_fast.ranking.graded import load_split
 from mirip_fast.ranking.rows import read_features
-from mirip_fast.ranking.scorer import ScoreModel, phase_of_model
+from mirip_fast.ranking.score_model import ScoreModel
+from mirip_fast.ranking.scorer import phase_of_model
 from mirip_fast.ranking.torch_score import ImageScorer, MeanHead, view_sizes
 from mirip_fast.runtime import our_cores
 from mirip_fast.training.run_folder import SPLIT_FILE

@@ -34,7 +34,6 @@ from mirip_fast.models.model_info import ModelInfo
 from mirip_fast.models.numpy_head import NumpyHead
 from mirip_fast.ranking.anchors import ANCHORS_FILE, find_anchors, save_anchors
 from mirip_fast.ranking.graded import GradedImages, load_split
-from mirip_fast.ranking.head_files import save_ensemble, save_process
 from mirip_fast.ranking.held_out import (
     CALIBRATION_FILE,
     MADE_WITH_FILE,
@@ -42,7 +41,7 @@ from mirip_fast.ranking.held_out import (
     load_calibration,
     save_calibration,
 )
-from mirip_fast.ranking.scorer import ScoreModel
+from mirip_fast.ranking.score_model import ScoreModel, save_members
 from mirip_fast.training.run_folder import ENSEMBLE, PROCESS, RUN_FILE, SPLIT_FILE, Run
 
 log = logging.getLogger(__name__)
@@ -109,15 +108,11 @@ def write_model(model: ScoreModel, folder: Path, cache_dir: Path) -> list[str]:
     Raises:
         DataError, CheckpointError: the run's files are damaged.
     """
-    info, process = shareable(model.info), model.process
-    if process is not None:
-        path = save_process(folder, process, info)
-    else:
-        members = [
-            dataclasses.replace(m, info=None if m.info is None else shareable(m.info))
-            for m in model.members
-        ]
-        path = save_ensemble(folder, members, info, model.errors)
+    members = [
+        dataclasses.replace(m, info=None if m.info is None else shareable(m.info))
+        for m in model.members
+    ]
+    path = save_members(folder, members, shareable(model.info), model.errors)
     for source, place in _own_backbones(model).items():
         _copy_backbone(source, folder / place)
     known = []

@@ -48,7 +48,7 @@ from mirip_fast.portfolio.similar import Match, group_copies
 from mirip_fast.portfolio.thumbnails import encode_picture, make_thumbnails
 from mirip_fast.ranking.graded import load_split
 from mirip_fast.ranking.held_out import load_held_out
-from mirip_fast.ranking.scorer import ScoreModel
+from mirip_fast.ranking.score_model import ScoreModel
 from mirip_fast.text import address
 from mirip_fast.training.run_folder import SPLIT_FILE
 

@@ -37,7 +37,8 @@ from mirip_fast.ranking.anchors import Anchors
 from mirip_fast.ranking.applicants import applicant_tiers, choose_portfolio, shared_error
 from mirip_fast.ranking.graded import column_of
 from mirip_fast.ranking.held_out import load_calibration, made_with
-from mirip_fast.ranking.scorer import Scored, ScoreModel, score_files
+from mirip_fast.ranking.score_model import ScoreModel
+from mirip_fast.ranking.scorer import Scored, score_files
 from mirip_fast.text import address, counted
 
 if TYPE_CHECKING:

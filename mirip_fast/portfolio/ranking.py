@@ -62,7 +62,7 @@ def rank_scores(
         view_spread: [n] standard deviations over the views, where there are several.
         calibration: what the scores mean.
         draws: [H, n] scores of the same works in H draws, of
-            :meth:`mirip_fast.ranking.scorer.ScoreModel.draw`.
+            :meth:`mirip_fast.ranking.score_model.ScoreModel.draw`.
         win_rates: tier → [n] shares of its anchors that the works beat, NaN for unknown.
         applicants: further columns [n], of :func:`of_works`.
 
@@ -245,7 +245,7 @@ def rank_intervals(
 ) -> tuple[IntArray, IntArray, NDArray[np.bool_]]:
     """95 % intervals of the ranks, and whose order is settled.
 
-    Draws are of :meth:`mirip_fast.ranking.scorer.ScoreModel.draw`: the interval says where the graders may
+    Draws are of :meth:`ScoreModel.draw`: the interval says where the graders may
     put a work. It goes from the k-th smallest to the k-th largest of a work's ranks in H draws, k = ⌊(H +
     1) · (1 − confidence) / 2⌋, so that a further draw of the same kind falls outside with at most 1 −
     confidence (order statistics of exchangeable draws). It is widened to hold the work's own rank.

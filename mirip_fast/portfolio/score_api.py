@@ -35,7 +35,8 @@ from mirip_fast.files import temporary_folder, write_atomically
 from mirip_fast.portfolio.rank import DRAWS
 from mirip_fast.portfolio.ranking import CONFIDENCE
 from mirip_fast.ranking.held_out import load_calibration
-from mirip_fast.ranking.scorer import ScoreModel, phase_of_model
+from mirip_fast.ranking.score_model import ScoreModel
+from mirip_fast.ranking.scorer import phase_of_model
 from mirip_fast.serving import BadRequestError, sent_bytes
 
 if TYPE_CHECKING:

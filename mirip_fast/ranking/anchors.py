@@ -23,7 +23,7 @@ from mirip_fast.files import has_file, read_json, sha256_of, write_json
 from mirip_fast.ranking.graded import GradedImages, load_split
 from mirip_fast.ranking.held_out import HELD_OUT_FILE, load_held_out
 from mirip_fast.ranking.rows import open_store, read_features
-from mirip_fast.ranking.scorer import ScoreModel
+from mirip_fast.ranking.score_model import ScoreModel
 from mirip_fast.training.run_folder import SPLIT_FILE, Run
 
 log = logging.getLogger(__name__)

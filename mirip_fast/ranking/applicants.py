@@ -22,7 +22,7 @@ from mirip_fast.files import has_file
 from mirip_fast.models.gp import normal_scores
 from mirip_fast.ranking.graded import GradedImages, load_split
 from mirip_fast.ranking.held_out import load_calibration, load_held_out
-from mirip_fast.ranking.scorer import ScoreModel
+from mirip_fast.ranking.score_model import ScoreModel
 from mirip_fast.text import nfc
 from mirip_fast.training.run_folder import SPLIT_FILE
 

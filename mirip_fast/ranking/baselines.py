@@ -18,7 +18,8 @@ from mirip_fast.features.recipe import is_patches
 from mirip_fast.models.gp import normal_scores
 from mirip_fast.ranking.graded import GradedImages, load_split
 from mirip_fast.ranking.rows import open_store, read_features
-from mirip_fast.ranking.scorer import ScoreModel, load_score_model
+from mirip_fast.ranking.score_model import ScoreModel
+from mirip_fast.ranking.scorer import load_score_model
 from mirip_fast.training.run_folder import SPLIT_FILE, Run, find_runs
 
 #: Works that the ridge regression learns from, at most: a fair figure in a second or two.

@@ -32,7 +32,8 @@ from mirip_fast.ranking.baselines import Baseline, baselines_text, compare_with_
 from mirip_fast.ranking.graded import GradedImages, load_split
 from mirip_fast.ranking.held_out import load_calibration, made_with
 from mirip_fast.ranking.rows import open_store
-from mirip_fast.ranking.scorer import ScoreModel, load_score_model, score_files
+from mirip_fast.ranking.score_model import ScoreModel
+from mirip_fast.ranking.scorer import load_score_model, score_files
 from mirip_fast.text import counted
 from mirip_fast.training.run_folder import SPLIT_FILE, Run, default_run, run_of_checkpoint
 

@@ -35,9 +35,9 @@ from mirip_fast.models.model_info import ModelInfo
 from mirip_fast.progress import steps
 from mirip_fast.ranking.finished import draw_run
 from mirip_fast.ranking.graded import GradedImages, load_split, save_split
-from mirip_fast.ranking.head_files import Member, save_ensemble
 from mirip_fast.ranking.held_out import keep_references
-from mirip_fast.ranking.scorer import ScoreModel, load_score_model
+from mirip_fast.ranking.score_model import ScoreModel, TrainedHead, save_members
+from mirip_fast.ranking.scorer import load_score_model
 from mirip_fast.settings import config_from_dict
 from mirip_fast.text import counted
 from mirip_fast.training.run_folder import BEST, FOLDS_FILE, SPLIT_FILE, Run, fold_name
@@ -365,10 +365,10 @@ def _join(run: Run, plan: FoldsPlan, work: FoldWork) -> FoldsResult:
         left_out = work.score(model, part).astype(np.float64)
         mean, spread = float(left_out.mean()), float(left_out.std()) or 1.0
         info = None if model.info.fingerprint == plan.info.fingerprint else model.info
-        members.append(Member(model.members[0].head, mean, spread, info))
+        members.append(TrainedHead(model.members[0].head, mean, spread, info))
         scores[index] = (left_out - mean) / spread
         by_fold.append(pairwise_accuracy(left_out, part.needed_tiers, grades=part.grades))
-    path = save_ensemble(run.path, members, plan.info)
+    path = save_members(run.path, members, plan.info)
     inside = np.flatnonzero(plan.fold_of >= 0)
     held_out = plan.images.subset(inside).with_scores(scores[inside], "out-of-fold")
     rounds, within = plan.config.evaluate.bootstrap_rounds, plan.config.evaluate.within

@@ -28,7 +28,7 @@ from mirip_fast.ranking.rows import ListedPairs
 from mirip_fast.training.run_folder import SPLIT_FILE
 
 if TYPE_CHECKING:
-    from mirip_fast.ranking.scorer import ScoreModel
+    from mirip_fast.ranking.score_model import ScoreModel
 
 log = logging.getLogger(__name__)
 

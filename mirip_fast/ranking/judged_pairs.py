@@ -31,7 +31,7 @@ from mirip_fast.features.store import FeatureStore
 from mirip_fast.files import has_file, read_csv, write_csv
 from mirip_fast.ranking.graded import GradedImages, load_split
 from mirip_fast.ranking.rows import ListedPairs, Rows, missing_rows, open_store, with_features
-from mirip_fast.ranking.scorer import ScoreModel
+from mirip_fast.ranking.score_model import ScoreModel
 from mirip_fast.text import counted, path_of, shown
 from mirip_fast.training.run_folder import SPLIT_FILE, Run
 

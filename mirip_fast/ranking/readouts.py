@@ -44,7 +44,6 @@ from mirip_fast.ranking.finished import draw_run, report_run
 from mirip_fast.ranking.fit import fit_quietly
 from mirip_fast.ranking.folds import LEFT_OUT, assign_folds, leave_out
 from mirip_fast.ranking.graded import GradedImages
-from mirip_fast.ranking.head_files import Member, save_ensemble, save_process
 from mirip_fast.ranking.held_out import keep_references
 from mirip_fast.ranking.judged_pairs import (
     JoinedPairs,
@@ -53,6 +52,7 @@ from mirip_fast.ranking.judged_pairs import (
     share_in_order,
 )
 from mirip_fast.ranking.rows import ListedPairs, Rows, open_store, read_features
+from mirip_fast.ranking.score_model import TrainedHead, save_members
 from mirip_fast.ranking.scorer import load_score_model
 from mirip_fast.runtime import resolve_device
 from mirip_fast.training.run_folder import Run
@@ -173,7 +173,7 @@ class _Fitted:
 
     name: str
     features: str
-    members: tuple[Member, ...]
+    members: tuple[TrainedHead, ...]
     held_out: NDArray[np.float64]
     compared: NDArray[np.float64]
 
@@ -266,11 +266,8 @@ def _fit(
             info, features=f"{info.features}+{kind}", input_dim=info.input_dim + widths[kind]
         )
     store = open_store(store.path.parent, info)
-    process = fitted.members[0].head
-    if fitted.name == "gp" and isinstance(process, GaussianProcess):
-        path, source = save_process(run.path, process, info), "left-out groups"
-    else:
-        path, source = save_ensemble(run.path, fitted.members, info), "out-of-fold"
+    path = save_members(run.path, fitted.members, info)
+    source = "left-out groups" if fitted.name == "gp" else "out-of-fold"
     held_out = learned.with_scores(fitted.held_out, source)
     model = load_score_model(path)
     report = keep_references(model, held_out, None)
@@ -358,7 +355,7 @@ def _fit_process(
     made = process.of_used()
     if joined is not None:
         made = _with_pairs(made, joined.rows(store, "+".join(used), info.views))
-    return _Fitted("gp", "+".join(used), (Member(made),), process.left_out, by_fold)
+    return _Fitted("gp", "+".join(used), (TrainedHead(made),), process.left_out, by_fold)
 
 
 def _fit_heads(
@@ -392,7 +389,7 @@ def _fit_heads(
         scores = head(flat).reshape(rows.features.shape[:2]).mean(axis=1).astype(np.float64)
         # Of all works: what a fold holds may be better or worse than the rest.
         mean, spread = float(scores.mean()), float(scores.std()) or 1.0
-        members.append(Member(head, mean, spread))
+        members.append(TrainedHead(head, mean, spread))
         left_out = fold.indexes(LEFT_OUT)
         held_out[left_out] = (scores[left_out] - mean) / spread
     log.info(
@@ -436,7 +433,7 @@ def _mean_of(found: Sequence[_Fitted], widths: Mapping[str, int]) -> _Fitted:
     """
     count = sum(len(fitted.members) for fitted in found)
     ends = dict(zip(widths, np.cumsum(list(widths.values())).tolist(), strict=True))
-    members: list[Member] = []
+    members: list[TrainedHead] = []
     scores = []
     for fitted in found:
         columns = tuple((ends[k] - widths[k], ends[k]) for k in head_kinds(fitted.features))
@@ -482,7 +479,7 @@ def _fit_judged(
         log.info("The judged pairs are learned from; the tiers say what scores mean, and no more")
     rows = read_features(store, learned.hashes, info.features, info.views).mean(axis=1)
     posterior = fit_pairs(rows, pairs, label, weight, blocks=info.blocks, seed=seed)
-    path = save_process(run.path, posterior.process(), info)
+    path = save_members(run.path, [TrainedHead(posterior.process())], info)
     names = left_out_together(learned.groups, seed)
     groups = np.unique([n or f"\n{i}" for i, n in enumerate(names)], return_inverse=True)[1]
     folds = np.random.default_rng(seed).permutation(int(groups.max()) + 1)[groups] % _FOLDS

@@ -22,159 +22,13 @@ from mirip_fast.features.embed import PhaseOne, Progress, Settings, open_hashes,
 from mirip_fast.features.outcomes import Outcome, ledger
 from mirip_fast.features.recipe import is_patches, series_name
 from mirip_fast.features.store import FeatureStore, differing_fields
-from mirip_fast.models.gp import GaussianProcess, draw_errors
 from mirip_fast.models.model_info import ModelInfo, beside
 from mirip_fast.models.numpy_head import NumpyHead
-from mirip_fast.ranking.head_files import Member, load_head, load_members
 from mirip_fast.ranking.held_out import grade_errors
-from mirip_fast.ranking.rows import JoinedStore, open_store, read_features
-from mirip_fast.training.run_folder import fold_name
+from mirip_fast.ranking.rows import JoinedStore, open_store
+from mirip_fast.ranking.score_model import ScoreModel, TrainedHead, load_head, load_members
 
 log = logging.getLogger(__name__)
-
-_NUMBERS = 1 << 26  # numbers of features read at a time
-
-
-@dataclass(frozen=True)
-class ScoreModel:
-    """One trained head or an ensemble of them, and what they expect of their input.
-
-    Attributes:
-        checkpoint: the file that it was loaded from, in the run's folder.
-        info: the features it looks at.
-        members: the heads; a score is the mean over them.
-        errors: [m] float64, how far the graded works' own grades lie from their held-out scores, in the
-            unit of the score; None where that is not known, or a Gaussian process knows it of each work.
-    """
-
-    checkpoint: Path
-    info: ModelInfo
-    members: tuple[Member, ...]
-    errors: NDArray[np.float64] | None = None
-
-    def parts(self) -> tuple[ScoreModel, ...]:
-        """Models that each look through one backbone; the mean of their scores is this one's.
-
-        That is the model itself, but for an ensemble whose members were fine-tuned each with a backbone
-        of its own: every image has to be embedded once for each of those.
-        """
-        if self.members[0].info is None:
-            return (self,)
-        return tuple(
-            ScoreModel(self.checkpoint, m.info or self.info, (dataclasses.replace(m, info=None),))
-            for m in self.members
-        )
-
-    def require_one_backbone(self, what: str) -> None:
-        """Refuse an ensemble of fine-tuned backbones, and a model that looks through several at once.
-
-        Args:
-            what: needs a single one.
-
-        Raises:
-            CheckpointError: says how to name or train another.
-        """
-        self.require_one_store(what)
-        if self.info.more:
-            names = [info.embed.backbone for info in self.info.backbones]
-            raise CheckpointError(
-                f"{what} looks through one backbone, and {self.checkpoint} looks through {len(names)} "
-                f"({', '.join(names)}): train a run with one of them (`mirip-fast train --head-only "
-                f"--backbone {names[0]}`), or name another run with --checkpoint"
-            )
-
-    def require_one_store(self, what: str) -> None:
-        """Refuse an ensemble of fine-tuned backbones, whose members each have features of their own.
-
-        Raises:
-            CheckpointError: says how to name one of them.
-        """
-        n = len(self.parts())
-        if n > 1:
-            fold = self.checkpoint.parent / fold_name(0)
-            raise CheckpointError(
-                f"{what} looks through one backbone, and {self.checkpoint} has {n} fine-tuned ones: name "
-                f"one of them with --checkpoint {fold}"
-            )
-
-    def score(self, store: FeatureStore, hashes: Sequence[bytes]) -> NDArray[np.float32]:
-        """[n] scores of images whose features are in ``store``; the mean over the views.
-
-        Raises:
-            StoreError: a series or row is missing.
-        """
-        scores: NDArray[np.float32] = self.score_views(store, hashes).mean(1)
-        return scores
-
-    def score_views(self, store: FeatureStore, hashes: Sequence[bytes]) -> NDArray[np.float32]:
-        """[n, V] scores, one for each of the ``info.views``, in their order.
-
-        Raises:
-            StoreError: a series or row is missing.
-            CheckpointError: the members have backbones of their own, and no store holds what all of
-                them look at: see :meth:`parts`.
-        """
-        self.require_one_store("Scoring from one feature store")
-        scores: NDArray[np.float32] = self._by_head(self.members, store, hashes).mean(0)
-        return scores
-
-    @property
-    def process(self) -> GaussianProcess | None:
-        """The Gaussian process that scores alone; None where heads do."""
-        head = self.members[0].head
-        return head if isinstance(head, GaussianProcess) and len(self.members) == 1 else None
-
-    @property
-    def knows_grades(self) -> bool:
-        """Whether :meth:`draw` can tell what graders may say."""
-        return self.process is not None or self.errors is not None
-
-    def draw(
-        self,
-        store: FeatureStore,
-        hashes: Sequence[bytes],
-        scores: NDArray[np.floating],
-        draws: int,
-        *,
-        together: NDArray[np.int64] | None = None,
-        shared: float = 0.0,
-    ) -> NDArray[np.float64] | None:
-        """[draws, n] grades that n works may get, in the unit of :meth:`score`; None where it is not known.
-
-        They vary as much as the graded works' own grades do around what the model had said of them
-        without their group: with other training works, and with the graders' noise.
-
-        Args:
-            store: has what a Gaussian process looks at.
-            hashes: SHA-256 of the n works.
-            scores: [n] what the model says of them.
-            draws: how many.
-            together, shared: works that err alike, as for :func:`mirip_fast.models.gp.draw_errors`.
-
-        Raises:
-            StoreError: a series or row is missing.
-        """
-        if self.errors is not None:
-            drawn = draw_errors(self.errors, (draws, len(hashes)), 0, together, shared)
-            return np.asarray(scores + drawn, dtype=np.float64)
-        if self.process is None:
-            return None
-        features = read_features(store, hashes, self.info.features, self.info.views)
-        rows = features.mean(axis=1)
-        return self.process.draw(rows, draws, together=together, shared=shared)
-
-    def _by_head(
-        self, heads: Sequence[Member], store: FeatureStore, hashes: Sequence[bytes]
-    ) -> NDArray[np.float32]:
-        parts = [np.empty((len(heads), 0, len(self.info.views)), np.float32)]
-        step = max(1, _NUMBERS // (self.info.input_dim * len(self.info.views)))
-        for start in range(0, len(hashes), step):
-            some = hashes[start : start + step]
-            features = read_features(store, some, self.info.features, self.info.views)
-            n, views, width = features.shape
-            flat = features.reshape(-1, width)
-            parts.append(np.stack([head(flat).reshape(n, views) for head in heads]))
-        return np.concatenate(parts, axis=1)
 
 
 @dataclass(frozen=True)
@@ -226,7 +80,7 @@ def _load_model(path: Path) -> ScoreModel:
         return ScoreModel(path, *load_members(path))
     quick = load_head(path)
     if quick is not None:
-        return ScoreModel(path, beside(path, quick[0]), (quick[1],))
+        return ScoreModel(path, beside(path, quick[0]), (TrainedHead(quick[1]),))
     from mirip_fast.models.checkpoint import load_checkpoint
 
     content = load_checkpoint(path, ("model_state_dict",))
@@ -237,7 +91,7 @@ def _load_model(path: Path) -> ScoreModel:
     arrays = {name: value.numpy() for name, value in head_state(content).items()}
     tuned = is_finetuned(content)
     info = deploy(path, content) if tuned else ModelInfo.from_dict(content["model"])
-    return ScoreModel(path, info, (Member(NumpyHead(arrays)),))
+    return ScoreModel(path, info, (TrainedHead(NumpyHead(arrays)),))
 
 
 def _foreign_model(path: Path) -> ScoreModel:
@@ -258,7 +112,7 @@ def _foreign_model(path: Path) -> ScoreModel:
     )  # fmt: skip
     state = {name: v for name, v in model.state_dict().items() if not name.startswith("backbone.")}
     head = NumpyHead({name: value.numpy() for name, value in state.items()})
-    return ScoreModel(path, info, (Member(head),))
+    return ScoreModel(path, info, (TrainedHead(head),))
 
 
 def score_files(

@@ -15,7 +15,7 @@ from mirip_fast.models.gp import GaussianProcess
 from mirip_fast.models.head import RankingHead
 from mirip_fast.models.model_info import ModelInfo
 from mirip_fast.models.numpy_head import NumpyHead
-from mirip_fast.ranking.head_files import Member
+from mirip_fast.ranking.score_model import TrainedHead
 
 
 class MeanHead(nn.Module):
@@ -28,7 +28,7 @@ class MeanHead(nn.Module):
     means: torch.Tensor
     spreads: torch.Tensor
 
-    def __init__(self, members: Sequence[Member]):
+    def __init__(self, members: Sequence[TrainedHead]):
         super().__init__()
         self.heads = nn.ModuleList(_module(member.head) for member in members)
         self._columns = [member.columns for member in members]

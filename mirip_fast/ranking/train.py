@@ -54,7 +54,6 @@ from mirip_fast.ranking.graded import (
     trial,
     with_dataset,
 )
-from mirip_fast.ranking.head_files import save_head
 from mirip_fast.ranking.held_out import keep_references
 from mirip_fast.ranking.judged_pairs import (
     JoinedPairs,
@@ -78,7 +77,8 @@ from mirip_fast.ranking.rows import (
     read_features,
     with_features,
 )
-from mirip_fast.ranking.scorer import ScoreModel, load_score_model
+from mirip_fast.ranking.score_model import ScoreModel, save_head
+from mirip_fast.ranking.scorer import load_score_model
 from mirip_fast.runtime import resolve_device
 from mirip_fast.settings import config_from_dict, to_yaml
 from mirip_fast.text import path_of, shown
