@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,12 +19,7 @@ from .options import command_line, config_options
 from .say import echo
 
 if TYPE_CHECKING:
-    from mirip_fast.features.maintenance import (
-        MergedStore,
-        StoreInfo,
-        StorePlan,
-        StoreReport,
-    )
+    from mirip_fast.features.maintenance import StorePlan, StoreReport
 
 _MOST_ROWS = 50  # damaged rows shown of a store
 
@@ -46,9 +40,9 @@ def info_command(resolved: Resolved, as_json: bool) -> None:
 
     path = Path(resolved.config.embed.cache_dir)
     stores = describe_cache(path)
-    used, free = sum(store.bytes for store in stores), shutil.disk_usage(path).free
+    used, free = sum(store["bytes"] for store in stores), shutil.disk_usage(path).free
     if as_json:
-        told = {"path": path, "stores": [*map(asdict, stores)], "bytes": used, "free": free}
+        told = {"path": path, "stores": stores, "bytes": used, "free": free}
         click.echo(json.dumps(told, default=str, indent=2, ensure_ascii=False))
         return
     for store in stores:
@@ -89,7 +83,7 @@ def verify_command(resolved: Resolved, repair: bool) -> int:
         for fault in now.faults:
             echo(f"Left: {printable(fault)}", err=True)
         left += len(now.faults) + len(now.damaged)
-    for command in dict.fromkeys(item.command for r in reports for item in r.lacking):
+    for command in dict.fromkeys(item[-1] for r in reports for item in r.lacking):
         echo(f"Compute what is missing with: {printable(command)}")
     lacking = any(report.lacking for report in reports)
     return 1 if left or (lacking and not repair) else 0
@@ -162,12 +156,14 @@ def export_command(resolved: Resolved, file: Path, source: Path | None, overwrit
 
     dataset = newest_dataset(Path(resolved.config.embed.cache_dir), source)
     with Bar("B") as bar:
-        done = export_dataset(dataset, file, overwrite=overwrite, progress=bar)
-    for name, (shape, dtype) in done.datasets.items():
+        shapes = export_dataset(dataset, file, overwrite=overwrite, progress=bar)
+    for name, (shape, dtype) in shapes.items():
         echo(f"{name}  {' × '.join(map(str, shape))}  {dtype}")
-    if done.left_out:
-        echo(f"{done.left_out} images that failed are left out: {dataset.failures_csv}")
-    echo(f"Written: {done.file} ({done.images} images, {format_bytes(done.bytes)})")
+    images = shape[0]
+    if images < dataset.info["images"]:
+        left_out = dataset.info["images"] - images
+        echo(f"{left_out} images that failed are left out: {dataset.failures_csv}")
+    echo(f"Written: {file} ({images} images, {format_bytes(file.stat().st_size)})")
 
 
 @cache_command.command("merge")
@@ -191,12 +187,12 @@ def merge_command(resolved: Resolved, others: tuple[Path, ...], force: bool) -> 
         )
     for store in done:
         _say_merged(store)
-    return 1 if any(store.problems or store.corrupt for store in done) else 0
+    return 1 if any(store["problems"] or store["corrupt"] for store in done) else 0
 
 
-def _say_store(store: StoreInfo) -> None:
+def _say_store(store: dict[str, Any]) -> None:
     """What one store holds."""
-    made = store.fingerprint
+    made = store["fingerprint"]
     what = ", ".join(
         f"{made[key]}{unit}"
         for key, unit in (
@@ -207,24 +203,27 @@ def _say_store(store: StoreInfo) -> None:
         )
         if key in made
     )
-    echo(f"{printable(str(store.path))}  {format_bytes(store.bytes)}  {printable(what)}")
-    echo(f"  last written {store.changed:%Y-%m-%d %H:%M}")
-    if store.writing:
-        echo(f"  being written to by {printable(store.writing)}")
-    if store.problem:
-        echo(f"  PROBLEM: {printable(store.problem)}")
-    for d in store.datasets:
+    echo(f"{printable(str(store['path']))}  {format_bytes(store['bytes'])}  {printable(what)}")
+    echo(f"  last written {store['changed']:%Y-%m-%d %H:%M}")
+    if store["writing"]:
+        echo(f"  being written to by {printable(store['writing'])}")
+    if store["problem"]:
+        echo(f"  PROBLEM: {printable(store['problem'])}")
+    for d in store["datasets"]:
         grades = "graded" if d["graded"] else "no grades"
         trial = ", a trial (--limit)" if d["limit"] is not None else ""
         echo(
             f"  {printable(d['source'])}: {d['images']} images, {d['failed']} failed, {grades}{trial}, "
             f"{printable(d['backbone'])}, {d['embedded_at']:%Y-%m-%d %H:%M}"
         )
-    if store.unused_rows:
-        echo(f"  {store.unused_rows} rows that no data set names (`mirip-fast cache prune`)")
+    if store["unused_rows"]:
+        echo(f"  {store['unused_rows']} rows that no data set names (`mirip-fast cache prune`)")
     rows = [
-        (s.name, " × ".join(map(str, s.shape)), s.dtype, s.rows, s.free, format_bytes(s.bytes))
-        for s in store.series
+        (
+            *(s["name"], " × ".join(map(str, s["shape"])), s["dtype"]),
+            *(s["rows"], s["free"], format_bytes(s["bytes"])),
+        )
+        for s in store["series"]
     ]
     header = ("series", "row", "format", "rows", "free slots", "on disk")
     echo(format_table(header, rows, align="lllrrr") + "\n")
@@ -232,18 +231,16 @@ def _say_store(store: StoreInfo) -> None:
 
 def _say_report(report: StoreReport) -> None:
     """What was found wrong with one store, and how much was looked at."""
-    for row in report.damaged[:_MOST_ROWS]:
-        unknown = "an image that no data set names" if any(row.sha256) else "an empty slot"
-        images = ", ".join(map(str, row.images)) or unknown
-        echo(f"Damaged: {row.shard} row {row.slot}: {printable(images)}")
+    for shard, slot, sha256, files in report.damaged[:_MOST_ROWS]:
+        unknown = "an image that no data set names" if any(sha256) else "an empty slot"
+        images = ", ".join(map(str, files)) or unknown
+        echo(f"Damaged: {shard} row {slot}: {printable(images)}")
     if len(report.damaged) > _MOST_ROWS:
         echo(f"Damaged: … and {len(report.damaged) - _MOST_ROWS} more rows")
     for fault in report.faults:
         echo(f"Damaged: {printable(fault)}")
-    for item in report.lacking:
-        echo(
-            f"Missing: {item.images} of {item.of} images of {printable(item.source)} have no features"
-        )
+    for source, lacking, of, _ in report.lacking:
+        echo(f"Missing: {lacking} of {of} images of {printable(source)} have no features")
     if report.killed:
         echo(f"{report.path}: a run was killed while it wrote; the next embed looks after that")
     if report.writing:
@@ -276,25 +273,23 @@ def _say_plan(plan: StorePlan) -> None:
         echo(f"  kept: {plan.kept_trials} trial data sets (--trials forgets them)")
 
 
-def _say_merged(store: MergedStore) -> None:
+def _say_merged(store: dict[str, Any]) -> None:
     """What became of one store of another cache."""
-    echo(f"{printable(str(store.source))} → {store.target}")
-    shared = {overlap.series: overlap for overlap in store.overlaps}
-    for name, added in store.added.items():
-        overlap = shared[name]
-        echo(f"  {name}: {added} rows added, {overlap.shared} were there")
-        if overlap.differing:
+    echo(f"{printable(str(store['source']))} → {store['target']}")
+    for name, (added, shared, differing, worst) in store["series"].items():
+        echo(f"  {name}: {added} rows added, {shared} were there")
+        if differing:
             echo(
-                f"    {overlap.differing} of these differ (cosine similarity down to "
-                f"{overlap.worst:.4f}): the rows that were there stay"
+                f"    {differing} of these differ (cosine similarity down to "
+                f"{worst:.4f}): the rows that were there stay"
             )
-    for source in store.datasets:
+    for source in store["datasets"]:
         echo(f"  data set {printable(source)} came along")
-    for source in store.twice:
+    for source in store["twice"]:
         echo(
             f"    there is another data set of {printable(source)}: both are kept, the newer one is taken"
         )
-    if store.corrupt:
-        echo(f"  {store.corrupt} damaged rows were left out; embed computes them again")
-    for problem in store.problems:
+    if store["corrupt"]:
+        echo(f"  {store['corrupt']} damaged rows were left out; embed computes them again")
+    for problem in store["problems"]:
         echo(f"  left out: {printable(problem)}")

@@ -128,9 +128,9 @@ def embed_command(
         failed |= bool(done.summary.failed) and (strict or none_read)
     if export is not None and done.dataset is not None:
         # Last of all: where it fails, what is embedded has been told.
-        exported = export_dataset(done.dataset, export, overwrite=True)
+        ((images, *_), _), *_ = export_dataset(done.dataset, export, overwrite=True).values()
         only_results_are_left()
-        echo(f"Exported: {exported.file} ({exported.images} images)")
+        echo(f"Exported: {export} ({images} images)")
     return 1 if failed else 0
 
 

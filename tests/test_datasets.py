@@ -240,8 +240,8 @@ def test_two_data_sets_share_a_store_but_no_ledger(
     assert first.store_path == second.store_path and first.folder != second.folder
     assert len(first.images()) == 40 and len(second.images()) == 3
     (info,) = describe_cache(cache)
-    assert {series.name: series.rows for series in info.series} == {"cls.28": 43, "mean.28": 43}
-    assert [dataset["backbone"] for dataset in info.datasets] == ["tiny-random"] * 2
+    assert {s["name"]: s["rows"] for s in info["series"]} == {"cls.28": 43, "mean.28": 43}
+    assert [dataset["backbone"] for dataset in info["datasets"]] == ["tiny-random"] * 2
 
 
 def test_what_to_type_to_embed_it_again(graded_folder: Path, cache: Path) -> None:

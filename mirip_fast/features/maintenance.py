@@ -122,39 +122,15 @@ def _folder_bytes(folder: Path) -> int:
 # ---------------------------------------------------------------------------------------------- info
 
 
-@dataclass(frozen=True)
-class SeriesInfo:
-    """One series: rows that exist, slots that are free, bytes on the disk."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    rows: int
-    free: int
-    bytes: int
-
-
-@dataclass(frozen=True)
-class StoreInfo:
-    """One store: what its features are, its series, and the data sets embedded into it.
-
-    Of each data set ``source``, ``backbone``, ``images`` and ``failed`` (how many), ``graded`` (whether),
-    ``limit`` (a trial's number of images, else None) and ``embedded_at``; the newest first.
-    """
-
-    path: Path
-    fingerprint: dict[str, Any]
-    series: list[SeriesInfo]
-    datasets: list[dict[str, Any]]
-    unused_rows: int  # rows of images that no data set names
-    bytes: int  # on the disk, everything in the folder
-    changed: datetime  # when a shard was last written to
-    writing: str | None  # who writes at this moment
-    problem: str | None  # why there is nothing more to tell
-
-
-def describe_cache(cache_dir: Path) -> list[StoreInfo]:
+def describe_cache(cache_dir: Path) -> list[dict[str, Any]]:
     """What every store below a cache folder holds; a damaged store is told, not raised.
+
+    Returns:
+        Of each store ``path``, ``fingerprint`` (its fields), ``series`` (of each ``name``, ``shape``,
+        ``dtype``, ``rows`` that exist, ``free`` slots, ``bytes``), ``datasets`` (of each ``source``,
+        ``backbone``, ``images`` and ``failed``, ``graded``, ``limit`` of a trial, ``embedded_at``; the newest
+        first), ``unused_rows`` of images that no data set names, ``bytes`` on the disk, ``changed`` (when a
+        shard was last written to), ``writing`` (who does now) and ``problem`` (why there is no more to tell).
 
     Raises:
         RunNotFoundError: there is none.
@@ -162,9 +138,9 @@ def describe_cache(cache_dir: Path) -> list[StoreInfo]:
     return [_describe_store(path) for path in store_folders(cache_dir)]
 
 
-def _describe_store(path: Path) -> StoreInfo:
+def _describe_store(path: Path) -> dict[str, Any]:
     fingerprint: dict[str, Any] = {}
-    series: list[SeriesInfo] = []
+    series: list[dict[str, Any]] = []
     unused, problem = 0, None
     datasets, damaged = _datasets_of(path)
     try:
@@ -173,9 +149,10 @@ def _describe_store(path: Path) -> StoreInfo:
         used = None if damaged else list(_used_hashes(datasets))
         for name, spec in store.series().items():
             shards, rows = store.shards(name), store.count(name)
-            size = sum(shard.path.stat().st_size for shard in shards)
-            free = sum(shard.rows for shard in shards) - rows
-            series.append(SeriesInfo(name, spec.shape, spec.dtype, rows, free, size))
+            about = {"name": name, "shape": spec.shape, "dtype": spec.dtype, "rows": rows}
+            about["free"] = sum(shard.rows for shard in shards) - rows
+            about["bytes"] = sum(shard.path.stat().st_size for shard in shards)
+            series.append(about)
             if used is not None:
                 unused += rows - int(np.count_nonzero(store.rows(name, used) >= 0))
     except MiripError as error:
@@ -184,42 +161,22 @@ def _describe_store(path: Path) -> StoreInfo:
         problem = str(damaged[0])
     written = [file.stat().st_mtime for file in listed(path, "*.h5")]
     keys = ("source", "backbone", "images", "failed", "graded", "limit")
-    return StoreInfo(
-        path=path,
-        fingerprint=fingerprint,
-        series=series,
-        datasets=[
+    return {
+        "path": path,
+        "fingerprint": fingerprint,
+        "series": series,
+        "datasets": [
             {key: d.info[key] for key in keys} | {"embedded_at": d.embedded_at} for d in datasets
         ],
-        unused_rows=unused,
-        bytes=_folder_bytes(path),
-        changed=datetime.fromtimestamp(max(written, default=path.stat().st_mtime)).astimezone(),
-        writing=holder_of(path),
-        problem=problem,
-    )
+        "unused_rows": unused,
+        "bytes": _folder_bytes(path),
+        "changed": datetime.fromtimestamp(max(written, default=path.stat().st_mtime)).astimezone(),
+        "writing": holder_of(path),
+        "problem": problem,
+    }
 
 
 # ------------------------------------------------------------------------------------ verify, repair
-
-
-@dataclass(frozen=True)
-class DamagedRow:
-    """A row whose bytes do not match its checksum."""
-
-    shard: Path
-    slot: int
-    sha256: bytes  # of the image, where it can be told; else what stands there
-    images: tuple[Path, ...]  # files of that image, in any data set of the store
-
-
-@dataclass(frozen=True)
-class Lacking:
-    """A data set some of whose images have no features (any more)."""
-
-    source: str
-    images: int
-    of: int
-    command: str  # what to type
 
 
 @dataclass
@@ -229,9 +186,12 @@ class StoreReport:
     path: Path
     rows: int = 0  # rows that were checked, damaged ones included
     shards: int = 0
-    damaged: list[DamagedRow] = field(default_factory=list)
+    #: Shard, slot, content hash (where it can be told; else what stands there), and files of that image in
+    #: any data set, of each row whose bytes do not match its checksum.
+    damaged: list[tuple[Path, int, bytes, tuple[Path, ...]]] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)  # missing and unreadable files, a sentence each
-    lacking: list[Lacking] = field(default_factory=list)
+    #: Source, images without features (any more), of how many, and what to type, of each such data set.
+    lacking: list[tuple[str, int, int, str]] = field(default_factory=list)
     killed: bool = False  # a run was killed while it wrote: the next embed looks after these rows
     writing: str | None = None  # who writes at this moment
 
@@ -321,7 +281,7 @@ def _check_shard(
                             known.append(Path(file))
     for slot in damaged:
         sha = _recognised(shard, slot, hashes[slot], names)
-        report.damaged.append(DamagedRow(shard.path, slot, sha, tuple(names.get(sha, ()))))
+        report.damaged.append((shard.path, slot, sha, tuple(names.get(sha, ()))))
 
 
 def _recognised(
@@ -358,7 +318,7 @@ def _check_canary(store: FeatureStore, report: StoreReport) -> None:
 
 def _check_datasets(store: FeatureStore, datasets: Sequence[Dataset], report: StoreReport) -> None:
     """Find the images of data sets that have no features, damaged rows counted in."""
-    corrupt = {row.sha256 for row in report.damaged}
+    corrupt = {sha for _, _, sha, _ in report.damaged}
     for dataset in datasets:
         try:
             wanted = sorted(dataset.hashes())
@@ -373,7 +333,7 @@ def _check_datasets(store: FeatureStore, datasets: Sequence[Dataset], report: St
         report.faults += [fault for fault in faults if fault not in report.faults]
         if lacking.any():
             source, count = str(dataset.source), int(lacking.sum())
-            report.lacking.append(Lacking(source, count, len(wanted), dataset.embed_command()))
+            report.lacking.append((source, count, len(wanted), dataset.embed_command()))
 
 
 def repair_store(path: Path, *, command: str = "mirip-fast cache verify --repair") -> list[str]:
@@ -627,30 +587,6 @@ def _remove_store(path: Path) -> None:
 # --------------------------------------------------------------------------------------------- merge
 
 
-@dataclass(frozen=True)
-class Overlap:
-    """How far two stores agree on the images that a series of both has."""
-
-    series: str
-    shared: int
-    differing: int  # images whose features have a cosine similarity below SAME
-    worst: float  # the smallest cosine similarity
-
-
-@dataclass(frozen=True)
-class MergedStore:
-    """What became of one store of another cache."""
-
-    source: Path
-    target: Path
-    added: dict[str, int]  # series → rows copied
-    overlaps: list[Overlap]
-    corrupt: int  # damaged rows, which were left out
-    datasets: list[str]  # sources of the data sets that came along
-    twice: list[str]  # of these, sources that the store has another data set of
-    problems: list[str]  # ledgers that could not be read
-
-
 def merge_caches(
     cache_dir: Path,
     others: Sequence[Path],
@@ -658,7 +594,7 @@ def merge_caches(
     force: bool = False,
     command: str = "mirip-fast cache merge",
     progress: Callable[[int], None] = lambda _: None,
-) -> list[MergedStore]:
+) -> list[dict[str, Any]]:
     """Copy what other caches have and this one lacks. A merge that is broken off can be run again.
 
     The other caches may be a stranger's: shards are read as data, ledgers are parsed and written anew.
@@ -669,6 +605,12 @@ def merge_caches(
         force: join stores that do not agree on the images they share; the rows of ``cache_dir`` stay.
         command: what is running, for whoever finds the store locked.
         progress: called with the bytes copied, piece by piece.
+
+    Returns:
+        Of each store that was read ``source`` and ``target`` folder, ``series`` (name → rows added, images of
+        both, of these those whose features have a cosine similarity below :data:`SAME`, and the smallest),
+        ``corrupt`` rows, which were left out, ``datasets`` (sources of those that came along), ``twice`` (of
+        these, sources that the store has another data set of) and ``problems`` (ledgers that cannot be read).
 
     Raises:
         StoreError: a cache is damaged, or does not agree with this one.
@@ -685,7 +627,7 @@ def merge_caches(
 
 def _merge_store(
     cache_dir: Path, path: Path, force: bool, command: str, progress: Callable[[int], None]
-) -> MergedStore:
+) -> dict[str, Any]:
     source = FeatureStore.open(path, verify=True)
     folder = cache_dir / source.fingerprint_id
     if folder.resolve() == path.resolve():
@@ -693,16 +635,16 @@ def _merge_store(
     corrupt = sum(bad for name in source.series() for _, _, bad in source.slots(name))
     target = FeatureStore.create(folder, source.fingerprint)
     _join_canaries(target, source, force=force)
-    overlaps = [_compare(target, source, spec) for spec in source.series().values()]
-    apart = [o for o in overlaps if o.differing * 100 > o.shared]  # one in a hundred may differ
-    if apart and not force:
-        raise StoreError(
-            f"{path} and {folder} do not agree: {apart[0].differing} of the {apart[0].shared} images "
-            f"that both have in series {apart[0].series} have other features (cosine similarity down "
-            f"to {apart[0].worst:.4f}), as if another library or graphics card had computed them. "
-            "Nothing was copied. Embed one of them anew, or add --force to join them nevertheless "
-            f"(the rows of {folder} stay)."
-        )
+    compared = {spec: _compare(target, source, spec) for spec in source.series().values()}
+    for spec, (shared, differing, worst) in compared.items():
+        if differing * 100 > shared and not force:  # one in a hundred may differ
+            raise StoreError(
+                f"{path} and {folder} do not agree: {differing} of the {shared} images "
+                f"that both have in series {spec.name} have other features (cosine similarity down "
+                f"to {worst:.4f}), as if another library or graphics card had computed them. "
+                "Nothing was copied. Embed one of them anew, or add --force to join them nevertheless "
+                f"(the rows of {folder} stay)."
+            )
     with StoreWriter(target, command=command) as writer:
         todo = {}
         for name, spec in source.series().items():
@@ -714,7 +656,10 @@ def _merge_store(
             format_bytes(sum(len(wanted) * spec.row_bytes for spec, wanted in todo.items())),
             *(path, folder, format_bytes(shutil.disk_usage(folder).free)),
         )
-        added = {spec.name: writer.copy(source, spec, todo[spec], progress) for spec in todo}
+        series = {
+            spec.name: (writer.copy(source, spec, todo[spec], progress), *compared[spec])
+            for spec in todo
+        }
     datasets, damaged = _datasets_of(path)
     problems = [str(error) for error in damaged]
     here = {str(dataset.source) for dataset in _datasets_of(folder)[0]}
@@ -728,11 +673,19 @@ def _merge_store(
         if new:
             came.append(str(dataset.source))
             twice += [str(dataset.source)] if str(dataset.source) in here else []
-    return MergedStore(path, folder, added, overlaps, corrupt, came, twice, problems)
+    return {
+        "source": path,
+        "target": folder,
+        "series": series,
+        "corrupt": corrupt,
+        "datasets": came,
+        "twice": twice,
+        "problems": problems,
+    }
 
 
-def _compare(ours: FeatureStore, theirs: FeatureStore, spec: SeriesSpec) -> Overlap:
-    """Compare the features of every image that both stores have in a series."""
+def _compare(ours: FeatureStore, theirs: FeatureStore, spec: SeriesSpec) -> tuple[int, int, float]:
+    """How many images both stores have in a series, how many of them differ, and the smallest cosine."""
     own = ours.series().get(spec.name, spec)
     if own != spec:
         raise StoreError(
@@ -747,7 +700,7 @@ def _compare(ours: FeatureStore, theirs: FeatureStore, spec: SeriesSpec) -> Over
     )
     alike = np.concatenate([np.empty(0), *(_cosines(a, b) for a, b in pairs)])
     differing = int(np.count_nonzero(~(alike >= SAME)))
-    return Overlap(spec.name, len(shared), differing, float(min([1.0, *alike])))
+    return len(shared), differing, float(min([1.0, *alike]))
 
 
 def _cosines(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
@@ -786,17 +739,6 @@ def _join_canaries(target: FeatureStore, source: FeatureStore, *, force: bool) -
 # -------------------------------------------------------------------------------------------- export
 
 
-@dataclass(frozen=True)
-class Exported:
-    """What was written."""
-
-    file: Path
-    datasets: dict[str, tuple[tuple[int, ...], str]]  # name in the file → shape, number format
-    images: int
-    left_out: int  # images without features, because they failed
-    bytes: int
-
-
 def check_export(file: Path, *, overwrite: bool | None = None) -> None:
     """See before hours of work that an export can be written there.
 
@@ -829,7 +771,7 @@ def export_dataset(
     *,
     overwrite: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Exported:
+) -> dict[str, tuple[tuple[int, ...], str]]:
     """Write a data set's features to one plain HDF5 file; it appears whole or not at all.
 
     ``/features/cls`` and ``/features/patch`` are those of the base view; further views lie in
@@ -843,6 +785,9 @@ def export_dataset(
         file: the file to write, on any disk.
         overwrite: replace a file that is there.
         progress: called with the bytes of features written and those to write.
+
+    Returns:
+        Name in the file → shape [images that have features, …] and number format.
 
     Raises:
         StoreError: the file is there, its folder is not, or an image's features are missing.
@@ -911,7 +856,4 @@ def export_dataset(
             "fingerprint_id": store.fingerprint_id,
         },
     )
-    shapes = {f"/{n}": ((len(there), *spec.shape), spec.dtype) for n, (spec, _) in wanted.items()}
-    return Exported(
-        file, shapes, len(there), dataset.info["images"] - len(there), file.stat().st_size
-    )
+    return {f"/{n}": ((len(there), *spec.shape), spec.dtype) for n, (spec, _) in wanted.items()}
