@@ -13,7 +13,6 @@ from PIL import Image
 
 from mirip_fast.config import Config
 from mirip_fast.data.manifest import read_manifest
-from mirip_fast.data.table import DataOptions
 from mirip_fast.features.datasets import save_dataset
 from mirip_fast.features.embed import open_hashes, prepare
 from mirip_fast.features.outcomes import Outcome
@@ -89,7 +88,7 @@ def made_cache(folder: Path, n: int, width: int = 1024) -> tuple[Path, Path]:
         config.embed, backbone=str(_backbone(folder / "backbone", width)), image_size=56,
         patches="none", cache_dir=str(cache),
     )  # fmt: skip
-    manifest = read_manifest(data / "metadata.csv", DataOptions.from_config(config.data))
+    manifest = read_manifest(data / "metadata.csv", config.data)
     order = [int(image_id) for image_id in manifest.ids]
     with open_hashes(cache) as memory:
         phase = prepare(config.embed, "cpu", memory)

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
+from mirip_fast.errors import ConfigError
 from mirip_fast.text import nfc
 
 #: Settings of the working folder, read by every command where the file exists.
@@ -84,9 +85,31 @@ class DataConfig:
         "Sheet of an Excel workbook, where one describes the images (auto: the first not hidden).",
     )
 
-    def tier_names(self) -> list[str]:
-        """The names of the tiers, best first."""
-        return [nfc(name.strip()) for name in self.tiers.split(",")]
+    #: Whether tiers, scores and groups are read; without, their columns are like any other.
+    with_grades: ClassVar[bool] = True
+
+    def tier_names(self) -> tuple[str, ...]:
+        """The names of the tiers, best first.
+
+        Raises:
+            ConfigError: no tiers, an empty tier name, or one twice.
+        """
+        names = tuple(nfc(name.strip()) for name in self.tiers.split(","))
+        if not all(names) or len(set(names)) < len(names):
+            raise ConfigError(
+                f"--tiers {','.join(names)!r}: different names are expected, best first, "
+                "separated by commas, such as S,A,B,C"
+            )
+        return names
+
+    def as_read(self) -> DataConfig:
+        """The same in the form that tables are read in: names composed, ``tab`` as a tab."""
+        columns = {
+            k: v for k, v in vars(self).items() if v and (k == "by" or k.endswith("_column"))
+        }
+        names: dict[str, Any] = {k: nfc(v.strip() if k == "by" else v) for k, v in columns.items()}
+        separator = {"tab": "\t", "\\t": "\t"}.get(self.separator or "", self.separator)
+        return dataclasses.replace(self, **{**names, "separator": separator})
 
 
 @dataclass

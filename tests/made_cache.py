@@ -11,7 +11,6 @@ from PIL import Image
 
 from mirip_fast.config import Config, DataConfig
 from mirip_fast.data.manifest import read_manifest
-from mirip_fast.data.table import DataOptions
 from mirip_fast.errors import ImageError
 from mirip_fast.features.datasets import Dataset, save_dataset
 from mirip_fast.features.embed import open_hashes, prepare
@@ -46,7 +45,7 @@ def put(config: Config, source: Path, degrees: Mapping[str, float]) -> Dataset:
     its folder counts, and names without degrees fail.
     """
     data = DataConfig()
-    manifest = read_manifest(source, DataOptions.from_config(data))
+    manifest = read_manifest(source, data)
     cache = Path(config.embed.cache_dir)
     with open_hashes(cache) as hashes:
         phase = prepare(config.embed, "cpu", hashes)

@@ -16,8 +16,9 @@ from mirip_fast_cli.main import run
 from PIL import Image
 
 import mirip_fast as mf
+from mirip_fast.config import DataConfig
 from mirip_fast.data.applicants import applicant_grades
-from mirip_fast.data.manifest import DataOptions, read_manifest
+from mirip_fast.data.manifest import read_manifest
 from mirip_fast.data.stratify import members_of
 from mirip_fast.models.gp import draw_errors
 from mirip_fast.portfolio.ranking import rank_applicants, ranks_of
@@ -253,7 +254,7 @@ def test_tiers_that_differ_by_case_alone_are_kept_apart(tmp_path: Path) -> None:
     (tmp_path / "metadata.csv").write_text("filename,applicant\n1.png,김\n2.png,이\n3.png,박\n")
     grades = tmp_path / "grades.csv"
     grades.write_text("applicant,tier\n김,A\n이,a\n박, B \n")
-    options = DataOptions(tiers=("A", "a", "b"), by="applicant", applicants=str(grades))
+    options = DataConfig(tiers="A,a,b", by="applicant", applicants=str(grades))
     assert read_manifest(tmp_path, options).table["tier"].tolist() == ["A", "a", "b"]
 
 
@@ -367,7 +368,7 @@ def test_works_that_happen_to_have_one_grade_make_none_of_their_applicant(
         for w in range(2)
     ]
     (tmp_path / "m.csv").write_text("\n".join(["image_id,filename,tier,applicant", *rows]) + "\n")
-    manifest = read_manifest(tmp_path / "m.csv", DataOptions(by="applicant"))
+    manifest = read_manifest(tmp_path / "m.csv", DataConfig(by="applicant"))
     grades = applicant_grades(manifest)
     assert len(grades) == known
     assert all(grades[name] == int(name.split()[1]) % 4 for name in grades)

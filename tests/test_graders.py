@@ -16,8 +16,9 @@ from made_run import TINY, draw, rows_of
 from mirip_fast_cli.main import run
 
 import mirip_fast as mf
+from mirip_fast.config import DataConfig
 from mirip_fast.data.manifest import read_manifest, write_manifest_csv
-from mirip_fast.data.table import DataOptions, Manifest, image_table
+from mirip_fast.data.table import Manifest, image_table
 from mirip_fast.errors import DataError
 from mirip_fast.evaluation.agreement import agreement, alpha
 from mirip_fast.evaluation.metrics import PairCounter, pairwise_accuracy, ranks
@@ -40,7 +41,7 @@ WIDE = "filename,Tier (김 교수),tier_Lee,학과,tier_note\n" + "".join(
 def read(folder: Path, text: str, **options: str) -> Manifest:
     path = folder / "grades.csv"
     path.write_text(text, encoding="utf-8")
-    return read_manifest(path, DataOptions(**options))  # type: ignore[arg-type]
+    return read_manifest(path, DataConfig(**options))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("text", [LONG, WIDE], ids=["row per grader", "column per grader"])
@@ -73,7 +74,7 @@ def test_a_tier_beside_the_graders_columns_is_the_decision(tmp_path: Path) -> No
 
 
 def test_other_names_of_the_columns_are_heeded(tmp_path: Path) -> None:
-    found = read(tmp_path, "filename,등급1,등급_이\na.png,1,2\nb.png,3,3\n", tier_column="등급", tiers=("1", "2", "3"))  # fmt: skip
+    found = read(tmp_path, "filename,등급1,등급_이\na.png,1,2\nb.png,3,3\n", tier_column="등급", tiers="1,2,3")  # fmt: skip
     assert found.table["tier_1"].tolist() == ["1", "3"]
     write_manifest_csv(tmp_path / "copy.csv", found)
     assert read_manifest(tmp_path / "copy.csv", found.options).table["tier_이"].tolist() == [
@@ -150,14 +151,15 @@ def test_faults_of_columns_name_the_column(tmp_path: Path) -> None:
 
 def test_columns_of_numbers_and_notes(tmp_path: Path) -> None:
     # Through a float column 1 became 1.0; a lone column of dates is nobody's tiers.
-    found = read(tmp_path, "filename,tier 1,tier_2\na.png,1.0,2\nb.png,2.0,\n", tiers=("1", "2"))  # type: ignore[arg-type]
+    found = read(tmp_path, "filename,tier 1,tier_2\na.png,1.0,2\nb.png,2.0,\n", tiers="1,2")
     assert found.table["tier_1"].tolist() == ["1", "2"] and found.tier_counts() == {"1": 0, "2": 2}
     found = read(tmp_path, "filename,tier_date\na.png,2020\n")
     assert found.table["tier_date"].tolist() == ["2020"] and not found.has_grades
 
 
 def test_rank_reads_each_work_once(tmp_path: Path) -> None:
-    found = read(tmp_path, LONG, with_grades=False)  # type: ignore[arg-type]
+    (tmp_path / "grades.csv").write_text(LONG, encoding="utf-8")
+    found = read_manifest(tmp_path / "grades.csv", with_grades=False)
     assert len(found) == 5
     assert found.table["tier_Lee"].tolist() == LEE
 

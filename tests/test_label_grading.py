@@ -21,10 +21,10 @@ from test_cli import TINY
 from test_label_file import known, row
 from test_label_server import Browser, photos, serving, settings
 
+from mirip_fast.config import DataConfig
 from mirip_fast.data.graders import grades_of
 from mirip_fast.data.manifest import read_manifest
 from mirip_fast.data.pair_files import read_pairs
-from mirip_fast.data.table import DataOptions
 from mirip_fast.errors import ConfigError, DataError
 from mirip_fast.label import grading, judgement_file
 from mirip_fast.label.judgement_file import JudgementFile
@@ -89,7 +89,7 @@ def test_tiers_of_two_graders_are_what_embed_reads(here: Path) -> None:
         assert not any(part in text for part in ("alert(", 'quote"', "불꽃", "p10", "photos"))
         assert kim.label.next_command().startswith("mirip-fast embed grades.csv --backbone tiny")
     assert out.read_bytes().startswith(b"\xef\xbb\xbf")
-    table = read_manifest(out, DataOptions()).table
+    table = read_manifest(out, DataConfig()).table
     assert sorted(map(tuple, grades_of(table).tolist())) == [(0, 1), (1, 1), (2, 2), (3, 3)]
     assert run(["embed", "grades.csv", *TINY]) == 0
     # going on later, with a name spelled in another way; then each work again

@@ -22,7 +22,7 @@ from mirip_fast.data.manifest import (
     read_manifest,
     write_manifest_csv,
 )
-from mirip_fast.data.table import DataOptions, Manifest
+from mirip_fast.data.table import Manifest
 from mirip_fast.errors import DataError
 from mirip_fast.files import read_csv, write_csv
 
@@ -46,8 +46,8 @@ def write(data: Path, text: str, encoding: str = "utf-8") -> Path:
     return path
 
 
-def options(**settings: object) -> DataOptions:
-    return DataOptions.from_config(DataConfig(**settings))  # type: ignore[arg-type]
+def options(**settings: object) -> DataConfig:
+    return DataConfig(**settings)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
@@ -137,7 +137,9 @@ def told_of(caplog: pytest.LogCaptureFixture, source: Path, *tiers: str) -> tupl
     """What is read of a folder, and what is said on the screen."""
     caplog.clear()
     with caplog.at_level(logging.INFO, "mirip_fast"):
-        return read_manifest(source, DataOptions(tiers=tiers or DataOptions().tiers)), caplog.text
+        return read_manifest(
+            source, DataConfig(tiers=",".join(tiers) or DataConfig.tiers)
+        ), caplog.text
 
 
 def test_system_folders_are_no_works_and_take_no_grades_away(
@@ -209,9 +211,8 @@ def test_composed_and_decomposed_folder_names_are_one_tier(
     ]
     for name in names:
         picture(tmp_path / name)
-    tiers = (normalize(form, "대상"), normalize(form, "입선"))
-    manifest = read_manifest(tmp_path, DataOptions(tiers=tiers))
-    assert manifest.tier_counts() == {tiers[0]: 2, tiers[1]: 1}
+    manifest = read_manifest(tmp_path, DataConfig(tiers=normalize(form, "대상,입선")))
+    assert manifest.tier_counts() == {"대상": 2, "입선": 1}
     assert not len(manifest.missing()) and {r.image_id for r in images_of(manifest)} == set(names)
     assert len(read_manifest(tmp_path / normalize(form, "입선"))) == 1
 
@@ -244,7 +245,7 @@ def test_an_order_of_tiers_that_finer_grades_contradict_is_told(
     ]
     rows = ["filename,tier,tier_score", *(f"{n}-{row}" for n, row in enumerate(rows))]
     (tmp_path / "m.csv").write_text("\n".join(rows), encoding="utf-8")
-    options = DataOptions(tiers=tuple(order.split(",")))
+    options = DataConfig(tiers=order)
     said = grade_remarks(read_manifest(tmp_path / "m.csv", options))
     assert bool(said) == told
     if told:
@@ -543,7 +544,7 @@ def test_grades_that_are_not_read_are_told(
         (f"Not read: {name} (" in told.text and way in told.text) if way else name not in told.text
     )
     told.clear()
-    read_manifest("data", DataOptions(with_grades=False))  # rank asks for no grades
+    read_manifest("data", with_grades=False)  # rank asks for no grades
     assert name not in told.text
 
 

@@ -31,12 +31,11 @@ from made_tars import (
 )  # fmt: skip
 from mirip_fast_cli.main import run
 
-from mirip_fast.config import Config
+from mirip_fast.config import Config, DataConfig
 from mirip_fast.data import sources
 from mirip_fast.data.decode_pool import DecodeJob, DecodePool
 from mirip_fast.data.manifest import as_one, read_manifest, write_manifest_csv
 from mirip_fast.data.sources import index_tar, read_image
-from mirip_fast.data.table import DataOptions
 from mirip_fast.errors import DataError
 from mirip_fast.features.datasets import newest_graded
 from mirip_fast.ranking.graded import graded_of_dataset
@@ -112,11 +111,11 @@ def test_class_files_and_folders_as_tiers(tmp_path: Path) -> None:
     numbers = make_tar(tmp_path / "n.tar", {"a.png": picture(0), "a.cls": "0"})
     with pytest.raises(DataError, match=r"n.tar/a.png: unknown tier '0'.*(\n.*)*order: 0 1\."):
         read_manifest(numbers)
-    assert images_of(read_manifest(numbers, DataOptions(tiers=("0", "1"))))[0].tier == 0
+    assert images_of(read_manifest(numbers, DataConfig(tiers="0,1")))[0].tier == 0
     broken = make_tar(tmp_path / "b.tar", {"a.png": picture(0), "a.json": "{"})
     with pytest.raises(DataError, match=r"b.tar/a.png: a.json: not readable"):
         read_manifest(broken)
-    assert len(read_manifest(broken, DataOptions(with_grades=False))) == 1
+    assert len(read_manifest(broken, with_grades=False)) == 1
 
 
 def test_what_a_tar_has_beside_pictures_is_told(

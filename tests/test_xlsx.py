@@ -16,9 +16,9 @@ import pytest
 from made_run import TINY, draw, rows_of
 from mirip_fast_cli.main import run
 
+from mirip_fast.config import DataConfig
 from mirip_fast.data.manifest import read_manifest
 from mirip_fast.data.spreadsheets import read_table
-from mirip_fast.data.table import DataOptions
 from mirip_fast.errors import DataError
 
 HEAD = ("filename", "tier", "applicant")
@@ -188,11 +188,11 @@ def test_the_sheet_is_the_first_seen_or_the_named_one(
     save(data / "metadata.xlsx", HEAD, *ROWS, change=change)
     assert read_manifest(data).table["tier"].tolist() == ["S", "A"]
     assert "the sheet '작품' is read; not read: '설정' (hidden), 'Second Round'" in told.text
-    assert read_manifest(data, DataOptions(sheet="second round")).table["tier"].tolist() == ["C"]
+    assert read_manifest(data, DataConfig(sheet="second round")).table["tier"].tolist() == ["C"]
     with pytest.raises(DataError, match=r"no sheet 'Second Ruond' .*Did you mean 'Second Round'"):
-        read_manifest(data, DataOptions(sheet="Second Ruond"))
+        read_manifest(data, DataConfig(sheet="Second Ruond"))
     with pytest.raises(DataError, match="sheet '설정': empty"):
-        read_manifest(data, DataOptions(sheet="설정"))
+        read_manifest(data, DataConfig(sheet="설정"))
 
 
 def _zip(**parts: bytes) -> bytes:

@@ -107,7 +107,7 @@ def with_column(manifest: Manifest) -> Manifest:
     """
     options, table, by = manifest.options, manifest.table, str(manifest.options.by)
     own = {given_name(c): c for c in table.columns if c not in COLUMNS}
-    if by in own or (options.with_grades and by == options.group_column and any(manifest.groups)):
+    if by in own or (by == options.group_column and any(manifest.groups)):
         return manifest
     if set(by.split("/")) == {FOLDER}:
         return replace(manifest, table=_with(table, **{by: _folders(manifest)}))
@@ -240,7 +240,7 @@ def _with_grades(manifest: Manifest, names: Sequence[str | None]) -> Manifest:
         wanted = (by, options.score_column)
     table = with_known_names(table, wanted, required=wanted)
     problems = table.problems()
-    code = _number if numbers else tier_reader(options.tiers)
+    code = _number if numbers else tier_reader(manifest.tiers)
     grades: dict[str, float | None] = {}
     for row, *cells in table.cells[[*wanted]].itertuples():
         name, text = nfc(cells[0].strip()), cells[1].strip()
@@ -249,7 +249,7 @@ def _with_grades(manifest: Manifest, names: Sequence[str | None]) -> Manifest:
             problems.add(
                 f"{text!r} is no number (decimals are written with a point)"
                 if numbers
-                else f"unknown tier {text!r}; known are {', '.join(options.tiers)} (others: "
+                else f"unknown tier {text!r}; known are {', '.join(manifest.tiers)} (others: "
                 "--tiers, the best first)",
                 row=row, column=wanted[1],
             )  # fmt: skip
@@ -276,7 +276,7 @@ def _with_grades(manifest: Manifest, names: Sequence[str | None]) -> Manifest:
     found = [None if name is None else grades.get(name) for name in names]
     codes = [None if grade is None or numbers else int(grade) for grade in found]
     if manifest.table[["tier", "tier_score"]].notna().any(axis=None):
-        texts = [None if g is None else options.tiers[int(g)] for g in codes]
+        texts = [None if g is None else manifest.tiers[int(g)] for g in codes]
         column = (
             {SCORE: [None if g is None else str(g) for g in found]} if numbers else {GRADE: texts}
         )
@@ -287,7 +287,7 @@ def _with_grades(manifest: Manifest, names: Sequence[str | None]) -> Manifest:
     if numbers:
         score = np.array([np.nan if grade is None else grade for grade in found])
         return replace(manifest, table=manifest.table.assign(tier_score=score))
-    return replace(manifest, table=manifest.table.assign(tier=tier_column(codes, options.tiers)))
+    return replace(manifest, table=manifest.table.assign(tier=tier_column(codes, manifest.tiers)))
 
 
 def _number(text: str) -> float | None:

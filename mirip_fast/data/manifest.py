@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mirip_fast.config import DataConfig
 from mirip_fast.data import remote
 from mirip_fast.data.applicants import with_applicants
 from mirip_fast.data.decode_pool import DecodeJob, DecodePool
@@ -40,7 +41,7 @@ from mirip_fast.data.manifest_rows import (
     IMAGE_COLUMNS,
     IMAGE_FOLDER,
     Columns,
-    Rows,
+    RowReader,
     records_from_csv,
 )
 from mirip_fast.data.remote import is_remote, located
@@ -55,7 +56,6 @@ from mirip_fast.data.sources import (
 )
 from mirip_fast.data.spreadsheets import Problems, Table, absolute
 from mirip_fast.data.table import (
-    DataOptions,
     Manifest,
     given_name,
     image_table,
@@ -74,7 +74,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
-    "DataOptions",
     "Manifest",
     "as_one",
     "check_trainable",
@@ -106,15 +105,22 @@ _THREADS = 8  # tars looked through at once
 _COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
-def read_manifest(source: Path | str, options: DataOptions | None = None) -> Manifest:
+class _Ungraded(DataConfig):
+    with_grades = False
+
+
+def read_manifest(
+    source: Path | str, data: DataConfig | None = None, *, with_grades: bool = True
+) -> Manifest:
     """Read what is known about the images of a data set.
 
     Args:
         source: a CSV file or Excel workbook; a folder with a ``metadata.csv`` or ``.xlsx`` (file names are
-            relative to it, its ``images/`` or ``options.image_root``); a folder with one folder per tier;
+            relative to it, its ``images/`` or ``data.image_root``); a folder with one folder per tier;
             any folder of images, searched recursively; a tar, several as ``data/*.tar`` or
             ``data/0.tar,1.tar``, or a folder of tars; or an address of one of these, such as ``s3://bucket/folder``.
-        options: column names, tiers, encoding; ``None`` takes the defaults.
+        data: column names, tiers, encoding; ``None`` takes the defaults.
+        with_grades: whether tiers, scores and groups are read; without, their columns are like any other.
 
     Returns:
         The manifest. Rows whose image file is missing are in it: see :meth:`Manifest.missing`.
@@ -122,8 +128,12 @@ def read_manifest(source: Path | str, options: DataOptions | None = None) -> Man
     Raises:
         DataError: the source does not exist, holds no images, or is faulty; all faults of a CSV file
             are told at once, each with its line and column.
+        ConfigError: the tiers have no names that differ.
     """
-    return with_applicants(_by_page(_read(source, options or DataOptions())))
+    options = (data or DataConfig()).as_read()
+    if not with_grades:
+        options = _Ungraded(**vars(options))
+    return with_applicants(_by_page(_read(source, options)))
 
 
 def _by_page(manifest: Manifest) -> Manifest:
@@ -165,13 +175,13 @@ def _by_page(manifest: Manifest) -> Manifest:
     return replace(manifest, table=table)
 
 
-def _read(source: Path | str, options: DataOptions) -> Manifest:
+def _read(source: Path | str, options: DataConfig) -> Manifest:
     source = located(source)
     if options.image_root is not None:
         image_root = absolute(options.image_root)
         if not image_root.is_dir():
             raise DataError(f"--image-root {options.image_root}: there is no such folder")
-        options = replace(options, image_root=image_root)
+        options = replace(options, image_root=str(image_root))
     tars = expand(source) if is_pattern(source) else [source] if _may_be_tar(source) else []
     if tars:
         for other in (tar for tar in tars if not _may_be_tar(tar)):
@@ -346,7 +356,7 @@ def _order(manifest: Manifest) -> str | None:
     return None
 
 
-def _read_folder(folder: Path, options: DataOptions) -> Manifest:
+def _read_folder(folder: Path, options: DataConfig) -> Manifest:
     """A folder without a CSV file: its images, else those of its tars."""
     found = scan_folder(folder)
     if not found.pictures and not found.tars:
@@ -369,7 +379,7 @@ def _may_be_tar(source: Path) -> bool:
     return named and not source.is_dir() and (is_remote(source) or source.exists())
 
 
-def _from_names(folder: Path, found: Sequence[str], options: DataOptions) -> Manifest:
+def _from_names(folder: Path, found: Sequence[str], options: DataConfig) -> Manifest:
     """The images of a folder, graded by its first-level folders where these are named for tiers.
 
     Args:
@@ -382,13 +392,13 @@ def _from_names(folder: Path, found: Sequence[str], options: DataOptions) -> Man
     if options.with_grades:
         table["tier"] = _tiers_by_folder(folder, names, options)
     options = replace(options, sheet=None)  # there is no workbook
-    return Manifest(folder, folder, options.tiers, table, options, (folder,))
+    return Manifest(folder, folder, options.tier_names(), table, options, (folder,))
 
 
-def _named(root: Path, names: Sequence[str], options: DataOptions) -> pd.DataFrame:
+def _named(root: Path, names: Sequence[str], options: DataConfig) -> pd.DataFrame:
     start = os.path.join(root, "")  # noqa: PTH118 (thousands of calls)
     files = [str(Path(start + name)) for name in names]
-    return image_table({"image_id": names, "file": files, "named": names}, options.tiers)
+    return image_table({"image_id": names, "file": files, "named": names}, options.tier_names())
 
 
 def _remark_on_tars(folder: Path, number: int) -> None:
@@ -559,7 +569,7 @@ def is_there(source: Path) -> bool:
 
 
 def _tiers_by_folder(
-    source: Path, names: Sequence[str], options: DataOptions, lacking: str = METADATA_NAME
+    source: Path, names: Sequence[str], options: DataConfig, lacking: str = METADATA_NAME
 ) -> pd.Categorical[Any]:
     """[n] tiers by the images' first-level folders; none where the folders give no grades.
 
@@ -573,7 +583,8 @@ def _tiers_by_folder(
         options: the names of the tiers.
         lacking: what else would have given grades.
     """
-    known, code = {nfc(tier) for tier in options.tiers}, tier_reader(options.tiers)
+    tier_names = options.tier_names()
+    known, code = set(tier_names), tier_reader(tier_names)
     tops = [name.partition("/")[0] if "/" in name else "" for name in names]
     counts = Counter(tops)
     found = {top: code(top) for top in counts}
@@ -581,10 +592,10 @@ def _tiers_by_folder(
     graded = Counter[int]()  # one tier may have two folders, spelled composed and decomposed
     for top, tier in tiers.items():
         graded[tier] += counts[top]
-    listed = ", ".join(f"{options.tiers[tier]} {graded[tier]:,}" for tier in sorted(graded))
+    listed = ", ".join(f"{tier_names[tier]} {graded[tier]:,}" for tier in sorted(graded))
     others = {f"{top}/" if top else "at the top": counts[top] for top in counts if top not in tiers}
     elsewhere = f"{counted(sum(others.values()), 'image')} elsewhere ({by_number(others)})"
-    spelled = [f"{top}/ as {options.tiers[i]}" for top, i in tiers.items() if nfc(top) not in known]
+    spelled = [f"{top}/ as {tier_names[i]}" for top, i in tiers.items() if nfc(top) not in known]
     as_read = f". Folders are read as tiers: {', '.join(sorted(spelled))}" if spelled else ""
     enough = len(graded) > 1 and sum(top.endswith("/") for top in others) <= len(tiers)
     where = shown(source)
@@ -592,7 +603,7 @@ def _tiers_by_folder(
         deeper = {n.split("/")[0] for n in names if nfc("/".join(n.split("/")[1:2])) in known}
         logger.info(
             "%s: images without grades: no %s, and no folder is named for a tier (%s; others: --tiers)%s",
-            *(where, lacking, ", ".join(options.tiers)),
+            *(where, lacking, ", ".join(tier_names)),
             "".join(f". Such folders are in {top}/: name that" for top in sorted(deeper)[:1]),
         )
     elif not others:
@@ -609,10 +620,10 @@ def _tiers_by_folder(
             *(where, listed, elsewhere, METADATA_NAME),
         )
     graded_here = enough or not others
-    return tier_column([tiers.get(top) if graded_here else None for top in tops], options.tiers)
+    return tier_column([tiers.get(top) if graded_here else None for top in tops], tier_names)
 
 
-def _read_tars(source: Path, tars: Sequence[Path], options: DataOptions) -> Manifest:
+def _read_tars(source: Path, tars: Sequence[Path], options: DataConfig) -> Manifest:
     """The images of tars: one record per member that is named like an image.
 
     Grades come from a ``metadata.csv`` inside the tars, else from the ``.json`` and ``.cls`` files beside the
@@ -649,7 +660,7 @@ def _read_tars(source: Path, tars: Sequence[Path], options: DataOptions) -> Mani
             f"{shown(source)}: none of {files:,} files in it is an image ({known}). {passed_over(passed)}"
         )
     tell_passed_over(shown(source), passed)
-    manifest = Manifest(source, root, options.tiers, pd.DataFrame(), options, (root,))
+    manifest = Manifest(source, root, options.tier_names(), pd.DataFrame(), options, (root,))
     labels = [index.labels_of(name) for index, name in members.values()]
     if options.with_grades and any(labels):
         table = _from_labels(source, root, [*members], labels, options)
@@ -664,7 +675,7 @@ def _read_tars(source: Path, tars: Sequence[Path], options: DataOptions) -> Mani
     return replace(manifest, table=table)
 
 
-def _read_remote(source: Path, options: DataOptions) -> Manifest:
+def _read_remote(source: Path, options: DataConfig) -> Manifest:
     """The images at an address that is no tar.
 
     Raises:
@@ -708,7 +719,7 @@ def _read_remote(source: Path, options: DataOptions) -> Manifest:
     raise DataError(f"{shown(source)}: no such folder, or no images, {METADATA_NAME} or tars in it")
 
 
-def _from_remote_file(source: Path, options: DataOptions) -> Manifest | None:
+def _from_remote_file(source: Path, options: DataConfig) -> Manifest | None:
     """What the table behind an address lists; None where there is no file, but perhaps a folder."""
     is_table = source.suffix.lower() in _READ
     if remote.is_web(source) and not is_table:
@@ -749,7 +760,7 @@ def _pick_table(folder: Path, names: Sequence[str]) -> str:
     return found[0]
 
 
-def _from_table(where: Path, name: str, pictures: Sequence[str], options: DataOptions) -> Manifest:
+def _from_table(where: Path, name: str, pictures: Sequence[str], options: DataConfig) -> Manifest:
     """What a table in a tar or at an address lists; pictures beside it that it does not name are told."""
     table = where / name
     manifest = records_from_csv(table, options)
@@ -767,7 +778,7 @@ def _is_picture(path: Path) -> bool:
         return False
 
 
-def _from_tables(source: Path, tables: dict[Path, list[str]], options: DataOptions) -> Manifest:
+def _from_tables(source: Path, tables: dict[Path, list[str]], options: DataConfig) -> Manifest:
     """One manifest of tars that each have a ``metadata.csv``."""
     import pandas as pd
 
@@ -795,7 +806,7 @@ def _from_tables(source: Path, tables: dict[Path, list[str]], options: DataOptio
     # Rows of several tables have no one number; file names start from the folder of the tars.
     named = [os.path.relpath(file, root) for file in table["file"]]
     whole = table.assign(row=0, named=pd.Series(named, dtype=object))
-    return Manifest(source, root, options.tiers, whole, manifests[0].options, places)
+    return Manifest(source, root, options.tier_names(), whole, manifests[0].options, places)
 
 
 def _from_labels(
@@ -803,7 +814,7 @@ def _from_labels(
     root: Path,
     ids: Sequence[str],
     labels: Sequence[dict[str, str]],
-    options: DataOptions,
+    options: DataConfig,
 ) -> pd.DataFrame:
     """Images with what the samples' ``.json`` and ``.cls`` files say, read like the rows of a table."""
     import pandas as pd
@@ -811,7 +822,7 @@ def _from_labels(
     keys = dict.fromkeys(key for known in labels for key in known)
     tier, own_id = options.tier_column, options.id_column
     # Numbers that JSON files call image_id are rarely unique over many tars: such ids are asked for by name.
-    no_column = {UNREADABLE, "cls", *IMAGE_COLUMNS, DataOptions().id_column}
+    no_column = {UNREADABLE, "cls", *IMAGE_COLUMNS, DataConfig.id_column}
     keys = {key: None for key in keys if key not in no_column}
     has_tier = tier in keys or any("cls" in known for known in labels)
     columns = list(dict.fromkeys(["filename", *keys, *([tier] if has_tier else [])]))
@@ -830,4 +841,4 @@ def _from_labels(
         group=options.group_column if options.group_column in there else None,
     )
     table = Table(source, pd.DataFrame(rows, columns=columns, dtype=object))
-    return Rows(table, meaning, options, FileFinder((root,)), problems).images().assign(row=0)
+    return RowReader(table, meaning, options, FileFinder((root,)), problems).images().assign(row=0)

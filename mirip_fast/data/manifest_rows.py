@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mirip_fast.config import DataConfig
 from mirip_fast.data.formats import split_page
 from mirip_fast.data.graders import PREFIX, consensus, grader_of
 from mirip_fast.data.image_files import IMAGE_EXTENSIONS, ending_of, hidden_part, one_line
@@ -31,7 +32,7 @@ from mirip_fast.data.spreadsheets import (
     spelled,
     with_known_names,
 )
-from mirip_fast.data.table import DataOptions, Manifest, image_table, own_column, tier_reader
+from mirip_fast.data.table import Manifest, image_table, own_column, tier_reader
 from mirip_fast.text import closest, counted, folded, nfc, shown
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ _MISSING_SHOWN = 3
 _ONE_EACH = {"image_id", "file", "named", "row", "tier", "tier_score"}
 
 
-def records_from_csv(path: Path, options: DataOptions) -> Manifest:
+def records_from_csv(path: Path, options: DataConfig) -> Manifest:
     """Read a CSV file with one image per row; see :func:`mirip_fast.data.manifest.read_manifest`.
 
     Raises:
@@ -59,7 +60,6 @@ def records_from_csv(path: Path, options: DataOptions) -> Manifest:
         expected=expected,
         separator=options.separator,
         encoding=options.encoding,
-        encoding_errors=options.encoding_errors,
         sheet=options.sheet,
     )
     there = {name for name in IMAGE_COLUMNS if name in table.columns and name in expected}
@@ -69,18 +69,18 @@ def records_from_csv(path: Path, options: DataOptions) -> Manifest:
     columns = _find_columns(table, options)
     places = [path.parent, _picture_folder(path.parent)]
     if options.image_root is not None:
-        places.insert(0, options.image_root)
+        places.insert(0, Path(options.image_root))
     by_columns = columns.tier is None and _listed_graders(table, options)
     return Manifest(
         source=path,
-        root=options.image_root or path.parent,
-        tiers=options.tiers,
-        table=Rows(table, columns, options, FileFinder(places), table.problems()).images(),
+        root=Path(options.image_root or path.parent),
+        tiers=options.tier_names(),
+        table=RowReader(table, columns, options, FileFinder(places), table.problems()).images(),
         options=replace(
             options,
             image_column=columns.image,
             sheet=table.sheet,
-            tier_column=DataOptions.tier_column if by_columns else options.tier_column,
+            tier_column=DataConfig.tier_column if by_columns else options.tier_column,
         ),
         places=tuple(dict.fromkeys(places)),
     )
@@ -95,14 +95,14 @@ def _picture_folder(folder: Path) -> Path:
     return below[0] if len(below) == 1 else usual
 
 
-def _expected_columns(options: DataOptions) -> list[str]:
+def _expected_columns(options: DataConfig) -> list[str]:
     images = IMAGE_COLUMNS if options.image_column is None else (options.image_column,)
     others = (options.tier_column, options.score_column, options.group_column)
     grades = others if options.with_grades else ()
     return [options.id_column, *images, options.grader_column, *grades]
 
 
-def _listed_graders(table: Table, options: DataOptions) -> list[str]:
+def _listed_graders(table: Table, options: DataConfig) -> list[str]:
     """The columns that ``--tier-column 김,Lee`` names, one per grader; none where it names one column."""
     names = [name.strip() for name in options.tier_column.split(",")]
     several = options.tier_column not in table.columns and len(names) > 1
@@ -125,7 +125,7 @@ class Columns:
     graders: Mapping[str, str] = field(default_factory=dict)
 
 
-def _find_columns(table: Table, options: DataOptions) -> Columns:
+def _find_columns(table: Table, options: DataConfig) -> Columns:
     """Match the options' column names with the header.
 
     Raises:
@@ -152,7 +152,7 @@ def _find_columns(table: Table, options: DataOptions) -> Columns:
                 )
         return None
 
-    usual, graders = DataOptions(), dict[str, str]()
+    usual, graders = DataConfig, dict[str, str]()
     own_id = optional(options.id_column, usual.id_column, "--id-column")
     grader = optional(options.grader_column, usual.grader_column, "--grader-column")
     if not options.with_grades:
@@ -178,7 +178,7 @@ def _find_columns(table: Table, options: DataOptions) -> Columns:
     problems.raise_if_any()
     if tier is None and not graders and options.applicants is None:
         close = (
-            ",".join(_tier_columns(table, free, options.tiers))
+            ",".join(_tier_columns(table, free, options.tier_names()))
             or misspelled(options.tier_column, free)
             or closest(options.tier_column, free)
         )
@@ -190,7 +190,7 @@ def _find_columns(table: Table, options: DataOptions) -> Columns:
     return Columns(image, own_id, tier, score, group, grader, graders)
 
 
-def _image_column(table: Table, options: DataOptions, problems: Problems) -> str:
+def _image_column(table: Table, options: DataConfig, problems: Problems) -> str:
     """The column of the image files: by its name, else the only one whose cells are names of pictures."""
     wanted = IMAGE_COLUMNS if options.image_column is None else (options.image_column,)
     found = [name for name in wanted if name in table.columns][:1]
@@ -232,12 +232,12 @@ def _typed(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Rows of a table on their way to images; faults are noted until all are known."""
+class RowReader:
+    """RowReader of a table on their way to images; faults are noted until all are known."""
 
     table: Table
     columns: Columns
-    options: DataOptions
+    options: DataConfig
     finder: FileFinder
     problems: Problems
 
@@ -260,7 +260,7 @@ class Rows:
         by_column = self._graders_by_column(text)
         tiers = self._tiers({c: text[c] for c in (columns.tier, *by_column) if c is not None})
         by_row = self._graders_by_row(text)
-        as_read = [*options.tiers, ""]  # -1 is none
+        as_read = [*options.tier_names(), ""]  # -1 is none
         text |= {name: [as_read[code] for code in codes] for name, codes in tiers.items()}
         known = {columns.image, columns.id, columns.tier, columns.score, columns.group, *by_column}
         texts = {
@@ -292,7 +292,7 @@ class Rows:
         for name in values.keys() - _ONE_EACH:
             values[name] = [sys.intern(text) for text in values[name]]
         values["group"] = [group or None for group in values["group"]]
-        return image_table(values, options.tiers)
+        return image_table(values, options.tier_names())
 
     @property
     def _tier_column(self) -> str:
@@ -339,7 +339,7 @@ class Rows:
 
     def _graders_by_column(self, text: Mapping[str, Sequence[str]]) -> dict[str, str]:
         """Those of ``columns.graders`` whose cells are tiers: ``tier_note`` may hold anything."""
-        code = tier_reader(self.options.tiers)
+        code = tier_reader(self.options.tier_names())
         said = {name: set(text[name]) - {""} for name in self.columns.graders}
         are = {name for name, words in said.items() if any(code(w) is not None for w in words)}
         few = len(set().union(*said.values())) <= _TIERS_SHOWN
@@ -376,7 +376,8 @@ class Rows:
 
     def _tiers(self, texts: Mapping[str, Sequence[str]]) -> dict[str, list[int]]:
         """Column → [n] number of each cell's tier, -1 for none; unknown ones are noted, spellings told."""
-        code, names = tier_reader(self.options.tiers), self.options.tiers
+        names = self.options.tier_names()
+        code = tier_reader(names)
         counts = Counter(cell for column in texts.values() for cell in column if cell)
         code_of = {cell: code(cell) for cell in counts}
         unknown = {cell for cell in counts if code_of[cell] is None}
@@ -409,7 +410,7 @@ class Rows:
         some = ", ".join(f"{name} {counts[name]:,}" for name in names[:_TIERS_SHOWN])
         how = "in numerical order" if numbers else "in alphabetical order"
         hint = (
-            f"The tiers known are {', '.join(self.options.tiers)}. This file has, {how}: {some}"
+            f"The tiers known are {', '.join(self.options.tier_names())}. This file has, {how}: {some}"
             f"{', …' if len(counts) > _TIERS_SHOWN else ''}. If these are its tiers, name them all in your "
             'order, the best first: --tiers "BEST,…,WORST"'
         )
@@ -540,7 +541,7 @@ class Rows:
 
     def _agree(self, made: pd.DataFrame, graders: Sequence[str]) -> None:
         """Put the graders' consensus where no one decided on the tier."""
-        code = {name: i for i, name in enumerate(self.options.tiers)}
+        code = {name: i for i, name in enumerate(self.options.tier_names())}
         of_all = np.array([made[PREFIX + name].map(code) for name in graders], dtype=np.float64).T
         common, count = consensus(of_all), np.isfinite(of_all).sum(axis=1)
         decided = bool((made["tier"] >= 0).any())

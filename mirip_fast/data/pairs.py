@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mirip_fast.config import DataConfig
 from mirip_fast.data.images import load_rgb
-from mirip_fast.data.table import DataOptions
 from mirip_fast.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class PairwiseDataset:
         *,
         pairs: str = "sampled",
         seed: int = 42,
-        tiers: Sequence[str] = DataOptions().tiers,
+        tiers: Sequence[str] = DataConfig().tier_names(),
     ):
         if pairs not in ("sampled", "all"):
             raise ConfigError(f"pairs={pairs!r}: use 'sampled' or 'all'")

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -31,7 +31,6 @@ from numpy.typing import NDArray
 from mirip_fast.config import DataConfig
 from mirip_fast.data.locate import FileFinder
 from mirip_fast.data.spreadsheets import Problems
-from mirip_fast.errors import ConfigError
 from mirip_fast.files import read_csv, write_csv
 from mirip_fast.text import address, counted, folded, nfc, path_of, shown
 
@@ -48,76 +47,6 @@ STATUSES = ("embedded", "present", "duplicate", "failed")
 
 _GIVEN = "given_"
 _MISSING_SHOWN = 10
-
-
-@dataclass(frozen=True)
-class DataOptions:
-    """How a data set spells its columns and tiers.
-
-    Attributes:
-        tiers: names of the tiers, best first.
-        id_column: column with the image's own name; without it the file name is the name.
-        image_column: column with the image file; ``None`` takes ``filename``, else ``image_path``.
-        tier_column: column with the tier.
-        score_column: column with a grade finer than the tier (a number, higher is better).
-        group_column: column naming images that must stay in one split.
-        grader_column: column naming who gave the tier, where a work has a row per grader.
-        by: column with the applicants' names; ``folder``: a folder per applicant.
-        applicants: CSV file of applicants' grades.
-        image_root: folder that image files are relative to, before the CSV's own folder; files outside of
-            both are refused.
-        separator: between cells; ``None`` finds it out.
-        encoding: of the CSV file; utf-8 with or without a byte order mark.
-        sheet: of an Excel workbook; ``None`` takes the first that is not hidden.
-        with_grades: whether tiers, scores and groups are read; without, their columns are like any other.
-        encoding_errors: ``surrogateescape`` reads files with file names that are no UTF-8, as
-            :func:`write_manifest_csv` writes them; ``strict`` refuses such a file.
-
-    Raises:
-        ConfigError: no tiers, an empty tier name, or one twice.
-    """
-
-    tiers: tuple[str, ...] = ("S", "A", "B", "C")
-    id_column: str = "image_id"
-    image_column: str | None = None
-    tier_column: str = "tier"
-    score_column: str = "tier_score"
-    group_column: str = "group"
-    grader_column: str = "grader"
-    by: str | None = None
-    applicants: str | None = None
-    image_root: Path | None = None
-    separator: str | None = None
-    encoding: str = "utf-8"
-    sheet: str | None = None
-    with_grades: bool = True
-    encoding_errors: str = "strict"
-
-    def __post_init__(self) -> None:
-        if not self.tiers or not all(self.tiers) or len(set(self.tiers)) < len(self.tiers):
-            raise ConfigError(
-                f"--tiers {','.join(self.tiers)!r}: different names are expected, best first, "
-                "separated by commas, such as S,A,B,C"
-            )
-
-    @classmethod
-    def from_config(cls, config: DataConfig) -> DataOptions:
-        """The options that the settings under ``data:`` ask for."""
-        return cls(
-            tiers=tuple(config.tier_names()),
-            id_column=nfc(config.id_column),
-            image_column=None if config.image_column is None else nfc(config.image_column),
-            tier_column=nfc(config.tier_column),
-            score_column=nfc(config.score_column),
-            group_column=nfc(config.group_column),
-            grader_column=nfc(config.grader_column),
-            by=None if config.by is None else nfc(config.by.strip()),
-            applicants=config.applicants,
-            image_root=None if config.image_root is None else Path(config.image_root),
-            separator={"tab": "\t", "\\t": "\t"}.get(config.separator or "", config.separator),
-            encoding=config.encoding,
-            sheet=config.sheet,
-        )
 
 
 def image_table(columns: Mapping[str, Sequence[Any]], tiers: Sequence[str]) -> pd.DataFrame:
@@ -341,7 +270,7 @@ class Manifest:
     root: Path
     tiers: tuple[str, ...]
     table: pd.DataFrame
-    options: DataOptions = DataOptions()
+    options: DataConfig = field(default_factory=DataConfig)
     places: tuple[Path, ...] = ()
 
     def __len__(self) -> int:

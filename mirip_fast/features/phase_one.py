@@ -17,7 +17,6 @@ from mirip_fast.data.hashes import HashMemory
 from mirip_fast.data.locate import tell_unlisted
 from mirip_fast.data.manifest import read_manifest
 from mirip_fast.data.sources import keep_indexes_in
-from mirip_fast.data.table import DataOptions
 from mirip_fast.errors import BackboneError, StoreError
 from mirip_fast.features.backbone_files import find_backbone, names_of_backbones
 from mirip_fast.features.datasets import Dataset, save_dataset
@@ -116,7 +115,7 @@ def embed_data(
     if data.image_root is not None:
         data = dataclasses.replace(data, image_root=str(Path(data.image_root).absolute()))
     keep_indexes_in(Path(options.cache_dir))
-    manifest = read_manifest(source, DataOptions.from_config(data))
+    manifest = read_manifest(source, data)
     ranks = distributed()
     if ranks is None or ranks.rank == 0:
         tell_unlisted(manifest.source, manifest.table["file"])

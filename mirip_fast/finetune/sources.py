@@ -14,7 +14,6 @@ from mirip_fast.data.decode_pool import DecodeJob, DecodePool
 from mirip_fast.data.graders import of_grader
 from mirip_fast.data.locate import tell_unlisted
 from mirip_fast.data.manifest import check_trainable, grade_remarks, only_graded, read_manifest
-from mirip_fast.data.table import DataOptions
 from mirip_fast.errors import CheckpointError, ConfigError, DataError, ImageError, RunNotFoundError
 from mirip_fast.features.datasets import newest_graded
 from mirip_fast.features.embed import open_hashes
@@ -283,7 +282,7 @@ def _is_of(run: Run, source: Path) -> bool:
 
 
 def _source_of_folder(source: Path, config: Config) -> Source:
-    whole = read_manifest(source, DataOptions.from_config(config.data))
+    whole = read_manifest(source, config.data)
     tell_unlisted(whole.source, whole.table["file"])
     manifest = only_graded(of_grader(whole, config.evaluate.grader))
     manifest.require_files()

@@ -19,8 +19,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from mirip_fast.config import TrackingConfig, TrainConfig
-from mirip_fast.data.table import DataOptions
+from mirip_fast.config import DataConfig, TrackingConfig, TrainConfig
 from mirip_fast.errors import CheckpointError, TrainingError
 from mirip_fast.evaluation.evaluator import PairLoader, score_pairs
 from mirip_fast.models.checkpoint import load_checkpoint, save_checkpoint
@@ -90,7 +89,7 @@ class Trainer:
         self.epoch = 0
         self.history: list[dict[str, float]] = []
         self._resumed: dict[str, Any] | None = None
-        self._image_size, self._tiers = 0, DataOptions().tiers
+        self._image_size, self._tiers = 0, DataConfig().tier_names()
 
     def fit(self, train_loader: PairLoader, val_loader: PairLoader) -> list[dict[str, float]]:
         """Train until ``max_epochs`` or the patience is used up.

@@ -47,7 +47,7 @@ class GradeFile(JudgementFile):
     def __init__(self, path: Path, works: Works):
         manifest = works.images
         options = manifest.options
-        self.tiers, self.works = options.tiers, works
+        self.tiers, self.works = manifest.tiers, works
         self.image, self.tier = manifest.image_column, options.tier_column
         self.grader = options.grader_column
         table = manifest.table

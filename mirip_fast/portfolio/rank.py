@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from mirip_fast.data.applicants import applicants_of, names_some
 from mirip_fast.data.locate import tell_unlisted
 from mirip_fast.data.manifest import read_manifest
 from mirip_fast.data.sources import keep_indexes_in
-from mirip_fast.data.table import DataOptions, Manifest, given_name, own_columns
+from mirip_fast.data.table import Manifest, given_name, own_columns
 from mirip_fast.errors import DataError
 from mirip_fast.evaluation.calibration import Calibration
 from mirip_fast.features.embed import Progress
@@ -182,9 +181,8 @@ def rank_folder(
             f"{calibration.chance} More graded works may help, or another backbone or readout; --anyway "
             "sorts by it all the same."
         )
-    options = dataclasses.replace(DataOptions.from_config(config.data), with_grades=False)
     keep_indexes_in(Path(config.embed.cache_dir))
-    manifest = read_manifest(folder, options)
+    manifest = read_manifest(folder, config.data, with_grades=False)
     tell_unlisted(manifest.source, manifest.table["file"])
     files = manifest.table["file"].tolist()
     scored = _score(model, manifest.paths, config, backbone, rehash, command, progress)

@@ -13,7 +13,6 @@ import numpy as np
 from mirip_fast.config import Config
 from mirip_fast.data.manifest import read_manifest
 from mirip_fast.data.spreadsheets import absolute
-from mirip_fast.data.table import DataOptions
 from mirip_fast.errors import DataError
 from mirip_fast.features.datasets import find_datasets, newest_dataset
 from mirip_fast.features.embed import Progress
@@ -187,8 +186,7 @@ def find_duplicates(
             log.info("Looking at images as in %s (%s)", shown(reference.source), backbone)
             embed, its_series = reference.embed, base_series(reference)
             like = FeatureStore.open(reference.store_path)
-        options = dataclasses.replace(DataOptions.from_config(config.data), with_grades=False)
-        manifests = [read_manifest(folder, options) for folder in folders]
+        manifests = [read_manifest(f, config.data, with_grades=False) for f in folders]
         paths = {path: name for m in manifests for path, name in zip(m.paths, m.ids, strict=True)}
         outcomes, store, series = features_of_files(
             list(paths), embed, config,

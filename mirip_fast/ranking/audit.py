@@ -21,7 +21,7 @@ from mirip_fast.data.pair_files import FIRST, SECOND, read_verdicts
 from mirip_fast.data.remote import is_remote
 from mirip_fast.data.sources import keep_indexes_in
 from mirip_fast.data.splits import NEAR_GROUPS_FILE, SPLITS, write_near_groups
-from mirip_fast.data.table import DataOptions, joined, or_none
+from mirip_fast.data.table import joined, or_none
 from mirip_fast.errors import ConfigError, ImageError, RunNotFoundError
 from mirip_fast.evaluation.metrics import PairCounter, ratio, tiers_by_quota
 from mirip_fast.evaluation.text_table import format_table, printable
@@ -192,8 +192,7 @@ def _current_images(dataset: Dataset) -> pd.DataFrame:
     now = kept
     keep_indexes_in(dataset.store_path.parent)
     if is_there(dataset.source):
-        data = DataOptions.from_config(dataset.data)
-        now = read_manifest(dataset.source, data).table[: info["limit"]]
+        now = read_manifest(dataset.source, dataset.data).table[: info["limit"]]
         from_folder = os.path.isdir(dataset.source)  # noqa: PTH112 - a list of tars is longer than names may be
         if from_folder and (now["row"] == 0).all():
             # A folder's list lacks the files that are gone.
@@ -271,7 +270,7 @@ def with_splits(
         files = {name: Path(info["root"]) / f"{name}_metadata.csv" for name in SPLITS}
         files = {name: path for name, path in files.items() if path.is_file()}
         for name, path in files.items():
-            ids = read_manifest(path, DataOptions.from_config(data)).ids
+            ids = read_manifest(path, data).ids
             split_of |= dict.fromkeys(ids, name)
         where = ", ".join(map(str, files.values())) or None
     splits = [split_of.get(image_id) for image_id in images["image_id"]]

@@ -16,7 +16,6 @@ from mirip_fast.config import Config
 from mirip_fast.data.graders import named_grader, of_grader
 from mirip_fast.data.manifest import only_graded, read_manifest
 from mirip_fast.data.sources import is_unchanged
-from mirip_fast.data.table import DataOptions
 from mirip_fast.errors import DataError, StoreError
 from mirip_fast.evaluation.agreement import agreement
 from mirip_fast.evaluation.bootstrap import paired_bootstrap, span
@@ -216,7 +215,7 @@ def evaluate_files(
         data = dataclasses.replace(data, tiers=",".join(model.info.tiers))
     if image_dir is not None:
         data = dataclasses.replace(data, image_root=str(image_dir))
-    whole, grader = read_manifest(source, DataOptions.from_config(data)), config.evaluate.grader
+    whole, grader = read_manifest(source, data), config.evaluate.grader
     if grader is None:  # judged as in training
         grader = named_grader(whole.table, Run(model.checkpoint.parent).info.get("grader"))
     manifest = only_graded(of_grader(whole, grader))

@@ -32,7 +32,6 @@ from mirip_fast.data.remote import is_remote
 from mirip_fast.data.sources import keep_indexes_in
 from mirip_fast.data.splits import SPLITS, Split, split_manifest
 from mirip_fast.data.table import (
-    DataOptions,
     Manifest,
     given_name,
     joined,
@@ -354,12 +353,8 @@ def graded_of_files(
     """
     if not {"train", "val"} <= set(files):
         raise ConfigError("--metadata and --val-metadata belong together: give both")
-    options = DataOptions.from_config(data)
-    if options.image_root is None:
-        options = DataOptions.from_config(DataConfig(**{**vars(data), "image_root": str(root)}))
-    manifests = {
-        name: of_grader(read_manifest(path, options), grader) for name, path in files.items()
-    }
+    data = data if data.image_root is not None else replace(data, image_root=str(root))
+    manifests = {name: of_grader(read_manifest(path, data), grader) for name, path in files.items()}
     if need_tiers:
         manifests = {name: only_graded(manifest) for name, manifest in manifests.items()}
     splits: list[str] = []
@@ -417,10 +412,9 @@ def _current(dataset: Dataset, data: DataConfig) -> tuple[Manifest, list[bytes]]
     """The data set's manifest as its source reads now, and the hash of each embedded image."""
     known = dataset.images()
     info = dataset.info
-    options = DataOptions.from_config(data)
     keep_indexes_in(dataset.store_path.parent)
     if is_there(dataset.source):
-        manifest = read_manifest(dataset.source, options)
+        manifest = read_manifest(dataset.source, data)
         tell_unlisted(manifest.source, manifest.table["file"])
         if info["limit"]:
             log.info("%s was embedded as a trial of %d images", dataset.source, info["limit"])
@@ -430,9 +424,9 @@ def _current(dataset: Dataset, data: DataConfig) -> tuple[Manifest, list[bytes]]
             log.info("%s: the grades are those it had when embedded", shown(dataset.source))
         else:
             log.warning("%s is gone: the grades kept in the cache are used", dataset.source)
-        table = known.assign(tier=_with_tiers(known["tier"], options.tiers))
-        root = path_of(info["root"])
-        manifest = Manifest(dataset.source, root, options.tiers, table, options)
+        tiers, root = data.tier_names(), path_of(info["root"])
+        table = known.assign(tier=_with_tiers(known["tier"], tiers))
+        manifest = Manifest(dataset.source, root, tiers, table, data.as_read())
     place = {file: i for i, file in enumerate(known["file"])}
     found = np.array([place.get(file, -1) for file in manifest.table["file"]], dtype=np.int64)
     new = manifest.subset(np.flatnonzero(found < 0))
@@ -500,7 +494,7 @@ def load_split(path: Path, tiers: Sequence[str], data: DataConfig | None = None)
         ) from error
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
-    options = DataOptions.from_config(Run(path.parent).data if data is None else data)
+    options = (Run(path.parent).data if data is None else data).as_read()
     if "near_group" not in table:
         table["near_group"] = None
     return GradedImages(path, path.parent, tuple(tiers), table, options)
@@ -618,7 +612,7 @@ def write_split_files(source: Path, config: Config, out: Path | None) -> tuple[S
     """
     import pandas as pd
 
-    whole = read_manifest(source, DataOptions.from_config(config.data))
+    whole = read_manifest(source, config.data)
     tell_unlisted(whole.source, whole.table["file"])
     manifest = only_graded(whole)
     manifest.require_files()

@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mirip_fast.config import EmbedConfig
+from mirip_fast.config import DataConfig, EmbedConfig
 from mirip_fast.data.hashes import HashMemory
 from mirip_fast.data.remote import is_remote
-from mirip_fast.data.table import DataOptions
 from mirip_fast.errors import BackboneError, CheckpointError, ImageError, StoreError
 from mirip_fast.features.backbone_files import find_backbone, names_of_backbones
 from mirip_fast.features.embed import PhaseOne, Progress, Settings, open_hashes, prepare, with_kinds
@@ -105,7 +104,7 @@ def _foreign_model(path: Path) -> ScoreModel:
             f"{path} does not say which features its head was trained on, and the usual backbone is not "
             f"here: {error}"
         ) from error
-    info = model.describe(EmbedConfig.image_size, DataOptions().tiers)
+    info = model.describe(EmbedConfig.image_size, DataConfig().tier_names())
     log.warning(
         "%s does not say what it was trained on; assumed are %s, images of %d pixels and the tiers %s",
         path, info.embed.backbone, info.embed.image_size, ", ".join(info.tiers),
