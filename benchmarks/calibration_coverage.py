@@ -40,7 +40,7 @@ def main() -> None:
     asked = parser.parse_args()
     rng = np.random.default_rng(1)
     scores, tiers = world(rng, 10_000)
-    right = fit_temperature(scores, tiers).value
+    right = fit_temperature(scores, tiers)["value"]
     rows = []
     for n in (60, 250):
         for factor in (1.0, 0.5, 2.0):
@@ -49,13 +49,13 @@ def main() -> None:
             held, widths, estimates = 0, [], []
             for seed in range(asked.sets):
                 found = reliability(*world(rng, n), factor * right, rounds=200, seed=seed)
-                assert found is not None and found.interval is not None
-                held += found.interval.low <= exact.ece <= found.interval.high
-                widths.append(found.interval.high - found.interval.low)
-                estimates.append(found.ece)
+                assert found is not None and found["interval"] is not None
+                held += found["interval"].low <= exact["ece"] <= found["interval"].high
+                widths.append(found["interval"].high - found["interval"].low)
+                estimates.append(found["ece"])
             rows.append(
                 [
-                    n, f"{factor:g} T", f"{exact.ece:.4f}", f"{np.mean(estimates):.4f}",
+                    n, f"{factor:g} T", f"{exact['ece']:.4f}", f"{np.mean(estimates):.4f}",
                     f"{held / asked.sets:.0%}", f"{np.mean(widths):.3f}",
                 ]
             )  # fmt: skip

@@ -157,7 +157,10 @@ def gaps(scores: Array, tiers: Array, temperature: float) -> Array:
     if measured is None:
         return np.zeros((BINS, 2))
     return np.array(
-        [(b.pairs * ((b.predicted or 0) - (b.observed or 0)), b.pairs) for b in measured.bins]
+        [
+            (b["pairs"] * ((b["predicted"] or 0) - (b["observed"] or 0)), b["pairs"])
+            for b in measured["bins"]
+        ]
     )
 
 
@@ -170,7 +173,7 @@ def if_calibrated(said: Array, calibration: Calibration) -> Array:
         return np.asarray((rng.random((len(p), 1)) > p.cumsum(1)[:, :-1]).sum(1))
 
     many = np.resize(np.arange(len(said)), 1_500)
-    right = fit_temperature(said[many], drawn(chances[many])).value
+    right = fit_temperature(said[many], drawn(chances[many]))["value"]
     return np.stack([gaps(said, drawn(chances), right) for _ in range(20)])
 
 
@@ -198,7 +201,7 @@ def trust(fitted: Fitted, others: list[Fitted], test: Graded) -> dict[str, Any]:
     said = fitted.score(test.features)
     chances = calibration.tier_probabilities(said)
     if chances is not None and calibration.temperature is not None:
-        found["ECE"] = gaps(said, test.tiers, calibration.temperature.value)
+        found["ECE"] = gaps(said, test.tiers, calibration.temperature["value"])
         found["ECE if calibrated"] = if_calibrated(said, calibration)
         prior = np.bincount(tiers, minlength=len(names)) / len(tiers)
         for name, p in (("", chances), (" of the shares", np.tile(prior, (len(said), 1)))):

@@ -324,13 +324,13 @@ def warn_of_the_order(report: Report) -> None:
         if tiers:
             _ask(tiers[-1], tiers[0], tiers[::-1])
         return
-    for pair in report.tier_pairs:
-        place = tiers.index(pair.name)
-        neighbours = pair.worse == tiers[place + 1]
-        if neighbours and pair.interval is not None and pair.interval.high < 0.5:
+    for pair in report.tier_pairs.to_dict("records"):
+        better, worse, span = pair["better"], pair["worse"], pair["interval"]
+        place = tiers.index(better)
+        if worse == tiers[place + 1] and span is not None and span.high < 0.5:
             echo(
-                f"Warning: of works that were left out, those of tier {pair.worse!r} score higher than those "
-                f"of {pair.name!r}, although --tiers {','.join(tiers)} says that {pair.name!r} is better",
+                f"Warning: of works that were left out, those of tier {worse!r} score higher than those "
+                f"of {better!r}, although --tiers {','.join(tiers)} says that {better!r} is better",
                 err=True,
             )
             swapped = [*tiers[:place], tiers[place + 1], tiers[place], *tiers[place + 2 :]]

@@ -45,21 +45,21 @@ def test_every_number_is_the_evaluators(tmp_path: Path) -> None:
     assert interval is not None and measures["accuracy"]["low"] == interval.low
     assert measures["within"]["value"] == report.within_accuracy
     assert measures["tau"]["value"] == report.kendall_tau_b
-    assert report.probabilities is not None and report.probabilities.pairs is not None
-    assert measures["ece"]["value"] == report.probabilities.pairs.ece
-    assert told["confusion"] == [list(row) for row in report.probabilities.tiers.confusion]
-    for row, true in zip(told["tierPairs"], report.tier_pairs, strict=True):
-        assert (row["better"], row["worse"], row["pairs"]) == (true.name, true.worse, true.pairs)
+    assert report.probabilities is not None and report.probabilities["pairs"] is not None
+    assert measures["ece"]["value"] == report.probabilities["pairs"]["ece"]
+    assert told["confusion"] == report.probabilities["tiers"]["confusion"]
+    for row, true in zip(told["tierPairs"], report.tier_pairs.itertuples(), strict=True):
+        assert (row["better"], row["worse"], row["pairs"]) == (true.better, true.worse, true.pairs)
         assert row["value"] == true.accuracy and row["high"] == true.interval.high
-    assert [row["value"] for row in told["groups"]] == [row.accuracy for row in report.groups]
+    assert [row["value"] for row in told["groups"]] == report.groups["accuracy"].tolist()
     assert len(told["groups"]) == 8
-    by_name = {row.name: row.accuracy for row in report.within_values}
+    by_name = report.within_values.set_index("value")["accuracy"].to_dict()
     assert {row["name"]: row["value"] for row in told["within"]} == by_name
     (fit,) = data["learning"]
     assert fit["val_accuracy"] == [0.55, 0.7, 0.65] and fit["best"] == 2
-    for shown, true in zip(told["mistakes"], report.worst_mistakes(), strict=True):
+    for shown, true in zip(told["mistakes"], report.worst_mistakes().itertuples(), strict=True):
         assert shown["better"]["score"] == pytest.approx(true.better_score, rel=1e-5)
-        heat = report.probabilities.temperature
+        heat = report.probabilities["temperature"]
         assert shown["chance"] == pytest.approx(1 / (1 + math.exp(-true.gap / heat)), abs=1e-4)
 
 

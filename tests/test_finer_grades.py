@@ -163,7 +163,7 @@ def test_a_report_by_finer_grades_tells_no_tiers() -> None:
         2 * report.pairwise_accuracy - 1
     )
     assert report.tier_names == () and report.by_quota is None
-    mistake = report.worst_mistakes(1)[0]
+    mistake = report.worst_mistakes(1).iloc[0]
     assert float(mistake.better_tier) > float(mistake.worse_tier)
     assert "tier_score" in report.to_table(3) and len(report.groups) == 30
     with pytest.raises(DataError, match="no pair of different tier_score"):

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from matplotlib import rcParams
 from PIL import Image
@@ -15,7 +16,6 @@ from mirip_fast.evaluation.plots import (
     label,
     write_contact_sheet,
 )
-from mirip_fast.evaluation.report import Mistake
 from mirip_fast.evaluation.text_table import display_width
 
 pytestmark = pytest.mark.usefixtures("drawn")
@@ -37,11 +37,14 @@ def make_images(folder: Path) -> dict[str, Path]:
     return files
 
 
-def make_mistakes(pairs: int) -> list[Mistake]:
-    return [
-        Mistake(f"id{2 * i % 10}", "S", 0.1, f"id{(2 * i + 1) % 10}", "특급", 2.5 + i, 2.4 + i)
+def make_mistakes(pairs: int) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "better_id": f"id{2 * i % 10}", "better_tier": "S", "better_score": 0.1, "gap": 2.4 + i,
+            "worse_id": f"id{(2 * i + 1) % 10}", "worse_tier": "특급", "worse_score": 2.5 + i,
+        }
         for i in range(pairs)
-    ]
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("pairs", [1, 10])
@@ -57,7 +60,7 @@ def test_a_sheet_of_any_names(
         assert sheet.format == "PNG"
         assert sheet.width == 1300
         colours = {colour for _, colour in sheet.convert("RGB").getcolors(10_000_000)}
-    shown = {int(name[2:]) for m in make_mistakes(pairs) for name in (m.better_id, m.worse_id)}
+    shown = {i % 10 for i in range(2 * pairs)}
     assert {(25 * i, 128, 128) for i in shown} <= colours
 
 

@@ -73,13 +73,13 @@ def test_figures_and_intervals_are_those_of_rows_that_are_repeated():
              "within_accuracy", "within_macro_accuracy")  # fmt: skip
     found = {name: (getattr(report, name), getattr(report, f"{name}_interval")) for name in names}
     found["ndcg"] = report.ndcg[5], report.ndcg_intervals[5]
-    found["tiers"] = report.by_quota.accuracy, report.by_quota.accuracy_interval
-    found["f1"] = report.by_quota.macro_f1, report.by_quota.macro_f1_interval
-    found |= {(row.name, row.worse): (row.accuracy, row.interval) for row in report.tier_pairs}
-    known = [value for value in case["within"] if value]
-    for row in report.within_values:
-        found[codes[case["within"].index(row.name)]] = row.accuracy, row.interval
-        assert row.name in known
+    by_quota = report.by_quota
+    found["tiers"] = by_quota["accuracy"], by_quota["accuracy_interval"]
+    found["f1"] = by_quota["macro_f1"], by_quota["macro_f1_interval"]
+    tier_pairs, values = (t.itertuples() for t in (report.tier_pairs, report.within_values))
+    found |= {(row.better, row.worse): (row.accuracy, row.interval) for row in tier_pairs}
+    for row in values:
+        found[codes[case["within"].index(row.value)]] = row.accuracy, row.interval
     assert found.keys() == point.keys()
     count = report.n_groups
     tail = stats.norm.cdf((count / (count - 1)) ** 0.5 * stats.t.ppf(0.05, count - 1))
@@ -93,33 +93,33 @@ def test_figures_and_intervals_are_those_of_rows_that_are_repeated():
     named = {group for group in case["groups"] if group}
     assert report.n_groups == len(named) + case["groups"].count(None)
     ordered = [("S", "A"), ("S", "C"), ("A", "C")]
-    assert [(row.name, row.worse) for row in report.tier_pairs] == ordered
-    assert report.n_pairs == sum(row.pairs for row in report.tier_pairs)
-    assert report.within_pairs == sum(row.pairs for row in report.within_values)
+    assert [(row.better, row.worse) for row in report.tier_pairs.itertuples()] == ordered
+    assert report.n_pairs == report.tier_pairs["pairs"].sum()
+    assert report.within_pairs == report.within_values["pairs"].sum()
     assert report.spearman_images == (~np.isnan(grades)).sum() < n
 
 
 def test_groups_are_told_worst_first_and_without_intervals():
     case = make_case()
     report = judged(case, groups=["a", None, "b", "", "a"] * 15 + ["c"] + ["d"] * 4)
-    rows = report.groups
-    assert {row.name for row in rows} == {"a", "b", "d"}  # c has one work only
+    rows = report.groups.set_index("group")
+    assert {*rows.index} == {"a", "b", "d"}  # c has one work only
     accuracy, pairs = metrics.accuracy_by_group(
         case["scores"], case["tiers"], np.array([0, 1, 2, 1, 0] * 15 + [1] * 5)
     )
-    (row,) = (row for row in rows if row.name == "a")
+    row = rows.loc["a"]
     assert (row.images, row.pairs, row.accuracy) == (30, pairs[0], accuracy[0])
-    assert [row.accuracy for row in rows] == sorted(row.accuracy for row in rows)
+    assert rows["accuracy"].is_monotonic_increasing
     plain = report.to_dict()["groups"][0]
     assert plain.keys() == {"group", "images", "pairs", "accuracy"}
-    assert judged(case, groups=None).groups == judged(case, groups=["all"] * 80).groups == ()
+    assert all(judged(case, groups=groups).groups.empty for groups in (None, ["all"] * 80))
 
 
 def test_a_tier_of_one_group_leaves_its_pairs_unknown():
     tiers = [0, 0] + [1, 3] * 10
     case = {"scores": np.arange(22.0) % 7, "tiers": tiers, "image_ids": ["x"] * 22}
     report = judged(case, groups=["one", "one"] + [None] * 20)
-    assert [row.interval is None for row in report.tier_pairs] == [True, True, False]
+    assert [*report.tier_pairs["interval"].isna()] == [True, True, False]
     assert report.pairwise_accuracy_interval is not None and report.n_groups == 21
 
 
@@ -159,7 +159,7 @@ def test_undefined_figures_are_none_and_said():
 def test_what_can_not_be_judged_is_named():
     case = make_case()
     lists = {**case, "scores": case["scores"].tolist(), "tiers": case["tiers"].tolist()}
-    assert judged(case) == judged(lists)
+    assert judged(case).to_dict() == judged(lists).to_dict()
     bad = case["scores"].copy()
     bad[7] = np.nan
     with pytest.raises(DataError, match="그림-7.png"):
@@ -220,7 +220,7 @@ def test_worst_mistakes_are_those_of_the_full_list(seed):
     case = {"scores": scores, "tiers": tiers, "image_ids": [str(i) for i in range(n)]}
     report = judged(case, within=within, rounds=0)
     for k, cap in ((0, 1), (1, 1), (5, 1), (5, 2), (12, 3), (500, 2)):
-        found = report.worst_mistakes(k, max_per_image=cap)
+        found = report.worst_mistakes(k, max_per_image=cap).itertuples()
         expected = greedy(scores, tiers, k, within, cap)
         assert [(int(m.better_id), int(m.worse_id), m.gap) for m in found] == expected
 
@@ -233,13 +233,14 @@ def test_the_report_holds_a_calibration_against_the_images():
     within = ["회화" if i % 3 else "조소" for i in range(150)]
     case = {"scores": scores[150:], "tiers": tiers[150:], "image_ids": ["x"] * 150}
     found = judged(case, calibration=known).probabilities
-    own = reliability(scores[150:], tiers[150:], known.temperature.value, rounds=60)
-    assert found.pairs == own
+    own = reliability(scores[150:], tiers[150:], known.temperature["value"], rounds=60)
+    assert found["pairs"] == own
     guess = known.tier_probabilities(scores[150:]).argmax(1)
-    assert found.tiers.accuracy == (guess == tiers[150:]).mean()
-    inside = judged(case, calibration=known, within=within).probabilities.pairs
+    assert found["tiers"]["accuracy"] == (guess == tiers[150:]).mean()
+    inside = judged(case, calibration=known, within=within).probabilities["pairs"]
     codes = metrics.codes_of(within)
-    assert inside.pairs == reliability(scores[150:], tiers[150:], 1, within=codes, rounds=0).pairs
+    apart = reliability(scores[150:], tiers[150:], 1, within=codes, rounds=0)
+    assert inside["pairs"] == apart["pairs"]
     text = judged(case, calibration=known, seen=3).to_table()
     assert "learned from 150 held-out works (out-of-fold)" in text and "too good" in text
     assert "true \\ most probable" in text and "predicted  observed" in text

@@ -15,7 +15,6 @@ from made_run import TINY, Restored
 from mirip_fast_cli.main import run
 from PIL import Image
 
-from mirip_fast.evaluation.plots import draw_report
 from mirip_fast.ranking.finished import plot_curves, read_curves
 from mirip_fast.training.run_folder import Run, find_runs
 
@@ -45,7 +44,7 @@ def test_whatever_is_judged_is_drawn(
     report = made_report(**options)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        files = draw_report(report, tmp_path, "it", f"{LONG}, {report.n_images} images")
+        files = report.draw(tmp_path, "it", f"{LONG}, {report.n_images} images")
     assert {path.stem.removeprefix("it_") for path in files} == ALWAYS | more
     for path in files:
         with Image.open(path) as picture:

@@ -45,26 +45,6 @@ _START_IMAGES = 1_000  # images of the sample that gives the first guess
 
 
 @dataclass(frozen=True)
-class Temperature:
-    """A fitted temperature.
-
-    Attributes:
-        value: T > 0 in the unit of the scores; infinite where better tiers do not score higher on
-            average, so that every probability is ½.
-        images: images that it was fitted on.
-        pairs: their pairs of different tiers.
-        separated: no pair was in the wrong order, so that no finite likelihood maximum exists. Each
-            pair then counts as right with (n + 1) / (n + 2) of its weight and as wrong with the rest,
-            n the number of images (Platt 1999 with images in place of pairs).
-    """
-
-    value: float
-    images: int
-    pairs: int
-    separated: bool
-
-
-@dataclass(frozen=True)
 class OrdinalModel:
     """A fitted proportional-odds model.
 
@@ -109,7 +89,7 @@ class Calibration:
         tier_counts: held-out works of each tier.
         within: the column inside whose values pairs were compared, or None.
         unknown: why there is no calibration, or None where there is one.
-        temperature: of the pair probability; None if unknown.
+        temperature: of the pair probability, see :func:`fit_temperature`; None if unknown.
         ordinal: of the tier probabilities; None if unknown, or without tiers.
         reference: held-out scores, rising; empty if unknown.
         accuracy: held-out pairwise accuracy and the ends of its 95 % interval (0–1 each); None if unknown.
@@ -120,7 +100,7 @@ class Calibration:
     tier_counts: tuple[int, ...]
     within: str | None
     unknown: str | None
-    temperature: Temperature | None
+    temperature: dict[str, Any] | None
     ordinal: OrdinalModel | None
     reference: tuple[float, ...]
     accuracy: tuple[float, float, float] | None = None
@@ -146,7 +126,7 @@ class Calibration:
         """P(first beats second) for score differences of any shape; None if unknown."""
         if self.temperature is None:
             return None
-        return pair_probability(difference, self.temperature.value)
+        return pair_probability(difference, self.temperature["value"])
 
     def tier_probabilities(self, scores: ArrayLike) -> FloatArray | None:
         """[n] scores → [n, K] probabilities of the tiers, rows sum to 1; None if unknown."""
@@ -196,11 +176,11 @@ class Calibration:
                 f"No held-out work has {' or '.join(self.tier_names[k] for k in never)} as its most "
                 f"probable tier, though {shares} have it."
             )
-        if self.temperature is not None and math.isinf(self.temperature.value):
+        if self.temperature is not None and math.isinf(self.temperature["value"]):
             told.append(
                 "On held-out works better tiers do not score higher: every pair is given as even."
             )
-        if self.temperature is not None and self.temperature.separated:
+        if self.temperature is not None and self.temperature["separated"]:
             told.append(
                 "Every held-out pair is in the right order: how often the model errs cannot be told "
                 "from them, and the probabilities rest on an assumption (docs/uncertainty.md)."
@@ -218,9 +198,9 @@ class Calibration:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        known = None if self.temperature is None else asdict(self.temperature)
+        known = self.temperature
         if known is not None and math.isinf(known["value"]):
-            known["value"] = None
+            known = {**known, "value": None}
         return {
             "version": VERSION,
             "source": self.source,
@@ -247,9 +227,9 @@ class Calibration:
         try:
             temperature, model = values["temperature"], values["ordinal"]
             if temperature is not None:
-                value = temperature["value"]
-                value = math.inf if value is None else float(value)
-                temperature = Temperature(**{**temperature, "value": value})
+                value = math.inf if temperature["value"] is None else float(temperature["value"])
+                parts = {name: temperature[name] for name in ("images", "pairs", "separated")}
+                temperature = {"value": value, **parts}
             if model is not None:
                 tuples = {name: tuple(model[name]) for name in ("present", "thresholds")}
                 model = OrdinalModel(**{**model, **tuples})
@@ -364,13 +344,20 @@ def pair_probability(difference: ArrayLike, temperature: float) -> FloatArray:
 
 def fit_temperature(
     scores: ArrayLike, tiers: ArrayLike, within: ArrayLike | None = None
-) -> Temperature:
+) -> dict[str, Any]:
     """Fit T on all pairs of different tiers.
 
     Args:
         scores: [n] finite held-out scores, higher is better.
         tiers: [n] integers, 0 = best.
         within: [n] integer codes; only pairs with equal codes count (negative: in no pair).
+
+    Returns:
+        ``value``, T > 0 in the unit of the scores, infinite where better tiers do not score higher on
+        average, so that every probability is ½; ``images`` that it was fitted on and their ``pairs`` of
+        different tiers; ``separated``, whether no pair was in the wrong order, so that no finite likelihood
+        maximum exists. Each pair then counts as right with (n + 1) / (n + 2) of its weight and as wrong with
+        the rest, n the number of images (Platt 1999 with images in place of pairs).
 
     Raises:
         DataError: there is no such pair, a score is not finite, or lengths differ.
@@ -394,15 +381,17 @@ def fit_temperature(
     if not pairs:
         raise DataError("no pair of different tiers to fit the temperature on")
     n = len(values)
+    fitted = {"value": math.inf, "images": n, "pairs": pairs, "separated": False}
     if total <= 0 or not right:
-        return Temperature(math.inf, n, pairs, separated=False)
+        return fitted
     separated = wrong == 0
     target = (n + 1) / (n + 2) if separated else 1.0
     start = 0.0
     if n > 2 * _START_IMAGES and within is None and not separated:
         some = np.argsort(tier, kind="stable")[:: n // _START_IMAGES]
         start = _solve(values[some], tier[some], cell[some], target)
-    return Temperature(1 / _solve(values, tier, cell, target, start), n, pairs, separated)
+    value = 1 / _solve(values, tier, cell, target, start)
+    return {**fitted, "value": value, "separated": separated}
 
 
 def difference_blocks(scores: FloatArray, tiers: IntArray, cells: IntArray) -> Iterator[FloatArray]:

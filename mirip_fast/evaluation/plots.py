@@ -21,25 +21,27 @@ import numpy as np
 
 from mirip_fast.data.decode_pool import load_pictures
 from mirip_fast.errors import ImageError
-from mirip_fast.evaluation.reliability import Reliability
-from mirip_fast.evaluation.report import Mistake, Report, Row
+from mirip_fast.evaluation.metrics import FloatArray, IntArray
 from mirip_fast.evaluation.text_table import printable, shorten
 from mirip_fast.files import write_atomically
 from mirip_fast.runtime import our_cores
 
 if TYPE_CHECKING:
+    import pandas as pd
     from PIL.Image import Image
 
 #: Blue and orange of the Okabe–Ito palette (Okabe & Ito 2008, Color Universal Design).
 MAIN, SECOND = "#0072b2", "#d55e00"
 GREY = "#767676"
 
+#: More tiers than these make a matrix of the tier pairs, in place of one line each.
+MANY_TIERS = 7
+
 _BASE = "DejaVu Sans"  # comes with matplotlib
 _LAST_RESORT = "Last Resort"  # has a frame for every character, and a picture of none
 # Joiners and variation selectors have no picture of their own.
 _INVISIBLE = frozenset("\u200d\ufe0e\ufe0f")
 
-_MANY_TIERS = 7  # more of them make a matrix of the tier pairs, in place of one line each
 _LINES = 40  # of groups or within values in one picture
 _LABEL_CELLS = 36  # terminal cells of a name beside its line
 _SWARM = 12  # tiers of fewer works show each work as a point in place of a shape
@@ -48,72 +50,33 @@ _NAME_CELLS = 30  # width of a name below its picture
 _PAIRS_PER_LINE = 2
 
 
-def draw_report(report: Report, folder: Path, stem: str, about: str) -> list[Path]:
-    """Draw what the report has, from ``<stem>_scores_by_tier.png`` to ``<stem>_within.png``.
-
-    Args:
-        report: the figures.
-        folder: where the files go.
-        stem: their names' beginning.
-        about: which images were evaluated, for the titles.
-
-    Returns:
-        The files written.
-    """
-    names = [row.name for row in (*report.groups, *report.within_values)]
-    with drawing([about, *report.tier_names, *names]):
-        return _draw_report(report, folder, stem, about)
-
-
-def _draw_report(report: Report, folder: Path, stem: str, about: str) -> list[Path]:
-    files = []
-    if report.tier_names:
-        files = [
-            plot_scores_by_tier(folder / f"{stem}_scores_by_tier.png", report, about),
-            plot_confusion(folder / f"{stem}_confusion.png", report, about),
-            plot_tier_pairs(folder / f"{stem}_tier_pairs.png", report, about),
-        ]
-    known = report.probabilities
-    if known is not None and known.pairs is not None:
-        files.append(folder / f"{stem}_reliability.png")
-        title = f"{about}\nprobabilities learned from {known.images} works ({known.source})"
-        plot_reliability(files[-1], known.pairs, title)
-    if len(report.groups) > 1:
-        title = "Works of a group against all others, right order"
-        path = folder / f"{stem}_groups.png"
-        files.append(_plot_shares(path, report.groups, title, about, report))
-    values = sorted(report.within_values, key=lambda row: row.accuracy)
-    if len(values) > 1:
-        title = "Pairs inside the same within value in the right order"
-        files.append(_plot_shares(folder / f"{stem}_within.png", values, title, about, report))
-    return files
-
-
-def plot_scores_by_tier(path: Path, report: Report, about: str) -> Path:
+def plot_scores_by_tier(
+    path: Path, scores: FloatArray, tiers: IntArray, names: Sequence[str], about: str
+) -> Path:
     """The scores of each true tier as a violin, best tier on top, with the median.
 
     The width of a violin is a Gaussian kernel density (bandwidth: Scott 1992). Of tiers with few works,
     or with one score only, each work is a point.
     """
-    names, counts = report.tier_names, report.tier_counts
+    counts = np.bincount(tiers, minlength=len(names)).tolist()
     figure = new_figure(8, max(2.6, 1.6 + 0.55 * len(names)))
     axes = figure.subplots()
     places = np.arange(len(names))[::-1]
     for tier, colour in enumerate(tier_colours(len(names))):
-        scores = report.scores[report.tiers == tier]
-        if not len(scores):
+        own = scores[tiers == tier]
+        if not len(own):
             axes.annotate("no work", (0.5, places[tier]), xycoords=axes.get_yaxis_transform(),
                           ha="center", va="center", color=GREY, fontsize=9)  # fmt: skip
             continue
-        if len(scores) >= _SWARM and np.ptp(scores) > 0:
+        if len(own) >= _SWARM and np.ptp(own) > 0:
             shape = axes.violinplot(
-                scores, positions=[places[tier]], orientation="horizontal", widths=0.85,
+                own, positions=[places[tier]], orientation="horizontal", widths=0.85,
                 showextrema=False, points=200,
             )  # fmt: skip
             shape["bodies"][0].set(facecolor=colour, edgecolor=colour, alpha=0.65)
         else:
-            axes.scatter(scores, np.full(len(scores), places[tier]), color=colour, s=22, zorder=3)
-        middle = float(np.median(scores))
+            axes.scatter(own, np.full(len(own), places[tier]), color=colour, s=22, zorder=3)
+        middle = float(np.median(own))
         axes.plot([middle] * 2, places[tier] + np.array([-0.34, 0.34]), color="black", linewidth=2)
     labels = [f"{label(n, 16)}  (n = {c:,})" for n, c in zip(names, counts, strict=True)]
     axes.set_yticks(places, labels)
@@ -123,71 +86,77 @@ def plot_scores_by_tier(path: Path, report: Report, about: str) -> Path:
     return save_figure(figure, path)
 
 
-def plot_confusion(path: Path, report: Report, about: str) -> Path:
+def plot_confusion(
+    path: Path, judged: Mapping[str, Any], names: Sequence[str], by: str, about: str
+) -> Path:
     """True tiers against predicted ones: shade by the share of the true tier, number of works written in.
 
-    Predicted is the most probable tier where probabilities are known, else the tier by quota.
+    Args:
+        path: the PNG file.
+        judged: ``accuracy`` and ``confusion``, works by [true tier][predicted tier].
+        names: of the tiers, best first.
+        by: how tiers were predicted.
+        about: which works.
     """
-    known = report.probabilities
-    figures, by = report.by_quota, "by quota (as many of each as there are)"
-    if known is not None and known.tiers is not None:
-        figures, by = known.tiers, "most probable"
-    assert figures is not None  # there are tiers
-    counts = np.array(figures.confusion)
+    counts = np.array(judged["confusion"])
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
-    figure, axes = _matrix(shares, report.tier_names, "share of the true tier")
+    figure, axes = _matrix(shares, names, "share of the true tier")
     # Of 26 tiers, zeros would hide what is there.
-    for i, j in np.argwhere(counts > (0 if len(counts) > _MANY_TIERS else -1)):
+    for i, j in np.argwhere(counts > (0 if len(counts) > MANY_TIERS else -1)):
         axes.text(j, i, f"{counts[i, j]:,}", ha="center", va="center",
-                  fontsize=11 if len(counts) <= _MANY_TIERS else 7,
+                  fontsize=11 if len(counts) <= MANY_TIERS else 7,
                   color="white" if shares[i, j] > 0.55 else "black")  # fmt: skip
     axes.set(xlabel=f"predicted tier: {by}", ylabel="true tier")
-    _title(figure, f"{figures.accuracy:.1%} of the works in their tier", about)
+    _title(figure, f"{judged['accuracy']:.1%} of the works in their tier", about)
     return save_figure(figure, path)
 
 
-def plot_tier_pairs(path: Path, report: Report, about: str) -> Path:
-    """Pairwise accuracy of each tier against each worse one: lines with intervals, or a matrix of many."""
-    if len(report.tier_names) <= _MANY_TIERS:
-        title = "Pairs of two tiers in the right order"
-        return _plot_shares(path, report.tier_pairs, title, about, report)
-    place = {name: i for i, name in enumerate(report.tier_names)}
-    shares = np.full((len(place), len(place)), np.nan)
-    for row in report.tier_pairs:
-        shares[place[row.name], place[str(row.worse)]] = row.accuracy
-    figure, axes = _matrix(shares, report.tier_names, "share of pairs in the right order")
+def plot_tier_pairs(
+    path: Path, pairs: pd.DataFrame, names: Sequence[str], title: str, about: str
+) -> Path:
+    """Pairwise accuracy of each tier against each worse one, as a matrix."""
+    shares = np.full((len(names), len(names)), np.nan)
+    for row in pairs.to_dict("records"):
+        shares[names.index(row["better"]), names.index(row["worse"])] = row["accuracy"]
+    figure, axes = _matrix(shares, names, "share of pairs in the right order")
     axes.set(xlabel="worse tier", ylabel="better tier")
-    _title(figure, "Pairs of two tiers in the right order (empty: no pair)", about)
+    _title(figure, f"{title} (empty: no pair)", about)
     return save_figure(figure, path)
 
 
-def _plot_shares(path: Path, rows: Sequence[Row], title: str, about: str, report: Report) -> Path:
-    """One line per row, with the mark of chance and of all pairs together."""
-    shown, left = rows[:_LINES], len(rows) - _LINES
-    names = [
-        row.name
-        + ("" if row.worse is None else f" over {row.worse}")
-        + ("" if row.images is None else f" ({row.images} works)")
-        for row in shown
-    ]
+def plot_shares(
+    path: Path, names: Sequence[str], table: pd.DataFrame, title: str, about: str,
+    overall: float, confidence: float,
+) -> Path:  # fmt: skip
+    """One line per row, with the mark of chance and of all pairs together.
+
+    Args:
+        path: the PNG file.
+        names: of the rows.
+        table: ``pairs``, ``accuracy`` (share of them in the right order) and ``interval``, if there is one.
+        title: what is shown.
+        about: which works.
+        overall: share of all pairs in the right order.
+        confidence: of the intervals.
+    """
+    shown, left = table[:_LINES], len(table) - _LINES
+    spans = [*shown["interval"]] if "interval" in shown else [None] * len(shown)
     figure = new_figure(8, 1.9 + 0.3 * len(shown))
     axes = figure.subplots()
     places = np.arange(len(shown))[::-1]
-    for place, row in zip(places, shown, strict=True):
-        if row.interval is not None:
-            axes.plot([row.interval.low, row.interval.high], [place] * 2, color=MAIN, linewidth=2)
-        axes.plot([row.accuracy], [place], "o", color=MAIN, markersize=6)
+    for place, accuracy, ends in zip(places, shown["accuracy"], spans, strict=True):
+        if ends is not None:
+            axes.plot([ends.low, ends.high], [place] * 2, color=MAIN, linewidth=2)
+        axes.plot([accuracy], [place], "o", color=MAIN, markersize=6)
     axes.axvline(0.5, color=GREY, linestyle=":", label="chance")
-    overall = report.pairwise_accuracy
     axes.axvline(overall, color=SECOND, linestyle="--", linewidth=1, label=f"all {overall:.1%}")
     labels = [
-        f"{label(name, _LABEL_CELLS)}  n = {row.pairs:,}"
-        for name, row in zip(names, shown, strict=True)
+        f"{label(name, _LABEL_CELLS)}  n = {pairs:,}"
+        for name, pairs in zip(names, shown["pairs"], strict=False)
     ]
     axes.set_yticks(places, labels, fontsize=9)
     axes.xaxis.set_major_formatter("{x:.0%}")
-    known = any(row.interval is not None for row in shown)
-    level = f"; bars: {100 * report.confidence:g} % interval" if known else ""
+    level = f"; bars: {100 * confidence:g} % interval" if any(spans) else ""
     axes.set(ylim=(-0.7, len(shown) - 0.3), xlabel=f"share of n pairs in the right order{level}")
     axes.margins(x=0.04)
     axes.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
@@ -215,43 +184,43 @@ def _title(figure: Any, title: str, about: str) -> None:
     figure.suptitle(f"{title}\n{label(about, 90)}", fontsize=11)
 
 
-def plot_reliability(path: Path, pairs: Reliability, title: str) -> None:
+def plot_reliability(path: Path, pairs: Mapping[str, Any], title: str) -> None:
     """Draw a reliability diagram and the number of pairs in each bin into a PNG file.
 
     Each pair counts half in each orientation, so the right half mirrors the left.
 
     Args:
         path: the PNG file.
-        pairs: predicted probabilities against observed frequencies.
+        pairs: predicted probabilities against observed frequencies, see
+            :func:`mirip_fast.evaluation.reliability.reliability`.
         title: whose they are.
     """
     figure = new_figure(6, 7.6)
     lines = "\n".join(label(line, 76) for line in title.split("\n"))
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     upper.plot((0, 1), (0, 1), color=GREY, linestyle=":", label="observed as predicted")
-    level = "" if pairs.interval is None else f"{100 * pairs.interval.confidence:g} % interval"
+    ends = pairs["interval"]
+    level = "" if ends is None else f"{100 * ends.confidence:g} % interval"
     legend: str | None = f"observed{level and f', {level} over groups'}"
-    for part in pairs.bins:
-        if part.predicted is None or part.observed is None:
+    for part in pairs["bins"]:
+        x, y, span = part["predicted"], part["observed"], part["interval"]
+        if x is None:
             continue
         below = above = 0.0
-        if part.interval is not None:
+        if span is not None:
             # A resampled share may lie to one side of the share itself: a bar has no negative length.
-            below = max(0.0, part.observed - part.interval.low)
-            above = max(0.0, part.interval.high - part.observed)
-        for x, y, span in (
-            (part.predicted, part.observed, ((below,), (above,))),
-            (1 - part.predicted, 1 - part.observed, ((above,), (below,))),
+            below, above = max(0.0, y - span.low), max(0.0, span.high - y)
+        for place, share, bar in (
+            (x, y, ((below,), (above,))),
+            (1 - x, 1 - y, ((above,), (below,))),
         ):
-            upper.errorbar(x, y, yerr=span, fmt="o", color=MAIN, capsize=3, label=legend)
+            upper.errorbar(place, share, yerr=bar, fmt="o", color=MAIN, capsize=3, label=legend)
             legend = None
-        for left in (part.low, 1 - part.high):
-            width = part.high - part.low
-            lower.bar(left, part.pairs / 2, width, align="edge", color=MAIN, edgecolor="white")
-    known = "interval unknown"
-    if pairs.interval is not None:
-        known = f"{level} {pairs.interval.low:.3f} – {pairs.interval.high:.3f}"
-    upper.set_title(f"{lines}\nexpected calibration error {pairs.ece:.3f} ({known})", fontsize=9)
+        for left in (part["low"], 1 - part["high"]):
+            width = part["high"] - part["low"]
+            lower.bar(left, part["pairs"] / 2, width, align="edge", color=MAIN, edgecolor="white")
+    known = "interval unknown" if ends is None else f"{level} {ends.low:.3f} – {ends.high:.3f}"
+    upper.set_title(f"{lines}\nexpected calibration error {pairs['ece']:.3f} ({known})", fontsize=9)
     upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="share of pairs in which a is better")
     upper.legend(fontsize=8, loc="lower right")
     upper.grid(alpha=0.3)
@@ -260,7 +229,7 @@ def plot_reliability(path: Path, pairs: Reliability, title: str) -> None:
 
 
 def write_contact_sheet(
-    path: Path, mistakes: Sequence[Mistake], images: Mapping[str, Path], title: str
+    path: Path, mistakes: pd.DataFrame, images: Mapping[str, Path], title: str
 ) -> None:
     """Draw wrongly ordered pairs into a PNG file, the work that should be higher on the left.
 
@@ -268,13 +237,15 @@ def write_contact_sheet(
 
     Args:
         path: the PNG file.
-        mistakes: one or more, the worst first.
+        mistakes: one or more, the worst first; see
+            :meth:`mirip_fast.evaluation.report.Report.worst_mistakes`.
         images: image id → file.
         title: the line above all.
     """
-    files = {name: images[name] for m in mistakes for name in (m.better_id, m.worse_id)}
-    names, tiers = [file.name for file in files.values()], [m.better_tier for m in mistakes]
-    with drawing([title, *names, *tiers, *(m.worse_tier for m in mistakes)]) as lacking:
+    both = mistakes[["better_id", "worse_id"]].to_numpy().ravel()
+    files = {name: images[name] for name in both}
+    names = [file.name for file in files.values()]
+    with drawing([title, *names, *mistakes["better_tier"], *mistakes["worse_tier"]]) as lacking:
         figure = _sheet(mistakes, files, title)
         note = "Left: the better tier, but the lower score. Right: the worse tier, but the higher score."
         if lacking & set(map(ord, "".join(map(label, names)))):
@@ -283,7 +254,7 @@ def write_contact_sheet(
         save_figure(figure, path, dpi=100)
 
 
-def _sheet(mistakes: Sequence[Mistake], files: Mapping[str, Path], title: str) -> Any:
+def _sheet(mistakes: pd.DataFrame, files: Mapping[str, Path], title: str) -> Any:
     workers = min(len(files), our_cores())
     shown = dict(
         zip(files, load_pictures(files.values(), _THUMBNAIL, workers=workers), strict=True)
@@ -294,14 +265,11 @@ def _sheet(mistakes: Sequence[Mistake], files: Mapping[str, Path], title: str) -
     frames = figure.subplots(lines, 2 * _PAIRS_PER_LINE, squeeze=False).ravel()
     for axes in frames[2 * len(mistakes) :]:
         axes.set_axis_off()
-    for number, mistake in enumerate(mistakes):
+    for number, mistake in enumerate(mistakes.to_dict("records")):
         left, right = frames[2 * number : 2 * number + 2]
-        left.set_title(f"{number + 1}. gap {mistake.gap:.3g}", fontsize=10, loc="left")
-        sides = (
-            (left, mistake.better_id, mistake.better_tier, mistake.better_score),
-            (right, mistake.worse_id, mistake.worse_tier, mistake.worse_score),
-        )
-        for axes, name, tier, score in sides:
+        left.set_title(f"{number + 1}. gap {mistake['gap']:.3g}", fontsize=10, loc="left")
+        for axes, side in ((left, "better"), (right, "worse")):
+            name, tier, score = (mistake[f"{side}_{what}"] for what in ("id", "tier", "score"))
             caption = f"tier {label(tier, 12)}, score {score:.3g}"
             _draw(axes, files[name], shown[name], caption)
     return figure

@@ -14,12 +14,13 @@ at its interval.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from mirip_fast.evaluation.bootstrap import Interval, bootstrap, group_codes, varying_pairs
+from mirip_fast.evaluation.bootstrap import bootstrap, group_codes, varying_pairs
 from mirip_fast.evaluation.calibration import difference_blocks, pair_probability
 from mirip_fast.evaluation.metrics import (
     FloatArray,
@@ -38,48 +39,6 @@ _STEPS = 256
 _DENSE = 200  # more cells and tiers than this are multiplied as sparse matrices
 
 
-@dataclass(frozen=True, slots=True)
-class ReliabilityBin:
-    """Pairs whose likelier side was given a probability in [low, high), the last bin with 1.
-
-    Attributes:
-        low, high: 0.5–1.
-        pairs: pairs in the bin.
-        predicted: mean probability of the likelier side; None in an empty bin.
-        observed: share of pairs that the likelier side won (equal scores ½); None in an empty bin.
-        interval: of ``observed``; None means unknown.
-    """
-
-    low: float
-    high: float
-    pairs: int
-    predicted: float | None
-    observed: float | None
-    interval: Interval | None
-
-
-@dataclass(frozen=True, slots=True)
-class Reliability:
-    """How far predicted pair probabilities are from observed frequencies.
-
-    Attributes:
-        ece: expected calibration error, 0–1.
-        interval: of ``ece`` by bootstrap over groups, its lower end reflected about the estimate; None
-            means unknown.
-        overconfidence: mean probability of the likelier side minus the share it won; below 0: too modest.
-        overconfidence_interval: None means unknown.
-        pairs: pairs of different tiers.
-        bins: from ½ to 1.
-    """
-
-    ece: float
-    interval: Interval | None
-    overconfidence: float
-    overconfidence_interval: Interval | None
-    pairs: int
-    bins: tuple[ReliabilityBin, ...]
-
-
 def reliability(
     scores: ArrayLike,
     tiers: ArrayLike,
@@ -90,7 +49,7 @@ def reliability(
     rounds: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
-) -> Reliability | None:
+) -> dict[str, Any] | None:
     """Hold pair probabilities against graded works that neither training nor calibration has seen.
 
     The figures are exact sums over all pairs. Resamples of more than 256 different scores see the scores
@@ -111,6 +70,12 @@ def reliability(
         rounds, confidence, seed: see :func:`mirip_fast.evaluation.bootstrap.bootstrap`.
 
     Returns:
+        ``ece``, the expected calibration error (0–1), with its ``interval``, whose lower end is reflected;
+        ``overconfidence``, the mean probability of the likelier side minus the share it won (below 0: too
+        modest), with its ``overconfidence_interval``; ``pairs`` of different tiers; and ``bins`` from ½ to 1,
+        each of the pairs whose likelier side was given a probability in [``low``, ``high``), the last with 1:
+        ``pairs``, mean ``predicted`` probability and ``observed`` share that the likelier side won (equal
+        scores ½), None in an empty bin, with its ``interval``. Intervals are None where they are unknown.
         None where there is no pair of different tiers.
 
     Raises:
@@ -156,24 +121,25 @@ def reliability(
     if interval is not None:
         interval = replace(interval, low=max(0.0, 2 * figures["ece"] - interval.high))
     edges = np.linspace(0.5, 1, BINS + 1)
-    return Reliability(
-        ece=figures["ece"],
-        interval=interval,
-        overconfidence=figures["overconfidence"],
-        overconfidence_interval=spans.get("overconfidence"),
-        pairs=int(sums[0].sum()),
-        bins=tuple(
-            ReliabilityBin(
-                low=round(float(edges[k]), 6),
-                high=round(float(edges[k + 1]), 6),
-                pairs=int(sums[0, k]),
-                predicted=float(sums[1, k] / sums[0, k]) if sums[0, k] else None,
-                observed=float(sums[2, k] / sums[0, k]) if sums[0, k] else None,
-                interval=spans.get(f"bin {k}") if sums[0, k] else None,
-            )
-            for k in range(BINS)
-        ),
-    )
+    bins = [
+        {
+            "low": round(float(edges[k]), 6),
+            "high": round(float(edges[k + 1]), 6),
+            "pairs": int(sums[0, k]),
+            "predicted": float(sums[1, k] / sums[0, k]) if sums[0, k] else None,
+            "observed": float(sums[2, k] / sums[0, k]) if sums[0, k] else None,
+            "interval": spans.get(f"bin {k}") if sums[0, k] else None,
+        }
+        for k in range(BINS)
+    ]
+    return {
+        "ece": figures["ece"],
+        "interval": interval,
+        "overconfidence": figures["overconfidence"],
+        "overconfidence_interval": spans.get("overconfidence"),
+        "pairs": int(sums[0].sum()),
+        "bins": bins,
+    }
 
 
 def _by_bin(difference: FloatArray, temperature: float) -> Callable[[FloatArray], FloatArray]:

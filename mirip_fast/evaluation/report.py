@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from functools import partial
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from mirip_fast.errors import ConfigError, DataError
 from mirip_fast.evaluation import metrics
@@ -37,93 +38,26 @@ from mirip_fast.evaluation.metrics import (
     check_scores,
     ratio,
 )
-from mirip_fast.evaluation.reliability import Reliability, reliability
+from mirip_fast.evaluation.reliability import reliability
 from mirip_fast.evaluation.text_table import format_table
 from mirip_fast.language import tr
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: Of finer grades, where they have to be told apart.
 STEPS = 64
 
 _SHOWN_VALUES = 12  # more within values than this are in the JSON file only
 _MIN_WORKS = 2  # one work alone says nothing about its group
+#: Figures of a report that have an interval of their own.
+_FIGURES = (
+    "pairwise_accuracy", "macro_accuracy", "within_accuracy", "within_macro_accuracy", "kendall_tau_b",
+    "spearman",
+)  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """Pairwise accuracy over a part of the pairs.
-
-    Attributes:
-        name: of the part: a within value, a group, or the better of two tiers.
-        pairs: pairs of different tiers, at least 1.
-        accuracy: share of them in the right order (0–1, score ties ½).
-        interval: None means unknown.
-        worse: the worse tier, where two are compared.
-        images: works of the group, where it is one.
-    """
-
-    name: str
-    pairs: int
-    accuracy: float
-    interval: Interval | None = None
-    worse: str | None = None
-    images: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Mistake:
-    """A wrongly ordered pair: ``better_*`` has the better tier, ``worse_*`` the higher score.
-
-    ``gap`` is the worse image's score minus the better one's, above 0.
-    """
-
-    better_id: str
-    better_tier: str
-    better_score: float
-    worse_id: str
-    worse_tier: str
-    worse_score: float
-    gap: float
-
-
-@dataclass(frozen=True, slots=True)
-class TierFigures:
-    """How well predicted tiers meet the true ones.
-
-    Attributes:
-        accuracy: share of images whose tier is met (0–1).
-        macro_f1: mean F1 over the tiers that occur as truth or prediction (0–1).
-        confusion: images by [true tier][predicted tier].
-        accuracy_interval, macro_f1_interval: None means unknown.
-    """
-
-    accuracy: float
-    accuracy_interval: Interval | None
-    macro_f1: float
-    macro_f1_interval: Interval | None
-    confusion: tuple[tuple[int, ...], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Probabilities:
-    """Pair and tier probabilities, and whether they come true on the evaluated images.
-
-    Attributes:
-        source, images: where the held-out scores that they were learned from come from, and how many.
-        temperature: T of P(a beats b) = σ((s_a − s_b) / T); None where it is infinite.
-        pairs: predicted pair probabilities against observed frequencies; None where no pair counts.
-        tiers: with the most probable tier as the predicted one; None where none is known.
-        warnings: what a reader has to know.
-    """
-
-    source: str
-    images: int
-    temperature: float | None
-    pairs: Reliability | None
-    tiers: TierFigures | None
-    warnings: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Report:
     """How well scores order graded images, and how sure that is. An interval of None means unknown.
 
@@ -140,16 +74,24 @@ class Report:
         within_accuracy: over the ``within_pairs`` pairs with equal within value; None without the
             column or without such a pair.
         within_macro_accuracy: mean over the within values that have a pair, each counted alike.
-        within_values: one row per such value, in order of appearance.
-        tier_pairs: one row per tier pair that occurs, best tiers first (all pairs, whatever their
-            within value).
-        groups: one row per named group of two works or more, by the pairs of one of its works with a work
-            outside it, worst first and without intervals.
+        within_values: a row per such value, in order of appearance: value, pairs (1 or more), accuracy (share
+            of them in the right order), interval.
+        tier_pairs: a row per tier pair that occurs, best tiers first (all pairs, whatever their within
+            value): better, worse, pairs, accuracy, interval.
+        groups: a row per named group of two works or more, by the pairs of one of its works with a work
+            outside it, worst first: group, pairs, accuracy, images.
         kendall_tau_b: −1 … 1, positive = good; None where all scores are equal.
         spearman: with the ``spearman_images`` finer grades that are there; None where not defined.
         ndcg: k → NDCG@k; None where not defined.
-        by_quota: with predicted tiers by quota (:func:`metrics.tiers_by_quota`); None without tiers.
-        probabilities: of pairs and tiers, held against these images; None if unknown.
+        by_quota: how well tiers predicted by quota (:func:`metrics.tiers_by_quota`) meet the true ones; None
+            without tiers. ``accuracy`` is the share of images whose tier is met, ``macro_f1`` the mean F1
+            over the tiers that occur as truth or prediction (0–1), each with its interval; ``confusion``
+            counts images by [true tier][predicted tier].
+        probabilities: of pairs and tiers, held against these images; None if unknown. ``source`` and
+            ``images``: the held-out scores that they were learned from; ``temperature``: T of P(a beats b) =
+            σ((s_a − s_b) / T), None where it is infinite; ``pairs``: see
+            :func:`mirip_fast.evaluation.reliability.reliability`; ``tiers``: as ``by_quota``, of the most
+            probable tier, None where it is unknown; ``warnings``: what a reader has to know.
         probabilities_unknown: why; None where they are known or nobody asked.
         seen: images that the model or its calibration was made with.
         rounds, confidence, seed: of the bootstrap.
@@ -178,9 +120,9 @@ class Report:
     within_accuracy_interval: Interval | None
     within_macro_accuracy: float | None
     within_macro_accuracy_interval: Interval | None
-    within_values: tuple[Row, ...]
-    tier_pairs: tuple[Row, ...]
-    groups: tuple[Row, ...]
+    within_values: pd.DataFrame = field(repr=False)
+    tier_pairs: pd.DataFrame = field(repr=False)
+    groups: pd.DataFrame = field(repr=False)
     kendall_tau_b: float | None
     kendall_tau_b_interval: Interval | None
     spearman: float | None
@@ -188,25 +130,28 @@ class Report:
     spearman_images: int
     ndcg: dict[int, float | None]
     ndcg_intervals: dict[int, Interval | None]
-    by_quota: TierFigures | None
-    probabilities: Probabilities | None
+    by_quota: dict[str, Any] | None
+    probabilities: dict[str, Any] | None
     probabilities_unknown: str | None
     seen: int
     rounds: int
     confidence: float
     seed: int
     image_ids: tuple[str, ...] = field(repr=False)
-    scores: FloatArray = field(repr=False, compare=False)
-    tiers: IntArray = field(repr=False, compare=False)
-    within: IntArray | None = field(repr=False, compare=False)
-    grades: FloatArray = field(repr=False, compare=False)
+    scores: FloatArray = field(repr=False)
+    tiers: IntArray = field(repr=False)
+    within: IntArray | None = field(repr=False)
+    grades: FloatArray = field(repr=False)
     by_grader: bool = False
     applicants: dict[str, Any] | None = None
     agreement: Agreement | None = None
     better_than: str = ""
 
-    def worst_mistakes(self, k: int = 10, *, max_per_image: int = 2) -> list[Mistake]:
+    def worst_mistakes(self, k: int = 10, *, max_per_image: int = 2) -> pd.DataFrame:
         """At most ``k`` wrongly ordered pairs, largest gap first, an image at most twice by default.
+
+        A row has ``better_id``, ``better_tier`` and ``better_score`` of the image with the better tier, the
+        same of the one with the higher score as ``worse_…``, and ``gap``, the difference of the scores.
 
         With a within column only pairs inside the same value are listed; equal scores are no
         mistake here. One badly scored image is wrong against hundreds of others, and a list of it alone
@@ -216,6 +161,8 @@ class Report:
         Raises:
             ConfigError: ``k`` is negative or ``max_per_image`` below 1.
         """
+        import pandas as pd
+
         if k < 0 or max_per_image < 1:
             raise ConfigError(
                 f"worst mistakes: k={k} (at least 0), max_per_image={max_per_image} (at least 1)"
@@ -224,42 +171,40 @@ class Report:
         better, worse = _wrong_pairs(self.scores, tiers, self.within, k)
         gap = self.scores[worse] - self.scores[better]
         shown = np.zeros(self.n_images, dtype=np.int64)
-        taken: list[Mistake] = []
+        taken: list[tuple[int, int]] = []
         for row in np.lexsort((worse, better, -gap)):
             if len(taken) == k:
                 break
             pair = [int(better[row]), int(worse[row])]
             if (shown[pair] < max_per_image).all():
                 shown[pair] += 1
-                about = [(self.image_ids[i], self._grade(i), float(self.scores[i])) for i in pair]
-                taken.append(Mistake(*about[0], *about[1], gap=float(gap[row])))
-        return taken
-
-    def _grade(self, row: int) -> str:
-        return self.tier_names[self.tiers[row]] if self.tier_names else f"{self.grades[row]:g}"
+                taken.append((pair[0], pair[1]))
+        table = {}
+        for side, rows in enumerate(np.array(taken, np.int64).reshape(-1, 2).T):
+            name = ("better", "worse")[side]
+            table[f"{name}_id"] = [self.image_ids[i] for i in rows]
+            table[f"{name}_tier"] = [
+                self.tier_names[self.tiers[i]] if self.tier_names else f"{self.grades[i]:g}"
+                for i in rows
+            ]
+            table[f"{name}_score"] = self.scores[rows].tolist()
+        found = pd.DataFrame(table)
+        return found.assign(gap=found["worse_score"] - found["better_score"])
 
     def to_dict(self, mistakes: int = 10) -> dict[str, Any]:
         """Plain JSON types, every number finite or None, with the ``mistakes`` worst mistakes."""
-        made_below = {
-            "image_ids", "scores", "tiers", "within", "grades",
-            "tier_pairs", "within_values", "groups", "by_quota", "applicants", "agreement", "better_than",
-        }  # fmt: skip
+        arrays = {"image_ids", "scores", "tiers", "within", "grades"}
+        beside = {"by_quota", "applicants", "agreement", "better_than"}
         plain = {
-            f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name not in made_below
+            f.name: _plain(getattr(self, f.name))
+            for f in fields(self)
+            if f.name not in arrays | beside
         }
-        parts = {"tier_pairs": "better", "within_values": "value", "groups": "group"}
-        for part, name in parts.items():
-            left_out = {"name", "worse"} if part != "tier_pairs" else {"name"}
-            left_out.add("interval" if part == "groups" else "images")
-            plain[part] = [
-                {name: row.name, **{k: v for k, v in _plain(row).items() if k not in left_out}}
-                for row in getattr(self, part)
-            ]
         for name, value in (_plain(self.by_quota) or {}).items():  # tier_accuracy and so on
             plain[name if name.startswith(("macro", "confusion")) else f"tier_{name}"] = value
         if self.applicants is not None:
             plain["applicants"] = self.applicants
-        plain["worst_mistakes"] = [asdict(mistake) for mistake in self.worst_mistakes(mistakes)]
+        plain["worst_mistakes"] = _plain(self.worst_mistakes(mistakes))
         return plain
 
     def to_table(self, mistakes: int = 5) -> str:
@@ -268,6 +213,71 @@ class Report:
         said += [] if self.agreement is None else [self.agreement.to_table()]
         said += [textwrap.fill(self.better_than, 100)] if self.better_than else []
         return "\n\n".join([_report_text(self, mistakes), *said])
+
+    def draw(self, folder: Path, stem: str, about: str) -> list[Path]:
+        """Draw what there is, from ``<stem>_scores_by_tier.png`` to ``<stem>_within.png``.
+
+        Args:
+            folder: where the files go.
+            stem: their names' beginning.
+            about: which images were evaluated, for the titles.
+
+        Returns:
+            The files written.
+        """
+        from mirip_fast.evaluation import plots
+
+        names, known = self.tier_names, self.probabilities
+        groups, values = self.groups, self.within_values.sort_values("accuracy", kind="stable")
+        pairs_of = [f"{row.better} over {row.worse}" for row in self.tier_pairs.itertuples()]
+        works_of = [f"{row.group} ({row.images} works)" for row in groups.itertuples()]
+        level = (self.pairwise_accuracy, self.confidence)
+
+        def path(what: str) -> Path:
+            return folder / f"{stem}_{what}.png"
+
+        files = []
+        with plots.drawing([about, *names, *groups["group"], *values["value"]]):
+            if names:
+                judged, by = self._predicted()
+                by = by.replace("by quota", "by quota (as many of each as there are)")
+                files += [
+                    plots.plot_scores_by_tier(
+                        path("scores_by_tier"), self.scores, self.tiers, names, about
+                    ),
+                    plots.plot_confusion(path("confusion"), judged, names, by, about),
+                ]
+                pairs_path, title = path("tier_pairs"), "Pairs of two tiers in the right order"
+                if len(names) <= plots.MANY_TIERS:
+                    drawn = plots.plot_shares(
+                        pairs_path, pairs_of, self.tier_pairs, title, about, *level
+                    )
+                else:
+                    drawn = plots.plot_tier_pairs(pairs_path, self.tier_pairs, names, title, about)
+                files.append(drawn)
+            if known is not None and known["pairs"] is not None:
+                title = f"{about}\nprobabilities learned from {known['images']} works ({known['source']})"
+                plots.plot_reliability(path("reliability"), known["pairs"], title)
+                files.append(path("reliability"))
+            if len(groups) > 1:
+                title = "Works of a group against all others, right order"
+                files.append(
+                    plots.plot_shares(path("groups"), works_of, groups, title, about, *level)
+                )
+            if len(values) > 1:
+                title = "Pairs inside the same within value in the right order"
+                listed = values["value"].tolist()
+                files.append(
+                    plots.plot_shares(path("within"), listed, values, title, about, *level)
+                )
+        return files
+
+    def _predicted(self) -> tuple[dict[str, Any], str]:
+        """How well predicted tiers meet the true ones, and how they are predicted; of a report with tiers."""
+        if self.probabilities is not None and self.probabilities["tiers"] is not None:
+            return self.probabilities["tiers"], "most probable"
+        assert self.by_quota is not None
+        return self.by_quota, "by quota"
 
     def __str__(self) -> str:
         return self.to_table()
@@ -278,11 +288,9 @@ class Report:
         import html
         import tempfile
 
-        from mirip_fast.evaluation.plots import draw_report
-
         with tempfile.TemporaryDirectory() as folder:
             about = f"{self.n_images} images"
-            drawn = [path.read_bytes() for path in draw_report(self, Path(folder), "report", about)]
+            drawn = [path.read_bytes() for path in self.draw(Path(folder), "report", about)]
         pictures = "".join(
             f'<img alt="" width="480" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
             for png in drawn
@@ -335,133 +343,112 @@ def evaluate(
         DataError: a score is not finite, a tier is unknown, lengths differ, or no two tiers occur;
             without tiers: a finer grade is missing, or all are equal.
     """
+    import pandas as pd
+
     ids, finer = tuple(image_ids), tiers is None
     names = () if finer else tuple(tier_names)
     values, tier, finer_grades = _checked(scores, tiers, tier_scores, ids, names)
-    graded = ~np.isnan(finer_grades)
     codes = group_codes(groups, len(ids))
     n_tiers, ks = (1, ()) if finer else (len(names), ks)
     drawing: dict[str, Any] = {"rounds": rounds, "confidence": confidence, "seed": seed}
 
+    # What is counted: all pairs (or those inside one grader's tiers), and those inside a within value.
     pooled = PairCounter(values, tier, finer=finer, n_tiers=None if finer else n_tiers)
     by_grader = grades is not None and within is None
     everywhere = PairCounter(values, tier, n_tiers, grades=grades) if by_grader else pooled
-    within_codes, inside = None, None
+    pairs = everywhere.table()[1]
+    tier_pairs = np.argwhere(pairs > 0).tolist()
+    within_codes, inside, cells = None, None, np.empty((2, 0))
     if within is not None:
         within_codes = check_codes(metrics.codes_of(within), len(ids), "within", lowest=None)
         inside = PairCounter(values, tier, None if finer else n_tiers, within_codes, finer=finer)
+        cells = np.stack(inside.by_cell())
+    paired = np.flatnonzero(cells[1]).tolist()  # within values that have a pair
     predicted = [] if finer else [metrics.tiers_by_quota(values, tier)]
     if not finer and calibration is not None and calibration.ordinal is not None:
         predicted.append(calibration.ordinal.most_probable(values))
-    confusion = [metrics.confusion_matrix(tier, guess, n_tiers) for guess in predicted]
-    pairs = everywhere.table()[1]
-    tier_pairs = [(int(a), int(b)) for a, b in np.argwhere(pairs > 0)]
-    cells = np.empty((2, 0)) if inside is None else np.stack(inside.by_cell())
-    paired = np.flatnonzero(cells[1]).tolist()  # within values that have a pair
-
-    rank, grade = (np.unique(a[graded], return_inverse=True)[1] for a in (values, finer_grades))
-
-    def figures(weights: IntArray | None) -> dict[Any, float]:
-        right, total = everywhere.table(weights)
-        shares = ratio(right, total)
-        found: dict[Any, float] = {
-            "accuracy": float(ratio(right.sum(), total.sum())),
-            "macro": metrics.mean(shares),
-            "tau": pooled.tau_b(weights),
-            **{pair: shares[pair] for pair in tier_pairs},
-            **{("ndcg", k): metrics.ndcg_at_k(values, tier, k, n_tiers, weights) for k in ks},
-        }
-        chosen = np.ones(len(rank)) if weights is None else weights[graded]
-        found["spearman"] = metrics.rank_correlation(rank, grade, chosen)
-        for i, guess in enumerate(predicted):
-            counts = metrics.confusion_matrix(tier, guess, n_tiers, weights)
-            found["tiers", i] = metrics.tier_accuracy(counts)
-            found["f1", i] = metrics.macro_f1(counts)
-        if inside is not None:
-            right, total = inside.by_cell(weights)
-            shares = ratio(right, total)
-            found["within"] = float(ratio(right.sum(), total.sum()))
-            found["within macro"] = metrics.mean(shares)
-            found |= {("value", cell): shares[cell] for cell in paired}
-        return found
-
+    graded = np.isfinite(
+        finer_grades
+    )  # by finer grades, with whose ranks the scores' are correlated
+    ranked = [np.unique(a[graded], return_inverse=True)[1] for a in (values, finer_grades)]
+    figures = partial(
+        _figures_of,
+        values=values, tier=tier, graded=graded, ranked=ranked, n_tiers=n_tiers, ks=ks,
+        pooled=pooled, everywhere=everywhere, inside=inside, tier_pairs=tier_pairs, paired=paired,
+        predicted=predicted,
+    )  # fmt: skip
+    point = {name: _defined(value) for name, value in figures().items()}
+    # Resampling shows how much pairs vary where both of their tiers have works of two groups.
     varying = varying_pairs(pooled.tiers, codes, n_tiers)
-    point: Mapping[Any, float | None] = {k: _defined(v) for k, v in figures(None).items()}
-    spans = bootstrap(
-        figures, codes, **{**drawing, "rounds": rounds if varying.any() else min(rounds, 0)}
-    )
-    known_cells = {  # within values whose pairs vary
+    drawn = rounds if varying.any() else min(rounds, 0)
+    spans = bootstrap(figures, codes, rounds=drawn, confidence=confidence, seed=seed)
+    known_cells = {
         cell
         for cell in paired
         if varying_pairs(pooled.tiers[own := within_codes == cell], codes[own], n_tiers).any()
     }
-    by_value = list(dict.fromkeys(value for value in within or () if value))
-    tier_figures = [
-        TierFigures(
-            accuracy=_number(point["tiers", i]),
-            accuracy_interval=spans.get(("tiers", i)),
-            macro_f1=_number(point["f1", i]),
-            macro_f1_interval=spans.get(("f1", i)),
-            confusion=tuple(tuple(int(count) for count in row) for row in matrix),
-        )
-        for i, matrix in enumerate(confusion)
+    unknown: set[Any] = {("pair", a, b) for a, b in tier_pairs if not varying[a, b]}
+    unknown |= {("value", cell) for cell in paired if cell not in known_cells}
+    unknown |= set() if known_cells else {"within_accuracy", "within_macro_accuracy"}
+    spans = {name: None if name in unknown else ends for name, ends in spans.items()}
+    if finer:
+        point["macro_accuracy"] = spans["macro_accuracy"] = None
+
+    told: dict[str, Any] = {}
+    for name in _FIGURES:
+        told[name], told[f"{name}_interval"] = point.get(name), spans.get(name)
+    met: list[dict[str, Any]] = [
+        {
+            **{name: point[name, i] for name in ("accuracy", "macro_f1")},
+            **{f"{name}_interval": spans.get((name, i)) for name in ("accuracy", "macro_f1")},
+            "confusion": metrics.confusion_matrix(tier, guess, n_tiers).astype(int).tolist(),
+        }
+        for i, guess in enumerate(predicted)
     ]
     steps = _steps(tier) if finer else tier
     probabilities = None
     if calibration is not None and calibration.temperature is not None:
-        learned = calibration.temperature.value
-        probabilities = Probabilities(
-            source=calibration.source,
-            images=calibration.images,
-            temperature=_defined(learned),
-            pairs=reliability(values, steps, learned, groups, within=within_codes, **drawing),
-            tiers=tier_figures[1] if len(tier_figures) > 1 else None,
-            warnings=tuple(calibration.warnings()),
-        )
+        learned = calibration.temperature["value"]
+        probabilities = {
+            "source": calibration.source,
+            "images": calibration.images,
+            "temperature": _defined(learned),
+            "pairs": reliability(values, steps, learned, groups, within=within_codes, **drawing),
+            "tiers": met[1] if len(met) > 1 else None,
+            "warnings": calibration.warnings(),
+        }
+    by_value = list(dict.fromkeys(value for value in within or () if value))
     return Report(
+        **told,
         tier_names=names,
         tier_counts=() if finer else tuple(np.bincount(tier, minlength=n_tiers).tolist()),
         n_images=len(ids),
         n_groups=int(codes.max()) + 1,
         n_pairs=round(float(pairs.sum())),
         by_grader=by_grader,
-        pairwise_accuracy=_number(point["accuracy"]),
-        pairwise_accuracy_interval=spans.get("accuracy"),
-        macro_accuracy=None if finer else point["macro"],
-        macro_accuracy_interval=None if finer else spans.get("macro"),
         within_pairs=int(cells[1].sum()),
-        within_accuracy=point.get("within"),
-        within_accuracy_interval=spans.get("within") if known_cells else None,
-        within_macro_accuracy=point.get("within macro"),
-        within_macro_accuracy_interval=spans.get("within macro") if known_cells else None,
-        within_values=tuple(
-            Row(
-                name=by_value[cell],
-                pairs=int(cells[1, cell]),
-                accuracy=float(cells[0, cell] / cells[1, cell]),
-                interval=spans.get(("value", cell)) if cell in known_cells else None,
-            )
-            for cell in paired
+        within_values=pd.DataFrame(
+            {
+                "value": [by_value[cell] for cell in paired],
+                "pairs": cells[1, paired].astype(int),
+                "accuracy": cells[0, paired] / cells[1, paired],
+                "interval": _objects(spans.get(("value", cell)) for cell in paired),
+            }
         ),
-        tier_pairs=tuple(
-            Row(
-                name=names[a],
-                worse=names[b],
-                pairs=round(float(pairs[a, b])),
-                accuracy=_number(point[a, b]),
-                interval=spans.get((a, b)) if varying[a, b] else None,
-            )
-            for a, b in ([] if finer else tier_pairs)
+        tier_pairs=pd.DataFrame(
+            [
+                (names[a], names[b], round(float(pairs[a, b])), point["pair", a, b])
+                for a, b in ([] if finer else tier_pairs)
+            ],
+            columns=["better", "worse", "pairs", "accuracy"],
+        ).assign(
+            interval=_objects(spans.get(("pair", a, b)) for a, b in ([] if finer else tier_pairs))
         ),
         groups=_group_rows(values, steps, codes, groups),
-        kendall_tau_b=point["tau"],
-        kendall_tau_b_interval=spans.get("tau"),
-        spearman=point["spearman"],
-        spearman_interval=spans.get("spearman"),
         spearman_images=int(graded.sum()),
         ndcg={int(k): point["ndcg", k] for k in ks},
         ndcg_intervals={int(k): spans.get(("ndcg", k)) for k in ks},
-        by_quota=None if finer else tier_figures[0],
+        by_quota=met[0] if met else None,
         probabilities=probabilities,
         probabilities_unknown=None if calibration is None else calibration.unknown,
         seen=seen,
@@ -474,21 +461,73 @@ def evaluate(
     )
 
 
+def _figures_of(
+    weights: IntArray | None = None,
+    *,
+    values: FloatArray,
+    tier: IntArray,
+    graded: NDArray[np.bool_],
+    ranked: Sequence[IntArray],
+    n_tiers: int,
+    ks: Sequence[int],
+    pooled: PairCounter,
+    everywhere: PairCounter,
+    inside: PairCounter | None,
+    tier_pairs: Sequence[list[int]],
+    paired: Sequence[int],
+    predicted: Sequence[IntArray],
+) -> dict[Any, float]:
+    """Every figure of images that count ``weights`` times, by its name in the report or what it is of."""
+    right, total = everywhere.table(weights)
+    shares = ratio(right, total)
+    chosen = np.ones(len(ranked[0])) if weights is None else weights[graded]
+    found: dict[Any, float] = {
+        "pairwise_accuracy": float(ratio(right.sum(), total.sum())),
+        "macro_accuracy": metrics.mean(shares),
+        "kendall_tau_b": pooled.tau_b(weights),
+        "spearman": metrics.rank_correlation(ranked[0], ranked[1], chosen),
+        **{("pair", a, b): shares[a, b] for a, b in tier_pairs},
+        **{("ndcg", k): metrics.ndcg_at_k(values, tier, k, n_tiers, weights) for k in ks},
+    }
+    for i, guess in enumerate(predicted):
+        counts = metrics.confusion_matrix(tier, guess, n_tiers, weights)
+        found["accuracy", i] = metrics.tier_accuracy(counts)
+        found["macro_f1", i] = metrics.macro_f1(counts)
+    if inside is not None:
+        right, total = inside.by_cell(weights)
+        shares = ratio(right, total)
+        found["within_accuracy"] = float(ratio(right.sum(), total.sum()))
+        found["within_macro_accuracy"] = metrics.mean(shares)
+        found |= {("value", cell): shares[cell] for cell in paired}
+    return found
+
+
+def _objects(values: Iterable[Any]) -> pd.Series[Any]:
+    """A column of intervals, None where one is unknown."""
+    import pandas as pd
+
+    return pd.Series(list(values), dtype=object)
+
+
 def _group_rows(
     scores: FloatArray, tiers: IntArray, codes: IntArray, groups: Sequence[str | None] | None
-) -> tuple[Row, ...]:
+) -> pd.DataFrame:
     """One row per named group of at least two works that has a pair with another group's work."""
-    if groups is None:
-        return ()
+    import pandas as pd
+
     accuracy, pairs = metrics.accuracy_by_group(scores, tiers, codes)
-    sizes = np.bincount(codes)
     first = np.unique(codes, return_index=True)[1]
-    rows = [
-        Row(str(groups[first[g]]), int(pairs[g]), float(accuracy[g]), images=int(sizes[g]))
-        for g in np.flatnonzero((sizes >= _MIN_WORKS) & (pairs > 0))
-        if groups[first[g]]
-    ]
-    return tuple(sorted(rows, key=lambda row: (row.accuracy, row.name)))
+    table = pd.DataFrame(
+        {
+            "group": [None if groups is None else groups[row] for row in first],
+            "pairs": pairs,
+            "accuracy": accuracy,
+            "images": np.bincount(codes),
+        }
+    )
+    told = table["group"].notna() & (table["group"] != "")
+    kept = table[told & (table["images"] >= _MIN_WORKS) & (table["pairs"] > 0)]
+    return kept.sort_values(["accuracy", "group"], ignore_index=True)
 
 
 def _wrong_pairs(
@@ -569,32 +608,24 @@ def _defined(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _number(value: float | None) -> float:
-    """A figure that every report has, as two tiers occur."""
-    assert value is not None
-    return value
-
-
 def _plain(value: Any) -> Any:
-    """A value as JSON types: dataclasses and dicts with text keys, tuples as lists."""
+    """A value as JSON types: tables as rows, dataclasses and dicts with text keys, tuples as lists."""
+    if hasattr(value, "iterrows"):
+        return [_plain(row) for row in value.to_dict("records")]
     if hasattr(value, "__dataclass_fields__"):
         return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
 
 
-def mistake_table(mistakes: Sequence[Mistake], grade: str = "tier") -> str:
+def mistake_table(mistakes: pd.DataFrame, grade: str = "tier") -> str:
     """One line per wrongly ordered pair: the image of the better tier, that of the worse, the gap."""
     headers = ["should be higher", grade, "score", "scores higher", grade, "score", "gap"]
-    rows = [
-        [
-            *(m.better_id, m.better_tier, f"{m.better_score:.4g}"),
-            *(m.worse_id, m.worse_tier, f"{m.worse_score:.4g}", f"{m.gap:.4g}"),
-        ]
-        for m in mistakes
-    ]
-    return format_table(headers, rows, "llrllrr")
+    told = mistakes.apply(
+        lambda column: column.map("{:.4g}".format) if column.dtype == float else column
+    )
+    return format_table(headers, told.to_numpy().tolist(), "llrllrr")
 
 
 def _report_text(report: Report, mistakes: int) -> str:
@@ -613,46 +644,47 @@ def _report_text(report: Report, mistakes: int) -> str:
     figures = [[tr(name), _shown(value), span(ends)] for name, value, ends in _figures(report)]
     parts = [head, format_table(["measure", "value", level], figures, "lrl")]
     if report.tier_names:
-        cells = [
-            [row.name, row.worse, row.pairs, _shown(row.accuracy), span(row.interval)]
-            for row in report.tier_pairs
-        ]
-        parts.append(format_table(["better", "worse", "pairs", "accuracy", level], cells, "llrrl"))
+        headers = ["better", "worse", "pairs", "accuracy", level]
+        parts.append(format_table(headers, _cells(report.tier_pairs), "llrrl"))
     if 1 < len(report.within_values) <= _SHOWN_VALUES:
-        cells = [
-            [row.name, row.pairs, _shown(row.accuracy), span(row.interval)]
-            for row in report.within_values
-        ]
-        parts.append(format_table(["within", "pairs", "accuracy", level], cells, "lrrl"))
-    tiers, corner = report.by_quota, "by quota"
-    if known is not None and known.tiers is not None:
-        tiers, corner = known.tiers, "most probable"
-    if tiers is not None:
-        cells = [[name, *row] for name, row in zip(report.tier_names, tiers.confusion, strict=True)]
+        headers = ["within", "pairs", "accuracy", level]
+        parts.append(format_table(headers, _cells(report.within_values), "lrrl"))
+    if report.tier_names:
+        tiers, corner = report._predicted()
+        confusion = zip(report.tier_names, tiers["confusion"], strict=True)
+        cells = [[name, *row] for name, row in confusion]
         headers = [f"true \\ {corner}", *report.tier_names]
         parts.append(format_table(headers, cells, "l" + "r" * len(report.tier_names)))
     if known is not None:
         lines = []
-        if known.pairs is not None:
+        if known["pairs"] is not None:
             cells = [
                 [
-                    f"{part.low:.1f} – {part.high:.1f}", part.pairs,
-                    *("" if x is None else f"{x:.3f}" for x in (part.predicted, part.observed)),
-                    span(part.interval) if part.pairs else "",
+                    f"{part['low']:.1f} – {part['high']:.1f}", part["pairs"],
+                    *("" if part[x] is None else f"{part[x]:.3f}" for x in ("predicted", "observed")),
+                    span(part["interval"]) if part["pairs"] else "",
                 ]
-                for part in known.pairs.bins
+                for part in known["pairs"]["bins"]
             ]  # fmt: skip
             headers = ["P(higher score wins)", "pairs", "predicted", "observed", level]
             lines.append(format_table(headers, cells, "lrrrl"))
-        source = f"{known.images} held-out works ({known.source})"
+        source = f"{known['images']} held-out works ({known['source']})"
         parts.append(
-            "\n".join([*lines, f"Probabilities were learned from {source}.", *known.warnings])
+            "\n".join([*lines, f"Probabilities were learned from {source}.", *known["warnings"]])
         )
     worst = report.worst_mistakes(mistakes)
-    if worst:
+    if len(worst):
         grade = "tier" if report.tier_names else "tier_score"
         parts.append("Worst mistakes\n" + mistake_table(worst, grade))
     return "\n\n".join([*parts, *_warnings(report)])
+
+
+def _cells(table: pd.DataFrame) -> list[list[object]]:
+    """Rows of a table of pairs, with accuracy and interval as text."""
+    told = table.assign(
+        accuracy=table["accuracy"].map(_shown), interval=table["interval"].map(span)
+    )
+    return told.astype(object).to_numpy().tolist()
 
 
 def _figures(report: Report) -> list[tuple[str, float | None, Interval | None]]:
@@ -676,15 +708,15 @@ def _figures(report: Report) -> list[tuple[str, float | None, Interval | None]]:
     tiers = [("tiers by quota", report.by_quota)]
     known = report.probabilities
     if known is not None:
-        tiers.insert(0, ("most probable tier", known.tiers))
-        if known.pairs is not None:
+        tiers.insert(0, ("most probable tier", known["tiers"]))
+        if known["pairs"] is not None:
             name = "calibration error of pair probabilities"
-            rows.append((name, known.pairs.ece, known.pairs.interval))
+            rows.append((name, known["pairs"]["ece"], known["pairs"]["interval"]))
     for name, found in tiers:
         if found is None:
             continue
-        rows.append((f"tier accuracy ({name})", found.accuracy, found.accuracy_interval))
-        rows.append((f"macro F1 ({name})", found.macro_f1, found.macro_f1_interval))
+        rows.append((f"tier accuracy ({name})", found["accuracy"], found["accuracy_interval"]))
+        rows.append((f"macro F1 ({name})", found["macro_f1"], found["macro_f1_interval"]))
     return rows
 
 

@@ -12,10 +12,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mirip_fast.config import Config
 from mirip_fast.evaluation.bootstrap import FEW_GROUPS, Interval
 from mirip_fast.evaluation.calibration import pair_probability
-from mirip_fast.evaluation.report import Mistake, Report, Row
+from mirip_fast.evaluation.report import Report
 from mirip_fast.evaluation.text_table import printable
 from mirip_fast.language import in_other_languages
 from mirip_fast.portfolio.page import pictures_of, tier_curves, write_html
@@ -92,21 +94,23 @@ def _said(data: dict[str, Any]) -> list[str]:
 
 def _figures(report: Report) -> dict[str, Any]:
     known = report.probabilities
-    most_probable = None if known is None else known.tiers
+    most_probable = None if known is None else known["tiers"]
     judged = report.by_quota if most_probable is None else most_probable
-    pairs = None if known is None else known.pairs
+    pairs = None if known is None else known["pairs"]
     measures = {
         "accuracy": (report.pairwise_accuracy, report.pairwise_accuracy_interval),
         "macro": (report.macro_accuracy, report.macro_accuracy_interval),
         "within": (report.within_accuracy, report.within_accuracy_interval),
         "tierAccuracy": (None, None)
         if judged is None
-        else (judged.accuracy, judged.accuracy_interval),
-        "macroF1": (None, None) if judged is None else (judged.macro_f1, judged.macro_f1_interval),
+        else (judged["accuracy"], judged["accuracy_interval"]),
+        "macroF1": (None, None)
+        if judged is None
+        else (judged["macro_f1"], judged["macro_f1_interval"]),
         "tau": (report.kendall_tau_b, report.kendall_tau_b_interval),
         "spearman": (report.spearman, report.spearman_interval),
         "ndcg10": (report.ndcg.get(10), report.ndcg_intervals.get(10)),
-        "ece": (None, None) if pairs is None else (pairs.ece, pairs.interval),
+        "ece": (None, None) if pairs is None else (pairs["ece"], pairs["interval"]),
     }
     return {
         "images": report.n_images,
@@ -122,25 +126,35 @@ def _figures(report: Report) -> dict[str, Any]:
         "violins": tier_curves(
             report.scores, report.tiers, [printable(name) for name in report.tier_names]
         ),
-        "confusion": [] if judged is None else [list(row) for row in judged.confusion],
+        "confusion": [] if judged is None else judged["confusion"],
         "byQuota": most_probable is None,
         "tierPairs": [
-            _share(None, row, better=printable(row.name), worse=printable(str(row.worse)))
-            for row in report.tier_pairs
+            _share(row, name=None, better=printable(row["better"]), worse=printable(row["worse"]))
+            for row in report.tier_pairs.to_dict("records")
         ],
-        "groups": [_share(row.name, row, works=row.images) for row in report.groups],
+        "groups": [
+            _share(row, name=printable(row["group"]), works=row["images"])
+            for row in report.groups.to_dict("records")
+        ],
         "within": [
-            _share(row.name, row)
-            for row in sorted(report.within_values, key=lambda row: row.accuracy)
+            _share(row, name=printable(row["value"]))
+            for row in report.within_values.sort_values("accuracy", kind="stable").to_dict(
+                "records"
+            )
         ],
         "probabilities": None
         if known is None
         else {
-            "source": known.source,
-            "images": known.images,
-            "warnings": [printable(text) for text in known.warnings],
-            "bins": [] if pairs is None else [asdict(part) for part in pairs.bins],
-            "overconfidence": None if pairs is None else pairs.overconfidence,
+            "source": known["source"],
+            "images": known["images"],
+            "warnings": [printable(text) for text in known["warnings"]],
+            "bins": []
+            if pairs is None
+            else [
+                {**part, "interval": part["interval"] and asdict(part["interval"])}
+                for part in pairs["bins"]
+            ],
+            "overconfidence": None if pairs is None else pairs["overconfidence"],
         },
         "unknown": report.probabilities_unknown and printable(report.probabilities_unknown),
     }
@@ -170,13 +184,8 @@ def _measure(value: float | None, interval: Interval | None) -> dict[str, float 
     return {"value": value, "low": low, "high": high}
 
 
-def _share(name: str | None, row: Row, **more: Any) -> dict[str, Any]:
-    return {
-        "name": None if name is None else printable(name),
-        "pairs": row.pairs,
-        **_measure(row.accuracy, row.interval),
-        **more,
-    }
+def _share(row: Mapping[Any, Any], **more: Any) -> dict[str, Any]:
+    return {"pairs": row["pairs"], **_measure(row["accuracy"], row.get("interval")), **more}
 
 
 def _pairs(pairs: PairReport) -> dict[str, Any]:
@@ -218,35 +227,30 @@ def _mistakes(
         shown_mistakes(evaluation.report, evaluation.images, _MISTAKES),
         files_of(evaluation.images),
     )
-    files = {name: whole[name] for m in mistakes for name in (m.better_id, m.worse_id)}
+    files = {name: whole[name] for name in mistakes[["better_id", "worse_id"]].to_numpy().ravel()}
     names: dict[str, str | None] = {}
     copies = pictures_of(files.values(), _SIDE, _BYTES, config)
     for image_id, (name, webp) in zip(files, copies, strict=True):
         names[image_id] = name
         if name is not None:
             pictures[name] = webp
-    return [_mistake(mistake, files, names, evaluation.report) for mistake in mistakes]
+    report = evaluation.report
 
-
-def _mistake(
-    mistake: Mistake, files: Mapping[str, Path], names: Mapping[str, str | None], report: Report
-) -> dict[str, Any]:
-    def side(image_id: str, tier: str, score: float) -> dict[str, Any]:
+    def side(mistake: Mapping[Any, Any], which: str) -> dict[str, Any]:
+        image_id, tier = mistake[f"{which}_id"], mistake[f"{which}_tier"]
         return {
             "name": printable(files[image_id].name),
             "tier": report.tier_names.index(tier) if report.tier_names else None,
             "grade": tier,
-            "score": float(f"{score:.6g}"),
+            "score": float(f"{mistake[f'{which}_score']:.6g}"),
             "picture": names[image_id],
         }
 
-    known = report.probabilities
-    chance = None
-    if known is not None:
-        temperature = float("inf") if known.temperature is None else known.temperature
-        chance = round(float(pair_probability(mistake.gap, temperature)), 4)
-    return {
-        "better": side(mistake.better_id, mistake.better_tier, mistake.better_score),
-        "worse": side(mistake.worse_id, mistake.worse_tier, mistake.worse_score),
-        "chance": chance,
-    }
+    chances = np.full(len(mistakes), None)
+    if (known := report.probabilities) is not None:
+        temperature = float("inf") if known["temperature"] is None else known["temperature"]
+        chances = pair_probability(mistakes["gap"], temperature).round(4)
+    return [
+        {"better": side(mistake, "better"), "worse": side(mistake, "worse"), "chance": chance}
+        for mistake, chance in zip(mistakes.to_dict("records"), chances.tolist(), strict=True)
+    ]

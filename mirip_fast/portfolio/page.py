@@ -295,10 +295,8 @@ def _about(done: RankDone) -> dict[str, Any]:
     if held_out is not None and len(held_out):  # without tiers, one curve without a name
         tiers = held_out.tier_codes if names else np.zeros(len(held_out), dtype=np.int64)
         curves = tier_curves(held_out.scores, tiers, names or [""], done.ranking["score"])
-    temperature = None if known.temperature is None else known.temperature.value
-    sharpness = None
-    if temperature is not None:
-        sharpness = 0 if math.isinf(temperature) else 1 / temperature
+    fitted = known.temperature
+    sharpness = fitted and (0 if math.isinf(fitted["value"]) else 1 / fitted["value"])
     anchors = done.anchors
     return {
         # What the user says of works is kept under these names, by this page and by later ones.

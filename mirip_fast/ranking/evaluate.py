@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,8 @@ from mirip_fast.errors import DataError, StoreError
 from mirip_fast.evaluation.agreement import agreement
 from mirip_fast.evaluation.bootstrap import paired_bootstrap, span
 from mirip_fast.evaluation.metrics import codes_of
-from mirip_fast.evaluation.plots import draw_report, write_contact_sheet
-from mirip_fast.evaluation.report import Mistake, Report, evaluate
+from mirip_fast.evaluation.plots import write_contact_sheet
+from mirip_fast.evaluation.report import Report, evaluate
 from mirip_fast.evaluation.text_table import format_table
 from mirip_fast.features.embed import Progress
 from mirip_fast.features.phase_one import settings_of
@@ -35,6 +35,9 @@ from mirip_fast.ranking.score_model import ScoreModel
 from mirip_fast.ranking.scorer import load_score_model, score_files
 from mirip_fast.text import counted
 from mirip_fast.training.run_folder import SPLIT_FILE, Run, default_run, run_of_checkpoint
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +106,7 @@ class Evaluation:
         if self.report.agreement is not None:
             about["agreement"] = self.report.agreement.to_dict()
         write_json(path, about)
-        files = [path, *draw_report(self.report, path.parent, path.stem, self.about)]
+        files = [path, *self.report.draw(path.parent, path.stem, self.about)]
         mistakes = shown_mistakes(self.report, self.images)
         hidden = len(self.report.worst_mistakes()) - len(mistakes)
         if hidden:
@@ -111,7 +114,7 @@ class Evaluation:
                 "%s not drawn: a file has another content than the one that was evaluated",
                 counted(hidden, "mistake"),
             )
-        if mistakes:
+        if len(mistakes):
             files.append(path.with_name(f"{path.stem}_mistakes.png"))
             write_contact_sheet(
                 files[-1], mistakes, files_of(self.images), f"Worst mistakes, {self.about}"
@@ -119,7 +122,7 @@ class Evaluation:
         return files
 
 
-def shown_mistakes(report: Report, images: GradedImages, k: int = 10) -> list[Mistake]:
+def shown_mistakes(report: Report, images: GradedImages, k: int = 10) -> pd.DataFrame:
     """The worst mistakes whose pictures are those that were evaluated.
 
     Who made a run chose the paths in its split.csv: a file that only lies there now is shown to nobody.
@@ -131,9 +134,10 @@ def shown_mistakes(report: Report, images: GradedImages, k: int = 10) -> list[Mi
     """
     mistakes = report.worst_mistakes(k)
     content, files = dict(zip(images.ids, images.hashes, strict=True)), files_of(images)
-    names = {name for m in mistakes for name in (m.better_id, m.worse_id)}
+    ids = mistakes[["better_id", "worse_id"]]
+    names = set(ids.to_numpy().ravel())
     other = {n for n in names if content[n] and not is_unchanged(files[n], content[n])}
-    return [m for m in mistakes if m.better_id not in other and m.worse_id not in other]
+    return mistakes[~ids.isin(other).any(axis=1)]
 
 
 def files_of(images: GradedImages) -> dict[str, Path]:

@@ -14,7 +14,6 @@ from mirip_fast.evaluation.plots import (
     GREY,
     MAIN,
     SECOND,
-    draw_report,
     new_figure,
     save_figure,
     write_contact_sheet,
@@ -131,7 +130,7 @@ def draw_run(run: Run, held_out: GradedImages | None, report: Report | None) -> 
         if curves:
             plot_curves(run.path / "learning_curves.png", curves)
         if report is not None and held_out is not None:
-            draw_report(report, run.path, "held_out", _about(held_out))
+            report.draw(run.path, "held_out", _about(held_out))
     except Exception as error:  # whatever a drawing library or a full disk comes up with
         log.warning(
             "The run is complete, but its pictures could not all be drawn: %s: %s",
@@ -174,11 +173,11 @@ def report_run(
 def _worst_mistakes(run: Run, held_out: GradedImages, report: Report) -> list[dict[str, Any]]:
     """Rows with thumbnails; ``held_out_mistakes.png`` is drawn, too."""
     mistakes, files = shown_mistakes(report, held_out), files_of(held_out)
-    if not mistakes:
+    if mistakes.empty:
         return []
     sheet = run.path / "held_out_mistakes.png"
     write_contact_sheet(sheet, mistakes, files, f"Worst mistakes, {_about(held_out)}")
-    names = dict.fromkeys(name for m in mistakes for name in (m.better_id, m.worse_id))
+    names = dict.fromkeys(mistakes[["better_id", "worse_id"]].to_numpy().ravel())
     pictures = load_pictures([files[name] for name in names], 320)
     shown = {
         name: None if isinstance(picture, ImageError) else picture
@@ -186,10 +185,11 @@ def _worst_mistakes(run: Run, held_out: GradedImages, report: Report) -> list[di
     }
     return [
         {
-            "should be higher": shown[m.better_id], "file": files[m.better_id].name,
-            "tier": m.better_tier, "score": round(m.better_score, 4),
-            "stands above it": shown[m.worse_id], "its file": files[m.worse_id].name,
-            "its tier": m.worse_tier, "its score": round(m.worse_score, 4), "gap": round(m.gap, 4),
+            "should be higher": shown[m["better_id"]], "file": files[m["better_id"]].name,
+            "tier": m["better_tier"], "score": round(m["better_score"], 4),
+            "stands above it": shown[m["worse_id"]], "its file": files[m["worse_id"]].name,
+            "its tier": m["worse_tier"], "its score": round(m["worse_score"], 4),
+            "gap": round(m["gap"], 4),
         }
-        for m in mistakes
+        for m in mistakes.to_dict("records")
     ]  # fmt: skip
