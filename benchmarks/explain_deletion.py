@@ -176,9 +176,9 @@ def occlusion(
     backbone: Backbone, scorer: ImageScorer, features: str, detail: int
 ) -> Callable[[Square], Map]:
     def method(square: Square) -> Map:
-        return occlusion_map(
-            backbone, scorer.head, features, square, detail=detail, batch_size=16
-        ).values
+        return occlusion_map(backbone, scorer.head, features, square, detail=detail, batch_size=16)[
+            0
+        ]
 
     return method
 

@@ -32,11 +32,10 @@ def compare_command(
     from mirip_fast.ranking.evaluate import pick_model
 
     model = pick_model(checkpoint, Path(resolved.config.train.output_dir))
-    done = compare_images(
+    scores, probability, known = compare_images(
         model, first, second, resolved.config,
         backbone=backbone, command=command_line(),
     )  # fmt: skip
-    scores = done.scores
     rows = [(f"{score:.4f}", path) for score, path in zip(scores, (first, second), strict=True)]
     echo(format_table(("score", "file"), rows, align="rl"))
     first_wins = scores[0] > scores[1]
@@ -45,13 +44,12 @@ def compare_command(
     else:
         winner = first if first_wins else second
         echo(f"Winner: {winner} (margin {abs(scores[0] - scores[1]):.4f})")
-    if done.probability is None:
-        echo(f"Probability {done.calibration.unknown}")
+    if probability is None:
+        echo(f"Probability {known.unknown}")
         return
 
-    chance = done.probability if first_wins else 1 - done.probability
+    chance = probability if first_wins else 1 - probability
     echo(f"Probability that it is the better one: {_percent(chance)}")
-    known = done.calibration
     echo(f"Learned from {known.images} held-out works ({known.source}).")
     for remark in known.warnings():
         echo(remark)

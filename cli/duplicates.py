@@ -8,7 +8,7 @@ import click
 
 from mirip_fast.progress import Bar
 from mirip_fast.settings import Resolved
-from mirip_fast.text import counted
+from mirip_fast.text import counted, shown
 
 from .options import command_line, config_options
 from .say import echo
@@ -54,37 +54,30 @@ def duplicates_command(
     from mirip_fast.portfolio.similar import find_duplicates, write_duplicates
 
     with Bar(" images") as bar:
-        done = find_duplicates(
+        copies, searched, failures = find_duplicates(
             folders, resolved.config,
             caches=caches, backbone_given="embed.backbone" in resolved.given, rehash=rehash,
             command=command_line(), progress=bar.embedding,
         )  # fmt: skip
     rows = [
         (
-            number,
-            "exact" if copy.exact else "near",
-            f"{copy.distance:.4f}",
-            _shown(copy.work.path),
+            row["group"],
+            "exact" if row["exact"] else "near",
+            f"{row['distance']:.4f}",
+            shown(row["file"]),
         )
-        for number, group in enumerate(done.groups[:top], start=1)
-        for copy in group
+        for row in copies[copies["group"] <= top].to_dict("records")
     ]
     if rows:
         echo(format_table(("group", "kind", "distance", "file"), rows, align="rlrl"))
-    if len(done.groups) > top:
-        echo(f"… and {len(done.groups) - top} more groups in {out}")
-    extra = sum(len(group) - 1 for group in done.groups)
-    files, groups = counted(done.searched, "file"), counted(len(done.groups), "group")
-    echo(f"{files}: {groups}, {counted(extra, 'file')} more than works")
-    write_duplicates(out, done.groups)
+    groups = copies["group"].nunique()
+    if groups > top:
+        echo(f"… and {groups - top} more groups in {out}")
+    extra = counted(len(copies) - groups, "file")
+    echo(f"{counted(searched, 'file')}: {counted(groups, 'group')}, {extra} more than works")
+    write_duplicates(out, copies)
     echo(f"Written: {out}")
-    for path, reason in done.failures[:10]:
+    for path, reason in failures[:10]:
         echo(f"Not compared: {path}: {reason}", err=True)
-    if len(done.failures) > 10:
-        echo(f"… and {len(done.failures) - 10} more", err=True)
-
-
-def _shown(path: Path) -> str:
-    from mirip_fast.text import shown
-
-    return shown(path)
+    if len(failures) > 10:
+        echo(f"… and {len(failures) - 10} more", err=True)

@@ -84,8 +84,9 @@ def _told(explained: Explained, target: Path) -> str:
 
     tier = f", tier {explained.tier}" if explained.tier else ""
     lines = [f"{explained.path}: score {explained.score:.4f}{tier}"]
-    if explained.map.attention:
-        found = where(explained.map.values, raises=True)
+    values = explained.map.to_numpy()
+    if explained.attention:
+        found = where(values, raises=True)
         seen = "  It looks at all parts nearly alike"
         if found and found[1] >= _EVEN:
             seen = f"  Looked at most: {found[0]} ({1 + found[1]:.2f} times an even share)"
@@ -94,13 +95,13 @@ def _told(explained: Explained, target: Path) -> str:
         (True, "  Raised most by: {} ({:+.3f})"),
         (False, "  Lowered most by: {} ({:+.3f})"),
     ):
-        found = where(explained.map.values, raises=raises)
-        if found and not explained.map.attention:
+        found = where(values, raises=raises)
+        if found and not explained.attention:
             lines.append(told.format(*found))
     if explained.tier:
         lines.append("  Because it looks like these:")
         lines += [
-            f"    {like.work.tier}  cosine {like.cosine:.3f}  {shown(like.work.path)}"
-            for like in explained.likes
+            f"    {like['tier']}  cosine {like['cosine']:.3f}  {shown(like['file'])}"
+            for like in explained.likes.to_dict("records")
         ]
     return tr("\n".join([*lines, f"  Written: {target}"]))

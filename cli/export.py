@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -11,9 +11,6 @@ from mirip_fast.settings import Resolved
 
 from .options import checkpoint_option, config_options, moved_backbone
 from .say import echo
-
-if TYPE_CHECKING:
-    from mirip_fast.portfolio.export import Exported
 
 _PATH = click.Path(path_type=Path)
 
@@ -52,6 +49,7 @@ def export_command(
     --checkpoint FOLDER`, with --tiers or without, gives the table that the run gives. No names and no
     pictures of graded works are in it.
     """
+    from mirip_fast.evaluation.text_table import format_table
     from mirip_fast.files import format_bytes
     from mirip_fast.ranking.evaluate import pick_model
 
@@ -65,29 +63,17 @@ def export_command(
     if out is not None or hf is None:
         from mirip_fast.portfolio.export import export_onnx
 
-        done = export_onnx(
+        written, compared = export_onnx(
             model, out or Path("export"), resolved.config,
             head_only=head_only, backbone=backbone, images=images, overwrite=overwrite,
             with_model=hf is None or out is None or out.resolve() != hf.resolve(),
         )  # fmt: skip
-        _tell(done)
-        files += done.files
+        files += written
+        rows = [
+            (*row, f"{difference:.2g}", "–" if math.isnan(tau) else f"{tau:.4f}")
+            for *row, difference, tau in compared.itertuples(index=False)
+        ]
+        names = ("file", "compared with", "rows", "largest difference", "Kendall tau")
+        echo(format_table(names, rows, align="llrrr"))
     for path in files:
         echo(f"Written: {path} ({format_bytes(path.stat().st_size)})")
-
-
-def _tell(done: Exported) -> None:
-    from mirip_fast.evaluation.text_table import format_table
-
-    rows = [
-        (
-            parity.file,
-            parity.against,
-            str(parity.images),
-            f"{parity.difference:.2g}",
-            "–" if parity.kendall_tau is None else f"{parity.kendall_tau:.4f}",
-        )
-        for parity in done.parity
-    ]
-    names = ("file", "compared with", "rows", "largest difference", "Kendall tau")
-    echo(format_table(names, rows, align="llrrr"))

@@ -246,29 +246,35 @@ def _write_xmp(done: RankDone, where: str) -> None:
 
 def _sort(done: RankDone, into: Path, by: str, how: str, dry_run: bool) -> bool:
     """Sort the pictures into folders; whether some could not be."""
-    from mirip_fast.portfolio.sort_into import carry_out, plan
+    from mirip_fast.portfolio.sort_into import plan, sort_files
     from mirip_fast.text import counted
 
-    sorting = plan(done, into, by, how)
+    works = plan(done, into, by, how)
+    left = works[~works["there"]]
+    acts = list(zip(left["file"], left["target"], strict=True))
     verb = {"copy": "copied", "link": "linked", "move": "moved"}[how]
-    folders = ", ".join(f"{folder or 'in it'} {n:,}" for folder, n in sorting.folders.items())
-    there = f"; {sorting.there:,} there already" if sorting.there else ""
-    works = counted(len(sorting.acts), "work")
+    counts = works["folder"].value_counts(sort=False)
+    folders = ", ".join(f"{folder or 'in it'} {n:,}" for folder, n in counts.items())
+    there = f"; {len(works) - len(left):,} there already" if len(left) < len(works) else ""
     if dry_run:
-        echo(f"{works} would be {verb} into {into} ({folders}){there}. Nothing was written there")
-        for file, target in sorting.acts[:10]:
+        echo(
+            f"{counted(len(acts), 'work')} would be {verb} into {into} ({folders}){there}. Nothing was written "
+            "there"
+        )
+        for file, target in acts[:10]:
             echo(f"  {file} -> {target}")
         return False
     echo(f"To undo the sorting, also if it is cut off: mirip-fast unsort {shlex.quote(str(into))}")
     with Bar(" files") as bar:
-        carry_out(sorting, bar)
-    works = counted(len(sorting.acts) - len(sorting.failures), "work")
-    echo(f"{works} sorted into {into} ({verb}: {folders}){there}")
-    for file, why in sorting.failures[:10]:
+        failures = sort_files(into, how, acts, bar)
+    echo(
+        f"{counted(len(acts) - len(failures), 'work')} sorted into {into} ({verb}: {folders}){there}"
+    )
+    for file, why in failures[:10]:
         echo(f"Not sorted: {file}: {why}", err=True)
-    if len(sorting.failures) > 10:
-        echo(f"… and {len(sorting.failures) - 10:,} more could not be sorted", err=True)
-    return bool(sorting.failures)
+    if len(failures) > 10:
+        echo(f"… and {len(failures) - 10:,} more could not be sorted", err=True)
+    return bool(failures)
 
 
 def _write_page(

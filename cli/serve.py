@@ -87,7 +87,7 @@ def serve_command(
     """
     from mirip_fast.errors import ConfigError
     from mirip_fast.portfolio import score_api
-    from mirip_fast.portfolio.serve import find_source
+    from mirip_fast.portfolio.serve import works_to_serve
     from mirip_fast.ranking.evaluate import pick_model
     from mirip_fast.serving import HOST, Guard, LocalServer, require_packages
 
@@ -97,7 +97,7 @@ def serve_command(
     if token is not None and not (len(token) >= 16 and token.isascii() and token.isalnum()):
         raise ConfigError("--token (or MIRIP_FAST_TOKEN) takes 16 letters and digits or more")
     config = resolved.config
-    works, checkpoint = find_source(source, checkpoint)
+    works, checkpoint = works_to_serve(source, checkpoint)
     model = pick_model(checkpoint, Path(config.train.output_dir))
     with ExitStack() as ending:
         page = None

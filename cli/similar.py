@@ -59,18 +59,18 @@ def similar_command(
             image, resolved.config, top,
             data=data, caches=caches, backbone=backbone, command=command_line(), progress=bar.embedding,
         )  # fmt: skip
-    if not matches:
+    if matches.empty:
         echo("There is no other work in the cache.")
     else:
         rows = [
             (
                 i,
-                f"{m.cosine:.4f}",
-                f"{m.distance:.4f}",
-                m.work.tier or "",
-                _file(m.work.path, m.exact),
+                f"{row['cosine']:.4f}",
+                f"{row['distance']:.4f}",
+                row["tier"] or "",
+                _file(row["file"], row["exact"]),
             )
-            for i, m in enumerate(matches, start=1)
+            for i, row in enumerate(matches.to_dict("records"), start=1)
         ]
         echo(format_table(("", "cosine", "distance", "tier", "file"), rows, align="rrrll"))
     if out is not None:

@@ -251,7 +251,7 @@ class Model:
 
         Returns:
             One per picture: ``.overlay()`` is the map over the picture (a PIL image), ``.map`` the numbers,
-            ``.likes`` the graded works that it looks like.
+            ``.likes`` the graded works that it looks like (DataFrames).
 
         Raises:
             DataError: a picture cannot be read.
@@ -293,7 +293,7 @@ class Model:
         if onnx:
             from mirip_fast.portfolio.export import export_onnx
 
-            return export_onnx(self.scorer, Path(out), config, overwrite=overwrite).files
+            return export_onnx(self.scorer, Path(out), config, overwrite=overwrite)[0]
         from mirip_fast.portfolio.hub_folder import write_hub_folder
 
         cache_dir = Path(config.embed.cache_dir)

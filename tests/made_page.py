@@ -15,12 +15,10 @@ from PIL import Image
 
 from mirip_fast.config import Config
 from mirip_fast.evaluation.calibration import Calibration, fit_calibration
-from mirip_fast.features.neighbours import Work
 from mirip_fast.portfolio import page as page_module
 from mirip_fast.portfolio.page import Reason, write_page
 from mirip_fast.portfolio.rank import RankDone
 from mirip_fast.portfolio.ranking import Applicants, rank_applicants, rank_scores
-from mirip_fast.portfolio.similar import Match
 from mirip_fast.portfolio.thumbnails import encode_picture
 from mirip_fast.ranking.anchors import Anchor, Anchors
 from mirip_fast.ranking.held_out import save_held_out
@@ -54,7 +52,8 @@ def made_map(root: Path, name: str) -> dict[Path, Reason]:
     """An explanation of one work, which looks like a graded work with a hostile name, and one that is gone."""
     orange = Image.new("RGB", (30, 20), (230, 97, 1))
     orange.save(root / "<b>like.png")
-    likes = [Match(Work(root / n, "like", b"", "S"), 0.9) for n in ("<b>like.png", "<b>gone.png")]
+    files = [root / name for name in ("<b>like.png", "<b>gone.png")]
+    likes = pd.DataFrame({"file": files, "tier": "S", "cosine": 0.9})
     return {root / name: (encode_picture(orange, 30), likes)}
 
 
@@ -131,7 +130,7 @@ def made_page(
     names: Sequence[str],
     page: Path,
     *,
-    stacks: dict[int, tuple[int, Match]] | None = None,
+    stacks: dict[int, dict[str, object]] | None = None,
     maps: dict[Path, Reason] | None = None,
     **options: object,
 ) -> list[Path]:

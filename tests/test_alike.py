@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from made_cache import folder_of, picture, put, settings
 from made_tables import images_of
@@ -30,12 +31,12 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def names(matches: list) -> list[str]:
-    return [match.work.path.name for match in matches]
+def names(matches: pd.DataFrame) -> list[str]:
+    return [path.name for path in matches["file"]]
 
 
-def groups(done: object) -> list[list[str]]:
-    return [[copy.work.path.name for copy in group] for group in done.groups]  # type: ignore[attr-defined]
+def groups(done: tuple[pd.DataFrame, ...]) -> list[list[str]]:
+    return [names(group) for _, group in done[0].groupby("group")]
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -50,10 +51,10 @@ def test_the_nearest_works_without_the_image_itself(work: Path) -> None:
     put(config, work / "art", DEGREES | {"copy.png": 0.0})
     matches = find_similar(work / "art/가.png", config, 3)
     assert names(matches) == ["copy.png", "b 🎨.png", "c.png"]
-    assert [match.exact for match in matches] == [True, False, False]
+    assert matches["exact"].tolist() == [True, False, False]
     expected = np.cos(np.radians([0, 5, 30]))
-    np.testing.assert_allclose([match.cosine for match in matches], expected, atol=1e-3)
-    np.testing.assert_allclose([match.distance for match in matches], 1 - expected, atol=1e-3)
+    np.testing.assert_allclose(matches["cosine"], expected, atol=1e-3)
+    np.testing.assert_allclose(matches["distance"], 1 - expected, atol=1e-3)
     assert len(find_similar(work / "art/가.png", config, 99)) == 5
 
 
@@ -100,8 +101,8 @@ def test_a_cache_that_can_not_be_written_to_still_answers(
     lock = store.parent / "LOCK"
     lock.unlink(missing_ok=True)
     lock.mkdir()  # the store cannot be locked, whoever runs this test
-    (match,) = find_similar(work / "new.png", config, 5)
-    assert match.cosine > 0.9999 and "not kept" in capfd.readouterr().err
+    (cosine,) = find_similar(work / "new.png", config, 5)["cosine"]
+    assert cosine > 0.9999 and "not kept" in capfd.readouterr().err
     (work / "cache").chmod(0o700)
     lock.rmdir()
     assert sorted(path.name for path in store.parent.iterdir()) == sorted({*before} - {"LOCK"})
@@ -159,11 +160,11 @@ def test_duplicates_of_a_folder(work: Path, capfd: pytest.CaptureFixture[str]) -
         ["b 🎨.png", "가.png"],
         ["c.png", "copy.png"],
     ]
-    assert done.searched == 7 and [path.name for path, _ in done.failures] == ["broken.png"]
-    exact = done.groups[2][0]
-    assert exact.exact and exact.distance == 0 and exact.nearest.path.name == "copy.png"
-    near = done.groups[1][0]
-    assert not near.exact and near.cosine == pytest.approx(np.cos(np.radians(5)), abs=1e-3)
+    copies, searched, failures = done
+    assert searched == 7 and [path.name for path, _ in failures] == ["broken.png"]
+    exact, near = copies.iloc[5], copies.iloc[3]
+    assert exact["exact"] and exact["distance"] == 0 and exact["nearest"].name == "copy.png"
+    assert not near["exact"] and near["cosine"] == pytest.approx(np.cos(np.radians(5)), abs=1e-3)
     assert run(["duplicates", "art", "--top", "1", "--near-cosine", "0.999"]) == 0
     out, err = capfd.readouterr()
     assert "… and 1 more groups in duplicates.csv" in out and "broken.png" in err
@@ -190,7 +191,7 @@ def test_what_is_said_when_there_is_nothing(work: Path, capfd: pytest.CaptureFix
     put(config, folder_of(work / "art", {"a.png": 1}), {"a.png": 1})
     assert run(["similar", "art/a.png"]) == 0
     assert "There is no other work in the cache" in capfd.readouterr().out
-    assert find_duplicates([], config).groups == []
+    assert find_duplicates([], config)[0].empty
     (work / "broken.png").write_bytes(b"no picture")
     for name in ("broken.png", "absent.png"):
         with pytest.raises(DataError, match=name):
@@ -215,8 +216,8 @@ def test_all_images_alike(work: Path) -> None:
     degrees = {f"{i}.png": 9.0 for i in range(30)}
     config = settings(work / "cache")
     put(config, folder_of(work / "art", degrees), degrees)
-    (group,) = find_duplicates([work / "art"], config).groups
-    assert len(group) == 30 and all(copy.distance < 1e-6 for copy in group)
+    copies, *_ = find_duplicates([work / "art"], config)
+    assert len(copies) == 30 and (copies["group"] == 1).all() and (copies["distance"] < 1e-6).all()
     assert len(find_similar(work / "art/3.png", config, 99)) == 29
 
 

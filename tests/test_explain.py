@@ -48,7 +48,8 @@ def test_a_map_is_the_plain_loop(
     width = 32 * len(head_kinds(features))
     members = [member(width, 1), member(width, 2, mean=0.5, spread=0.1)]
     square = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
-    found = occlusion_map(backbone, MeanHead(members), features, square, detail=3, batch_size=3)
+    scorer = MeanHead(members)
+    values, own, token = occlusion_map(backbone, scorer, features, square, detail=3, batch_size=3)
 
     def score(picture: np.ndarray) -> float:
         pixels = backbone.normalise(torch.from_numpy(picture[None].copy()))
@@ -67,9 +68,9 @@ def test_a_map_is_the_plain_loop(
             total[top : top + 4, left : left + 4] += score(square) - score(covered)
             count[top : top + 4, left : left + 4] += 1
     assert np.abs(total).max() > 1e-4
-    np.testing.assert_allclose(found.values, total / count, atol=2e-5)
-    assert found.score == pytest.approx(score(square), abs=1e-5)
-    assert found.cls.shape == (32,)
+    np.testing.assert_allclose(values, total / count, atol=2e-5)
+    assert own == pytest.approx(score(square), abs=1e-5)
+    assert token.shape == (32,)
 
 
 def test_a_batch_that_does_not_fit_is_halved(model_dir: Callable[[str], Path]) -> None:
@@ -84,10 +85,10 @@ def test_a_batch_that_does_not_fit_is_halved(model_dir: Callable[[str], Path]) -
 
     square = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
     head = MeanHead([member(32, 1)])
-    whole = occlusion_map(backbone, head, "cls", square, detail=4, batch_size=8)
+    whole, *_ = occlusion_map(backbone, head, "cls", square, detail=4, batch_size=8)
     backbone.features = small_memory  # type: ignore[method-assign]
-    halved = occlusion_map(backbone, head, "cls", square, detail=4, batch_size=8)
-    np.testing.assert_allclose(halved.values, whole.values, atol=1e-5)
+    halved, *_ = occlusion_map(backbone, head, "cls", square, detail=4, batch_size=8)
+    np.testing.assert_allclose(halved, whole, atol=1e-5)
     assert sum(sizes) == 10 and max(sizes) == 2
 
 
@@ -174,11 +175,11 @@ def test_the_graded_works_that_a_picture_looks_like(
     for tier, found in ((0, likes[:3]), (3, likes[3:])):
         others = [j for j in range(40) if tiers[j] == tier and j != itself]
         expected = sorted(others, key=lambda j: -cosine[itself, j])[:3]
-        assert [like.work.path.name for like in found] == [pictures[j].name for j in expected]
-        np.testing.assert_allclose([x.cosine for x in found], cosine[itself, expected], atol=1e-3)
+        assert [path.name for path in found["file"]] == [pictures[j].name for j in expected]
+        np.testing.assert_allclose(found["cosine"], cosine[itself, expected], atol=1e-3)
     best = works.likes(rows[itself], hashes[itself], "S")
-    assert [like.work.tier for like in best] == ["S"] * 3
-    best[1].work.path.write_bytes(b"another content")
+    assert best["tier"].tolist() == ["S"] * 3
+    best["file"][1].write_bytes(b"another content")
     assert len(works.likes(rows[itself], hashes[itself], "S")) == 2
     told = "1 of the 3 graded works of tier S that it looks like is not shown"
     assert told in caplog.text

@@ -237,7 +237,7 @@ if len(sys.argv) > 3:  # as across file systems
     Path.stat = lambda self, **kw: Stat(1) if self.name.endswith("png") else (
         Stat(2) if "out" in self.parts else real_stat(self, **kw))
 acts = [(p, Path("out").absolute() / "S" / p.name) for p in sorted(Path("in").absolute().iterdir())]
-sort_into.carry_out(sort_into.Sorting(Path("out").absolute(), how, acts))
+sort_into.sort_files(Path("out"), how, acts)
 print("whole")
 """
 

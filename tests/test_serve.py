@@ -22,7 +22,7 @@ from mirip_fast.errors import ConfigError, DataError
 from mirip_fast.portfolio import page as page_module
 from mirip_fast.portfolio import score_api
 from mirip_fast.portfolio.rank import rank_folder
-from mirip_fast.portfolio.serve import LivePage, find_source
+from mirip_fast.portfolio.serve import LivePage, works_to_serve
 from mirip_fast.ranking.evaluate import pick_model
 from mirip_fast.serving import Guard, require_packages
 
@@ -309,11 +309,11 @@ def test_more_requests_than_the_queue_holds_are_sent_away(
 
 def test_a_ranking_or_a_run_says_what_is_to_be_served(headed: Path) -> None:
     (one,) = (headed / "runs").glob("2*")
-    assert find_source(str(one), None) == (str(headed / "data" / "metadata.csv"), one)
+    assert works_to_serve(str(one), None) == (str(headed / "data" / "metadata.csv"), one)
     run(["--quiet", "rank", "data", "--anyway", "--out", "ranked"])
-    works, checkpoint = find_source("ranked", None)
+    works, checkpoint = works_to_serve("ranked", None)
     assert works is not None and Path(works).parts[-2:] == ("data", "metadata.csv")
     assert checkpoint is not None and checkpoint.parent.name == one.name
-    assert find_source("data", Path("x")) == ("data", Path("x"))
+    assert works_to_serve("data", Path("x")) == ("data", Path("x"))
     with pytest.raises(ConfigError, match="needs the package nothing-at-all: pip install"):
         require_packages("serve", "nothing-at-all")

@@ -11,9 +11,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +30,7 @@ from mirip_fast.features.phase_one import settings_of
 from mirip_fast.features.recipe import series_name
 from mirip_fast.files import write_atomically
 from mirip_fast.models.numpy_head import NumpyHead
-from mirip_fast.portfolio.similar import Match, nearest_works
+from mirip_fast.portfolio.similar import nearest_works
 from mirip_fast.ranking.graded import load_split
 from mirip_fast.ranking.held_out import load_calibration, load_held_out
 from mirip_fast.ranking.rows import open_store, read_features
@@ -39,6 +38,9 @@ from mirip_fast.ranking.score_model import ScoreModel, TrainedHead
 from mirip_fast.ranking.scorer import Scored, phase_of_model, score_files
 from mirip_fast.text import shown
 from mirip_fast.training.run_folder import SPLIT_FILE
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -53,51 +55,36 @@ _STRONGEST = 0.8  # of the colour at the strongest place; the rest is the pictur
 
 
 @dataclass(frozen=True)
-class ScoreMap:
-    """What each part of a picture does to its score, or how much a head looks at it.
-
-    Attributes:
-        values: [rows, columns] float32, over the base view. Occlusion, one per patch: above 0 raises the
-            score, below 0 lowers it; in the score's own unit. Attention, one per token: its share of the
-            head's look over an even one, less 1; at least −1.
-        score: of the uncovered base view.
-        cls: [D] float32, the base view's CLS token.
-        attention: whether it is of the head's attention.
-    """
-
-    values: NDArray[np.float32]
-    score: float
-    cls: NDArray[np.float32]
-    attention: bool = False
-
-
-@dataclass(frozen=True)
 class Explained:
     """One picture and why it has its score.
 
     Attributes:
         path: the image file.
         score: as ``rank`` gives it: the mean over the model's views.
-        map: what each part of the base view does to its score, or how much the head looks at it.
+        map: [rows, columns] over the base view. Occlusion, a value per patch: above 0 raises the score, below
+            0 lowers it; in the score's own unit. Attention, one per token: its share of the head's look over
+            an even one, less 1; at least −1.
+        attention: whether the map is of the head's attention.
         tier: name of the tier that its score puts it in; None where graded works are not at hand.
         likes: the graded works that it looks like: the nearest of the best tier, then, where it is in
-            another one, the nearest of its own.
+            another one, the nearest of its own; see :func:`mirip_fast.portfolio.similar.nearest_works`.
         picture: RGB, upright, small enough to draw.
         resize: how the picture became the backbone's square: squash, pad or crop.
     """
 
     path: Path
     score: float
-    map: ScoreMap
+    map: pd.DataFrame
+    attention: bool
     tier: str | None
-    likes: tuple[Match, ...]
+    likes: pd.DataFrame
     picture: Image.Image
     resize: str
 
     def overlay(self, *, limit: float | None = None) -> Image.Image:
         """The map over the picture, RGB; see :func:`overlay`. Of attention, what gets more than its share."""
-        values = self.map.values
-        if self.map.attention:  # a look that is nearly even has hardly any colour
+        values = self.map.to_numpy()
+        if self.attention:  # a look that is nearly even has hardly any colour
             values, limit = np.maximum(values, 0), limit or max(1.0, float(values.max()))
         return overlay(self.picture, values, self.resize, limit=limit)
 
@@ -228,11 +215,13 @@ class Explainer:
     def _explain(
         self, path: Path, i: int, scored: Scored, progress: Callable[[int], None]
     ) -> Explained:
+        import pandas as pd
+
         if self._occlusion:
             from mirip_fast.portfolio.occlusion import occlusion_map
 
             square, picture = self._decode(path)
-            score_map = occlusion_map(
+            values, _, cls = occlusion_map(
                 self._backbone, self._head, self._model.info.features, square,
                 detail=self._config.explain.detail,
                 batch_size=self._config.embed.embed_batch_size
@@ -243,24 +232,28 @@ class Explainer:
             (drawn,) = load_pictures([path], SHOWN_SIDE)
             if isinstance(drawn, ImageError):
                 raise drawn
-            score_map, picture = self._attention(i, scored), drawn
-        score, tier, likes = float(scored.scores[i]), None, []
+            (values, cls), picture = self._attention(i, scored), drawn
+        score, tier, likes = float(scored.scores[i]), None, pd.DataFrame()
         if self._graded is not None:
             tier = self._graded.tier_of(score)
-            likes = self._graded.likes(score_map.cls, scored.outcomes[i].sha256 or b"", tier)
-        resize = self._model.info.embed.resize
-        return Explained(path, score, score_map, tier, tuple(likes), picture, resize)
+            likes = self._graded.likes(cls, scored.outcomes[i].sha256 or b"", tier)
+        resize, attention = self._model.info.embed.resize, not self._occlusion
+        shown = pd.DataFrame(values)
+        return Explained(path, score, shown, attention, tier, likes, picture, resize)
 
-    def _attention(self, i: int, scored: Scored) -> ScoreMap:
-        """The mean over the queries of all heads that attend: what their own pass over the tokens makes."""
+    def _attention(self, i: int, scored: Scored) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The mean over the queries of all heads that attend: what their own pass over the tokens makes.
+
+        Returns:
+            The map, and the CLS token [D] of the base view.
+        """
         info, hashes = self._model.info, [scored.outcomes[i].sha256 or b""]
         row = read_features(scored.store, hashes, info.features, info.views[:1])[:, 0]
         looks = [head.attention_maps(member.seen(row)) for member, head in _attending(self._model)]
         shares = np.mean([maps.mean(axis=1)[0] for maps in looks], axis=0)
         side = math.isqrt(len(shares))
         values = (shares * len(shares) - 1).reshape(side, side).astype(np.float32)
-        cls = read_features(scored.store, hashes, "cls", info.views[:1])[0, 0]
-        return ScoreMap(values, float(scored.by_view[i, 0]), cls, attention=True)
+        return values, read_features(scored.store, hashes, "cls", info.views[:1])[0, 0]
 
     def _decode(self, path: Path) -> tuple[NDArray[np.uint8], Image.Image]:
         """What the backbone sees, [size, size, 3], and the picture to draw."""
@@ -335,7 +328,7 @@ class GradedWorks:
 
     def likes(
         self, cls: NDArray[np.floating], sha256: bytes, tier: str, *, k: int = 3
-    ) -> list[Match]:
+    ) -> pd.DataFrame:
         """The k works of the best tier that a picture looks like, and those of ``tier`` if it is another.
 
         Args:
@@ -344,6 +337,8 @@ class GradedWorks:
             tier: that it is put in.
             k: works per tier.
         """
+        import pandas as pd
+
         found = []
         for name in dict.fromkeys((self._tiers[0], tier)):
             works = [work for sha, work in self._works[name].items() if sha != sha256]
@@ -352,17 +347,17 @@ class GradedWorks:
             gallery = open_gallery(works, [self._store], self._series)
             nearest = nearest_works(gallery, unit(cls[None])[0], b"", k)
             # Who made the run chose the paths, so other files of this machine might lie there.
-            kept = [m for m in nearest if is_unchanged(m.work.path, m.work.sha256)]
-            if len(kept) < len(nearest):
-                changed = [match for match in nearest if match not in kept]
+            same = list(map(is_unchanged, nearest["file"], nearest["sha256"]))
+            changed = [file for file, known in zip(nearest["file"], same, strict=True) if not known]
+            if changed:
                 log.warning(
                     "%d of the %d graded works of tier %s that it looks like %s not shown: their content "
                     "changed since training (first: %s)",
                     *(len(changed), len(nearest), name, "is" if len(changed) == 1 else "are"),
-                    shown(changed[0].work.path),
+                    shown(changed[0]),
                 )
-            found += kept
-        return found
+            found.append(nearest[same])
+        return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
 
 def explain_to_files(
@@ -493,28 +488,31 @@ def _draw(explained: Explained, stream: IO[bytes]) -> None:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    files = list(dict.fromkeys(like.work.path for like in explained.likes))
+    likes = explained.likes
+    files = [] if likes.empty else likes["file"].drop_duplicates().tolist()
     pictures = {
         path: _GONE if isinstance(picture, ImageError) else picture
         for path, picture in zip(files, load_pictures(files, _LIKE_SIDE), strict=True)
     }
     aspect = explained.picture.height / explained.picture.width
     heights = [1.0 + min(max(5.6 * aspect, 2.8), 8.5)] + [2.5] * bool(files)
-    names = [like.work.tier or "" for like in explained.likes]
-    with drawing([explained.tier or "", *names]), rc_context({"font.size": 11}):
+    tiers = list(likes.groupby("tier", sort=False)) if files else []
+    with (
+        drawing([explained.tier or "", *(str(tier) for tier, _ in tiers)]),
+        rc_context({"font.size": 11}),
+    ):
         figure = Figure(figsize=(12.5, sum(heights)), facecolor="white")
         parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
         _draw_map(parts[0], explained, heights[0])
-        tiers = groupby(explained.likes, key=lambda like: like.work.tier) if files else ()
-        for half, (tier, likes) in zip(parts[-1].subfigures(1, 2), tiers, strict=False):
+        for half, (tier, nearest) in zip(parts[-1].subfigures(1, 2), tiers, strict=False):
             same = f"tier {tier}, because it looks like these"
             other = f"nearest graded works of tier {tier}"
             half.suptitle(same if tier == explained.tier else other, fontsize=12)
             edges = {"left": 0.03, "right": 0.97, "top": 0.84, "bottom": 0.12, "wspace": 0.06}
             axes = half.subplots(1, 3, gridspec_kw=edges)
-            for place, like in zip(axes, likes, strict=False):
-                place.imshow(np.asarray(pictures[like.work.path]))
-                place.set_title(f"cosine {like.cosine:.2f}", y=-0.16, fontsize=10)
+            for place, file, cosine in zip(axes, nearest["file"], nearest["cosine"], strict=False):
+                place.imshow(np.asarray(pictures[file]))
+                place.set_title(f"cosine {cosine:.2f}", y=-0.16, fontsize=10)
             for place in axes:
                 place.set_axis_off()
         # Through memory: a file that is being written has no name that tells its kind.
@@ -524,7 +522,11 @@ def _draw(explained: Explained, stream: IO[bytes]) -> None:
 
 
 def _draw_map(figure: Any, explained: Explained, inches: float) -> None:
-    values, picture, attention = explained.map.values, explained.picture, explained.map.attention
+    values, picture, attention = (
+        explained.map.to_numpy(),
+        explained.picture,
+        explained.attention,
+    )
     limit = float(np.abs(values).max()) or 1.0
     if attention:
         limit = max(1.0, float(values.max()))

@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -36,6 +35,9 @@ from mirip_fast.ranking.torch_score import ImageScorer, MeanHead, view_sizes
 from mirip_fast.runtime import our_cores
 from mirip_fast.training.run_folder import SPLIT_FILE
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 log = logging.getLogger(__name__)
 
 HEAD_GRAPH = "head.onnx"
@@ -59,40 +61,7 @@ _STEPS = (
 )
 
 Rows = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Parity:
-    """How far an ONNX file is from what it was compared with, on n images (or feature rows).
-
-    Attributes:
-        file: name of the ONNX file.
-        against: what it was compared with.
-        images: n.
-        difference: largest absolute difference of a score.
-        kendall_tau: agreement of the two orders, −1 … 1; None where all scores are equal.
-    """
-
-    file: str
-    against: str
-    images: int
-    difference: float
-    kendall_tau: float | None
-
-
-@dataclass
-class Exported:
-    """What was written, and how it compares.
-
-    Attributes:
-        files: the files, in their final place.
-        parity: each float32 file against torch; the whole model, where some of the images are in the cache,
-            against the scores that ``rank`` gives from there; the 8-bit model, where it was asked for,
-            against the float32 one.
-    """
-
-    files: list[Path] = field(default_factory=list)
-    parity: list[Parity] = field(default_factory=list)
+Compared = tuple[str, str, int, float, float]  # a row of what :func:`export_onnx` returns
 
 
 def export_onnx(
@@ -105,7 +74,7 @@ def export_onnx(
     images: Path | None = None,
     overwrite: bool = False,
     with_model: bool = True,
-) -> Exported:
+) -> tuple[list[Path], pd.DataFrame]:
     """Write the head, and backbone and head together, as ONNX files with a free batch size.
 
     The members of an ensemble are pooled in one graph, as are the views of test-time augmentation: views
@@ -123,12 +92,21 @@ def export_onnx(
         overwrite: replace files of an earlier export.
         with_model: write the model itself, too.
 
+    Returns:
+        The files in their final place, and how they compare: each float32 file against torch; the whole
+        model, where some of the images are in the cache, against the scores that ``rank`` gives from there;
+        the 8-bit model, where it was asked for, against the float32 one. A row has ``file``, ``against`` what
+        it was compared, on how many ``images`` (or feature rows), the largest absolute ``difference`` of a
+        score, and ``kendall_tau``, the agreement of the two orders (−1 … 1; NaN where all are equal).
+
     Raises:
         ConfigError: the extra is not installed, or ``out`` is a file or has the files already.
         BackboneError, CheckpointError: the backbone cannot be found, or is another one.
         DataError: there are no images to check on.
         MiripError: a score differs from torch's by more than the tolerance; nothing is left behind.
     """
+    import pandas as pd
+
     if head_only and config.export.int8:
         raise ConfigError("--int8 makes the backbone smaller: leave --head-only or --int8 away")
     model.require_one_backbone("export")
@@ -138,24 +116,27 @@ def export_onnx(
         names += [WHOLE_GRAPH] + [INT8_GRAPH] * config.export.int8
     own = model_files(model) if with_model else []
     refuse_existing(out, [*names, *own], overwrite=overwrite)
-    done, recipe = Exported(), None
+    found: list[Compared] = []
+    recipe = None
     with scratch_folder(out, "export") as folder:
         if head_only:
             features = _cached_features(model, config)
         else:
-            features, recipe = _export_whole(model, folder, config, images, backbone, done.parity)
-        _export_head(model, folder, config, features, done.parity)
-        done.parity.sort(key=lambda parity: parity.against != "torch")
+            features, recipe = _export_whole(model, folder, config, images, backbone, found)
+        _export_head(model, folder, config, features, found)
+        found.sort(key=lambda row: row[1] != "torch")
         write_json(folder / PREPROCESSING, preprocessing(model, recipe))
         if with_model:
             write_model(model, folder, Path(config.embed.cache_dir))
             list_files(folder)
-        done.files += put_in_place(folder, out, own)
-    return done
+        files = put_in_place(folder, out, own)
+    return files, pd.DataFrame(
+        found, columns=["file", "against", "images", "difference", "kendall_tau"]
+    )
 
 
 def _export_head(
-    model: ScoreModel, folder: Path, config: Config, features: Rows, found: list[Parity]
+    model: ScoreModel, folder: Path, config: Config, features: Rows, found: list[Compared]
 ) -> None:
     """The head's graph, checked on [n, D] features."""
     head, path = MeanHead(model.members), folder / HEAD_GRAPH
@@ -174,7 +155,7 @@ def _export_whole(
     config: Config,
     images: Path | None,
     backbone: str | None,
-    found: list[Parity],
+    found: list[Compared],
 ) -> tuple[Rows, Recipe]:
     """The graph of backbone and head, checked on image files; their features [n · V, D] and the recipe."""
     paths = _readable_images(model, images, config.export.check_images)
@@ -221,34 +202,34 @@ def _export_whole(
     if config.export.int8:
         write_int8(path, folder / INT8_GRAPH)
         small = _scores(folder / INT8_GRAPH, arrays)
-        parity = _compare(INT8_GRAPH, WHOLE_GRAPH, scores, small)
-        found.append(parity)
-        if parity.kendall_tau is None or parity.kendall_tau < _GOOD_TAU:
+        found.append(_compare(INT8_GRAPH, WHOLE_GRAPH, scores, small))
+        tau = found[-1][-1]
+        if not tau >= _GOOD_TAU:
             log.warning(
                 "%s orders the images differently: Kendall tau %.2f with the float32 model, below %g. Its "
                 "ranks are not those of this model; small backbones lose most by 8 bits.",
-                *(INT8_GRAPH, parity.kendall_tau or 0.0, _GOOD_TAU),
+                *(INT8_GRAPH, np.nan_to_num(tau), _GOOD_TAU),
             )
     return np.concatenate(features), recipe
 
 
-def _accepted(path: Path, expected: Rows, found: Rows, config: Config) -> Parity:
-    parity = _compare(path.name, "torch", expected, found)
-    tolerance = config.export.tolerance
-    if not parity.difference <= tolerance:  # NaN is no agreement
+def _accepted(path: Path, expected: Rows, found: Rows, config: Config) -> Compared:
+    row = _compare(path.name, "torch", expected, found)
+    (*_, images, difference, _), tolerance = row, config.export.tolerance
+    if not difference <= tolerance:  # NaN is no agreement
         raise MiripError(
-            f"{path.name} was not written: on {parity.images} images a score differs from torch's by "
-            f"{parity.difference:.2g}, and {tolerance:g} is allowed (--tolerance)"
+            f"{path.name} was not written: on {images} images a score differs from torch's by "
+            f"{difference:.2g}, and {tolerance:g} is allowed (--tolerance)"
         )
-    return parity
+    return row
 
 
-def _compare(name: str, against: str, expected: Rows, found: Rows) -> Parity:
+def _compare(name: str, against: str, expected: Rows, found: Rows) -> Compared:
     from scipy.stats import kendalltau
 
     tau = float(kendalltau(expected, found).statistic)
     difference = float(np.abs(found.astype(np.float64) - expected).max())
-    return Parity(name, against, len(found), difference, None if np.isnan(tau) else tau)
+    return name, against, len(found), difference, tau
 
 
 def _scores(path: Path, batches: Sequence[tuple[Rows, ...]]) -> Rows:

@@ -22,7 +22,6 @@ from PIL import Image, ImageFilter
 
 from mirip_fast.features.backbone import Backbone
 from mirip_fast.features.recipe import head_kinds
-from mirip_fast.portfolio.explain import ScoreMap
 from mirip_fast.ranking.torch_score import MeanHead
 from mirip_fast.runtime import in_passes, keep_freed_memory
 
@@ -52,7 +51,7 @@ def occlusion_map(
     detail: int,
     batch_size: int,
     progress: Callable[[int], None] = lambda _: None,
-) -> ScoreMap:
+) -> tuple[NDArray[np.float32], float, NDArray[np.float32]]:
     """Map what the regions of a picture do to its score.
 
     Args:
@@ -63,6 +62,10 @@ def occlusion_map(
         detail: see :func:`regions`.
         batch_size: pictures per forward pass; halved where the memory is too small.
         progress: called with the number of pictures after each pass; 1 + (detail − 1)² in all.
+
+    Returns:
+        The map, a value per patch [rows, columns]: above 0 raises the score, below 0 lowers it, in the
+        score's own unit; the score of the uncovered picture, and its CLS token [D].
     """
     head, kinds = head.to(backbone.device), head_kinds(features)
     patch = backbone.spec.patch_size
@@ -93,7 +96,7 @@ def occlusion_map(
     for region, change in zip(covered, changes, strict=True):
         total[region] += change
         count[region] += 1
-    return ScoreMap((total / count).astype(np.float32), scores[0], first_tokens[0])
+    return (total / count).astype(np.float32), scores[0], first_tokens[0]
 
 
 def _covered(

@@ -25,7 +25,7 @@ from datetime import datetime
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import quote
 
 import numpy as np
@@ -44,7 +44,7 @@ from mirip_fast.files import has_file, write_atomically
 from mirip_fast.language import in_other_languages
 from mirip_fast.portfolio.rank import RankDone
 from mirip_fast.portfolio.ranking import CONFIDENCE, given_columns, of_tiers
-from mirip_fast.portfolio.similar import Match, group_copies
+from mirip_fast.portfolio.similar import group_copies
 from mirip_fast.portfolio.thumbnails import encode_picture, make_thumbnails
 from mirip_fast.ranking.graded import load_split
 from mirip_fast.ranking.held_out import load_held_out
@@ -52,9 +52,12 @@ from mirip_fast.ranking.score_model import ScoreModel
 from mirip_fast.text import address
 from mirip_fast.training.run_folder import SPLIT_FILE
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 FloatArray: TypeAlias = NDArray[np.float64]
 #: Why a work has its score: the map over its picture, a WebP file, and the graded works that it looks like.
-Reason: TypeAlias = tuple[bytes, Sequence[Match]]
+Reason: TypeAlias = "tuple[bytes, pd.DataFrame]"
 
 #: Bytes of pictures that one page holds; base64 makes 28 MB of them.
 PAGE_BYTES = 21_000_000
@@ -233,24 +236,25 @@ def _reasons(
     reasons: Mapping[Path, Reason], config: Config
 ) -> tuple[dict[str, bytes], dict[Path, dict[str, Any]]]:
     """Pictures by name, and what the page says of each explained work."""
-    likes = list(dict.fromkeys(like.work.path for _, all_ in reasons.values() for like in all_))
+    found = [table for _, table in reasons.values() if not table.empty]
+    likes = list(dict.fromkeys(file for table in found for file in table["file"]))
     made = list(pictures_of(likes, _LIKE_SIDE, _LIKE_BYTES, config))
     pictures = {name: webp for name, webp in made if name is not None}
     names = {path: name for path, (name, _) in zip(likes, made, strict=True)}
     said = {}
-    for path, (webp, found) in reasons.items():
+    for path, (webp, table) in reasons.items():
         name = hashlib.sha256(webp).hexdigest()[:20]
         pictures[name] = webp
         said[path] = {
             "map": name,
             "likes": [
                 {
-                    "name": printable(like.work.path.name),
-                    "tier": printable(like.work.tier or ""),
-                    "cosine": round(like.cosine, 4),
-                    "picture": names[like.work.path],
+                    "name": printable(like["file"].name),
+                    "tier": printable(like["tier"] or ""),
+                    "cosine": round(like["cosine"], 4),
+                    "picture": names[like["file"]],
                 }
-                for like in found
+                for like in table.to_dict("records")
             ],
         }
     return pictures, said
@@ -263,8 +267,8 @@ def _size_of_copies(count: int, room: int) -> tuple[int, int | None]:
     return (_BESIDE, None) if side < _SMALLEST else (min(_LARGEST, side), share)
 
 
-def find_stacks(done: RankDone, near_cosine: float) -> dict[int, tuple[int, Match]]:
-    """Place in the ranking → number of its stack of near duplicates, and the nearest other one of that.
+def find_stacks(done: RankDone, near_cosine: float) -> dict[int, dict[Any, Any]]:
+    """Place in the ranking → what :func:`group_copies` says of a work in a stack of near duplicates.
 
     Works that are like no other are not in it; none is where the store keeps no CLS features.
     """
@@ -277,12 +281,8 @@ def find_stacks(done: RankDone, near_cosine: float) -> dict[int, tuple[int, Matc
         Work(path, image_id, done.hashes[file])
         for path, image_id, file in zip(place, ranking["image_id"], ranking["file"], strict=True)
     ]
-    groups = group_copies(open_gallery(works, [done.store], series), near_cosine)
-    return {
-        place[match.work.path]: (number, match)
-        for number, matches in enumerate(groups)
-        for match in matches
-    }
+    copies = group_copies(open_gallery(works, [done.store], series), near_cosine)
+    return {place[row["file"]]: row for row in copies.to_dict("records")}
 
 
 def _about(done: RankDone) -> dict[str, Any]:
@@ -375,7 +375,7 @@ def _given(done: RankDone) -> list[str]:
 
 
 def _works(
-    done: RankDone, page: Path, stacks: Mapping[int, tuple[int, Match]]
+    done: RankDone, page: Path, stacks: Mapping[int, Mapping[Any, Any]]
 ) -> Iterator[dict[str, Any]]:
     import pandas as pd
 
@@ -383,7 +383,7 @@ def _works(
     chances, wins = of_tiers(ranking, "p").values(), of_tiers(ranking, "wins").values()
     given = _given(done)
     for i, work in enumerate(ranking.to_dict("records")):
-        stack, match = stacks.get(i, (None, None))
+        copy = stacks.get(i)
         rates = [None if math.isnan(work[c]) else round(work[c], 4) for c in wins]
         yield {
             "rank": work["rank"],
@@ -404,9 +404,9 @@ def _works(
                 if not pd.isna(work[c]) and work[c] != ""
             ],
             "original": _address(done.root / work["file"], page),
-            "stack": stack,
-            "exact": match is not None and match.exact,
-            "cosine": match and round(match.cosine, 4),
+            "stack": copy and copy["group"],
+            "exact": copy is not None and copy["exact"],
+            "cosine": copy and round(copy["cosine"], 4),
         }
 
 

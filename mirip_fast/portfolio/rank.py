@@ -132,21 +132,6 @@ class RankDone:
         return files
 
 
-@dataclass(frozen=True)
-class Compared:
-    """Two works against each other.
-
-    Attributes:
-        scores: of the first and the second.
-        probability: that the first beats the second (0–1); None if unknown.
-        calibration: what the probability rests on.
-    """
-
-    scores: tuple[float, float]
-    probability: float | None
-    calibration: Calibration
-
-
 def rank_folder(
     model: ScoreModel,
     folder: Path | str,
@@ -234,8 +219,11 @@ def compare_images(
     backbone: str | None = None,
     command: str = "",
     progress: Callable[[Progress], None] = lambda _: None,
-) -> Compared:
+) -> tuple[NDArray[np.floating], float | None, Calibration]:
     """Score two image files, and say how probable it is that the first beats the second.
+
+    Returns:
+        Their scores [2], the probability (0–1; None if unknown), and what that rests on.
 
     Raises:
         DataError: a file cannot be read.
@@ -247,11 +235,7 @@ def compare_images(
             raise DataError(f"{path}: {outcome.reason}")
     calibration = load_calibration(model)
     chance = calibration.pair_probability(scored.scores[0] - scored.scores[1])
-    return Compared(
-        scores=(float(scored.scores[0]), float(scored.scores[1])),
-        probability=None if chance is None else float(chance),
-        calibration=calibration,
-    )
+    return scored.scores[:2], None if chance is None else float(chance), calibration
 
 
 def _win_rates(anchors: Anchors, scored: Scored) -> dict[str, NDArray[np.float64]]:

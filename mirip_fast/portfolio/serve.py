@@ -164,7 +164,7 @@ class LivePage(Closing):
             return jpeg_picture(self._done.root / name, self._done.hashes[name], WHOLE)
 
 
-def find_source(source: str | None, checkpoint: Path | None) -> tuple[str | None, Path | None]:
+def works_to_serve(source: str | None, checkpoint: Path | None) -> tuple[str | None, Path | None]:
     """What is to be ranked, and by which model: of a ranking that was written, a run, or works as they are.
 
     Args:

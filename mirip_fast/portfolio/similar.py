@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,31 +32,12 @@ from mirip_fast.features.store import FeatureStore
 from mirip_fast.files import spreadsheet_safe, write_csv
 from mirip_fast.text import counted, shown
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 log = logging.getLogger(__name__)
 
 _BLOCK = 1024  # rows compared at once
-
-
-@dataclass(frozen=True)
-class Match:
-    """A work that looks like another image.
-
-    Attributes:
-        work: the file and what is known about it.
-        cosine: of the two images' CLS features, −1 to 1; 1 is the same.
-        exact: whether it is a copy of that image's file.
-        nearest: the other image, where it is a work of a group, too.
-    """
-
-    work: Work
-    cosine: float
-    exact: bool = False
-    nearest: Work | None = None
-
-    @property
-    def distance(self) -> float:
-        """1 − cosine, 0 to 2."""
-        return max(0.0, 1 - self.cosine)  # rounding may pass 1
 
 
 def find_similar(
@@ -69,7 +50,7 @@ def find_similar(
     backbone: str | None = None,
     command: str = "",
     progress: Callable[[Progress], None] = lambda _: None,
-) -> list[Match]:
+) -> pd.DataFrame:
     """The nearest works, the nearest first; the image itself is left out, copies of it are not.
 
     Args:
@@ -81,6 +62,9 @@ def find_similar(
         backbone: another place of the backbone, if it moved.
         command: what is running, for whoever finds the store locked.
         progress: called while the image is embedded.
+
+    Returns:
+        See :func:`nearest_works`.
 
     Raises:
         DataError: the image cannot be read.
@@ -103,46 +87,58 @@ def find_similar(
     gallery = open_gallery(works_of_datasets(datasets), stores_of(datasets), series)
     itself = absolute(image)
     found = nearest_works(gallery, unit(rows)[0], outcome.sha256, top + 1)
-    return [match for match in found if match.work.path != itself][:top]
+    return found[found["file"] != itself][:top]
 
 
-def nearest_works(gallery: Gallery, query: FloatArray, sha256: bytes, top: int) -> list[Match]:
-    """The ``top`` works nearest to ``query`` [D]; ``sha256`` is that of its file's bytes."""
+def nearest_works(gallery: Gallery, query: FloatArray, sha256: bytes, top: int) -> pd.DataFrame:
+    """The ``top`` works nearest to ``query`` [D], whose file's bytes have the hash ``sha256``.
+
+    Returns:
+        A row per work, copies first and then the nearest: ``file``, ``image_id``, ``sha256``, ``tier``,
+        ``cosine`` of the two images' CLS features (−1 to 1; 1 is the same), ``distance`` (1 − cosine) and
+        ``exact``, whether it is a copy of that file.
+    """
     numbers, cosines = gallery.vectors.nearest(query, top)
-    matches = [
-        Match(work, cosine, work.sha256 == sha256)
+    rows = [
+        _row(work, cosine, work.sha256 == sha256)
         for number, cosine in zip(numbers.tolist(), cosines.tolist(), strict=True)
         for work in gallery.works_of(number)
     ]
-    return sorted(matches, key=lambda m: (not m.exact, -m.cosine, str(m.work.path)))[:top]
+    return _table(sorted(rows, key=lambda row: (not row[-1], -row[4], str(row[0])))[:top])
 
 
-def write_matches(path: Path, matches: Sequence[Match]) -> None:
-    """Write one line per match."""
+_COLUMNS = ("file", "image_id", "sha256", "tier", "cosine", "distance", "exact")
+
+
+def _row(work: Work, cosine: float, exact: bool) -> tuple[Any, ...]:
+    distance = max(0.0, 1 - cosine)  # rounding may pass 1
+    return work.path, work.image_id, work.sha256, work.tier, cosine, distance, exact
+
+
+def _table(rows: Sequence[tuple[Any, ...]], *more: str) -> pd.DataFrame:
+    import pandas as pd
+
+    table = pd.DataFrame(rows, columns=[*_COLUMNS, *more])
+    return table.astype({"tier": object, "exact": bool, "cosine": float, "distance": float})
+
+
+def write_matches(path: Path, matches: pd.DataFrame) -> None:
+    """Write one line per work of :func:`find_similar`."""
     rows = [
-        {"place": place, **_cells(match), "tier": match.work.tier, "same_bytes": int(match.exact)}
-        for place, match in enumerate(matches, start=1)
+        {"place": place, **_cells(row), "tier": row["tier"], "same_bytes": int(row["exact"])}
+        for place, row in enumerate(matches.to_dict("records"), start=1)
     ]
     columns = ("place", "cosine", "distance", "tier", "same_bytes", "image_id", "path")
     write_csv(path, columns, rows)
 
 
-def _cells(match: Match) -> dict[str, str]:
+def _cells(row: Mapping[Any, Any]) -> dict[str, str]:
     return {
-        "cosine": f"{match.cosine:.4f}",
-        "distance": f"{match.distance:.4f}",
-        "image_id": spreadsheet_safe(match.work.image_id),
-        "path": spreadsheet_safe(str(match.work.path)),
+        "cosine": f"{row['cosine']:.4f}",
+        "distance": f"{row['distance']:.4f}",
+        "image_id": spreadsheet_safe(row["image_id"]),
+        "path": spreadsheet_safe(str(row["file"])),
     }
-
-
-@dataclass(frozen=True)
-class Duplicates:
-    """Groups of files that show the same work, the largest first, and what could not be read."""
-
-    groups: list[list[Match]]
-    searched: int  # files
-    failures: list[tuple[Path, str]]  # file, reason
 
 
 def find_duplicates(
@@ -154,7 +150,7 @@ def find_duplicates(
     rehash: bool = False,
     command: str = "",
     progress: Callable[[Progress], None] = lambda _: None,
-) -> Duplicates:
+) -> tuple[pd.DataFrame, int, list[tuple[Path, str]]]:
     """Find equal files and near duplicates.
 
     Args:
@@ -166,6 +162,10 @@ def find_duplicates(
         rehash: read every file again instead of trusting size and time.
         command: what is running, for whoever finds the store locked.
         progress: called after every committed batch.
+
+    Returns:
+        The copies, see :func:`group_copies`; how many files were searched; and (file, reason) of those that
+        could not be read.
 
     Raises:
         DataError: a folder has no images, or none could be read.
@@ -212,54 +212,56 @@ def find_duplicates(
     known = {work.path for work in works}
     works += [work for work in works_of_datasets(others) if work.path not in known]
     gallery = open_gallery(works, stores, series)
-    return Duplicates(group_copies(gallery, config.audit.near_cosine), len(works), failures)
+    return group_copies(gallery, config.audit.near_cosine), len(works), failures
 
 
-def group_copies(gallery: Gallery, threshold: float) -> list[list[Match]]:
-    """Files that show the same work, directly or through others, each with the nearest other of its group.
+def group_copies(gallery: Gallery, threshold: float) -> pd.DataFrame:
+    """Files that show the same work, directly or through others.
 
     Args:
         gallery: the works.
         threshold: cosine from which on two different contents are near duplicates.
+
+    Returns:
+        A row per file with the columns of :func:`nearest_works`, for the nearest other file of its group;
+        that is ``nearest``, and ``group`` its number from 1, the largest group first.
     """
     groups = [_copies(gallery, numbers) for numbers in gallery.vectors.groups(threshold)]
-    found = [group for group in groups if group]
-    return sorted(found, key=lambda group: (-len(group), str(group[0].work.path)))
+    groups = sorted(filter(None, groups), key=lambda rows: (-len(rows), str(rows[0][0])))
+    rows = [(*row, number) for number, group in enumerate(groups, start=1) for row in group]
+    return _table(rows, "nearest", "group")
 
 
-def _copies(gallery: Gallery, numbers: Sequence[int]) -> list[Match]:
-    """The files of some contents with the nearest other of each; none if it is a single file."""
+def _copies(gallery: Gallery, numbers: Sequence[int]) -> list[tuple[Any, ...]]:
+    """Rows of the files of some contents with the nearest other of each; none if it is a single file."""
     contents = [sorted(gallery.works_of(n), key=lambda work: str(work.path)) for n in numbers]
     if sum(map(len, contents)) < 2:
         return []
-    rows = gallery.vectors.read(np.array(numbers))
-    matches = []
-    for start in range(0, len(rows), _BLOCK):
-        cosines = rows[start : start + _BLOCK] @ rows.T
+    vectors = gallery.vectors.read(np.array(numbers))
+    rows = []
+    for start in range(0, len(vectors), _BLOCK):
+        cosines = vectors[start : start + _BLOCK] @ vectors.T
         here = np.arange(len(cosines))
         cosines[here, start + here] = -np.inf
         best = cosines.argmax(axis=1)
         for i, nearest, cosine in zip(here + start, best, cosines[here, best], strict=True):
             for work in contents[i]:
                 same = next((other for other in contents[i] if other is not work), None)
-                if same is not None:
-                    matches.append(Match(work, 1.0, True, same))
-                else:
-                    matches.append(Match(work, float(cosine), False, contents[nearest][0]))
-    return sorted(matches, key=lambda match: str(match.work.path))
+                other = same or contents[nearest][0]
+                rows.append((*_row(work, 1.0 if same else float(cosine), bool(same)), other.path))
+    return sorted(rows, key=lambda row: str(row[0]))
 
 
-def write_duplicates(path: Path, groups: Sequence[Sequence[Match]]) -> None:
-    """Write one line per file."""
+def write_duplicates(path: Path, copies: pd.DataFrame) -> None:
+    """Write one line per file of :func:`find_duplicates`."""
     rows = [
         {
-            "group": number,
-            "kind": "exact" if match.exact else "near",
-            "nearest": spreadsheet_safe(str(match.nearest.path)) if match.nearest else "",
-            **_cells(match),
+            "group": row["group"],
+            "kind": "exact" if row["exact"] else "near",
+            "nearest": spreadsheet_safe(str(row["nearest"])),
+            **_cells(row),
         }
-        for number, group in enumerate(groups, start=1)
-        for match in group
+        for row in copies.to_dict("records")
     ]
     columns = ("group", "kind", "cosine", "distance", "nearest", "image_id", "path")
     write_csv(path, columns, rows)

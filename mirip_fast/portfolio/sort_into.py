@@ -8,9 +8,7 @@ import os
 import re
 import shutil
 import time
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +20,8 @@ from mirip_fast.files import disk_full, fsync_folder, is_disk_full, sha256_of
 from mirip_fast.text import closest, counted, nfc, shown
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from mirip_fast.portfolio.rank import RankDone
 
 HOW = ("copy", "link", "move")
@@ -31,33 +31,7 @@ _NO_NAME = re.compile(r'[<>:"/\\|?*\x00-\x1f]')  # what Windows takes in no name
 _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 
 
-@dataclass
-class Sorting:
-    """What is to be done with the files of a ranking, or was.
-
-    Attributes:
-        into: the folder.
-        how: copy, link or move.
-        acts: (file, where to), best work first.
-        folders: how many works each folder below ``into`` gets.
-        there: works whose file is there already from an earlier time.
-        failures: (file, reason) of what could not be sorted.
-    """
-
-    into: Path
-    how: str
-    acts: list[tuple[Path, Path]] = field(default_factory=list)
-    folders: Counter[str] = field(default_factory=Counter)
-    there: int = 0
-    failures: list[tuple[Path, str]] = field(default_factory=list)
-
-    @property
-    def log(self) -> Path:
-        """Where each act is written down before it is done; :func:`undo` reads it."""
-        return self.into / LOG_NAME
-
-
-def plan(done: RankDone, into: Path, by: str = "tier", how: str = "copy") -> Sorting:
+def plan(done: RankDone, into: Path, by: str = "tier", how: str = "copy") -> pd.DataFrame:
     """Where each work of a ranking goes. Nothing is written.
 
     Args:
@@ -66,10 +40,16 @@ def plan(done: RankDone, into: Path, by: str = "tier", how: str = "copy") -> Sor
         by: a column, whose values name the folders; ``rank`` numbers the files instead.
         how: copy, link (symbolic) or move.
 
+    Returns:
+        A row per work, the best first: its ``file``, the ``folder`` below ``into``, the ``target``, and
+        whether the file is ``there`` already from an earlier time.
+
     Raises:
         DataError: there is no such column, ``into`` cannot be it, or works lie in tars, at addresses or in
             PDF files and are to be linked or moved.
     """
+    import pandas as pd
+
     columns = [str(column) for column in done.ranking.columns]
     if by not in columns:
         close = closest(by, columns)
@@ -84,8 +64,7 @@ def plan(done: RankDone, into: Path, by: str = "tier", how: str = "copy") -> Sor
             f"--sort-into {shown(into)} lies in the folder that is ranked, which would then have every work "
             "twice; name a folder elsewhere, or move the files with --sort-how move"
         )
-    made = Sorting(into, how)
-    inside = 0
+    rows, inside = [], 0
     taken: dict[Path, set[str]] = {}
     width = len(str(len(done.ranking)))
     names = zip(done.ranking["file"], done.ranking[by], strict=True)
@@ -99,7 +78,6 @@ def plan(done: RankDone, into: Path, by: str = "tier", how: str = "copy") -> Sor
             f"{whole[:-4]} ({page[1:].replace('=', ' ')}).pdf" if page else whole
         )  # still all its pages
         wanted = (f"{number:0{width}d} " if by == "rank" else "") + _name(own)
-        made.folders[folder] += 1
         place = into / folder
         used = taken.setdefault(place, {nfc(n).casefold() for n in _names_in(place)})
         target, copy = place / wanted, 1
@@ -107,44 +85,54 @@ def plan(done: RankDone, into: Path, by: str = "tier", how: str = "copy") -> Sor
         while _key(target) in used and not _is_copy(target, file, sha, how):
             copy += 1
             target = place / f"{Path(wanted).stem} ({copy}){Path(wanted).suffix}"
-        if _key(target) in used:
-            made.there += 1
-            continue
+        rows.append((file, folder, target, _key(target) in used))
         used.add(_key(target))
-        made.acts.append((file, target))
     if inside and how != "copy":
         raise DataError(
             f"--sort-how {how}: {counted(inside, 'work')} {'lies' if inside == 1 else 'lie'} in a tar or PDF "
             "file or at an address; these can be copied only: --sort-how copy"
         )
-    return made
+    return pd.DataFrame(rows, columns=["file", "folder", "target", "there"]).astype({"there": bool})
 
 
-def carry_out(
-    sorting: Sorting, progress: Callable[[int, int], None] = lambda done, total: None
-) -> Sorting:
-    """Do what was planned; each act stands in the log, on the disk, before it is done.
+def sort_files(
+    into: Path,
+    how: str,
+    acts: Sequence[tuple[Path, Path]],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[tuple[Path, str]]:
+    """Copy, link or move files; each act stands in the log in ``into``, on the disk, before it is done.
+
+    Args:
+        into: the folder, with the log that :func:`undo` reads.
+        how: copy, link or move.
+        acts: (file, where to), see :func:`plan`.
+        progress: called with files done and their total.
+
+    Returns:
+        (file, reason) of what could not be sorted.
 
     Raises:
         DiskFullError: there is no room; what was done stays, and can be undone.
         OSError: the folder or the log cannot be written.
     """
-    sorting.into.mkdir(parents=True, exist_ok=True)
-    with sorting.log.open("a+", encoding="ascii") as log:
+    into, failures = Path(os.path.abspath(into.expanduser())), []  # noqa: PTH100
+    into.mkdir(parents=True, exist_ok=True)
+    with (into / LOG_NAME).open("a+", encoding="ascii") as log:
         log.seek(0)
         log.truncate(log.read().rfind("\n") + 1)  # a line that a kill cut off
-        fsync_folder(sorting.into)
-        _note(log, {"begun": time.strftime("%Y-%m-%d %H:%M:%S"), "how": sorting.how})
-        for number, (file, target) in enumerate(sorting.acts, start=1):
+        fsync_folder(into)
+        _note(log, {"begun": time.strftime("%Y-%m-%d %H:%M:%S"), "how": how})
+        for number, (file, target) in enumerate(acts, start=1):
             try:
-                _act(log, sorting.how, file, target)
+                _act(log, how, file, target)
             except (OSError, ImageError, shutil.Error) as error:
                 if is_disk_full(error):
                     raise disk_full(target) from error
                 why = getattr(error, "strerror", None) or str(error)
-                sorting.failures.append((file, why))
-            progress(number, len(sorting.acts))
-    return sorting
+                failures.append((file, why))
+            progress(number, len(acts))
+    return failures
 
 
 def undo(log: Path) -> tuple[int, list[tuple[Path, str]]]:

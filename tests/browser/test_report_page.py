@@ -12,7 +12,6 @@ from contrast import contrast
 from made_page import HOSTILE, made_map, made_page, pictures
 
 from mirip_fast.evaluation.text_table import printable
-from mirip_fast.portfolio.similar import Match
 
 pytestmark = pytest.mark.browser
 
@@ -24,7 +23,7 @@ def nine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page of nine works; 1, 3 and 8 show the same. The files are not beside it any more for 6."""
     folder = tmp_path_factory.mktemp("nine")
     pictures(folder / "works", NINE)
-    stacks = {i: (0, Match(None, 0.98, i == 1)) for i in (1, 3, 8)}
+    stacks = {i: {"group": 1, "cosine": 0.98, "exact": i == 1} for i in (1, 3, 8)}
     given = {
         "지원자 " + "a_long_name_" * 9: ["김아무개"] * 9,
         "address": ["https://example.org/" + "x" * 200] * 9,
