@@ -258,8 +258,8 @@ def _sort(done: RankDone, into: Path, by: str, how: str, dry_run: bool) -> bool:
     there = f"; {len(works) - len(left):,} there already" if len(left) < len(works) else ""
     if dry_run:
         echo(
-            f"{counted(len(acts), 'work')} would be {verb} into {into} ({folders}){there}. Nothing was written "
-            "there"
+            f"{counted(len(acts), 'work')} would be {verb} into {into} ({folders}){there}. Nothing was "
+            "written there"
         )
         for file, target in acts[:10]:
             echo(f"  {file} -> {target}")
