@@ -32,9 +32,9 @@ from scipy import stats
 from mirip_fast.config import Config
 from mirip_fast.data.splits import SPLITS
 from mirip_fast.evaluation.text_table import format_table
-from mirip_fast.label.choice import Chooser, Judgement, Pair
+from mirip_fast.label.choice import Chooser, Pair
 from mirip_fast.label.judgement_file import JudgementFile
-from mirip_fast.label.works import Works, prepare_works, train_once, training_config
+from mirip_fast.label.works import LabelWorks, prepare_works, train_once, training_config
 from mirip_fast.settings import resolve
 
 Array = NDArray[np.float64]
@@ -92,7 +92,7 @@ def main() -> None:
         print(format_table(header, rows, align="rrrrr"))
 
 
-def prepared(arguments: argparse.Namespace, seed: int) -> tuple[Works, Config]:
+def prepared(arguments: argparse.Namespace, seed: int) -> tuple[LabelWorks, Config]:
     """The works with a split of their own for the seed."""
     given = {
         "embed.cache_dir": arguments.cache_dir,
@@ -108,7 +108,7 @@ def prepared(arguments: argparse.Namespace, seed: int) -> tuple[Works, Config]:
     return prepare_works(arguments.data / "images", resolved), resolved.config
 
 
-def grades_of(data: Path, works: Works) -> Array:
+def grades_of(data: Path, works: LabelWorks) -> Array:
     """[n] the grades behind the grader's verdicts."""
     with (data / "metadata.csv").open(encoding="utf-8-sig", newline="") as stream:
         known = {row["filename"]: float(row["tier_score"]) for row in csv.DictReader(stream)}
@@ -133,7 +133,7 @@ def grader_of(grades: Array, noise: float, errs: float, seed: int) -> Grader:
 
 
 def simulate(
-    works: Works,
+    works: LabelWorks,
     config: Config,
     grades: Array,
     way: str,
@@ -151,12 +151,12 @@ def simulate(
         seed=seed,
     )
     grade = grader_of(grades, noise, errs, seed)
-    judged: list[Judgement] = []
+    judged: list[Pair] = []
     results = []
     with tempfile.TemporaryDirectory() as folder, JudgementFile(Path(folder) / "pairs.csv") as file:
         while len(judged) < max(counts):
             pair = chooser.next(judged)
-            judged.append(Judgement(pair, grade(pair)))
+            judged.append(dataclasses.replace(pair, label=grade(pair)))
             names = {
                 "image_path_1": works.name(pair.one),
                 "image_path_2": works.name(pair.other),
@@ -170,7 +170,7 @@ def simulate(
     return results
 
 
-def accuracies(scores: Array, works: Works, grades: Array) -> list[float]:
+def accuracies(scores: Array, works: LabelWorks, grades: Array) -> list[float]:
     """Of the works of the test split, and of those of the train split."""
     return [in_order(scores[part], grades[part]) for part in map(works.in_split, ("test", "train"))]
 

@@ -92,7 +92,7 @@ def label_command(
                 "what is sent is not encrypted. Use it in a network that you trust.",
                 err=True,
             )
-        for session, address in zip(label.sessions, label.server.addresses, strict=True):
+        for session, address in zip(label.sessions, label.addresses, strict=True):
             who = f" ({session.judge_name})" if len(label.sessions) > 1 else ""
             echo(f"Judge here{who}: {address}")
         echo("Ctrl-C ends it; every verdict is saved at once.")

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 HOST = "127.0.0.1"
 TOKEN_HEADER = "x-mirip-token"
+STALE = 409  # what a request is about is not there any more (a second tab, a key pressed twice)
 _QUALITY = 90  # of JPEG
 HEADERS = {
     "Content-Security-Policy": (  # data: is the page's empty icon
@@ -182,7 +183,16 @@ class Guard:
 
 
 class BadRequestError(ValueError):
-    """What was sent makes no sense."""
+    """What was sent makes no sense, or not any more.
+
+    Args:
+        message: says why.
+        status: of the answer.
+    """
+
+    def __init__(self, message: str, status: int = 400):
+        super().__init__(message)
+        self.status = status
 
 
 def has_token(request: Request, token: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,6 @@ from mirip_fast.label.choice import (
     REST,
     TEACH,
     Chooser,
-    Judgement,
     Pair,
 )
 from mirip_fast.label.session import consistency, curve, predicted, share
@@ -56,11 +56,11 @@ def choose(
     return Chooser(splits, rows, [rows.shape[1]], config, seed)
 
 
-def judge_many(chooser: Chooser, truth: np.ndarray, count: int) -> list[Judgement]:
-    judged: list[Judgement] = []
+def judge_many(chooser: Chooser, truth: np.ndarray, count: int) -> list[Pair]:
+    judged: list[Pair] = []
     for _ in range(count):
         pair = chooser.next(judged)
-        judged.append(Judgement(pair, 1 if truth[pair.one] > truth[pair.other] else -1))
+        judged.append(replace(pair, label=1 if truth[pair.one] > truth[pair.other] else -1))
     return judged
 
 
@@ -70,11 +70,10 @@ def test_properties_of_the_pairs(informative: bool) -> None:
     chooser = choose(rows, splits, 0.25, 0.05, informative=informative, seed=3)
     judged = judge_many(chooser, truth, 200)
     home = {int(work): name for name, works in splits.items() for work in works}
-    kinds = Counter(j.pair.kind for j in judged)
+    kinds = Counter(j.kind for j in judged)
     assert [kinds[TEACH], kinds[MEASURE], kinds[REPEAT]] == pytest.approx([140, 50, 10], abs=1)
     seen: dict[tuple[int, int], tuple[int, Pair]] = {}
-    for number, judgement in enumerate(judged):
-        pair = judgement.pair
+    for number, pair in enumerate(judged):
         assert pair.one != pair.other
         split = home[pair.one]
         assert split == home[pair.other]  # or train --pairs drops it
@@ -87,11 +86,11 @@ def test_properties_of_the_pairs(informative: bool) -> None:
             assert (pair.one, pair.other) == (first.other, first.one)  # sides swapped
             assert number - before >= REPEAT_AFTER
         if informative and pair.kind == TEACH and number > 20:  # the first are random
-            recent = [j.pair.key for j in judged[max(0, number - REST) : number]]
+            recent = [j.key for j in judged[max(0, number - REST) : number]]
             assert not set(pair.key) & {work for key in recent for work in key}
-    measured = [home[j.pair.one] for j in judged if j.pair.kind == MEASURE]
+    measured = [home[j.one] for j in judged if j.kind == MEASURE]
     assert measured[:6] == ["val", "val", "test"] * 2
-    left = sum(j.pair.one < j.pair.other for j in judged if j.pair.kind != REPEAT)
+    left = sum(j.one < j.other for j in judged if j.kind != REPEAT)
     assert stats.binomtest(left, 190).pvalue > 1e-4  # either side
 
 
@@ -109,15 +108,15 @@ def test_a_small_set_runs_out_without_an_end() -> None:
     splits = {"train": np.array([0, 1, 2]), "val": np.array([3, 4]), "test": np.array([5])}
     chooser = choose(some_works(6)[0], splits, 0.25, 0.05, informative=True)
     judged = judge_many(chooser, np.arange(6.0), 30)
-    assert {j.pair.key for j in judged} == {(0, 1), (0, 2), (1, 2), (3, 4)}
-    assert max(Counter(j.pair.key for j in judged if j.pair.kind != REPEAT).values()) == 1
+    assert {j.key for j in judged} == {(0, 1), (0, 2), (1, 2), (3, 4)}
+    assert max(Counter(j.key for j in judged if j.kind != REPEAT).values()) == 1
 
 
 def test_chosen_pairs_are_those_in_doubt() -> None:
     rows, truth, splits = some_works(100)
     chooser = choose(rows, splits, informative=True)
     judged = judge_many(chooser, truth, 60)
-    gap = np.array([abs(truth[j.pair.one] - truth[j.pair.other]) for j in judged])
+    gap = np.array([abs(truth[j.one] - truth[j.other]) for j in judged])
     assert np.median(gap[30:]) < 0.7 * np.median(gap[:10])  # the first ten are random
 
 
@@ -126,12 +125,12 @@ def test_the_choice_heeds_the_file_of_another_program_and_does_not_need_decided_
     one, other = splits["train"][:2].tolist()
     across = Pair(one, int(splits["test"][0]))
     for judged in (
-        [Judgement(Pair(one, other), 0)] * 12,  # ties alone
-        [Judgement(across, 1)] * 12,
-        [Judgement(Pair(one, other), 1)] * 12 + [Judgement(across, -1)],
+        [Pair(one, other, TEACH, 0)] * 12,  # ties alone
+        [replace(across, label=1)] * 12,
+        [Pair(one, other, TEACH, 1)] * 12 + [replace(across, label=-1)],
     ):
         pair = choose(rows, splits, informative=True).next(judged)
-        assert pair.kind == TEACH and pair.key not in {j.pair.key for j in judged}
+        assert pair.kind == TEACH and pair.key not in {j.key for j in judged}
 
 
 def test_intervals_of_shares_are_scipys() -> None:
@@ -144,25 +143,25 @@ def test_intervals_of_shares_are_scipys() -> None:
 
 def test_consistency_looks_at_works_and_not_at_sides() -> None:
     judged = [
-        Judgement(Pair(1, 2), 1),
-        Judgement(Pair(3, 4), -1),
-        Judgement(Pair(5, 6), 0),
-        Judgement(Pair(2, 1, REPEAT), -1),  # the same
-        Judgement(Pair(4, 3, REPEAT), -1),  # the other way
-        Judgement(Pair(6, 5, REPEAT), 0),  # the same
-        Judgement(Pair(1, 2), 0),  # a tie, this time
+        Pair(1, 2, TEACH, 1),
+        Pair(3, 4, TEACH, -1),
+        Pair(5, 6, TEACH, 0),
+        Pair(2, 1, REPEAT, -1),  # the same
+        Pair(4, 3, REPEAT, -1),  # the other way
+        Pair(6, 5, REPEAT, 0),  # the same
+        Pair(1, 2, TEACH, 0),  # a tie, this time
     ]
     assert consistency(judged) == share(2, 4)
 
 
 def test_the_curve_counts_predictions_made_before() -> None:
     judged = [
-        Judgement(Pair(0, 1, MEASURE), 1, None),  # no head yet
-        Judgement(Pair(2, 3, MEASURE), 1, 1),
-        Judgement(Pair(4, 5, TEACH), 1, -1),
-        Judgement(Pair(6, 7, MEASURE), 0, -1),  # a tie has no better work
-        Judgement(Pair(3, 2, REPEAT), -1, -1),  # learned from before
-        Judgement(Pair(8, 9, MEASURE), -1, 1),
+        Pair(0, 1, MEASURE, 1, None),  # no head yet
+        Pair(2, 3, MEASURE, 1, 1),
+        Pair(4, 5, TEACH, 1, -1),
+        Pair(6, 7, MEASURE, 0, -1),  # a tie has no better work
+        Pair(3, 2, REPEAT, -1, -1),  # learned from before
+        Pair(8, 9, MEASURE, -1, 1),
     ]
     assert predicted(judged, measure=True) == [(2, True), (6, False)]
     assert predicted(judged, measure=False) == [(3, False)]

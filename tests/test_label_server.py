@@ -30,10 +30,10 @@ from test_decode_pool import wait_until_gone
 
 from mirip_fast.errors import ConfigError, DataError
 from mirip_fast.features.store import FeatureStore
-from mirip_fast.label import server as server_module
 from mirip_fast.label import works as works_module
 from mirip_fast.label.server import LabelRun, open_label
 from mirip_fast.ranking.evaluate import pick_model
+from mirip_fast.serving import LocalServer
 from mirip_fast.settings import Resolved, resolve
 
 pytest.importorskip("starlette")
@@ -63,7 +63,7 @@ class Browser:
     """Asks the server as a browser would."""
 
     def __init__(self, label: LabelRun, judge: int = 0):
-        self.label, self.token = label, label.server.addresses[judge].split("/")[3]
+        self.label, self.token = label, label.addresses[judge].split("/")[3]
 
     def ask(
         self, path: str, method: str = "GET", body: Any = None, **headers: str
@@ -198,7 +198,7 @@ def test_it_listens_on_this_machine_only(asked: Browser) -> None:
     ]
     assert listening in ([], [f"0100007F:{port:04X}"])
     with pytest.raises(ConfigError, match=f"--port {port} cannot be listened on"):
-        server_module.LabelServer([asked.label.session], None, port)  # type: ignore[arg-type]
+        LocalServer(None, port)  # type: ignore[arg-type]
     for family, address in ((socket.AF_INET, "127.0.0.2"), (socket.AF_INET6, "::1")):
         with socket.socket(family) as other, pytest.raises(OSError):
             other.connect((address, port))
@@ -310,9 +310,9 @@ def test_few_judgements_are_learned_from_and_many_as_train_pairs_does(
         assert label._retrainer is not None
         bright = np.array([np.asarray(Image.open(works.path(i))).mean() for i in range(len(works))])
         for _ in range(30):
-            pair = session._current.pair
-            better = 1 if bright[pair.one] > bright[pair.other] else -1
-            session.judge(session._current.number, better, 1.0)
+            state = session.state()
+            one, other = state["works"]
+            session.judge(state["number"], 1 if bright[one] > bright[other] else -1, 1.0)
         for _ in range(3):
             label._retrainer.wait(60)
         few = session._scores
@@ -339,8 +339,8 @@ def test_a_model_that_is_there_predicts_from_the_first_pair(work: Path) -> None:
     assert run(["embed", "data", *TINY]) == 0
     assert run(["train", "--head-only", "--epochs", "3"]) == 0
     with open_label(work / "data", work / "pairs.csv", settings()) as label:
-        session = label.session
-        assert session._current.expects(*session._current.pair.key) in (1, -1)
+        label.session.judge(label.session.state()["number"], 1, 1.0)
+    assert rows_of(work / "pairs.csv")[0]["predicted"] in ("1", "-1")
 
 
 def test_faulty_files_are_told(work: Path) -> None:
@@ -367,10 +367,11 @@ def test_without_the_packages(
 
 IGNORING = """
 import os, signal, sys, threading, time
-from mirip_fast.label.server import LabelServer
+from mirip_fast.label.server import make_app
+from mirip_fast.serving import LocalServer
 
 signal.signal(signal.SIGINT, signal.SIG_IGN)
-server = LabelServer([None], None)
+server = LocalServer(lambda token: make_app({token: None}, None))
 
 def signals():
     while not server._server.started:
@@ -399,7 +400,7 @@ def judged_file(work: Path) -> None:
     with open_label(work / "photos", work / "pairs.csv", settings()) as label:
         session = label.session
         for i in range(20):
-            session.judge(session._current.number, 1 if i % 3 else -1, 1.0)
+            session.judge(session.state()["number"], 1 if i % 3 else -1, 1.0)
     header, *rows = (work / "pairs.csv").read_text().splitlines(keepends=True)
     (work / "pairs.csv").write_text(header + 80 * "".join(rows))
 

@@ -43,40 +43,35 @@ MEASURE_IN = ("val", "val", "test")
 
 @dataclass(frozen=True)
 class Pair:
-    """Two works to be compared, the left one first."""
+    """Two works to be compared, the left one first, and what was said of them.
+
+    Attributes:
+        one, other: the works.
+        kind: why it was shown.
+        label: 1 the left is better, −1 the right, 0 a tie; None before it is judged.
+        predicted: what the head of that moment expected, 1 or −1; None where there was none.
+        judge: who; empty where the file does not say.
+        row: its number in the file.
+    """
 
     one: int
     other: int
     kind: str = TEACH
+    label: int | None = None
+    predicted: int | None = None
+    judge: str = ""
+    row: int = 0
 
     @cached_property
     def key(self) -> tuple[int, int]:
         """The two works whatever their sides."""
         return min(self.one, self.other), max(self.one, self.other)
 
-
-@dataclass(frozen=True)
-class Judgement:
-    """A verdict on a pair.
-
-    Attributes:
-        pair: what was shown.
-        label: 1 the left is better, −1 the right, 0 a tie.
-        predicted: what the head of that moment expected, 1 or −1; None where there was none.
-        judge: who; empty where the file does not say.
-        row: its number in the file.
-    """
-
-    pair: Pair
-    label: int
-    predicted: int | None = None
-    judge: str = ""
-    row: int = 0
-
     @property
     def verdict(self) -> int:
-        """The label as if the work with the smaller number stood left."""
-        return self.label if self.pair.one == self.pair.key[0] else -self.label
+        """The label, of a judged pair, as if the work with the smaller number stood left."""
+        label = self.label or 0
+        return label if self.one == self.key[0] else -label
 
 
 class Chooser:
@@ -108,7 +103,7 @@ class Chooser:
 
     def next(
         self,
-        judged: Sequence[Judgement],
+        judged: Sequence[Pair],
         *,
         waiting: Sequence[Pair] = (),
         skipped: Collection[tuple[int, int]] = (),
@@ -122,13 +117,13 @@ class Chooser:
             skipped: keys of pairs that the judge did not want to compare.
             others: pairs that other judges judged: to measure, those come first.
         """
-        before = [*(j.pair for j in judged), *waiting]
+        before = [*judged, *waiting]
         taken = {pair.key for pair in before} | set(skipped)
 
         def again(after: int = REPEAT_AFTER) -> Pair | None:
             """A pair that was judged once, sides swapped."""
             times = Counter(pair.key for pair in before)
-            old = [j.pair for j in judged[: max(0, len(judged) - after)]]
+            old = judged[: max(0, len(judged) - after)]
             return self._swapped([p for p in old if times[p.key] == 1 and p.key not in skipped])
 
         kind = self._due(before)
@@ -195,7 +190,7 @@ class Chooser:
 
     def _teach(
         self,
-        judged: Sequence[Judgement],
+        judged: Sequence[Pair],
         before: Sequence[Pair],
         taken: Collection[tuple[int, int]],
     ) -> Pair | None:
@@ -218,9 +213,9 @@ class Chooser:
         one, other = candidates[int(np.argmax(told))].tolist()
         return Pair(one, other)
 
-    def _posterior(self, judged: Sequence[Judgement]) -> Preferences | None:
+    def _posterior(self, judged: Sequence[Pair]) -> Preferences | None:
         """What the judgements say of the works that are chosen among; None while they are too few."""
-        works = [(j.pair.one, j.pair.other) for j in judged]
+        works = [(j.one, j.other) for j in judged]
         pairs = np.array(works, dtype=np.int64).reshape(-1, 2)
         label = np.array([j.label for j in judged], dtype=np.int64)
         known = np.isin(pairs, self._works).all(axis=1)

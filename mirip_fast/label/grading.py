@@ -17,10 +17,10 @@ from mirip_fast.data.table import given_name, own_columns, tier_column
 from mirip_fast.errors import DataError
 from mirip_fast.evaluation.agreement import Agreement, agreement
 from mirip_fast.label.judgement_file import JudgementFile
-from mirip_fast.label.session import StalePairError
-from mirip_fast.label.works import Works
+from mirip_fast.label.works import LabelWorks
 from mirip_fast.ranking.held_out import load_calibration
 from mirip_fast.ranking.score_model import ScoreModel
+from mirip_fast.serving import STALE, BadRequestError
 from mirip_fast.text import folded, nfc, shown
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class GradeFile(JudgementFile):
         DataError: see :class:`JudgementFile`; or a row has another tier.
     """
 
-    def __init__(self, path: Path, works: Works):
+    def __init__(self, path: Path, works: LabelWorks):
         manifest = works.images
         options = manifest.options
         self.tiers, self.works = manifest.tiers, works
@@ -157,13 +157,13 @@ class Grading:
         """Take the tier of the work that is up (0 is the best); it is on the disk when this returns.
 
         Raises:
-            StalePairError: another work is up by now.
+            BadRequestError: another work is up by now.
             DataError, DiskFullError: it could not be written; the work stays up.
         """
         with self._file.lock:
             work = self._require(number)
             if not 0 <= tier < len(self._file.tiers):
-                raise StalePairError("There is no such tier")
+                raise BadRequestError("There is no such tier", STALE)
             old = self.mine().get(work, [])
             row = self._file.grade(work, self._file.tiers[tier], self.judge_name, old)
             self._history.append((row, work))
@@ -173,7 +173,7 @@ class Grading:
         """Put the work off until all others are graded.
 
         Raises:
-            StalePairError: another work is up by now.
+            BadRequestError: another work is up by now.
         """
         with self._file.lock:
             work = self._require(number)
@@ -234,11 +234,13 @@ class Grading:
     def _require(self, number: int) -> int:
         left = self._left()
         if number != self._number or not left:
-            raise StalePairError("That work was graded already")
+            raise BadRequestError("That work was graded already", STALE)
         return left[0]
 
 
-def grading_order(works: Works, model: ScoreModel | None, *, again: bool, seed: int) -> list[int]:
+def grading_order(
+    works: LabelWorks, model: ScoreModel | None, *, again: bool, seed: int
+) -> list[int]:
     """Works in the order of grading: those with no tier in the data, or all with ``again``.
 
     With a model that knows tiers, every second one is the one that it is least sure of (the entropy of its

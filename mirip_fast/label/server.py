@@ -27,11 +27,11 @@ from mirip_fast.errors import (
 )
 from mirip_fast.features.embed import Progress
 from mirip_fast.files import remove_abandoned_folders
-from mirip_fast.label.choice import MEASURE, REPEAT, TEACH, Chooser, Judgement, Pair
+from mirip_fast.label.choice import MEASURE, REPEAT, TEACH, Chooser, Pair
 from mirip_fast.label.grading import GradeFile, Grading, grading_order
 from mirip_fast.label.judgement_file import JudgementFile
-from mirip_fast.label.session import Session, StalePairError
-from mirip_fast.label.works import Retrainer, Works, prepare_works, training_config
+from mirip_fast.label.session import Session
+from mirip_fast.label.works import LabelWorks, Retrainer, prepare_works, training_config
 from mirip_fast.ranking.evaluate import pick_model
 from mirip_fast.ranking.score_model import ScoreModel
 from mirip_fast.serving import (
@@ -72,46 +72,18 @@ _SIDES = {
 _KEPT = 32  # pictures kept in memory: those on the page, those ahead, and a few for undo
 
 
-class LabelServer(LocalServer):
-    """Serves the sessions of one judge or several until it is stopped.
-
-    Args:
-        sessions: take the verdicts, each under a token of its own.
-        picture: number of a work and longest side → its JPEG file, see :func:`jpeg_of`.
-        port: where to listen; 0 takes a free one.
-        share: listen on the network, too.
-
-    Attributes:
-        addresses: of each session's page, token included; ``address`` is the first.
-
-    Raises:
-        ConfigError: the port is taken, or there is no network.
-    """
-
-    def __init__(
-        self,
-        sessions: Sequence[AnySession],
-        picture: Callable[[int, int], bytes],
-        port: int = 0,
-        *,
-        share: bool = False,
-    ):
-        names = network_addresses() if share else [HOST]
-        by_token = {secrets.token_urlsafe(24): session for session in sessions}
-        own = (*names, socket.gethostname().lower()) if share else ()
-        super().__init__(
-            lambda _: make_app(by_token, picture, own), port,
-            host="0.0.0.0" if share else HOST, token=next(iter(by_token)), name=names[0],
-        )  # fmt: skip
-        self.addresses = [f"http://{names[0]}:{self.port}/{token}/" for token in by_token]
-
-
 def make_app(
     sessions: Mapping[str, AnySession],
     picture: Callable[[int, int], bytes],
     names: Sequence[str] = (),
 ) -> Starlette:
-    """The web application, as of :class:`LabelServer`: the page, its pictures, and what it can do."""
+    """The web application: the page, its pictures, and what it can do.
+
+    Args:
+        sessions: token → the session that takes verdicts under it.
+        picture: number of a work and longest side → its JPEG file.
+        names: hosts that may be asked for, besides this machine.
+    """
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
     from starlette.exceptions import HTTPException
@@ -158,10 +130,8 @@ def make_app(
             said = await sent_json(request, _MOST_BYTES)
             await run_in_threadpool(_act, session, what, said)
             return JSONResponse(await run_in_threadpool(session.state))
-        except StalePairError as error:
-            return JSONResponse({"error": str(error)}, 409)
         except BadRequestError as error:
-            return JSONResponse({"error": str(error)}, 400)
+            return JSONResponse({"error": str(error)}, error.status)
         except (MiripError, OSError) as error:  # the judge is told on the page
             log.error("Not saved: %s", error)
             return JSONResponse({"error": str(error)}, 500)
@@ -212,22 +182,6 @@ def _seconds(value: object) -> float:
     return 0.0
 
 
-def jpeg_of(works: Works, number: int, side: int) -> bytes:
-    """A work as the browser gets it: decoded, made small, written anew. No byte of its file reaches it.
-
-    The file must still hold the bytes that were embedded: whatever has been put in its place since, be it a
-    link to somewhere else, is not shown.
-
-    Raises:
-        ImageError: no such work, or its file cannot be read or is another by now.
-    """
-    if not (0 <= number < len(works) and works.shown[number]):
-        raise ImageError("there is no such work")
-    sha256 = works.images.hashes[number]
-
-    return jpeg_picture(works.path(number), sha256, side)
-
-
 class LabelRun(Closing):
     """The sessions of one judge or several with their server, ready to run; closing it lets go of the file.
 
@@ -244,6 +198,8 @@ class LabelRun(Closing):
 
     Attributes:
         sessions: one per judge.
+        server: serves them all; its ``address`` is that of the first one's page.
+        addresses: of each session's page, its token included.
 
     Raises:
         DataError: the file is in use, foreign or faulty; or nothing is left to grade.
@@ -251,7 +207,7 @@ class LabelRun(Closing):
     """
 
     def __init__(
-        self, works: Works, out: Path, config: Config, model: ScoreModel | None, port: int = 0, *,
+        self, works: LabelWorks, out: Path, config: Config, model: ScoreModel | None, port: int = 0, *,
         grade: bool = False, again: bool = False, four: bool = False, share: bool = False,
     ):  # fmt: skip
         self._works, self._config = works, config
@@ -268,8 +224,16 @@ class LabelRun(Closing):
                 self.sessions += [Grading(self.file, order, name, again=again) for name in judges]
             else:
                 self._compare(self.file, judges, model, four)
-            picture = lru_cache(_KEPT)(lambda number, side: jpeg_of(works, number, side))
-            self.server = LabelServer(self.sessions, picture, port, share=share)
+            names = network_addresses() if share else [HOST]
+            own = (*names, socket.gethostname().lower()) if share else ()
+            by_token = {secrets.token_urlsafe(24): session for session in self.sessions}
+            picture = lru_cache(_KEPT)(self._picture)
+            first, *_ = by_token
+            self.server = LocalServer(
+                lambda _: make_app(by_token, picture, own), port,
+                host="0.0.0.0" if share else HOST, token=first, name=names[0],
+            )  # fmt: skip
+            self.addresses = [self.server.address.replace(first, token) for token in by_token]
         except BaseException:
             self.close()
             raise
@@ -303,6 +267,13 @@ class LabelRun(Closing):
         self._retrainer = Retrainer(training_config(config, file.path), works, retrained)
         for session in sessions:
             session.train_with(self._retrainer)
+
+    def _picture(self, number: int, side: int) -> bytes:
+        """A work as the browser gets it, as a JPEG file; see :func:`jpeg_picture`."""
+        works = self._works
+        if not (0 <= number < len(works) and works.shown[number]):
+            raise ImageError("there is no such work")
+        return jpeg_picture(works.path(number), works.images.hashes[number], side)
 
     @property
     def session(self) -> Any:
@@ -396,7 +367,7 @@ def judge_names(given: str | None) -> list[str]:
 
 
 def _to_grade(
-    works: Works, file: GradeFile, model: ScoreModel | None, again: bool, seed: int
+    works: LabelWorks, file: GradeFile, model: ScoreModel | None, again: bool, seed: int
 ) -> list[int]:
     """The works in the order in which they are graded; tells what is left out."""
     if file.unknown:
@@ -418,7 +389,7 @@ def _to_grade(
     return order
 
 
-def _judgements_of(works: Works, file: JudgementFile) -> list[Judgement]:
+def _judgements_of(works: LabelWorks, file: JudgementFile) -> list[Pair]:
     """What was judged before; judgements by other programs have neither kind nor prediction."""
     if not file.rows:
         return []
@@ -432,13 +403,13 @@ def _judgements_of(works: Works, file: JudgementFile) -> list[Judgement]:
         if one < len(works) and other < len(works):
             kind = said.get("kind", "")
             predicted = {"1": 1, "-1": -1}.get(said.get("predicted", "").strip())
-            pair = Pair(one, other, kind if kind in (MEASURE, REPEAT) else TEACH)
+            kind = kind if kind in (MEASURE, REPEAT) else TEACH
             judge = said.get("judge", "").strip()
-            judged.append(Judgement(pair, label, predicted, judge, row))
+            judged.append(Pair(one, other, kind, label, predicted, judge, row))
     return judged
 
 
-def _model(works: Works, checkpoint: Path | None, output_dir: Path) -> ScoreModel | None:
+def _model(works: LabelWorks, checkpoint: Path | None, output_dir: Path) -> ScoreModel | None:
     """The model to begin with; one that was not asked for need not be there, nor fit."""
     try:
         model = pick_model(checkpoint, output_dir)

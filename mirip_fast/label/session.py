@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from itertools import accumulate, combinations
 from typing import Any
@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.data.pair_files import FIRST, LABEL, SECOND
-from mirip_fast.errors import DataError, MiripError
-from mirip_fast.label.choice import MEASURE, REPEAT, Chooser, Judgement, Pair
+from mirip_fast.errors import DataError
+from mirip_fast.label.choice import MEASURE, REPEAT, Chooser, Pair
 from mirip_fast.label.judgement_file import JudgementFile
 from mirip_fast.label.works import Retrainer
+from mirip_fast.serving import STALE, BadRequestError
 from mirip_fast.text import folded
 
 log = logging.getLogger(__name__)
@@ -31,35 +32,9 @@ WINDOW = 50
 _LONGEST = 3600.0
 
 
-class StalePairError(MiripError, ValueError):
-    """A verdict on a pair that is not the one that is up (a second tab, a key pressed twice)."""
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A pair, or four works, that are up or about to be.
-
-    Attributes:
-        number: counts what was up in this session; a verdict names it.
-        pair: the first two works.
-        scores: [n] of all works by the head of that moment; None without one.
-        more: two further works, where four are put in order.
-    """
-
-    number: int
-    pair: Pair
-    scores: NDArray[np.floating] | None = None
-    more: tuple[int, ...] = ()
-
-    @property
-    def works(self) -> tuple[int, ...]:
-        """The works, as they stand on the page."""
-        return (self.pair.one, self.pair.other, *self.more)
-
-    def expects(self, one: int, other: int) -> int | None:
-        """What the head expects of two works, 1 or −1; None without one."""
-        gap = np.nan if self.scores is None else self.scores[one] - self.scores[other]
-        return int(np.sign(gap)) or None if np.isfinite(gap) else None
+#: What is up: a pair, the scores [n] of all works by the head of that moment (None without one), and two
+#: further works where four are put in order.
+Up = tuple[Pair, NDArray[np.floating] | None, tuple[int, ...]]
 
 
 class Session:
@@ -80,7 +55,7 @@ class Session:
         file: JudgementFile,
         name: Callable[[int], str],
         chooser: Chooser,
-        judged: list[Judgement],
+        judged: list[Pair],
         *,
         judge: str,
         retrain_every: int,
@@ -95,13 +70,13 @@ class Session:
         self._last_seconds: float | None = None
         self._remark: str | None = None  # why there is no head yet
         self._skipped: list[tuple[int, int]] = []
-        self._taken_back: list[Shown] = []  # to be shown again, as they were
-        self._history: list[tuple[Shown, list[int]]] = []  # judged in this session, and its rows
+        self._taken_back: list[Up] = []  # to be shown again, as they were
+        self._history: list[tuple[Up, list[int]]] = []  # judged in this session, and its rows
         self._number, self._four = 0, False
         self._lock = file.lock
         self._before = len(self.judgements)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="choose")
-        self._current = self._up(self._chosen([]).result())
+        self._show(self._fresh(self._chosen([]).result()))
         self._next = self._choose_ahead()
 
     def train_with(self, retrainer: Retrainer) -> None:
@@ -114,18 +89,18 @@ class Session:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     @property
-    def judgements(self) -> list[Judgement]:
+    def judgements(self) -> list[Pair]:
         """All judgements of this judge, and those that no judge is named of; earlier sessions' first."""
         with self._lock:
             return [j for j in self._all if self._is_mine(j)]
 
     @property
-    def by_all(self) -> list[Judgement]:
+    def by_all(self) -> list[Pair]:
         """The judgements of all judges."""
         with self._lock:
             return list(self._all)
 
-    def _is_mine(self, judgement: Judgement) -> bool:
+    def _is_mine(self, judgement: Pair) -> bool:
         return folded(judgement.judge) in ("", folded(self.judge_name))
 
     @property
@@ -142,11 +117,11 @@ class Session:
             seconds: that the judge took.
 
         Raises:
-            StalePairError: another pair is up by now.
+            BadRequestError: another pair is up by now.
             DataError, DiskFullError: it could not be written; the pair stays up.
         """
         with self._lock:
-            pair = self._require(number).pair
+            pair = self._require(number)
             self._take([(pair.one, pair.other, label)], seconds)
 
     def order(self, number: int, order: Sequence[int], seconds: float) -> None:
@@ -158,39 +133,39 @@ class Session:
             seconds: that the judge took; each pair gets a sixth.
 
         Raises:
-            StalePairError: other works are up by now.
+            BadRequestError: other works are up by now.
             DataError, DiskFullError: it could not be written; the works stay up.
         """
         with self._lock:
-            shown = self._require(number)
-            if len(shown.works) < 3 or sorted(order) != sorted(shown.works):
-                raise StalePairError("Those are not the works that are up")
+            self._require(number)
+            works = self._works()
+            if len(works) < 3 or sorted(order) != sorted(works):
+                raise BadRequestError("Those are not the works that are up", STALE)
             place = {work: place for place, work in enumerate(order)}
-            pairs = list(combinations(shown.works, 2))
+            pairs = list(combinations(works, 2))
             verdicts = [(a, b, 1 if place[a] < place[b] else -1) for a, b in pairs]
             self._take(verdicts, seconds / len(pairs))
 
     def _take(self, verdicts: Sequence[tuple[int, int, int]], seconds: float) -> None:
-        shown, old = self._current, {j.pair.key for j in self.judgements}
+        (shown, scores, _), old = self._up, {j.key for j in self.judgements}
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         made, rows = [], []
         for one, other, label in verdicts:
-            pair = Pair(one, other)
+            kind, pair = shown.kind, Pair(one, other)
             if len(verdicts) > 1:
-                pair = Pair(one, other, REPEAT if pair.key in old else self._chooser.kind(pair))
-            else:
-                pair = shown.pair
-            expected = shown.expects(one, other)
-            made.append(Judgement(pair, label, expected, self.judge_name))
+                kind = REPEAT if pair.key in old else self._chooser.kind(pair)
+            gap = np.nan if scores is None else scores[one] - scores[other]
+            expected = int(np.sign(gap)) or None if np.isfinite(gap) else None  # by the head
+            made.append(Pair(one, other, kind, label, expected, self.judge_name))
             rows.append({
                 FIRST: self._name(one), SECOND: self._name(other), LABEL: str(label),
                 "time": now, "judge": self.judge_name,
                 "seconds": f"{min(max(seconds, 0.0), _LONGEST):.1f}",
-                "kind": pair.kind, "predicted": "" if expected is None else str(expected),
+                "kind": kind, "predicted": "" if expected is None else str(expected),
             })  # fmt: skip
         numbers = self._file.append(*rows)
         self._all += [replace(j, row=row) for j, row in zip(made, numbers, strict=True)]
-        self._history.append((shown, numbers))
+        self._history.append((self._up, numbers))
         self._advance()
         self._train_if_due()
 
@@ -198,10 +173,10 @@ class Session:
         """Put the pair aside for this session; nothing is written.
 
         Raises:
-            StalePairError: another pair is up by now.
+            BadRequestError: another pair is up by now.
         """
         with self._lock:
-            self._skipped.append(self._require(number).pair.key)
+            self._skipped.append(self._require(number).key)
             self._advance()
 
     def take_back(self, row: int | None = None) -> None:
@@ -220,7 +195,7 @@ class Session:
             self._all[:] = [j for j in self._all if j.row not in rows]
             self._before -= row is not None and all(row not in made for _, made in self._history)
             if row is None:
-                self._taken_back += [self._current, self._history.pop()[0]]
+                self._taken_back += [self._up, self._history.pop()[0]]
                 self._advance()
             left = [(s, [n for n in made if n not in rows]) for s, made in self._history]
             self._history = [(shown, made) for shown, made in left if made]
@@ -230,32 +205,32 @@ class Session:
         with self._lock:
             self._four = on
             self._taken_back.clear()
-            self._current = self._up(self._current.pair)
+            self._show(self._fresh(self._up[0]))
 
     def listing(self) -> list[dict[str, Any]]:
         """What this judge judged, the newest first, with what others said of the same pairs."""
         with self._lock:
-            mine = {j.pair.key for j in self.judgements}
+            mine = {j.key for j in self.judgements}
             return [
                 {
-                    "row": j.row, "works": [j.pair.one, j.pair.other], "label": j.label,
+                    "row": j.row, "works": [j.one, j.other], "label": j.label,
                     "judge": j.judge, "mine": self._is_mine(j),
                 }
-                for j in reversed(self._all) if j.pair.key in mine
+                for j in reversed(self._all) if j.key in mine
             ]  # fmt: skip
 
     def state(self) -> dict[str, Any]:
         """What the page shows: plain types, and no word from a file's name."""
         with self._lock:
-            shown, judged = self._current, self.judgements
+            judged = self.judgements
             ahead: list[int] = []
             if self._taken_back:
-                ahead = list(self._taken_back[-1].pair.key)
+                ahead = list(self._taken_back[-1][0].key)
             elif self._next.done() and not self._next.exception():
                 ahead = list(self._next.result().key)
             return {
-                "number": shown.number,
-                "works": shown.works,
+                "number": self._number,
+                "works": self._works(),
                 "judge": self.judge_name,
                 "four": self._four,
                 "agreement": pair_agreement(self._all),
@@ -286,39 +261,45 @@ class Session:
                 self._trained.append(judgements)
                 self._last_seconds = seconds
 
-    def _require(self, number: int) -> Shown:
-        if number != self._current.number:
-            raise StalePairError("That pair was judged already")
-        return self._current
+    def _works(self) -> tuple[int, ...]:
+        """The works that are up, as they stand on the page."""
+        pair, _, more = self._up
+        return (pair.one, pair.other, *more)
+
+    def _require(self, number: int) -> Pair:
+        if number != self._number:
+            raise BadRequestError("That pair was judged already", STALE)
+        return self._up[0]
 
     def _advance(self) -> None:
         """Bring up the next pair: one that was set back by an undo, else the one chosen ahead."""
         if self._taken_back:  # its prediction stays the one from before the verdict was known
-            back = self._taken_back.pop()
-            self._number += 1
-            self._current = replace(back, number=self._number)
-            return
+            return self._show(self._taken_back.pop())
         pair = self._next.result()
         if pair.key in self._skipped:
             pair = self._chosen([]).result()
-        self._current = self._up(pair)
+        self._show(self._fresh(pair))
         self._next = self._choose_ahead()
 
     def _choose_ahead(self) -> Future[Pair]:
         """Choose while the judge looks at the pair that is up."""
-        return self._chosen([self._current.pair])
+        return self._chosen([self._up[0]])
 
     def _chosen(self, waiting: list[Pair]) -> Future[Pair]:
-        others = [j.pair for j in self.by_all if not self._is_mine(j)]
+        others = [j for j in self.by_all if not self._is_mine(j)]
         return self._pool.submit(
             self._chooser.next, self.judgements,
             waiting=waiting, skipped=set(self._skipped), others=others,
         )  # fmt: skip
 
-    def _up(self, pair: Pair) -> Shown:
-        self._number += 1
+    def _fresh(self, pair: Pair) -> Up:
         more = self._chooser.further(pair) if self._four else ()
-        return Shown(self._number, pair, self._scores, more)
+        return pair, self._scores, more
+
+    def _show(self, up: Up) -> None:
+        """Put up what a verdict may be given of, under the next number."""
+        self._number += 1
+        self._up = up
 
     def _train_if_due(self) -> None:
         count = len(self._all)
@@ -344,7 +325,7 @@ def share(hits: int, count: int) -> dict[str, Any]:
     return {"hits": hits, "count": count, "value": value, "low": low, "high": high}
 
 
-def predicted(judged: Sequence[Judgement], *, measure: bool) -> list[tuple[int, bool]]:
+def predicted(judged: Sequence[Pair], *, measure: bool) -> list[tuple[int, bool]]:
     """Number of each judgement (from 1) that was predicted before it was learned from, and whether rightly.
 
     Args:
@@ -356,8 +337,8 @@ def predicted(judged: Sequence[Judgement], *, measure: bool) -> list[tuple[int, 
         for number, judgement in enumerate(judged, start=1)
         if judgement.predicted is not None
         and judgement.label != 0  # a tie has no better work
-        and judgement.pair.kind != REPEAT  # the head has learned from that pair
-        and (judgement.pair.kind == MEASURE) == measure
+        and judgement.kind != REPEAT  # the head has learned from that pair
+        and (judgement.kind == MEASURE) == measure
     ]
 
 
@@ -371,18 +352,18 @@ def curve(hits: Sequence[tuple[int, bool]], window: int = WINDOW) -> list[dict[s
     return points
 
 
-def consistency(judged: Sequence[Judgement]) -> dict[str, Any]:
+def consistency(judged: Sequence[Pair]) -> dict[str, Any]:
     """How often a pair that was judged before got the same verdict (better, worse or tie) again."""
     first: dict[tuple[int, int], int] = {}
     again = []
     for j in judged:
-        if j.pair.key in first:
-            again.append(first[j.pair.key] == j.verdict)
-        first.setdefault(j.pair.key, j.verdict)
+        if j.key in first:
+            again.append(first[j.key] == j.verdict)
+        first.setdefault(j.key, j.verdict)
     return share(sum(again), len(again))
 
 
-def pair_agreement(judged: Sequence[Judgement]) -> list[dict[str, Any]]:
+def pair_agreement(judged: Sequence[Pair]) -> list[dict[str, Any]]:
     """How often two judges said the same (better, worse or tie) of a pair: first, second, and the share.
 
     Of a pair that a judge was shown more than once, the first verdict counts.
@@ -392,7 +373,7 @@ def pair_agreement(judged: Sequence[Judgement]) -> list[dict[str, Any]]:
     for j in judged:
         if j.judge:
             name = names.setdefault(folded(j.judge), j.judge)
-            said.setdefault(name, {}).setdefault(j.pair.key, j.verdict)
+            said.setdefault(name, {}).setdefault(j.key, j.verdict)
     told = []
     for first, second in combinations(said, 2):
         both = said[first].keys() & said[second].keys()

@@ -61,7 +61,7 @@ _HOW = {"embed.cache_dir", "embed.workers", "embed.embed_batch_size", "embed.com
 
 
 @dataclass(frozen=True)
-class Works:
+class LabelWorks:
     """n works of a data set, in the order of training.
 
     Attributes:
@@ -105,7 +105,7 @@ def prepare_works(
     compared: bool = True,
     command: str = "",
     progress: Callable[[Progress], None] = lambda _: None,
-) -> Works:
+) -> LabelWorks:
     """Embed what is missing and take the works as ``train --pairs`` will take them.
 
     A folder that was embedded before is embedded as it was then; a new one as the newest data set of the
@@ -133,7 +133,7 @@ def prepare_works(
     store = FeatureStore.open(dataset.store_path)
     features, blocks = _preference_rows(dataset, store, images.hashes, config)
     keep = _may_be_shown(images)
-    works = Works(dataset, images, left_out(dataset), keep, features, blocks, store)
+    works = LabelWorks(dataset, images, left_out(dataset), keep, features, blocks, store)
     for split in SPLITS[:2] if compared else ():
         if len(works.in_split(split)) < 2:
             raise DataError(
@@ -229,7 +229,7 @@ class Retrainer:
     """
 
     def __init__(
-        self, config: Config, works: Works, done: Callable[[int, dict[str, Any], float], None]
+        self, config: Config, works: LabelWorks, done: Callable[[int, dict[str, Any], float], None]
     ):
         self._job = {
             "config": config.to_dict(),
