@@ -28,7 +28,7 @@ from torch import nn
 from torch.nn import functional
 
 from mirip_fast.config import Config, FinetuneConfig
-from mirip_fast.evaluation.benchmark import Requirements, peak_memory_gb
+from mirip_fast.evaluation.benchmark import REQUIREMENTS, peak_memory_gb
 from mirip_fast.evaluation.text_table import format_table
 from mirip_fast.features.backbone_files import BackboneSpec
 from mirip_fast.finetune.data import Batches, Pictures
@@ -181,7 +181,7 @@ def row(
     except torch.OutOfMemoryError:
         return name, parts, "out of memory", "", "", ""
     memory = bench.memory()
-    most = Requirements().memory_gb
+    most = REQUIREMENTS["memory_gb"]
     return (
         name, parts, f"{images / seconds:.1f}", f"{pairs / seconds:.0f}", f"{memory:.2f}",
         verdict(memory, most=most) if bench.batch == 32 else "",
@@ -229,7 +229,7 @@ def pair_time(bench: Bench, size: int) -> None:
             model(images)
 
     ms = 1000 * bench.seconds(score)
-    need = Requirements().inference_ms
+    need = REQUIREMENTS["inference_ms"]
     print(
         f"{size} pixels: {ms:.2f} ms per pair (required: < {need:g} ms): {verdict(ms, most=need)}"
     )

@@ -8,22 +8,20 @@ import click
 
 from mirip_fast.settings import Resolved
 
-from .options import config_options
+from .options import FOLDER, PATH, config_options
 from .say import echo
-
-_PATH = click.Path(path_type=Path)
 
 
 @click.command("audit")
-@click.argument("data", type=_PATH, required=False)
+@click.argument("data", type=PATH, required=False)
 @click.option(
     "--run",
-    type=_PATH,
+    type=PATH,
     help="Run whose splits and held-out scores are looked at (default: the newest of the data).",
 )
 @click.option(
     "--pairs",
-    type=_PATH,
+    type=PATH,
     multiple=True,
     help="CSV file of judged pairs, to look for preference cycles in; may be given several times.",
 )
@@ -33,7 +31,7 @@ _PATH = click.Path(path_type=Path)
 )  # fmt: skip
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=FOLDER,
     default=Path(),
     help="Folder for audit.csv and near_groups.csv.",
 )

@@ -8,15 +8,13 @@ import click
 
 from mirip_fast.settings import Resolved
 
-from .options import checkpoint_option, command_line, config_options, moved_backbone
+from .options import PATH, checkpoint_option, command_line, config_options, moved_backbone
 from .say import echo
-
-_PATH = click.Path(path_type=Path)
 
 
 @click.command("compare")
-@click.argument("first", type=_PATH)
-@click.argument("second", type=_PATH)
+@click.argument("first", type=PATH)
+@click.argument("second", type=PATH)
 @checkpoint_option
 @moved_backbone
 @config_options("train.output_dir", "embed.cache_dir", "embed.max_megapixels", "runtime")

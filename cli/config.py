@@ -9,11 +9,11 @@ import click
 from mirip_fast.config import PROJECT_FILE
 from mirip_fast.settings import resolve, to_yaml
 
+from .options import PATH
+
 
 @click.command("config")
-@click.option(
-    "--config", "files", multiple=True, type=click.Path(path_type=Path), help="YAML files."
-)
+@click.option("--config", "files", multiple=True, type=PATH, help="YAML files.")
 def config_command(files: tuple[Path, ...]) -> None:
     """Print all settings as YAML, as they are resolved in this folder.
 

@@ -12,6 +12,8 @@ import click
 
 from mirip_fast.files import write_csv
 
+from .options import PATH
+
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
@@ -29,7 +31,7 @@ _KOREAN = ("정물", "풍경", "추상", "습작")
 
 
 @click.command("demo")
-@click.argument("folder", type=click.Path(path_type=Path), default=Path("demo"))
+@click.argument("folder", type=PATH, default=Path("demo"))
 @click.pass_context
 def demo_command(context: click.Context, folder: Path) -> None:
     """Make a small sample portfolio in FOLDER and run embed, train, evaluate and rank on it.

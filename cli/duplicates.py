@@ -10,18 +10,16 @@ from mirip_fast.progress import Bar
 from mirip_fast.settings import Resolved
 from mirip_fast.text import counted, shown
 
-from .options import command_line, config_options
+from .options import FILE, PATH, command_line, config_options
 from .say import echo
-
-_PATH = click.Path(path_type=Path)
 
 
 @click.command("duplicates")
-@click.argument("folders", type=_PATH, nargs=-1)
+@click.argument("folders", type=PATH, nargs=-1)
 @click.option(
     "--cache",
     "caches",
-    type=_PATH,
+    type=PATH,
     multiple=True,
     help="Compare with the works of another cache, too.",
 )
@@ -30,7 +28,7 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=FILE,
     default=Path("duplicates.csv"),
     show_default=True,
     help="CSV file to write.",

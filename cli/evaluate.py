@@ -13,44 +13,41 @@ from mirip_fast.errors import ConfigError
 from mirip_fast.progress import Bar
 from mirip_fast.settings import Resolved
 
-from .options import checkpoint_option, config_options, given_flags, moved_backbone
+from .options import (
+    FILE,
+    PATH,
+    SCORES,
+    checkpoint_option,
+    config_options,
+    given_flags,
+    moved_backbone,
+)
 from .say import echo
 from .train import warn_of_the_order
 
-_PATH = click.Path(path_type=Path)
-
 
 @click.command("evaluate")
-@click.argument("runs", metavar="[RUN]…", nargs=-1, type=_PATH)
+@click.argument("runs", metavar="[RUN]…", nargs=-1, type=PATH)
 @checkpoint_option
 @click.option(
-    "--test-data", type=_PATH, help="CSV file of graded images (default: the run's test split)."
+    "--test-data", type=PATH, help="CSV file of graded images (default: the run's test split)."
 )
-@click.option("--image-dir", type=_PATH, help="Folder that --test-data's files are relative to.")
+@click.option("--image-dir", type=PATH, help="Folder that --test-data's files are relative to.")
 @click.option(
     "--split", type=click.Choice(["train", "val", "test"]), default="test", show_default=True
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=FILE,
     help="JSON file to write, with pictures beside it (default: in the run's folder).",
 )
 @click.option(
     "--html",
-    type=_PATH,
+    type=PATH,
     help="Page to look at, in one file: the figures in words, drawings, the worst mistakes.",
 )
 @moved_backbone
-@config_options(
-    "evaluate",
-    "data",
-    "train.output_dir",
-    "embed.cache_dir",
-    "embed.embed_batch_size",
-    "embed.workers",
-    "embed.max_megapixels",
-    "runtime",
-)
+@config_options("evaluate", "data", *SCORES)
 def evaluate_command(
     resolved: Resolved,
     runs: tuple[Path, ...],

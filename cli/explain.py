@@ -11,25 +11,19 @@ from mirip_fast.language import tr
 from mirip_fast.progress import Bar
 from mirip_fast.settings import Resolved
 
-from .options import checkpoint_option, command_line, config_options, moved_backbone
+from .options import FOLDER, PATH, checkpoint_option, command_line, config_options, moved_backbone
 from .say import echo
 
 if TYPE_CHECKING:
     from mirip_fast.portfolio.explain import Explained
 
-_PATH = click.Path(path_type=Path)
 _EVEN = 0.005  # of an even share; a head whose queries hardly learned looks everywhere
 
 
 @click.command("explain")
-@click.argument("images", type=_PATH, nargs=-1, required=True, metavar="IMAGE...")
+@click.argument("images", type=PATH, nargs=-1, required=True, metavar="IMAGE...")
 @checkpoint_option
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path(),
-    help="Folder for the pictures (default: here).",
-)
+@click.option("--out", type=FOLDER, default=Path(), help="Folder for the pictures (default: here).")
 @moved_backbone
 @config_options(
     "explain",

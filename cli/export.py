@@ -9,23 +9,21 @@ import click
 
 from mirip_fast.settings import Resolved
 
-from .options import checkpoint_option, config_options, moved_backbone
+from .options import FOLDER, PATH, checkpoint_option, config_options, moved_backbone
 from .say import echo
-
-_PATH = click.Path(path_type=Path)
 
 
 @click.command("export")
 @checkpoint_option
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=FOLDER,
     help="Folder for the ONNX files (default: export, unless --hf is given).",
 )
-@click.option("--hf", type=_PATH, help="Write a folder to share: safetensors and a model card.")
+@click.option("--hf", type=PATH, help="Write a folder to share: safetensors and a model card.")
 @click.option("--head-only", is_flag=True, help="Leave the backbone out of the ONNX files.")
 @click.option(
-    "--images", type=_PATH, help="Folder of images to compare with torch on (default: the run's)."
+    "--images", type=PATH, help="Folder of images to compare with torch on (default: the run's)."
 )
 @click.option("--overwrite", is_flag=True, help="Replace the files of an earlier export.")
 @moved_backbone

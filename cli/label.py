@@ -10,19 +10,17 @@ import click
 from mirip_fast.progress import Bar
 from mirip_fast.settings import Resolved
 
-from .options import command_line, config_options
+from .options import FILE, PATH, command_line, config_options
 from .say import echo
 
 if TYPE_CHECKING:
     from mirip_fast.label.server import LabelRun
 
-_PATH = click.Path(path_type=Path)
-
 
 @click.command("label")
-@click.argument("folder", type=_PATH)
+@click.argument("folder", type=PATH)
 @click.option(
-    "--out", type=click.Path(path_type=Path, dir_okay=False),
+    "--out", type=FILE,
     help="File of judgements; an existing one is gone on from (default: pairs.csv, grades.csv with --grade).",
 )  # fmt: skip
 @click.option("--grade", is_flag=True, help="Give each work its tier, instead of comparing works.")
@@ -34,7 +32,7 @@ _PATH = click.Path(path_type=Path)
 )  # fmt: skip
 @click.option(
     "--checkpoint",
-    type=_PATH,
+    type=PATH,
     help="Run to begin with (default: the newest one that fits, if any).",
 )
 @click.option(
@@ -67,7 +65,7 @@ def label_command(
 
     The page is for this machine only, unless --share says otherwise. Ctrl-C ends it.
     """
-    from mirip_fast.label.server import open_label
+    from mirip_fast.label.server import LabelRun
     from mirip_fast.serving import require_packages
 
     require_packages("label")
@@ -80,7 +78,7 @@ def label_command(
     out = out or Path("grades.csv" if grade else "pairs.csv")
 
     with Bar(" images") as bar:
-        opened = open_label(
+        opened = LabelRun(
             folder, out, resolved,
             checkpoint=checkpoint, port=port, grade=grade, again=again, four=four, share=share,
             command=command_line(), progress=bar.embedding,

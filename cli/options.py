@@ -13,6 +13,21 @@ import click
 from mirip_fast.config import PROJECT_FILE
 from mirip_fast.settings import Setting, resolve, settings
 
+#: What an option or argument names: a file or a folder, a file, a folder.
+PATH = click.Path(path_type=Path)
+FILE = click.Path(path_type=Path, dir_okay=False)
+FOLDER = click.Path(path_type=Path, file_okay=False)
+
+#: Settings of commands that score pictures with a trained model, and of those that read a table of works.
+SCORES = (
+    "train.output_dir", "embed.cache_dir", "embed.embed_batch_size", "embed.workers",
+    "embed.max_megapixels", "runtime",
+)  # fmt: skip
+WORKS = (
+    "data.by", "data.id_column", "data.image_column", "data.image_root", "data.separator",
+    "data.encoding", "data.sheet",
+)  # fmt: skip
+
 
 def config_options(
     *sections: str, **renamed: str
@@ -40,7 +55,7 @@ def config_options(
         return click.option(
             "--config",
             multiple=True,
-            type=click.Path(path_type=Path),
+            type=PATH,
             help=f"YAML file with settings; {PROJECT_FILE} in the working folder is read without it.",
         )(command_with_options)
 
@@ -87,7 +102,7 @@ def command_line() -> str:
 
 #: For commands that use a trained model.
 checkpoint_option = click.option(
-    "--checkpoint", type=click.Path(path_type=Path),
+    "--checkpoint", type=PATH,
     help="Run or model file (default: the run of `mirip-fast use`, else the newest finished one).",
 )  # fmt: skip
 #: For those that need its backbone, which it knows.

@@ -12,10 +12,18 @@ import click
 from mirip_fast.progress import Bar
 from mirip_fast.settings import Resolved
 
-from .options import checkpoint_option, command_line, config_options, given_flags, moved_backbone
+from .options import (
+    PATH,
+    SCORES,
+    WORKS,
+    checkpoint_option,
+    command_line,
+    config_options,
+    given_flags,
+    moved_backbone,
+)
 from .say import echo
 
-_PATH = click.Path(path_type=Path)
 _WIDTH = 100
 _FILES = re.compile(r"\.(xls[xm]?|html?|csv|json|docx?|pdf|od[st]|txt|zip)")
 #: Options, the one that they need, and what to say where it is missing.
@@ -40,16 +48,16 @@ if TYPE_CHECKING:
 @checkpoint_option
 @click.option("--top", type=click.IntRange(min=1), help="Show the best N only; the files have all.")
 @click.option(
-    "--out", type=_PATH, default=Path(), help="Folder for ranking.csv and .json (default: here)."
+    "--out", type=PATH, default=Path(), help="Folder for ranking.csv and .json (default: here)."
 )
 @click.option(
     "--html",
-    type=_PATH,
+    type=PATH,
     metavar="FILE",
     help="Write a page to look at: the sorted works as pictures.",
 )
 @click.option(
-    "--xlsx", type=_PATH, metavar="FILE",
+    "--xlsx", type=PATH, metavar="FILE",
     help="Write an Excel workbook, too: small pictures, filters, colours of the tiers.",
 )  # fmt: skip
 @click.option(
@@ -57,7 +65,7 @@ if TYPE_CHECKING:
     help="Give each value of a column (department, applicant) a sheet of its own in the workbook.",
 )  # fmt: skip
 @click.option(
-    "--sort-into", type=_PATH, metavar="DIR",
+    "--sort-into", type=PATH, metavar="DIR",
     help="Put the pictures into a folder per tier below DIR; `mirip-fast unsort DIR` undoes it.",
 )  # fmt: skip
 @click.option(
@@ -91,12 +99,7 @@ if TYPE_CHECKING:
 @click.option("--strict", is_flag=True, help="Exit with status 1 if any image failed.")
 @click.option("--anyway", is_flag=True, help="Sort by a model that is no better than chance, too.")
 @moved_backbone
-@config_options(
-    "train.output_dir", "embed.cache_dir", "embed.embed_batch_size", "embed.workers",
-    "embed.max_megapixels", "explain", "data.by", "evaluate.portfolio", "evaluate.within",
-    "data.id_column", "data.image_column", "data.image_root", "data.separator", "data.encoding",
-    "data.sheet", "runtime",
-)  # fmt: skip
+@config_options(*SCORES, *WORKS, "explain", "evaluate.portfolio", "evaluate.within")
 def rank_command(
     resolved: Resolved,
     folder: tuple[str, ...],
@@ -227,7 +230,7 @@ def _write_workbook(path: Path, by: str | None, done: RankDone, config: Config) 
     with Bar(" pictures") as bar:
         return write_workbook(
             path, done.ranking, pictures, config,
-            sheets_by=by, applicants=done.applicants, progress=bar,
+            sheets_by=by, applicants=done.applicants, within=done.portfolio.get("within"), progress=bar,
         )  # fmt: skip
 
 
@@ -295,7 +298,7 @@ def _write_page(
 
 def _show(done: RankDone, top: int | None, files: Sequence[Path]) -> None:
     """Print the first works, or applicants, and what their order rests on."""
-    from mirip_fast.portfolio.ranking import ranking_table
+    from mirip_fast.portfolio.ranking import applicants_text, ranking_table
 
     people = done.applicants
     if people is None:
@@ -303,11 +306,11 @@ def _show(done: RankDone, top: int | None, files: Sequence[Path]) -> None:
         shown, where = done.ranking, files[0]
     else:
         ranks = dict(zip(done.ranking["file"], done.ranking["rank"], strict=True))
-        echo(people.to_text(ranks, top, _WIDTH))
-        shown, where = people.table, files[2]
+        echo(applicants_text(people[:top], ranks, _WIDTH))
+        shown, where = people, files[2]
     if top is not None and top < len(shown):
         echo(f"… and {len(shown) - top} more in {where}")
-    for line in () if people is None else (people.why, *people.remarks):
+    for line in () if people is None else (done.portfolio["why"], *done.portfolio["remarks"]):
         echo(line, wrap=True)
     _tell_what_it_rests_on(done)
 

@@ -12,10 +12,17 @@ import click
 from mirip_fast.progress import Bar
 from mirip_fast.settings import Resolved
 
-from .options import checkpoint_option, command_line, config_options, moved_backbone
+from .options import (
+    FOLDER,
+    PATH,
+    SCORES,
+    WORKS,
+    checkpoint_option,
+    command_line,
+    config_options,
+    moved_backbone,
+)
 from .say import echo
-
-_PATH = click.Path(path_type=Path)
 
 if TYPE_CHECKING:
     from mirip_fast.portfolio.serve import LivePage
@@ -25,7 +32,7 @@ if TYPE_CHECKING:
 @click.argument("source", required=False)
 @checkpoint_option
 @click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), default=Path(),
+    "--out", type=FOLDER, default=Path(),
     help="Folder for the marks and the judged pairs that moves make (default: here).",
 )  # fmt: skip
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port (default: any free).")
@@ -46,16 +53,12 @@ if TYPE_CHECKING:
     "--queue", type=click.IntRange(min=1), default=16, show_default=True,
     help="Uploads that may wait; more are told to come again.",
 )  # fmt: skip
-@click.option("--keep", type=_PATH, metavar="DIR", help="Keep uploads in DIR (default: none).")
+@click.option("--keep", type=PATH, metavar="DIR", help="Keep uploads in DIR (default: none).")
 @click.option("--no-api", is_flag=True, help="The page alone; the backbone is not loaded.")
 @click.option("--no-browser", is_flag=True, help="Print the page's address without opening it.")
 @click.option("--anyway", is_flag=True, help="Sort by a model that is no better than chance, too.")
 @moved_backbone
-@config_options(
-    "train.output_dir", "embed.cache_dir", "embed.embed_batch_size", "embed.workers",
-    "embed.max_megapixels", "data.by", "data.id_column", "data.image_column", "data.image_root",
-    "data.separator", "data.encoding", "data.sheet", "runtime",
-)  # fmt: skip
+@config_options(*SCORES, *WORKS)
 def serve_command(
     resolved: Resolved,
     source: str | None,

@@ -9,32 +9,26 @@ import click
 from mirip_fast.progress import Bar
 from mirip_fast.settings import Resolved
 
-from .options import command_line, config_options, moved_backbone
+from .options import FILE, PATH, command_line, config_options, moved_backbone
 from .say import echo
-
-_PATH = click.Path(path_type=Path)
 
 
 @click.command("similar")
-@click.argument("image", type=_PATH)
+@click.argument("image", type=PATH)
 @click.option(
     "--top", type=click.IntRange(min=1), default=10, show_default=True, help="Works shown."
 )
 @click.option(
-    "--data", type=_PATH, help="Search this embedded data set only (default: all of the cache)."
+    "--data", type=PATH, help="Search this embedded data set only (default: all of the cache)."
 )
 @click.option(
     "--cache",
     "caches",
-    type=_PATH,
+    type=PATH,
     multiple=True,
     help="Search another cache folder, too; repeatable.",
 )
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Write the result to this CSV file, too.",
-)
+@click.option("--out", type=FILE, help="Write the result to this CSV file, too.")
 @moved_backbone
 @config_options("embed.cache_dir", "embed.max_megapixels", "runtime")
 def similar_command(

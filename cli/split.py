@@ -8,17 +8,13 @@ import click
 
 from mirip_fast.settings import Resolved
 
-from .options import config_options
+from .options import FOLDER, PATH, config_options
 from .say import echo
 
 
 @click.command("split")
-@click.argument("data", type=click.Path(path_type=Path))
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder for the files (default: DATA).",
-)
+@click.argument("data", type=PATH)
+@click.option("--out", type=FOLDER, help="Folder for the files (default: DATA).")
 @config_options("split", "data", "embed.cache_dir", split_seed="--seed")
 def split_command(resolved: Resolved, data: Path, out: Path | None) -> None:
     """Divide graded images into train, val and test, stratified by tier.

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import click
 
+from .options import PATH
 from .say import echo
 
 
 @click.command("unsort")
-@click.argument("log", type=click.Path(path_type=Path), metavar="LOG")
+@click.argument("log", type=PATH, metavar="LOG")
 def unsort_command(log: Path) -> int:
     """Undo `rank --sort-into DIR`: moved files go back, copies and links are taken away.
 

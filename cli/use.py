@@ -8,12 +8,12 @@ import click
 
 from mirip_fast.settings import Resolved
 
-from .options import config_options
+from .options import PATH, config_options
 from .say import echo
 
 
 @click.command("use")
-@click.argument("run", required=False, type=click.Path(path_type=Path))
+@click.argument("run", required=False, type=PATH)
 @click.option("--newest", is_flag=True, help="Go back to the newest finished run.")
 @config_options("train.output_dir")
 def use_command(resolved: Resolved, run: Path | None, newest: bool) -> None:

@@ -10,12 +10,12 @@ from mirip_fast.evaluation.text_table import printable
 from mirip_fast.settings import Resolved
 from mirip_fast.text import counted
 
-from .options import config_options
+from .options import PATH, config_options
 from .say import echo
 
 
 @click.command("verify")
-@click.argument("runs", metavar="[RUN…]", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("runs", metavar="[RUN…]", nargs=-1, type=PATH)
 @click.option(
     "--accept",
     is_flag=True,

@@ -167,7 +167,7 @@ class Model:
         """
         from mirip_fast.portfolio.page import check_page_path, write_page
         from mirip_fast.portfolio.rank import rank_folder
-        from mirip_fast.portfolio.ranking import check_applicants_path
+        from mirip_fast.portfolio.ranking import applicant_records, check_applicants_path
         from mirip_fast.portfolio.xlsx import check_workbook_path, write_workbook
         from mirip_fast.ranking.anchors import find_anchors
 
@@ -197,14 +197,17 @@ class Model:
             write_page(Path(html), done, config)
         if xlsx is not None:
             pictures = [done.root / file for file in done.ranking["file"]]
-            write_workbook(Path(xlsx), done.ranking, pictures, config, applicants=done.applicants)
+            write_workbook(
+                Path(xlsx), done.ranking, pictures, config,
+                applicants=done.applicants, within=done.portfolio.get("within"),
+            )  # fmt: skip
         ranking = done.ranking
         ranking.attrs["failures"] = done.failures
         ranking.attrs["names"] = done.names
         ranking.attrs["warnings"] = done.calibration.warnings()
         if done.applicants is not None:
-            ranking.attrs["applicants"] = done.applicants.records()
-            ranking.attrs["warnings"] += [done.applicants.why, *done.applicants.remarks]
+            ranking.attrs["applicants"] = applicant_records(done.applicants)
+            ranking.attrs["warnings"] += [done.portfolio["why"], *done.portfolio["remarks"]]
         return ranking
 
     def score(self, source: Source, **options: Any) -> pd.DataFrame:

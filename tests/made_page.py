@@ -18,7 +18,7 @@ from mirip_fast.evaluation.calibration import Calibration, fit_calibration
 from mirip_fast.portfolio import page as page_module
 from mirip_fast.portfolio.page import Reason, write_page
 from mirip_fast.portfolio.rank import RankDone
-from mirip_fast.portfolio.ranking import Applicants, rank_applicants, rank_scores
+from mirip_fast.portfolio.ranking import rank_applicants, rank_scores
 from mirip_fast.portfolio.thumbnails import encode_picture
 from mirip_fast.ranking.anchors import Anchor, Anchors
 from mirip_fast.ranking.held_out import save_held_out
@@ -99,10 +99,10 @@ def made_ranking(
     win_rates = None
     if anchors is not None:
         win_rates = dict(zip(TIERS, anchors.win_rates(scores, [b""] * len(names)).T, strict=True))
-    people = None
+    people, portfolio = None, {}
     if hands is not None:
-        table = rank_applicants(hands, scores, names, "mean", draws=draws)
-        people = Applicants("by", None, table, "mean", "The mean of <b>.", ())
+        people = rank_applicants(hands, scores, names, "mean", draws=draws)
+        portfolio = {"by": "by", "within": None, "why": "The mean of <b>.", "remarks": []}
     ranking = rank_scores(
         works(names, [f"id {i}" for i in range(len(names))], **(given or {})), scores,
         calibration=calibration if known else None, draws=draws if known else None,
@@ -121,7 +121,7 @@ def made_ranking(
     )
     return RankDone(
         root, model, ranking, list(failures), list(names), calibration if known else unknown(), 60 if known else 0,
-        None if known else "unknown: no heads", 3, root, hashes, SimpleNamespace(series=dict), anchors, people,
+        None if known else "unknown: no heads", 3, root, hashes, SimpleNamespace(series=dict), anchors, people, portfolio,
     )  # fmt: skip
 
 

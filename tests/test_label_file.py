@@ -43,10 +43,10 @@ def test_a_judgement_is_on_the_disk_before_the_next(
         file.append(row("a.png", "b.png"))
         assert done[:2] == ["write", "fsync"]  # header and judgement at once
         done.clear()
-        file.append(row("b.png", "c.png"))
+        (last,) = file.append(row("b.png", "c.png"))
         assert done == ["write", "fsync"]
         done.clear()
-        file.take_back()
+        file.take_back(last)
         assert [what for what in done if what != "fsync"] == ["write", "cut"]
         assert done.index("fsync") < done.index("cut") and done[-1] == "fsync"
 
@@ -167,12 +167,9 @@ def test_taking_back(tmp_path: Path) -> None:
         file.append(row("a.png", "b.png"))
     earlier = path.read_bytes()
     with JudgementFile(path) as file:
-        with pytest.raises(DataError, match="no judgement of this session"):
-            file.take_back()  # what an earlier session judged stays
-        file.append(row("c\n.png", "d.png", -1))
-        file.append(row("e.png", "f.png", 0))
-        file.take_back()
-        file.take_back()
+        first, last = file.append(row("c\n.png", "d.png", -1), row("e.png", "f.png", 0))
+        file.take_back(last)
+        file.take_back(first)
         assert path.read_bytes() == earlier
         aside = file.aside.read_text(encoding="utf-8")
         assert aside.index("e.png,f.png,0") < aside.index('"c\n.png",d.png,-1')  # nothing is lost
@@ -210,7 +207,7 @@ def test_a_file_that_others_touch_is_not_written_blindly(tmp_path: Path) -> None
     with pytest.raises(DataError, match="changed by another program"):
         file.append(row("b.png", "c.png"))
     with pytest.raises(DataError, match="changed by another program"):
-        file.take_back()  # it would cut off the other's row
+        file.take_back(1)  # it would cut off the other's row
     path.rename(tmp_path / "elsewhere.csv")
     with pytest.raises(DataError, match="moved, removed or replaced"):
         file.append(row("b.png", "c.png"))

@@ -28,7 +28,7 @@ from mirip_fast.data.pair_files import read_pairs
 from mirip_fast.errors import ConfigError, DataError
 from mirip_fast.label import grading, judgement_file
 from mirip_fast.label.judgement_file import JudgementFile
-from mirip_fast.label.server import judge_names, open_label
+from mirip_fast.label.server import LabelRun, judge_names
 
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
@@ -102,7 +102,7 @@ def test_tiers_of_two_graders_are_what_embed_reads(here: Path) -> None:
             grade(lee, 3)
         assert lee.state()["works"] == []
     assert len(rows_of(out)) == 4 + 20  # the new grade stands in the place of the old one
-    with open_label(here / "photos", out, settings(**{"label.judge": "박"}), grade=True) as label:
+    with LabelRun(here / "photos", out, settings(**{"label.judge": "박"}), grade=True) as label:
         assert label.sessions[0].state()["grades"]["overlap"] == 4
 
 
@@ -140,7 +140,7 @@ def test_works_with_a_tier_are_not_asked_for(here: Path, caplog: pytest.LogCaptu
     names = sorted(path.name for path in (here / "photos").glob("p*.png"))
     lines = [f"photos/{name},{'S' if i < 3 else ''},회화과" for i, name in enumerate(names)]
     (here / "works.csv").write_text("image_path,tier,department\n" + "\n".join(lines))
-    with open_label(here / "works.csv", here / "grades.csv", settings(), grade=True) as label:
+    with LabelRun(here / "works.csv", here / "grades.csv", settings(), grade=True) as label:
         assert label.session.state()["left"] == len(names) - 3
         label.session.grade(0, 0)
     assert "as the data has a tier already: 3 works" in caplog.text
@@ -149,13 +149,13 @@ def test_works_with_a_tier_are_not_asked_for(here: Path, caplog: pytest.LogCaptu
     )  # the user's columns come through
     (here / "all.csv").write_text("image_path,tier\nphotos/p05.png,S\nphotos/p06.png,A\n")
     with pytest.raises(DataError, match="Nothing is left to grade"):
-        open_label(here / "all.csv", here / "other.csv", settings(), grade=True)
+        LabelRun(here / "all.csv", here / "other.csv", settings(), grade=True)
     (here / "other.csv").write_text("filename,tier,grader\nphotos/p05.png,S,Kim\n")
     with pytest.raises(DataError, match="the tier 'S' is none of 수, 우. Give the tiers"):
         other = settings(**{"data.tiers": "수,우"})
-        open_label(here / "photos", here / "other.csv", other, grade=True)
+        LabelRun(here / "photos", here / "other.csv", other, grade=True)
     with pytest.raises(DataError, match="is no file of tiers by work and grader: it has no column"):
-        open_label(here / "works.csv", here / "works.csv", settings(), grade=True)
+        LabelRun(here / "works.csv", here / "works.csv", settings(), grade=True)
 
 
 def test_works_that_a_model_is_unsure_of_come_first(
@@ -171,10 +171,10 @@ def test_works_that_a_model_is_unsure_of_come_first(
             return np.stack([sure, 1 - sure], axis=1)
 
     monkeypatch.setattr(grading, "load_calibration", lambda model: Known())
-    with open_label(here / "photos", here / "grades.csv", settings(), grade=True) as label:
+    with LabelRun(here / "photos", here / "grades.csv", settings(), grade=True) as label:
         model: Any = Model()
-        order = grading.grading_order(label._works, model, again=False, seed=1)
-        drawn = grading.grading_order(label._works, None, again=False, seed=1)
+        order = grading.grading_order(label.works, model, again=False, seed=1)
+        drawn = grading.grading_order(label.works, None, again=False, seed=1)
     assert sorted(order) == sorted(drawn) == list(range(20))
     turns = list(dict.fromkeys([0, drawn[0], 1, drawn[1]]))
     assert order[: len(turns)] == turns
@@ -183,7 +183,7 @@ def test_works_that_a_model_is_unsure_of_come_first(
 def test_four_works_give_six_pairs(here: Path) -> None:
     out = here / "pairs.csv"
     with serving(here / "photos", out, settings(**TWO), four=True) as kim:
-        works, state = kim.label._works, kim.state()
+        works, state = kim.label.works, kim.state()
         assert (
             len(state["works"]) == 4 and len({works.images.splits[i] for i in state["works"]}) == 1
         )

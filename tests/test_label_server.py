@@ -31,7 +31,7 @@ from test_decode_pool import wait_until_gone
 from mirip_fast.errors import ConfigError, DataError
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.label import works as works_module
-from mirip_fast.label.server import LabelRun, open_label
+from mirip_fast.label.server import LabelRun
 from mirip_fast.ranking.evaluate import pick_model
 from mirip_fast.serving import LocalServer
 from mirip_fast.settings import Resolved, resolve
@@ -96,7 +96,7 @@ class Browser:
 def serving(
     folder: Path, out: Path, resolved: Resolved | None = None, **how: bool
 ) -> Iterator[Browser]:
-    with open_label(folder, out, resolved or settings(), **how) as label:
+    with LabelRun(folder, out, resolved or settings(), **how) as label:
         thread = threading.Thread(target=label.server.run)
         thread.start()
         try:
@@ -216,7 +216,7 @@ def test_pictures_are_made_anew(work: Path, decoded_elsewhere: Callable[[], None
     (work / "photos" / "inside.png").symlink_to("p06.png")  # the same bytes as another
     with serving(work / "photos", work / "pairs.csv") as browser:
         label = browser.label
-        works = label._works
+        works = label.works
         number = {works.name(i): i for i in range(len(works))}
         decoded_elsewhere()
         assert not works.shown[number["link.png"]]
@@ -238,7 +238,7 @@ def test_a_session(work: Path) -> None:
     photos(work / "photos")
     out = work / "pairs.csv"
     with serving(work / "photos", out, settings(**{"label.retrain_every": 5})) as browser:
-        works = browser.label._works
+        works = browser.label.works
         state = browser.state()
         first = state
         for i in range(24):
@@ -298,15 +298,15 @@ def test_a_session(work: Path) -> None:
     with serving(work / "photos", out) as browser:
         assert browser.state()["judged"] == 30 and browser.state()["now"] == 0
         with pytest.raises(DataError, match="in use"):
-            open_label(work / "photos", out, settings())
+            LabelRun(work / "photos", out, settings())
 
 
 def test_few_judgements_are_learned_from_and_many_as_train_pairs_does(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     photos(work / "data")
-    with open_label(work / "data", work / "pairs.csv", settings()) as label:
-        session, works = label.session, label._works
+    with LabelRun(work / "data", work / "pairs.csv", settings()) as label:
+        session, works = label.session, label.works
         assert label._retrainer is not None
         bright = np.array([np.asarray(Image.open(works.path(i))).mean() for i in range(len(works))])
         for _ in range(30):
@@ -338,7 +338,7 @@ def test_a_model_that_is_there_predicts_from_the_first_pair(work: Path) -> None:
     make_data(work / "data", 40)
     assert run(["embed", "data", *TINY]) == 0
     assert run(["train", "--head-only", "--epochs", "3"]) == 0
-    with open_label(work / "data", work / "pairs.csv", settings()) as label:
+    with LabelRun(work / "data", work / "pairs.csv", settings()) as label:
         label.session.judge(label.session.state()["number"], 1, 1.0)
     assert rows_of(work / "pairs.csv")[0]["predicted"] in ("1", "-1")
 
@@ -348,12 +348,12 @@ def test_faulty_files_are_told(work: Path) -> None:
     out = work / "pairs.csv"
     out.write_text("image_path_1,image_path_2,label\np05.png,nope.png,1\n")
     with pytest.raises(DataError, match=r"pairs.csv:2, image_path_2: 'nope.png' is no image"):
-        open_label(work / "photos", out, settings())
+        LabelRun(work / "photos", out, settings())
     with pytest.raises(DataError, match="two are needed"):
         (work / "few").mkdir()
         for i in range(4):
             draw(work / "few" / f"{i}.png", 0.5, i)
-        open_label(work / "few", work / "other.csv", settings())
+        LabelRun(work / "few", work / "other.csv", settings())
     assert out.read_text().count("\n") == 2 and not (work / "other.csv").exists()
 
 
@@ -397,7 +397,7 @@ def test_a_server_in_the_background_ignores_ctrl_c() -> None:
 
 def judged_file(work: Path) -> None:
     """Enough judgements for a head, and no Gaussian process, as soon as a session begins."""
-    with open_label(work / "photos", work / "pairs.csv", settings()) as label:
+    with LabelRun(work / "photos", work / "pairs.csv", settings()) as label:
         session = label.session
         for i in range(20):
             session.judge(session.state()["number"], 1 if i % 3 else -1, 1.0)
@@ -429,7 +429,7 @@ def test_what_a_killed_server_leaves(work: Path, monkeypatch: pytest.MonkeyPatch
     wait_until_gone(children)
     assert list(temporary.iterdir())
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
-    with open_label(work / "photos", work / "other.csv", settings()):
+    with LabelRun(work / "photos", work / "other.csv", settings()):
         assert not list(temporary.iterdir())
 
 

@@ -67,7 +67,6 @@ class JudgementFile(Closing):
         self._required, self._verdicts, self._what = required, verdicts, what
         self._separator, self._head = ",", b""  # the header as written, with what stands before it
         self._bytes: dict[int, bytes] = {}  # each row as written
-        self._made: list[int] = []  # rows written by this process
         self._number = 0
         self._handle = _open(path)
         try:
@@ -114,7 +113,7 @@ class JudgementFile(Closing):
             return [self._keep(row, text) for row, text in zip(known, texts, strict=True)]
 
     def take_back(self, *numbers: int) -> None:
-        """Remove rows, the last one that this process wrote if none are named; they are kept in ``aside``.
+        """Remove rows; they are kept in ``aside``.
 
         They are safe there before they go here, in one step: a kill loses no judgement.
 
@@ -123,18 +122,13 @@ class JudgementFile(Closing):
         """
         with self.lock:
             self._require_ours()
-            if not numbers and not self._made:
-                raise DataError("There is no judgement of this session left to take back")
-            numbers = numbers or (self._made[-1],)
             if not set(numbers) <= set(self.rows):
                 raise DataError("That judgement was taken back already")
             self._replace(numbers, self._head, [])
 
-    def _keep(self, row: dict[str, str], text: bytes, *, made: bool = True) -> int:
+    def _keep(self, row: dict[str, str], text: bytes) -> int:
         self._number += 1
         self.rows[self._number], self._bytes[self._number] = row, text
-        if made:
-            self._made.append(self._number)
         return self._number
 
     def _write(self, text: bytes) -> None:
@@ -160,7 +154,6 @@ class JudgementFile(Closing):
             self._rewrite(b"".join([head, *left, *texts]))
         for number in old:
             del self.rows[number], self._bytes[number]
-        self._made = [number for number in self._made if number not in old]
 
     def _rewrite(self, data: bytes) -> None:
         """Put a new file in the place of this one in one step."""
@@ -186,7 +179,7 @@ class JudgementFile(Closing):
         return text.getvalue().encode()
 
     def _read_header(self) -> None:
-        data = _read_from(self._handle, 0)
+        data = self.path.read_bytes()
         end = _end_of_last_row(data)
         if end < len(data):
             data = self._mend(data, end)
@@ -204,7 +197,7 @@ class JudgementFile(Closing):
                 f"{' and no column '.join(map(repr, missing))}. Give another file with --out."
             )
         for text, cells in rows:
-            self._keep(dict(zip(self.columns, cells, strict=False)), text, made=False)
+            self._keep(dict(zip(self.columns, cells, strict=False)), text)
 
     def _mend(self, data: bytes, end: int) -> bytes:
         """Complete a last row without an end of line, or put it aside where it is cut short."""
@@ -299,14 +292,6 @@ def _is_same(handle: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(handle), path.stat())
     except OSError:
         return False
-
-
-def _read_from(handle: int, start: int) -> bytes:
-    os.lseek(handle, start, os.SEEK_SET)  # writing goes to the end wherever this leaves the place
-    data = b""
-    while piece := os.read(handle, 1 << 20):
-        data += piece
-    return data
 
 
 def _write_all(handle: int, data: bytes) -> None:

@@ -185,33 +185,56 @@ def _seconds(value: object) -> float:
 class LabelRun(Closing):
     """The sessions of one judge or several with their server, ready to run; closing it lets go of the file.
 
+    What is missing is embedded, and what was judged before is read.
+
     Args:
-        works: what is judged.
+        folder: folder of images or CSV file, with grades or without.
         out: the file of judgements; an existing one is gone on from.
-        config: the settings.
-        model: a model that is there already: it predicts until one is trained.
+        resolved: the settings, and which of them were given.
+        checkpoint: run whose model predicts until one is trained; None for the newest one that fits.
         port: where to listen; 0 takes a free one.
         grade: take a tier of each work instead of comparing works.
         again: ask for works that have a grade, too.
         four: begin with four works at once.
         share: listen on the network, too.
+        command: what is running, for whoever finds the store locked.
+        progress: called while images are embedded.
 
     Attributes:
+        works: what is judged.
         sessions: one per judge.
         server: serves them all; its ``address`` is that of the first one's page.
         addresses: of each session's page, its token included.
 
     Raises:
-        DataError: the file is in use, foreign or faulty; or nothing is left to grade.
+        DataError: the works cannot be used; the file is in use, foreign or faulty; nothing is left to grade.
         ConfigError: the port is taken, or a judge can have no such name.
     """
 
     def __init__(
-        self, works: LabelWorks, out: Path, config: Config, model: ScoreModel | None, port: int = 0, *,
-        grade: bool = False, again: bool = False, four: bool = False, share: bool = False,
-    ):  # fmt: skip
-        self._works, self._config = works, config
-        judges = judge_names(config.label.judge)
+        self,
+        folder: Path,
+        out: Path,
+        resolved: Resolved,
+        *,
+        checkpoint: Path | None = None,
+        port: int = 0,
+        grade: bool = False,
+        again: bool = False,
+        four: bool = False,
+        share: bool = False,
+        command: str = "",
+        progress: Callable[[Progress], None] = lambda _: None,
+    ):
+        remove_abandoned_folders()  # of servers that were killed while a head was trained
+        self._config = config = resolved.config
+        judges = judge_names(config.label.judge)  # told before anything is embedded
+        self.works = works = prepare_works(
+            folder, resolved, compared=not grade, command=command, progress=progress
+        )
+        parts = "" if grade else ", ".join(f"{s} {len(works.in_split(s))}" for s in SPLITS)
+        log.info("%s to judge%s", counted(int(works.shown.sum()), "work"), parts and f" ({parts})")
+        model = _model(works, checkpoint, Path(config.train.output_dir))
         out = out.absolute()
         self.file = GradeFile(out, works) if grade else JudgementFile(out)
         self.sessions: list[AnySession] = []
@@ -241,7 +264,7 @@ class LabelRun(Closing):
     def _compare(
         self, file: JudgementFile, judges: Sequence[str], model: ScoreModel | None, four: bool
     ) -> None:
-        works, config = self._works, self._config
+        works, config = self.works, self._config
         judged = _judgements_of(works, file)
         splits = {split: works.in_split(split) for split in SPLITS}
         start = None if model is None else model.score(works.store, works.images.hashes)
@@ -270,7 +293,7 @@ class LabelRun(Closing):
 
     def _picture(self, number: int, side: int) -> bytes:
         """A work as the browser gets it, as a JPEG file; see :func:`jpeg_picture`."""
-        works = self._works
+        works = self.works
         if not (0 <= number < len(works) and works.shown[number]):
             raise ImageError("there is no such work")
         return jpeg_picture(works.path(number), works.images.hashes[number], side)
@@ -291,15 +314,15 @@ class LabelRun(Closing):
     def next_command(self) -> str:
         """What to type to train on the judgements, with the split that the session had."""
         if isinstance(self.file, GradeFile):
-            again = self._works.dataset.embed_command(source=shown(self.file.path))
-            root = self._works.images.root
+            again = self.works.dataset.embed_command(source=shown(self.file.path))
+            root = self.works.images.root
             elsewhere = not root.is_relative_to(self.file.path.parent)
             if elsewhere and "--image-root" not in again:
                 again += " " + shlex.join(["--image-root", shown(root)])
             return again
         config, plain = self._config, Config()
         words = ["mirip-fast", "train", "--head-only", "--pairs", shown(self.file.path)]
-        words += ["--data", shown(self._works.dataset.source)]
+        words += ["--data", shown(self.works.dataset.source)]
         for name in ("train_ratio", "val_ratio", "test_ratio", "split_seed", "near_groups"):
             value = getattr(config.split, name)
             if value != getattr(plain.split, name):
@@ -307,46 +330,6 @@ class LabelRun(Closing):
         if config.embed.cache_dir != plain.embed.cache_dir:
             words += ["--cache-dir", config.embed.cache_dir]
         return shlex.join(words)
-
-
-def open_label(
-    folder: Path,
-    out: Path,
-    resolved: Resolved,
-    *,
-    checkpoint: Path | None = None,
-    port: int = 0,
-    grade: bool = False,
-    again: bool = False,
-    four: bool = False,
-    share: bool = False,
-    command: str = "",
-    progress: Callable[[Progress], None] = lambda _: None,
-) -> LabelRun:
-    """Embed what is missing, read what was judged before, and get a session ready.
-
-    Args:
-        folder: folder of images or CSV file, with grades or without.
-        out: the file of judgements.
-        resolved: the settings, and which of them were given.
-        checkpoint: run whose model predicts at first; None for the newest one that fits.
-        port: where to listen; 0 takes a free one.
-        grade, again, four, share: see :class:`LabelRun`.
-        command: what is running, for whoever finds the store locked.
-        progress: called while images are embedded.
-
-    Raises:
-        MiripError: the works, the file or the port cannot be used; says why.
-    """
-    remove_abandoned_folders()  # of servers that were killed while a head was trained
-    judge_names(resolved.config.label.judge)  # told before anything is embedded
-    works = prepare_works(folder, resolved, compared=not grade, command=command, progress=progress)
-    sizes = "" if grade else " (" + ", ".join(f"{s} {len(works.in_split(s))}" for s in SPLITS) + ")"
-    log.info("%s to judge%s", counted(int(works.shown.sum()), "work"), sizes)
-    model = _model(works, checkpoint, Path(resolved.config.train.output_dir))
-    return LabelRun(
-        works, out, resolved.config, model, port, grade=grade, again=again, four=four, share=share
-    )
 
 
 def judge_names(given: str | None) -> list[str]:

@@ -43,7 +43,7 @@ from mirip_fast.features.recipe import series_name
 from mirip_fast.files import has_file, write_atomically
 from mirip_fast.language import in_other_languages
 from mirip_fast.portfolio.rank import RankDone
-from mirip_fast.portfolio.ranking import CONFIDENCE, given_columns, of_tiers
+from mirip_fast.portfolio.ranking import CONFIDENCE, applicant_records, given_columns, of_tiers
 from mirip_fast.portfolio.similar import group_copies
 from mirip_fast.portfolio.thumbnails import encode_picture, make_thumbnails
 from mirip_fast.ranking.graded import load_split
@@ -359,19 +359,24 @@ def _people(done: RankDone) -> dict[str, Any]:
             "name": printable(person["name"]),
             "works": [place[file] for file in person["works"]],
         }
-        for person in people.records()
+        for person in applicant_records(people)
     ]
-    said = [printable(text) for text in (people.why, *people.remarks)]
+    portfolio = done.portfolio
+    said = [printable(text) for text in (portfolio["why"], *portfolio["remarks"])]
     return {
         "applicants": listed,
-        "portfolio": {"by": printable(people.by), "within": people.within, "said": said},
+        "portfolio": {
+            "by": printable(portfolio["by"]),
+            "within": portfolio["within"],
+            "said": said,
+        },
     }
 
 
 def _given(done: RankDone) -> list[str]:
     """The columns that came with the works; that of applicants may stand before the file."""
-    by = None if done.applicants is None else done.applicants.by
-    return [*given_columns(done.ranking), *(["applicant"] if by == "applicant" else [])]
+    own = ["applicant"] if done.portfolio.get("by") == "applicant" else []
+    return [*given_columns(done.ranking), *own]
 
 
 def _works(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +25,12 @@ from mirip_fast.features.store import FeatureStore
 from mirip_fast.files import write_csv
 from mirip_fast.portfolio.ranking import (
     CONFIDENCE,
-    Applicants,
+    applicant_records,
     of_works,
     rank_applicants,
     rank_scores,
     remove_old_applicants,
+    write_applicants,
     write_ranking,
 )
 from mirip_fast.ranking.anchors import Anchors
@@ -70,7 +71,11 @@ class RankDone:
         hashes: a work's name → SHA-256 of its file.
         store: holds the works' features.
         anchors: what the works were compared with; None where they were not.
-        applicants: whose works they are, in order; None where nobody asked.
+        applicants: whose works they are, in order, see
+            :func:`mirip_fast.portfolio.ranking.rank_applicants`; None where nobody asked.
+        portfolio: how their scores were made: ``by``, the column that names them; ``within``, the column
+            inside whose values they are ranked, or None; ``made_by``, how works make a score, and ``why``;
+            and ``remarks``, what else has to be said, in sentences. Empty where nobody asked.
     """
 
     source: Path
@@ -86,7 +91,8 @@ class RankDone:
     hashes: Mapping[str, bytes]
     store: FeatureStore
     anchors: Anchors | None = None
-    applicants: Applicants | None = None
+    applicants: pd.DataFrame | None = None
+    portfolio: Mapping[str, Any] = field(default_factory=dict)
 
     def write(self, out: Path) -> list[Path]:
         """Write ranking.csv and ranking.json into a folder, applicants.csv with applicants, and failures.csv
@@ -116,16 +122,12 @@ class RankDone:
             about["anchors"] = {**self.anchors.to_dict(), "remarks": self.anchors.remarks()}
         people = self.applicants
         if people is not None:
-            about["applicants"] = people.records()
-            about["portfolio"] = {
-                "by": people.by, "within": people.within, "made_by": people.how, "why": people.why,
-                "remarks": list(people.remarks),
-            }  # fmt: skip
+            about |= {"applicants": applicant_records(people), "portfolio": self.portfolio}
         files = write_ranking(out, self.ranking, about)
         if people is None:
             remove_old_applicants(out)
         else:
-            files.append(people.write(out))
+            files.append(write_applicants(out, people, self.portfolio["within"]))
         if self.failures:
             rows = [{"path": address(Path(path)), "reason": why} for path, why in self.failures]
             write_csv(out / "failures.csv", ("path", "reason"), rows)
@@ -188,8 +190,11 @@ def rank_folder(
     works = works.rename(columns={c: n for c, n in given.items() if n not in works.columns})
     draws, no_intervals = _draws(model, scored)
     applicants, columns = None, None
+    portfolio: dict[str, Any] = {}
     if manifest.options.by is not None:
-        applicants, columns = _applicants(model, manifest, names, scored, config.evaluate)
+        applicants, columns, portfolio = _applicants(
+            model, manifest, names, scored, config.evaluate
+        )
         works = works.drop(
             columns=[c for c in works.columns if c == manifest.options.by == "applicant"]
         )
@@ -206,7 +211,7 @@ def rank_folder(
         manifest.source, model, ranking, failures, names, calibration,
         0 if draws is None else len(draws), no_intervals,
         made_with(model, (outcome.sha256 for outcome in scored.outcomes)),
-        manifest.root, hashes, scored.store, anchors, applicants,
+        manifest.root, hashes, scored.store, anchors, applicants, portfolio,
     )  # fmt: skip
 
 
@@ -269,8 +274,8 @@ def _applicants(
     files: Sequence[str],
     scored: Scored,
     config: EvaluateConfig,
-) -> tuple[Applicants, dict[str, NDArray[Any]]]:
-    """The applicants in order, and what each work says of its own."""
+) -> tuple[pd.DataFrame, dict[str, NDArray[Any]], dict[str, Any]]:
+    """The applicants in order, what each work says of its own, and how their scores were made."""
     by, remarks = str(manifest.options.by), []
     names = applicants_of(manifest)
     within = None if config.within is None else column_of(manifest, config.within)
@@ -340,8 +345,10 @@ def _applicants(
     if tiers is not None:
         table.insert([*table.columns].index("works"), "tier", tiers)
         remarks.append(said)
-    people = Applicants(by, config.within, table, how, why, tuple(remarks))
-    return people, of_works(table, names, within)
+    portfolio = {
+        "by": by, "within": config.within, "made_by": how, "why": why, "remarks": remarks,
+    }  # fmt: skip
+    return table, of_works(table, names, within), portfolio
 
 
 def _score(

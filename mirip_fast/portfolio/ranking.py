@@ -6,7 +6,6 @@ import codecs
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -281,76 +280,56 @@ def _outside(draws: int) -> int:
 # ---------------------------------------------------------------------------------------- applicants
 
 
-@dataclass(frozen=True)
-class Applicants:
-    """Applicants in order.
+def applicant_records(applicants: pd.DataFrame) -> list[dict[str, Any]]:
+    """Applicants of :func:`rank_applicants` as plain JSON types, the best first."""
+    names = ("name", "rank", "low", "high", "settled", "score", "sd")
+    own = ("applicant", "rank", "rank_low", "rank_high", "settled", "score", "score_sd")
+    return [
+        {
+            **{name: row.get(column) for name, column in zip(names, own, strict=True)},
+            "tier": row.get("tier"),
+            "within": row.get("within"),
+            "works": row["files"],
+        }
+        for row in applicants.to_dict("records")
+    ]
 
-    Attributes:
-        by: the column that names them; ``within``: the column inside whose values they are ranked, or None.
-        table: a row per applicant, the best first; see :func:`rank_applicants`.
-        how: works make a score; ``why`` says so in a sentence.
-        remarks: what else has to be said, in sentences.
-    """
 
-    by: str
-    within: str | None
-    table: pd.DataFrame
-    how: str
-    why: str
-    remarks: tuple[str, ...]
+def write_applicants(folder: Path, applicants: pd.DataFrame, within: str | None) -> Path:
+    """Write applicants.csv: a row per applicant, the best first; ``within`` names the column of that."""
+    check_applicants_path(folder)
+    tier = ["tier"] if "tier" in applicants else []
+    columns = [*_ALWAYS[:6], *tier, "works", "applicant", *filter(None, [within]), "files"]
+    rows = []
+    for row in applicants.to_dict("records"):
+        known = {c: _plain(v) for c, v in row.items()} | {"files": "; ".join(row["files"])}
+        known |= {} if within is None else {within: row["within"]}
+        rows.append({c: _cell(c, known.get(c), own=True) for c in columns})
+    write_csv(folder / APPLICANTS_FILE, columns, rows)
+    return folder / APPLICANTS_FILE
 
-    def records(self) -> list[dict[str, Any]]:
-        """Plain JSON types, the best applicant first."""
-        names = ("name", "rank", "low", "high", "settled", "score", "sd")
-        own = ("applicant", "rank", "rank_low", "rank_high", "settled", "score", "score_sd")
-        return [
-            {
-                **{name: row.get(column) for name, column in zip(names, own, strict=True)},
-                "tier": row.get("tier"),
-                "within": row.get("within"),
-                "works": row["files"],
-            }
-            for row in self.table.to_dict("records")
-        ]
 
-    def write(self, folder: Path) -> Path:
-        """Write applicants.csv: a row per applicant, the best first."""
-        within = [] if self.within is None else [self.within]
-        tier = ["tier"] if "tier" in self.table else []
-        columns = [*_ALWAYS[:6], *tier, "works", "applicant", *within, "files"]
-        check_applicants_path(folder)
-        path = folder / APPLICANTS_FILE
-        rows = []
-        for row in self.table.to_dict("records"):
-            known = {c: _plain(v) for c, v in row.items()} | {"files": "; ".join(row["files"])}
-            known |= {} if self.within is None else {self.within: row["within"]}
-            rows.append({c: _cell(c, known.get(c), own=True) for c in columns})
-        write_csv(path, columns, rows)
-        return path
-
-    def to_text(self, ranks: dict[str, int], top: int | None, width: int) -> str:
-        """A table for a terminal: behind each applicant the ranks and names of the works."""
-        rows: list[list[str]] = []
-        tier = ["tier"] if "tier" in self.table else []
-        headers = ["rank", "95 %", "score", *tier, "works", "applicant", "their works, by rank"]
-        for row in self.table[:top].to_dict("records"):
-            span = ""
-            if "rank_low" in row:
-                span = f"{row['rank_low']}–{row['rank_high']}{' ' if row['settled'] else '~'}"
-            name = (
-                row["applicant"] if self.within is None else f"{row['within']}: {row['applicant']}"
-            )
-            of = ", ".join(f"{ranks[file]} {printable(Path(file).name)}" for file in row["files"])
-            rows.append(
-                [str(row["rank"]), span, f"{row['score']:.4f}",
-                 *(printable(row[c]) for c in tier), str(row["works"]), shorten(printable(name), 24), of]
-            )  # fmt: skip
-        used = len(format_table(headers, [[*row[:-1], ""] for row in rows]).split("\n")[1]) - len(
-            headers[-1]
-        )
-        for cells in rows:
-            cells[-1] = shorten(cells[-1], max(20, width - used))
-        return format_table(headers, rows, align="r" * (len(headers) - 2) + "ll")
+def applicants_text(applicants: pd.DataFrame, ranks: dict[str, int], width: int) -> str:
+    """A table for a terminal: behind each applicant the ranks and names of the works."""
+    rows: list[list[str]] = []
+    tier = ["tier"] if "tier" in applicants else []
+    headers = ["rank", "95 %", "score", *tier, "works", "applicant", "their works, by rank"]
+    for row in applicants.to_dict("records"):
+        span = ""
+        if "rank_low" in row:
+            span = f"{row['rank_low']}–{row['rank_high']}{' ' if row['settled'] else '~'}"
+        name = f"{row['within']}: {row['applicant']}" if "within" in row else row["applicant"]
+        of = ", ".join(f"{ranks[file]} {printable(Path(file).name)}" for file in row["files"])
+        rows.append(
+            [str(row["rank"]), span, f"{row['score']:.4f}",
+             *(printable(row[c]) for c in tier), str(row["works"]), shorten(printable(name), 24), of]
+        )  # fmt: skip
+    used = len(format_table(headers, [[*row[:-1], ""] for row in rows]).split("\n")[1]) - len(
+        headers[-1]
+    )
+    for cells in rows:
+        cells[-1] = shorten(cells[-1], max(20, width - used))
+    return format_table(headers, rows, align="r" * (len(headers) - 2) + "ll")
 
 
 def check_applicants_path(folder: Path) -> None:

@@ -20,7 +20,7 @@ from mirip_fast.data.stratify import members_of
 from mirip_fast.errors import DataError
 from mirip_fast.features.phase_one import default_workers
 from mirip_fast.files import write_atomically
-from mirip_fast.portfolio.ranking import Applicants, given_columns, of_tiers
+from mirip_fast.portfolio.ranking import given_columns, of_tiers
 from mirip_fast.portfolio.thumbnails import make_thumbnails
 from mirip_fast.text import closest
 
@@ -57,7 +57,8 @@ def write_workbook(
     config: Config,
     *,
     sheets_by: str | None = None,
-    applicants: Applicants | None = None,
+    applicants: pd.DataFrame | None = None,
+    within: str | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
     """Write a ranking as an Excel workbook.
@@ -72,7 +73,9 @@ def write_workbook(
         config: embed.workers is used.
         sheets_by: a column; each of its values gets a sheet of its own after that of all works. Applicants'
             are in the applicants' order.
-        applicants: get a sheet before that of all works, with the picture of each one's best work.
+        applicants: of :func:`mirip_fast.portfolio.ranking.rank_applicants`; they get a sheet before that of all
+            works, with the picture of each one's best work.
+        within: name of the column inside whose values they are ranked.
         progress: called with pictures done and their total.
 
     Returns:
@@ -92,7 +95,7 @@ def write_workbook(
     book = openpyxl.Workbook(write_only=True)
     taken = {"history"}  # a name that Excel keeps for itself
     if applicants is not None:
-        people = applicants.table.rename(columns={"within": str(applicants.within)})
+        people = applicants.rename(columns={"within": str(within)})
         place = {name: i for i, name in enumerate(ranking["file"])}
         best = [pictures[place[own[0]]] for own in people["files"]]
         people = people.assign(files=people["files"].map("; ".join))

@@ -48,7 +48,7 @@ def shown(page: Any, label: Browser) -> tuple[str, str]:
     numbers = page.evaluate(
         "[...document.querySelectorAll('.work img')].map((img) => +img.src.split('/').at(-1))"
     )
-    left, right = (label.label._works.name(number) for number in numbers)
+    left, right = (label.label.works.name(number) for number in numbers)
     return left, right
 
 
@@ -117,7 +117,7 @@ def test_keys_write_judgements(label: Browser, opened: Any) -> None:
 def test_hostile_names_never_reach_the_page(label: Browser, opened: Any) -> None:
     page = opened(label.label.server.address)
     shown(page, label)
-    works = label.label._works
+    works = label.label.works
     number = {works.name(i): i for i in range(len(works))}
     assert set(NAMES) < {name.replace("∕", "/") for name in number}
     for name in NAMES:  # the picture is there all the same
@@ -213,7 +213,7 @@ def test_four_are_put_in_order(label: Browser, opened: Any) -> None:
     shown(page, label)
     page.keyboard.press("f")
     page.wait_for_selector("[data-mode=four]")
-    works = label.label._works
+    works = label.label.works
     four = [works.name(number) for number in label.state()["works"]]
     for key in ("3", "1", "1", "u", "2"):  # a key twice is nothing; the second is taken back
         page.keyboard.press(key)
