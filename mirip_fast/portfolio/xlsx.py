@@ -73,8 +73,8 @@ def write_workbook(
         config: embed.workers is used.
         sheets_by: a column; each of its values gets a sheet of its own after that of all works. Applicants'
             are in the applicants' order.
-        applicants: of :func:`mirip_fast.portfolio.ranking.rank_applicants`; they get a sheet before that of all
-            works, with the picture of each one's best work.
+        applicants: of :func:`mirip_fast.portfolio.ranking.rank_applicants`; they get a sheet before that of
+            all works, with the picture of each one's best work.
         within: name of the column inside whose values they are ranked.
         progress: called with pictures done and their total.
 
