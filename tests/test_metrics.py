@@ -214,9 +214,9 @@ def test_intervals_are_those_of_rows_that_are_repeated(seed: int) -> None:
     settings: dict[str, Any] = {"within": within, "rounds": 80, "seed": seed}
     found = accuracy_interval(first, tiers, names, **settings)
     paired = paired_bootstrap(first, second, tiers, names, **settings)
-    assert paired.difference == paired.first - paired.second
-    assert paired.first == pairwise_accuracy(first, tiers, within)
-    for interval, values in ((found, alone), (paired.interval, differences)):
+    assert paired["difference"] == paired["first"] - paired["second"]
+    assert paired["first"] == pairwise_accuracy(first, tiers, within)
+    for interval, values in ((found, alone), (paired["interval"], differences)):
         assert interval is not None and (interval.rounds, interval.dropped) == (80, 0)
         count = len(set(filter(None, names))) + list(names).count(None)
         low = stats.norm.cdf((count / (count - 1)) ** 0.5 * stats.t.ppf(0.025, count - 1))

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -63,22 +63,6 @@ def span(interval: Interval | None, sign: str = "") -> str:
     if interval is None:
         return tr("unknown")
     return f"{interval.low:{sign}.4f} – {interval.high:{sign}.4f}"
-
-
-@dataclass(frozen=True, slots=True)
-class PairedDifference:
-    """Pairwise accuracy of two score vectors on the same images.
-
-    Attributes:
-        first, second: the two accuracies (0–1).
-        difference: first − second.
-        interval: of the difference, both evaluated on the same resamples; None means unknown.
-    """
-
-    first: float
-    second: float
-    difference: float
-    interval: Interval | None
 
 
 def group_codes(groups: Sequence[str | None] | None, n: int) -> IntArray:
@@ -160,7 +144,7 @@ def paired_bootstrap(
     rounds: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
-) -> PairedDifference:
+) -> dict[str, Any]:
     """Pairwise accuracy of ``first`` minus that of ``second`` on the same n images, with its interval.
 
     Both are evaluated on the same resamples, so what makes a resample easy or hard for both cancels
@@ -176,6 +160,10 @@ def paired_bootstrap(
         grades: [n, G] of several graders, whose pairs count in place of those of ``tiers``.
         rounds, confidence, seed: see :func:`bootstrap`.
 
+    Returns:
+        ``first`` and ``second``, the two accuracies (0–1), their ``difference``, and its ``interval``; None
+        means unknown.
+
     Raises:
         ConfigError: ``rounds`` or ``confidence`` is out of range.
         DataError: no cross-tier pair, a score is not finite, or lengths differ.
@@ -188,7 +176,7 @@ def paired_bootstrap(
         minus=second, within=within, finer=finer, grades=grades,
         rounds=rounds, confidence=confidence, seed=seed,
     )  # fmt: skip
-    return PairedDifference(one, other, one - other, interval)
+    return {"first": one, "second": other, "difference": one - other, "interval": interval}
 
 
 def accuracy_interval(

@@ -195,17 +195,17 @@ class Report:
         """Plain JSON types, every number finite or None, with the ``mistakes`` worst mistakes."""
         arrays = {"image_ids", "scores", "tiers", "within", "grades"}
         beside = {"by_quota", "applicants", "agreement", "better_than"}
-        plain = {
-            f.name: _plain(getattr(self, f.name))
+        told = {
+            f.name: plain(getattr(self, f.name))
             for f in fields(self)
             if f.name not in arrays | beside
         }
-        for name, value in (_plain(self.by_quota) or {}).items():  # tier_accuracy and so on
-            plain[name if name.startswith(("macro", "confusion")) else f"tier_{name}"] = value
+        for name, value in (plain(self.by_quota) or {}).items():  # tier_accuracy and so on
+            told[name if name.startswith(("macro", "confusion")) else f"tier_{name}"] = value
         if self.applicants is not None:
-            plain["applicants"] = self.applicants
-        plain["worst_mistakes"] = _plain(self.worst_mistakes(mistakes))
-        return plain
+            told["applicants"] = self.applicants
+        told["worst_mistakes"] = plain(self.worst_mistakes(mistakes))
+        return told
 
     def to_table(self, mistakes: int = 5) -> str:
         """Text for a terminal: figures, tier pairs, confusion matrix, the worst mistakes, warnings."""
@@ -608,15 +608,15 @@ def _defined(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A value as JSON types: tables as rows, dataclasses and dicts with text keys, tuples as lists."""
     if hasattr(value, "iterrows"):
-        return [_plain(row) for row in value.to_dict("records")]
+        return [plain(row) for row in value.to_dict("records")]
     if hasattr(value, "__dataclass_fields__"):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+        return {str(key): plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 def mistake_table(mistakes: pd.DataFrame, grade: str = "tier") -> str:

@@ -117,7 +117,7 @@ def compare_with_baselines(
             )  # fmt: skip
         except MiripError as error:
             return dataclasses.replace(baseline, unknown=f"as {error}".rstrip("."))
-        difference, found = done.difference, done.interval
+        difference, found = done["difference"], done["interval"]
         return _told(dataclasses.replace(baseline, difference=difference, interval=found), config)
 
     ridge = against(ridge, lambda: _ridge_scores(model, works, cache_dir))

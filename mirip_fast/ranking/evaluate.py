@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from mirip_fast.evaluation.agreement import agreement
 from mirip_fast.evaluation.bootstrap import paired_bootstrap, span
 from mirip_fast.evaluation.metrics import codes_of
 from mirip_fast.evaluation.plots import write_contact_sheet
-from mirip_fast.evaluation.report import Report, evaluate
+from mirip_fast.evaluation.report import Report, evaluate, plain
 from mirip_fast.evaluation.text_table import format_table
 from mirip_fast.features.embed import Progress
 from mirip_fast.features.phase_one import settings_of
@@ -312,8 +312,8 @@ class SideBySide:
                 row["run"],
                 f"{row['accuracy']:.4f}",
                 span(row["interval"]),
-                "" if (apart := row["difference"]) is None else f"{apart.difference:+.4f}",
-                "" if apart is None else span(apart.interval, "+"),
+                "" if (apart := row["difference"]) is None else f"{apart['difference']:+.4f}",
+                "" if apart is None else span(apart["interval"], "+"),
                 "" if (spent := row["seconds_per_epoch"]) is None else f"{spent:.2f}",
             ]
             for row in self.rows
@@ -326,7 +326,7 @@ class SideBySide:
         return {
             "split": self.split,
             "n_images": self.n_images,
-            "rows": [_plain(row) for row in self.rows],
+            "rows": plain(self.rows),
         }
 
 
@@ -404,8 +404,3 @@ def _require_same(
         "trained on the same data with the same --split-seed, or with --full --init-from the other; or "
         "evaluate each on --test-data that neither has seen."
     )
-
-
-def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
-    known = {name: row[name] and asdict(row[name]) for name in ("interval", "difference")}
-    return {**row, **known}

@@ -411,11 +411,11 @@ def _best_first(
             finer=not learned.has_tiers, grades=learned.grades,
         )  # fmt: skip
         span = "interval unknown"
-        if done.interval is not None:
-            span = f"{100 * done.interval.low:+.1f} to {100 * done.interval.high:+.1f}"
+        if (ends := done["interval"]) is not None:
+            span = f"{100 * ends.low:+.1f} to {100 * ends.high:+.1f}"
         parts.append(
             f"{other.name} {accuracies[other.name]:.3f} (difference "
-            f"{100 * done.difference:+.1f} points, {span})"
+            f"{100 * done['difference']:+.1f} points, {span})"
         )
     log.info(
         "Pairwise accuracy by cross-validation: %s: %s is used",
