@@ -412,9 +412,37 @@ def move_files(folder: Path, out: Path) -> list[Path]:
     return [path.replace(out / path.name) for path in sorted(folder.iterdir())]
 
 
+def append_durably(handle: int, data: bytes, path: Path) -> None:
+    """Write at the end of an open file: on the disk when this returns, or the file is as it was.
+
+    Args:
+        handle: opened with ``O_APPEND``.
+        data: what to write.
+        path: the file, for the message.
+
+    Raises:
+        DiskFullError: there is no room.
+    """
+    before = os.fstat(handle).st_size
+    try:
+        while data:
+            data = data[os.write(handle, data) :]
+        os.fsync(handle)
+    except OSError as error:
+        os.ftruncate(handle, before)
+        if is_disk_full(error):
+            raise disk_full(path) from error
+        raise
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write ``data``, atomically."""
+    write_atomically(path, lambda stream: stream.write(data))
+
+
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` as UTF-8, atomically; names that are not UTF-8 survive (surrogateescape)."""
-    write_atomically(path, lambda stream: stream.write(text.encode("utf-8", "surrogateescape")))
+    write_bytes(path, text.encode("utf-8", "surrogateescape"))
 
 
 def write_json(path: Path, value: object) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import secrets
 import signal
 import socket
@@ -23,12 +24,14 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from mirip_fast.data.decode_pool import DecodePool, picture_job
-from mirip_fast.errors import ConfigError, ImageError
+from mirip_fast.errors import ConfigError, ImageError, MiripError
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import Response
+
+log = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
 TOKEN_HEADER = "x-mirip-token"
@@ -178,7 +181,7 @@ class Guard:
             said = "Not by this name: open the address that stands in the terminal"
             refusal = Response(said, 421, media_type="text/plain")
         elif not any(known) and path not in self._public:
-            refusal = Response("Not found", 404, media_type="text/plain")
+            refusal = not_found()
         await (refusal or self._app)(scope, receive, send_guarded)
 
 
@@ -195,9 +198,49 @@ class BadRequestError(ValueError):
         self.status = status
 
 
-def has_token(request: Request, token: str) -> bool:
-    """Whether the token is in the header, which no foreign page can send."""
-    return secrets.compare_digest(request.headers.get(TOKEN_HEADER, "").encode(), token.encode())
+async def answer_change(
+    request: Request, token: str, most: int, change: Callable[[dict[str, Any]], Any]
+) -> Response:
+    """Do what a page asks for, and answer with what it is to show.
+
+    Args:
+        request: its JSON object, which has the token in a header: no foreign page can send that.
+        token: that it must have.
+        most: bytes.
+        change: takes the object, in another thread; gives plain JSON types.
+    """
+    from starlette.concurrency import run_in_threadpool
+    from starlette.responses import JSONResponse
+
+    if not secrets.compare_digest(request.headers.get(TOKEN_HEADER, "").encode(), token.encode()):
+        return JSONResponse({"error": "the token is missing"}, 403)
+    try:
+        said = await sent_json(request, most)
+        return JSONResponse(await run_in_threadpool(change, said))
+    except BadRequestError as error:
+        return JSONResponse({"error": str(error)}, error.status)
+    except (MiripError, OSError) as error:  # the user is told on the page
+        log.error("Not saved: %s", error)
+        return JSONResponse({"error": str(error)}, 500)
+
+
+def not_found(why: str = "Not found") -> Response:
+    """There is nothing at an address."""
+    from starlette.responses import Response
+
+    return Response(why, 404, media_type="text/plain")
+
+
+def picture_answer(picture: Callable[[], bytes]) -> Response:
+    """A JPEG file, which a browser may keep: its address holds the token; or why there is none."""
+    from starlette.responses import Response
+
+    try:
+        data = picture()
+    except ImageError as error:
+        return not_found(str(error))
+    kept = {"Cache-Control": "private, max-age=3600"}
+    return Response(data, media_type="image/jpeg", headers=kept)
 
 
 def network_addresses() -> list[str]:

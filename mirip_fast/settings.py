@@ -112,19 +112,8 @@ def settings(*sections: str) -> Iterator[Setting]:
                 next(t for t in typing.get_args(hint) if t is not type(None)) if optional else hint
             )
             flag = item.metadata["flag"] or "--" + item.name.replace("_", "-")
-            yield Setting(
-                section=section.name,
-                name=item.name,
-                kind=kind,
-                optional=optional,
-                default=item.default,
-                help=item.metadata["help"],
-                choices=item.metadata["choices"],
-                low=item.metadata["low"],
-                high=item.metadata["high"],
-                flag=flag,
-                several=item.metadata["several"],
-            )
+            said = {**item.metadata, "flag": flag}
+            yield Setting(section.name, item.name, kind, optional, item.default, **said)
 
 
 @dataclass(frozen=True)

@@ -266,7 +266,7 @@ def test_a_row_in_the_middle_is_taken_back(tmp_path: Path, monkeypatch: pytest.M
         def full(*_: object) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(judgement_file, "write_atomically", full)
+        monkeypatch.setattr(judgement_file, "write_bytes", full)
         with pytest.raises(OSError):
             file.take_back(2)
         assert path.read_bytes() == before

@@ -23,7 +23,7 @@ from mirip_fast.data.decode_pool import load_pictures
 from mirip_fast.errors import ImageError
 from mirip_fast.evaluation.metrics import FloatArray, IntArray
 from mirip_fast.evaluation.text_table import printable, shorten
-from mirip_fast.files import write_atomically
+from mirip_fast.files import write_bytes
 from mirip_fast.runtime import our_cores
 
 if TYPE_CHECKING:
@@ -306,7 +306,7 @@ def save_figure(figure: Any, path: Path, *, dpi: int = 120) -> Path:
     """Write a figure as a PNG file, whole or not at all; returns ``path``."""
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=dpi)
-    write_atomically(path, lambda stream: stream.write(picture.getvalue()))
+    write_bytes(path, picture.getvalue())
     return path
 
 

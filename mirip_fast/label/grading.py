@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,8 +61,7 @@ class GradeFile(JudgementFile):
         self._of_work = [
             dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)
         ]
-        self._read: dict[int, tuple[int, str, str] | None] = {}  # what each row says
-        self._listed: tuple[object, list[tuple[int, int, str, str]]] = (None, [])
+        self._said: dict[int, tuple[int, str, str]] = {}  # row → work, tier and grader
         self._work = {nfc(name): i for i, name in enumerate(names)}
         first = (options.id_column, self.image, self.tier, self.grader)
         super().__init__(
@@ -85,19 +84,15 @@ class GradeFile(JudgementFile):
     def grades(self) -> list[tuple[int, int, str, str]]:
         """Row, work, tier and grader of each row."""
         with self.lock:
-            state = (self._number, len(self.rows))  # no two states of the rows have the same
-            if self._listed[0] != state:
-                for row in self.rows.keys() - self._read.keys():
-                    self._read[row] = self._grade_of(self.rows[row])
-                found = [(row, *grade) for row in self.rows if (grade := self._read[row])]
-                self._listed = state, found
-            return self._listed[1]
+            return [(row, *self._said[row]) for row in self.rows if row in self._said]
 
-    def _grade_of(self, cells: Mapping[str, str]) -> tuple[int, str, str] | None:
+    def _keep(self, row: dict[str, str], text: bytes) -> int:
+        number = super()._keep(row, text)
         named = (self.image, self.tier, self.grader)
-        image, tier, grader = (nfc(cells.get(name, "").strip()) for name in named)
-        known = image in self._work and tier in self.tiers
-        return (self._work[image], tier, grader) if known else None
+        image, tier, grader = (nfc(row.get(name, "").strip()) for name in named)
+        if image in self._work and tier in self.tiers:
+            self._said[number] = self._work[image], tier, grader
+        return number
 
     def grade(self, work: int, tier: str, grader: str, old: Sequence[int] = ()) -> int:
         """Write one verdict in the place of ``old`` rows; see :meth:`JudgementFile.append`."""

@@ -17,7 +17,7 @@ from mirip_fast.closing import Closing
 from mirip_fast.data.pair_files import FIRST, LABEL, SECOND
 from mirip_fast.data.spreadsheets import SEPARATORS
 from mirip_fast.errors import DataError
-from mirip_fast.files import disk_full, fsync_folder, is_disk_full, write_atomically
+from mirip_fast.files import append_durably, fsync_folder, write_bytes
 from mirip_fast.text import shown
 
 #: Columns of a new file. ``kind`` says why the pair was shown, ``predicted`` what the head expected.
@@ -132,14 +132,7 @@ class JudgementFile(Closing):
         return self._number
 
     def _write(self, text: bytes) -> None:
-        try:
-            _write_all(self._handle, text)
-            os.fsync(self._handle)
-        except OSError as error:
-            os.ftruncate(self._handle, self._size)
-            if is_disk_full(error):
-                raise disk_full(self.path) from error
-            raise
+        append_durably(self._handle, text, self.path)
         if self._size == 0:
             fsync_folder(self.path.parent)
         self._size += len(text)
@@ -161,7 +154,7 @@ class JudgementFile(Closing):
         if os.name == "nt":  # Windows replaces no open file
             os.close(opened)
         try:
-            write_atomically(self.path.resolve(), lambda stream: stream.write(data))
+            write_bytes(self.path.resolve(), data)
         finally:
             self._handle = _open(self.path)
             if os.name != "nt":
@@ -206,8 +199,7 @@ class JudgementFile(Closing):
             head = torn.decode("utf-8", "replace")
             if end == 0 and _known_columns(head, ",", self.columns) == 0:
                 return data  # no header of ours: told by whoever reads it
-            _write_all(self._handle, b"\n")
-            os.fsync(self._handle)
+            append_durably(self._handle, b"\n", self.path)
             return data + b"\n"
         self._put_aside(torn + b"\n")
         self._cut(end)
@@ -231,12 +223,7 @@ class JudgementFile(Closing):
         try:
             if os.fstat(handle).st_size == 0:
                 row = _BOM + self._row(self.columns) + row
-            _write_all(handle, row)
-            os.fsync(handle)
-        except OSError as error:
-            if is_disk_full(error):
-                raise disk_full(self.aside) from error
-            raise
+            append_durably(handle, row, self.aside)
         finally:
             os.close(handle)
         fsync_folder(self.aside.parent)
@@ -292,11 +279,6 @@ def _is_same(handle: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(handle), path.stat())
     except OSError:
         return False
-
-
-def _write_all(handle: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(handle, data) :]
 
 
 def _end_of_last_row(data: bytes) -> int:

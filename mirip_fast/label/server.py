@@ -39,10 +39,11 @@ from mirip_fast.serving import (
     BadRequestError,
     Guard,
     LocalServer,
-    has_token,
+    answer_change,
     jpeg_picture,
     network_addresses,
-    sent_json,
+    not_found,
+    picture_answer,
 )
 from mirip_fast.settings import Resolved
 from mirip_fast.text import counted, folded, nfc, shown
@@ -85,7 +86,6 @@ def make_app(
         names: hosts that may be asked for, besides this machine.
     """
     from starlette.applications import Starlette
-    from starlette.concurrency import run_in_threadpool
     from starlette.exceptions import HTTPException
     from starlette.middleware import Middleware
     from starlette.responses import JSONResponse, Response
@@ -94,21 +94,16 @@ def make_app(
     def page(request: Request) -> Response:
         name, kind = _FILES.get(request.path_params.get("name", ""), ("", ""))
         if not name:
-            return Response("Not found", 404, media_type="text/plain")
+            return not_found()
         return Response((_PAGE / name).read_bytes(), media_type=kind)
 
     def image(request: Request) -> Response:
         number = request.path_params["number"]
         known = request.path_params["size"] in _SIDES
         if not (known and number.isascii() and number.isdecimal() and len(number) < _MOST_DIGITS):
-            return Response("Not found", 404, media_type="text/plain")
-        try:
-            data = picture(int(number), _SIDES[request.path_params["size"]])
-        except ImageError as error:
-            return Response(str(error), 404, media_type="text/plain; charset=utf-8")
-        # The address holds the session's token: no other session sees what a browser has kept.
-        kept = {"Cache-Control": "private, max-age=3600"}
-        return Response(data, media_type="image/jpeg", headers=kept)
+            return not_found()
+        side = _SIDES[request.path_params["size"]]
+        return picture_answer(lambda: picture(int(number), side))
 
     def session_of(request: Request) -> AnySession:
         found = sessions.get(request.path_params["token"])
@@ -124,17 +119,12 @@ def make_app(
 
     async def act(request: Request) -> Response:
         session, what = session_of(request), request.path_params["what"]
-        if not has_token(request, request.path_params["token"]):
-            return JSONResponse({"error": "the token is missing"}, 403)
-        try:
-            said = await sent_json(request, _MOST_BYTES)
-            await run_in_threadpool(_act, session, what, said)
-            return JSONResponse(await run_in_threadpool(session.state))
-        except BadRequestError as error:
-            return JSONResponse({"error": str(error)}, error.status)
-        except (MiripError, OSError) as error:  # the judge is told on the page
-            log.error("Not saved: %s", error)
-            return JSONResponse({"error": str(error)}, 500)
+
+        def change(said: dict[str, Any]) -> dict[str, Any]:
+            _act(session, what, said)
+            return session.state()
+
+        return await answer_change(request, request.path_params["token"], _MOST_BYTES, change)
 
     routes = [
         Route("/{token}/", page),

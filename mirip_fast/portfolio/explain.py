@@ -10,9 +10,8 @@ import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +27,7 @@ from mirip_fast.features.engine import default_batch_size
 from mirip_fast.features.neighbours import Work, open_gallery, unit
 from mirip_fast.features.phase_one import settings_of
 from mirip_fast.features.recipe import series_name
-from mirip_fast.files import write_atomically
+from mirip_fast.files import write_bytes
 from mirip_fast.models.numpy_head import NumpyHead
 from mirip_fast.portfolio.similar import nearest_works
 from mirip_fast.ranking.graded import load_split
@@ -377,7 +376,7 @@ def explain_to_files(
     done = 0
     for explained in explainer.explain(paths, failures=failures, progress=progress):
         target = out / names[explained.path]
-        write_atomically(target, partial(_draw, explained))
+        write_bytes(target, _draw(explained))
         done += 1
         yield explained, target
     if not done:
@@ -483,7 +482,7 @@ def overlay(
     return Image.fromarray(np.clip(mixed, 0, 255).astype(np.uint8), "RGB")
 
 
-def _draw(explained: Explained, stream: IO[bytes]) -> None:
+def _draw(explained: Explained) -> bytes:
     """The whole explanation as a PNG file: picture, map with legend, and the graded look-alikes."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -518,7 +517,7 @@ def _draw(explained: Explained, stream: IO[bytes]) -> None:
         # Through memory: a file that is being written has no name that tells its kind.
         out = io.BytesIO()
         figure.savefig(out, format="png", dpi=110)
-    stream.write(out.getvalue())
+    return out.getvalue()
 
 
 def _draw_map(figure: Any, explained: Explained, inches: float) -> None:

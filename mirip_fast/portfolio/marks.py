@@ -22,7 +22,7 @@ import numpy as np
 from mirip_fast.closing import Closing
 from mirip_fast.data.pair_files import CONTENT, FIRST, LABEL, SECOND
 from mirip_fast.errors import DataError
-from mirip_fast.files import disk_full, fsync_folder, is_disk_full, try_lock, write_csv
+from mirip_fast.files import append_durably, fsync_folder, try_lock, write_csv
 from mirip_fast.text import counted, shown
 
 log = logging.getLogger(__name__)
@@ -129,17 +129,7 @@ class Marks(Closing):
             ) from error
 
     def _append(self, line: Mapping[str, Any]) -> None:
-        data = json.dumps(line).encode() + b"\n"
-        before = os.fstat(self._handle).st_size
-        try:
-            while data:
-                data = data[os.write(self._handle, data) :]
-            os.fsync(self._handle)
-        except OSError as error:
-            os.ftruncate(self._handle, before)
-            if is_disk_full(error):
-                raise disk_full(self.path) from error
-            raise
+        append_durably(self._handle, json.dumps(line).encode() + b"\n", self.path)
 
     def _merge(self, said: Mapping[str, Mapping[str, Any]]) -> None:
         now = dict(self.now)  # others may be reading the one before

@@ -22,10 +22,9 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import quote
 
 import numpy as np
@@ -40,7 +39,7 @@ from mirip_fast.evaluation.text_table import printable
 from mirip_fast.features.neighbours import Work, open_gallery
 from mirip_fast.features.phase_one import default_workers
 from mirip_fast.features.recipe import series_name
-from mirip_fast.files import has_file, write_atomically
+from mirip_fast.files import has_file, write_bytes
 from mirip_fast.language import in_other_languages
 from mirip_fast.portfolio.rank import RankDone
 from mirip_fast.portfolio.ranking import CONFIDENCE, applicant_records, given_columns, of_tiers
@@ -448,14 +447,10 @@ def _write_pictures(folder: Path, pictures: Mapping[str, bytes]) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name, webp in pictures.items():
-        write_atomically(folder / name, partial(_put, webp))
+        write_bytes(folder / name, webp)
     for old in folder.iterdir():
         if re.fullmatch("[0-9a-f]{20}", old.name) and old.name not in pictures:
             old.unlink()
-
-
-def _put(content: bytes, stream: IO[bytes]) -> None:
-    stream.write(content)
 
 
 def tier_curves(
@@ -548,7 +543,7 @@ def write_html(path: Path, data: dict[str, Any], pictures: Mapping[str, bytes], 
     }
     # In one pass: what is filled in is not looked at again.
     page = re.sub(r"\{\{(\w+)\}\}", lambda found: filled[found[1]], _part(f"{kind}/page.html"))
-    write_atomically(path, partial(_put, page.encode("utf-8")))
+    write_bytes(path, page.encode("utf-8"))
 
 
 def json_for_html(value: object) -> str:

@@ -13,9 +13,8 @@ import os
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +30,7 @@ from mirip_fast.features.phase_one import default_workers
 from mirip_fast.features.recipe import sizes_of, wanted_series
 from mirip_fast.features.shards import SeriesSpec
 from mirip_fast.features.store import FeatureStore
-from mirip_fast.files import temporary_folder, write_atomically
+from mirip_fast.files import temporary_folder, write_bytes
 from mirip_fast.portfolio.rank import DRAWS
 from mirip_fast.portfolio.ranking import CONFIDENCE
 from mirip_fast.ranking.held_out import load_calibration
@@ -109,7 +108,7 @@ class Scorer(Closing):
             self._keep.mkdir(parents=True, exist_ok=True)
             for _, content in pictures:
                 kept = self._keep / hashlib.sha256(content).hexdigest()
-                write_atomically(kept, partial(_put, content))
+                write_bytes(kept, content)
         decoded = self._decode([content for _, content in pictures])
         results: list[dict[str, Any]] = [
             {"file": name, "sha256": hashlib.sha256(content).hexdigest()}
@@ -188,10 +187,6 @@ class Scorer(Closing):
                 result["tiers"] = dict(zip(tiers, chances[i].round(4).tolist(), strict=True))
             results[sha] = result
         return results
-
-
-def _put(content: bytes, stream: IO[bytes]) -> None:
-    stream.write(content)
 
 
 class _InMemory(FeatureStore):

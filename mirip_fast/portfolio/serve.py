@@ -15,12 +15,18 @@ from typing import TYPE_CHECKING, Any
 from mirip_fast.closing import Closing
 from mirip_fast.config import Config
 from mirip_fast.data.decode_pool import WHOLE
-from mirip_fast.errors import DataError, ImageError, MiripError
+from mirip_fast.errors import DataError, MiripError
 from mirip_fast.files import read_json
 from mirip_fast.portfolio.marks import Marks, write_pairs
 from mirip_fast.portfolio.page import key_of, key_of_ranking, write_page
 from mirip_fast.portfolio.rank import RankDone
-from mirip_fast.serving import BadRequestError, has_token, jpeg_picture, sent_json
+from mirip_fast.serving import (
+    BadRequestError,
+    answer_change,
+    jpeg_picture,
+    not_found,
+    picture_answer,
+)
 from mirip_fast.training.run_folder import RUN_FILE, Run
 
 if TYPE_CHECKING:
@@ -84,11 +90,8 @@ class LivePage(Closing):
 
     def routes(self, token: str) -> list[Route]:
         """The addresses of the page, below the token."""
-        from starlette.concurrency import run_in_threadpool
-        from starlette.responses import FileResponse, JSONResponse, Response
+        from starlette.responses import FileResponse, JSONResponse
         from starlette.routing import Route
-
-        missing = Response("Not found", 404, media_type="text/plain")
 
         def page(request: Request) -> Response:
             return FileResponse(self._folder / "page.html", headers=_POLICY)
@@ -97,38 +100,20 @@ class LivePage(Closing):
             name = request.path_params["name"]
             path = self._folder / "page_files" / name
             if not re.fullmatch("[0-9a-f]{20}", name) or not path.is_file():
-                return missing
+                return not_found()
             return FileResponse(path, media_type="image/webp")
 
         def original(request: Request) -> Response:
             number = request.path_params["number"]
             if not 0 <= number < len(self._done.ranking):
-                return missing
-            try:
-                data = self._picture(number)
-            except ImageError as error:
-                return Response(str(error), 404, media_type="text/plain; charset=utf-8")
-            return Response(
-                data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"}
-            )
+                return not_found()
+            return picture_answer(lambda: self._picture(number))
 
         def read(request: Request) -> Response:
             return JSONResponse({"marks": self.marks.now})
 
         async def write(request: Request) -> Response:
-            if not has_token(request, token):
-                return JSONResponse({"error": "the token is missing"}, 403)
-            try:
-                said = (await sent_json(request, _MOST_BYTES)).get("marks")
-                if not isinstance(said, dict):
-                    raise BadRequestError("marks are missing")
-                await run_in_threadpool(self._take, said)
-            except BadRequestError as error:
-                return JSONResponse({"error": str(error)}, 400)
-            except (MiripError, OSError) as error:  # the user is told on the page
-                log.error("Not saved: %s", error)
-                return JSONResponse({"error": str(error)}, 500)
-            return JSONResponse({"marks": self.marks.now})
+            return await answer_change(request, token, _MOST_BYTES, self._take)
 
         return [
             Route("/{token}/", page),
@@ -138,11 +123,15 @@ class LivePage(Closing):
             Route("/{token}/original/{number:int}", original),
         ]
 
-    def _take(self, said: dict[str, Any]) -> None:
-        self.marks.take(said)
-        if any(isinstance(fields, dict) and "at" in fields for fields in said.values()):
+    def _take(self, said: dict[str, Any]) -> dict[str, Any]:
+        marks = said.get("marks")
+        if not isinstance(marks, dict):
+            raise BadRequestError("marks are missing")
+        self.marks.take(marks)
+        if any(isinstance(fields, dict) and "at" in fields for fields in marks.values()):
             with self._lock:
                 self.pairs = self._write_pairs()
+        return {"marks": self.marks.now}
 
     def _write_pairs(self) -> int:
         """Write the judged pairs, and say in the model's run where they are: the next training takes them."""
