@@ -24,13 +24,6 @@ DEGREES = {"가.png": 0.0, "b 🎨.png": 5.0, "c.png": 30.0, "d.png": 100.0, "e.
 TINY = ["--backbone", "tiny-random", "--image-size", "28", "--workers", "0"]
 
 
-@pytest.fixture
-def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    return tmp_path
-
-
 def names(matches: pd.DataFrame) -> list[str]:
     return [path.name for path in matches["file"]]
 

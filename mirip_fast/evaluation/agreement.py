@@ -44,12 +44,11 @@ class Agreement:
         works, overlap: works with a grade, and with two and more.
         figures: alpha (1 agreement, 0 chance), ceiling, and with scores model and model_within (0–1) → value,
             NaN where unknown; ``ceiling`` and ``model`` are over the same pairs.
-        intervals: of each figure; None means unknown.
+        intervals: 95 % of each figure; None means unknown.
         graders: a row per grader: grader, works, strictness (how many tiers worse than the others' mean on
             the same works; NaN unknown), ceiling (of this grader alone), model (by this one's tiers).
         pairs: a row per two graders with a work in common: first, second, works, same (share of works in the
             same tier), alpha.
-        confidence: of the intervals.
     """
 
     works: int
@@ -58,7 +57,6 @@ class Agreement:
     intervals: Mapping[str, Interval | None]
     graders: pd.DataFrame
     pairs: pd.DataFrame
-    confidence: float
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; None for what is unknown."""
@@ -108,9 +106,7 @@ class Agreement:
         ]
         parts = [
             head,
-            format_table(
-                ["graders", "value", f"{100 * self.confidence:g} % interval"], rows, "lrl"
-            ),
+            format_table(["graders", "value", "95 % interval"], rows, "lrl"),
         ]
         cells = [
             [printable(name), works, "" if np.isnan(s) else f"{s:+.2f}", *map(_shown, rest)]
@@ -136,15 +132,13 @@ def agreement(
     scores: ArrayLike | None = None,
     *,
     rounds: int = 0,
-    confidence: float = 0.95,
-    seed: int = 0,
 ) -> Agreement | None:
     """How far the graders of a table of images agree; None with fewer than two.
 
     Args:
         images: a table of images (:mod:`mirip_fast.data.table`), with ``group`` for the intervals.
         scores: [n] a model's scores of them, to be told beside.
-        rounds, confidence, seed: see :func:`mirip_fast.evaluation.bootstrap.bootstrap`.
+        rounds: see :func:`mirip_fast.evaluation.bootstrap.bootstrap`.
     """
     import pandas as pd
 
@@ -206,10 +200,9 @@ def agreement(
         works=int((counts > 0).sum()),
         overlap=int((counts > 1).sum()),
         figures=figures(np.ones(len(images), dtype=np.int64)),
-        intervals=bootstrap(figures, codes, rounds=rounds, confidence=confidence, seed=seed),
+        intervals=bootstrap(figures, codes, rounds=rounds),
         graders=pd.DataFrame(by_grader),
         pairs=pd.DataFrame(by_pair, columns=["first", "second", "works", "same", "alpha"]),
-        confidence=confidence,
     )
 
 

@@ -206,7 +206,13 @@ class PairCounter:
         return float(ratio(right.sum(), pairs.sum()))
 
     def tau_b(self, weights: ArrayLike | None = None) -> float:
-        """See :func:`kendall_tau_b`: (right − wrong) / √(pairs of different tiers · of different scores)."""
+        """Kendall's τ-b (−1 … 1) between scores and tiers; positive means that better tiers score higher.
+
+        (right − wrong) / √(pairs of different tiers · of different scores): τ-b allows for ties on both sides
+        (Kendall 1945; Agresti, *Analysis of Ordinal Categorical Data*). Images of one tier are ties, so with
+        four equal tiers a perfect order of distinct scores gives about 0.87, not 1. NaN where all scores are
+        equal, or all tiers.
+        """
         right, pairs = (float(counts.sum()) for counts in self.table(weights))
         weight = self._weighted(weights)
         sizes = _sums(self._block, weight[self._order], len(weight))
@@ -318,36 +324,9 @@ def accuracy_by_group(
     return ratio(right, pairs), pairs.astype(np.int64)
 
 
-def kendall_tau_b(scores: ArrayLike, tiers: ArrayLike, weights: ArrayLike | None = None) -> float:
-    """Kendall's τ-b (−1 … 1) between scores and tiers; positive means that better tiers score higher.
-
-    τ-b allows for ties on both sides (Kendall 1945; Agresti, *Analysis of Ordinal Categorical
-    Data*). Images of one tier are ties, so with four equal tiers a perfect order of distinct scores
-    gives about 0.87, not 1. NaN where all scores are equal, or all tiers.
-
-    Raises:
-        DataError: a score is not finite, or lengths differ.
-    """
-    return PairCounter(scores, tiers).tau_b(weights)
-
-
-def spearman(scores: ArrayLike, tier_scores: ArrayLike, weights: ArrayLike | None = None) -> float:
-    """Spearman's rank correlation (−1 … 1) between scores and finer grades (both: higher is better).
-
-    NaN where all scores are equal, or all grades.
-
-    Raises:
-        DataError: a value is not finite, or lengths differ.
-    """
-    values, grades = check_scores(scores), check_scores(tier_scores, what="tier_scores")
-    if len(values) != len(grades):
-        raise DataError(f"tier_scores: {len(grades)} values, but there are {len(values)} scores")
-    one, other = (np.unique(array, return_inverse=True)[1] for array in (values, grades))
-    return rank_correlation(one, other, np.ones(len(one)) if weights is None else weights)
-
-
 def rank_correlation(first: IntArray, second: IntArray, weights: ArrayLike) -> float:
-    """Pearson's correlation of the mean ranks of two arrays [n] that are ranks already, equal ones equal."""
+    """Spearman's correlation (−1 … 1): Pearson's, of the mean ranks of two arrays [n] that are ranks already,
+    equal ones equal. NaN where all of one are equal."""
     weight = np.asarray(weights, dtype=np.float64)
     x, y = (_mean_ranks(ranks, weight) for ranks in (first, second))
     return float(ratio(weight * x @ y, np.sqrt((weight * x @ x) * (weight * y @ y))))

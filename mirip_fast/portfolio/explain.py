@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 
 #: Longer side of a drawn picture, and of a graded work beside it, in pixels.
 SHOWN_SIDE, _LIKE_SIDE = 900, 360
+_LIKES = 3  # graded works of a tier that a picture looks like
 
 _GONE = Image.new("RGB", (_LIKE_SIDE, _LIKE_SIDE // 2), (225, 225, 225))  # since it was graded
 # Orange and blue: told apart with every common kind of colour blindness, and in grey by their labels.
@@ -325,16 +326,13 @@ class GradedWorks:
         tier = int(np.searchsorted(np.cumsum(counts[filled]), above, side="right"))
         return self._tiers[int(filled[min(tier, len(filled) - 1)])]
 
-    def likes(
-        self, cls: NDArray[np.floating], sha256: bytes, tier: str, *, k: int = 3
-    ) -> pd.DataFrame:
-        """The k works of the best tier that a picture looks like, and those of ``tier`` if it is another.
+    def likes(self, cls: NDArray[np.floating], sha256: bytes, tier: str) -> pd.DataFrame:
+        """The three works of the best tier that a picture looks like, and those of ``tier`` if it is another.
 
         Args:
             cls: [D] its CLS token.
             sha256: of its file's bytes; it is not its own likeness.
             tier: that it is put in.
-            k: works per tier.
         """
         import pandas as pd
 
@@ -344,7 +342,7 @@ class GradedWorks:
             if (self._store.rows(self._series, [work.sha256 for work in works]) < 0).all():
                 continue
             gallery = open_gallery(works, [self._store], self._series)
-            nearest = nearest_works(gallery, unit(cls[None])[0], b"", k)
+            nearest = nearest_works(gallery, unit(cls[None])[0], b"", _LIKES)
             # Who made the run chose the paths, so other files of this machine might lie there.
             same = list(map(is_unchanged, nearest["file"], nearest["sha256"]))
             changed = [file for file, known in zip(nearest["file"], same, strict=True) if not known]

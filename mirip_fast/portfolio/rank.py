@@ -223,7 +223,6 @@ def compare_images(
     *,
     backbone: str | None = None,
     command: str = "",
-    progress: Callable[[Progress], None] = lambda _: None,
 ) -> tuple[NDArray[np.floating], float | None, Calibration]:
     """Score two image files, and say how probable it is that the first beats the second.
 
@@ -234,7 +233,7 @@ def compare_images(
         DataError: a file cannot be read.
     """
     paths = [first, second]
-    scored = _score(model, paths, config, backbone, False, command, progress)
+    scored = _score(model, paths, config, backbone, False, command)
     for path, outcome in zip(paths, scored.outcomes, strict=True):
         if outcome.status == "failed":
             raise DataError(f"{path}: {outcome.reason}")
@@ -358,7 +357,7 @@ def _score(
     backbone: str | None,
     rehash: bool,
     command: str,
-    progress: Callable[[Progress], None],
+    progress: Callable[[Progress], None] = lambda _: None,
 ) -> Scored:
     settings = settings_of(config.embed, len(paths), rehash=rehash, command=command)
     return score_files(

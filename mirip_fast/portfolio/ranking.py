@@ -367,7 +367,6 @@ def rank_applicants(
     *,
     draws: NDArray[np.float64] | None = None,
     within: Sequence[str | None] | None = None,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """Sort applicants by what their works' scores make. Equal scores share the better rank.
 
@@ -382,7 +381,6 @@ def rank_applicants(
         how: mean, median or best:K.
         draws: [H, n] grades that the works may get, in which an applicant's works err together as they do.
         within: [n] values inside which applicants are ranked; one with works in two is there twice.
-        seed: of the works drawn anew.
 
     Returns:
         A row per applicant: ``applicant``, ``within`` where there is one, ``rank``, ``rank_low``,
@@ -401,7 +399,7 @@ def rank_applicants(
     drawn = None
     if draws is not None:
         drawn = aggregate(np.nan_to_num(draws), members, how)
-        drawn += _other_works(values, members, how, len(draws), seed)
+        drawn += _other_works(values, members, how, len(draws))
     parts = []
     for inside in dict.fromkeys(key[0] for key in known):
         here = np.array([i for i, key in enumerate(known) if key[0] == inside])
@@ -428,7 +426,6 @@ def _other_works(
     members: Sequence[NDArray[np.int64]],
     how: str,
     draws: int,
-    seed: int,
 ) -> NDArray[np.float64]:
     """[draws, G] how far an applicant's score would lie from this one with other works of the same hand.
 
@@ -441,7 +438,7 @@ def _other_works(
     pool = np.concatenate(
         [(own - own.mean()) * (len(own) / (len(own) - 1)) ** 0.5 for own in several]
     )
-    rng = np.random.default_rng([seed, 1])
+    rng = np.random.default_rng([0, 1])
     made = aggregate(rng.choice(pool, size=(draws, len(values))), members, how)
     centred: NDArray[np.float64] = made - made.mean(axis=0)
     return centred

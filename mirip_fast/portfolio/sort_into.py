@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from mirip_fast.portfolio.rank import RankDone
 
-HOW = ("copy", "link", "move")
 LOG_NAME = "sorted.jsonl"
 
 _NO_NAME = re.compile(r'[<>:"/\\|?*\x00-\x1f]')  # what Windows takes in no name
