@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
 from itertools import combinations
@@ -343,8 +343,6 @@ def evaluate(
         DataError: a score is not finite, a tier is unknown, lengths differ, or no two tiers occur;
             without tiers: a finer grade is missing, or all are equal.
     """
-    import pandas as pd
-
     ids, finer = tuple(image_ids), tiers is None
     names = () if finer else tuple(tier_names)
     values, tier, finer_grades = _checked(scores, tiers, tier_scores, ids, names)
@@ -367,9 +365,8 @@ def evaluate(
     predicted = [] if finer else [metrics.tiers_by_quota(values, tier)]
     if not finer and calibration is not None and calibration.ordinal is not None:
         predicted.append(calibration.ordinal.most_probable(values))
-    graded = np.isfinite(
-        finer_grades
-    )  # by finer grades, with whose ranks the scores' are correlated
+    # Finer grades, where there are some: their ranks are correlated with those of the scores.
+    graded = np.isfinite(finer_grades)
     ranked = [np.unique(a[graded], return_inverse=True)[1] for a in (values, finer_grades)]
     figures = partial(
         _figures_of,
@@ -378,22 +375,12 @@ def evaluate(
         predicted=predicted,
     )  # fmt: skip
     point = {name: _defined(value) for name, value in figures().items()}
-    # Resampling shows how much pairs vary where both of their tiers have works of two groups.
-    varying = varying_pairs(pooled.tiers, codes, n_tiers)
-    drawn = rounds if varying.any() else min(rounds, 0)
-    spans = bootstrap(figures, codes, rounds=drawn, confidence=confidence, seed=seed)
-    known_cells = {
-        cell
-        for cell in paired
-        if varying_pairs(pooled.tiers[own := within_codes == cell], codes[own], n_tiers).any()
-    }
-    unknown: set[Any] = {("pair", a, b) for a, b in tier_pairs if not varying[a, b]}
-    unknown |= {("value", cell) for cell in paired if cell not in known_cells}
-    unknown |= set() if known_cells else {"within_accuracy", "within_macro_accuracy"}
-    spans = {name: None if name in unknown else ends for name, ends in spans.items()}
+    cell_of = np.zeros(len(ids)) if within_codes is None else within_codes
+    spans = _intervals(figures, pooled.tiers, codes, cell_of, paired, n_tiers, drawing)
     if finer:
         point["macro_accuracy"] = spans["macro_accuracy"] = None
 
+    # What is told.
     told: dict[str, Any] = {}
     for name in _FIGURES:
         told[name], told[f"{name}_interval"] = point.get(name), spans.get(name)
@@ -418,6 +405,18 @@ def evaluate(
             "warnings": calibration.warnings(),
         }
     by_value = list(dict.fromkeys(value for value in within or () if value))
+    values_told = {
+        "value": [by_value[cell] for cell in paired],
+        "pairs": cells[1, paired].astype(int),
+        "accuracy": cells[0, paired] / cells[1, paired],
+    }
+    listed = [] if finer else tier_pairs
+    pairs_told = {
+        "better": [names[a] for a, _ in listed],
+        "worse": [names[b] for _, b in listed],
+        "pairs": [round(float(pairs[a, b])) for a, b in listed],
+        "accuracy": [point["pair", a, b] for a, b in listed],
+    }
     return Report(
         **told,
         tier_names=names,
@@ -427,23 +426,8 @@ def evaluate(
         n_pairs=round(float(pairs.sum())),
         by_grader=by_grader,
         within_pairs=int(cells[1].sum()),
-        within_values=pd.DataFrame(
-            {
-                "value": [by_value[cell] for cell in paired],
-                "pairs": cells[1, paired].astype(int),
-                "accuracy": cells[0, paired] / cells[1, paired],
-                "interval": _objects(spans.get(("value", cell)) for cell in paired),
-            }
-        ),
-        tier_pairs=pd.DataFrame(
-            [
-                (names[a], names[b], round(float(pairs[a, b])), point["pair", a, b])
-                for a, b in ([] if finer else tier_pairs)
-            ],
-            columns=["better", "worse", "pairs", "accuracy"],
-        ).assign(
-            interval=_objects(spans.get(("pair", a, b)) for a, b in ([] if finer else tier_pairs))
-        ),
+        within_values=_table(values_told, [spans.get(("value", cell)) for cell in paired]),
+        tier_pairs=_table(pairs_told, [spans.get(("pair", a, b)) for a, b in listed]),
         groups=_group_rows(values, steps, codes, groups),
         spearman_images=int(graded.sum()),
         ndcg={int(k): point["ndcg", k] for k in ks},
@@ -502,11 +486,39 @@ def _figures_of(
     return found
 
 
-def _objects(values: Iterable[Any]) -> pd.Series[Any]:
-    """A column of intervals, None where one is unknown."""
+def _intervals(
+    figures: Callable[[IntArray], dict[Any, float]],
+    tiers: IntArray,
+    codes: IntArray,
+    cell_of: NDArray[Any],
+    paired: Sequence[int],
+    n_tiers: int,
+    drawing: Mapping[str, Any],
+) -> dict[Any, Interval | None]:
+    """The intervals of all figures; None where resampling cannot show how much a figure varies.
+
+    It can where both tiers of a pair have works of two groups: anywhere, of a tier pair there, of a within
+    value inside it.
+    """
+    varying = varying_pairs(tiers, codes, n_tiers)
+    rounds = drawing["rounds"] if varying.any() else min(drawing["rounds"], 0)
+    spans = dict(bootstrap(figures, codes, **{**drawing, "rounds": rounds}))
+    inside = {
+        cell: varying_pairs(tiers[cell_of == cell], codes[cell_of == cell], n_tiers).any()
+        for cell in paired
+    }
+    for name in spans:
+        kind, *of = name if isinstance(name, tuple) else (name,)
+        known = varying[tuple(of)] if kind == "pair" else kind != "value" or inside[of[0]]
+        if not known or (kind.startswith("within") and not any(inside.values())):
+            spans[name] = None
+    return spans
+
+
+def _table(columns: Mapping[str, Any], intervals: Sequence[Interval | None]) -> pd.DataFrame:
     import pandas as pd
 
-    return pd.Series(list(values), dtype=object)
+    return pd.DataFrame(columns).assign(interval=pd.Series(intervals, dtype=object))
 
 
 def _group_rows(
