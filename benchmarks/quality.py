@@ -36,7 +36,7 @@ from PIL import Image
 from rankers import Fitted, Graded, Ranker
 from scipy.stats import kendalltau
 
-from mirip_fast.data.stratify import join_units, stratify
+from mirip_fast.data.splits import join_units, stratify
 from mirip_fast.evaluation.calibration import Calibration, fit_calibration, fit_temperature
 from mirip_fast.evaluation.metrics import pairwise_accuracy
 from mirip_fast.evaluation.reliability import BINS, reliability

@@ -22,16 +22,16 @@ def split_command(resolved: Resolved, data: Path, out: Path | None) -> None:
     Groups and exact duplicates stay together. Writes train_metadata.csv, val_metadata.csv and
     test_metadata.csv.
     """
+    from mirip_fast.data.splits import deviation, tier_shares
     from mirip_fast.evaluation.text_table import format_table
     from mirip_fast.ranking.graded import write_split_files
 
     divided, files = write_split_files(data, resolved.config, out)
-    tiers = list(divided.manifest.tiers)
-    shares = divided.shares()
+    tiers, counts = divided.tiers, divided.table["split"].value_counts()
     rows = [
-        (name, divided.assignment.count(name), *(f"{share.get(t, 0):.1%}" for t in tiers))
-        for name, share in shares.items()
+        (name, counts[name], *(f"{share:.1%}" for share in shares))
+        for name, *shares in tier_shares(divided).itertuples()
     ]
     echo(format_table(("split", "images", *tiers), rows, align="lr" + "r" * len(tiers)))
-    echo(f"Tier shares are within {divided.deviation():.1f} points of the whole.")
+    echo(f"Tier shares are within {deviation(divided):.1f} points of the whole.")
     echo("Written: " + ", ".join(str(path) for path in files))

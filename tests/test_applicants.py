@@ -19,7 +19,7 @@ import mirip_fast as mf
 from mirip_fast.config import DataConfig
 from mirip_fast.data.applicants import applicant_grades
 from mirip_fast.data.manifest import read_manifest
-from mirip_fast.data.stratify import members_of
+from mirip_fast.data.splits import members_of
 from mirip_fast.models.gp import draw_errors
 from mirip_fast.portfolio.ranking import rank_applicants, ranks_of
 from mirip_fast.ranking.applicants import aggregate

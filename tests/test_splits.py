@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from mirip_fast.config import SplitConfig
-from mirip_fast.data.splits import SPLITS, DataSplitter, split_manifest
+from mirip_fast.data.splits import SPLITS, DataSplitter, deviation, split_manifest
 from mirip_fast.data.table import Manifest, image_table
 from mirip_fast.errors import ConfigError, MiripError
 
@@ -27,6 +27,10 @@ def manifest(tiers: list[int], groups: list[str | None] | None = None) -> Manife
     return Manifest(Path("/none/metadata.csv"), Path("/none"), TIERS, image_table(columns, TIERS))
 
 
+def assigned(split: Manifest) -> list[str]:
+    return split.table["split"].tolist()
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_random_data(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -36,32 +40,32 @@ def test_random_data(seed: int) -> None:
     hashes = [int(h) for h in rng.integers(0, n * 5, n)]
     data = manifest(tiers, groups)
     split = split_manifest(data, SplitConfig(), hashes)
-    assert len(split.assignment) == n and set(split.assignment) == set(SPLITS)
+    assert len(assigned(split)) == n and set(assigned(split)) == set(SPLITS)
     for labels in (hashes, groups or []):
         seen: dict[object, str] = {}
-        for label, part in zip(labels, split.assignment, strict=False):
+        for label, part in zip(labels, assigned(split), strict=False):
             if label is not None:
                 assert seen.setdefault(label, part) == part
     # The deviation that is told is the true one.
     worst = 0.0
     for part in SPLITS:
-        here = [tier for tier, name in zip(tiers, split.assignment, strict=True) if name == part]
+        here = [tier for tier, name in zip(tiers, assigned(split), strict=True) if name == part]
         for tier in set(tiers):
             worst = max(worst, abs(here.count(tier) / len(here) - tiers.count(tier) / n) * 100)
-    assert split.deviation() == pytest.approx(worst)
+    assert deviation(split) == pytest.approx(worst)
     if groups is None:
         assert worst <= 5 or n < 100
     # The order of the rows does not matter; the seed does.
     order = rng.permutation(n)
     again = split_manifest(data.subset(order), SplitConfig(), [hashes[i] for i in order])
-    assert [again.assignment[k] for k in np.argsort(order)] == list(split.assignment)
-    assert split_manifest(data, SplitConfig(split_seed=7), hashes).assignment != split.assignment
+    assert [assigned(again)[k] for k in np.argsort(order)] == assigned(split)
+    assert assigned(split_manifest(data, SplitConfig(split_seed=7), hashes)) != assigned(split)
 
 
 def test_shares_without_groups() -> None:
     split = split_manifest(manifest([i % 4 for i in range(400)]), SplitConfig())
-    assert [split.assignment.count(name) for name in SPLITS] == [320, 40, 40]
-    assert split.deviation() <= 1e-9
+    assert [assigned(split).count(name) for name in SPLITS] == [320, 40, 40]
+    assert deviation(split) <= 1e-9
 
 
 @pytest.mark.parametrize(
@@ -88,7 +92,7 @@ def test_sizes_that_groups_make_impossible_are_told(
     """Tier shares that few groups cannot have do not take the training images away."""
     groups = [f"g{i // size}" for i in range(len(tiers))]
     split = split_manifest(manifest(tiers, groups), SplitConfig())
-    assert [split.assignment.count(name) for name in SPLITS] == sizes
+    assert [assigned(split).count(name) for name in SPLITS] == sizes
     shares = "/".join(f"{100 * n / len(tiers):.0f}" for n in sizes)
     assert (f"asked 80/10/10 %, came {shares} %" in caplog.text) == bool(told)
     assert (told or "") in caplog.text
@@ -104,7 +108,7 @@ def test_very_small_data_is_split_or_refused(n: int) -> None:
     except MiripError as error:
         assert n < 8 and str(error)
     else:
-        assert len(split.assignment) == n and "train" in split.assignment
+        assert len(assigned(split)) == n and "train" in assigned(split)
 
 
 def test_ratios_are_checked() -> None:

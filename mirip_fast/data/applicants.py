@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from mirip_fast.data.splits import join_units
 from mirip_fast.data.spreadsheets import alike_columns, number, read_table, with_known_names
-from mirip_fast.data.stratify import join_units
 from mirip_fast.data.table import (
     COLUMNS,
     Manifest,

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mirip_fast.data.stratify import members_of
+from mirip_fast.data.splits import members_of
 from mirip_fast.data.table import or_none
 from mirip_fast.errors import RunNotFoundError, StoreError
 from mirip_fast.features.datasets import Dataset, find_datasets

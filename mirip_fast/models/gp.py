@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mirip_fast.data.stratify import members_of
+from mirip_fast.data.splits import members_of
 from mirip_fast.errors import CheckpointError, DataError
 from mirip_fast.runtime import one_blas_thread
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mirip_fast.data.stratify import members_of
+from mirip_fast.data.splits import members_of
 from mirip_fast.errors import DataError
 from mirip_fast.evaluation.calibration import Calibration
 from mirip_fast.evaluation.metrics import IntArray

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.config import Config
+from mirip_fast.data.splits import members_of
 from mirip_fast.data.spreadsheets import header_text
-from mirip_fast.data.stratify import members_of
 from mirip_fast.errors import DataError
 from mirip_fast.features.phase_one import default_workers
 from mirip_fast.files import write_atomically

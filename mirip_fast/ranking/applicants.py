@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mirip_fast.config import Config
 from mirip_fast.data.applicants import applicant_grades, applicants_of, sets_of, with_column
-from mirip_fast.data.stratify import members_of
+from mirip_fast.data.splits import members_of
 from mirip_fast.data.table import own_column
 from mirip_fast.errors import ConfigError, DataError
 from mirip_fast.evaluation.bootstrap import accuracy_interval

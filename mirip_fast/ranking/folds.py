@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast.config import Config, SplitConfig
-from mirip_fast.data.stratify import join_units, stratify
+from mirip_fast.data.splits import join_units, stratify
 from mirip_fast.errors import CheckpointError, ConfigError, DataError
 from mirip_fast.evaluation.metrics import pairwise_accuracy
 from mirip_fast.evaluation.report import Report

@@ -30,7 +30,7 @@ from mirip_fast.data.manifest import (
 )
 from mirip_fast.data.remote import is_remote
 from mirip_fast.data.sources import keep_indexes_in
-from mirip_fast.data.splits import SPLITS, Split, split_manifest
+from mirip_fast.data.splits import SPLITS, deviation, split_manifest
 from mirip_fast.data.table import (
     Manifest,
     given_name,
@@ -324,10 +324,11 @@ def graded_of_dataset(
 def divide(manifest: Manifest, hashes: Sequence[bytes], split: SplitConfig) -> GradedImages:
     """Graded images, divided into train, val and test; says in what shares."""
     divided = split_manifest(manifest, split, hashes)
-    sizes = ", ".join(f"{name} {divided.assignment.count(name)}" for name in SPLITS)
-    shares = f"; tier shares within {divided.deviation():.1f} points of the whole"
+    table = divided.table
+    sizes = ", ".join(f"{name} {(table['split'] == name).sum()}" for name in SPLITS)
+    shares = f"; tier shares within {deviation(divided):.1f} points of the whole"
     log.info("Split %s%s", sizes, shares if manifest.has_grades else "")
-    return GradedImages.of(manifest, hashes, divided.assignment, divided.near)
+    return GradedImages.of(manifest, hashes, [*table["split"]], [*table["near_group"]])
 
 
 def left_out(dataset: Dataset) -> pd.DataFrame:
@@ -596,7 +597,9 @@ def gp_features(wanted: str, kinds: Sequence[str]) -> str:
     return "+".join(sorted(usable, key=lambda kind: layer_of(kind) or 1 << 30))
 
 
-def write_split_files(source: Path, config: Config, out: Path | None) -> tuple[Split, list[Path]]:
+def write_split_files(
+    source: Path, config: Config, out: Path | None
+) -> tuple[Manifest, list[Path]]:
     """Divide a graded data set and write ``train_metadata.csv`` and so on.
 
     Where they lie outside the data, a link beside them leads to it: a list is read only with files below its
@@ -631,7 +634,7 @@ def write_split_files(source: Path, config: Config, out: Path | None) -> tuple[S
     link = _link_to(manifest.root, folder.absolute())
     files = []
     for name in SPLITS:
-        part = divided.part(name)
+        part = divided.subset(np.flatnonzero(divided.table["split"] == name))
         if len(part):
             if link is not None:
                 root = manifest.root
