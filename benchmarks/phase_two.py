@@ -30,7 +30,7 @@ from mirip_fast.models.losses import count_pairs, pair_loss
 from mirip_fast.ranking.fit import HeadFit
 from mirip_fast.ranking.objective import PartnerDraw
 from mirip_fast.ranking.rows import Rows
-from mirip_fast.training.presets import Preset, choose_preset
+from mirip_fast.training.optim import Preset, choose_preset
 
 WIDTH = 1024
 TURNS = 5

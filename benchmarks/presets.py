@@ -31,7 +31,7 @@ from mirip_fast.ranking.fit import HeadFit
 from mirip_fast.ranking.objective import score_rows
 from mirip_fast.ranking.rows import Rows
 from mirip_fast.runtime import cpu_threads
-from mirip_fast.training.presets import Preset, choose_preset
+from mirip_fast.training.optim import Preset, choose_preset
 from mirip_fast.training.run_folder import Run
 from mirip_fast.training.trackers import Trackers
 

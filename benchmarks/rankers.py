@@ -24,7 +24,7 @@ from mirip_fast.models.gp import GaussianProcess, draw_errors, errors_in_tiers, 
 from mirip_fast.models.head import RankingHead
 from mirip_fast.ranking.fit import HeadFit
 from mirip_fast.ranking.rows import Rows
-from mirip_fast.training.presets import choose_preset
+from mirip_fast.training.optim import choose_preset
 from mirip_fast.training.run_folder import Run
 from mirip_fast.training.trackers import Trackers
 

@@ -18,8 +18,7 @@ import click
 from mirip_fast import __version__
 from mirip_fast.errors import ConfigError, MiripError
 from mirip_fast.language import language, language_of_terminal, languages, set_language, tr
-from mirip_fast.runtime import reached_limit
-from mirip_fast.threads import any_works
+from mirip_fast.runtime import any_works, reached_limit
 
 from .interrupted import STATUS as INTERRUPTED
 from .interrupted import Interrupted, StopSignals

@@ -106,7 +106,7 @@ def _listed(path: Path, partial: Path) -> Iterator[None]:
         return
     with _locked(path.parent):
         try:
-            files = read_list(path.parent)
+            files = listed_files(path.parent)
         except ValueError as error:
             raise DataError(f"{path} cannot be written: {error}") from error
         new = _content(partial)
@@ -129,7 +129,7 @@ def list_files(folder: Path) -> None:
     _write_list(folder, {path.name: [_content(path)] for path in there})
 
 
-def read_list(folder: Path) -> _Contents:
+def listed_files(folder: Path) -> _Contents:
     """A folder's list of files; empty where it has none.
 
     Raises:
@@ -161,7 +161,7 @@ def remove_files(folder: Path, names: Iterable[str]) -> None:
     gone = set(names)
     if gone and (folder / LIST_FILE).exists():
         with _locked(folder):
-            files = read_list(folder)
+            files = listed_files(folder)
             _write_list(folder, {name: files[name] for name in files if name not in gone})
     for name in gone:
         (folder / name).unlink(missing_ok=True)
@@ -273,7 +273,7 @@ def sha256_of(path: Path) -> str:
 def _open_checked(path: Path, most: int | None) -> tuple[IO[bytes], dict[str, Any] | None]:
     """The open file, and its content where that was compared with the list."""
     while True:
-        files = read_list(path.parent)
+        files = listed_files(path.parent)
         stream = _open_regular(path, most)
         if path.name not in files or path.name == LIST_FILE:
             return stream, None
@@ -284,7 +284,7 @@ def _open_checked(path: Path, most: int | None) -> tuple[IO[bytes], dict[str, An
                 stream.seek(0)
                 return stream, found
         stream.close()
-        if read_list(path.parent) == files:  # else it was replaced between the two looks
+        if listed_files(path.parent) == files:  # else it was replaced between the two looks
             how = "is not the one in" if size else "is empty, unlike the one in"
             raise ValueError(
                 f"its content {how} {LIST_FILE} beside it (SHA-256): it was damaged or changed since it was "
@@ -301,7 +301,7 @@ def has_file(path: Path) -> bool:
     """
     if os.path.lexists(path):
         return True
-    if path.name in read_list(path.parent):
+    if path.name in listed_files(path.parent):
         raise ValueError(f"it is listed in {LIST_FILE} beside it, but gone. {_remedy(path)}")
     return False
 
@@ -310,7 +310,7 @@ def damaged_files(folder: Path) -> tuple[int, list[str]]:
     """How many files a folder's list has (0: there is none), and what is wrong with them, a sentence each."""
     faults = []
     try:
-        names = list(read_list(folder))
+        names = list(listed_files(folder))
     except (OSError, ValueError) as error:
         return 0, [str(error)]
     for name in names:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Sized
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mirip_fast.closing import Closing
+from mirip_fast.runtime import Closing
 
 if TYPE_CHECKING:
     from mirip_fast.features.embed import Progress

@@ -1,4 +1,4 @@
-"""The machine a command runs on: device, number format, seed, rank among processes."""
+"""The machine a command runs on: device, number format, seed, threads, rank among processes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
+_Closing = TypeVar("_Closing", bound="Closing")
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
@@ -257,6 +259,63 @@ def keep_freed_memory() -> None:
     if set_option is not None:
         for option, value in ((_M_MMAP_THRESHOLD, 32 << 20), (_M_TRIM_THRESHOLD, 128 << 20)):
             set_option(option, value)
+
+
+class Closing(ABC):
+    """Base of classes with a ``close()`` that the end of a ``with`` block calls, whatever happened."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of what is held."""
+
+    def __enter__(self: _Closing) -> _Closing:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class WorkThread(threading.Thread):
+    """A daemon thread whose end can be waited for although Ctrl-C may break the waiting off.
+
+    ``join`` and ``is_alive`` cannot: once an exception has left them, CPython up to 3.12 may take a running
+    thread for ended (its mend of bpo-45274 looks only at whether the thread's lock is held, and the thread
+    itself holds it). Whoever waits again then waits for nothing.
+
+    Args:
+        name: of the thread.
+        work: what it does; it is started with :meth:`start`.
+    """
+
+    def __init__(self, name: str, work: Callable[[], None]):
+        super().__init__(target=work, name=name, daemon=True)
+        self._work_is_over = False
+        # Held until then. An Event has a lock of its own, which Ctrl-C may leave held for ever.
+        self._working = threading.Lock()
+        self._working.acquire()
+
+    def run(self) -> None:
+        """Do the work, and say that it is over whatever came of it."""
+        try:
+            super().run()
+        finally:
+            self._work_is_over = True
+            self._working.release()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether the work is over, after waiting at most so many seconds for it."""
+        if not self._work_is_over and self._working.acquire(timeout=max(0.0, timeout_s)):
+            self._working.release()
+        if self._work_is_over:
+            self.join()  # it does nothing any more, and whether this is broken off is all the same
+        return self._work_is_over
+
+
+def any_works() -> bool:
+    """Whether a :class:`WorkThread` of this process is at work still."""
+    return any(
+        isinstance(thread, WorkThread) and not thread.wait(0.0) for thread in threading.enumerate()
+    )
 
 
 def end_with_parent(parent: int) -> None:

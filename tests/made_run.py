@@ -17,7 +17,7 @@ from mirip_fast.config import Config
 from mirip_fast.data.table import Manifest, image_table
 from mirip_fast.errors import MiripError
 from mirip_fast.features.store import FeatureStore
-from mirip_fast.files import read_list
+from mirip_fast.files import listed_files
 from mirip_fast.ranking.anchors import find_anchors
 from mirip_fast.ranking.evaluate import evaluate_split
 from mirip_fast.ranking.folds import load_plan
@@ -172,7 +172,7 @@ def spoil(run: Path, flips: int, seed: int, told: Callable[[str | None], object]
         told: called with each trial's failure, None where all was well.
     """
     rng, right = random.Random(seed), answer(run)
-    for path in [run / "files.json", *(run / name for name in read_list(run))]:
+    for path in [run / "files.json", *(run / name for name in listed_files(run))]:
         data = path.read_bytes()
         for how, content in damages(data, flips, rng):
             if content == data:

@@ -14,8 +14,7 @@ from mirip_fast.errors import ConfigError
 from mirip_fast.models.checkpoint import load_checkpoint
 from mirip_fast.ranking import fit as fit_module
 from mirip_fast.ranking.fit import HeadFit
-from mirip_fast.training.optim import Averaging, check_averaging
-from mirip_fast.training.presets import Preset
+from mirip_fast.training.optim import Averaging, Preset, check_averaging
 from mirip_fast.training.trackers import Trackers
 
 CPU = torch.device("cpu")

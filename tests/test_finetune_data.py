@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -30,6 +31,7 @@ from mirip_fast.finetune.data import (
     Sample,
     balanced_batches,
     decode_all,
+    mixed_grades,
     plan_epoch,
 )
 from mirip_fast.training.remote import RemoteSync
@@ -72,14 +74,13 @@ def test_mixtures_have_the_grades_of_their_shares() -> None:
     tiers = tiers_of(16, 16, 16)
     within = np.arange(48) % 2
     steps = plan_epoch(
-        tiers, -1.0 * tiers, [None] * 48, 12, 3, 1, mixing={"mixup": 0.5, "cutmix": 1.0}, size=SIZE, within=within
+        tiers, [None] * 48, 12, 3, 1, mixing={"mixup": 0.5, "cutmix": 1.0}, size=SIZE, within=within
     )  # fmt: skip
     kinds = set()
     for step in steps:
-        assert step.mixed
-        kinds |= {sample.box is None for sample in step.samples}
-        assert len({sample.box is None for sample in step.samples}) == 1  # one kind per batch
-        for sample, grade in zip(step.samples, step.grades, strict=True):
+        kinds |= {sample.box is None for sample in step}
+        assert len({sample.box is None for sample in step}) == 1  # one kind per batch
+        for sample, grade in zip(step, mixed_grades(step, -1.0 * tiers), strict=True):
             assert within[sample.image] == within[sample.partner] and 0 <= sample.share <= 1
             mixed = sample.share * tiers[sample.image] + (1 - sample.share) * tiers[sample.partner]
             assert grade == pytest.approx(-mixed)
@@ -88,7 +89,10 @@ def test_mixtures_have_the_grades_of_their_shares() -> None:
                 assert 0 <= left <= right <= SIZE and 0 <= top <= bottom <= SIZE
                 assert 1 - sample.share == pytest.approx((right - left) * (bottom - top) / SIZE**2)
     assert kinds == {True, False}
-    assert not any(step.mixed for step in plan_epoch(tiers, -1.0 * tiers, [None] * 48, 12, 3, 1))
+    plain = plan_epoch(tiers, [None] * 48, 12, 3, 1)
+    assert all(sample.partner < 0 for step in plain for sample in step)
+    for step in plain:
+        assert mixed_grades(step, -1.0 * tiers).tolist() == [-tiers[s.image] for s in step]
 
 
 @pytest.fixture
@@ -170,11 +174,15 @@ def test_a_killed_worker_is_told(paths: list[Path]) -> None:
     with Batches(Pictures(paths, 400), workers=2, prefetch=1, pinned=False) as batches:
         loading = batches.load(lists)
         next(loading)
-        for worker in batches._workers:
-            os.kill(worker.pid, signal.SIGTERM)  # to the whole job: leaves the workers alone
-        next(loading)
-        for worker in batches._workers:
-            os.kill(worker.pid, signal.SIGKILL)
+        assert len(multiprocessing.active_children()) == 2
+        for number in (
+            signal.SIGTERM,
+            signal.SIGKILL,
+        ):  # to the whole job: leaves the workers alone
+            for worker in multiprocessing.active_children():
+                os.kill(worker.pid or 0, number)
+            if number == signal.SIGTERM:
+                next(loading)
         with pytest.raises(TrainingError, match=r"gone \(killed by SIGKILL\).*--loader-workers"):
             list(loading)
 
@@ -189,7 +197,7 @@ def hold(path: Path) -> int:
     time.sleep(0.3)
     for _ in range(3):
         next(loading)
-    print(*(worker.pid for worker in batches._workers), flush=True)
+    print(*(worker.pid for worker in multiprocessing.active_children()), flush=True)
     time.sleep(60)
     return 0
 

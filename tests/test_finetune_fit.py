@@ -101,7 +101,7 @@ def test_stopped_anywhere_and_resumed_equals_uninterrupted(
         fit.run(stopped)
     again = make_fit(folder, config, plan)
     again.resume(load_checkpoint(stopped.last))
-    assert (again.epoch, again.now.steps) == (((steps - 1) // 3, (steps - 1) % 3 + 1))
+    assert (again.epoch, again.now["steps"]) == (((steps - 1) // 3, (steps - 1) % 3 + 1))
     again.run(stopped)
     for name in (
         "last_model.pt",

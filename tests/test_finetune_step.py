@@ -31,8 +31,8 @@ def double_model(folder: Path, *, noise: bool) -> ScoringModel:
     model, strategy = prepared(folder, config, dropout=0.3 if noise else 0.0)
     model = model.double()
     if noise:
-        add_stochastic_depth(model.anatomy, 0.5)
-        if not model.anatomy.rotary:
+        add_stochastic_depth(model, 0.5)
+        if folder.name != "dinov3":
             add_patch_dropout(model, 0.5)
     unfreeze(model, strategy, -1)
     model.train()
@@ -79,7 +79,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(
         whole.backward()
         expected = gradients(model)
         if sizes == [4, 4, 3]:
-            checkpoint_blocks(model.anatomy)
+            checkpoint_blocks(model)
         parameters = [p for _, p in model.trainable()]
         for scale in (1.0, 1024.0):
             found, _ = take_gradients(
@@ -105,9 +105,9 @@ def test_scores_are_those_of_phase_one_and_the_head(model_dir: ModelDir, kind: s
 
 def test_stochastic_depth_leaves_out_trained_blocks_only(model_dir: ModelDir) -> None:
     model = small_model(model_dir("dinov2"))
-    add_stochastic_depth(model.anatomy, 0.5)
+    add_stochastic_depth(model, 0.5)
     images, _ = pictures(64)
-    _first, last = model.anatomy.blocks
+    _first, last = model.blocks
     seen: list[torch.Tensor] = []
     last.register_forward_hook(lambda _, args, out: seen.append((out - args[0]).detach()))
 
@@ -134,9 +134,7 @@ def test_patch_dropout_shows_fewer_patches_in_training_only(model_dir: ModelDir)
     add_patch_dropout(model, 0.75)
     images, _ = pictures(2)
     lengths: list[int] = []
-    model.anatomy.blocks[0].register_forward_pre_hook(
-        lambda _, args: lengths.append(args[0].shape[1])
-    )
+    model.blocks[0].register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape[1]))
     for mode in (True, False):
         model.train(mode)
         model(images)

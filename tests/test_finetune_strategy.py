@@ -33,7 +33,7 @@ def test_llrd_gives_every_layer_its_rate(model_dir: ModelDir, kind: str) -> None
         for group in parameter_groups(model, strategy, config)
         for p in group["params"]
     }
-    blocks = [{id(p) for p in block.parameters()} for block in model.anatomy.blocks]
+    blocks = [{id(p) for p in block.parameters()} for block in model.blocks]
     for name, parameter in model.named_parameters():
         if "mask_token" in name or "pooler" in name:
             assert name not in rates
@@ -96,9 +96,9 @@ def test_frozen_parts_stay_in_eval_mode(model_dir: ModelDir) -> None:
     model, strategy = prepared(model_dir("dinov2"), config_of("last:1"))
     unfreeze(model, strategy, 1)
     model.train()
-    first, second = model.anatomy.blocks
-    assert (first.training, second.training, model.anatomy.embeddings.training) == (0, 1, 0)
-    assert model.anatomy.norm.training and model.head.training
+    first, second = model.blocks
+    assert (first.training, second.training, model.parts[0].training) == (0, 1, 0)
+    assert model.parts[-1].training and model.head.training
     model.eval()
     assert not second.training
 

@@ -20,7 +20,7 @@ from mirip_fast.ranking import fit as fit_module
 from mirip_fast.ranking.fit import FitResult, HeadFit
 from mirip_fast.ranking.objective import PartnerDraw
 from mirip_fast.ranking.rows import Rows
-from mirip_fast.training.presets import Preset
+from mirip_fast.training.optim import Preset
 from mirip_fast.training.run_folder import Run
 from mirip_fast.training.trackers import Trackers
 

@@ -13,7 +13,6 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = (
     (
         "mirip_fast",
-        "mirip_fast.closing",
         "mirip_fast.errors",
         "mirip_fast.files",
         "mirip_fast.language",
@@ -22,7 +21,6 @@ FLOORS = (
         "mirip_fast.settings",
         "mirip_fast.runtime",
         "mirip_fast.text",
-        "mirip_fast.threads",
     ),
     ("mirip_fast.data",),
     ("mirip_fast.features",),

@@ -14,7 +14,7 @@ import pytest
 from made_run import make_runs, spoil
 from mirip_fast_cli.main import run
 
-from mirip_fast.files import LIST_FILE, list_files, read_json, read_list, write_json
+from mirip_fast.files import LIST_FILE, list_files, listed_files, read_json, write_json
 
 
 @pytest.fixture(scope="module")
@@ -200,8 +200,8 @@ def test_a_kill_at_any_moment_leaves_a_file_that_can_be_read(
         if path.exists() or replaced:
             seen.add(read_json(path)["value"])
     assert status == [0, 0] and seen == ({0, 1, 2} if replaced else {1, 2})
-    assert len(read_list(tmp_path)["run.json"]) == 1
-    assert not [name for name in read_list(tmp_path) if name != "run.json"]
+    assert len(listed_files(tmp_path)["run.json"]) == 1
+    assert not [name for name in listed_files(tmp_path) if name != "run.json"]
 
 
 def _killed_at(step: int, path: Path, value: int) -> int:
@@ -245,7 +245,7 @@ def test_two_processes_may_write_one_file_at_once(tmp_path: Path) -> None:
                 os._exit(status)
         children.append(pid)
     assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * 4
-    assert read_json(path)["value"] in range(4) and len(read_list(tmp_path)["anchors.json"]) == 1
+    assert read_json(path)["value"] in range(4) and len(listed_files(tmp_path)["anchors.json"]) == 1
 
 
 def test_a_full_disk_leaves_the_old_file_or_the_new_one(

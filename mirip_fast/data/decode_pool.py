@@ -23,7 +23,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -32,7 +32,6 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from mirip_fast.closing import Closing
 from mirip_fast.data.decode_worker import (
     Choose,
     Decoded,
@@ -49,7 +48,7 @@ from mirip_fast.data.remote import is_remote
 from mirip_fast.data.sources import Piece, piece_of, read_image
 from mirip_fast.errors import ConfigError, ImageError, MiripError
 from mirip_fast.files import temporary_folder
-from mirip_fast.threads import WorkThread
+from mirip_fast.runtime import Closing, WorkThread
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -116,14 +115,18 @@ class DecodePool(Closing):
         if window is not None and window < 1:
             raise ConfigError(f"The window must be at least 1 image, not {window}")
         self._window = window or max(64, 8 * workers)
-        self._loader = loader
+        self._loader, self._timeout_s, self._memory_limit = loader, timeout_s, memory_limit_bytes
         self._closed = threading.Event()
         self._tasks: SimpleQueue[_Task | None] = SimpleQueue()
-        start = partial(_Process, memory_limit_bytes, loader)
-        self._workers = [
-            _Worker(self._tasks, self._closed, timeout_s, start) for _ in range(workers)
+        self._lock = (
+            threading.Lock()
+        )  # around the beginning of fetching, and between a new process and close()
+        self._processes: dict[int, _Process] = {}  # by the number of the thread that owns it
+        self._threads = [
+            WorkThread("mirip-decode", partial(self._serve, i)) for i in range(workers)
         ]
-        self._lock = threading.Lock()  # around the beginning of fetching
+        for thread in self._threads:
+            thread.start()
         self._fetchers: ThreadPoolExecutor | None = None
         self._files: Iterator[Path] = iter(())  # where what is fetched goes
         self._ending = ExitStack()
@@ -143,7 +146,7 @@ class DecodePool(Closing):
             MiripError: no decoding process can be started, or the pool is closed.
         """
         choose = choose or (lambda _: ())
-        if not self._workers:
+        if not self._threads:
             loader = find_loader(self._loader)
             yield from (loader(job, choose) for job in jobs)
             return
@@ -164,12 +167,13 @@ class DecodePool(Closing):
     def close(self) -> None:
         """End all processes at once; jobs under way are given up."""
         self._closed.set()
-        for worker in self._workers:
-            worker.kill()
-        for _ in self._workers:
+        with self._lock:
+            for process in self._processes.values():
+                process.kill()
+        for _ in self._threads:
             self._tasks.put(None)
-        for worker in self._workers:
-            worker.wait(5.0)
+        for thread in self._threads:
+            thread.wait(5.0)
         with suppress(Empty):
             while True:
                 if (task := self._tasks.get_nowait()) is not None:
@@ -226,6 +230,66 @@ class DecodePool(Closing):
             piece = Piece(str(file), 0, len(data), stamp=stamp)
             self._put((replace(job, piece=piece), future, choose))
 
+    def _serve(self, number: int) -> None:
+        """What a thread does until the pool is closed: it owns a process, and replaces it when it is lost.
+
+        The process is started in this thread, as Linux ends a process when the thread that started it ends.
+        """
+        with suppress(Exception):  # should this fail, the first job tries again and tells why
+            self._start_process(number)
+        while not self._closed.is_set() and (task := self._tasks.get()) is not None:
+            self._do(number, *task)
+            del task  # or its pixels stay until the next one
+        self._drop_process(number)
+
+    def _do(self, number: int, job: DecodeJob, future: Future[Decoded], choose: Choose) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        result: Decoded | Exception
+        try:
+            result = self._decode(number, job, choose)
+        except Exception as error:  # for the consumer to see, or it would wait for ever
+            self._drop_process(number)
+            result = error
+        if self._closed.is_set():  # it may have been lost only because of that
+            result = MiripError(_CLOSED)
+        if isinstance(result, Decoded):
+            future.set_result(result)
+        else:
+            future.set_exception(result)
+
+    def _decode(self, number: int, job: DecodeJob, choose: Choose) -> Decoded:
+        process = self._processes.get(number)
+        if process is None or not process.send(job):  # it died while it had nothing to do
+            self._drop_process(number)
+            process = self._start_process(number)
+            process.send(job)
+        try:
+            return process.receive(job, self._timeout_s, choose)
+        except _LostError as lost:
+            self._drop_process(number)
+            return failure(job, str(lost), process.seconds(), process.asked)
+
+    def _start_process(self, number: int) -> _Process:
+        process = _Process(self._memory_limit, self._loader)
+        with self._lock:
+            self._processes[number] = process
+            if self._closed.is_set():
+                process.kill()
+        try:
+            process.wait_until_ready()
+        except MiripError:
+            self._drop_process(number)
+            raise
+        return process
+
+    def _drop_process(self, number: int) -> None:
+        with self._lock:
+            process = self._processes.pop(number, None)
+        if process is not None:
+            process.kill()
+            process.close()
+
 
 def picture_job(index: int, path: Path, side: int = WHOLE, *, ask: bool = False) -> DecodeJob:
     """A job for a picture to look at: upright RGB, its longer side at most ``side`` pixels.
@@ -264,94 +328,6 @@ def _result(future: Future[Decoded]) -> Decoded:
         return future.result()
     except CancelledError:
         raise MiripError(_CLOSED) from None
-
-
-class _Worker(WorkThread):
-    """The thread that owns one process: hands it jobs, takes results, replaces it when it is lost.
-
-    The process is started in this thread, as Linux ends a process when the thread that started it ends.
-    """
-
-    def __init__(
-        self,
-        tasks: SimpleQueue[_Task | None],
-        closed: threading.Event,
-        timeout_s: float,
-        start: Callable[[], _Process],
-    ) -> None:
-        super().__init__("mirip-decode", self._serve)
-        self._tasks, self._closed, self._timeout_s, self._new_process = (
-            tasks,
-            closed,
-            timeout_s,
-            start,
-        )
-        self._process: _Process | None = None
-        self._lock = threading.Lock()  # between kill() and a new process
-        self.start()
-
-    def kill(self) -> None:
-        """End the process now; called from other threads, once the pool is closed."""
-        with self._lock:
-            if self._process is not None:
-                self._process.kill()
-
-    def _serve(self) -> None:
-        """Until the pool is closed."""
-        with suppress(Exception):  # should this fail, the first job tries again and tells why
-            self._start_process()
-        while not self._closed.is_set() and (task := self._tasks.get()) is not None:
-            self._do(*task)
-            del task  # or its pixels stay until the next one
-        self._drop_process()
-
-    def _do(self, job: DecodeJob, future: Future[Decoded], choose: Choose) -> None:
-        if not future.set_running_or_notify_cancel():
-            return
-        result: Decoded | Exception
-        try:
-            result = self._decode(job, choose)
-        except Exception as error:  # for the consumer to see, or it would wait for ever
-            self._drop_process()
-            result = error
-        if self._closed.is_set():  # it may have been lost only because of that
-            result = MiripError(_CLOSED)
-        if isinstance(result, Decoded):
-            future.set_result(result)
-        else:
-            future.set_exception(result)
-
-    def _decode(self, job: DecodeJob, choose: Choose) -> Decoded:
-        process = self._process
-        if process is None or not process.send(job):  # it died while it had nothing to do
-            self._drop_process()
-            process = self._start_process()
-            process.send(job)
-        try:
-            return process.receive(job, self._timeout_s, choose)
-        except _LostError as lost:
-            self._drop_process()
-            return failure(job, str(lost), process.seconds(), process.asked)
-
-    def _start_process(self) -> _Process:
-        process = self._new_process()
-        with self._lock:
-            self._process = process
-            if self._closed.is_set():
-                process.kill()
-        try:
-            process.wait_until_ready()
-        except MiripError:
-            self._drop_process()
-            raise
-        return process
-
-    def _drop_process(self) -> None:
-        with self._lock:
-            process, self._process = self._process, None
-        if process is not None:
-            process.kill()
-            process.close()
 
 
 class _LostError(Exception):

@@ -16,7 +16,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-from mirip_fast.closing import Closing
 from mirip_fast.data.image_files import (
     MAX_FILE_BYTES,
     Stamp,
@@ -27,7 +26,7 @@ from mirip_fast.data.image_files import (
 )
 from mirip_fast.data.sources import piece_of
 from mirip_fast.errors import ImageError
-from mirip_fast.runtime import usable_cores
+from mirip_fast.runtime import Closing, usable_cores
 
 log = logging.getLogger(__name__)
 

@@ -19,8 +19,7 @@ from mirip_fast.features.canary import check_canary
 from mirip_fast.features.recipe import Need, Recipe, sizes_of
 from mirip_fast.features.shards import SeriesSpec
 from mirip_fast.features.store_writer import StoreWriter
-from mirip_fast.runtime import in_passes, keep_freed_memory
-from mirip_fast.threads import WorkThread
+from mirip_fast.runtime import WorkThread, in_passes, keep_freed_memory
 
 if TYPE_CHECKING:
     import torch

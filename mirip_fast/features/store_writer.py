@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mirip_fast.closing import Closing
 from mirip_fast.errors import DiskFullError, StoreError, StoreLockedError
 from mirip_fast.features.shards import SeriesSpec, Shard, ShardWriter, create_shard, shard_name
 from mirip_fast.features.store import (
@@ -41,6 +40,7 @@ from mirip_fast.features.store import (
     write_ranges,
 )
 from mirip_fast.files import disk_full, fsync_folder, is_disk_full, open_regular, read_json
+from mirip_fast.runtime import Closing
 
 LOCK_FILE = "LOCK"
 #: How long to look again where the file names a holder that is gone: the real one is about to sign.

@@ -6,7 +6,6 @@ augmented by worker processes.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import multiprocessing
 import os
@@ -15,8 +14,9 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,12 +24,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mirip_fast.closing import Closing
 from mirip_fast.data.decode_pool import DecodeJob, DecodePool
 from mirip_fast.data.images import UTMOST_PIXELS, decode_squares, to_array
 from mirip_fast.data.sources import read_image
 from mirip_fast.errors import DataError, ImageError, TrainingError
-from mirip_fast.runtime import end_with_parent
+from mirip_fast.runtime import Closing, end_with_parent
 
 Ints = NDArray[np.int64]
 
@@ -59,25 +58,6 @@ class Sample(NamedTuple):
     partner: int = -1
     share: float = 1.0
     box: tuple[int, int, int, int] | None = None
-
-
-@dataclass(frozen=True)
-class Step:
-    """A step's images in order, and their grades.
-
-    Attributes:
-        samples: [B].
-        grades: [B] float64, higher is better; of a mixture the mixture of the two grades.
-        mixed: whether images were mixed.
-    """
-
-    samples: tuple[Sample, ...]
-    grades: NDArray[np.float64]
-    mixed: bool
-
-    def index(self) -> Ints:
-        """[B] indices of the images."""
-        return np.array([sample.image for sample in self.samples], dtype=np.int64)
 
 
 def balanced_batches(
@@ -126,7 +106,6 @@ def _dealt(images: Ints, groups: Sequence[str | None], rng: np.random.Generator)
 
 def plan_epoch(
     tiers: Ints,
-    grades: NDArray[np.float64],
     groups: Sequence[str | None],
     batch_size: int,
     seed: int,
@@ -135,12 +114,11 @@ def plan_epoch(
     mixing: dict[str, float] | None = None,
     size: int = 1,
     within: Ints | None = None,
-) -> list[Step]:
-    """All steps of an epoch.
+) -> list[list[Sample]]:
+    """The images of all steps of an epoch.
 
     Args:
         tiers: [n] tier of each training image.
-        grades: [n] what pairs are made by, higher is better.
         groups: [n] group of each, or None.
         batch_size: images per step.
         seed: of the run.
@@ -158,11 +136,15 @@ def plan_epoch(
         kind = str(rng.choice(list(mixing))) if mixing else ""
         if mixing and kind:
             samples = _mix(samples, kind, mixing[kind], size, within, rng)
-        partner = np.array([s.image if s.partner < 0 else s.partner for s in samples])
-        share = np.array([sample.share for sample in samples])
-        mixed = share * grades[batch] + (1 - share) * grades[partner]
-        steps.append(Step(tuple(samples), mixed, bool(kind)))
+        steps.append(samples)
     return steps
+
+
+def mixed_grades(samples: Sequence[Sample], grades: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[B] grade of each sample: of a mixture the mixture of the two grades, by the shares of the pixels."""
+    partner = [s.image if s.partner < 0 else s.partner for s in samples]
+    share = np.array([s.share for s in samples])
+    return share * grades[[s.image for s in samples]] + (1 - share) * grades[partner]
 
 
 def _mix(
@@ -348,8 +330,9 @@ def room_in_memory() -> int | None:
 class Batches(Closing):
     """Hands out batches, prepared ahead by worker processes that stay until it is closed.
 
-    Pixels come over a pipe of each worker's own. So nothing lies in /dev/shm, which is small in containers,
-    and no lock is shared that a killed worker could hold for ever, as with torch's ``DataLoader``.
+    Pixels come over a pipe, so that nothing lies in /dev/shm, which is small in containers. torch's
+    ``DataLoader`` has no way to end its workers at once, and where one is killed it raises whatever the main
+    thread is doing at that moment, be it writing a checkpoint.
 
     Args:
         pictures: what to load.
@@ -365,7 +348,10 @@ class Batches(Closing):
         self.waited = 0.0
         self._pictures, self._pinned = pictures, pinned
         self._count, self._ahead = workers, workers * prefetch
-        self._workers: list[_Worker] = []
+        self._processes: list[BaseProcess] = []
+        # Starts the processes, as Linux ends a process when the thread that started it ends.
+        self._thread = ThreadPoolExecutor(1, "mirip-load")
+        self._pool: ProcessPoolExecutor | None = None
 
     def load(self, batches: Sequence[Sequence[Sample]]) -> Iterator[torch.Tensor]:
         """Pixels [b, size, size, 3] uint8 of each batch; an empty one gives an empty tensor.
@@ -374,112 +360,83 @@ class Batches(Closing):
             DataError: an image cannot be read; names it.
             TrainingError: a worker process cannot be started, or was killed.
         """
-        self._start()
-        filled = [batch for batch in batches if batch]
-        asked: deque[Future[torch.Tensor | str]] = deque()
-        sent = 0
+        unasked = deque(batch for batch in batches if batch)
+        asked: deque[Future[NDArray[np.uint8] | str]] = deque()
         try:
             for batch in batches:
                 if not batch:
                     yield torch.empty((0, 1, 1, 3), dtype=torch.uint8)
                     continue
                 started = time.perf_counter()
-                while self._workers and sent < len(filled) and len(asked) <= self._ahead:
-                    asked.append(self._workers[sent % self._count].ask(filled[sent]))
-                    sent += 1
-                pixels = asked.popleft().result() if asked else _stacked(self._pictures, batch)
+                try:
+                    while self._count and unasked and len(asked) <= self._ahead:
+                        asked.append(self._ask(unasked.popleft()))
+                    made = asked.popleft().result() if asked else _stacked(self._pictures, batch)
+                except BrokenProcessPool as error:
+                    raise TrainingError(
+                        f"A process that decodes training images is gone ({self._how_ended()}). If memory "
+                        "ran out: fewer --loader-workers, or a smaller --prefetch. The checkpoints saved "
+                        "before are good."
+                    ) from error
                 self.waited += time.perf_counter() - started
-                if isinstance(pixels, str):
+                if isinstance(made, str):
                     raise DataError(
-                        f"{pixels}. It could be read before: bring it back, or take it out of the data."
+                        f"{made}. It could be read before: bring it back, or take it out of the data."
                     )
-                yield pixels
+                pixels = torch.from_numpy(made)
+                yield pixels.pin_memory() if self._pinned else pixels
         finally:
             for future in asked:
                 future.cancel()
 
     def close(self) -> None:
-        """End the workers."""
-        atexit.unregister(self.close)
-        for worker in self._workers:
-            worker.kill()
-        for worker in self._workers:
-            worker.close()
-        self._workers.clear()
+        """End the workers, whatever they do."""
+        for process in self._processes:
+            process.kill()
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+        self._thread.shutdown()
 
-    def _start(self) -> None:
-        if self._workers:
-            return
-        atexit.register(self.close)  # before multiprocessing, which would wait for its children
+    def _ask(self, samples: Sequence[Sample]) -> Future[NDArray[np.uint8] | str]:
+        """Have a batch made, after those that were asked for before."""
+        if self._pool is None:
+            self._before = set(_PROCESSES.active_children())
+            self._pool = ProcessPoolExecutor(
+                self._count, _PROCESSES, _begin, (self._pictures, os.getpid())
+            )
         try:
-            while len(self._workers) < self._count:
-                self._workers.append(_Worker(self._pictures, self._pinned))
+            return self._thread.submit(self._pool.submit, _made, list(samples)).result()
+        except BrokenProcessPool:
+            raise
         except (OSError, RuntimeError) as error:  # no more processes or threads, no memory
-            begun = len(self._workers)
-            self.close()
+            begun = len(set(_PROCESSES.active_children()) - self._before)
             raise TrainingError(
                 f"Of {self._count} processes that decode training images only {begun} could be started "
                 f"({error}). Fewer --loader-workers do too; 0 decodes in the main process."
             ) from error
+        finally:
+            there = set(_PROCESSES.active_children()) - self._before
+            self._processes += there.difference(self._processes)
+
+    def _how_ended(self) -> str:
+        """What became of a worker that is gone."""
+        for _ in range(10):
+            if codes := [process.exitcode for process in self._processes if process.exitcode]:
+                if codes[0] < 0:
+                    with contextlib.suppress(ValueError):
+                        return f"killed by {signal.Signals(-codes[0]).name}"
+                return f"exit status {codes[0]}"
+            time.sleep(0.1)
+        return "it does not answer"
 
 
-class _Worker:
-    """A process that makes batches, and the thread of this one that talks to it."""
-
-    def __init__(self, pictures: Pictures, pinned: bool):
-        self._pinned = pinned
-        # The process is started in this thread, as Linux ends it when the thread that started it ends.
-        self._thread = ThreadPoolExecutor(1, "mirip-load")
-        self._channel, theirs = _PROCESSES.Pipe()
-        with theirs:
-            self._process = _PROCESSES.Process(
-                target=_serve, args=(pictures, theirs, os.getpid()), daemon=True
-            )
-            try:
-                self._thread.submit(self._process.start).result()
-            except BaseException:
-                self._channel.close()
-                self._thread.shutdown(wait=False)
-                raise
-        self.pid = int(self._process.pid)
-
-    def ask(self, samples: Sequence[Sample]) -> Future[torch.Tensor | str]:
-        """Have a batch made, after those that were asked for before."""
-        return self._thread.submit(self._fetch, list(samples))
-
-    def kill(self) -> None:
-        """End it now, whatever it does."""
-        self._process.kill()
-
-    def close(self) -> None:
-        """Let go of a killed process."""
-        self._thread.shutdown(cancel_futures=True)
-        # One that is stuck in a dead network drive outlives even that signal for a while: leave it.
-        self._process.join(1.0)
-        self._channel.close()
-
-    def _fetch(self, samples: list[Sample]) -> torch.Tensor | str:
-        try:
-            self._channel.send(samples)
-            answer = self._channel.recv()
-            if isinstance(answer, Exception):
-                raise answer
-            if isinstance(answer, str):
-                return answer
-            pixels = torch.empty(answer, dtype=torch.uint8, pin_memory=self._pinned)
-            self._channel.recv_bytes_into(pixels.numpy().data.cast("B"))
-            return pixels
-        except (EOFError, OSError) as error:
-            self._process.join(1.0)
-            raise TrainingError(
-                f"A process that decodes training images is gone ({_how_ended(self._process.exitcode)}). "
-                "If memory ran out: fewer --loader-workers, or a smaller --prefetch. The checkpoints saved "
-                "before are good."
-            ) from error
+_pictures: Pictures  # in a worker process
 
 
-def _serve(pictures: Pictures, channel: Any, parent: int) -> None:
-    """Answer with batches until the parent ends: the main function of a worker process."""
+def _begin(pictures: Pictures, parent: int) -> None:
+    """What a worker process does first."""
+    global _pictures  # noqa: PLW0603 (a worker has no other place for it)
+    _pictures = pictures
     end_with_parent(parent)
     # Schedulers signal every process of a job, and the parent decides when to stop.
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
@@ -487,21 +444,14 @@ def _serve(pictures: Pictures, channel: Any, parent: int) -> None:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     signal.set_wakeup_fd(-1)  # the parent's
     torch.set_num_threads(1)
-    with contextlib.suppress(EOFError, ConnectionError):
-        while True:
-            samples = channel.recv()
-            try:
-                batch: torch.Tensor | str | Exception = _stacked(pictures, samples)
-            except Exception as error:
-                batch = RuntimeError(f"{type(error).__name__}: {error}")
-            if isinstance(batch, torch.Tensor):
-                channel.send(tuple(batch.shape))
-                channel.send_bytes(batch.numpy().data.cast("B"))
-            else:
-                channel.send(batch)
 
 
-def _stacked(pictures: Pictures, samples: Sequence[Sample]) -> torch.Tensor | str:
+def _made(samples: Sequence[Sample]) -> NDArray[np.uint8] | str:
+    """A batch, made in a worker process."""
+    return _stacked(_pictures, samples)
+
+
+def _stacked(pictures: Pictures, samples: Sequence[Sample]) -> NDArray[np.uint8] | str:
     """[b, size, size, 3] uint8, or why an image cannot be read."""
     items = []
     for sample in samples:
@@ -509,12 +459,4 @@ def _stacked(pictures: Pictures, samples: Sequence[Sample]) -> torch.Tensor | st
         if isinstance(item, str):
             return item
         items.append(item)
-    return torch.stack(items)
-
-
-def _how_ended(status: int | None) -> str:
-    if status is None or status >= 0:
-        return "it does not answer" if status is None else f"exit status {status}"
-    with contextlib.suppress(ValueError):
-        return f"killed by {signal.Signals(-status).name}"
-    return f"killed by signal {-status}"
+    return torch.stack(items).numpy()

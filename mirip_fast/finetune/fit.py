@@ -7,7 +7,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -21,7 +21,7 @@ from torch import nn
 from mirip_fast.config import Config
 from mirip_fast.errors import CheckpointError, PreemptedError, TrainingError
 from mirip_fast.evaluation.metrics import pairwise_accuracy
-from mirip_fast.finetune.data import Batches, Sample, Step, plan_epoch
+from mirip_fast.finetune.data import Batches, Sample, mixed_grades, plan_epoch
 from mirip_fast.finetune.distributed import ALONE, ProcessGroup
 from mirip_fast.finetune.model import ScoringModel, merged_state
 from mirip_fast.finetune.step import Part, batch_loss, count_right, make_objective, take_gradients
@@ -45,6 +45,10 @@ _ADVICE = (
 )
 
 
+#: What an epoch has seen so far: sums over its steps, and its seconds, of which so many it waited for data.
+_SEEN = ("steps", "loss", "right", "pairs", "images", "norm", "seconds", "waited")
+
+
 @dataclass(frozen=True)
 class Plan:
     """How a run goes, decided before it starts.
@@ -64,20 +68,6 @@ class Plan:
     patience: int
     precision: str
     size: int
-
-
-@dataclass
-class Progress:
-    """What an epoch has seen so far."""
-
-    steps: int = 0
-    loss: float = 0.0  # summed over steps
-    right: float = 0.0
-    pairs: float = 0.0
-    images: int = 0
-    norm: float = 0.0  # summed gradient norms
-    seconds: float = 0.0
-    waited: float = 0.0  # of them for data
 
 
 class FullFit:
@@ -162,12 +152,11 @@ class FullFit:
         if tuning.compile:
             self.score = torch.compile(model)
         self.epoch = 0  # finished epochs
-        self.now = Progress()
+        self.now: dict[str, Any] = dict.fromkeys(_SEEN, 0)
 
-    def _steps(self, epoch: int) -> list[Step]:
+    def _steps(self, epoch: int) -> list[list[Sample]]:
         return plan_epoch(
             self.train.tiers,
-            grades_of(self.train),
             self.train.groups,
             self.plan.batch_size,
             self.config.train.seed,
@@ -208,14 +197,15 @@ class FullFit:
         epoch = self.epoch + 1
         unfreeze(self.model, self.strategy, self.strategy.blocks_at(epoch, self.plan.head_epochs))
         self.model.train()
-        steps = self._steps(epoch)[self.now.steps :]
-        lists = [list(step.samples[self.group.share(len(step.samples))]) for step in steps]
-        started = time.monotonic() - self.now.seconds
-        waited = self.train_pixels.waited - self.now.waited
-        for step, inputs in zip(steps, self.train_pixels.load(lists), strict=True):
-            self._step(step, inputs)
-            self.now.seconds = time.monotonic() - started
-            self.now.waited = self.train_pixels.waited - waited
+        now = self.now
+        steps = self._steps(epoch)[now["steps"] :]
+        lists = [samples[self.group.share(len(samples))] for samples in steps]
+        started = time.monotonic() - now["seconds"]
+        waited = self.train_pixels.waited - now["waited"]
+        for samples, inputs in zip(steps, self.train_pixels.load(lists), strict=True):
+            self._step(samples, inputs)
+            now["seconds"] = time.monotonic() - started
+            now["waited"] = self.train_pixels.waited - waited
             stop = self.stop
             if self.group.any(stop is not None, self.device):
                 if self.group.is_first:
@@ -223,24 +213,32 @@ class FullFit:
                 self.group.wait()  # launchers kill the others when one ends
                 raise PreemptedError(
                     f"Stopped by {stop or 'a signal to another process'} after step "
-                    f"{self.now.steps} of epoch {epoch}; all is saved."
+                    f"{now['steps']} of epoch {epoch}; all is saved."
                 )
 
-    def _step(self, step: Step, inputs: torch.Tensor) -> None:
-        grades = torch.from_numpy(step.grades).to(self._loss_device)
-        within = None
-        if self.train.within is not None:
-            within = torch.from_numpy(self.train.within[step.index()]).to(self._loss_device)
-        graders = None
-        if self.train.grades is not None:
-            graders = torch.from_numpy(self.train.grades[step.index()]).to(self._loss_device)
-        pairs_of: dict[str, Any] = {"mixed": step.mixed, "graders": graders}
+    def _known(self, rows: Rows, samples: Sequence[Sample]) -> dict[str, Any]:
+        """What the pairs of some images are made by, as :func:`batch_loss` takes it."""
+
+        def of_samples(values: NDArray[Any] | None) -> torch.Tensor | None:
+            if values is None:
+                return None
+            return torch.from_numpy(values[[s.image for s in samples]]).to(self._loss_device)
+
+        return {
+            "grades": torch.from_numpy(mixed_grades(samples, pair_grades(rows))).to(
+                self._loss_device
+            ),
+            "within": of_samples(rows.within),
+            "graders": of_samples(rows.grades),
+            "mixed": samples[0].partner >= 0,
+        }
+
+    def _step(self, samples: Sequence[Sample], inputs: torch.Tensor) -> None:
+        known = self._known(self.train, samples)
         loss, scores = self._gradients(
             inputs,
-            len(step.samples),
-            lambda scores: batch_loss(
-                self.objective, scores.to(grades.device), grades, within, **pairs_of
-            ),
+            len(samples),
+            lambda scores: batch_loss(self.objective, scores.to(self._loss_device), **known),
         )
         self._require_finite(loss)
         self.scaler.unscale_(self.optimizer)
@@ -252,14 +250,10 @@ class FullFit:
         self.optimizer.zero_grad(set_to_none=True)
         self.scheduler.step()
         self.averaging.after_step()
-        right, pairs = count_right(scores.to(grades.device), grades, within, **pairs_of)
-        now = self.now
-        now.steps += 1
-        now.loss += loss
-        now.right += right
-        now.pairs += pairs
-        now.images += len(step.samples)
-        now.norm += norm if math.isfinite(norm) else 0.0  # fp16 skips such a step
+        right, pairs = count_right(scores.to(self._loss_device), **known)
+        norm = norm if math.isfinite(norm) else 0.0  # fp16 skips such a step
+        for name, value in zip(_SEEN, (1, loss, right, pairs, len(samples), norm), strict=False):
+            self.now[name] += value
 
     def _gradients(
         self, inputs: torch.Tensor, n: int, loss_of: Callable[[torch.Tensor], torch.Tensor]
@@ -298,7 +292,7 @@ class FullFit:
         if not len(inputs):
             return []
         chunks = torch.tensor_split(inputs, min(self.parts_per_step, len(inputs)))
-        number = self.epoch * self.steps_per_epoch + self.now.steps
+        number = self.epoch * self.steps_per_epoch + self.now["steps"]
         seeds = np.random.SeedSequence([self.config.train.seed, number, self.group.rank])
         states = seeds.generate_state(len(chunks), np.uint64)
 
@@ -333,7 +327,8 @@ class FullFit:
 
     def _finish_epoch(self, run: Run) -> None:
         """Evaluate, report and save."""
-        now, self.now = self.now, Progress()
+        now, self.now = self.now, dict.fromkeys(_SEEN, 0)
+        steps, seconds = max(1, now["steps"]), now["seconds"]
         self.epoch += 1
         settings = self.config.train
         self.averaging.after_epoch(self.epoch)
@@ -341,15 +336,15 @@ class FullFit:
             loss, accuracy = self._evaluate()
         rates = self._rates()
         values = {
-            "train/loss": now.loss / max(1, now.steps),
-            "train/accuracy": now.right / now.pairs if now.pairs else math.nan,
+            "train/loss": now["loss"] / steps,
+            "train/accuracy": now["right"] / now["pairs"] if now["pairs"] else math.nan,
             "val/loss": loss,
             "val/accuracy": accuracy,
             "learning_rate": max(rates.values()),
-            "epoch_seconds": now.seconds,
-            "gradient_norm": now.norm / max(1, now.steps),
-            "images_per_second": now.images / max(now.seconds, 1e-9),
-            "data_seconds": now.waited,
+            "epoch_seconds": seconds,
+            "gradient_norm": now["norm"] / steps,
+            "images_per_second": now["images"] / max(seconds, 1e-9),
+            "data_seconds": now["waited"],
             "memory_gib": _peak_memory(self.device),
         }
         is_best = self.stopping.update(accuracy, self.epoch)
@@ -390,7 +385,8 @@ class FullFit:
         """
         self.model.eval()
         images, n, world = self.val, len(self.val), self.group.world
-        mine = [Sample(i, 0) for i in range(n)[self.group.share(n)]]
+        everyone = [Sample(i, 0) for i in range(n)]
+        mine = everyone[self.group.share(n)]
         most = -(-self.plan.batch_size // (self.parts_per_step * world))
         size = at_once = min(self.evaluated_at_once, most)
 
@@ -411,19 +407,12 @@ class FullFit:
         if at_once < size:
             self.evaluated_at_once = at_once
         scores = self.group.gather(torch.cat(parts), n).to(self._loss_device)
-        grades = torch.from_numpy(grades_of(images)).to(scores.device)
-        within = graders = None
-        if images.within is not None:
-            within = torch.from_numpy(images.within).to(scores.device)
-        tiers, inside = images.tiers, images.within
-        if images.grades is not None:
-            graders = torch.from_numpy(images.grades).to(scores.device)
-        loss = float(
-            batch_loss(self.objective, scores, grades, within, mixed=False, graders=graders)
-        )
+        known = self._known(images, everyone)
+        loss = float(batch_loss(self.objective, scores, **known))
         self._require_finite(loss)
-        if graders is not None:
-            place, of, codes, _ = (t.cpu() for t in by_grader(graders, within))
+        tiers, inside = images.tiers, images.within
+        if known["graders"] is not None:
+            place, of, codes, _ = (t.cpu() for t in by_grader(known["graders"], known["within"]))
             scores, tiers, inside = scores.cpu()[place], of.numpy(), codes.numpy()
         return loss, pairwise_accuracy(scores.cpu().numpy(), tiers, inside)
 
@@ -464,7 +453,7 @@ class FullFit:
                 "swa": kept if self.config.train.swa_start else None,
                 "parts_per_step": self.parts_per_step,
                 "evaluated_at_once": self.evaluated_at_once,
-                "progress": vars(self.now),
+                "progress": self.now,
             }
         save_checkpoint(path, state)
         self.saved(path)
@@ -493,7 +482,7 @@ class FullFit:
             # Older ones call it judged_at_once, or do not say.
             at_once = state.get("evaluated_at_once", state.get("judged_at_once"))
             self.evaluated_at_once = int(at_once or self.evaluated_at_once)
-            self.now = Progress(**state["progress"])
+            self.now = {name: state["progress"][name] for name in _SEEN}
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             raise CheckpointError(f"the checkpoint does not fit this run: {error}") from error
         self.epoch = int(checkpoint["epoch"])
@@ -518,7 +507,7 @@ class FullFit:
                 signal.signal(getattr(signal, name), handler)
 
 
-def grades_of(rows: Rows) -> NDArray[np.float64]:
+def pair_grades(rows: Rows) -> NDArray[np.float64]:
     """[n] what pairs are made by, higher is better: minus the tier, or the finer grade."""
     return -rows.tiers.astype(np.float64) if rows.tier_scores is None else rows.tier_scores
 

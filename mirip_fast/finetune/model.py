@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,29 +23,13 @@ from mirip_fast.features.backbone_files import BackboneSpec
 from mirip_fast.features.recipe import head_kinds, pool_tokens
 from mirip_fast.models.head import RankingHead
 
-#: Layer numbers of what is no block, see :func:`layer_of`.
+#: The layer number of the embeddings; blocks have 0 … L−1, and the final norm L.
 EMBEDDINGS = -1
 
 
-@dataclass(frozen=True)
-class Anatomy:
-    """A backbone's parts.
-
-    Attributes:
-        embeddings: patches, CLS and register tokens, positions.
-        blocks: the transformer blocks, first to last.
-        norm: the final norm.
-        rotary: whether positions enter every block instead of the embeddings.
-    """
-
-    embeddings: nn.Module
-    blocks: tuple[nn.Module, ...]
-    norm: nn.Module
-    rotary: bool
-
-
-def find_anatomy(model: nn.Module, num_layers: int) -> Anatomy:
-    """The parts of a ``transformers`` vision model.
+def find_parts(model: nn.Module, num_layers: int) -> tuple[nn.Module, ...]:
+    """The parts of a ``transformers`` vision model: embeddings (patches, CLS and register tokens, positions),
+    the transformer blocks, and the final norm.
 
     Args:
         model: the bare model.
@@ -64,31 +47,15 @@ def find_anatomy(model: nn.Module, num_layers: int) -> Anatomy:
             f"{type(model).__name__} is no plain stack of embeddings, {num_layers} blocks and a final "
             "norm: only its head can be trained (`mirip-fast train --head-only`)"
         )
-    rotary = any("rope" in name or "rotary" in name for name in children)
-    return Anatomy(embeddings, tuple(lists[0]), norms[-1], rotary)
+    return (embeddings, *lists[0], norms[-1])
 
 
-def layer_of(model: nn.Module, anatomy: Anatomy) -> dict[str, int]:
-    """Every usable parameter's layer: −1 embeddings, 0 … L−1 blocks, L the final norm.
-
-    Parameters that take no part in features (mask token, pooler) are left out.
-    """
-    layers: dict[int, int] = {}
-    for i, part in enumerate((*anatomy.blocks, anatomy.norm)):
-        layers.update((id(parameter), i) for parameter in part.parameters())
-    return {
-        name: layers.get(id(parameter), EMBEDDINGS)
-        for name, parameter in model.named_parameters()
-        if not any(unused in name for unused in UNUSED)
-    }
-
-
-def checkpoint_blocks(anatomy: Anatomy) -> None:
+def checkpoint_blocks(model: ScoringModel) -> None:
     """Keep no activations inside blocks that learn; backward computes them again (Chen et al. 2016).
 
     Noise inside a block is replayed by torch's own checkpointing.
     """
-    for block in anatomy.blocks:
+    for block in model.blocks:
         block.forward = _checkpointed(block, block.forward)
 
 
@@ -119,9 +86,21 @@ class ScoringModel(nn.Module):
         self.spec, self.kinds = spec, head_kinds(features)
         self.skipped = 1 + spec.num_register_tokens
         self.backbone, self.head = backbone, head
-        self.anatomy: Anatomy = find_anatomy(backbone, spec.num_layers)
-        #: Usable backbone parameters, and the layer of each, before anything is added to the backbone.
-        self.layers = layer_of(backbone, self.anatomy)
+        #: Embeddings, blocks and final norm.
+        self.parts = find_parts(backbone, spec.num_layers)
+        self.blocks = self.parts[1:-1]
+        layers = {
+            id(parameter): layer
+            for layer, part in enumerate(self.parts, EMBEDDINGS)
+            for parameter in part.parameters()
+        }
+        #: The layer of every backbone parameter that takes part in features (mask token and pooler do not),
+        #: before anything is added to the backbone.
+        self.layers = {
+            name: layers.get(id(parameter), EMBEDDINGS)
+            for name, parameter in backbone.named_parameters()
+            if not any(unused in name for unused in UNUSED)
+        }
         self._arguments = {}
         if "interpolate_pos_encoding" in inspect.signature(backbone.forward).parameters:
             self._arguments["interpolate_pos_encoding"] = True
@@ -138,7 +117,7 @@ class ScoringModel(nn.Module):
         super().train(mode)
         if mode:
             self.backbone.eval()
-            for part in (self.anatomy.embeddings, *self.anatomy.blocks, self.anatomy.norm):
+            for part in self.parts:
                 part.train(any(p.requires_grad for p in part.parameters()))
         return self
 
@@ -174,15 +153,15 @@ class ScoringModel(nn.Module):
         return scores
 
 
-def add_stochastic_depth(anatomy: Anatomy, rate: float) -> None:
+def add_stochastic_depth(model: ScoringModel, rate: float) -> None:
     """Leave blocks out at random, image by image (Huang et al. 2016, arXiv 1603.09382).
 
     The probability rises from 0 at the first block to ``rate`` at the last (Touvron et al. 2021). What a
     kept block adds is scaled by 1 / (1 − probability), so that its mean stays. Blocks in eval mode, that
     is frozen ones, are never left out.
     """
-    last = max(1, len(anatomy.blocks) - 1)
-    for i, block in enumerate(anatomy.blocks):
+    last = max(1, len(model.blocks) - 1)
+    for i, block in enumerate(model.blocks):
         if rate > 0 and i > 0:
             hook = functools.partial(_drop_block, rate * i / last)
             block.register_forward_hook(hook, with_kwargs=True)
@@ -212,7 +191,7 @@ def add_patch_dropout(model: ScoringModel, share: float) -> None:
     """
     if share <= 0:
         return
-    if model.anatomy.rotary:
+    if any("rope" in name or "rotary" in name for name, _ in model.backbone.named_children()):
         raise ConfigError(
             "--patch-dropout: this backbone has rotary positions, which need all patches; leave it out"
         )
@@ -228,7 +207,7 @@ def add_patch_dropout(model: ScoringModel, share: float) -> None:
         chosen = order[:, :kept].sort(dim=1).values.unsqueeze(-1).expand(-1, -1, patches.shape[2])
         return torch.cat([tokens[:, :skipped], patches.gather(1, chosen)], dim=1)
 
-    model.anatomy.embeddings.register_forward_hook(drop)
+    model.parts[0].register_forward_hook(drop)
 
 
 def add_lora(model: ScoringModel, settings: FinetuneConfig) -> None:
@@ -250,7 +229,7 @@ def add_lora(model: ScoringModel, settings: FinetuneConfig) -> None:
 
 def _targets(model: ScoringModel, wanted: str | None) -> set[str]:
     """Full names of the linear layers to adapt."""
-    inside = {id(module) for block in model.anatomy.blocks for module in block.modules()}
+    inside = {id(module) for block in model.blocks for module in block.modules()}
     linear = [
         name
         for name, module in model.backbone.named_modules()

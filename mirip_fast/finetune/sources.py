@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mirip_fast.config import Config, DataConfig, EmbedConfig, HeadConfig
+from mirip_fast.config import Config, HeadConfig
 from mirip_fast.data.decode_pool import DecodeJob, DecodePool
 from mirip_fast.data.graders import of_grader
 from mirip_fast.data.locate import tell_unlisted
@@ -78,26 +78,9 @@ class HeadRun:
         return dataclasses.replace(head, features=self.info.features)
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where a run's images come from.
-
-    Attributes:
-        images: with their split.
-        data: how they were read.
-        embed: backbone and preprocessing.
-        name: the folder or CSV file.
-        head_run: the run whose head is taken, if any.
-    """
-
-    images: GradedImages
-    data: DataConfig
-    embed: EmbedConfig
-    name: str
-    head_run: HeadRun | None = None
-
-
-def find_source(path: Path | None, config: Config) -> Source:
+def find_source(
+    path: Path | None, config: Config, given: Collection[str]
+) -> tuple[Config, GradedImages, str, HeadRun | None]:
     """The images, and the head-only run that ``--init-from`` names, or the newest one of the same data.
 
     Without such a run they are divided anew: those of an embedded data set, else of the folder or CSV file
@@ -106,6 +89,11 @@ def find_source(path: Path | None, config: Config) -> Source:
     Args:
         path: folder or CSV file; None: the head-only run's, or the newest embedded one.
         config: the settings.
+        given: dotted keys of those that were set.
+
+    Returns:
+        The settings, with those that the images or the head-only run bring; the images with their split; the
+        folder or CSV file that they come from; the head-only run.
 
     Raises:
         RunNotFoundError: a run was named that is not there, or there is nothing to train on.
@@ -126,9 +114,8 @@ def find_source(path: Path | None, config: Config) -> Source:
         config.evaluate.grader = theirs
         images = load_split(head_run.run.path / SPLIT_FILE, info.tiers)
         check_unchanged(images, cache_dir)
-        embed = dataclasses.replace(info.embed, cache_dir=config.embed.cache_dir)
         name = str(head_run.run.info.get("dataset", ""))
-        return Source(images, head_run.run.data, embed, name, head_run)
+        return _with_head_run(config, given, head_run), images, name, head_run
     try:
         dataset = newest_graded(cache_dir, path)
     except RunNotFoundError:
@@ -139,7 +126,40 @@ def find_source(path: Path | None, config: Config) -> Source:
         return _source_of_folder(path, config)
     log.info("Data set %s", shown(dataset.source))
     images = graded_of_dataset(dataset, config.split, grader=config.evaluate.grader)
-    return Source(images, dataset.data, config.embed, str(dataset.source))
+    return dataclasses.replace(config, data=dataset.data), images, str(dataset.source), None
+
+
+def _with_head_run(config: Config, given: Collection[str], head_run: HeadRun) -> Config:
+    """The settings with the data, split, preprocessing and head of a head-only run.
+
+    Raises:
+        ConfigError: another split or head was asked for.
+    """
+    split = config_from_dict(head_run.checkpoint["config"]).split
+    asked = [key.partition(".")[2] for key in given if key.startswith("split.")]
+    wrong = [name for name in asked if getattr(config.split, name) != getattr(split, name)]
+    if wrong:
+        raise ConfigError(
+            f"{', '.join(f'split.{name}' for name in sorted(wrong))}: {head_run.run.path} brings its own "
+            "split along; leave it out, or start with --init-from none"
+        )
+    own = {"cache_dir", *(k.partition(".")[2] for k in given if k.startswith("embed."))}
+    embed = dataclasses.replace(
+        head_run.info.embed, **{name: getattr(config.embed, name) for name in own}
+    )
+    head = head_run.head
+    for name in (k.partition(".")[2] for k in given if k.startswith("head.")):
+        if "dropout" not in name and getattr(config.head, name) not in (
+            getattr(head, name),
+            "auto",
+        ):
+            raise ConfigError(
+                f"head.{name}: the head of {head_run.run.path} has "
+                f"{getattr(head, name)}; leave it out, or start with --init-from none"
+            )
+    if "head.projector_dropout" in given:
+        head = dataclasses.replace(head, projector_dropout=config.head.projector_dropout)
+    return dataclasses.replace(config, data=head_run.run.data, split=split, embed=embed, head=head)
 
 
 def check_unchanged(images: GradedImages, cache_dir: Path) -> None:
@@ -281,7 +301,9 @@ def _is_of(run: Run, source: Path) -> bool:
     return source.resolve() in {dataset.resolve(), dataset.parent.resolve()}
 
 
-def _source_of_folder(source: Path, config: Config) -> Source:
+def _source_of_folder(
+    source: Path, config: Config
+) -> tuple[Config, GradedImages, str, HeadRun | None]:
     whole = read_manifest(source, config.data)
     tell_unlisted(whole.source, whole.table["file"])
     manifest = only_graded(of_grader(whole, config.evaluate.grader))
@@ -306,7 +328,7 @@ def _source_of_folder(source: Path, config: Config) -> Source:
     for remark in grade_remarks(manifest):
         log.warning(remark)
     images = divide(manifest, hashes, config.split)
-    return Source(images, config.data, config.embed, str(manifest.source))
+    return config, images, str(manifest.source), None
 
 
 def _undecodable(paths: Sequence[Path], known_bad: set[int], config: Config) -> dict[int, str]:

@@ -118,10 +118,10 @@ def prepare_model(model: ScoringModel, strategy: Strategy, settings: FinetuneCon
     if strategy.kind == "lora":
         add_lora(model, settings)
     model.backbone.requires_grad_(False)
-    add_stochastic_depth(model.anatomy, settings.stochastic_depth)
+    add_stochastic_depth(model, settings.stochastic_depth)
     add_patch_dropout(model, settings.patch_dropout)
     if settings.gradient_checkpointing:
-        checkpoint_blocks(model.anatomy)
+        checkpoint_blocks(model)
 
 
 def unfreeze(model: ScoringModel, strategy: Strategy, blocks: int) -> None:
@@ -139,7 +139,7 @@ def unfreeze(model: ScoringModel, strategy: Strategy, blocks: int) -> None:
         for name, parameter in model.backbone.named_parameters():
             parameter.requires_grad_(".lora_" in name)
         return
-    first = EMBEDDINGS if blocks == ALL else len(model.anatomy.blocks) - blocks
+    first = EMBEDDINGS if blocks == ALL else len(model.blocks) - blocks
     parameters = dict(model.backbone.named_parameters())
     for name, layer in model.layers.items():
         parameters[name].requires_grad_(layer >= first)
@@ -188,7 +188,7 @@ def _backbone_rates(
     model: ScoringModel, strategy: Strategy, base: float, decay: float
 ) -> Iterator[tuple[str, float, nn.Parameter]]:
     """(group, learning rate, parameter) of every backbone parameter that may learn."""
-    parameters, count = dict(model.backbone.named_parameters()), len(model.anatomy.blocks)
+    parameters, count = dict(model.backbone.named_parameters()), len(model.blocks)
     if strategy.kind == "lora":
         yield from (("lora", base, p) for name, p in parameters.items() if ".lora_" in name)
         return

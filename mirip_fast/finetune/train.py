@@ -30,7 +30,6 @@ from mirip_fast.finetune.fit import FullFit, Plan
 from mirip_fast.finetune.model import ScoringModel
 from mirip_fast.finetune.sources import (
     HeadRun,
-    Source,
     check_same_features,
     check_unchanged,
     find_source,
@@ -124,19 +123,21 @@ def train_full(
             f"{config.train.gradient_accumulation_steps}, and keeps all of its pairs"
         )
     with join_processes(config.runtime.device) as (group, device):
-        found = group.first_does(lambda: find_source(source, config))
-        config = _resolved(config, given, found, debug)
-        images = trial(found.images) if debug else found.images
+        config, images, name, head_run = group.first_does(
+            lambda: find_source(source, config, given)
+        )
+        config = _resolved(config)
+        if debug:
+            config, images = as_trial(config), trial(images)
         tell_agreement(images, config)
         # What can be wrong with the settings is told before a run's folder is made.
         setup = Setup(config, images, group, resolve_device(device))
-        head_run = found.head_run
         if head_run is not None:
             check_same_features(head_run, setup.recipe)
         # Of folds it is their heads that are taken, and a trial has none that fit.
         heads = () if head_run is None or debug else head_run.heads
         taken = head_run if heads or not config.train.folds else None
-        run = Run(Path(group.first_does(lambda: _new_run(config, found, images, taken, debug))))
+        run = Run(Path(group.first_does(lambda: _new_run(config, name, images, taken, debug))))
         if not config.train.folds:
             return run, setup.train(run, head=None if head_run is None else head_run.checkpoint)
         fold_of = head_run.plan.fold_of if heads and head_run and head_run.plan else None
@@ -514,53 +515,20 @@ class FullFolds:
             RemoteSync(url, run.place, along=run.small_files).finish()
 
 
-def _resolved(config: Config, given: Collection[str], source: Source, debug: bool) -> Config:
-    """The configuration of the run: what the user set, over what the head-only run brings."""
+def _resolved(config: Config) -> Config:
+    """The settings of a run that is found again from any working folder, with features that it can learn."""
     embed, head = config.embed, config.head
-    if source.head_run is not None:
-        config = _with_split(config, given, source.head_run)
-        own = {k.partition(".")[2] for k in given if k.startswith("embed.")}
-        embed = dataclasses.replace(source.embed, **{k: getattr(config.embed, k) for k in own})
-        head = source.head_run.head
-        shape = [k for k in given if k.startswith("head.") and "dropout" not in k]
-        for key in shape:
-            name = key.partition(".")[2]
-            if getattr(config.head, name) not in (getattr(head, name), "auto"):
-                raise ConfigError(
-                    f"head.{name}: the head of {source.head_run.run.path} has "
-                    f"{getattr(head, name)}; leave it out, or start with --init-from none"
-                )
-        if "head.projector_dropout" in given:
-            head = dataclasses.replace(head, projector_dropout=config.head.projector_dropout)
-    if Path(embed.backbone).expanduser().is_dir():  # found again from any working folder
+    if Path(embed.backbone).expanduser().is_dir():
         folder = str(Path(embed.backbone).expanduser().resolve())
         embed = dataclasses.replace(embed, backbone=folder)
-    embed = dataclasses.replace(embed, cache_dir=str(Path(config.embed.cache_dir)))
+    embed = dataclasses.replace(embed, cache_dir=str(Path(embed.cache_dir)))
     # A pass through the backbone gives every kind of token.
     head = dataclasses.replace(head, features=choose_features(head.features, ("cls", "mean")))
-    config = dataclasses.replace(config, data=source.data, embed=embed, head=head)
-    return as_trial(config) if debug else config
-
-
-def _with_split(config: Config, given: Collection[str], head_run: HeadRun) -> Config:
-    """The configuration with the split section of the head-only run, whose split is taken.
-
-    Raises:
-        ConfigError: another split was asked for.
-    """
-    own = config_from_dict(head_run.checkpoint["config"]).split
-    asked = [key.partition(".")[2] for key in given if key.startswith("split.")]
-    wrong = [name for name in asked if getattr(config.split, name) != getattr(own, name)]
-    if wrong:
-        raise ConfigError(
-            f"{', '.join(f'split.{name}' for name in sorted(wrong))}: {head_run.run.path} brings its own "
-            "split along; leave it out, or start with --init-from none"
-        )
-    return dataclasses.replace(config, split=own)
+    return dataclasses.replace(config, embed=embed, head=head)
 
 
 def _new_run(
-    config: Config, source: Source, images: GradedImages, taken: HeadRun | None, debug: bool
+    config: Config, source: str, images: GradedImages, taken: HeadRun | None, debug: bool
 ) -> str:
     remove_runs_without_checkpoint(Path(config.train.output_dir))
     run = create_run(
@@ -568,8 +536,8 @@ def _new_run(
         config.train.name or config.finetune.strategy.replace(":", ""),
         mode=_MODE,
         debug=debug,
-        dataset=source.name,
-        data=dataclasses.asdict(source.data),
+        dataset=source,
+        data=dataclasses.asdict(config.data),
         within=config.evaluate.within,
         grader=config.evaluate.grader,
         # Absolute, for resuming from any folder.
@@ -577,5 +545,5 @@ def _new_run(
     )
     write_text(run.path / "config.yaml", to_yaml(config))
     save_split(run.path / SPLIT_FILE, images)
-    log.info("Data %s", shown(Path(source.name)))
+    log.info("Data %s", shown(Path(source)))
     return str(run.path)

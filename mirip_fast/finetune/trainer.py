@@ -27,8 +27,13 @@ from mirip_fast.models.finetuned import FINETUNED, describe_backbone
 from mirip_fast.models.losses import check_pairs, pair_loss
 from mirip_fast.models.ranking_model import PairwiseRankingModel
 from mirip_fast.runtime import resolve_device, resolve_precision, set_seed, torch_dtype
-from mirip_fast.training.optim import EarlyStopping, clip_gradients, make_optimizer, make_scheduler
-from mirip_fast.training.presets import PATIENCE
+from mirip_fast.training.optim import (
+    PATIENCE,
+    EarlyStopping,
+    clip_gradients,
+    make_optimizer,
+    make_scheduler,
+)
 from mirip_fast.training.run_folder import BEST, LAST, Run
 from mirip_fast.training.trackers import start_trackers
 

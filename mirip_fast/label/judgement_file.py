@@ -13,11 +13,11 @@ import threading
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from mirip_fast.closing import Closing
 from mirip_fast.data.pair_files import FIRST, LABEL, SECOND
 from mirip_fast.data.spreadsheets import SEPARATORS
 from mirip_fast.errors import DataError
 from mirip_fast.files import append_durably, fsync_folder, write_bytes
+from mirip_fast.runtime import Closing
 from mirip_fast.text import shown
 
 #: Columns of a new file. ``kind`` says why the pair was shown, ``predicted`` what the head expected.

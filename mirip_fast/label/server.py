@@ -12,7 +12,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mirip_fast.closing import Closing
 from mirip_fast.config import Config
 from mirip_fast.data.pair_files import read_pairs
 from mirip_fast.data.splits import SPLITS
@@ -34,6 +33,7 @@ from mirip_fast.label.session import Session
 from mirip_fast.label.works import LabelWorks, Retrainer, prepare_works, training_config
 from mirip_fast.ranking.evaluate import pick_model
 from mirip_fast.ranking.score_model import ScoreModel
+from mirip_fast.runtime import Closing
 from mirip_fast.serving import (
     HOST,
     BadRequestError,

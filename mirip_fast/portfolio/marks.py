@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from mirip_fast.closing import Closing
 from mirip_fast.data.pair_files import CONTENT, FIRST, LABEL, SECOND
 from mirip_fast.errors import DataError
 from mirip_fast.files import append_durably, fsync_folder, try_lock, write_csv
+from mirip_fast.runtime import Closing
 from mirip_fast.text import counted, shown
 
 log = logging.getLogger(__name__)

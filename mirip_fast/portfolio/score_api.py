@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirip_fast import __version__
-from mirip_fast.closing import Closing
 from mirip_fast.config import Config
 from mirip_fast.data.decode_pool import DecodeJob, DecodePool
 from mirip_fast.data.formats import SAY_WHICH
@@ -36,6 +35,7 @@ from mirip_fast.portfolio.ranking import CONFIDENCE
 from mirip_fast.ranking.held_out import load_calibration
 from mirip_fast.ranking.score_model import ScoreModel
 from mirip_fast.ranking.scorer import phase_of_model
+from mirip_fast.runtime import Closing
 from mirip_fast.serving import BadRequestError, sent_bytes
 
 if TYPE_CHECKING:

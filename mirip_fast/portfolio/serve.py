@@ -12,7 +12,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mirip_fast.closing import Closing
 from mirip_fast.config import Config
 from mirip_fast.data.decode_pool import WHOLE
 from mirip_fast.errors import DataError, MiripError
@@ -20,6 +19,7 @@ from mirip_fast.files import read_json
 from mirip_fast.portfolio.marks import Marks, write_pairs
 from mirip_fast.portfolio.page import key_of, key_of_ranking, write_page
 from mirip_fast.portfolio.rank import RankDone
+from mirip_fast.runtime import Closing
 from mirip_fast.serving import (
     BadRequestError,
     answer_change,

@@ -17,7 +17,7 @@ from mirip_fast.models.head import RankingHead
 from mirip_fast.ranking.fit import HeadFit
 from mirip_fast.ranking.rows import Rows
 from mirip_fast.ranking.scorer import load_score_model
-from mirip_fast.training.presets import choose_preset
+from mirip_fast.training.optim import choose_preset
 from mirip_fast.training.run_folder import Run, default_run
 from mirip_fast.training.trackers import Trackers
 

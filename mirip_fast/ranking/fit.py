@@ -25,11 +25,13 @@ from mirip_fast.runtime import cpu_threads, set_seed
 from mirip_fast.training.optim import (
     Averaging,
     EarlyStopping,
+    Preset,
+    choose_patience,
+    choose_preset,
     clip_gradients,
     make_optimizer,
     make_scheduler,
 )
-from mirip_fast.training.presets import Preset, choose_patience, choose_preset
 from mirip_fast.training.run_folder import Run
 from mirip_fast.training.trackers import Trackers
 

@@ -57,7 +57,7 @@ from mirip_fast.ranking.rows import Rows
 from mirip_fast.runtime import resolve_device
 from mirip_fast.settings import Setting, config_from_dict, settings, to_yaml, yaml_text
 from mirip_fast.text import counted, shown
-from mirip_fast.training.presets import choose_preset
+from mirip_fast.training.optim import choose_preset
 from mirip_fast.training.run_folder import SPLIT_FILE, create_folder
 
 log = logging.getLogger(__name__)

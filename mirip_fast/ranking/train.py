@@ -82,8 +82,7 @@ from mirip_fast.ranking.scorer import load_score_model
 from mirip_fast.runtime import resolve_device
 from mirip_fast.settings import config_from_dict, to_yaml
 from mirip_fast.text import path_of, shown
-from mirip_fast.training.optim import check_averaging
-from mirip_fast.training.presets import Preset, choose_preset
+from mirip_fast.training.optim import Preset, check_averaging, choose_preset
 from mirip_fast.training.run_folder import (
     FOLDS_FILE,
     SPLIT_FILE,

@@ -198,17 +198,20 @@ class Run:
     @contextlib.contextmanager
     def log_to_file(self) -> Iterator[None]:
         """Inside, the package's log lines are copied, with time stamps, to train.log."""
-        handler = _LogFile(self.path / _LOG, encoding="utf-8")
+        stream = _appending(self.path / _LOG)
+        try_lock(stream.fileno())  # says that the run is alive
+        handler = logging.StreamHandler(stream)
         handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s"))
-        if handler.stream is not None:
-            try_lock(handler.stream.fileno())  # says that the run is alive
+        # On a full disk the log is cut short; the run goes on, or says itself why it cannot.
+        handler.handleError = lambda record: None  # type: ignore[method-assign]
         logger = logging.getLogger("mirip_fast")
         logger.addHandler(handler)
         try:
             yield
         finally:
             logger.removeHandler(handler)
-            handler.close()
+            with contextlib.suppress(OSError):
+                stream.close()
 
     def append_history(self, row: Mapping[str, object]) -> None:
         """Append one epoch to history.csv.
@@ -286,16 +289,6 @@ class Run:
         """Remove all numbered checkpoints but the last ``keep``."""
         numbered = sorted(self.path.glob("checkpoint_epoch_*.pt"), key=_epoch_of)
         remove_files(self.path, [old.name for old in numbered[:-keep]])
-
-
-class _LogFile(logging.FileHandler):
-    """A log on a full disk is cut short; the run goes on, or says itself why it cannot."""
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        pass
-
-    def _open(self) -> Any:
-        return _appending(Path(self.baseFilename))
 
 
 def _appending(path: Path) -> IO[str]:
