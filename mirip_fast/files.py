@@ -36,6 +36,9 @@ _MOST_BYTES = 1 << 30  # of a file that is read whole
 _MOST_JSON_BYTES = 64 << 20
 _LOCK_SECONDS = 5.0
 
+#: How files are opened: a pipe that takes a regular file's place between a check and the open must not block.
+NEVER_WAIT = sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOCTTY", "O_BINARY"))
+
 #: Name → the contents that the file may have.
 _Contents = dict[str, list[dict[str, Any]]]
 
@@ -101,7 +104,7 @@ def _listed(path: Path, partial: Path) -> Iterator[None]:
     A file that is replaced is listed with both contents before, and with the new one after. A new file is
     listed after: until then it is read unchecked.
     """
-    if path.name == LIST_FILE or not _is_listed(path) or not _list_path(path).exists():
+    if path.name == LIST_FILE or not _is_listed(path) or not path.with_name(LIST_FILE).exists():
         yield
         return
     with _locked(path.parent):
@@ -171,10 +174,6 @@ def _write_list(folder: Path, files: _Contents) -> None:
     write_json(folder / LIST_FILE, {"files": files})
 
 
-def _list_path(path: Path) -> Path:
-    return path.with_name(LIST_FILE)
-
-
 def _is_listed(path: Path) -> bool:
     named = path.suffix in _LISTED and not path.name.startswith(".")
     return named and path.name not in (LIST_FILE, _APPENDED)
@@ -229,8 +228,7 @@ def open_regular(path: Path, flags: int = os.O_RDONLY, most: int | None = None) 
         OSError: it cannot be opened.
         ValueError: it is no regular file, or too large.
     """
-    more = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
-    handle = os.open(path, flags | more, 0o666)
+    handle = os.open(path, flags | NEVER_WAIT, 0o666)
     info = os.fstat(handle)
     why = None
     if not stat.S_ISREG(info.st_mode):

@@ -10,10 +10,11 @@ import stat
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO
 
 from mirip_fast.data.formats import EXTRAS, KINDS, can_read
 from mirip_fast.errors import DataError, ImageError
+from mirip_fast.files import NEVER_WAIT
 from mirip_fast.text import counted
 
 log = logging.getLogger(__name__)
@@ -55,13 +56,6 @@ _SYSTEM: frozenset[str] = frozenset(
         "__pycache__", "node_modules", "trashbox", "lost.dir", "@recently-snapshot", "dfsrprivate",
     }
 )  # fmt: skip
-# A pipe that takes a regular file's place between a check and the open must not block.
-_READ_AT_ONCE = (
-    os.O_RDONLY
-    | getattr(os, "O_NONBLOCK", 0)
-    | getattr(os, "O_NOCTTY", 0)
-    | getattr(os, "O_BINARY", 0)
-)
 _ENDING = re.compile(r"\.[\w~+-]{1,12}")
 _KINDS = 8  # named in a line
 
@@ -73,33 +67,19 @@ _BMP_HEADERS = tuple(size.to_bytes(4, "little") for size in (12, 16, 40, 52, 56,
 Stamp = tuple[int, int]
 
 
-class Found(NamedTuple):
-    """What lies below a folder: names sorted by their raw bytes, the same in every language setting.
-
-    Attributes:
-        pictures: image files.
-        tars: files that are named like a tar.
-        passed: how many files of each kind were left out, see :func:`passed_over`.
-    """
-
-    pictures: list[str]
-    tars: list[str]
-    passed: Counter[str]
-
-
 def scan_images(root: Path) -> list[Path]:
     """Every image file under ``root``; see :func:`scan_folder`. What is passed over is told.
 
     Returns:
         Paths that start with ``root``, in the same order.
     """
-    found = scan_folder(root)
-    tell_passed_over(str(root), found.passed)
+    pictures, _, passed = scan_folder(root)
+    tell_passed_over(str(root), passed)
     start = os.path.join(root, "")  # noqa: PTH118
-    return [Path(start + name) for name in found.pictures]
+    return [Path(start + name) for name in pictures]
 
 
-def scan_folder(root: Path) -> Found:
+def scan_folder(root: Path) -> tuple[list[str], list[str], Counter[str]]:
     """Every image file under ``root``, at any depth: by its ending, else by its first bytes.
 
     Links to files and to folders count, but no folder is read twice, nor one that ``root`` lies in. Hidden
@@ -107,28 +87,30 @@ def scan_folder(root: Path) -> Found:
 
     Raises:
         DataError: ``root`` is no folder, or a folder below it cannot be read.
+
+    Returns:
+        Names below ``root`` of image files and of tars, sorted by their raw bytes, the same in every language
+        setting; and how many files of each kind were left out, see :func:`passed_over`.
     """
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
         raise DataError(f"{root} {what}; name a folder of images")
-    found = Found([], [], Counter())
+    pictures, tars, passed = list[str](), list[str](), Counter[str]()
     start = len(os.path.join(root, ""))  # noqa: PTH118
-    for folder, names in folders_below(str(root), found.passed):
+    for folder, names in folders_below(str(root), passed):
         stems = {name[: -len(e)] for name in names if (e := ending_of(name)) in _BESIDE_RAW}
         for name in names:
             path = os.path.join(folder, name)  # noqa: PTH118 - a Path for each of many is slow
-            taken = named_picture(name, found.passed)
+            taken = named_picture(name, passed)
             if taken is None and ending_of(name) == ".tar":
-                found.tars.append(path[start:])
+                tars.append(path[start:])
             elif taken is None and not (taken := is_picture_file(path)):
-                found.passed[kind_of(name) if os.path.exists(path) else "broken link(s)"] += 1  # noqa: PTH110
+                passed[kind_of(name) if os.path.exists(path) else "broken link(s)"] += 1  # noqa: PTH110
             if KINDS.get(ending_of(name)) == "RAW" and name[: name.rfind(".")] in stems:
-                found.passed["RAW beside a JPEG or HEIC"] += bool(taken)
-            elif taken and can_read(ending_of(name), found.passed):
-                found.pictures.append(path[start:])
-    found.pictures.sort(key=os.fsencode)
-    found.tars.sort(key=os.fsencode)
-    return found
+                passed["RAW beside a JPEG or HEIC"] += bool(taken)
+            elif taken and can_read(ending_of(name), passed):
+                pictures.append(path[start:])
+    return sorted(pictures, key=os.fsencode), sorted(tars, key=os.fsencode), passed
 
 
 def hidden_part(name: str) -> str:
@@ -288,7 +270,7 @@ def is_picture_file(path: str) -> bool:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 (thousands of calls)
             return False
-        handle = os.open(path, _READ_AT_ONCE)
+        handle = os.open(path, os.O_RDONLY | NEVER_WAIT)
         try:
             return is_picture(os.read(handle, HEAD_BYTES))
         finally:
@@ -309,7 +291,7 @@ def open_image_file(path: Path, *, max_bytes: int | None = MAX_FILE_BYTES) -> IO
     """
     try:
         _check_status(path.stat(), max_bytes)
-        handle = os.open(path, _READ_AT_ONCE)
+        handle = os.open(path, os.O_RDONLY | NEVER_WAIT)
     except (OSError, ValueError) as error:
         raise ImageError(_why_not_opened(path, error)) from error
     stream = os.fdopen(handle, "rb")

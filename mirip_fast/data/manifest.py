@@ -358,19 +358,19 @@ def _order(manifest: Manifest) -> str | None:
 
 def _read_folder(folder: Path, options: DataConfig) -> Manifest:
     """A folder without a CSV file: its images, else those of its tars."""
-    found = scan_folder(folder)
-    if not found.pictures and not found.tars:
+    pictures, tars, passed = scan_folder(folder)
+    if not pictures and not tars:
         known = " ".join(sorted(IMAGE_EXTENSIONS))
-        told = passed_over(found.passed)
+        told = passed_over(passed)
         raise DataError(
             f"{shown(folder)}: no {METADATA_NAME}, and no images or tars in it or its folders ({known})"
             + (f". {told}" if told else "")
         )
-    tell_passed_over(shown(folder), found.passed)
-    if not found.pictures:
-        return _read_tars(folder, [folder / name for name in found.tars], options)
-    _remark_on_tars(folder, len(found.tars))
-    return _from_names(folder, found.pictures, options)
+    tell_passed_over(shown(folder), passed)
+    if not pictures:
+        return _read_tars(folder, [folder / name for name in tars], options)
+    _remark_on_tars(folder, len(tars))
+    return _from_names(folder, pictures, options)
 
 
 def _may_be_tar(source: Path) -> bool:

@@ -78,7 +78,7 @@ class HeadRun:
         return dataclasses.replace(head, features=self.info.features)
 
 
-def find_source(
+def find_images(
     path: Path | None, config: Config, given: Collection[str]
 ) -> tuple[Config, GradedImages, str, HeadRun | None]:
     """The images, and the head-only run that ``--init-from`` names, or the newest one of the same data.

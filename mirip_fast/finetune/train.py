@@ -32,7 +32,7 @@ from mirip_fast.finetune.sources import (
     HeadRun,
     check_same_features,
     check_unchanged,
-    find_source,
+    find_images,
 )
 from mirip_fast.finetune.step import make_objective
 from mirip_fast.finetune.strategy import learning_rates, parse_strategy, prepare_model
@@ -108,7 +108,7 @@ def train_full(
 
     Raises:
         ConfigError: settings that do not go together, or folds that do not exist.
-        MiripError: see :func:`mirip_fast.finetune.sources.find_source` for data and head-only run,
+        MiripError: see :func:`mirip_fast.finetune.sources.find_images` for data and head-only run,
             :class:`mirip_fast.finetune.fit.FullFit` for training.
     """
     parse_report_to(config.tracking.report_to)
@@ -124,7 +124,7 @@ def train_full(
         )
     with join_processes(config.runtime.device) as (group, device):
         config, images, name, head_run = group.first_does(
-            lambda: find_source(source, config, given)
+            lambda: find_images(source, config, given)
         )
         config = _resolved(config)
         if debug:
