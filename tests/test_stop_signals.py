@@ -36,7 +36,6 @@ def instead(body):
 """
 
 EMBED = """
-from mirip_fast.runtime import WorkThread
 from mirip_fast.features.engine import Engine
 
 stop, finish = Engine.stop, Engine.finish
@@ -98,6 +97,7 @@ instead(be_stuck)
     # It would be ended inside torch, which C++ takes for a fault of the program.
     "a thread that works on does not abort the process": ("""
 import torch
+from mirip_fast.runtime import WorkThread
 
 square, begun = torch.ones(1200, 1200), threading.Event()
 
