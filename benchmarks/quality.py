@@ -3,8 +3,9 @@
     python benchmarks/quality.py [--seeds 1] [--folds 5] [--only METHOD|METHOD] [--subset N] [DATA ...]
 
 DATA are data sets that `mirip-fast embed` (best with --layers auto) has put into the cache folder here. Their
-grades count, or with ``DATA::TASTE`` those computed from their pictures: colour (saturation), texture, layout
-(left against right), mood (dark and yellow), with noise. Without any DATA, rows are made up.
+grades count, or with ``DATA::TASTE`` those computed from their pictures, with noise: colour (saturation),
+texture, layout (left against right), mood (dark and yellow), contrast, centre (light in the middle),
+symmetry, stripes (lying against standing), detail, light. Without any DATA, rows are made up.
 
 Folds stratified by tier, repeated, near duplicates and groups whole (but for groups of more than a fifth of
 all works); an eighth of what is not held out stops the heads. Differences are paired, with the interval of
@@ -57,7 +58,6 @@ INNER_SHARE = 0.125
 NEAR = 0.98  # cosine of CLS features above which two images are taken for copies of one
 DRAWS = 500
 DEFAULT = "Gaussian process, all layers (the default)"
-TASTES = ("colour", "texture", "layout", "mood")
 
 
 def cached(asked: str, cache: Path, subset: int | None) -> tuple[list[Array], Graded]:
@@ -98,15 +98,24 @@ def cached(asked: str, cache: Path, subset: int | None) -> tuple[list[Array], Gr
 def of_picture(path: Path, taste: str) -> float:
     """What a taste likes, of one picture."""
     with Image.open(path) as image:
-        r, g, b = np.moveaxis(np.asarray(image.convert("RGB").resize((64, 64)), float) / 255, 2, 0)
-    grey = (r + g + b) / 3
-    if taste == "colour":
-        return float((np.max([r, g, b], 0) - np.min([r, g, b], 0)).mean())
-    if taste == "texture":
-        return float(np.hypot(*np.gradient(grey)).mean())
-    if taste == "layout":
-        return float((grey[:, :32] - grey[:, 32:]).mean())
-    return float(((r + g) / 2 - b).mean() - grey.mean())
+        rgb = np.asarray(image.convert("RGB").resize((64, 64)), float) / 255
+    red, green, blue = np.moveaxis(rgb, 2, 0)
+    grey = rgb.mean(axis=2)
+    down, across = np.gradient(grey)
+    blocks = grey.reshape(8, 8, 8, 8).mean(axis=(1, 3)).repeat(8, 0).repeat(8, 1)
+    liked = {
+        "colour": np.ptp(rgb, axis=2),
+        "texture": np.hypot(down, across),
+        "layout": grey[:, :32] - grey[:, 32:],
+        "mood": (red + green) / 2 - blue - grey,
+        "contrast": abs(grey - grey.mean()),
+        "centre": grey[16:48, 16:48] - grey.mean(),
+        "symmetry": -abs(grey - grey[:, ::-1]),
+        "stripes": abs(down) - abs(across),
+        "detail": abs(grey - blocks),
+        "light": grey,
+    }
+    return float(liked[taste].mean())
 
 
 def made_up(n: int, width: int, seed: int) -> tuple[list[Array], Graded]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 from pathlib import Path
 
@@ -44,15 +45,23 @@ def test_ranks_as_in_sports():
     assert ranks_of([3.0, 5.0, 5.0, 1.0]).tolist() == [3, 1, 1, 4]
 
 
-@pytest.mark.parametrize(("heads", "k"), [(50, 1), (78, 1), (79, 2), (200, 5), (999, 25)])
-def test_interval_ends_are_order_statistics_of_the_ranks(heads, k):
-    draws = np.random.default_rng(heads).normal(size=(heads, 9)) - 0.4 * np.arange(9)
-    ranks = np.sort([plain_ranks(row) for row in draws], axis=0)
-    own = np.arange(1, 10)
-    found = rank_intervals(draws, own)
-    assert found[0].tolist() == np.minimum(ranks[k - 1], own).tolist()
-    assert found[1].tolist() == np.maximum(ranks[heads - k], own).tolist()
-    turned = rank_intervals(draws + np.arange(9) * 99, own)  # the heads rank the other way round
+@pytest.mark.parametrize("draws", [30, 79, 200, 999])
+def test_an_interval_is_the_shortest_that_holds_95_percent_of_the_ranks(draws):
+    drawn = np.random.default_rng(draws).normal(size=(draws, 9)) - 0.4 * np.arange(9)
+    own, held = np.arange(1, 10), min(draws, math.ceil(0.95 * (draws + 1)))
+    low, high, _ = rank_intervals(drawn, own)
+    ranks = np.array([plain_ranks(row) for row in drawn])
+    for work in range(9):
+        within = {
+            (a, b): np.count_nonzero((a <= ranks[:, work]) & (ranks[:, work] <= b))
+            for a in range(1, 10)
+            for b in range(a, 10)
+        }
+        shortest = min(b - a for (a, b), count in within.items() if count >= held)
+        good = [(a, b) for (a, b), n in within.items() if n >= held and b - a == shortest]
+        own_rank = work + 1
+        assert (low[work], high[work]) in {(min(a, own_rank), max(b, own_rank)) for a, b in good}
+    turned = rank_intervals(drawn + np.arange(9) * 99, own)  # the draws rank the other way round
     assert turned[0].tolist() == np.minimum(own[::-1], own).tolist()
     assert turned[1].tolist() == np.maximum(own[::-1], own).tolist()
 
@@ -79,7 +88,8 @@ def test_what_is_known_goes_with_the_right_work():
     ranking = rank_scores(works(files), scores, calibration=calibration, draws=draws)
     assert len(ranking) == 11
     kept = [i for i in range(12) if i != 4]
-    by_draw = np.sort(ranks_of(draws[:, kept]), axis=0)
+    order = sorted(kept, key=lambda i: -scores[i])
+    low, high, _ = rank_intervals(draws[:, order], np.arange(1, 12))
     for work in ranking.itertuples():
         i = files.index(work.file)
         assert work.score == scores[i]
@@ -87,8 +97,8 @@ def test_what_is_known_goes_with_the_right_work():
         chances = calibration.tier_probabilities([scores[i]])[0]
         assert [getattr(work, f"p_{tier}") for tier in TIERS] == chances.tolist()
         assert work.tier == TIERS[chances.argmax()]
-        assert work.rank_low == min(by_draw[0, kept.index(i)], work.rank)
-        assert work.rank_high == max(by_draw[-1, kept.index(i)], work.rank)
+        place = order.index(i)
+        assert (work.rank_low, work.rank_high) == (low[place], high[place])
 
 
 def test_files_hold_what_is_known_and_say_unknown(tmp_path: Path):

@@ -44,6 +44,7 @@ SEARCH = 1_000  # rows that amplitudes and noise are learned from, at most
 _LENGTH = 2.0  # ℓ_b in medians of the block's distances; a longer one with a larger amplitude is much alike
 _LEAST = 1e-3  # share of all amplitudes below which a block is not used
 _SURE = 1_500  # basis rows that a spread is computed from, at most
+_TAILS = 4.0  # degrees of freedom of errors
 _JITTER = 1e-8  # noise of the inducing rows, which may hold the same row twice
 _PIECE = 1_024  # rows of a kernel matrix made at a time
 
@@ -67,8 +68,9 @@ def errors_in_tiers(
     """[n] how far from what was expected works lie by a finer grade of which only the tier is told, in sd.
 
     A tier is an interval of the normal scale, which is shrunk as its middles are (their covariance with the
-    finer grades). A work's finer grade is drawn from a normal distribution around what was expected, inside
-    its tier's interval, of the most likely width. (Residuals of the middles would count tiers as scatter.)
+    finer grades). A work's finer grade is drawn from Student's t of :data:`_TAILS` degrees of freedom around
+    what was expected, inside its tier's interval, of the most likely width: now and then graders differ from
+    it by more than a bell curve has. (Residuals of the middles would count tiers as scatter.)
 
     Args:
         tiers: [n], 0 = best.
@@ -76,7 +78,7 @@ def errors_in_tiers(
         seed: of the drawing.
     """
     from scipy.optimize import minimize_scalar
-    from scipy.special import ndtr, ndtri
+    from scipy.special import ndtri, stdtr, stdtrit
 
     _, first, code, count = np.unique(
         np.asarray(tiers), return_index=True, return_inverse=True, return_counts=True
@@ -87,13 +89,13 @@ def errors_in_tiers(
     high, low = ((edges[k] - expected) / sd for k in (code, code + 1))
 
     def cost(log: float) -> float:
-        chance = ndtr(high / np.exp(log)) - ndtr(low / np.exp(log))
+        chance = stdtr(_TAILS, high / np.exp(log)) - stdtr(_TAILS, low / np.exp(log))
         return -float(np.log(np.maximum(chance, 1e-12)).sum())
 
     width = np.exp(minimize_scalar(cost, bounds=(-3, 3), method="bounded").x)
-    below, above = ndtr(low / width), ndtr(high / width)
+    below, above = stdtr(_TAILS, low / width), stdtr(_TAILS, high / width)
     place = below + (above - below) * np.random.default_rng(seed).random(len(code))
-    result: FloatArray = width * ndtri(np.clip(place, 1e-6, 1 - 1e-6))
+    result: FloatArray = width * stdtrit(_TAILS, np.clip(place, 1e-6, 1 - 1e-6))
     return result
 
 

@@ -245,9 +245,9 @@ def rank_intervals(
     """95 % intervals of the ranks, and whose order is settled.
 
     Draws are of :meth:`ScoreModel.draw`: the interval says where the graders may
-    put a work. It goes from the k-th smallest to the k-th largest of a work's ranks in H draws, k = ⌊(H +
-    1) · (1 − confidence) / 2⌋, so that a further draw of the same kind falls outside with at most 1 −
-    confidence (order statistics of exchangeable draws). It is widened to hold the work's own rank.
+    put a work. It is the shortest that holds ⌈(H + 1) · 0.95⌉ of a work's ranks in H draws, the middle one
+    of those equally short (the highest-density interval: at both ends of a list, where ranks can miss on one
+    side only, that of equal tails would hold more). It is widened to hold the work's own rank.
     docs/uncertainty.md tells how often intervals were measured to hold the truth.
 
     Args:
@@ -260,21 +260,19 @@ def rank_intervals(
     """
     scores, own = np.asarray(draws, dtype=np.float64), np.asarray(own_ranks, dtype=np.int64)
     ranks = np.sort(ranks_of(scores), axis=0)
-    outside = _outside(len(scores))
+    held = min(len(ranks), math.ceil((len(ranks) + 1) * CONFIDENCE))
+    spans = ranks[held - 1 :] - ranks[: len(ranks) - held + 1]
+    shortest = np.cumsum(spans == spans.min(axis=0), axis=0)
+    first, column = (2 * shortest > shortest[-1]).argmax(axis=0), np.arange(ranks.shape[1])
     ahead = (np.sign(scores[:, :-1] - scores[:, 1:]) / 2 + 0.5).mean(axis=0)
     clear = np.r_[
         True, ahead >= CONFIDENCE, True
     ]  # before the first, between neighbours, after the last
     return (
-        np.minimum(ranks[outside - 1], own),
-        np.maximum(ranks[-outside], own),
+        np.minimum(ranks[first, column], own),
+        np.maximum(ranks[first + held - 1, column], own),
         clear[:-1] & clear[1:],
     )
-
-
-def _outside(draws: int) -> int:
-    """k: the interval goes from the k-th smallest to the k-th largest of the draws."""
-    return max(1, int((draws + 1) * (1 - CONFIDENCE) / 2))
 
 
 # ---------------------------------------------------------------------------------------- applicants
