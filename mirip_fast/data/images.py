@@ -27,6 +27,7 @@ one printable line.
 
 from __future__ import annotations
 
+import functools
 import io
 import threading
 import warnings
@@ -50,7 +51,6 @@ from PIL import (
     WebPImagePlugin,  # noqa: F401
 )
 
-from mirip_fast.data.colours import to_srgb
 from mirip_fast.data.formats import (
     EXTRAS,
     JXL_STARTS,
@@ -68,6 +68,7 @@ from mirip_fast.errors import ConfigError, ImageError
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from PIL.ImageCms import ImageCmsTransform
 
 #: The formats that are decoded (Pillow's names; phones' multi-picture JPEGs count as JPEG).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # and those of EXTRAS
@@ -90,6 +91,10 @@ _FLAT, _VISIBLE = 6, 16
 _NEW_KIND, _OLD_KIND, _SUB_PAGES = 254, 255, 330  # NewSubfileType, SubfileType, SubIFDs
 _ORIENTATION_TAG = 0x0112
 _BAD_PROFILE = "bad profile"
+# Colour space of a profile (its signature) → mode of the pixels it is for.
+_PROFILE_MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
+_LARGEST_PROFILE = 16 << 20  # bytes; of printers' profiles the largest has three million
+_SAME_COLOURS = 2  # levels of 255 by which sRGB's own profiles differ
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -500,12 +505,69 @@ def _to_rgb(image: Image.Image, srgb: bool) -> tuple[Image.Image, bool]:
         _with_8_bit_key(image)
     if profile or profile is None:  # Pillow has None for one that is cut short
         try:
-            image = to_srgb(image, profile or b"")
+            image = _to_srgb(image, profile or b"")
         except ValueError:
             bad_profile = True
     if image.has_transparency_data:
         image = _on_paper(image)
     return image if image.mode == "RGB" else image.convert("RGB"), bad_profile
+
+
+def _to_srgb(picture: Image.Image, profile: bytes) -> Image.Image:
+    """A picture as RGB (with transparency RGBA), in the colours that its profile means.
+
+    Args:
+        picture: of any mode of 8 bits.
+        profile: an ICC profile; if it means sRGB, the picture is given back as it is.
+
+    Raises:
+        ValueError: the profile is damaged, or of another kind than the pixels.
+    """
+    mode, transform = _srgb_transform(profile)
+    grey, cmyk = picture.mode in ("L", "LA", "1"), picture.mode == "CMYK"
+    if (mode == "CMYK") != cmyk or (mode == "L" and not grey):
+        raise ValueError(f"a profile for {mode}, and the pixels are {picture.mode}")
+    if transform is None:
+        return picture
+    if not picture.has_transparency_data:
+        return transform.apply(picture.convert(mode))
+    picture = picture.convert("RGBA")
+    result = transform.apply(picture.convert(mode))
+    result.putalpha(picture.getchannel("A"))
+    return result
+
+
+@functools.lru_cache(maxsize=8)  # of a folder's pictures most have the same
+def _srgb_transform(profile: bytes) -> tuple[str, ImageCmsTransform | None]:
+    """The mode that a profile is for, and what brings it to sRGB; None where it means sRGB."""
+    from PIL import ImageCms
+
+    if len(profile) > _LARGEST_PROFILE:
+        raise ValueError("too large")
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        mode = _PROFILE_MODES[source.profile.xcolor_space.strip()]
+        transform = ImageCms.ImageCmsTransform(
+            source,
+            ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")),
+            mode,
+            "RGB",
+            ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )
+    except (OSError, KeyError, TypeError, ImageCms.PyCMSError) as error:
+        raise ValueError("damaged, or of a kind that is not read") from error
+    if mode == "CMYK":
+        return mode, transform
+    if mode == "L":
+        probe = Image.frombytes("L", (256, 1), bytes(range(256)))
+    else:
+        steps = bytes(range(0, 256, 17))
+        colours = bytes(c for r in steps for g in steps for b in steps for c in (r, g, b))
+        probe = Image.frombytes("RGB", (256, 16), colours)
+    before, after = probe.convert("RGB").tobytes(), transform.apply(probe).tobytes()
+    same = max(abs(a - b) for a, b in zip(before, after, strict=True)) <= _SAME_COLOURS
+    return mode, None if same else transform
 
 
 def _from_16_bit(image: Image.Image) -> Image.Image:
