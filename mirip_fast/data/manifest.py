@@ -40,7 +40,6 @@ from mirip_fast.data.locate import FileFinder, tell_unnamed
 from mirip_fast.data.manifest_rows import (
     IMAGE_COLUMNS,
     IMAGE_FOLDER,
-    Columns,
     RowReader,
     records_from_csv,
 )
@@ -832,13 +831,16 @@ def _from_labels(
             problems.add(known[UNREADABLE], row=number)
         values = {**known, "filename": image_id, tier: known.get(tier, known.get("cls", ""))}
         rows.append([values.get(column, "") for column in columns])
-    there = set(columns)
-    meaning = Columns(
-        image="filename",
-        id=own_id if own_id in there else None,
-        tier=tier if has_tier else None,
-        score=options.score_column if options.score_column in there else None,
-        group=options.group_column if options.group_column in there else None,
-    )
+    others = {"id": own_id, "score": options.score_column, "group": options.group_column}
+    meaning: dict[str, Any] = {name: column for name, column in others.items() if column in columns}
     table = Table(source, pd.DataFrame(rows, columns=columns, dtype=object))
-    return RowReader(table, meaning, options, FileFinder((root,)), problems).images().assign(row=0)
+    reader = RowReader(
+        table,
+        options,
+        FileFinder((root,)),
+        problems,
+        "filename",
+        tier=tier if has_tier else None,
+        **meaning,
+    )
+    return reader.images().assign(row=0)

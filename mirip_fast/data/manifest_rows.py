@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -70,15 +70,16 @@ def records_from_csv(path: Path, options: DataConfig) -> Manifest:
     places = [path.parent, _picture_folder(path.parent)]
     if options.image_root is not None:
         places.insert(0, Path(options.image_root))
-    by_columns = columns.tier is None and _listed_graders(table, options)
+    reader = RowReader(table, options, FileFinder(places), table.problems(), **columns)
+    by_columns = reader.tier is None and _listed_graders(table, options)
     return Manifest(
         source=path,
         root=Path(options.image_root or path.parent),
         tiers=options.tier_names(),
-        table=RowReader(table, columns, options, FileFinder(places), table.problems()).images(),
+        table=reader.images(),
         options=replace(
             options,
-            image_column=columns.image,
+            image_column=reader.image,
             sheet=table.sheet,
             tier_column=DataConfig.tier_column if by_columns else options.tier_column,
         ),
@@ -109,24 +110,8 @@ def _listed_graders(table: Table, options: DataConfig) -> list[str]:
     return names if several and set(names) & {*table.columns} else []
 
 
-@dataclass(frozen=True)
-class Columns:
-    """The columns of a table that have a meaning; ``None`` where the table lacks one.
-
-    ``graders`` are columns with the tiers of one grader each, by their names alone: column → grader.
-    """
-
-    image: str
-    id: str | None = None
-    tier: str | None = None
-    score: str | None = None
-    group: str | None = None
-    grader: str | None = None
-    graders: Mapping[str, str] = field(default_factory=dict)
-
-
-def _find_columns(table: Table, options: DataConfig) -> Columns:
-    """Match the options' column names with the header.
+def _find_columns(table: Table, options: DataConfig) -> dict[str, Any]:
+    """Match the options' column names with the header: the columns of a :class:`RowReader`.
 
     Raises:
         DataError: the image column, or a column that was named by an option, is not there.
@@ -157,7 +142,7 @@ def _find_columns(table: Table, options: DataConfig) -> Columns:
     grader = optional(options.grader_column, usual.grader_column, "--grader-column")
     if not options.with_grades:
         problems.raise_if_any()
-        return Columns(image, own_id, grader=grader)
+        return {"image": image, "id": own_id, "grader": grader}
     for name in free:
         one = grader_of(name, options.tier_column, options.score_column)
         if one is not None:
@@ -187,7 +172,8 @@ def _find_columns(table: Table, options: DataConfig) -> Columns:
             *(where, options.tier_column, "tiers" if score else "grades", exists),
             f" (did you mean --tier-column {_typed(spelled(close))}?)" if close else "",
         )
-    return Columns(image, own_id, tier, score, group, grader, graders)
+    grades = {"tier": tier, "score": score, "group": group, "graders": graders}
+    return {"image": image, "id": own_id, "grader": grader, **grades}
 
 
 def _image_column(table: Table, options: DataConfig, problems: Problems) -> str:
@@ -236,10 +222,16 @@ class RowReader:
     """RowReader of a table on their way to images; faults are noted until all are known."""
 
     table: Table
-    columns: Columns
     options: DataConfig
     finder: FileFinder
     problems: Problems
+    image: str
+    id: str | None = None
+    tier: str | None = None
+    score: str | None = None
+    group: str | None = None
+    grader: str | None = None
+    graders: Mapping[str, str] = field(default_factory=dict)
 
     def images(self) -> pd.DataFrame:
         """The images that the rows are of, one per image_id.
@@ -249,42 +241,42 @@ class RowReader:
         """
         import pandas as pd
 
-        cells, columns, options = self.table.cells, self.columns, self.options
+        cells, options = self.table.cells, self.options
         text = {n: [nfc(cell.strip()) for cell in cells[n]] for n in self.table.columns}
-        named = cells[columns.image].tolist()  # as written: it is looked for on the disk
-        ids = [nfc(name) for name in named] if columns.id is None else text[columns.id]
-        self._require(named, columns.image, "empty; an image file is expected")
-        if columns.id is not None:
-            self._require(ids, columns.id, "empty; every image needs its own name")
+        named = cells[self.image].tolist()  # as written: it is looked for on the disk
+        ids = [nfc(name) for name in named] if self.id is None else text[self.id]
+        self._require(named, self.image, "empty; an image file is expected")
+        if self.id is not None:
+            self._require(ids, self.id, "empty; every image needs its own name")
         files, missing = self._files(named)
         by_column = self._graders_by_column(text)
-        tiers = self._tiers({c: text[c] for c in (columns.tier, *by_column) if c is not None})
+        tiers = self._tiers({c: text[c] for c in (self.tier, *by_column) if c is not None})
         by_row = self._graders_by_row(text)
         as_read = [*options.tier_names(), ""]  # -1 is none
         text |= {name: [as_read[code] for code in codes] for name, codes in tiers.items()}
-        known = {columns.image, columns.id, columns.tier, columns.score, columns.group, *by_column}
+        known = {self.image, self.id, self.tier, self.score, self.group, *by_column}
         texts = {
             "image_id": ids,
             "file": files,
             "named": named,
-            "group": text.get(columns.group or "", [""] * len(ids)),
+            "group": text.get(self.group or "", [""] * len(ids)),
             **{own_column(name): text[name] for name in text if name not in known},
             **{PREFIX + grader: text[name] for name, grader in by_column.items()},
         }
         made = pd.DataFrame(texts, cells.index, dtype=object)
         made["row"], made["tier_score"] = cells.index, self._scores(text)
-        made["tier"] = tiers.get(columns.tier or "", -1)
+        made["tier"] = tiers.get(self.tier or "", -1)
         if by_row and by_column:
             self.problems.add(
                 f"grades stand in the columns {', '.join(by_column)}, too: keep one of both",
-                column=columns.grader,
+                column=self.grader,
             )
         made = self._works(made, text, by_row)
         self.problems.raise_if_any()
         graders = [*dict.fromkeys(by_row.values())] or [*by_column.values()]
         if options.with_grades and graders:
             self._agree(made, graders)
-        if options.with_grades and (columns.tier is not None or graders):
+        if options.with_grades and (self.tier is not None or graders):
             self._tell_ungraded(made)
         if missing:
             self._find_moved(made, missing)
@@ -296,7 +288,7 @@ class RowReader:
 
     @property
     def _tier_column(self) -> str:
-        return self.columns.tier or self.options.tier_column
+        return self.tier or self.options.tier_column
 
     def _require(self, texts: Sequence[str], column: str, what: str) -> None:
         for row, cell in zip(self.table.cells.index, texts, strict=True):
@@ -328,7 +320,7 @@ class RowReader:
                 self.problems.add(
                     f"{name.strip()!r} lies outside {shown(self.table.path.parent)}",
                     row=row,
-                    column=self.columns.image,
+                    column=self.image,
                 )
         if outside:
             self.problems.hint(
@@ -338,24 +330,24 @@ class RowReader:
         return files, missing
 
     def _graders_by_column(self, text: Mapping[str, Sequence[str]]) -> dict[str, str]:
-        """Those of ``columns.graders`` whose cells are tiers: ``tier_note`` may hold anything."""
+        """Those of ``self.graders`` whose cells are tiers: ``tier_note`` may hold anything."""
         code = tier_reader(self.options.tier_names())
-        said = {name: set(text[name]) - {""} for name in self.columns.graders}
+        said = {name: set(text[name]) - {""} for name in self.graders}
         are = {name for name, words in said.items() if any(code(w) is not None for w in words)}
         few = len(set().union(*said.values())) <= _TIERS_SHOWN
-        if not are and self.columns.tier is None and few and len(said) > 1:
+        if not are and self.tier is None and few and len(said) > 1:
             are = {name for name, words in said.items() if words}  # unknown tiers, to be told
-        for name in self.columns.graders:
+        for name in self.graders:
             if name not in are and said[name]:
                 log.warning(
                     "%s: column '%s' holds no grader's tiers (first: %r); it is kept as it is",
                     *(shown(self.table.path), spelled(name), next(filter(None, text[name]))),
                 )
-        return {name: grader for name, grader in self.columns.graders.items() if name in are}
+        return {name: grader for name, grader in self.graders.items() if name in are}
 
     def _graders_by_row(self, text: Mapping[str, Sequence[str]]) -> dict[str, str]:
         """A grader as written → the name; of a file with a row per work and grader. None of one grader's."""
-        column = self.columns.grader
+        column = self.grader
         if column is None or not any(text.get(self._tier_column, ())):
             return {}
         names: dict[str, str] = {}  # folded → as first written
@@ -421,12 +413,12 @@ class RowReader:
                 f'--tiers "{",".join(names)}", or --tiers "{",".join(names[::-1])}"'
             )
         if numbers and len(names) > _TIERS_SHOWN:
-            hint += f". If they are points, the more the better: --score-column {self.columns.tier}"
+            hint += f". If they are points, the more the better: --score-column {self.tier}"
         self.problems.hint(hint)
 
     def _scores(self, text: Mapping[str, Sequence[str]]) -> list[float]:
         """[n] the finer grades; NaN for none."""
-        column, made = self.columns.score, list[float]()
+        column, made = self.score, list[float]()
         if column is None:
             return [math.nan] * len(self.table.cells)
         for row, cell in zip(self.table.cells.index, text[column], strict=True):
@@ -442,22 +434,19 @@ class RowReader:
         """One row per work: those that repeat another are left out, and those of several graders joined."""
         import pandas as pd
 
-        columns = self.columns
-        who = [by_row.get(cell, "") for cell in text[columns.grader or ""]] if by_row else ""
+        who = [by_row.get(cell, "") for cell in text[self.grader or ""]] if by_row else ""
         work = made[["image_id"]].set_axis(["id"], axis=1).assign(who=who)
         if not by_row and not work.duplicated().any():
             return made
         said = pd.DataFrame(text, made.index, dtype=object)
         spelling: dict[str, str] = {}  # one for each file
         of_files = zip(made["file"], made["named"], strict=True)
-        said[columns.image] = [spelling.setdefault(f, name.strip()) for f, name in of_files]
-        if columns.score is not None:  # 0.134 is 0.1340
+        said[self.image] = [spelling.setdefault(f, name.strip()) for f, name in of_files]
+        if self.score is not None:  # 0.134 is 0.1340
             first: dict[float | str, str] = {}
-            numbers = zip(made["tier_score"].tolist(), text[columns.score], strict=True)
-            said[columns.score] = [
-                first.setdefault(c if math.isnan(n) else n, c) for n, c in numbers
-            ]
-        left = [columns.id, columns.grader if by_row else None]
+            numbers = zip(made["tier_score"].tolist(), text[self.score], strict=True)
+            said[self.score] = [first.setdefault(c if math.isnan(n) else n, c) for n, c in numbers]
+        left = [self.id, self.grader if by_row else None]
         said = said.drop(columns=[name for name in left if name is not None])
         once = self._once(work, said)
         if not by_row:
@@ -491,7 +480,7 @@ class RowReader:
                 f"{made['named'][row]!r} is {ids[row]!r} here and {first[row]!r} above; a work has one "
                 "name, which the rows of all its graders give",
                 row=row,
-                column=self.columns.id,
+                column=self.id,
             )
         said = said.drop(columns=[self._tier_column, self.options.score_column], errors="ignore")
         if self._tell_different(said.where(said != ""), [ids], ids.map(repr)).any():
@@ -529,7 +518,7 @@ class RowReader:
 
         A finer grade is the mean over the rows; any other cell is the first that is not empty.
         """
-        of_grading = [own_column(self.columns.grader or ""), own_column(self.options.tier_column)]
+        of_grading = [own_column(self.grader or ""), own_column(self.options.tier_column)]
         made = made.drop(columns=of_grading, errors="ignore")
         how = {name: "mean" if name == "tier_score" else "first" for name in made}
         works = made.where(made != "").groupby(made["image_id"], sort=False).agg(how)
@@ -557,7 +546,7 @@ class RowReader:
             *(shown(self.table.path), counted(len(graders), "grader")),
             ", ".join(f"{name} ({n:,})" for name, n in who),
             *(f"{(count > 1).sum():,}", counted(len(made), "work")),
-            f"A work's tier is that of the column {self.columns.tier!r}, where it is empty the median"
+            f"A work's tier is that of the column {self.tier!r}, where it is empty the median"
             if decided or not count.any()
             else "A work's tier is the median, halfway between two the worse one",
         )
@@ -576,8 +565,8 @@ class RowReader:
             f"the others (first: {named}) are left out where grades are needed"
             if graded
             else "the columns of grades are empty"
-            if self.columns.tier is None
-            else f"the column {self.columns.tier!r} is empty",
+            if self.tier is None
+            else f"the column {self.tier!r} is empty",
         )
 
     def _find_moved(self, made: pd.DataFrame, missing: set[int]) -> None:

@@ -34,7 +34,7 @@ from mirip_fast.data.spreadsheets import (
 )
 from mirip_fast.data.table import Manifest, or_none
 from mirip_fast.errors import ConfigError, DataError
-from mirip_fast.files import open_file, write_csv
+from mirip_fast.files import open_file
 from mirip_fast.text import closest, counted, nfc, shown
 
 if TYPE_CHECKING:
@@ -106,17 +106,6 @@ def split_manifest(
     columns = {"split": parts, GROUP: near or [None] * len(manifest)}
     more = {name: pd.Series(values, dtype=object) for name, values in columns.items()}
     return replace(manifest, table=manifest.table.assign(**more))
-
-
-def write_near_groups(path: Path, rows: Iterable[tuple[str, str, Path]]) -> None:
-    """Write the list.
-
-    Args:
-        path: the file.
-        rows: (group, image_id, image file) of every image that has near duplicates.
-    """
-    cells = [{GROUP: group, ID: image_id, "path": file} for group, image_id, file in rows]
-    write_csv(path, (GROUP, ID, "path"), cells)
 
 
 def read_near_groups(path: Path, manifest: Manifest) -> list[str | None]:

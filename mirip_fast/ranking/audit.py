@@ -20,7 +20,7 @@ from mirip_fast.data.manifest import is_there, read_manifest
 from mirip_fast.data.pair_files import FIRST, SECOND, read_verdicts
 from mirip_fast.data.remote import is_remote
 from mirip_fast.data.sources import keep_indexes_in
-from mirip_fast.data.splits import NEAR_GROUPS_FILE, SPLITS, write_near_groups
+from mirip_fast.data.splits import GROUP, ID, NEAR_GROUPS_FILE, SPLITS
 from mirip_fast.data.table import joined, or_none
 from mirip_fast.errors import ConfigError, ImageError, RunNotFoundError
 from mirip_fast.evaluation.metrics import PairCounter, ratio, tiers_by_quota
@@ -510,14 +510,14 @@ def audit(
     ]
     findings += copies(images)
     findings += straddling_groups(images)
-    listed: list[tuple[str, str, Path]] = []
+    near = list[dict[str, str]]()
     if len(images):
         known = (or_none(images[name]) for name in ("image_id", "sha256", "tier"))
         works = [Work(Path(f), *rest) for f, *rest in zip(images["file"], *known, strict=True)]
         gallery = open_gallery(works, stores_of([dataset]), base_series(dataset))
         groups = [g for g in gallery.vectors.groups(config.audit.near_cosine) if len(g) > 1]
         findings += near_duplicates(gallery, groups, images)
-        listed = _near_rows(gallery, groups, images)
+        near = _near_rows(gallery, groups, images)
         checked.append(
             f"Near duplicates: {counted(len(groups), 'group')} at a cosine of "
             f"{config.audit.near_cosine:g} and more ({gallery.series})"
@@ -532,27 +532,20 @@ def audit(
     findings.sort(key=lambda finding: (kinds.index(finding.kind), -finding.weight))
     files = [out / AUDIT_FILE, out / NEAR_GROUPS_FILE]
     write_findings(files[0], findings)
-    write_near_groups(files[1], listed)
+    write_csv(files[1], (GROUP, ID, "path"), near)
     failed = [finding for finding in findings if finding.kind in failing]
     return Audit(findings, checked, files, failed)
 
 
 def _near_rows(
     gallery: Gallery, groups: Sequence[Sequence[int]], images: pd.DataFrame
-) -> list[tuple[str, str, Path]]:
-    group_of = {
-        gallery.hashes[number]: f"near-{place}"
-        for place, numbers in enumerate(groups, start=1)
-        for number in numbers
-    }
-    rows = [
-        (group_of[sha], image_id, Path(file))
-        for sha, image_id, file in zip(
-            *(images[c] for c in ("sha256", "image_id", "file")), strict=True
-        )
-        if sha in group_of
-    ]
-    return sorted(rows, key=lambda row: (int(row[0].removeprefix("near-")), row[1]))
+) -> list[dict[str, str]]:
+    """The rows of near_groups.csv: every image that has near duplicates."""
+    place = {gallery.hashes[n]: i for i, numbers in enumerate(groups, start=1) for n in numbers}
+    near = images.assign(place=images["sha256"].map(place)).dropna(subset="place")
+    near = near.sort_values(["place", "image_id"])
+    rows = zip(near["place"], near["image_id"], near["file"], strict=True)
+    return [{GROUP: f"near-{i:.0f}", ID: name, "path": file} for i, name, file in rows]
 
 
 def _scores(
