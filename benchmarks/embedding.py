@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 from torch import nn
@@ -15,9 +16,8 @@ from mirip_fast.config import EmbedConfig
 from mirip_fast.data.hashes import HashMemory
 from mirip_fast.features.backbone import Backbone, load_model
 from mirip_fast.features.backbone_files import BackboneSpec, find_backbone
-from mirip_fast.features.embed import Settings, embed
+from mirip_fast.features.embed import embed
 from mirip_fast.features.engine import Speed
-from mirip_fast.features.outcomes import Outcome
 from mirip_fast.features.recipe import Recipe, make_recipe, pool_tokens
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.runtime import usable_cores
@@ -42,20 +42,20 @@ class PhaseOne:
         )
         self.speed: Speed | None = None
 
-    def run(self, paths: Sequence[Path], *, batch_size: int | None = None) -> Sequence[Outcome]:
-        """Embed into a new store."""
+    def run(self, paths: Sequence[Path], *, batch_size: int | None = None) -> pd.DataFrame:
+        """Embed into a new store; what became of each picture."""
         shutil.rmtree(self.folder, ignore_errors=True)
         store = FeatureStore.create(self.folder / "store", self.recipe.fingerprint)
-        settings = Settings(workers=min(16, usable_cores()), batch_size=batch_size)
 
         def keep(speed: Speed) -> None:
             self.speed = speed
 
         with HashMemory(self.folder / "hashes.sqlite") as hashes:
             outcomes = embed(
-                paths, self.recipe, store, lambda: self.backbone, hashes, settings, on_speed=keep
-            )
-        bad = [o.reason for o in outcomes if o.status not in ("embedded", "duplicate")]
+                paths, self.recipe, store, lambda: self.backbone, hashes,
+                workers=min(16, usable_cores()), batch_size=batch_size, on_speed=keep,
+            )  # fmt: skip
+        bad = outcomes["reason"].dropna().tolist()
         if bad:
             raise SystemExit(
                 f"{len(bad)} pictures failed ({bad[0]}): give --data a folder without faults"

@@ -15,7 +15,7 @@ from mirip_fast.config import Config
 from mirip_fast.data.manifest import read_manifest
 from mirip_fast.features.datasets import save_dataset
 from mirip_fast.features.embed import open_hashes, prepare
-from mirip_fast.features.outcomes import Outcome
+from mirip_fast.features.outcomes import ledger
 from mirip_fast.features.recipe import series_name
 from mirip_fast.features.store_writer import StoreWriter
 
@@ -100,8 +100,8 @@ def made_cache(folder: Path, n: int, width: int = 1024) -> tuple[Path, Path]:
             some = order[start : start + 4096]
             rows = features[some].astype(spec.dtype)
             writer.append([hashes[i] for i in some], {spec: rows})
-    outcomes = [Outcome("embedded", hashes[i]) for i in order]
-    save_dataset(phase.store.path, manifest, outcomes, phase.recipe, config.data, config.embed)
+    images = manifest.table.assign(**ledger([hashes[i] for i in order], set(hashes)))
+    save_dataset(phase.store.path, manifest, images, phase.recipe, config.data, config.embed)
     return data, cache
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from mirip_fast.evaluation.text_table import format_table
 from mirip_fast.features import neighbours
-from mirip_fast.features.neighbours import Vectors, unit
+from mirip_fast.features.neighbours import Gallery, unit
 
 COPIES = 1000
 QUESTIONS = 20
@@ -46,12 +46,12 @@ def timed(call: Callable[[], Any]) -> tuple[float, Any]:
 def measure(kind: str, n: int, width: int) -> list[str]:
     """One line of the table."""
     rows = features(kind, n, width)
-    vectors = Vectors(n, width, lambda numbers: unit(rows[numbers]))
+    vectors = Gallery((), (b"",) * n, width, lambda numbers: unit(rows[numbers]))
     ask = [vectors.read(np.array([i]))[0] for i in range(QUESTIONS)]
     question, _ = timed(lambda: [vectors.nearest(row, 2) for row in ask])
     links, groups = timed(lambda: vectors.groups(0.95))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    part = Vectors(n // 20, width, vectors.read)
+    part = Gallery((), (b"",) * (n // 20), width, vectors.read)
     share, _ = timed(lambda: part.groups(0.95))
     group = np.empty(n, int)
     for number, members in enumerate(groups):

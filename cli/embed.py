@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import click
 from mirip_fast.errors import ConfigError
 from mirip_fast.progress import Bar
 from mirip_fast.settings import Resolved
+from mirip_fast.text import shown
 
 from .interrupted import Interrupted, only_results_are_left
 from .options import command_line, config_options
@@ -18,7 +20,6 @@ from .say import echo
 
 if TYPE_CHECKING:
     from mirip_fast.features.engine import Speed
-    from mirip_fast.features.outcomes import Summary
     from mirip_fast.features.phase_one import EmbedDone
 
 
@@ -74,7 +75,7 @@ def embed_command(
     """
     from mirip_fast.data.manifest import as_one
     from mirip_fast.features.maintenance import check_export, export_dataset
-    from mirip_fast.features.outcomes import EmbedInterrupt
+    from mirip_fast.features.outcomes import EmbedInterrupt, summarise
     from mirip_fast.features.phase_one import each_backbone, embed_data
     from mirip_fast.runtime import distributed
 
@@ -101,6 +102,7 @@ def embed_command(
         package.setLevel(max(package.level, logging.WARNING))
     names, failed = [config.embed.backbone for config in passes], False
     for number, config in enumerate(passes, 1):
+        started = time.monotonic()
         try:
             with Bar(" images") as bar:
                 done = embed_data(
@@ -116,16 +118,15 @@ def embed_command(
                 )
         except EmbedInterrupt as stopped:
             share = "" if ranks is None else f"Rank {ranks.rank} of {ranks.size}: "
-            raise Interrupted(
-                f"{share}{_identity(stopped.summary)}. The same command goes on from there."
-            ) from None
+            told = _identity(summarise(stopped.images), started)
+            raise Interrupted(f"{share}{told}. The same command goes on from there.") from None
         if number == len(passes) and export is None:
             only_results_are_left()
-        _say(done)
+        _say(done, started)
         if explain_speed and done.speed is not None and (ranks is None or ranks.rank == 0):
             _explain(done.speed)
-        none_read = done.summary.failed == done.summary.inputs
-        failed |= bool(done.summary.failed) and (strict or none_read)
+        counts = done.summary
+        failed |= counts["failed"] > 0 and (strict or counts["failed"] == counts["inputs"])
     if export is not None and done.dataset is not None:
         # Last of all: where it fails, what is embedded has been told.
         ((images, *_), _), *_ = export_dataset(done.dataset, export, overwrite=True).values()
@@ -134,11 +135,11 @@ def embed_command(
     return 1 if failed else 0
 
 
-def _say(done: EmbedDone) -> None:
+def _say(done: EmbedDone, started: float) -> None:
     from mirip_fast.evaluation.agreement import agreement
 
-    s, ranks = done.summary, done.ranks
-    echo((f"Rank {ranks.rank} of {ranks.size}: " if ranks else "") + _identity(s))
+    counts, ranks = done.summary, done.ranks
+    echo((f"Rank {ranks.rank} of {ranks.size}: " if ranks else "") + _identity(counts, started))
     if done.dataset is None:
         if ranks is not None and ranks.rank == 0:
             echo(
@@ -146,26 +147,29 @@ def _say(done: EmbedDone) -> None:
                 "and writes the list of the images that training reads."
             )
         return
-    if s.embedded:
-        echo(f"{s.embedded / done.compute_seconds:.1f} images/s")
+    if counts["embedded"]:
+        echo(f"{counts['embedded'] / done.compute_seconds:.1f} images/s")
     echo(f"Features: {done.store_path}")
     agreed = agreement(done.images)
     if agreed is not None:
         echo(agreed.to_line())
-    if s.failed:
+    if counts["failed"]:
         from mirip_fast.features.outcomes import failures_by_kind
 
-        for line in failures_by_kind(done.failures):
+        failures = done.images[done.images["status"] == "failed"]
+        names = (shown(Path(file)) for file in failures["file"])
+        for line in failures_by_kind(zip(names, failures["reason"], strict=True)):
             echo(f"Not embedded: {line}", err=True)
         echo(f"Failures: {done.dataset.failures_csv}")
 
 
-def _identity(s: Summary) -> str:
+def _identity(counts: dict[str, int], started: float) -> str:
     """Every image is accounted for, also in a run that was stopped."""
-    left = f" + {s.left} left" if s.left else ""
+    left = f" + {counts['left']} left" if counts["left"] else ""
+    seconds = time.monotonic() - started
     return (
-        f"{s.inputs} images = {s.embedded} embedded + {s.present} already there + "
-        f"{s.duplicate} duplicates + {s.failed} failed{left}, in {s.seconds:.1f} s"
+        f"{counts['inputs']} images = {counts['embedded']} embedded + {counts['present']} already there + "
+        f"{counts['duplicate']} duplicates + {counts['failed']} failed{left}, in {seconds:.1f} s"
     )
 
 

@@ -6,12 +6,9 @@ import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from mirip_fast.runtime import Closing
-
-if TYPE_CHECKING:
-    from mirip_fast.features.embed import Progress
 
 log = logging.getLogger(__name__)
 
@@ -64,10 +61,9 @@ class Bar(Closing):
             self._bar.n += count  # which tqdm does not count where it shows nothing
             self._line()
 
-    def embedding(self, progress: Progress) -> None:
+    def embedding(self, done: int, total: int, failed: int) -> None:
         """How far embedding is."""
-        failed = {"failed": progress.failed} if progress.failed else {}
-        self(progress.done, progress.total, **failed)
+        self(done, total, **({"failed": failed} if failed else {}))
 
     def close(self) -> None:
         """Take the bar away."""

@@ -67,5 +67,5 @@ def put(config: Config, source: Path, degrees: Mapping[str, float]) -> Dataset:
         with StoreWriter(phase.store) as writer:
             rows = np.stack(list(features.values())).astype(spec.dtype)
             writer.append(list(features), {spec: rows})
-    outcomes = ledger(known, features, failures)
-    return save_dataset(phase.store.path, manifest, outcomes, phase.recipe, data, config.embed)
+    images = manifest.table.assign(**ledger(known, features, failures))
+    return save_dataset(phase.store.path, manifest, images, phase.recipe, data, config.embed)

@@ -69,9 +69,9 @@ def embedded(source: Path | str, folder: Path, **options: object) -> EmbedDone:
 
 
 def counts(done: EmbedDone) -> tuple[int, int, int, int]:
-    s = done.summary
-    assert s.inputs == s.embedded + s.present + s.duplicate + s.failed
-    return s.embedded, s.present, s.duplicate, s.failed
+    _, embedded, present, duplicate, failed, left = done.summary.values()
+    assert left == 0
+    return embedded, present, duplicate, failed
 
 
 def reasons(done: EmbedDone) -> dict[str, str]:

@@ -266,7 +266,7 @@ def test_a_damaged_store_json_is_written_anew_by_embed(cache: Path, data: Path) 
             or "another version" in verified(cache).faults[0]
         )
     (path / "store.json").unlink()
-    assert embed(data, cache, tta="flip").summary.present == N
+    assert embed(data, cache, tta="flip").summary["present"] == N
     assert verified(cache).whole
 
 
@@ -339,7 +339,7 @@ def test_a_store_that_nobody_uses_goes_as_a_whole(cache: Path, data: Path, tmp_p
     assert verified(cache).whole
     with pytest.raises(StoreError):
         FeatureStore.open(big.store_path)
-    assert embed(data, cache, image_size=42).summary.embedded == N
+    assert embed(data, cache, image_size=42).summary["embedded"] == N
 
 
 def test_series_that_no_data_set_lists_go_when_asked(cache: Path, data: Path) -> None:

@@ -26,9 +26,9 @@ from mirip_fast.errors import StoppedError, StoreLockedError
 from mirip_fast.features import shards
 from mirip_fast.features.backbone import Backbone, load_backbone
 from mirip_fast.features.backbone_files import BackboneSpec
-from mirip_fast.features.embed import PhaseOne, Progress, Settings, embed, prepare
+from mirip_fast.features.embed import PhaseOne, embed, prepare
 from mirip_fast.features.engine import Speed
-from mirip_fast.features.outcomes import STATUSES, EmbedInterrupt, Outcome, summarise
+from mirip_fast.features.outcomes import STATUSES, EmbedInterrupt, summarise
 from mirip_fast.features.recipe import Recipe, make_recipe
 from mirip_fast.features.shards import Shard
 from mirip_fast.features.store import DIRTY_FILE, FeatureStore
@@ -94,9 +94,14 @@ class Phase:
         backbone.features = counted  # type: ignore[method-assign]
         return backbone
 
-    def run(self, paths: list[Path], **settings: object) -> list[Outcome]:
-        options = Settings(**{"workers": 0, "batch_size": 4, "cores": 1, **settings})  # type: ignore[arg-type]
-        return embed(paths, self.recipe, self.store, self.load, self.hashes, options)
+    def run(
+        self, paths: list[Path], load: Callable[[], Backbone] | None = None, **settings: Any
+    ) -> list[Any]:
+        """What became of each image; ``status``, ``reason`` and ``sha256``."""
+        settings = {"workers": 0, "batch_size": 4, "cores": 1, **settings}
+        images = embed(paths, self.recipe, self.store, load or self.load, self.hashes, **settings)
+        assert summarise(images)["left"] == 0
+        return [*images.itertuples()]
 
     def expected(self, path: Path, kind: str, *, flip: bool = False) -> np.ndarray:
         """One image alone through the backbone."""
@@ -105,14 +110,14 @@ class Phase:
         tensor = backbone.normalise(torch.from_numpy(pixels)[None])
         return backbone.features(tensor.flip(-1) if flip else tensor, [kind])[kind][0].numpy()
 
-    def stored(self, outcome: Outcome, series: str) -> np.ndarray:
+    def stored(self, outcome: Any, series: str) -> np.ndarray:
         assert outcome.sha256 is not None
         rows = self.store.rows(series, [outcome.sha256])
         assert rows[0] >= 0
         return self.store.read(series, rows)[0].astype(np.float32)
 
 
-def assert_own_rows(phase: Phase, paths: list[Path], outcomes: list[Outcome]) -> None:
+def assert_own_rows(phase: Phase, paths: list[Path], outcomes: list[Any]) -> None:
     for path, outcome in zip(paths, outcomes, strict=True):
         assert outcome.status in STATUSES
         if outcome.status != "failed":
@@ -165,12 +170,10 @@ def test_every_input_has_one_status_and_its_own_row_in_any_order(
         assert (outcome.reason is None) == (expected != "failed")
         seen.add(content)
     assert phase.images == 20
-    summary = summarise(outcomes, 0.0)
-    assert (summary.embedded, summary.present, summary.duplicate, summary.failed) == (20, 0, 6, 5)
-    assert summary.inputs == len(paths) == 31
+    assert len(outcomes) == len(paths) == 31
     assert_own_rows(phase, paths, outcomes)
     again = phase.run(paths[::-1], workers=0)
-    assert phase.images == 20 and summarise(again, 0.0).present == 20
+    assert phase.images == 20 and [o.status for o in again].count("present") == 20
     assert_own_rows(phase, paths[::-1], again)
 
 
@@ -309,10 +312,7 @@ def test_copies_side_by_side_are_decoded_once(
     paths = [draw(tmp_path / f"{i}-{copy}.png", i) for i in range(3) for copy in "ab"]
     phase = Phase(tmp_path)
     reports: list[Speed] = []
-    options = Settings(workers=0, batch_size=4, cores=1)
-    outcomes = embed(
-        paths, phase.recipe, phase.store, phase.load, phase.hashes, options, on_speed=reports.append
-    )
+    outcomes = phase.run(paths, on_speed=reports.append)
     assert [o.status for o in outcomes] == ["embedded", "duplicate"] * 3
     assert Backwards.passes == 1 and phase.images == 3
     assert [report.images for report in reports] == [3]
@@ -343,10 +343,7 @@ def test_a_second_pass_is_told_together_with_the_first(
     phase = Phase(tmp_path)
     phase.hashes = StaleMemory([*paths, copy], lambda: paths[0].unlink(missing_ok=True))
     reports: list[Speed] = []
-    options = Settings(workers=0, batch_size=4, cores=1)
-    outcomes = embed(
-        [*paths, copy], phase.recipe, phase.store, phase.load, phase.hashes, options, on_speed=reports.append
-    )  # fmt: skip
+    outcomes = phase.run([*paths, copy], on_speed=reports.append)
     assert [o.status for o in outcomes] == ["failed"] + ["embedded"] * 4
     assert phase.loads == 1
     assert [report.images for report in reports] == [4]
@@ -417,16 +414,14 @@ def test_an_interrupted_run_accounts_for_every_image(tmp_path: Path) -> None:
         backbone.features = held  # type: ignore[method-assign]
         return backbone
 
-    def stop(progress: Progress) -> None:
+    def stop(*progress: int) -> None:
         if at_the_last.is_set():
             stopping.set()
             raise KeyboardInterrupt
 
-    settings = Settings(workers=0, batch_size=2, cores=1)
     with pytest.raises(EmbedInterrupt) as stopped:
-        embed(every, phase.recipe, phase.store, load, phase.hashes, settings, stop)
-    s = stopped.value.summary
-    assert (s.inputs, s.embedded, s.present, s.duplicate, s.failed, s.left) == (15, 8, 3, 1, 1, 2)
+        phase.run(every, load, batch_size=2, progress=stop)
+    assert [*summarise(stopped.value.images).values()] == [15, 8, 3, 1, 1, 2]
     again = Phase(tmp_path)
     assert [o.status for o in again.run(every)].count("present") == 11 and again.images == 1
 
@@ -441,11 +436,8 @@ def test_a_run_stopped_at_once_accounts_for_every_image(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(EmbedInterrupt) as stopped:
-        embed(
-            paths, phase.recipe, phase.store, load, phase.hashes, Settings(workers=0, batch_size=2)
-        )
-    s = stopped.value.summary
-    assert (s.inputs, s.embedded, s.present, s.left) == (4, 0, 2, 2)
+        phase.run(paths, load)
+    assert [*summarise(stopped.value.images).values()] == [4, 0, 2, 0, 0, 2]
 
 
 @pytest.mark.parametrize("after_a_crash", [False, True])

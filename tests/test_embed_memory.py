@@ -15,7 +15,7 @@ from mirip_fast.config import EmbedConfig
 from mirip_fast.data.hashes import HashMemory
 from mirip_fast.data.manifest import read_manifest
 from mirip_fast.features import embed as embed_module
-from mirip_fast.features.embed import Settings, prepare
+from mirip_fast.features.embed import prepare
 from mirip_fast.features.outcomes import summarise
 from mirip_fast.features.shards import Shard
 
@@ -37,8 +37,8 @@ def run(folder: Path, paths: list[Path]) -> None:
             backbone="tiny-random", image_size=28, patches="mean", cache_dir=str(folder / "cache")
         )
         phase = prepare(config, "cpu", hashes)
-        outcomes = phase.embed(paths, hashes, Settings(batch_size=16, cores=1, workers=1))
-        assert summarise(outcomes, 0.0).embedded == len(paths)
+        outcomes = phase.embed(paths, hashes, batch_size=16, cores=1, workers=1)
+        assert summarise(outcomes)["embedded"] == len(paths)
 
 
 def test_an_image_costs_little_more_than_its_place_in_the_index(

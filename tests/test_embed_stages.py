@@ -22,7 +22,6 @@ from mirip_fast.data import decode_worker
 from mirip_fast.data.decode_worker import Decoded
 from mirip_fast.errors import DiskFullError
 from mirip_fast.features.backbone import Backbone
-from mirip_fast.features.embed import Progress, Settings, embed
 from mirip_fast.features.engine import Engine, Speed, default_batch_size
 from mirip_fast.features.recipe import pool_tokens
 from mirip_fast.features.store_writer import StoreWriter
@@ -124,13 +123,12 @@ def test_pictures_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         for thing in gc.get_objects():
             if type(thing) is Decoded:
                 found.extend(thing.images)
-            elif type(thing).__name__ == "Batch":
-                found.extend(square for image in thing.images for square in image)
+            elif type(thing) is tuple and len(thing) == 3 and type(thing[2]) is list:  # a batch
+                found.extend(square for image in thing[2] for square in image)
         return found
 
     monkeypatch.setattr(StoreWriter, "append", slowly)
-    settings = Settings(workers=2, batch_size=4, cores=2)
-    outcomes = embed(paths, phase.recipe, phase.store, lambda: Stub(phase), phase.hashes, settings)
+    outcomes = phase.run(paths, lambda: Stub(phase), workers=2, cores=2)
     assert {o.status for o in outcomes} == {"embedded"}
     assert 0 < most <= 64 + 2 * 4 * 8, most
 
@@ -184,14 +182,13 @@ def test_a_long_pass_is_broken_off_when_the_run_stops(tmp_path: Path) -> None:
 
     started = threading.Event()
 
-    def stop(progress: Progress) -> None:
+    def stop(*progress: int) -> None:
         if started.is_set():
             raise KeyboardInterrupt
 
     began = time.monotonic()
-    settings = Settings(workers=0, batch_size=2, cores=2)
     with pytest.raises(KeyboardInterrupt):
-        embed(paths, phase.recipe, phase.store, Big, phase.hashes, settings, stop)
+        phase.run(paths, Big, batch_size=2, cores=2, progress=stop)
     assert time.monotonic() - began < 10
     assert not [t.name for t in threading.enumerate() if t.name.startswith("mirip")]
     with StoreWriter(phase.store):
@@ -223,9 +220,8 @@ def test_ctrl_c_at_the_tail_of_a_run_leaves_no_thread_behind(
             return super().features(pixels, kinds)
 
     monkeypatch.setattr(Engine, "finish", noted)
-    settings = Settings(workers=0, batch_size=2, cores=1)
     with pytest.raises(KeyboardInterrupt):
-        embed(paths, phase.recipe, phase.store, lambda: Last(phase), phase.hashes, settings)
+        phase.run(paths, lambda: Last(phase), batch_size=2)
     assert interrupted.is_set()
     assert not [t.name for t in threading.enumerate() if t.name.startswith("mirip")]
     rows = phase.store.rows(
@@ -237,12 +233,8 @@ def test_ctrl_c_at_the_tail_of_a_run_leaves_no_thread_behind(
 def test_where_the_time_went_is_told(tmp_path: Path) -> None:
     paths = [draw(tmp_path / f"{i}.png", i) for i in range(12)]
     phase, told = Phase(tmp_path), []
-    settings = Settings(workers=1, batch_size=4, cores=2)
     for _ in range(2):
-        embed(
-            paths, phase.recipe, phase.store, phase.load, phase.hashes, settings,
-            on_speed=told.append,
-        )  # fmt: skip
+        phase.run(paths, workers=1, cores=2, on_speed=told.append)
     (report,) = told  # the second run had nothing to do
     assert isinstance(report, Speed) and report.images == 12 and report.threads == 2
     for stage in ("read + decode", "backbone", "write"):
@@ -277,13 +269,6 @@ def test_compiled_code_sees_one_shape(tmp_path: Path) -> None:
         backbone.features = seen  # type: ignore[method-assign]
         return backbone
 
-    outcomes = embed(
-        paths,
-        phase.recipe,
-        phase.store,
-        compiled,
-        phase.hashes,
-        Settings(workers=0, batch_size=4, cores=2),
-    )
+    outcomes = phase.run(paths, compiled, cores=2)
     assert shapes == {(4, 3, 28, 28)}
     assert_own_rows(phase, paths, outcomes)

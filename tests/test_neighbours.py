@@ -10,11 +10,11 @@ import pytest
 
 from mirip_fast.errors import StoreError
 from mirip_fast.features import neighbours
-from mirip_fast.features.neighbours import Vectors, unit
+from mirip_fast.features.neighbours import Gallery, unit
 
 
-def vectors_of(rows: np.ndarray) -> Vectors:
-    return Vectors(len(rows), rows.shape[1], lambda numbers: rows[numbers])
+def vectors_of(rows: np.ndarray) -> Gallery:
+    return Gallery((), (b"",) * len(rows), rows.shape[1], lambda numbers: rows[numbers])
 
 
 def clusters(n: int, width: int = 16, spread: float = 0.1) -> np.ndarray:

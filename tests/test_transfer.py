@@ -13,9 +13,8 @@ import torch
 from test_embed import Phase, draw
 
 from mirip_fast.features import engine
-from mirip_fast.features.backbone import load_backbone
+from mirip_fast.features.backbone import Backbone, load_backbone
 from mirip_fast.features.backbone_files import build_tiny_random
-from mirip_fast.features.embed import Settings, embed
 from mirip_fast.features.engine import Speed
 from mirip_fast.features.recipe import wanted_series
 
@@ -86,10 +85,8 @@ def test_copies_and_passes_wait_for_each_other(tmp_path: Path, gpu: None) -> Non
     runner = engine.Forward(backbone, phase.recipe, 4, speed)
     rng = np.random.default_rng(0)
     images = [(rng.integers(0, 256, (28, 28, 3), dtype=np.uint8),) for _ in range(3)]
-    batch = engine.Batch(
-        tuple(wanted_series(phase.recipe)), [bytes([i]) * 32 for i in range(3)], images
-    )
-    ((_, wait),) = runner.run(batch)
+    need, hashes = tuple(wanted_series(phase.recipe)), [bytes([i]) * 32 for i in range(3)]
+    ((_, wait),) = runner.run((need, hashes, images))
     rows = wait()
     queued = [line for line in LOG if line != "pinned"]
     assert queued == [
@@ -121,15 +118,11 @@ def test_a_gpu_gives_the_features_of_the_processor(tmp_path: Path) -> None:
     paths = [draw(tmp_path / f"{i}.png", i) for i in range(40)]
     phase = Phase(tmp_path, precision="fp32")
     told: list[Speed] = []
-    outcomes = embed(
-        paths,
-        phase.recipe,
-        phase.store,
-        lambda: load_backbone(phase.recipe.backbone, torch.device("cuda", 0), "fp32"),
-        phase.hashes,
-        Settings(workers=2, batch_size=16),
-        on_speed=told.append,
-    )
+
+    def load() -> Backbone:
+        return load_backbone(phase.recipe.backbone, torch.device("cuda", 0), "fp32")
+
+    outcomes = phase.run(paths, load, workers=2, batch_size=16, cores=None, on_speed=told.append)
     for path, outcome in zip(paths, outcomes, strict=True):
         for kind in ("cls", "mean"):
             got = phase.stored(outcome, f"{kind}.28")

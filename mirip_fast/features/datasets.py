@@ -23,7 +23,6 @@ from mirip_fast.config import DataConfig, EmbedConfig
 from mirip_fast.data.remote import located
 from mirip_fast.data.table import COLUMNS, Manifest, own_columns, read_images, write_images
 from mirip_fast.errors import RunNotFoundError, StoreError
-from mirip_fast.features.outcomes import Outcome
 from mirip_fast.features.recipe import Recipe, View, series_name
 from mirip_fast.features.shards import unreadable
 from mirip_fast.features.store import listed
@@ -185,7 +184,7 @@ def dataset_folder(store_path: Path, manifest: Manifest) -> Path:
 def save_dataset(
     store_path: Path,
     manifest: Manifest,
-    outcomes: Sequence[Outcome],
+    images: pd.DataFrame,
     recipe: Recipe,
     data: DataConfig,
     embed: EmbedConfig,
@@ -201,7 +200,7 @@ def save_dataset(
     Args:
         store_path: the store's folder.
         manifest: the inputs.
-        outcomes: what became of each, in the same order.
+        images: its table, and what became of each.
         recipe: what was computed.
         data: how the data was read, so that training reads it the same way.
         embed: how it was embedded.
@@ -213,7 +212,6 @@ def save_dataset(
         StoreError: it cannot be written, and there is none that says the same.
     """
     dataset = Dataset(dataset_folder(store_path, manifest))
-    images = _ledger(manifest, outcomes)
     info = {
         "name": _name_of(manifest),
         "source": address(manifest.source),
@@ -384,20 +382,6 @@ def datasets_through(cache_dir: Path, dataset: Dataset, backbones: Sequence[str]
                 f"run `{dataset.embed_command(backbone=name)}` first"
             )
     return [there[name] for name in backbones]
-
-
-def _ledger(manifest: Manifest, outcomes: Sequence[Outcome]) -> pd.DataFrame:
-    """The images, and what became of them."""
-    import pandas as pd
-
-    found = {
-        "status": [outcome.status for outcome in outcomes],
-        "reason": [outcome.reason for outcome in outcomes],
-        "sha256": [outcome.sha256 for outcome in outcomes],
-    }
-    return manifest.table.assign(
-        **{name: pd.Series(values, dtype=object) for name, values in found.items()}
-    )
 
 
 def _write(dataset: Dataset, images: pd.DataFrame, info: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, compress, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,15 +31,8 @@ from mirip_fast.data.hashes import HashMemory
 from mirip_fast.data.images import MAX_PIXELS
 from mirip_fast.errors import ImageError, MiripError, StoppedError
 from mirip_fast.features.backbone_files import find_backbone
-from mirip_fast.features.engine import Batch, Engine, Speed
-from mirip_fast.features.outcomes import (
-    EmbedInterrupt,
-    Outcome,
-    Summary,
-    ledger,
-    summarise,
-    warn_of,
-)
+from mirip_fast.features.engine import Engine, Speed
+from mirip_fast.features.outcomes import EmbedInterrupt, ledger, warn_of
 from mirip_fast.features.recipe import Need, Recipe, make_recipe, sizes_of, wanted_series
 from mirip_fast.features.shards import shard_bytes
 from mirip_fast.features.store import FeatureStore
@@ -49,6 +42,7 @@ from mirip_fast.runtime import distributed, our_cores, resolve_device, resolve_p
 from mirip_fast.text import shown
 
 if TYPE_CHECKING:
+    import pandas as pd
     import torch
 
     from mirip_fast.features.backbone import Backbone
@@ -61,28 +55,9 @@ _ASKED_AT_ONCE = 500
 _CHANGED = "the file changed while it was read; run the same command again"
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How the work is done; none of it changes the numbers."""
-
-    workers: int = (
-        1  # processes that decode; 0: this one, without protection from what a file can do
-    )
-    max_pixels: int = MAX_PIXELS  # of the largest picture that is decoded
-    batch_size: int | None = None  # None: by the device and the number of tokens
-    rehash: bool = False
-    command: str = ""  # told to whoever finds the store locked
-    cores: int | None = None  # processor cores to use; None: all that this process may
-    part: int = 0  # of the store: 0 for a run alone, n + 1 for process n of several
-
-
-@dataclass
-class Progress:
-    """Counts while computing, handed to the progress callback now and then."""
-
-    total: int  # images to look at; falls when some turn out to be known
-    done: int = 0
-    failed: int = 0
+#: Told now and then while embedding goes on: images done, how many there are to look at (fewer when some turn
+#: out to be known), and failures.
+OnProgress = Callable[[int, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -98,14 +73,11 @@ class PhaseOne:
         self,
         paths: Sequence[Path],
         hashes: HashMemory,
-        settings: Settings,
-        progress: Callable[[Progress], None] = lambda _: None,
-        on_speed: Callable[[Speed], None] = lambda _: None,
-    ) -> list[Outcome]:
+        progress: OnProgress = lambda *_: None,
+        **settings: Any,
+    ) -> pd.DataFrame:
         """Compute what is missing; see :func:`embed`."""
-        return embed(
-            paths, self.recipe, self.store, self.load, hashes, settings, progress, on_speed
-        )
+        return embed(paths, self.recipe, self.store, self.load, hashes, progress, **settings)
 
     def load(self) -> Backbone:
         """The backbone with its weights."""
@@ -221,11 +193,18 @@ def embed(
     store: FeatureStore,
     load: Callable[[], Backbone],
     hashes: HashMemory,
-    settings: Settings,
-    progress: Callable[[Progress], None] = lambda _: None,
+    progress: OnProgress = lambda *_: None,
+    *,
+    workers: int = 1,
+    max_pixels: int = MAX_PIXELS,
+    batch_size: int | None = None,
+    rehash: bool = False,
+    command: str = "",
+    cores: int | None = None,
+    part: int = 0,
     on_speed: Callable[[Speed], None] = lambda _: None,
     writer: Callable[[], StoreWriter] | None = None,
-) -> list[Outcome]:
+) -> pd.DataFrame:
     """Make sure that every readable image has a row in every series of the recipe.
 
     Args:
@@ -234,14 +213,20 @@ def embed(
         store: the store of ``recipe.fingerprint``.
         load: loads the backbone; called only if something has to be computed.
         hashes: remembers content hashes.
-        settings: batch size, workers and so on.
         progress: called from this thread while it goes on.
+        workers: processes that decode; 0: this one, without protection from what a file can do.
+        max_pixels: of the largest picture that is decoded.
+        batch_size: images per pass; None: by the device and the number of tokens.
+        rehash: read every file again instead of trusting size and time.
+        command: what is running, for whoever finds the store locked.
+        cores: processor cores to use; None: all that this process may.
+        part: of the store: 0 for a run alone, n + 1 for process n of several.
         on_speed: told where the time went, if anything was computed.
         writer: gives the store's writer, which the caller closes; None: opened and closed here.
 
     Returns:
-        One outcome per path: embedded (computed now), present (was there), duplicate (the bytes of an
-        earlier path of this call), or failed with its reason.
+        What became of each path, see :func:`mirip_fast.features.outcomes.ledger`: embedded (computed now),
+        present (was there), duplicate (the bytes of an earlier path of this call), or failed.
 
     Raises:
         StoreLockedError: another run writes to the store, and something is missing from it.
@@ -249,10 +234,18 @@ def embed(
         CanaryError: the backbone gives other features than those in the store.
         EmbedInterrupt: stopped by a KeyboardInterrupt; says how far it was.
     """
-    run = _Run(paths, recipe, store, load, hashes, settings, progress, writer)
+
+    def opened(stop: threading.Event) -> StoreWriter:
+        return StoreWriter(store, command, part=part, stop=stop)
+
+    speed = Speed(workers, cores or our_cores())
+    run = _Run(
+        paths, recipe, store, load, hashes, progress, max_pixels, batch_size, rehash, speed,
+        opened if writer is None else lambda _: writer(), keep_writer=writer is not None,
+    )  # fmt: skip
     try:
         run.go()
-        outcomes = ledger(run.known, run.needs.completed, run.needs.failures)
+        images = ledger(run.known, run.needs.completed, run.needs.failures)
     except KeyboardInterrupt as stopped:
         with suppress(MiripError, OSError):  # where the cache fails now, this stays as it is
             raise EmbedInterrupt(run.so_far()) from stopped
@@ -266,7 +259,7 @@ def embed(
     )
     if run.speed.images:
         on_speed(run.speed)
-    return outcomes
+    return images
 
 
 class _Run:
@@ -279,23 +272,27 @@ class _Run:
         store: FeatureStore,
         load: Callable[[], Backbone],
         hashes: HashMemory,
-        settings: Settings,
-        progress: Callable[[Progress], None],
-        writer: Callable[[], StoreWriter] | None,
+        progress: OnProgress,
+        max_pixels: int,
+        batch_size: int | None,
+        rehash: bool,
+        speed: Speed,
+        make_writer: Callable[[threading.Event], StoreWriter],
+        *,
+        keep_writer: bool,
     ):
-        self._given_writer = writer
-        self._paths, self._recipe, self._store, self._load = paths, recipe, store, load
-        self._hashes, self._settings, self._progress = hashes, settings, progress
-        cores = settings.cores or our_cores()
-        self.speed = Speed(settings.workers, cores)  # of all passes together
+        self._paths, self._recipe, self._load = paths, recipe, load
+        self._hashes, self._progress = hashes, progress
+        self._max_pixels, self._batch_size, self._rehash = max_pixels, batch_size, rehash
+        self.speed = speed  # of all passes together
+        self._make_writer, self._keep_writer = make_writer, keep_writer
         self._writer: StoreWriter | None = None
         self._writer_lock = threading.Lock()
         self._stop = threading.Event()  # the run is over for every thread
         self._engine: Engine | None = None
         self._reading: dict[int, Path] = {}  # inputs that are being read and decoded
         self._filling: dict[Need, list[tuple[bytes, tuple[NDArray[np.uint8], ...]]]] = {}
-        self._started = time.monotonic()
-        self._counts = Progress(total=len(paths))
+        self._total = len(paths)  # images to look at; falls when some turn out to be known
         self._settled = 0  # images that needed no computing, or failed
         self._unread = 0  # files that could not be read
         self._backbone: Backbone | None = None
@@ -309,23 +306,22 @@ class _Run:
         self._pass(range(len(self._paths)))
         # Where the file that was to be computed vanished or changed, another with its bytes serves as well.
         if left := self._left():
-            self._counts.total += len(left)
+            self._total += len(left)
             self._pass(sorted(left.values()))
             again = self._left()
             self.needs.complete([], dict.fromkeys(again, _CHANGED))
 
-    def so_far(self) -> Summary:
+    def so_far(self) -> pd.DataFrame:
         """What became of the images in a run that was stopped."""
         self._stop.set()
         left = {sha for _, sha in self._lacking()}
-        needs = self.needs
-        return summarise(ledger(self.known, needs.completed, needs.failures, left), self._started)
+        return ledger(self.known, self.needs.completed, self.needs.failures, left)
 
     def close(self) -> None:
         """Give the store's lock back; every committed row stays."""
         self._stop.set()
         with self._writer_lock:
-            if self._writer is not None and self._given_writer is None:
+            if self._writer is not None and not self._keep_writer:
                 self._writer.close()
             self._writer = None
 
@@ -350,7 +346,7 @@ class _Run:
         first = next(jobs, None)
         if first is None:  # all is known and there: no process, no backbone, no lock
             return
-        with DecodePool(self._settings.workers) as pool:
+        with DecodePool(self.speed.workers) as pool:
             try:
                 for item in pool.decode(chain([first], jobs), self.needs.sizes):
                     self._accept(item)
@@ -380,7 +376,7 @@ class _Run:
         while part := list(islice(iterator, _ASKED_AT_ONCE)):
             paths = [self._paths[i] for i in part]
             remembered: list[bytes | None] = [None] * len(part)
-            if not self._settings.rehash:
+            if not self._rehash:
                 remembered = list(self._hashes.recall_many(paths))
             known = [sha for sha in remembered if sha is not None]
             needs = iter(self.needs.reserve(known))
@@ -389,13 +385,13 @@ class _Run:
                 if sha is not None:
                     self.known[index] = sha
                 if sha is not None and not need:
-                    self._counts.total -= 1
+                    self._total -= 1
                     continue
                 self._reading[index] = path
                 wanted = sizes if sha is None else sizes_of(need)
                 yield DecodeJob(
                     index, path, wanted, self._recipe.resize, fast,
-                    ask=sha is None, max_pixels=self._settings.max_pixels, srgb=self._recipe.srgb,
+                    ask=sha is None, max_pixels=self._max_pixels, srgb=self._recipe.srgb,
                 )  # fmt: skip
 
     def _accept(self, item: Decoded) -> None:
@@ -449,7 +445,7 @@ class _Run:
                     break
                 part, self._filling[need] = waiting[:size], waiting[size:]
                 waiting = self._filling[need]
-                engine.put(Batch(need, [sha for sha, _ in part], [images for _, images in part]))
+                engine.put((need, [sha for sha, _ in part], [images for _, images in part]))
             if not waiting:
                 del self._filling[need]
 
@@ -461,7 +457,7 @@ class _Run:
             self._backbone,
             self._recipe,
             self._open_writer(),
-            self._settings.batch_size,
+            self._batch_size,
             self.needs.complete,
             self.speed,
         )
@@ -471,23 +467,12 @@ class _Run:
             if self._writer is None:
                 if self._stop.is_set():
                     raise StoppedError
-                self._writer = (
-                    self._given_writer()
-                    if self._given_writer is not None
-                    else StoreWriter(
-                        self._store,
-                        command=self._settings.command,
-                        part=self._settings.part,
-                        stop=self._stop,
-                    )
-                )
+                self._writer = self._make_writer(self._stop)
             return self._writer
 
     def _tell(self) -> None:
-        engine = self._engine
-        self._counts.done = self._settled + (engine.done if engine else 0)
-        self._counts.failed = len(self.needs.failures) + self._unread
-        self._progress(self._counts)
+        done = self._settled + (self._engine.done if self._engine else 0)
+        self._progress(done, self._total, len(self.needs.failures) + self._unread)
 
 
 class Needs:

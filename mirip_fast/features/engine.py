@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Rows = dict[SeriesSpec, NDArray[Any]]  # per series [n, \\*shape] in the stored number format
+Images = Sequence[tuple[NDArray[np.uint8], ...]]  # per picture a square per size
+#: What pictures lack, which is the same for all; their hashes; and the squares that it needs.
+Batch = tuple[Need, Sequence[bytes], Images]
 #: The hashes of a batch, and what waits until its rows have come from the device.
 Computed = tuple[Sequence[bytes], Callable[[], Rows]]
 
@@ -40,14 +43,6 @@ _COMMITTED_AT_ONCE = 8  # batches that one sync may cover
 _STOP_SECONDS = 4.0  # for each stage to finish what it is doing when the run is stopped
 _BUSY = 0.7  # from this share of its time on, something is the limit
 _WAITING = 0.15
-
-
-class Batch(NamedTuple):
-    """Pictures that lack the same series."""
-
-    need: Need
-    hashes: Sequence[bytes]
-    images: Sequence[tuple[NDArray[np.uint8], ...]]  # per picture a square per size of the need
 
 
 class Forward:
@@ -71,12 +66,13 @@ class Forward:
 
     def run(self, batch: Batch) -> list[Computed]:
         """Features of a batch, in one piece unless memory runs out."""
+        need, hashes, images = batch
 
         def part(rows: range) -> Computed:
             here = slice(rows.start, rows.stop)
-            return self._pass(Batch(batch.need, batch.hashes[here], batch.images[here]))
+            return self._pass(need, hashes[here], images[here])
 
-        return in_passes(part, range(len(batch.hashes)), self.batch_size, self._smaller)[0]
+        return in_passes(part, range(len(hashes)), self.batch_size, self._smaller)[0]
 
     def _smaller(self, size: int) -> None:
         with self._lock:
@@ -84,23 +80,23 @@ class Forward:
                 self.batch_size = size
                 log.warning("Out of memory: going on with batches of %d images", size)
 
-    def _pass(self, batch: Batch) -> Computed:
+    def _pass(self, need: Need, hashes: Sequence[bytes], images: Images) -> Computed:
         import torch
 
-        full = self.batch_size if self._backbone.compiled else len(batch.hashes)
+        full = self.batch_size if self._backbone.compiled else len(hashes)
         with torch.inference_mode():
             if self._transfer is not None:
-                return self._transfer.run(batch, self._features, full)
+                return self._transfer.run(need, hashes, images, self._features, full)
             started = time.perf_counter()
-            squares = _stack(batch, full)
+            squares = _stack(images, full)
             copied = time.perf_counter()
             cpu_started = time.thread_time()
             device = self._backbone.device
-            features = self._features(batch.need, [torch.from_numpy(s).to(device) for s in squares])
-            rows = {spec: t[: len(batch.hashes)].cpu().numpy() for spec, t in features.items()}
+            features = self._features(need, [torch.from_numpy(s).to(device) for s in squares])
+            rows = {spec: t[: len(hashes)].cpu().numpy() for spec, t in features.items()}
         self._speed.add("copy", copied - started)
         self._speed.add("backbone", time.perf_counter() - copied, time.thread_time() - cpu_started)
-        return batch.hashes, lambda: rows
+        return hashes, lambda: rows
 
     def _features(
         self, need: Need, squares: Sequence[torch.Tensor]
@@ -268,7 +264,9 @@ class _CudaTransfer:
 
     def run(
         self,
-        batch: Batch,
+        need: Need,
+        hashes: Sequence[bytes],
+        images: Images,
         features: Callable[[Need, Sequence[torch.Tensor]], dict[SeriesSpec, torch.Tensor]],
         full: int,
     ) -> Computed:
@@ -282,9 +280,9 @@ class _CudaTransfer:
         started = time.perf_counter()
         pinned = [
             torch.empty((full, size, size, 3), dtype=torch.uint8, pin_memory=True)
-            for size in sizes_of(batch.need)
+            for size in sizes_of(need)
         ]
-        _stack(batch, full, [tensor.numpy() for tensor in pinned])
+        _stack(images, full, [tensor.numpy() for tensor in pinned])
         self._speed.add("copy", time.perf_counter() - started)
         with torch.cuda.stream(self._in):
             marks[0].record()
@@ -294,7 +292,7 @@ class _CudaTransfer:
         for square in squares:
             square.record_stream(compute)
         marks[2].record()
-        results = features(batch.need, squares)
+        results = features(need, squares)
         marks[3].record()
         with torch.cuda.stream(self._out):
             self._out.wait_event(marks[3])
@@ -305,7 +303,7 @@ class _CudaTransfer:
                 rows[spec].copy_(tensor, non_blocking=True)
                 tensor.record_stream(self._out)
             marks[5].record()
-        n = len(batch.hashes)
+        n = len(hashes)
 
         def wait() -> Rows:
             marks[5].synchronize()
@@ -314,14 +312,14 @@ class _CudaTransfer:
             # Copied: pinned memory is scarce, and belongs to the next batch.
             return {spec: tensor[:n].numpy().copy() for spec, tensor in rows.items()}
 
-        return batch.hashes, wait
+        return hashes, wait
 
 
 def _stack(
-    batch: Batch, full: int, out: Sequence[NDArray[np.uint8]] | None = None
+    images: Images, full: int, out: Sequence[NDArray[np.uint8]] | None = None
 ) -> list[NDArray[np.uint8]]:
     """Per size [full, size, size, 3]; the last picture fills up what is left over."""
-    images = [*batch.images, *[batch.images[-1]] * (full - len(batch.images))]
+    images = [*images, *[images[-1]] * (full - len(images))]
     return [
         np.stack([image[i] for image in images], out=out[i] if out else None)
         for i in range(len(images[0]))

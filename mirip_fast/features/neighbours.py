@@ -50,23 +50,54 @@ def unit(rows: NDArray[np.floating]) -> FloatArray:
 
 
 @dataclass(frozen=True)
-class Vectors:
-    """n unit vectors of D numbers that are read when they are needed.
+class Work:
+    """One image file, and what is known about it.
 
     Attributes:
-        count: n.
-        width: D.
-        read: int64 [m] numbers of vectors → float32 [m, D], each of length 1 (or all zero).
+        path: the file.
+        image_id: its name in its data set.
+        sha256: of the file's bytes.
+        tier: name of its tier, None where it has no grade.
     """
 
-    count: int
+    path: Path
+    image_id: str
+    sha256: bytes
+    tier: str | None = None
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Works, and a unit vector of D numbers for each of their n different contents, read when it is needed.
+
+    Attributes:
+        works: every file, also several with the same content.
+        hashes: SHA-256 of each content, [n].
+        width: D.
+        read: int64 [m] numbers of contents → float32 [m, D], the CLS token of the base view, of length 1 (or
+            all zero).
+    """
+
+    works: tuple[Work, ...]
+    hashes: tuple[bytes, ...]
     width: int
     read: Callable[[IntArray], FloatArray]
 
-    def nearest(self, query: FloatArray, k: int) -> tuple[IntArray, FloatArray]:
-        """The k nearest of ``query`` [D], the nearest first: their numbers and cosines, [≤ k] each.
+    def works_of(self, number: int) -> list[Work]:
+        """The files that have content ``number``."""
+        return self._files[self.hashes[number]]
 
-        Equal cosines are in the order of the vectors.
+    @cached_property
+    def _files(self) -> dict[bytes, list[Work]]:
+        files: dict[bytes, list[Work]] = {}
+        for work in self.works:
+            files.setdefault(work.sha256, []).append(work)
+        return files
+
+    def nearest(self, query: FloatArray, k: int) -> tuple[IntArray, FloatArray]:
+        """The k contents nearest to ``query`` [D], the nearest first: numbers and cosines, [≤ k] each.
+
+        Equal cosines are in the order of the contents.
         """
         parts = [np.empty(0, np.float32), *(block @ query for _, block in self._blocks())]
         cosines = np.concatenate(parts)
@@ -74,7 +105,7 @@ class Vectors:
         return best, cosines[best]
 
     def groups(self, threshold: float) -> list[list[int]]:
-        """Vectors with a cosine of at least ``threshold``, directly or through others; each is in one group.
+        """Contents with a cosine of at least ``threshold``, directly or through others; each is in one group.
 
         The largest group comes first. From :data:`FLAT_ROWS` on it is approximate; equal vectors are always
         together.
@@ -90,16 +121,16 @@ class Vectors:
             for row in block
         )
         group = np.array([seen.setdefault(key, i) for i, key in enumerate(keys)], np.int64)
-        different = np.flatnonzero(group == np.arange(self.count))
-        links = self._links if self.count < FLAT_ROWS else self._listed_links
+        different = np.flatnonzero(group == np.arange(len(self.hashes)))
+        links = self._links if len(self.hashes) < FLAT_ROWS else self._listed_links
         for one, two in links(different, threshold):
             group = joined_groups(group, one, two)
         members = (numbers.tolist() for numbers in members_of(group.tolist())[1])
         return sorted(members, key=lambda numbers: (-len(numbers), numbers))
 
     def _blocks(self) -> Iterator[tuple[int, FloatArray]]:
-        for start in range(0, self.count, _BLOCK):
-            yield start, self.read(np.arange(start, min(start + _BLOCK, self.count)))
+        for start in range(0, len(self.hashes), _BLOCK):
+            yield start, self.read(np.arange(start, min(start + _BLOCK, len(self.hashes))))
 
     def _links(self, numbers: IntArray, threshold: float) -> Iterator[tuple[IntArray, IntArray]]:
         """All near pairs of some vectors, in pieces: numbers [m] and numbers [m]."""
@@ -114,8 +145,8 @@ class Vectors:
         self, numbers: IntArray, threshold: float
     ) -> Iterator[tuple[IntArray, IntArray]]:
         """The same among vectors that are grouped around centres: only the nearest lists are searched."""
-        faiss = _faiss(self.count)
-        lists = round(self.count**0.5)
+        faiss = _faiss(len(self.hashes))
+        lists = round(len(self.hashes) ** 0.5)
         index = faiss.index_factory(self.width, f"IVF{lists},SQfp16", faiss.METRIC_INNER_PRODUCT)
         index.cp.max_points_per_centroid = _TRAIN_PER_LIST
         index.cp.niter = 8
@@ -152,7 +183,9 @@ class Vectors:
 
     def _sample(self, most: int) -> FloatArray:
         rng = np.random.default_rng(0)
-        return self.read(np.sort(rng.choice(self.count, min(self.count, most), replace=False)))
+        return self.read(
+            np.sort(rng.choice(len(self.hashes), min(len(self.hashes), most), replace=False))
+        )
 
 
 def joined_groups(group: IntArray, one: IntArray, two: IntArray) -> IntArray:
@@ -188,51 +221,6 @@ def _faiss(rows: int) -> Any:
             f"`pip install faiss-cpu`. (Below {FLAT_ROWS:,} images it is not needed.)"
         ) from error
     return faiss
-
-
-@dataclass(frozen=True)
-class Work:
-    """One image file, and what is known about it.
-
-    Attributes:
-        path: the file.
-        image_id: its name in its data set.
-        sha256: of the file's bytes.
-        tier: name of its tier, None where it has no grade.
-    """
-
-    path: Path
-    image_id: str
-    sha256: bytes
-    tier: str | None = None
-
-
-@dataclass(frozen=True)
-class Gallery:
-    """Works, and the features of their contents: n vectors for n different contents.
-
-    Attributes:
-        works: every file, also several with the same content.
-        hashes: SHA-256 of each content, [n].
-        vectors: the CLS token of each content's base view, scaled to length 1.
-        series: name of the series the vectors come from.
-    """
-
-    works: tuple[Work, ...]
-    hashes: tuple[bytes, ...]
-    vectors: Vectors
-    series: str
-
-    def works_of(self, number: int) -> list[Work]:
-        """The files that have content ``number``."""
-        return self._files[self.hashes[number]]
-
-    @cached_property
-    def _files(self) -> dict[bytes, list[Work]]:
-        files: dict[bytes, list[Work]] = {}
-        for work in self.works:
-            files.setdefault(work.sha256, []).append(work)
-        return files
 
 
 def datasets_like(store: FeatureStore, caches: Iterable[Path]) -> list[Dataset]:
@@ -322,7 +310,7 @@ def open_gallery(works: Sequence[Work], stores: Sequence[FeatureStore], series: 
                 found[here] = unit(store.read(series, row_of[numbers[here]]))
         return found
 
-    return Gallery(present, kept, Vectors(len(kept), width, read), series)
+    return Gallery(present, kept, width, read)
 
 
 def stores_of(datasets: Iterable[Dataset]) -> list[FeatureStore]:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import logging
 import re
-import time
-from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+
+import pandas as pd
 
 from mirip_fast.data.table import STATUSES
 from mirip_fast.errors import ImageError
@@ -23,21 +21,13 @@ _NAMED = 20  # pictures of a single colour
 LEFT = "left"  # the status of what a run that was stopped did not come to
 
 
-class Outcome(NamedTuple):
-    """One line of the ledger."""
-
-    status: str  # one of STATUSES, or LEFT
-    sha256: bytes | None = None  # of the file's bytes; None if it could not be read
-    reason: str | None = None  # why it failed
-
-
 def ledger(
     known: Sequence[bytes | ImageError | None],
     embedded: Container[bytes] = (),
     failures: Mapping[bytes, str] = MappingProxyType({}),
     left: Container[bytes] | None = None,
-) -> list[Outcome]:
-    """What became of each input.
+) -> pd.DataFrame:
+    """What became of each input, as columns of the table of images.
 
     Args:
         known: content hash of each of n inputs, or why it could not be read; None: not looked at.
@@ -45,22 +35,28 @@ def ledger(
         failures: hash → reason, for files that could be read but not embedded.
         left: contents that lack features, in a run that was stopped; their status, and that of inputs that
             were not looked at, is :data:`LEFT`.
+
+    Returns:
+        n rows: ``status`` (one of STATUSES, or LEFT), ``reason`` why it failed, and ``sha256`` of the file's
+        bytes, None if it could not be read.
     """
-    outcomes, seen = [], set[bytes]()
+    statuses, reasons, seen = list[str](), list[str | None](), set[bytes]()
     for sha in known:
-        if sha is None and left is not None:
-            outcomes.append(Outcome(LEFT))
-        elif not isinstance(sha, bytes):
-            outcomes.append(Outcome("failed", None, str(sha or _UNSEEN)))
+        status, reason = "embedded" if sha in embedded else "present", None
+        if not isinstance(sha, bytes):
+            stopped = sha is None and left is not None
+            status, reason = (LEFT, None) if stopped else ("failed", str(sha or _UNSEEN))
         elif sha in failures:
-            outcomes.append(Outcome("failed", sha, failures[sha]))
+            status, reason = "failed", failures[sha]
         elif left is not None and sha in left:
-            outcomes.append(Outcome(LEFT, sha))
+            status = LEFT
         else:
-            status = "embedded" if sha in embedded else "present"
-            outcomes.append(Outcome("duplicate" if sha in seen else status, sha))
+            status = "duplicate" if sha in seen else status
             seen.add(sha)
-    return outcomes
+        statuses.append(status)
+        reasons.append(reason)
+    hashes = [sha if isinstance(sha, bytes) else None for sha in known]
+    return pd.DataFrame({"status": statuses, "reason": reasons, "sha256": hashes}, dtype=object)
 
 
 def warn_of(paths: Sequence[Path], what: str) -> None:
@@ -77,48 +73,27 @@ def warn_of(paths: Sequence[Path], what: str) -> None:
         log.warning("%s %s: %s%s", many, what, names, more)
 
 
-@dataclass(frozen=True)
-class Summary:
-    """The accounting of a run: inputs = embedded + present + duplicate + failed + left.
-
-    Only a run that was stopped leaves any: those that it has not finished, or not looked at.
-    """
-
-    inputs: int
-    embedded: int
-    present: int
-    duplicate: int
-    failed: int
-    seconds: float
-    left: int = 0
-
-
 class EmbedInterrupt(KeyboardInterrupt):
     """Embedding was stopped by Ctrl-C or SIGTERM; what was committed stays.
 
     Attributes:
-        summary: what became of the images until then.
+        images: what became of them until then, see :func:`ledger`.
     """
 
-    def __init__(self, summary: Summary):
+    def __init__(self, images: pd.DataFrame):
         super().__init__()
-        self.summary = summary
+        self.images = images
 
 
-def summarise(outcomes: Sequence[Outcome], started: float) -> Summary:
-    """Count the outcomes and assert that none was lost.
+def summarise(images: pd.DataFrame) -> dict[str, int]:
+    """Of a table of images how many there are (``inputs``), and how many of each status; none is lost:
+    inputs = embedded + present + duplicate + failed + left.
 
-    Args:
-        outcomes: one per input.
-        started: ``time.monotonic()`` when the run began.
+    Only a run that was stopped leaves any: those that it has not finished, or not looked at.
     """
-    counts = Counter(outcome.status for outcome in outcomes)
-    assert counts.keys() <= {*STATUSES, LEFT}, counts
-    return Summary(
-        inputs=len(outcomes),
-        **{status: counts[status] for status in (*STATUSES, LEFT)},
-        seconds=time.monotonic() - started,
-    )
+    counts = {status: int((images["status"] == status).sum()) for status in (*STATUSES, LEFT)}
+    assert len(images) == sum(counts.values()), counts
+    return {"inputs": len(images), **counts}
 
 
 def failures_by_kind(failures: Iterable[tuple[str, str]], most: int = 10) -> list[str]:

@@ -7,10 +7,10 @@ import dataclasses
 import logging
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mirip_fast.config import Config, EmbedConfig
 from mirip_fast.data.hashes import HashMemory
@@ -20,9 +20,9 @@ from mirip_fast.data.sources import keep_indexes_in
 from mirip_fast.errors import BackboneError, StoreError
 from mirip_fast.features.backbone_files import find_backbone, names_of_backbones
 from mirip_fast.features.datasets import Dataset, save_dataset
-from mirip_fast.features.embed import PhaseOne, Progress, Settings, open_hashes, prepare, with_kinds
+from mirip_fast.features.embed import OnProgress, PhaseOne, open_hashes, prepare, with_kinds
 from mirip_fast.features.engine import Speed
-from mirip_fast.features.outcomes import Outcome, Summary, ledger, summarise
+from mirip_fast.features.outcomes import ledger, summarise
 from mirip_fast.features.ray_engine import embed_on_ray
 from mirip_fast.features.store import FeatureStore, differing_fields
 from mirip_fast.files import temporary_folder
@@ -40,17 +40,16 @@ log = logging.getLogger(__name__)
 class EmbedDone:
     """What `embed` leaves behind.
 
-    One of several processes (see :class:`mirip_fast.runtime.Ranks`) has the summary of its share, and no data
+    One of several processes (see :class:`mirip_fast.runtime.Ranks`) has the images of its share, and no data
     set: a run alone writes that, once all have ended.
     """
 
     dataset: Dataset | None
-    images: pd.DataFrame  # as read, see mirip_fast.data.table
-    summary: Summary
+    images: pd.DataFrame  # and what became of each, see mirip_fast.data.table
+    summary: dict[str, int]  # inputs = embedded + present + duplicate + failed
     compute_seconds: float  # from the first to the last batch, start-up left out
     store_path: Path
     speed: Speed | None = None  # where the time went, if anything was computed here
-    failures: Sequence[tuple[str, str]] = ()  # name and reason of each image that could not be read
     ranks: Ranks | None = None
 
 
@@ -61,15 +60,17 @@ def default_workers(configured: int | None) -> int:
 
 def settings_of(
     options: EmbedConfig, count: int, *, rehash: bool = False, command: str = ""
-) -> Settings:
-    """How ``count`` images are embedded by the options of a command; see :class:`Settings`."""
-    return Settings(
-        workers=min(count, default_workers(options.workers)),
-        max_pixels=round(options.max_megapixels * 1e6),
-        batch_size=options.embed_batch_size,
-        rehash=rehash,
-        command=command,
-    )
+) -> dict[str, Any]:
+    """How ``count`` images are embedded by the options of a command: arguments of
+    :func:`mirip_fast.features.embed.embed`.
+    """
+    return {
+        "workers": min(count, default_workers(options.workers)),
+        "max_pixels": round(options.max_megapixels * 1e6),
+        "batch_size": options.embed_batch_size,
+        "rehash": rehash,
+        "command": command,
+    }
 
 
 def embed_data(
@@ -79,7 +80,7 @@ def embed_data(
     limit: int | None = None,
     rehash: bool = False,
     command: str = "",
-    progress: Callable[[Progress], None] = lambda _: None,
+    progress: OnProgress = lambda *_: None,
     engine: str = "local",
     actors: int | None = None,
     backbones: Sequence[str] = (),
@@ -104,7 +105,6 @@ def embed_data(
         MiripError: see :func:`mirip_fast.features.embed.prepare` and
             :func:`mirip_fast.features.embed.embed`.
     """
-    started = time.monotonic()
     options = config.embed
     names = names_of_backbones(options.backbone)  # found again from any working folder
     options = dataclasses.replace(options, backbone=",".join(names))
@@ -125,13 +125,13 @@ def embed_data(
     paths = manifest.paths
     settings = settings_of(options, len(manifest), rehash=rehash, command=command)
     if ranks is not None:
-        settings = dataclasses.replace(settings, part=ranks.rank + 1)
+        settings["part"] = ranks.rank + 1
     began = ended = 0.0
 
-    def told(counts: Progress) -> None:
+    def told(*counts: int) -> None:
         nonlocal ended
         ended = time.monotonic()
-        progress(counts)
+        progress(*counts)
 
     def begin(phase: PhaseOne) -> None:
         nonlocal began, ended
@@ -141,34 +141,30 @@ def embed_data(
     device, speed = config.runtime.device, list[Speed]()
     if engine == "ray":
         phase, outcomes = embed_on_ray(paths, options, device, settings, actors, told, begin)
+        images = manifest.table.assign(**outcomes)
     else:
         with open_hashes(Path(options.cache_dir)) as hashes:
             phase = prepare(options, device, hashes)
             begin(phase)
             if ranks is not None:
-                mine = [i for i, path in enumerate(paths) if ranks.takes(path)]
-                paths = [paths[i] for i in mine]
-                log.info("Rank %d of %d: its share is %d images", ranks.rank, ranks.size, len(mine))
-            outcomes = phase.embed(paths, hashes, settings, told, speed.append)
+                manifest = manifest.subset([i for i, path in enumerate(paths) if ranks.takes(path)])
+                share = len(manifest)
+                log.info("Rank %d of %d: its share is %d images", ranks.rank, ranks.size, share)
+            found = phase.embed(manifest.paths, hashes, told, on_speed=speed.append, **settings)
+            images = manifest.table.assign(**found)
     dataset = None
     if ranks is None:
         dataset = save_dataset(
-            phase.store.path, manifest, outcomes, phase.recipe, data, options,
+            phase.store.path, manifest, images, phase.recipe, data, options,
             limit=limit, backbones=backbones,
         )  # fmt: skip
-    failures = [
-        (shown(paths[i]), outcome.reason or "")
-        for i, outcome in enumerate(outcomes)
-        if outcome.status == "failed"
-    ]
     return EmbedDone(
         dataset=dataset,
-        images=manifest.table,
-        summary=summarise(outcomes, started),
+        images=images,
+        summary=summarise(images),
         compute_seconds=ended - began,
         store_path=phase.store.path,
         speed=speed[-1] if speed else None,
-        failures=failures,
         ranks=ranks,
     )
 
@@ -199,8 +195,8 @@ def features_of_files(
     series: str | None = None,
     rehash: bool = False,
     command: str = "",
-    progress: Callable[[Progress], None] = lambda _: None,
-) -> tuple[list[Outcome], FeatureStore, str]:
+    progress: OnProgress = lambda *_: None,
+) -> tuple[pd.DataFrame, FeatureStore, str]:
     """The CLS tokens of image files, embedding those that are not in the cache.
 
     Neither torch nor the backbone is needed where ``like`` has all of them. A cache that cannot be
@@ -234,7 +230,7 @@ def features_of_files(
         settings = settings_of(config.embed, len(paths), rehash=rehash, command=command)
         store = phase.store
         try:
-            outcomes = phase.embed(paths, hashes, settings, progress)
+            outcomes = phase.embed(paths, hashes, progress, **settings)
         except BackboneError:
             raise
         except (StoreError, OSError) as error:
@@ -244,7 +240,7 @@ def features_of_files(
             store = FeatureStore.create(folder, phase.recipe.fingerprint)
             weakref.finalize(store, ending.close)
             spare = dataclasses.replace(phase, store=store)
-            outcomes = spare.embed(paths, hashes, settings, progress)
+            outcomes = spare.embed(paths, hashes, progress, **settings)
         series = phase.recipe.series(phase.recipe.views[0], "cls").name
     return outcomes, store, series
 

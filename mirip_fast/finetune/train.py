@@ -20,7 +20,7 @@ from mirip_fast.errors import CheckpointError, ConfigError, DataError
 from mirip_fast.evaluation.report import Report
 from mirip_fast.features.backbone import load_model
 from mirip_fast.features.backbone_files import find_backbone
-from mirip_fast.features.embed import Settings, open_hashes
+from mirip_fast.features.embed import open_hashes
 from mirip_fast.features.phase_one import default_workers, settings_of
 from mirip_fast.features.recipe import head_kinds, make_recipe
 from mirip_fast.files import format_bytes, write_text
@@ -496,7 +496,7 @@ class FullFolds:
         embed = self.plan.config.embed
         paths = images.paths
         workers = min(len(paths), default_workers(embed.workers))
-        settings = Settings(workers=workers, max_pixels=UTMOST_PIXELS)  # they were admitted before
+        settings = {"workers": workers, "max_pixels": UTMOST_PIXELS}  # they were admitted before
         scored = score_files(
             model,
             paths,
@@ -504,9 +504,9 @@ class FullFolds:
             device=self.device.type,
             settings=settings,
         )
-        for path, outcome in zip(paths, scored.outcomes, strict=True):
-            if outcome.status == "failed":
-                raise DataError(f"{path}: {outcome.reason}")
+        for path, reason in zip(paths, scored.outcomes["reason"], strict=True):
+            if reason is not None:
+                raise DataError(f"{path}: {reason}")
         return scored.scores
 
     def complete(self, run: Run, plan: FoldsPlan) -> None:

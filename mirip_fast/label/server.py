@@ -24,7 +24,7 @@ from mirip_fast.errors import (
     MiripError,
     RunNotFoundError,
 )
-from mirip_fast.features.embed import Progress
+from mirip_fast.features.embed import OnProgress
 from mirip_fast.files import remove_abandoned_folders
 from mirip_fast.label.choice import MEASURE, REPEAT, TEACH, Chooser, Pair
 from mirip_fast.label.grading import GradeFile, Grading, grading_order
@@ -214,7 +214,7 @@ class LabelRun(Closing):
         four: bool = False,
         share: bool = False,
         command: str = "",
-        progress: Callable[[Progress], None] = lambda _: None,
+        progress: OnProgress = lambda *_: None,
     ):
         remove_abandoned_folders()  # of servers that were killed while a head was trained
         self._config = config = resolved.config

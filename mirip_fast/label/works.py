@@ -29,7 +29,7 @@ from mirip_fast.config import Config
 from mirip_fast.data.splits import SPLITS
 from mirip_fast.errors import DataError, MiripError
 from mirip_fast.features.datasets import Dataset, find_datasets, newest_dataset
-from mirip_fast.features.embed import Progress
+from mirip_fast.features.embed import OnProgress
 from mirip_fast.features.phase_one import embed_data
 from mirip_fast.features.recipe import head_kinds
 from mirip_fast.features.store import FeatureStore
@@ -104,7 +104,7 @@ def prepare_works(
     *,
     compared: bool = True,
     command: str = "",
-    progress: Callable[[Progress], None] = lambda _: None,
+    progress: OnProgress = lambda *_: None,
 ) -> LabelWorks:
     """Embed what is missing and take the works as ``train --pairs`` will take them.
 

@@ -199,7 +199,7 @@ class Explainer:
             progress(count)
 
         for i, path in enumerate(paths):
-            reason = scored.outcomes[i].reason
+            reason = scored.outcomes["reason"][i]
             if reason is None:
                 try:
                     yield self._explain(path, i, scored, passed)
@@ -236,7 +236,7 @@ class Explainer:
         score, tier, likes = float(scored.scores[i]), None, pd.DataFrame()
         if self._graded is not None:
             tier = self._graded.tier_of(score)
-            likes = self._graded.likes(cls, scored.outcomes[i].sha256 or b"", tier)
+            likes = self._graded.likes(cls, scored.outcomes["sha256"][i], tier)
         resize, attention = self._model.info.embed.resize, not self._occlusion
         shown = pd.DataFrame(values)
         return Explained(path, score, shown, attention, tier, likes, picture, resize)
@@ -247,7 +247,7 @@ class Explainer:
         Returns:
             The map, and the CLS token [D] of the base view.
         """
-        info, hashes = self._model.info, [scored.outcomes[i].sha256 or b""]
+        info, hashes = self._model.info, [scored.outcomes["sha256"][i]]
         row = read_features(scored.store, hashes, info.features, info.views[:1])[:, 0]
         looks = [head.attention_maps(member.seen(row)) for member, head in _attending(self._model)]
         shares = np.mean([maps.mean(axis=1)[0] for maps in looks], axis=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from mirip_fast.data.sources import keep_indexes_in
 from mirip_fast.data.table import Manifest, given_name, own_columns
 from mirip_fast.errors import DataError
 from mirip_fast.evaluation.calibration import Calibration
-from mirip_fast.features.embed import Progress
+from mirip_fast.features.embed import OnProgress
 from mirip_fast.features.phase_one import settings_of
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.files import write_csv
@@ -144,7 +144,7 @@ def rank_folder(
     rehash: bool = False,
     anyway: bool = False,
     command: str = "",
-    progress: Callable[[Progress], None] = lambda _: None,
+    progress: OnProgress = lambda *_: None,
 ) -> RankDone:
     """Sort the images of a folder (or CSV file, tars, address) by score.
 
@@ -174,9 +174,9 @@ def rank_folder(
     files = manifest.table["file"].tolist()
     scored = _score(model, manifest.paths, config, backbone, rehash, command, progress)
     failures = [
-        (file, outcome.reason or "")
-        for file, outcome in zip(files, scored.outcomes, strict=True)
-        if outcome.status == "failed"
+        (file, why)
+        for file, why in zip(files, scored.outcomes["reason"], strict=True)
+        if why is not None
     ]
     if len(failures) == len(files):
         path, reason = address(Path(failures[0][0])), failures[0][1]
@@ -203,14 +203,14 @@ def rank_folder(
         win_rates=None if anchors is None else _win_rates(anchors, scored), applicants=columns,
     )  # fmt: skip
     hashes = {
-        name: outcome.sha256
-        for name, outcome in zip(names, scored.outcomes, strict=True)
-        if outcome.sha256 is not None
+        name: sha
+        for name, sha in zip(names, scored.outcomes["sha256"], strict=True)
+        if sha is not None
     }
     return RankDone(
         manifest.source, model, ranking, failures, names, calibration,
         0 if draws is None else len(draws), no_intervals,
-        made_with(model, (outcome.sha256 for outcome in scored.outcomes)),
+        made_with(model, scored.outcomes["sha256"]),
         manifest.root, hashes, scored.store, anchors, applicants, portfolio,
     )  # fmt: skip
 
@@ -234,16 +234,16 @@ def compare_images(
     """
     paths = [first, second]
     scored = _score(model, paths, config, backbone, False, command)
-    for path, outcome in zip(paths, scored.outcomes, strict=True):
-        if outcome.status == "failed":
-            raise DataError(f"{path}: {outcome.reason}")
+    for path, reason in zip(paths, scored.outcomes["reason"], strict=True):
+        if reason is not None:
+            raise DataError(f"{path}: {reason}")
     calibration = load_calibration(model)
     chance = calibration.pair_probability(scored.scores[0] - scored.scores[1])
     return scored.scores[:2], None if chance is None else float(chance), calibration
 
 
 def _win_rates(anchors: Anchors, scored: Scored) -> dict[str, NDArray[np.float64]]:
-    hashes = [outcome.sha256 or b"" for outcome in scored.outcomes]
+    hashes = [sha or b"" for sha in scored.outcomes["sha256"]]
     return dict(zip(anchors.tier_names, anchors.win_rates(scored.scores, hashes).T, strict=True))
 
 
@@ -253,10 +253,8 @@ def _draws(model: ScoreModel, scored: Scored) -> tuple[NDArray[np.float64] | Non
     place: dict[bytes, int] = {}
     index = np.array(
         [
-            place.setdefault(outcome.sha256, len(place))
-            if outcome.status != "failed" and outcome.sha256 is not None
-            else -1
-            for outcome in scored.outcomes
+            -1 if status == "failed" else place.setdefault(sha, len(place))
+            for status, _, sha in scored.outcomes.itertuples(index=False)
         ]
     )
     scores = np.empty(len(place), scored.scores.dtype)
@@ -299,11 +297,11 @@ def _applicants(
         )
     # The same picture handed in twice by one applicant counts once.
     seen, counting, copies = set(), [], []
-    for file, name, value, outcome in zip(
-        files, names, within or [None] * len(names), scored.outcomes, strict=True
+    for file, name, value, sha in zip(
+        files, names, within or [None] * len(names), scored.outcomes["sha256"], strict=True
     ):
-        key = (name, value, outcome.sha256)
-        again = name is not None and outcome.sha256 is not None and key in seen
+        key = (name, value, sha)
+        again = name is not None and sha is not None and key in seen
         copies += [file] if again else []
         counting.append(None if again else name)
         seen.add(key)
@@ -312,7 +310,7 @@ def _applicants(
             f"{counted(len(copies), 'work')} handed in twice by one applicant, counted once: "
             f"{names_some(copies)}"
         )
-    readable = [i for i, outcome in enumerate(scored.outcomes) if outcome.status != "failed"]
+    readable = np.flatnonzero(scored.outcomes["status"] != "failed").tolist()
     failed = sorted({*filter(None, names)} - {names[i] or "" for i in readable})
     if failed:
         remarks.append(
@@ -322,7 +320,7 @@ def _applicants(
     shared = shared_error(model)
     together = np.unique([names[i] or f"\n{i}" for i in readable], return_inverse=True)[1]
     drawn = model.draw(
-        scored.store, [scored.outcomes[i].sha256 or b"" for i in readable], scored.scores[readable], DRAWS,
+        scored.store, scored.outcomes["sha256"][readable].tolist(), scored.scores[readable], DRAWS,
         together=together.astype(np.int64), shared=shared or 0.0,
     )  # fmt: skip
     draws = None
@@ -357,7 +355,7 @@ def _score(
     backbone: str | None,
     rehash: bool,
     command: str,
-    progress: Callable[[Progress], None] = lambda _: None,
+    progress: OnProgress = lambda *_: None,
 ) -> Scored:
     settings = settings_of(config.embed, len(paths), rehash=rehash, command=command)
     return score_files(

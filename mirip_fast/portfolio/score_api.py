@@ -24,7 +24,7 @@ from mirip_fast.config import Config
 from mirip_fast.data.decode_pool import DecodeJob, DecodePool
 from mirip_fast.data.formats import SAY_WHICH
 from mirip_fast.features.embed import open_hashes
-from mirip_fast.features.engine import Batch, Forward, Speed
+from mirip_fast.features.engine import Forward, Speed
 from mirip_fast.features.phase_one import default_workers
 from mirip_fast.features.recipe import sizes_of, wanted_series
 from mirip_fast.features.shards import SeriesSpec
@@ -154,9 +154,7 @@ class Scorer(Closing):
     ) -> dict[bytes, dict[str, Any]]:
         hashes = list(squares)
         rows: dict[SeriesSpec, list[NDArray[Any]]] = {spec: [] for _, _, spec in self._need}
-        for _, wait in self._forward.run(
-            Batch(self._need, hashes, [squares[sha] for sha in hashes])
-        ):
+        for _, wait in self._forward.run((self._need, hashes, list(squares.values()))):
             for spec, found in wait().items():
                 rows[spec].append(found)
         store = _InMemory(hashes, {spec: np.concatenate(parts) for spec, parts in rows.items()})

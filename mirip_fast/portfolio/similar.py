@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from mirip_fast.data.manifest import read_manifest
 from mirip_fast.data.spreadsheets import absolute
 from mirip_fast.errors import DataError
 from mirip_fast.features.datasets import find_datasets, newest_dataset
-from mirip_fast.features.embed import Progress
+from mirip_fast.features.embed import OnProgress
 from mirip_fast.features.neighbours import (
     FloatArray,
     Gallery,
@@ -49,7 +49,7 @@ def find_similar(
     caches: Sequence[Path] = (),
     backbone: str | None = None,
     command: str = "",
-    progress: Callable[[Progress], None] = lambda _: None,
+    progress: OnProgress = lambda *_: None,
 ) -> pd.DataFrame:
     """The nearest works, the nearest first; the image itself is left out, copies of it are not.
 
@@ -78,15 +78,16 @@ def find_similar(
     options = reference.embed
     if backbone is not None:
         options.backbone = backbone
-    (outcome,), store, series = features_of_files(
+    outcomes, store, series = features_of_files(
         [image], options, config, like=own, series=series, command=command, progress=progress
     )
-    if outcome.sha256 is None or outcome.status == "failed":
-        raise DataError(f"{image}: {outcome.reason}")
-    rows = store.read(series, store.rows(series, [outcome.sha256]))
+    ((status, reason, sha),) = outcomes.itertuples(index=False)
+    if status == "failed":
+        raise DataError(f"{image}: {reason}")
+    rows = store.read(series, store.rows(series, [sha]))
     gallery = open_gallery(works_of_datasets(datasets), stores_of(datasets), series)
     itself = absolute(image)
-    found = nearest_works(gallery, unit(rows)[0], outcome.sha256, top + 1)
+    found = nearest_works(gallery, unit(rows)[0], sha, top + 1)
     return found[found["file"] != itself][:top]
 
 
@@ -98,7 +99,7 @@ def nearest_works(gallery: Gallery, query: FloatArray, sha256: bytes, top: int) 
         ``cosine`` of the two images' CLS features (−1 to 1; 1 is the same), ``distance`` (1 − cosine) and
         ``exact``, whether it is a copy of that file.
     """
-    numbers, cosines = gallery.vectors.nearest(query, top)
+    numbers, cosines = gallery.nearest(query, top)
     rows = [
         _row(work, cosine, work.sha256 == sha256)
         for number, cosine in zip(numbers.tolist(), cosines.tolist(), strict=True)
@@ -149,7 +150,7 @@ def find_duplicates(
     backbone_given: bool = False,
     rehash: bool = False,
     command: str = "",
-    progress: Callable[[Progress], None] = lambda _: None,
+    progress: OnProgress = lambda *_: None,
 ) -> tuple[pd.DataFrame, int, list[tuple[Path, str]]]:
     """Find equal files and near duplicates.
 
@@ -192,11 +193,12 @@ def find_duplicates(
             list(paths), embed, config,
             like=like, series=its_series, rehash=rehash, command=command, progress=progress,
         )  # fmt: skip
-        for (path, image_id), outcome in zip(paths.items(), outcomes, strict=True):
-            if outcome.sha256 is None or outcome.status == "failed":
-                failures.append((path, outcome.reason or ""))
+        found = zip(paths.items(), outcomes["reason"], outcomes["sha256"], strict=True)
+        for (path, image_id), reason, sha in found:
+            if reason is not None:
+                failures.append((path, reason))
             else:
-                works.append(Work(path, image_id, outcome.sha256))
+                works.append(Work(path, image_id, sha))
         if not works:
             path, reason = failures[0]
             raise DataError(
@@ -226,7 +228,7 @@ def group_copies(gallery: Gallery, threshold: float) -> pd.DataFrame:
         A row per file with the columns of :func:`nearest_works`, for the nearest other file of its group;
         that is ``nearest``, and ``group`` its number from 1, the largest group first.
     """
-    groups = [_copies(gallery, numbers) for numbers in gallery.vectors.groups(threshold)]
+    groups = [_copies(gallery, numbers) for numbers in gallery.groups(threshold)]
     groups = sorted(filter(None, groups), key=lambda rows: (-len(rows), str(rows[0][0])))
     rows = [(*row, number) for number, group in enumerate(groups, start=1) for row in group]
     return _table(rows, "nearest", "group")
@@ -237,7 +239,7 @@ def _copies(gallery: Gallery, numbers: Sequence[int]) -> list[tuple[Any, ...]]:
     contents = [sorted(gallery.works_of(n), key=lambda work: str(work.path)) for n in numbers]
     if sum(map(len, contents)) < 2:
         return []
-    vectors = gallery.vectors.read(np.array(numbers))
+    vectors = gallery.read(np.array(numbers))
     rows = []
     for start in range(0, len(vectors), _BLOCK):
         cosines = vectors[start : start + _BLOCK] @ vectors.T

@@ -323,7 +323,7 @@ def near_duplicates(
 
     Args:
         gallery: the works.
-        groups: numbers of contents, from :meth:`mirip_fast.features.neighbours.Vectors.groups`.
+        groups: numbers of contents, from :meth:`mirip_fast.features.neighbours.Gallery.groups`.
         images: the same works as the audit knows them.
     """
     by_hash = dict(tuple(images.groupby("sha256", sort=False)))
@@ -332,7 +332,7 @@ def near_duplicates(
     for group in groups:
         numbers = sorted(group, key=lambda number: place[gallery.hashes[number]])
         contents = [by_hash[gallery.hashes[number]] for number in numbers]
-        rows = gallery.vectors.read(np.array(numbers))
+        rows = gallery.read(np.array(numbers))
         splits = [_names(content, "split") for content in contents]
         tiers = [_names(content, "tier") for content in contents]
         across = "split again with `--near-groups near_groups.csv`, which keeps them together"
@@ -515,12 +515,12 @@ def audit(
         known = (or_none(images[name]) for name in ("image_id", "sha256", "tier"))
         works = [Work(Path(f), *rest) for f, *rest in zip(images["file"], *known, strict=True)]
         gallery = open_gallery(works, stores_of([dataset]), base_series(dataset))
-        groups = [g for g in gallery.vectors.groups(config.audit.near_cosine) if len(g) > 1]
+        groups = [g for g in gallery.groups(config.audit.near_cosine) if len(g) > 1]
         findings += near_duplicates(gallery, groups, images)
         near = _near_rows(gallery, groups, images)
         checked.append(
             f"Near duplicates: {counted(len(groups), 'group')} at a cosine of "
-            f"{config.audit.near_cosine:g} and more ({gallery.series})"
+            f"{config.audit.near_cosine:g} and more ({base_series(dataset)})"
         )
     found, said = _scores(dataset, trained, images, config.audit.disagreement)
     findings, checked = findings + found, [*checked, said]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from mirip_fast.evaluation.metrics import codes_of
 from mirip_fast.evaluation.plots import write_contact_sheet
 from mirip_fast.evaluation.report import Report, evaluate, plain
 from mirip_fast.evaluation.text_table import format_table
-from mirip_fast.features.embed import Progress
+from mirip_fast.features.embed import OnProgress
 from mirip_fast.features.phase_one import settings_of
 from mirip_fast.files import write_json
 from mirip_fast.ranking.applicants import evaluate_applicants
@@ -192,9 +192,12 @@ def _split_scores(model: ScoreModel, images: GradedImages, config: Config) -> ND
         cache_dir=cache_dir, device=config.runtime.device,
         settings=settings_of(config.embed, len(paths)),
     )  # fmt: skip
-    for path, outcome, sha in zip(paths, scored.outcomes, images.hashes, strict=True):
-        if outcome.reason or outcome.sha256 != sha:
-            why = outcome.reason or "its content changed since training"
+    found = scored.outcomes
+    for path, reason, now, sha in zip(
+        paths, found["reason"], found["sha256"], images.hashes, strict=True
+    ):
+        if reason or now != sha:
+            why = reason or "its content changed since training"
             raise DataError(f"{path} of the run's split cannot be scored: {why}")
     return scored.scores
 
@@ -205,7 +208,7 @@ def evaluate_files(
     image_dir: Path | None,
     config: Config,
     backbone: str | None,
-    progress: Callable[[Progress], None],
+    progress: OnProgress,
     *,
     baselines: bool = False,
 ) -> Evaluation:
@@ -238,12 +241,12 @@ def evaluate_files(
         settings=settings_of(config.embed, len(manifest)),
         progress=progress,
     )
-    good = [i for i, outcome in enumerate(scored.outcomes) if outcome.sha256 and not outcome.reason]
+    good = np.flatnonzero(scored.outcomes["status"] != "failed").tolist()
     if len(good) < len(scored.outcomes):
         log.warning(
             "%d images could not be read and are left out", len(scored.outcomes) - len(good)
         )
-    hashes = [scored.outcomes[i].sha256 for i in good]
+    hashes = scored.outcomes["sha256"][good].tolist()
     images = GradedImages.of(manifest.subset(good), hashes, ["test"] * len(good))
     path = model.checkpoint.parent / f"evaluation_{source.stem}.json"
     about = f"{source.name}, {len(images)} images"

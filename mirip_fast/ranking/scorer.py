@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from mirip_fast.config import DataConfig, EmbedConfig
@@ -17,8 +18,8 @@ from mirip_fast.data.hashes import HashMemory
 from mirip_fast.data.remote import is_remote
 from mirip_fast.errors import BackboneError, CheckpointError, ImageError, StoreError
 from mirip_fast.features.backbone_files import find_backbone, names_of_backbones
-from mirip_fast.features.embed import PhaseOne, Progress, Settings, open_hashes, prepare, with_kinds
-from mirip_fast.features.outcomes import Outcome, ledger
+from mirip_fast.features.embed import OnProgress, PhaseOne, open_hashes, prepare, with_kinds
+from mirip_fast.features.outcomes import ledger
 from mirip_fast.features.recipe import is_patches, series_name
 from mirip_fast.features.store import FeatureStore, differing_fields
 from mirip_fast.models.model_info import ModelInfo, beside
@@ -35,13 +36,13 @@ class Scored:
     """Scores of image files.
 
     Attributes:
-        outcomes: what became of each of n paths.
+        outcomes: what became of each of n paths: ``status``, ``reason`` and ``sha256``.
         by_view: [n, V] a score for each stored view, NaN where the image failed.
         store: the features of the others, for asking the model more about them; of an ensemble of
             fine-tuned backbones those of the first.
     """
 
-    outcomes: Sequence[Outcome]
+    outcomes: pd.DataFrame
     by_view: NDArray[np.float32]
     store: FeatureStore
 
@@ -121,8 +122,8 @@ def score_files(
     cache_dir: Path,
     device: str = "auto",
     backbone: str | None = None,
-    settings: Settings | None = None,
-    progress: Callable[[Progress], None] = lambda _: None,
+    settings: Mapping[str, Any] | None = None,
+    progress: OnProgress = lambda *_: None,
 ) -> Scored:
     """Score image files, embedding those whose features are not in the cache.
 
@@ -132,19 +133,19 @@ def score_files(
         cache_dir: folder of the stores.
         device: where missing features are computed.
         backbone: another place of the same backbone, if it moved.
-        settings: how missing features are computed.
+        settings: how missing features are computed: arguments of :func:`mirip_fast.features.embed.embed`.
         progress: called after every committed batch.
 
     Raises:
         CheckpointError: the backbone found is not the one that the head was trained on.
         BackboneError: features are missing and the backbone cannot be found.
     """
-    settings = settings or Settings()
+    settings = settings or {}
     parts = model.parts()
     found = []
     for part in parts:
         found.append(_score_part(part, paths, cache_dir, device, backbone, settings, progress))
-        settings = dataclasses.replace(settings, rehash=False)  # once is enough
+        settings = {**settings, "rehash": False}  # once is enough
     first = found[0]
     if len(parts) == 1:
         return first
@@ -152,14 +153,13 @@ def score_files(
     return Scored(outcomes, np.mean([scored.by_view for scored in found], axis=0), first.store)
 
 
-def _all_of(passes: Sequence[Sequence[Outcome]]) -> Sequence[Outcome]:
+def _all_of(passes: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Of each file what became of it in several passes: failed if it failed in one."""
-    if len(passes) == 1:
-        return passes[0]
-    return [
-        next((outcome for outcome in each if outcome.status == "failed"), each[0])
-        for each in zip(*passes, strict=True)
-    ]
+    outcomes = passes[0].copy()
+    for other in reversed(passes):
+        failed = other["status"] == "failed"
+        outcomes[failed] = other[failed]
+    return outcomes
 
 
 def _places(info: ModelInfo, moved: str | None, hashes: HashMemory) -> list[str | None]:
@@ -182,30 +182,30 @@ def _score_part(
     cache_dir: Path,
     device: str,
     backbone: str | None,
-    settings: Settings,
-    progress: Callable[[Progress], None],
+    settings: Mapping[str, Any],
+    progress: OnProgress,
 ) -> Scored:
     """The same with one backbone."""
     with open_hashes(cache_dir) as hashes:
-        known = _contents(paths, hashes, settings.rehash)
+        known = _contents(paths, hashes, settings.get("rehash", False))
         store = None if known is None else _complete_store(model.info, cache_dir, known)
         if store is not None and known is not None:
             # Nothing to compute: neither torch nor the backbone is needed.
-            outcomes: Sequence[Outcome] = ledger(known)
+            outcomes = ledger(known)
         else:
             places = _places(model.info, backbone, hashes)
             passes, stores = [], []
             for info, place in zip(model.info.backbones, places, strict=True):
                 phase = phase_of_model(info, cache_dir, device, place, hashes, every_layer=True)
-                passes.append(phase.embed(paths, hashes, settings, progress))
+                passes.append(phase.embed(paths, hashes, progress, **settings))
                 stores.append(phase.store)
-                settings = dataclasses.replace(settings, rehash=False)  # once is enough
+                settings = {**settings, "rehash": False}  # once is enough
             outcomes = _all_of(passes)
             store = JoinedStore(stores, model.info) if model.info.more else stores[0]
-    good = [i for i, outcome in enumerate(outcomes) if outcome.status != "failed"]
+    good = np.flatnonzero(outcomes["status"] != "failed")
     scores = np.full((len(paths), len(model.info.views)), np.nan, np.float32)
-    if good:
-        wanted = [sha for sha in (outcomes[i].sha256 for i in good) if sha is not None]
+    if len(good):
+        wanted = outcomes["sha256"][good].tolist()
         # The same picture under two names is scored once: rounding must not order it.
         unique = list(dict.fromkeys(wanted))
         score_of = dict(zip(unique, model.score_views(store, unique), strict=True))
