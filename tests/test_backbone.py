@@ -65,7 +65,7 @@ def test_tokens_are_those_of_the_model(model_dir: Models, kind: str, size: int) 
     registers = MODEL_KINDS[kind]
     spec = spec_of(model_dir(kind))
     assert (spec.hidden_size, spec.patch_size, spec.num_layers) == (32, 8, 2)
-    assert spec.num_register_tokens == registers and spec.trained
+    assert spec.num_register_tokens == registers and spec.folder
     assert spec.mean == (0.4, 0.5, 0.6) and spec.std == (0.3, 0.2, 0.25)
     backbone = load_backbone(spec, torch.device("cpu"), "fp32")
     assert not backbone.model.training
@@ -408,7 +408,7 @@ def test_the_built_in_backbone_is_the_same_everywhere() -> None:
 
 def test_the_built_in_backbone_says_that_it_is_untrained(caplog: pytest.LogCaptureFixture) -> None:
     spec = backbone_files.tiny_random_spec()
-    assert not spec.trained and (spec.hidden_size, spec.patch_size) == (64, 14)
+    assert spec.folder is None and (spec.hidden_size, spec.patch_size) == (64, 14)
     backbone = load_backbone(spec, torch.device("cpu"), "fp32")
     assert "UNTRAINED" in caplog.text
     cls, patches = backbone.tokens(backbone.normalise(pictures(2, 42)))

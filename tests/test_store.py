@@ -143,29 +143,6 @@ def test_a_row_that_was_replaced_meanwhile_is_not_served(store: FeatureStore) ->
     assert_served(reader, [0, 1, 77, 3])
 
 
-@pytest.mark.parametrize("where", ["features", "sha256", "checksum"])
-def test_a_flipped_bit_is_found_and_only_that_row_is_computed_again(
-    store: FeatureStore, where: str
-) -> None:
-    fill(store, range(10))
-    shard = store.shards(CLS.name)[0]
-    start, size = {
-        "features": (shard.features_at, CLS.row_bytes),
-        "sha256": (shard.sha256_at, 32),
-        "checksum": (shard.checksum_at, 8),
-    }[where]
-    for slot in (0, 7, 9):
-        data = bytearray(shard.path.read_bytes())
-        data[start + slot * size + slot % size] ^= 1 << slot % 8
-        shard.path.write_bytes(data)
-        with StoreWriter(store) as writer:
-            lacking = np.flatnonzero(writer.missing(CLS.name, [sha(n) for n in range(10)]))
-            assert lacking.tolist() == [slot]
-            put(writer, [slot], [CLS])
-        store.refresh()
-        assert_served(store, range(10))
-
-
 def test_readers_verify_after_a_crash(store: FeatureStore) -> None:
     """A checksum on the disk without its features (a power loss) is no row."""
     fill(store, [0, 1])
@@ -545,55 +522,6 @@ def test_a_picture_that_two_ranks_stored_is_answered_once(store: FeatureStore) -
     assert_served(opened, [5, 7])
     with StoreWriter(opened) as writer:
         assert not writer.missing(CLS.name, [sha(5), sha(7)]).any()
-
-
-def test_three_processes_and_one_is_killed(tmp_path: Path) -> None:
-    """The mapping equals that of one process; the next run takes up what the killed one left."""
-    path, numbers = tmp_path / "shared", list(range(120))
-    FeatureStore.create(path, FINGERPRINT)
-    children = []
-    for rank in range(3):
-        read, write = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            try:
-                writer = StoreWriter(FeatureStore.open(path), part=rank + 1)
-                mine = numbers[rank::3]
-                for start in range(0, len(mine), 8):
-                    if rank == 1 and start == 16:
-                        os.write(write, b"x")
-                        time.sleep(60)
-                    put(writer, mine[start : start + 8])
-                writer.close()
-            except BaseException:
-                os._exit(1)
-            os._exit(0)
-        os.close(write)
-        children.append((pid, read))
-    assert os.read(children[1][1], 1) == b"x"
-    os.kill(children[1][0], signal.SIGKILL)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid, _ in children]
-    for _, read in children:
-        os.close(read)
-    assert codes == [0, -signal.SIGKILL, 0]
-    store = FeatureStore.open(path)
-    done = sorted([*numbers[0::3], *numbers[1::3][:16], *numbers[2::3]])
-    assert store.valid_hashes(CLS.name) == {sha(n) for n in done}
-    assert_served(store, done)
-    with StoreWriter(store, part=1) as writer:
-        lacking = writer.missing(CLS.name, [sha(n) for n in numbers])
-        todo = np.flatnonzero(lacking).tolist()
-        assert sorted(todo) == sorted(numbers[1::3][16:])
-        put(writer, todo)
-    alone = FeatureStore.create(tmp_path / "alone", FINGERPRINT)
-    fill(alone, numbers)
-    store.refresh()
-    for spec in SPECS:
-        hashes = [sha(n) for n in numbers]
-        one, three = (s.read(spec.name, s.rows(spec.name, hashes)) for s in (alone, store))
-        assert one.tobytes() == three.tobytes()
-    StoreWriter(store).close()  # a run alone looks after every part
-    assert not store_files.dirty_files(path)
 
 
 def test_a_restarted_rank_looks_after_its_own_rows(store: FeatureStore) -> None:

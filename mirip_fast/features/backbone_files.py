@@ -72,11 +72,6 @@ class BackboneSpec:
     mean: Triple  # of pixels from 0 to 1
     std: Triple
 
-    @property
-    def trained(self) -> bool:
-        """Whether the weights come from training (the built-in backbone's do not)."""
-        return self.folder is not None
-
 
 def names_of_backbones(text: str) -> list[str]:
     """The backbones that a setting names, by commas; local folders with their whole path.

@@ -40,10 +40,6 @@ TOLERANCE = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 5e-2}
 Rows = Mapping[str, NDArray[np.float32]]
 
 
-class CanaryError(StoreError):
-    """The backbone gives other features than those in the store; nothing was written."""
-
-
 def check_canary(folder: Path, recipe: Recipe, backbone: Backbone, copies: int = 1) -> None:
     """Compute the picture's features and compare them with those of the store in ``folder``, or keep them.
 
@@ -54,7 +50,7 @@ def check_canary(folder: Path, recipe: Recipe, backbone: Backbone, copies: int =
         copies: pictures in the batch, for code that was compiled for a batch size.
 
     Raises:
-        CanaryError: they differ; says what changed and what to type.
+        StoreError: they differ; says what changed and what to type.
     """
     file, usual, now = folder / CANARY_FILE, TOLERANCE[recipe.precision], versions(backbone)
     ours = _features(recipe, backbone, copies)
@@ -86,7 +82,7 @@ def check_canary(folder: Path, recipe: Recipe, backbone: Backbone, copies: int =
         what = (
             changes(before, now) or "nothing that is recorded: the weights' code, or the hardware"
         )
-        raise CanaryError(
+        raise StoreError(
             f"The backbone gives other features than those in {folder}: those of a built-in test picture "
             f"{how} (up to {usual:.1%} would be arithmetic). Changed since: {what}. Nothing was written, as "
             "features of both kinds must not be compared with each other. To embed everything anew with "
@@ -137,7 +133,7 @@ def read_canary(file: Path, fingerprint_id: str) -> tuple[Rows, dict[str, str]]:
     """The test picture's features by series, [D] each, and what made them; empty where there is no file.
 
     Raises:
-        CanaryError: it cannot be read, is damaged, or of another store.
+        StoreError: it cannot be read, is damaged, or of another store.
     """
     try:
         content: dict[str, Any] = read_json(file)
@@ -157,7 +153,7 @@ def read_canary(file: Path, fingerprint_id: str) -> tuple[Rows, dict[str, str]]:
         return {}, {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         why = f"an entry is missing: {error}" if isinstance(error, KeyError) else error
-        raise CanaryError(
+        raise StoreError(
             f"{file} cannot be read ({why}). It holds the features of a test picture that shows whether "
             "this cache still fits the installed libraries. Put it back, delete it if they have not changed "
             "since (the next run then keeps its own), or embed into another --cache-dir."

@@ -231,7 +231,7 @@ def embed(
     Raises:
         StoreLockedError: another run writes to the store, and something is missing from it.
         DiskFullError: no room; what was committed stays.
-        CanaryError: the backbone gives other features than those in the store.
+        StoreError: the backbone gives other features than those in the store.
         EmbedInterrupt: stopped by a KeyboardInterrupt; says how far it was.
     """
 

@@ -135,7 +135,7 @@ class Engine:
         done: images committed, or failed in the backbone.
 
     Raises:
-        CanaryError: the features of the built-in picture are not those of the store.
+        StoreError: the features of the built-in picture are not those of the store.
     """
 
     def __init__(

@@ -148,13 +148,6 @@ class Shard:
         with self.open() as stream:
             return self.read_checksums(stream)
 
-    def sha256(self) -> NDArray[np.uint8]:
-        """[rows, 32]: the content hashes, zeros for a slot that was never used."""
-        hashes = np.empty((self.rows, 32), np.uint8)
-        with self.open() as stream:
-            self._fill(stream, self.sha256_at, hashes)
-        return hashes
-
     def valid(self) -> NDArray[np.bool_]:
         """[rows]: whether each slot holds a row whose checksum matches its bytes."""
         with self.open() as stream:
