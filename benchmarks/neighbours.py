@@ -13,10 +13,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from mirip_fast.evaluation.text_table import format_table
 from mirip_fast.features import neighbours
-from mirip_fast.features.neighbours import Gallery, unit
+from mirip_fast.features.neighbours import WORK, Gallery, unit
 
 COPIES = 1000
 QUESTIONS = 20
@@ -46,12 +47,14 @@ def timed(call: Callable[[], Any]) -> tuple[float, Any]:
 def measure(kind: str, n: int, width: int) -> list[str]:
     """One line of the table."""
     rows = features(kind, n, width)
-    vectors = Gallery((), (b"",) * n, width, lambda numbers: unit(rows[numbers]))
+    vectors = Gallery(
+        pd.DataFrame(columns=WORK), (b"",) * n, width, lambda numbers: unit(rows[numbers])
+    )
     ask = [vectors.read(np.array([i]))[0] for i in range(QUESTIONS)]
     question, _ = timed(lambda: [vectors.nearest(row, 2) for row in ask])
     links, groups = timed(lambda: vectors.groups(0.95))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    part = Gallery((), (b"",) * (n // 20), width, vectors.read)
+    part = Gallery(pd.DataFrame(columns=WORK), (b"",) * (n // 20), width, vectors.read)
     share, _ = timed(lambda: part.groups(0.95))
     group = np.empty(n, int)
     for number, members in enumerate(groups):

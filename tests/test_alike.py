@@ -17,7 +17,7 @@ from mirip_fast_cli.main import run
 
 from mirip_fast.errors import DataError, StoreError
 from mirip_fast.features import neighbours, phase_one
-from mirip_fast.features.neighbours import Work, open_gallery, stores_of
+from mirip_fast.features.neighbours import WORK, open_gallery, stores_of
 from mirip_fast.portfolio.similar import find_duplicates, find_similar
 
 DEGREES = {"가.png": 0.0, "b 🎨.png": 5.0, "c.png": 30.0, "d.png": 100.0, "e.png": 102.0}
@@ -232,7 +232,8 @@ def test_works_without_features_are_left_out(work: Path, caplog: pytest.LogCaptu
         config, folder_of(work / "art", {"a.png": 1, "b.png": 2}), {"a.png": 1, "b.png": 2}
     )
     sha = [entry.sha256 or b"" for entry in images_of(dataset.images())]
-    works = [Work(work / "a", "a", sha[0]), Work(work / "x", "x", b"?" * 32)]
+    known = [(str(work / "a"), "a", sha[0], None), (str(work / "x"), "x", b"?" * 32, None)]
+    works = pd.DataFrame(known, columns=WORK)
     gallery = open_gallery(works, stores_of([dataset]), "cls.28")
     assert gallery.hashes == (sha[0],) and "1 image without features" in caplog.text
     with pytest.raises(StoreError, match="mirip-fast embed"):

@@ -6,15 +6,18 @@ import logging
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from mirip_fast.errors import StoreError
 from mirip_fast.features import neighbours
-from mirip_fast.features.neighbours import Gallery, unit
+from mirip_fast.features.neighbours import WORK, Gallery, unit
 
 
 def vectors_of(rows: np.ndarray) -> Gallery:
-    return Gallery((), (b"",) * len(rows), rows.shape[1], lambda numbers: rows[numbers])
+    return Gallery(
+        pd.DataFrame(columns=WORK), (b"",) * len(rows), rows.shape[1], lambda numbers: rows[numbers]
+    )
 
 
 def clusters(n: int, width: int = 16, spread: float = 0.1) -> np.ndarray:

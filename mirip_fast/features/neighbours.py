@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from mirip_fast.data.splits import members_of
@@ -49,21 +50,9 @@ def unit(rows: NDArray[np.floating]) -> FloatArray:
     return (values / np.where(length > 0, length, np.float32(1))).astype(np.float32, copy=False)
 
 
-@dataclass(frozen=True)
-class Work:
-    """One image file, and what is known about it.
-
-    Attributes:
-        path: the file.
-        image_id: its name in its data set.
-        sha256: of the file's bytes.
-        tier: name of its tier, None where it has no grade.
-    """
-
-    path: Path
-    image_id: str
-    sha256: bytes
-    tier: str | None = None
+#: What is known of a work: its file, its name in its data set, SHA-256 of the file's bytes, tier or None.
+Work = tuple[str, str, bytes, str | None]
+WORK = ["file", "image_id", "sha256", "tier"]
 
 
 @dataclass(frozen=True)
@@ -71,14 +60,14 @@ class Gallery:
     """Works, and a unit vector of D numbers for each of their n different contents, read when it is needed.
 
     Attributes:
-        works: every file, also several with the same content.
+        works: every file, also several with the same content; see :data:`WORK`.
         hashes: SHA-256 of each content, [n].
         width: D.
         read: int64 [m] numbers of contents → float32 [m, D], the CLS token of the base view, of length 1 (or
             all zero).
     """
 
-    works: tuple[Work, ...]
+    works: pd.DataFrame
     hashes: tuple[bytes, ...]
     width: int
     read: Callable[[IntArray], FloatArray]
@@ -90,8 +79,8 @@ class Gallery:
     @cached_property
     def _files(self) -> dict[bytes, list[Work]]:
         files: dict[bytes, list[Work]] = {}
-        for work in self.works:
-            files.setdefault(work.sha256, []).append(work)
+        for work in zip(*(or_none(self.works[name]) for name in WORK), strict=True):
+            files.setdefault(work[2], []).append(work)
         return files
 
     def nearest(self, query: FloatArray, k: int) -> tuple[IntArray, FloatArray]:
@@ -251,16 +240,11 @@ def datasets_like(store: FeatureStore, caches: Iterable[Path]) -> list[Dataset]:
     return found
 
 
-def works_of_datasets(datasets: Iterable[Dataset]) -> list[Work]:
-    """Every embedded file once; a file of several data sets as the first of them knows it."""
-    found: dict[Path, Work] = {}
-    for dataset in datasets:
-        images = dataset.embedded()
-        columns = (images["file"], images["image_id"], images["sha256"], or_none(images["tier"]))
-        for file, image_id, sha256, tier in zip(*columns, strict=True):
-            work = Work(Path(file), image_id, sha256, tier)
-            found.setdefault(work.path, work)
-    return list(found.values())
+def works_of_datasets(datasets: Iterable[Dataset]) -> pd.DataFrame:
+    """Every embedded file once, see :data:`WORK`; one of several data sets as the first of them knows it."""
+    tables = [dataset.embedded()[WORK].astype({"tier": object}) for dataset in datasets]
+    empty = pd.DataFrame(columns=WORK, dtype=object)
+    return pd.concat([empty, *tables]).drop_duplicates("file", ignore_index=True)
 
 
 def base_series(dataset: Dataset) -> str:
@@ -268,18 +252,18 @@ def base_series(dataset: Dataset) -> str:
     return series_name(dataset.views()[0], "cls")
 
 
-def open_gallery(works: Sequence[Work], stores: Sequence[FeatureStore], series: str) -> Gallery:
+def open_gallery(works: pd.DataFrame, stores: Sequence[FeatureStore], series: str) -> Gallery:
     """Find the features of works.
 
     Args:
-        works: image files; those without features in any store are left out, and told.
+        works: image files, see :data:`WORK`; those without features in any store are left out, and told.
         stores: stores of one fingerprint; the first that has a row wins.
         series: the series to compare.
 
     Raises:
         StoreError: none of the works has features.
     """
-    hashes = sorted({work.sha256 for work in works})  # one order, whatever the order of the works
+    hashes = sorted(set(works["sha256"]))  # one order, whatever the order of the works
     store_of = np.full(len(hashes), -1, np.int64)
     row_of = np.full(len(hashes), -1, np.int64)
     for i, store in enumerate(stores):
@@ -293,8 +277,7 @@ def open_gallery(works: Sequence[Work], stores: Sequence[FeatureStore], series: 
             "`mirip-fast embed` again."
         )
     kept = tuple(hashes[i] for i in there.tolist())
-    known = set(kept)
-    present = tuple(work for work in works if work.sha256 in known)
+    present = works[works["sha256"].isin(kept)]
     if len(present) < len(works):
         lost = counted(len(works) - len(present), "image")
         log.warning("%s without features in the cache left out; embed again to include them", lost)

@@ -24,7 +24,7 @@ from mirip_fast.errors import CheckpointError, DataError, ImageError, MiripError
 from mirip_fast.evaluation.plots import drawing
 from mirip_fast.features.embed import open_hashes
 from mirip_fast.features.engine import default_batch_size
-from mirip_fast.features.neighbours import Work, open_gallery, unit
+from mirip_fast.features.neighbours import WORK, open_gallery, unit
 from mirip_fast.features.phase_one import settings_of
 from mirip_fast.features.recipe import series_name
 from mirip_fast.files import write_bytes
@@ -292,11 +292,8 @@ class GradedWorks:
             raise DataError("the works that the model learned from have no tiers")
         if (self._store.rows(self._series, images.hashes) < 0).all():
             raise StoreError(f"{self._store.path} has no features of the run's graded images")
-        self._works: dict[str, dict[bytes, Work]] = {tier: {} for tier in self._tiers}
-        known = images
-        columns = (known.paths, known.ids, images.hashes, known.table["tier"])
-        for path, image_id, sha, tier in zip(*columns, strict=True):
-            self._works[tier].setdefault(sha, Work(path, image_id, sha, tier))
+        known = images.table.assign(sha256=images.hashes)[WORK]
+        self._works = known.drop_duplicates(["tier", "sha256"])
         self._calibration = load_calibration(model)
         held_out = load_held_out(folder, self._tiers)
         if held_out is not None and len(held_out):
@@ -338,8 +335,9 @@ class GradedWorks:
 
         found = []
         for name in dict.fromkeys((self._tiers[0], tier)):
-            works = [work for sha, work in self._works[name].items() if sha != sha256]
-            if (self._store.rows(self._series, [work.sha256 for work in works]) < 0).all():
+            works = self._works[self._works["tier"] == name]
+            works = works[[sha != sha256 for sha in works["sha256"]]]
+            if (self._store.rows(self._series, works["sha256"].tolist()) < 0).all():
                 continue
             gallery = open_gallery(works, [self._store], self._series)
             nearest = nearest_works(gallery, unit(cls[None])[0], b"", _LIKES)

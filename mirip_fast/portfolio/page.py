@@ -36,7 +36,7 @@ from mirip_fast.data.sources import is_place
 from mirip_fast.errors import DataError
 from mirip_fast.evaluation.agreement import agreement
 from mirip_fast.evaluation.text_table import printable
-from mirip_fast.features.neighbours import Work, open_gallery
+from mirip_fast.features.neighbours import open_gallery
 from mirip_fast.features.phase_one import default_workers
 from mirip_fast.features.recipe import series_name
 from mirip_fast.files import has_file, write_bytes
@@ -276,10 +276,9 @@ def find_stacks(done: RankDone, near_cosine: float) -> dict[int, dict[Any, Any]]
         return {}
     ranking = done.ranking
     place = {done.root / file: i for i, file in enumerate(ranking["file"])}
-    works = [
-        Work(path, image_id, done.hashes[file])
-        for path, image_id, file in zip(place, ranking["image_id"], ranking["file"], strict=True)
-    ]
+    works = ranking[["image_id"]].assign(
+        file=[*map(str, place)], sha256=ranking["file"].map(done.hashes), tier=None
+    )
     copies = group_copies(open_gallery(works, [done.store], series), near_cosine)
     return {place[row["file"]]: row for row in copies.to_dict("records")}
 

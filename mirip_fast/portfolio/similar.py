@@ -6,9 +6,10 @@ import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from mirip_fast.config import Config
 from mirip_fast.data.manifest import read_manifest
@@ -17,6 +18,7 @@ from mirip_fast.errors import DataError
 from mirip_fast.features.datasets import find_datasets, newest_dataset
 from mirip_fast.features.embed import OnProgress
 from mirip_fast.features.neighbours import (
+    WORK,
     FloatArray,
     Gallery,
     Work,
@@ -31,9 +33,6 @@ from mirip_fast.features.phase_one import features_of_files
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.files import spreadsheet_safe, write_csv
 from mirip_fast.text import counted, shown
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +100,7 @@ def nearest_works(gallery: Gallery, query: FloatArray, sha256: bytes, top: int) 
     """
     numbers, cosines = gallery.nearest(query, top)
     rows = [
-        _row(work, cosine, work.sha256 == sha256)
+        _row(work, cosine, work[2] == sha256)
         for number, cosine in zip(numbers.tolist(), cosines.tolist(), strict=True)
         for work in gallery.works_of(number)
     ]
@@ -112,13 +111,11 @@ _COLUMNS = ("file", "image_id", "sha256", "tier", "cosine", "distance", "exact")
 
 
 def _row(work: Work, cosine: float, exact: bool) -> tuple[Any, ...]:
-    distance = max(0.0, 1 - cosine)  # rounding may pass 1
-    return work.path, work.image_id, work.sha256, work.tier, cosine, distance, exact
+    file, *rest = work
+    return Path(file), *rest, cosine, max(0.0, 1 - cosine), exact  # rounding may pass 1
 
 
 def _table(rows: Sequence[tuple[Any, ...]], *more: str) -> pd.DataFrame:
-    import pandas as pd
-
     table = pd.DataFrame(rows, columns=[*_COLUMNS, *more])
     return table.astype({"tier": object, "exact": bool, "cosine": float, "distance": float})
 
@@ -174,7 +171,6 @@ def find_duplicates(
         StoreError: a further cache holds other features; names the differing fields.
     """
     cache_dir = Path(config.embed.cache_dir)
-    works: list[Work] = []
     failures: list[tuple[Path, str]] = []
     if folders:
         datasets = [] if backbone_given else find_datasets(cache_dir)
@@ -193,13 +189,11 @@ def find_duplicates(
             list(paths), embed, config,
             like=like, series=its_series, rehash=rehash, command=command, progress=progress,
         )  # fmt: skip
-        found = zip(paths.items(), outcomes["reason"], outcomes["sha256"], strict=True)
-        for (path, image_id), reason, sha in found:
-            if reason is not None:
-                failures.append((path, reason))
-            else:
-                works.append(Work(path, image_id, sha))
-        if not works:
+        table = outcomes.assign(file=[*map(str, paths)], image_id=[*paths.values()], tier=None)
+        failed = table[table["status"] == "failed"]
+        failures = [*zip(map(Path, failed["file"]), failed["reason"], strict=True)]
+        works = table.drop(failed.index)[WORK]
+        if not len(works):
             path, reason = failures[0]
             raise DataError(
                 f"none of {counted(len(paths), 'image')} could be read (first: {path}: {reason})"
@@ -210,9 +204,8 @@ def find_duplicates(
         newest = newest_dataset(cache_dir, None)
         series = base_series(newest)
         others = datasets_like(FeatureStore.open(newest.store_path), [cache_dir, *caches])
-        stores = stores_of(others)
-    known = {work.path for work in works}
-    works += [work for work in works_of_datasets(others) if work.path not in known]
+        stores, works = stores_of(others), pd.DataFrame(columns=WORK, dtype=object)
+    works = pd.concat([works, works_of_datasets(others)]).drop_duplicates("file")
     gallery = open_gallery(works, stores, series)
     return group_copies(gallery, config.audit.near_cosine), len(works), failures
 
@@ -236,7 +229,7 @@ def group_copies(gallery: Gallery, threshold: float) -> pd.DataFrame:
 
 def _copies(gallery: Gallery, numbers: Sequence[int]) -> list[tuple[Any, ...]]:
     """Rows of the files of some contents with the nearest other of each; none if it is a single file."""
-    contents = [sorted(gallery.works_of(n), key=lambda work: str(work.path)) for n in numbers]
+    contents = [sorted(gallery.works_of(n), key=lambda work: work[0]) for n in numbers]
     if sum(map(len, contents)) < 2:
         return []
     vectors = gallery.read(np.array(numbers))
@@ -250,7 +243,9 @@ def _copies(gallery: Gallery, numbers: Sequence[int]) -> list[tuple[Any, ...]]:
             for work in contents[i]:
                 same = next((other for other in contents[i] if other is not work), None)
                 other = same or contents[nearest][0]
-                rows.append((*_row(work, 1.0 if same else float(cosine), bool(same)), other.path))
+                rows.append(
+                    (*_row(work, 1.0 if same else float(cosine), bool(same)), Path(other[0]))
+                )
     return sorted(rows, key=lambda row: str(row[0]))
 
 

@@ -30,7 +30,6 @@ from mirip_fast.features.embed import open_hashes
 from mirip_fast.features.neighbours import (
     FloatArray,
     Gallery,
-    Work,
     base_series,
     open_gallery,
     stores_of,
@@ -512,9 +511,7 @@ def audit(
     findings += straddling_groups(images)
     near = list[dict[str, str]]()
     if len(images):
-        known = (or_none(images[name]) for name in ("image_id", "sha256", "tier"))
-        works = [Work(Path(f), *rest) for f, *rest in zip(images["file"], *known, strict=True)]
-        gallery = open_gallery(works, stores_of([dataset]), base_series(dataset))
+        gallery = open_gallery(images, stores_of([dataset]), base_series(dataset))
         groups = [g for g in gallery.groups(config.audit.near_cosine) if len(g) > 1]
         findings += near_duplicates(gallery, groups, images)
         near = _near_rows(gallery, groups, images)
