@@ -72,17 +72,6 @@ from mirip_fast.text import address, closest, counted, folded, nfc, shown
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = [
-    "Manifest",
-    "as_one",
-    "check_trainable",
-    "grade_remarks",
-    "is_there",
-    "only_graded",
-    "read_manifest",
-    "write_manifest_csv",
-]
-
 logger = logging.getLogger(__name__)
 
 _COUNT_PAGES = "mirip_fast.data.decode_worker:count_pages"
