@@ -349,6 +349,7 @@ class Batches(Closing):
         self._pictures, self._pinned = pictures, pinned
         self._count, self._ahead = workers, workers * prefetch
         self._processes: list[BaseProcess] = []
+        self._before: set[BaseProcess] = set()  # processes of others
         # Starts the processes, as Linux ends a process when the thread that started it ends.
         self._thread = ThreadPoolExecutor(1, "mirip-load")
         self._pool: ProcessPoolExecutor | None = None

@@ -66,19 +66,13 @@ class RemoteSync:
         self.url, self._name, self._along, self._pause_s = url, name, along, pause_s
         self._copied: dict[str, tuple[int, int]] = {}  # place → size and time of what was copied
         self.failed: set[str] = set()  # names of files whose last copy failed
-        self._wanted: queue.Queue[Path | None] = queue.Queue()
-        self._waiting: set[Path] = set()
-        self._lock = threading.Lock()
+        self._wanted: queue.SimpleQueue[Path | None] = queue.SimpleQueue()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._work, name="mirip-remote", daemon=True)
         self._thread.start()
 
-    def add(self, path: Any) -> None:
+    def add(self, path: Path) -> None:
         """Copy this file soon; one that is still waiting is copied once, as it is then."""
-        with self._lock:
-            if path in self._waiting:
-                return
-            self._waiting.add(path)
         self._wanted.put(path)
 
     def finish(self, timeout_s: float = 300.0) -> bool:
@@ -94,10 +88,13 @@ class RemoteSync:
         return not self.failed
 
     def _work(self) -> None:
-        while (path := self._wanted.get()) is not None:
-            with self._lock:
-                self._waiting.discard(path)
-            self._copy(path)
+        wanted: dict[Path | None, None] = {}
+        while None not in wanted:
+            wanted = {self._wanted.get(): None}
+            while not self._wanted.empty():
+                wanted[self._wanted.get()] = None
+            for path in filter(None, wanted):
+                self._copy(path)
         self._copy(None)
 
     def _copy(self, path: Path | None) -> None:
