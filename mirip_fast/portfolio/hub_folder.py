@@ -243,13 +243,15 @@ def model_card(model: ScoreModel, backbone: str, known: Sequence[str] = ()) -> s
     views = ", ".join(
         f"{view.size} pixels{', mirrored' if view.flip else ''}" for view in info.views
     )
+    # Of weights, pixels and libraries' settings: what `mirip-fast cache info` lists stores by.
+    fingerprints = ", ".join(f"`{each.fingerprint_id}`" for each in info.backbones)
     parts = [
         _metadata(backbone),
         "# A grader's taste, as a ranking head",
         "Scores pictures so that those a particular grader would put higher score higher. It was trained "
         f"with mirip-fast on the pictures described below; it is {_kind(model)}.",
         f"- backbone: `{backbone}` (a score is refused if its weights are others)\n"
-        f"- fingerprint of its features: {_fingerprints(info)}\n"
+        f"- fingerprint of its features: {fingerprints}\n"
         f"- it looks at: {' and '.join(_tokens_text(kind) for kind in info.kinds)}\n"
         f"- views of each picture: {views}; made square by `{info.embed.resize}`\n"
         f"- {_readout(model)}\n"
@@ -281,11 +283,6 @@ def model_card(model: ScoreModel, backbone: str, known: Sequence[str] = ()) -> s
         "- Lighting, framing and the camera change a score; photograph works alike before comparing them.",
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def _fingerprints(info: ModelInfo) -> str:
-    """Of weights, pixels and libraries' settings: what `mirip-fast cache info` lists stores by."""
-    return ", ".join(f"`{each.fingerprint_id}`" for each in info.backbones)
 
 
 def _calibration(model: ScoreModel) -> list[str]:
@@ -324,12 +321,9 @@ def _kind(model: ScoreModel) -> str:
     folder = model.checkpoint.resolve().parent
     if folder in Path(model.info.embed.backbone).resolve().parents:
         return "a head and the backbone that was fine-tuned with it, both in this folder"
-    small = "a Gaussian process" if _has_process(model) else "a small head"
+    process = any(isinstance(member.head, GaussianProcess) for member in model.members)
+    small = "a Gaussian process" if process else "a small head"
     return f"{small} on the features of a frozen backbone, which is not part of this folder"
-
-
-def _has_process(model: ScoreModel) -> bool:
-    return any(isinstance(member.head, GaussianProcess) for member in model.members)
 
 
 def _kept_of_works(model: ScoreModel) -> str:

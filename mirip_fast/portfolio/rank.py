@@ -198,9 +198,13 @@ def rank_folder(
         works = works.drop(
             columns=[c for c in works.columns if c == manifest.options.by == "applicant"]
         )
+    win_rates = None
+    if anchors is not None:
+        rates = anchors.win_rates(scored.scores, [sha or b"" for sha in scored.outcomes["sha256"]])
+        win_rates = dict(zip(anchors.tier_names, rates.T, strict=True))
     ranking = rank_scores(
         works, scored.scores, view_spread=scored.view_spread, calibration=calibration, draws=draws,
-        win_rates=None if anchors is None else _win_rates(anchors, scored), applicants=columns,
+        win_rates=win_rates, applicants=columns,
     )  # fmt: skip
     hashes = {
         name: sha
@@ -240,11 +244,6 @@ def compare_images(
     calibration = load_calibration(model)
     chance = calibration.pair_probability(scored.scores[0] - scored.scores[1])
     return scored.scores[:2], None if chance is None else float(chance), calibration
-
-
-def _win_rates(anchors: Anchors, scored: Scored) -> dict[str, NDArray[np.float64]]:
-    hashes = [sha or b"" for sha in scored.outcomes["sha256"]]
-    return dict(zip(anchors.tier_names, anchors.win_rates(scored.scores, hashes).T, strict=True))
 
 
 def _draws(model: ScoreModel, scored: Scored) -> tuple[NDArray[np.float64] | None, str | None]:

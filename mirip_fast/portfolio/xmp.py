@@ -46,11 +46,6 @@ def stars(ranking: pd.DataFrame) -> list[int]:
     return [5 - int(5 * (rank - 1) / len(ranking)) for rank in ranking["rank"]]
 
 
-def _keywords(tier: str) -> str:
-    text = escape(legal_text(tier))
-    return _KEYWORDS.format(tier=text, below=text.replace("|", "/"))
-
-
 def write_sidecars(done: RankDone, where: str) -> tuple[int, list[str]]:
     """Write a sidecar ``name.xmp`` per work, ``name.jpg.xmp`` where two works differ in their ending alone.
 
@@ -89,7 +84,9 @@ def write_sidecars(done: RankDone, where: str) -> tuple[int, list[str]]:
         if path.exists() and f'xmptk="{_OURS}"' not in path.read_text("utf-8", "replace"):
             kept.append(str(path))
             continue
-        keywords = "" if tier is None else _keywords(str(tier))
+        text, keywords = escape(legal_text(str(tier))), ""
+        if tier is not None:
+            keywords = _KEYWORDS.format(tier=text, below=text.replace("|", "/"))
         write_text(path, _SIDECAR.format(stars=rating, keywords=keywords))
         written += 1
     return written, kept
