@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -141,3 +144,27 @@ def made_page(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(page_module, "find_stacks", lambda *_: stacks or {})
         return write_page(page, done, config, reasons=maps)
+
+
+def data_of(page: Path) -> dict[str, Any]:
+    """What the script of a written page has to show."""
+    found = re.search(r'id="data">(.*?)</script>', page.read_text(encoding="utf-8"), re.S)
+    assert found is not None
+    data: dict[str, Any] = json.loads(found[1])
+    return data
+
+
+def check_parts(folder: str) -> None:
+    """The parts of a kind of page bring nothing from elsewhere and make nothing from markup, and its words ask
+    for the same in every language."""
+    parts = Path(page_module.__file__).parent / folder
+    for part in parts.iterdir():
+        text = part.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
+        for word in ("http:", "https:", "@import", "innerHTML", "outerHTML", "insertAdjacentHTML",
+                     "document.write", "eval(", "url("):  # fmt: skip
+            assert word not in text, (part.name, word)
+    words = json.loads((parts / "words.json").read_text(encoding="utf-8"))
+    assert {key for key in words["en"] if not key.endswith("_one")} == set(words["ko"])
+    for key, text in words["ko"].items():
+        asked = set(re.findall(r"\{\w+\}", words["en"][key]))
+        assert set(re.findall(r"\{\w+\}", text)) == asked, key

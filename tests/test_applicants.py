@@ -11,6 +11,7 @@ import numpy as np
 import openpyxl
 import pandas as pd
 import pytest
+from made_page import data_of
 from made_run import TINY, flat, rows_of
 from mirip_fast_cli.main import run
 from PIL import Image
@@ -128,9 +129,7 @@ def test_applicants_are_in_order_each_with_their_works(
     assert read["applicants"][0]["tier"] == people[0]["tier"]
     assert read["applicants"][0]["name"] == people[0]["applicant"]
     assert read["applicants"][0]["works"] == people[0]["files"].split("; ")
-    inside = json.loads(
-        re.search(r'id="data">(.*?)</script>', Path("page.html").read_text(), re.S)[1]
-    )
+    inside = data_of(Path("page.html"))
     first = inside["applicants"][0]
     assert first["tier"] == people[0]["tier"]
     assert [inside["works"][i]["name"] for i in first["works"]] == read["applicants"][0]["works"]

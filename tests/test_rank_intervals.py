@@ -5,13 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import math
-import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from made_page import works
+from made_page import data_of, works
 from made_run import flat
 from mirip_fast_cli.main import run
 from PIL import Image
@@ -148,8 +147,7 @@ def test_the_columns_of_a_table_of_works_come_through_in_their_order(calibrated:
     assert (
         row["file"].endswith(names[1]) and row["applicant"] == "'=a1" and row["given_tier"] == "C"
     )
-    inside = re.search(r'id="data">(.*?)</script>', Path("page.html").read_text(), re.S)
-    assert "회화 1" in json.dumps(json.loads(inside[1]), ensure_ascii=False)
+    assert "회화 1" in json.dumps(data_of(Path("page.html")), ensure_ascii=False)
 
 
 def test_commands_tell_what_is_known(
