@@ -273,23 +273,18 @@ def _applicants(
 ) -> tuple[pd.DataFrame, dict[str, NDArray[Any]], dict[str, Any]]:
     """The applicants in order, what each work says of its own, and how their scores were made."""
     by, remarks = str(manifest.options.by), []
-    names = applicants_of(manifest)
+    owners = names = applicants_of(manifest)
     within = None if config.within is None else column_of(manifest, config.within)
     if within is not None:
-        inside = [
-            None if value is None else name for name, value in zip(names, within, strict=True)
-        ]
-        lost = [file for file, a, b in zip(files, names, inside, strict=True) if a and not b]
+        names = [n if value is not None else None for n, value in zip(owners, within, strict=True)]
+        lost = [file for file, a, b in zip(files, owners, names, strict=True) if a and not b]
         if lost:
             remarks.append(
                 f"{counted(len(lost), 'work')} without a value in {config.within!r}, ranked as works only: "
                 f"{names_some(lost)}"
             )
-        names = inside
     how, why = choose_portfolio(model, by, config.portfolio)
-    nobody = [
-        file for file, name in zip(files, applicants_of(manifest), strict=True) if name is None
-    ]
+    nobody = [file for file, name in zip(files, owners, strict=True) if name is None]
     if nobody:
         remarks.append(
             f"{counted(len(nobody), 'work')} without an applicant, ranked as works only: {names_some(nobody)}"
