@@ -73,10 +73,10 @@ def test_the_numbers_that_are_read_are_those_of_the_report(tmp_path: Path, opene
     assert row[1] == f"{100 * interval.low:.1f}%–{100 * interval.high:.1f}%"
     assert report.probabilities is not None
     cells = page.locator("#confusion td").all_text_contents()
-    confusion = report.probabilities.tiers.confusion
+    confusion = report.probabilities["tiers"]["confusion"]
     assert cells == [str(count) for counts in confusion for count in counts]
     values = page.locator("#tierPairs span.value").all_text_contents()
-    assert values == [f"{100 * row.accuracy:.1f}%" for row in report.tier_pairs]
+    assert values == [f"{100 * row.accuracy:.1f}%" for row in report.tier_pairs.itertuples()]
     # The mark of a value lies where its track says.
     left = page.locator("#tierPairs .track .value").first.evaluate(
         "it => parseFloat(it.style.left)"
@@ -84,7 +84,7 @@ def test_the_numbers_that_are_read_are_those_of_the_report(tmp_path: Path, opene
     start = page.locator("#tierPairs .track .chance").first.evaluate(
         "it => parseFloat(it.style.left)"
     )
-    first = report.tier_pairs[0].accuracy
+    first = report.tier_pairs["accuracy"][0]
     low = (0.5 - start / 100) / (1 - start / 100)
     assert left == pytest.approx(100 * (first - low) / (1 - low), abs=0.1)
 
