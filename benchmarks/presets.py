@@ -54,7 +54,7 @@ def fit(rows: list[Rows], preset: Preset, seed: int) -> tuple[float, int, float]
         result = fitted.run(run, Trackers({}))
         fitted.head.load_state_dict(load_checkpoint(run.best)["model_state_dict"])
     scores = score_rows(fitted.head, torch.from_numpy(unseen.features)).numpy()
-    return pairwise_accuracy(scores, unseen.tiers), result.best_epoch, cost.cpu
+    return pairwise_accuracy(scores, unseen.tiers), result["best_epoch"], cost.cpu
 
 
 def rows_of(maker: Maker, n: int, seed: int) -> list[Rows]:

@@ -19,8 +19,6 @@ from .say import echo
 
 if TYPE_CHECKING:
     from mirip_fast.evaluation.report import Report
-    from mirip_fast.ranking.fit import FitResult
-    from mirip_fast.ranking.folds import FoldsResult
     from mirip_fast.ranking.judged_pairs import PairReport
     from mirip_fast.training.run_folder import Run
 
@@ -125,13 +123,13 @@ def train_command(
     if wrong:
         raise ConfigError(f"{', '.join(wrong)}: of no use with --head-only, only with --full")
     from mirip_fast.features.backbone_files import names_of_backbones
-    from mirip_fast.ranking.train import Request, resume_head, train_head
+    from mirip_fast.ranking.train import resume_head, train_head
 
     config = resolved.config
-    result: FitResult | FoldsResult | Report | PairReport
+    found: Report | PairReport | None
     try:
         if resume:
-            run, result = resume_head(resume, Path(config.train.output_dir), only)
+            run, found = resume_head(resume, Path(config.train.output_dir), only)
         else:
             files = {"train": metadata, "val": val_metadata, "test": test_metadata}
             split_files = {name: path for name, path in files.items() if path is not None}
@@ -139,14 +137,16 @@ def train_command(
             chosen = "--backbone" in typed
             through = names_of_backbones(config.embed.backbone) if chosen else ()
             served = "train.pairs" not in resolved.given and config.train.label != "pairs"
-            request = Request(data, split_files, debug, only, reread, through, served)
-            run, result = train_head(config, request)
+            run, found = train_head(
+                config, data, split_files=split_files, debug=debug, only_folds=only,
+                grades=reread, served=served, backbones=through,
+            )  # fmt: skip
     except KeyboardInterrupt:
         output_dir = Path(config.train.output_dir)
         raise Interrupted(
             _how_to_go_on(output_dir, "--head-only", resumed=resume is not None)
         ) from None
-    say_result(run, result, "--head-only", debug)
+    say_result(run, found, "--head-only", debug)
     return 0
 
 
@@ -166,9 +166,9 @@ def _run_full(
     output_dir = Path(config.train.output_dir)
     try:
         if resume:
-            run, result = resume_full(resume, output_dir, config.runtime.device, only_folds)
+            run, found = resume_full(resume, output_dir, config.runtime.device, only_folds)
         else:
-            run, result = train_full(
+            run, found = train_full(
                 config, data, debug=debug, given=resolved.given, only_folds=only_folds
             )
     except KeyboardInterrupt:
@@ -182,7 +182,7 @@ def _run_full(
             return 1
         raise
     if rank() == 0:
-        say_result(run, result, "--full", debug)
+        say_result(run, found, "--full", debug)
     return 0
 
 
@@ -233,67 +233,60 @@ def _how_to_go_on(output_dir: Path, mode: str, *, resumed: bool) -> str:
     return "Nothing of this run was saved yet: the same command begins it again."
 
 
-def say_result(
-    run: Run, result: FitResult | FoldsResult | Report | PairReport, mode: str, debug: bool
-) -> None:
+def say_result(run: Run, found: Report | PairReport | None, mode: str, debug: bool) -> None:
     """Say what came of a run and what to type next.
 
     Args:
         run: the run.
-        result: what its training gave.
+        found: how it orders works, or judged pairs, that were left out; None: its run.json says how it ended.
         mode: ``--head-only`` or ``--full``.
         debug: whether it was a trial.
     """
     from mirip_fast.evaluation.calibration import MIN_IMAGES
-    from mirip_fast.evaluation.report import Report
-    from mirip_fast.ranking.folds import FoldsResult
     from mirip_fast.ranking.held_out import load_calibration
     from mirip_fast.ranking.judged_pairs import PairReport
     from mirip_fast.ranking.scorer import load_score_model
     from mirip_fast.training.run_folder import run_in_use
 
-    missing = False
-    if isinstance(result, PairReport):
-        span = "unknown" if result.interval is None else "{:.4f} to {:.4f}".format(*result.interval)
+    about = run.info
+    missing = about.get("missing_folds")
+    if isinstance(found, PairReport):
+        span = "unknown" if found.interval is None else "{:.4f} to {:.4f}".format(*found.interval)
         echo(
-            f"Each judged pair by a model without its works' groups: {result.accuracy:.4f} in the right "
-            f"order (95 % interval: {span}) of {result.pairs:,}; {result.ties:,} ties left aside"
+            f"Each judged pair by a model without its works' groups: {found.accuracy:.4f} in the right "
+            f"order (95 % interval: {span}) of {found.pairs:,}; {found.ties:,} ties left aside"
         )
-        if result.pairs < MIN_IMAGES and not debug:
+        if found.pairs < MIN_IMAGES and not debug:
             echo(
-                f"Only {result.pairs} judged pairs: too few to rank by. `mirip-fast use RUN` keeps an "
+                f"Only {found.pairs} judged pairs: too few to rank by. `mirip-fast use RUN` keeps an "
                 "earlier run in use.",
                 err=True,
                 red=True,
             )
-    elif isinstance(result, Report):
+    elif missing:
+        echo(f"Folds still missing: {', '.join(map(str, missing))} of {about['folds']}.")
+        echo(f"`mirip-fast train {mode} --resume {run.path}` trains them and joins all.")
+    elif found is None:
+        why = "no better epoch for a while" if about["stopped_early"] else "all epochs done"
         echo(
-            f"Each work by a model without its group: pairwise accuracy {result.pairwise_accuracy:.4f} "
-            f"({_span(result)})"
+            f"Finished after {about['epochs']} epochs in {about['seconds']:.1f} s ({why}). Best: epoch "
+            f"{about['best_epoch']}, validation pairwise accuracy {about['val_pairwise_accuracy']:.4f}"
+        )
+    elif run.has_folds:
+        folds = ", ".join(f"{accuracy:.4f}" for accuracy in about["fold_pairwise_accuracies"])
+        what = "heads" if mode == "--head-only" else "fine-tuned models"
+        echo(f"{about['folds']} {what}, each judged on the fold it left out: {folds}")
+        echo(f"Out-of-fold pairwise accuracy {found.pairwise_accuracy:.4f} ({_span(found)})")
+        warn_of_the_order(found)
+    else:
+        echo(
+            f"Each work by a model without its group: pairwise accuracy {found.pairwise_accuracy:.4f} "
+            f"({_span(found)})"
         )
         echo(_PAIRWISE)
-        if result.applicants is not None:
-            echo(f"Left out, too: {result.applicants['said']}")
-        warn_of_the_order(result)
-    elif not isinstance(result, FoldsResult):
-        why = "no better epoch for a while" if result.stopped_early else "all epochs done"
-        echo(
-            f"Finished after {result.epochs} epochs in {result.seconds:.1f} s ({why}). "
-            f"Best: epoch {result.best_epoch}, validation pairwise accuracy {result.best_accuracy:.4f}"
-        )
-    elif result.missing:
-        missing = True
-        echo(f"Folds still missing: {', '.join(map(str, result.missing))} of {result.folds}.")
-        echo(f"`mirip-fast train {mode} --resume {run.path}` trains them and joins all.")
-    elif result.report is not None:
-        folds = ", ".join(f"{accuracy:.4f}" for accuracy in result.by_fold)
-        what = "heads" if mode == "--head-only" else "fine-tuned models"
-        echo(f"{result.folds} {what}, each judged on the fold it left out: {folds}")
-        echo(
-            f"Out-of-fold pairwise accuracy {result.report.pairwise_accuracy:.4f} "
-            f"({_span(result.report)})"
-        )
-        warn_of_the_order(result.report)
+        if found.applicants is not None:
+            echo(f"Left out, too: {found.applicants['said']}")
+        warn_of_the_order(found)
     echo(f"Run: {run.path}")
     if missing or debug:
         return
@@ -302,7 +295,7 @@ def say_result(
     used = run_in_use(run.path.parent)
     if used is not None and used.path.name != run.path.name:
         echo(f"{used.path} stays in use; `mirip-fast use {run.path}` takes this one")
-    people = result.applicants if isinstance(result, Report) else None
+    people = None if found is None or isinstance(found, PairReport) else found.applicants
     echo(
         f"Next: mirip-fast evaluate, or mirip-fast rank FOLDER --by {shlex.quote(people['by'])}"
         if people

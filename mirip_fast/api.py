@@ -418,12 +418,12 @@ def train(
 
         run, _ = train_full(made, data, given=resolved.given)
     else:
-        from mirip_fast.ranking.train import Request, train_head
+        from mirip_fast.ranking.train import train_head
 
         grades = ("tiers", "tier_column", "score_column", "group_column", "by", "applicants")
         again = {name: getattr(made.data, name) for name in grades if name in options}
         served = "train.pairs" not in resolved.given
-        run, _ = train_head(made, Request(data, grades=again, served=served))
+        run, _ = train_head(made, data, grades=again, served=served)
     return Model(pick_model(run.path, run.path.parent), made)
 
 

@@ -105,7 +105,7 @@ def test_patience_begins_where_the_mean_does(tmp_path: Path) -> None:
     preset = Preset(60, 1e-9, 30)  # nothing is learned, so nothing gets better
     fit = HeadFit(rows(), rows(24, seed=1), config, preset, {}, CPU)
     result = fit.run(run_in(tmp_path), Trackers({}))
-    assert result.stopped_early and result.epochs == 14
+    assert result["stopped_early"] and result["epochs"] == 14
 
 
 def test_what_can_not_work_is_refused() -> None:

@@ -17,7 +17,7 @@ from mirip_fast.errors import CheckpointError, TrainingError
 from mirip_fast.models.checkpoint import load_checkpoint, save_checkpoint
 from mirip_fast.models.head import RankingHead
 from mirip_fast.ranking import fit as fit_module
-from mirip_fast.ranking.fit import FitResult, HeadFit
+from mirip_fast.ranking.fit import HeadFit
 from mirip_fast.ranking.objective import PartnerDraw
 from mirip_fast.ranking.rows import Rows
 from mirip_fast.training.optim import Preset
@@ -126,9 +126,9 @@ def test_it_learns_what_can_be_learned(tmp_path: Path, pairs: str, loss: str) ->
     )
     result = fit.run(run_in(tmp_path), Trackers({}))
     lines = history(tmp_path)
-    assert result.best_accuracy == 1.0 and float(lines[-1]["train/accuracy"]) == 1.0
+    assert result["val_pairwise_accuracy"] == 1.0 and float(lines[-1]["train/accuracy"]) == 1.0
     assert float(lines[-1]["train/loss"]) < 0.7 * float(lines[0]["train/loss"])
-    assert (result.epochs, result.stopped_early) == (15, False)
+    assert (result["epochs"], result["stopped_early"]) == (15, False)
 
 
 @pytest.mark.parametrize("views", [1, 3])
@@ -149,11 +149,14 @@ def test_the_history_is_that_of_the_saved_weights(tmp_path: Path, views: int, wi
         assert float(line["train/accuracy"]) == pytest.approx(accuracy_and_loss(head, train)[0])
     accuracies = [float(line["val/accuracy"]) for line in lines]
     assert len(set(accuracies)) > 1, "nothing to choose from"
-    assert result.best_accuracy == max(accuracies)
-    assert result.best_epoch == 1 + accuracies.index(max(accuracies))
+    assert result["val_pairwise_accuracy"] == max(accuracies)
+    assert result["best_epoch"] == 1 + accuracies.index(max(accuracies))
     best = load_checkpoint(tmp_path / "best_model.pt")
-    assert (best["epoch"], best["best_accuracy"]) == (result.best_epoch, result.best_accuracy)
-    chosen = tmp_path / f"checkpoint_epoch_{result.best_epoch}.pt"
+    assert (best["epoch"], best["best_accuracy"]) == (
+        result["best_epoch"],
+        result["val_pairwise_accuracy"],
+    )
+    chosen = tmp_path / f"checkpoint_epoch_{result['best_epoch']}.pt"
     assert equal(weights(tmp_path / "best_model.pt"), weights(chosen))
     assert equal(weights(tmp_path / "last_model.pt"), weights(tmp_path / "checkpoint_epoch_6.pt"))
 
@@ -184,7 +187,7 @@ def stopping_at(number: int) -> Callable[[Path, dict[str, object]], None]:
     return save
 
 
-def go_on(run: Run, config: Config, preset: Preset, data: tuple[Rows, Rows]) -> FitResult:
+def go_on(run: Run, config: Config, preset: Preset, data: tuple[Rows, Rows]) -> dict[str, object]:
     """What resuming does."""
     checkpoint = load_checkpoint(run.last)
     run.truncate_history(int(checkpoint["epoch"]))
@@ -222,8 +225,11 @@ def test_an_interruption_at_any_save_changes_nothing(
         resumed += 1
         monkeypatch.setattr(fit_module, "save_checkpoint", save_checkpoint)
         result = go_on(run, config, PRESET, data)
-        assert result.best_epoch == expected.best_epoch
-        assert (result.epochs, result.stopped_early) == (expected.epochs, expected.stopped_early)
+        assert result["best_epoch"] == expected["best_epoch"]
+        assert (result["epochs"], result["stopped_early"]) == (
+            expected["epochs"],
+            expected["stopped_early"],
+        )
         assert history(run.path) == history(whole.path)
         for path in whole.path.glob("*.pt"):
             assert equal(weights(path), weights(run.path / path.name)), path.name
@@ -248,9 +254,12 @@ def test_early_stopping_ends_with_the_best_epoch(tmp_path: Path) -> None:
     fit = HeadFit(*data, config, Preset(16, 3e-3, 60), {}, CPU)
     result = fit.run(run_in(tmp_path), Trackers({}))
     accuracies = [float(line["val/accuracy"]) for line in history(tmp_path)]
-    assert result.stopped_early and result.epochs == len(accuracies) == result.best_epoch + 3 < 60
-    assert accuracies.index(max(accuracies)) + 1 == result.best_epoch
-    chosen = tmp_path / f"checkpoint_epoch_{result.best_epoch}.pt"
+    assert (
+        result["stopped_early"]
+        and result["epochs"] == len(accuracies) == result["best_epoch"] + 3 < 60
+    )
+    assert accuracies.index(max(accuracies)) + 1 == result["best_epoch"]
+    chosen = tmp_path / f"checkpoint_epoch_{result['best_epoch']}.pt"
     assert equal(weights(tmp_path / "best_model.pt"), weights(chosen))
 
 

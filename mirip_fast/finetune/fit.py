@@ -27,7 +27,6 @@ from mirip_fast.finetune.model import ScoringModel, merged_state
 from mirip_fast.finetune.step import Part, batch_loss, count_right, make_objective, take_gradients
 from mirip_fast.finetune.strategy import Strategy, learning_rates, parameter_groups, unfreeze
 from mirip_fast.models.checkpoint import save_checkpoint
-from mirip_fast.ranking.fit import FitResult
 from mirip_fast.ranking.objective import by_grader
 from mirip_fast.ranking.rows import Rows
 from mirip_fast.runtime import free_memory, in_passes, is_out_of_memory, set_seed, torch_dtype
@@ -166,8 +165,11 @@ class FullFit:
             within=self.train.within,
         )
 
-    def run(self, run: Run) -> FitResult:
+    def run(self, run: Run) -> dict[str, Any]:
         """Train until the epochs or the patience are used up, saving into the run's folder.
+
+        Returns:
+            How it ended, as :meth:`mirip_fast.ranking.fit.HeadFit.run` says it.
 
         Raises:
             TrainingError: the loss is not finite, or one image does not fit into memory; the last good
@@ -178,13 +180,13 @@ class FullFit:
         while not self._done:
             self.train_epoch(run)
             self._finish_epoch(run)
-        return FitResult(
-            epochs=self.epoch,
-            best_epoch=self.stopping.best_epoch,
-            best_accuracy=self.stopping.best,
-            stopped_early=self.epoch < self.plan.epochs,
-            seconds=time.monotonic() - started,
-        )
+        return {
+            "epochs": self.epoch,
+            "best_epoch": self.stopping.best_epoch,
+            "val_pairwise_accuracy": self.stopping.best,
+            "stopped_early": self.epoch < self.plan.epochs,
+            "seconds": time.monotonic() - started,
+        }
 
     @property
     def _done(self) -> bool:

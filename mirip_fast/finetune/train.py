@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,11 +40,8 @@ from mirip_fast.models.finetuned import FINETUNED, deploy, describe_backbone, he
 from mirip_fast.models.head import RankingHead
 from mirip_fast.models.model_info import ModelInfo
 from mirip_fast.ranking.finished import finish_run, show_run
-from mirip_fast.ranking.fit import FitResult
 from mirip_fast.ranking.folds import (
-    FoldRun,
     FoldsPlan,
-    FoldsResult,
     load_plan,
     plan_folds,
     run_of_fold,
@@ -81,8 +77,6 @@ from mirip_fast.training.trackers import parse_report_to, start_trackers
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 #: Epochs of a run that says nothing else.
 EPOCHS = 10
 _BATCH, _PATIENCE = 32, 10
@@ -96,7 +90,7 @@ def train_full(
     debug: bool = False,
     given: Collection[str] = (),
     only_folds: tuple[int, ...] = (),
-) -> tuple[Run, FitResult | FoldsResult]:
+) -> tuple[Run, Report | None]:
     """Fine-tune backbone and head on images, once or once per fold.
 
     Args:
@@ -139,15 +133,16 @@ def train_full(
         taken = head_run if heads or not config.train.folds else None
         run = Run(Path(group.first_does(lambda: _new_run(config, name, images, taken, debug))))
         if not config.train.folds:
-            return run, setup.train(run, head=None if head_run is None else head_run.checkpoint)
+            setup.train(run, head=None if head_run is None else head_run.checkpoint)
+            return run, None
         fold_of = head_run.plan.fold_of if heads and head_run and head_run.plan else None
         plan = group.first_does(lambda: plan_folds(run, config, setup.info, images, fold_of))
-        return run, train_folds(run, plan, FullFolds(plan, group, setup.device, heads), only_folds)
+        return run, _train_folds(run, plan, group, setup.device, heads, only_folds)
 
 
 def resume_full(
     which: str, output_dir: Path, device: str = "auto", only_folds: tuple[int, ...] = ()
-) -> tuple[Run, FitResult | FoldsResult]:
+) -> tuple[Run, Report | None]:
     """Go on with an interrupted run, with its own settings, split and data.
 
     Args:
@@ -190,12 +185,13 @@ def resume_full(
             )
         if group.is_first:
             run.truncate_history(int(checkpoint["epoch"]))
-        return run, setup.train(run, resumed=checkpoint)
+        setup.train(run, resumed=checkpoint)
+        return run, None
 
 
 def _resume_folds(
     run: Run, group: ProcessGroup, device: torch.device, only: tuple[int, ...]
-) -> tuple[Run, FoldsResult]:
+) -> tuple[Run, Report | None]:
     log.info("Resuming %s, with its own settings", run.path)
     if run.info.get("mode") != _MODE:
         raise CheckpointError(
@@ -208,7 +204,7 @@ def _resume_folds(
     if run.info.get("init_from") is not None:
         head_run = Run(Path(run.info["init_from"]))
         heads = tuple(run_of_fold(head_run, fold).best for fold in range(plan.folds))
-    return run, train_folds(run, plan, FullFolds(plan, group, device, heads), only)
+    return run, _train_folds(run, plan, group, device, heads, only)
 
 
 class Setup:
@@ -278,7 +274,7 @@ class Setup:
         *,
         head: dict[str, Any] | None = None,
         resumed: dict[str, Any] | None = None,
-    ) -> FitResult:
+    ) -> None:
         """Fit into the run's folder, and leave it finished, failed or interrupted.
 
         Args:
@@ -312,7 +308,6 @@ class Setup:
                 if first and fit is not None:
                     fit.trackers.finish(None)
                 raise
-        return result
 
     def _prepared(
         self,
@@ -409,7 +404,9 @@ class Setup:
                 k,
             )
 
-    def _finish(self, run: Run, result: FitResult) -> tuple[GradedImages | None, Report | None]:
+    def _finish(
+        self, run: Run, result: Mapping[str, Any]
+    ) -> tuple[GradedImages | None, Report | None]:
         """Make of the best checkpoint what evaluating and ranking use, and learn what its scores mean."""
         content = load_checkpoint(run.best)
         info = deploy(run.best, content)
@@ -448,71 +445,53 @@ def _fits_in_memory(pictures: Pictures) -> bool:
     return False
 
 
-@dataclass(frozen=True)
-class FullFolds:
-    """Backbone and head per fold (a :class:`mirip_fast.ranking.folds.FoldWork`).
+def _train_folds(
+    run: Run,
+    plan: FoldsPlan,
+    group: ProcessGroup,
+    device: torch.device,
+    heads: Sequence[Path],
+    only: Sequence[int],
+) -> Report | None:
+    """Train backbone and head per fold, and report what they are together.
 
-    Attributes:
-        plan: of the run.
+    Args:
+        run: the run with folds.
+        plan: how its images are divided.
         group: the processes that train together.
         device: of this process.
         heads: per fold the checkpoint of a head that had not seen the fold either; none: random heads.
+        only: the folds to train now; none: all.
     """
 
-    plan: FoldsPlan
-    group: ProcessGroup
-    device: torch.device
-    heads: tuple[Path, ...]
+    def fit(
+        own: Run, number: int, config: Config, images: GradedImages, checkpoint: Path | None
+    ) -> None:
+        setup = Setup(config, images, group, device)
+        resumed = None if checkpoint is None else load_checkpoint(checkpoint)
+        head = load_checkpoint(heads[number]) if resumed is None and heads else None
+        setup.train(own, head=head, resumed=resumed)
 
-    @property
-    def is_first(self) -> bool:
-        """Whether this process writes files."""
-        return self.group.is_first
-
-    def first_does(self, work: Callable[[], T]) -> T:
-        """The result of ``work`` in every process, done by the first."""
-        return self.group.first_does(work)
-
-    def fit(self, fold: FoldRun) -> None:
-        """Fine-tune a fold's model.
-
-        Raises:
-            DataError: train or val has no pair.
-            TrainingError: see :class:`mirip_fast.finetune.fit.FullFit`.
-        """
-        setup = Setup(fold.config, fold.images, self.group, self.device)
-        resumed = None if fold.checkpoint is None else load_checkpoint(fold.checkpoint)
-        head = None
-        if resumed is None and self.heads:
-            head = load_checkpoint(self.heads[fold.number])
-        setup.train(fold.run, head=head, resumed=resumed)
-
-    def score(self, model: ScoreModel, images: GradedImages) -> NDArray[np.floating]:
-        """[n] scores of images, through the backbone of the fold's model.
-
-        Raises:
-            DataError: an image cannot be read any more.
-        """
-        embed = self.plan.config.embed
-        paths = images.paths
+    def score(model: ScoreModel, images: GradedImages) -> NDArray[np.floating]:
+        """Through the backbone of the fold's model."""
+        embed, paths = plan.config.embed, images.paths
         workers = min(len(paths), default_workers(embed.workers))
         settings = {"workers": workers, "max_pixels": UTMOST_PIXELS}  # they were admitted before
         scored = score_files(
-            model,
-            paths,
-            cache_dir=Path(embed.cache_dir),
-            device=self.device.type,
-            settings=settings,
+            model, paths, cache_dir=Path(embed.cache_dir), device=device.type, settings=settings
         )
         for path, reason in zip(paths, scored.outcomes["reason"], strict=True):
             if reason is not None:
                 raise DataError(f"{path}: {reason}")
         return scored.scores
 
-    def complete(self, run: Run, plan: FoldsPlan) -> None:
-        """Copy the ensemble and what was learned for it to where the checkpoints were copied."""
-        if url := plan.config.finetune.remote_sync:
-            RemoteSync(url, run.place, along=run.small_files).finish()
+    _, report = train_folds(
+        run, plan, fit, score, only, first_does=group.first_does, is_first=group.is_first
+    )
+    if report is not None and group.is_first and (url := plan.config.finetune.remote_sync):
+        # The ensemble and what was learned for it go where the checkpoints were copied.
+        RemoteSync(url, run.place, along=run.small_files).finish()
+    return report
 
 
 def _resolved(config: Config) -> Config:

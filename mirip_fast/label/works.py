@@ -47,7 +47,7 @@ from mirip_fast.ranking.objective import pairs_files
 from mirip_fast.ranking.readouts import FEW_PAIRS, MOST_WORKS
 from mirip_fast.ranking.rows import open_store, read_features
 from mirip_fast.ranking.scorer import load_score_model
-from mirip_fast.ranking.train import Request, train_head
+from mirip_fast.ranking.train import train_head
 from mirip_fast.settings import Resolved, config_from_dict
 from mirip_fast.text import counted, nfc, shown
 
@@ -345,7 +345,7 @@ def train_once(config: Config, source: Path, hashes: Sequence[bytes]) -> NDArray
     if here.sum() >= FEW_PAIRS or config.head.readout == "head":
         with temporary_folder() as folder:
             train = dataclasses.replace(config.train, output_dir=str(folder), save_every_n_epochs=0)
-            run, _ = train_head(dataclasses.replace(config, train=train), Request(data=source))
+            run, _ = train_head(dataclasses.replace(config, train=train), source)
             model = load_score_model(run.model)
             return model.score(open_store(cache, model.info), hashes)
     store = FeatureStore.open(dataset.store_path)

@@ -62,7 +62,7 @@ def _seconds_per_epoch(config: Config, images: int, input_dim: int, device: torc
     with temporary_folder() as folder:
         quiet.disabled = True  # epochs on random rows tell nothing
         try:
-            return fit.run(Run(folder), Trackers({})).seconds / _EPOCHS
+            return float(fit.run(Run(folder), Trackers({}))["seconds"]) / _EPOCHS
         finally:
             quiet.disabled = False
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,6 @@ from mirip_fast.evaluation.plots import (
 from mirip_fast.evaluation.report import Report
 from mirip_fast.files import read_json
 from mirip_fast.ranking.evaluate import files_of, shown_mistakes
-from mirip_fast.ranking.fit import FitResult
 from mirip_fast.ranking.graded import GradedImages
 from mirip_fast.training.run_folder import FOLDS_FILE, Run, fold_name
 from mirip_fast.training.trackers import Trackers, start_trackers
@@ -101,16 +100,10 @@ _SOURCES = {
 
 
 def finish_run(
-    run: Run, result: FitResult, held_out: GradedImages | None, report: Report | None
+    run: Run, result: Mapping[str, Any], held_out: GradedImages | None, report: Report | None
 ) -> None:
-    """Say in run.json that a run is finished and how, and :func:`draw_run`."""
-    run.update(
-        status="finished",
-        epochs=result.epochs,
-        best_epoch=result.best_epoch,
-        val_pairwise_accuracy=result.best_accuracy,
-        seconds=round(result.seconds, 2),
-    )
+    """Say in run.json that a run is finished and how its fit ended, and :func:`draw_run`."""
+    run.update(status="finished", **{**result, "seconds": round(result["seconds"], 2)})
     draw_run(run, held_out, report)
 
 

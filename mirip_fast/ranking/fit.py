@@ -7,7 +7,6 @@ import copy
 import logging
 import math
 import time
-from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -44,17 +43,6 @@ _TRAIN_SAMPLE = 2_048  # training images that the training accuracy is taken fro
 # Epochs of a few hundred images take less time than a checkpoint that is safe on the disk. What a kill
 # loses is computed again, to the last bit.
 _SAVE_SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """How a fit ended."""
-
-    epochs: int
-    best_epoch: int
-    best_accuracy: float
-    stopped_early: bool
-    seconds: float
 
 
 class HeadFit:
@@ -118,12 +106,16 @@ class HeadFit:
         self._last: dict[str, Any] | None = None
         self._saved_at = -math.inf
 
-    def run(self, run: Run | None, trackers: Trackers) -> FitResult:
+    def run(self, run: Run | None, trackers: Trackers) -> dict[str, Any]:
         """Train until the epochs or the patience are used up.
 
         Args:
             run: what to save into; None: nothing is saved, ``best`` is the best epoch's checkpoint.
             trackers: are told of each epoch.
+
+        Returns:
+            How it ended, as run.json says it: ``epochs``, ``best_epoch``, its ``val_pairwise_accuracy``,
+            whether it ``stopped_early``, and ``seconds``.
 
         Raises:
             TrainingError: the loss is not finite; the last good checkpoint stays.
@@ -139,7 +131,7 @@ class HeadFit:
                         self._flush(run)
                 raise
 
-    def _run(self, run: Run | None, trackers: Trackers) -> FitResult:
+    def _run(self, run: Run | None, trackers: Trackers) -> dict[str, Any]:
         started = time.monotonic()
         while not self._done:
             epoch_started = time.monotonic()
@@ -167,13 +159,13 @@ class HeadFit:
             trackers.log(values, self.epoch)
             self._log(train_loss, train, val, is_best)
             self._save(run, is_best)
-        return FitResult(
-            epochs=self.epoch,
-            best_epoch=self.stopping.best_epoch,
-            best_accuracy=self.stopping.best,
-            stopped_early=self.epoch < self.preset.epochs,
-            seconds=time.monotonic() - started,
-        )
+        return {
+            "epochs": self.epoch,
+            "best_epoch": self.stopping.best_epoch,
+            "val_pairwise_accuracy": self.stopping.best,
+            "stopped_early": self.epoch < self.preset.epochs,
+            "seconds": time.monotonic() - started,
+        }
 
     @property
     def _done(self) -> bool:
@@ -324,4 +316,4 @@ def fit_quietly(
     if fit.best is None:
         return None, 0
     arrays = {name: v.cpu().numpy() for name, v in fit.best["model_state_dict"].items()}
-    return arrays, result.best_epoch
+    return arrays, result["best_epoch"]

@@ -6,8 +6,8 @@ validation split and never at the fold itself.
 
 The folds are runs of their own in ``fold_0/`` … below the run's folder, so that a finished one is kept
 whatever happens to the others, and one that was trained elsewhere can be put beside them. What is trained
-in a fold, a head or a head with its backbone, is the business of a :class:`FoldWork`. The plan, which image
-each fold leaves out, is kept in ``folds.json``.
+in a fold, a head or a head with its backbone, is the business of the caller. The plan, which image each fold
+leaves out, is kept in ``folds.json``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import logging
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -222,75 +222,35 @@ def load_plan(run: Run) -> FoldsPlan:
     return FoldsPlan(config, info, images, fold_of)
 
 
-T = TypeVar("T")
+#: Trains one fold and leaves its run finished: that run, the fold's number and settings, the images with its
+#: split, and the checkpoint to go on from (None: from the start).
+FitFold = Callable[[Run, int, Config, GradedImages, Path | None], object]
+#: [n] scores of images that a fold's model was not trained on.
+ScoreFold = Callable[[ScoreModel, GradedImages], NDArray[np.floating]]
 
 
-@dataclass(frozen=True)
-class FoldRun:
-    """One fold that is to be trained now.
-
-    Attributes:
-        run: its own run.
-        number: counted from 0.
-        config: its settings.
-        images: with the split of this fold.
-        checkpoint: what to go on from; None: from the start.
-    """
-
-    run: Run
-    number: int
-    config: Config
-    images: GradedImages
-    checkpoint: Path | None
-
-
-class FoldWork(Protocol):
-    """What is done in each fold; where several processes train together, each has one."""
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this process writes files."""
-
-    def first_does(self, work: Callable[[], T]) -> T:
-        """The result of ``work`` in every process, done by the first."""
-
-    def fit(self, fold: FoldRun) -> object:
-        """Train, and leave the fold's run finished."""
-
-    def score(self, model: ScoreModel, images: GradedImages) -> NDArray[np.floating]:
-        """[n] scores of images that a fold's model was not trained on."""
-
-    def complete(self, run: Run, plan: FoldsPlan) -> None:
-        """What remains to be done when the ensemble is there; in the first process."""
-
-
-@dataclass(frozen=True)
-class FoldsResult:
-    """What became of the folds.
-
-    Attributes:
-        folds: number of folds.
-        missing: those that are not trained yet; empty when the ensemble is there.
-        report: how the out-of-fold scores order the images; None while folds are missing.
-        by_fold: pairwise accuracy on each fold by the model that left it out.
-        held_out: the images with these scores.
-    """
-
-    folds: int
-    missing: tuple[int, ...]
-    report: Report | None
-    by_fold: tuple[float, ...]
-    held_out: GradedImages | None = None
-
-
-def train_folds(run: Run, plan: FoldsPlan, work: FoldWork, only: Sequence[int] = ()) -> FoldsResult:
+def train_folds(
+    run: Run,
+    plan: FoldsPlan,
+    fit: FitFold,
+    score: ScoreFold,
+    only: Sequence[int] = (),
+    *,
+    first_does: Callable[[Callable[[], Any]], Any] = lambda work: work(),
+    is_first: bool = True,
+) -> tuple[GradedImages | None, Report | None]:
     """Train the folds that are not there yet, and join them when all are.
 
     Args:
         run: the run of which the folds are parts.
         plan: how the images are divided.
-        work: trains and scores one of them.
+        fit, score: what is done in each fold.
         only: the folds to train now; none: all.
+        first_does: where several processes train together, gives all of them what the first one made.
+        is_first: whether this process writes files.
+
+    Returns:
+        The images with their out-of-fold scores, and how these order them; None while folds are missing.
 
     Raises:
         ConfigError: ``only`` names a fold that does not exist.
@@ -301,16 +261,19 @@ def train_folds(run: Run, plan: FoldsPlan, work: FoldWork, only: Sequence[int] =
         raise ConfigError(
             f"--only-folds {','.join(map(str, only))}: there are folds 0 to {plan.folds - 1}"
         )
-    with run.in_progress() if work.is_first else contextlib.nullcontext():
+    with run.in_progress() if is_first else contextlib.nullcontext():
         for number in steps(only or range(plan.folds), "folds"):
-            fold = work.first_does(functools.partial(_prepare, run, number, plan))
+            fold = first_does(functools.partial(_prepare, run, number, plan))
             if fold is not None:
-                work.fit(fold)
-        return work.first_does(functools.partial(_finish, run, plan, work))
+                fit(*fold)
+        held_out, report = first_does(functools.partial(_join, run, plan, score))
+        return held_out, report
 
 
-def _prepare(parent: Run, number: int, plan: FoldsPlan) -> FoldRun | None:
-    """Make a fold's folder; None where the fold is done."""
+def _prepare(
+    parent: Run, number: int, plan: FoldsPlan
+) -> tuple[Run, int, Config, GradedImages, Path | None] | None:
+    """Make a fold's folder: what :data:`FitFold` takes, None where the fold is done."""
     run, images = run_of_fold(parent, number), plan.images_of(number)
     if _is_done(run):
         log.info("Fold %d of %d: there already", number, plan.folds)
@@ -331,29 +294,16 @@ def _prepare(parent: Run, number: int, plan: FoldsPlan) -> FoldRun | None:
     about = parent.info
     kept = {key: about[key] for key in ("data", "within", "grader") if key in about}
     run.update(name=fold_name(number), mode="fold", fold=number, **kept)
-    return FoldRun(run, number, config, images, checkpoint)
+    return run, number, config, images, checkpoint
 
 
-def _finish(run: Run, plan: FoldsPlan, work: FoldWork) -> FoldsResult:
-    """Join the folds, or say which are missing."""
-    missing = tuple(f for f in range(plan.folds) if not _is_done(run_of_fold(run, f)))
+def _join(run: Run, plan: FoldsPlan, score: ScoreFold) -> tuple[GradedImages | None, Report | None]:
+    """Standardise each fold's model by its left-out scores, and keep all; or say what is missing."""
+    missing = [f for f in range(plan.folds) if not _is_done(run_of_fold(run, f))]
+    run.update(folds=plan.folds, missing_folds=missing)
     if missing:
-        run.update(status="partial", missing_folds=list(missing))
-        return FoldsResult(plan.folds, missing, None, ())
-    result = _join(run, plan, work)
-    assert result.report is not None
-    run.update(
-        status="finished",
-        missing_folds=[],
-        out_of_fold_pairwise_accuracy=result.report.pairwise_accuracy,
-    )
-    work.complete(run, plan)
-    draw_run(run, result.held_out, result.report)
-    return result
-
-
-def _join(run: Run, plan: FoldsPlan, work: FoldWork) -> FoldsResult:
-    """Standardise each fold's model by its left-out scores, and keep heads and scores."""
+        run.update(status="partial")
+        return None, None
     scores = np.full(len(plan.images), np.nan)
     members, by_fold = [], []
     for fold in range(plan.folds):
@@ -362,7 +312,7 @@ def _join(run: Run, plan: FoldsPlan, work: FoldWork) -> FoldsResult:
         model = load_score_model(own.best)
         index = np.flatnonzero(plan.fold_of == fold)
         part = plan.images.subset(index)
-        left_out = work.score(model, part).astype(np.float64)
+        left_out = score(model, part).astype(np.float64)
         mean, spread = float(left_out.mean()), float(left_out.std()) or 1.0
         info = None if model.info.fingerprint == plan.info.fingerprint else model.info
         members.append(TrainedHead(model.members[0].head, mean, spread, info))
@@ -375,7 +325,13 @@ def _join(run: Run, plan: FoldsPlan, work: FoldWork) -> FoldsResult:
     report = keep_references(load_score_model(path), held_out, within, rounds=rounds)
     assert report is not None
     write_json(run.path / "evaluation_out_of_fold.json", report.to_dict())
-    return FoldsResult(plan.folds, (), report, tuple(by_fold), held_out)
+    run.update(
+        status="finished",
+        out_of_fold_pairwise_accuracy=report.pairwise_accuracy,
+        fold_pairwise_accuracies=by_fold,
+    )
+    draw_run(run, held_out, report)
+    return held_out, report
 
 
 def run_of_fold(run: Run, fold: int) -> Run:

@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -338,7 +338,7 @@ def left_out(dataset: Dataset) -> pd.DataFrame:
 
 
 def graded_of_files(
-    files: dict[str, Path],
+    files: Mapping[str, Path],
     data: DataConfig,
     root: Path,
     cache_dir: Path,

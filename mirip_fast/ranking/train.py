@@ -6,15 +6,13 @@ import contextlib
 import dataclasses
 import logging
 import shlex
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from mirip_fast.config import Config, DataConfig, TrainConfig
+from mirip_fast.config import Config, DataConfig
 from mirip_fast.data.applicants import sets_of
 from mirip_fast.data.graders import grades_of, learned_grades
 from mirip_fast.data.pair_files import pairs_table, says_content
@@ -35,11 +33,9 @@ from mirip_fast.models.checkpoint import load_checkpoint
 from mirip_fast.models.model_info import ModelInfo
 from mirip_fast.ranking.anchors import keep_anchors
 from mirip_fast.ranking.finished import finish_run, report_run, show_run
-from mirip_fast.ranking.fit import FitResult, HeadFit
+from mirip_fast.ranking.fit import HeadFit
 from mirip_fast.ranking.folds import (
-    FoldRun,
     FoldsPlan,
-    FoldsResult,
     load_plan,
     plan_folds,
     train_folds,
@@ -77,7 +73,7 @@ from mirip_fast.ranking.rows import (
     read_features,
     with_features,
 )
-from mirip_fast.ranking.score_model import ScoreModel, save_head
+from mirip_fast.ranking.score_model import save_head
 from mirip_fast.ranking.scorer import load_score_model
 from mirip_fast.runtime import resolve_device
 from mirip_fast.settings import config_from_dict, to_yaml
@@ -96,15 +92,23 @@ from mirip_fast.training.trackers import parse_report_to, start_trackers
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
 
+def train_head(
+    config: Config,
+    source: Path | None = None,
+    *,
+    split_files: Mapping[str, Path] | None = None,
+    debug: bool = False,
+    only_folds: Sequence[int] = (),
+    grades: Mapping[str, str] | None = None,
+    served: bool = False,
+    backbones: Sequence[str] = (),
+) -> tuple[Run, Report | PairReport | None]:
+    """Train on cached features: a Gaussian process, a head, or a head per fold.
 
-@dataclass(frozen=True)
-class Request:
-    """What a training command asks for, besides the configuration.
-
-    Attributes:
-        data: folder or CSV file that was embedded; None takes the newest one with grades.
+    Args:
+        config: the settings.
+        source: folder or CSV file that was embedded; None takes the newest one with grades.
         split_files: CSV file per split, where the split is given.
         debug: a trial on 100 images and two epochs, without tracking.
         only_folds: with folds: those to train now; none: all.
@@ -113,25 +117,10 @@ class Request:
         served: learn the judged pairs, too, that `serve` made with runs on the same data.
         backbones: learn from the features of these side by side, local folders named with their whole path;
             none: of all that the command named that embedded the data set last.
-    """
 
-    data: Path | None = None
-    split_files: dict[str, Path] = dataclasses.field(default_factory=dict)
-    debug: bool = False
-    only_folds: tuple[int, ...] = ()
-    grades: dict[str, str] = dataclasses.field(default_factory=dict)
-    backbones: Sequence[str] = ()
-    served: bool = False
-
-    def data_of(self, dataset: Dataset) -> DataConfig:
-        """How the data set's grades are to be read."""
-        return dataclasses.replace(dataset.data, **self.grades)
-
-
-def train_head(
-    config: Config, request: Request
-) -> tuple[Run, FitResult | FoldsResult | Report | PairReport]:
-    """Train on cached features: a Gaussian process, a head, or a head per fold.
+    Returns:
+        The run, and how works that were left out are ordered by a Gaussian process or by all folds together;
+        None for a single head, and while folds are missing.
 
     Raises:
         ConfigError: folds that do not exist.
@@ -140,66 +129,90 @@ def train_head(
         TrainingError: the loss is not finite.
     """
     parse_report_to(config.tracking.report_to)
-    if request.only_folds and not config.train.folds:
+    if only_folds and not config.train.folds:
         raise ConfigError("--only-folds goes with --folds: say how many there are")
+    grades = grades or {}
     cache_dir = Path(config.embed.cache_dir)
     judged_files = pairs_files(config.train)
     readout = choose_readout(config, listed=bool(judged_files))
-    named = not all(map(says_content, judged_files))
-    find = newest_dataset if named or request.grades else newest_graded
-    datasets = datasets_through(cache_dir, find(cache_dir, request.data), request.backbones)
+    find = newest_graded if all(map(says_content, judged_files)) and not grades else newest_dataset
+    datasets = datasets_through(cache_dir, find(cache_dir, source), backbones)
     dataset = datasets[0]
+    data = dataclasses.replace(dataset.data, **grades)
     # Grades may be named now that embedding did not find; what was moved in `serve` never takes their place.
-    graded = dataset.info["graded"] or not {"tier_column", "score_column"}.isdisjoint(
-        request.grades
-    )
-    if request.served and not judged_files:
+    graded = dataset.info["graded"] or not {"tier_column", "score_column"}.isdisjoint(grades)
+    if served and not judged_files:
         graded, judged_files = True, _served_pairs(config, dataset, readout)
-        config = _with_pairs(config, judged_files)
+        if judged_files:
+            config = _with_train(config, pairs=",".join(map(str, judged_files)))
     alone = _learns_pairs_alone(config, judged_files, graded=graded)
-    _tell_of(cache_dir, datasets, request)
-    images = _images(config, request, dataset, cache_dir, need_tiers=not alone)
-    tell_agreement(images, config, learned=not alone)
-    if not (alone or images.has_tiers):
-        config = _by_finer_grades(config, request.data_of(dataset).score_column)
-    sets = None if alone else sets_of(images)
+    _tell_of(cache_dir, datasets, named=bool(backbones))
+    config, images = _images(config, dataset, data, split_files, need_tiers=not alone)
+    if debug:
+        config = as_trial(config)
+        images = images if alone else trial(images)
+    judged: JudgedPairs | JoinedPairs | None = None
+    if judged_files:
+        judged, readout = _judged(config, judged_files, images, dataset, readout, alone=alone)
+    config, store, info = _looked_at(config, data, datasets, images, readout)
+    preset, mode, name = None, "folds" if config.train.folds else "head-only", "head"
+    if readout in ("gp", "auto", "ensemble"):
+        mode, name = "head-only", readout
+    else:
+        preset = _preset(config, images, judged)
+        check_averaging(config.train, preset.epochs)
+        if mode != "folds":  # each fold has its own
+            config = _with_train(config, **vars(preset))
+    remove_runs_without_checkpoint(Path(config.train.output_dir))
+    run = create_run(
+        Path(config.train.output_dir), config.train.name or name,
+        mode=mode, debug=debug, dataset=str(dataset.source), store=str(dataset.store_path),
+        backbones=[each.embed.backbone for each in info.backbones], data=vars(data),
+        within=config.evaluate.within, grader=config.evaluate.grader,
+    )  # fmt: skip
+    write_text(run.path / "config.yaml", to_yaml(config))
+    if mode == "folds":
+        return run, _folded(run, plan_folds(run, config, info, images), store, only_folds)
+    save_split(run.path / SPLIT_FILE, images)
+    save_judged_pairs(run, judged)
+    if preset is None:
+        patches = _patches_to_try(dataset, info, readout)
+        return run, fit_readout(run, config, readout, images, store, info, patches, judged)
+    _fit(run, config, preset, images, judged, store, info, None)
+    return run, None
+
+
+def _images(
+    config: Config,
+    dataset: Dataset,
+    data: DataConfig,
+    files: Mapping[str, Path] | None,
+    *,
+    need_tiers: bool,
+) -> tuple[Config, GradedImages]:
+    """The images with their split, of which it is told how they are graded, and the settings for them."""
+    how: Any = {"need_tiers": need_tiers, "grader": config.evaluate.grader}
+    if files:
+        root, cache_dir = path_of(dataset.info["root"]), Path(config.embed.cache_dir)
+        images = graded_of_files(files, data, root, cache_dir, **how)
+    else:
+        images = graded_of_dataset(dataset, config.split, data=data, **how)
+    tell_agreement(images, config, learned=need_tiers)
+    if need_tiers and not images.has_tiers:
+        if config.train.folds:
+            raise ConfigError(
+                "--folds divides works by their tiers, and these have none: leave it out"
+            )
+        log.info("The works have no tiers: the column %s is learned from", data.score_column)
+        config = _with_train(config, label="tier_score")
+    sets = sets_of(images) if need_tiers else None
     if sets is not None and learned_grades(images.table) is None:
         log.info(
             "Applicants are graded, not works: the mean score of each one's works is learned (%d applicants, "
             "%d works)",
             sets.max() + 1, len(sets),
         )  # fmt: skip
-    if request.debug:
-        config = as_trial(config)
-        images = images if alone else trial(images)
-    judged: JudgedPairs | JoinedPairs | None = None
-    if judged_files:
-        judged, readout = _judged(config, judged_files, images, dataset, readout, alone=alone)
-    config, store, info = _looked_at(config, request, datasets, images, readout)
-    if readout in ("gp", "auto", "ensemble"):
-        run = _new_run(config, request, dataset, info, "head-only", readout)
-        save_split(run.path / SPLIT_FILE, images)
-        save_judged_pairs(run, judged)
-        patches = _patches_to_try(dataset, info, readout)
-        return run, fit_readout(run, config, readout, images, store, info, patches, judged)
-    rows = {split: _labels(images, judged, split, config)[1] for split in ("train", "val")}
-    loss = make_loss(config.train)
-    for split, of_split in rows.items():
-        require_pairs(of_split, loss, split)
-    pairs = rows["train"].pairs
-    preset = choose_preset(
-        config.train, images.splits.count("train") if pairs is None else len(pairs)
-    )
-    check_averaging(config.train, preset.epochs)
-    if not config.train.folds:  # each fold has its own
-        config = dataclasses.replace(config, train=_with_preset(config.train, preset))
-    run = _new_run(config, request, dataset, info, "folds" if config.train.folds else "head-only")
-    if config.train.folds:
-        plan = plan_folds(run, config, info, images)
-        return run, _folded(run, plan, HeadFolds(store, info), request.only_folds)
-    save_split(run.path / SPLIT_FILE, images)
-    save_judged_pairs(run, judged)
-    return run, _fit(run, config, preset, images, judged, store, info, None)
+    return config, images
 
 
 def _patches_to_try(dataset: Dataset, info: ModelInfo, readout: str) -> str | None:
@@ -250,17 +263,24 @@ def _served_pairs(config: Config, dataset: Dataset, readout: str) -> list[Path]:
     return files
 
 
-def _with_pairs(config: Config, files: Sequence[Path]) -> Config:
-    """The settings as if --pairs had named these files."""
-    pairs = ",".join(map(str, files)) or config.train.pairs
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, pairs=pairs))
+def _folded(run: Run, plan: FoldsPlan, store: FeatureStore, only: Sequence[int]) -> Report | None:
+    """Train a head per fold, each reported as a run of its own, and report what they are together."""
 
+    def fit(
+        own: Run, _: int, config: Config, images: GradedImages, checkpoint: Path | None
+    ) -> None:
+        preset = _preset(config, images, None)
+        config = _with_train(config, **vars(preset))
+        begun = None if checkpoint is None else load_checkpoint(checkpoint)
+        _fit(own, config, preset, images, None, store, plan.info, begun)
 
-def _folded(run: Run, plan: FoldsPlan, work: HeadFolds, only_folds: Sequence[int]) -> FoldsResult:
-    """Train the folds, each reported as a run of its own, and report what they are together."""
-    result = train_folds(run, plan, work, only_folds)
-    report_run(run, plan.config, result.held_out, result.report)
-    return result
+    held_out, report = train_folds(
+        run, plan, fit, lambda model, images: model.score(store, images.hashes), only
+    )
+    if report is not None:
+        keep_anchors(load_score_model(run.model), plan.images, store)
+    report_run(run, plan.config, held_out, report)
+    return report
 
 
 def tell_agreement(images: GradedImages, config: Config, *, learned: bool = True) -> None:
@@ -281,7 +301,7 @@ def tell_agreement(images: GradedImages, config: Config, *, learned: bool = True
     )
 
 
-def _tell_of(cache_dir: Path, datasets: Sequence[Dataset], request: Request) -> None:
+def _tell_of(cache_dir: Path, datasets: Sequence[Dataset], *, named: bool) -> None:
     """Say what is learned from, and with which other backbones the same was embedded."""
     names = [shown(Path(each.info["backbone"])) for each in datasets]
     log.info("Data set %s (embedded with %s)", shown(datasets[0].source), " and ".join(names))
@@ -292,14 +312,14 @@ def _tell_of(cache_dir: Path, datasets: Sequence[Dataset], request: Request) -> 
         for known in find_datasets(cache_dir)
         if known.info["source"] == source
     } - {*ours}
-    if others and not request.backbones:
+    if others and not named:
         flags = " ".join(f"--backbone {shlex.quote(name)}" for name in [*ours, *sorted(others)])
         log.info("It is embedded with others, too; to learn from all of them: %s", flags)
 
 
 def _looked_at(
     config: Config,
-    request: Request,
+    data: DataConfig,
     datasets: Sequence[Dataset],
     images: GradedImages,
     readout: str,
@@ -314,7 +334,6 @@ def _looked_at(
         raise ConfigError(
             "--readout attention looks through one backbone: name one with --backbone"
         )
-    data = request.data_of(datasets[0])
     configs = [with_dataset(config, each, readout, data) for each in datasets]
     stores = [FeatureStore.open(each.store_path) for each in datasets]
     infos = []
@@ -330,7 +349,11 @@ def _looked_at(
                 f"{lack} of {len(images)} images have no features of {dataset.info['backbone']} yet: run "
                 f"`{dataset.embed_command(whole=True)}` to add them"
             )
-        infos.append(_info(store, own, images, dataset.views()))
+        features, views = own.head.features, tuple(dataset.views())
+        width = read_features(store, images.hashes[:1], features, views).shape[2]
+        infos.append(
+            ModelInfo(store.fingerprint, own.embed, views, features, images.tier_names, width)
+        )
     if len(infos) == 1:
         return configs[0], stores[0], infos[0]
     info = ModelInfo.joined(infos)
@@ -369,37 +392,11 @@ def _judged(
     return judged, readout
 
 
-def _new_run(
-    config: Config,
-    request: Request,
-    dataset: Dataset,
-    info: ModelInfo,
-    mode: str,
-    name: str = "head",
-) -> Run:
-    """A folder that says what is learned."""
-    remove_runs_without_checkpoint(Path(config.train.output_dir))
-    run = create_run(
-        Path(config.train.output_dir),
-        config.train.name or name,
-        mode=mode,
-        debug=request.debug,
-        dataset=str(dataset.source),
-        store=str(dataset.store_path),
-        backbones=[each.embed.backbone for each in info.backbones],
-        data=vars(request.data_of(dataset)),
-        within=config.evaluate.within,
-        grader=config.evaluate.grader,
-    )
-    write_text(run.path / "config.yaml", to_yaml(config))
-    return run
-
-
 def resume_head(
     which: str,
     output_dir: Path,
     only_folds: tuple[int, ...] = (),
-) -> tuple[Run, FitResult | FoldsResult]:
+) -> tuple[Run, Report | None]:
     """Go on with an interrupted run, with its own configuration, split and data.
 
     Args:
@@ -421,7 +418,7 @@ def resume_head(
         log.info("Resuming %s, with its own settings", run.path)
         plan = load_plan(run)
         store = _store_of(plan.info, Path(plan.config.embed.cache_dir), run.path / FOLDS_FILE)
-        return run, _folded(run, plan, HeadFolds(store, plan.info), only_folds)
+        return run, _folded(run, plan, store, only_folds)
     if only_folds:
         raise ConfigError(f"--only-folds: {run.path} has no folds")
     checkpoint = load_checkpoint(path)
@@ -436,7 +433,8 @@ def resume_head(
     judged = load_joined_pairs(run) or load_judged_pairs(run.path, images)
     run.remove_partial_files()
     run.truncate_history(int(checkpoint["epoch"]))
-    return run, _fit(run, config, preset, images, judged, store, info, checkpoint)
+    _fit(run, config, preset, images, judged, store, info, checkpoint)
+    return run, None
 
 
 def _store_of(info: ModelInfo, cache_dir: Path, checkpoint: Path) -> FeatureStore:
@@ -467,59 +465,6 @@ def _store_of(info: ModelInfo, cache_dir: Path, checkpoint: Path) -> FeatureStor
     )
 
 
-class HeadFolds:
-    """One head per fold, trained on cached features in one process (a :class:`FoldWork`).
-
-    Args:
-        store: the features of all images.
-        info: what a head looks at.
-    """
-
-    is_first = True
-
-    def __init__(self, store: FeatureStore, info: ModelInfo):
-        self._store, self._info = store, info
-
-    def first_does(self, work: Callable[[], T]) -> T:
-        """There is no other process."""
-        return work()
-
-    def fit(self, fold: FoldRun) -> None:
-        """Train a fold's head.
-
-        Raises:
-            DataError: train or val has no pair.
-        """
-        config, images = fold.config, fold.images
-        loss = make_loss(config.train)
-        for split in ("train", "val"):
-            require_pairs(_labels(images, None, split, config)[1], loss, split)
-        preset = choose_preset(config.train, images.splits.count("train"))
-        config = dataclasses.replace(config, train=_with_preset(config.train, preset))
-        checkpoint = None if fold.checkpoint is None else load_checkpoint(fold.checkpoint)
-        _fit(fold.run, config, preset, images, None, self._store, self._info, checkpoint)
-
-    def score(self, model: ScoreModel, images: GradedImages) -> NDArray[np.floating]:
-        """[n] scores of images from their cached features."""
-        return model.score(self._store, images.hashes)
-
-    def complete(self, run: Run, plan: FoldsPlan) -> None:
-        """Choose the ensemble's anchors."""
-        keep_anchors(load_score_model(run.model), plan.images, self._store)
-
-
-def _info(store: FeatureStore, config: Config, images: GradedImages, views: Any) -> ModelInfo:
-    first = read_features(store, images.hashes[:1], config.head.features, views)
-    return ModelInfo(
-        fingerprint=store.fingerprint,
-        embed=config.embed,
-        views=tuple(views),
-        features=config.head.features,
-        tiers=images.tier_names,
-        input_dim=first.shape[2],
-    )
-
-
 def _fit(
     run: Run,
     config: Config,
@@ -529,7 +474,7 @@ def _fit(
     store: FeatureStore,
     info: ModelInfo,
     checkpoint: dict[str, Any] | None,
-) -> FitResult:
+) -> None:
     """Fit into the run's folder, and leave it finished, failed or interrupted."""
     with run.log_to_file(), run.in_progress(), contextlib.ExitStack() as failing:
         train, val = (
@@ -568,12 +513,11 @@ def _fit(
         show_run(trackers, run, *_finish(run, result, config, info, images, store))
         trackers.finish(run.best)
         failing.pop_all()
-    return result
 
 
 def _finish(
     run: Run,
-    result: FitResult,
+    result: Mapping[str, Any],
     config: Config,
     info: ModelInfo,
     images: GradedImages,
@@ -594,44 +538,21 @@ def _finish(
     return held_out, report
 
 
-def _images(
-    config: Config, request: Request, dataset: Dataset, cache_dir: Path, *, need_tiers: bool
-) -> GradedImages:
-    grader = config.evaluate.grader
-    if not request.split_files:
-        return graded_of_dataset(
-            dataset,
-            config.split,
-            need_tiers=need_tiers,
-            data=request.data_of(dataset),
-            grader=grader,
-        )
-    root = path_of(dataset.info["root"])
-    data = request.data_of(dataset)
-    return graded_of_files(
-        request.split_files, data, root, cache_dir, need_tiers=need_tiers, grader=grader
-    )
+def _with_train(config: Config, **values: Any) -> Config:
+    """The settings with other values in the section train."""
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **values))
 
 
-def _with_preset(train: TrainConfig, preset: Preset) -> TrainConfig:
-    """The settings with the preset's values filled in."""
-    return dataclasses.replace(
-        train,
-        batch_size=preset.batch_size,
-        learning_rate=preset.learning_rate,
-        epochs=preset.epochs,
-    )
-
-
-def _by_finer_grades(config: Config, column: str) -> Config:
-    """The settings for works without tiers."""
-    if config.train.folds:
-        raise ConfigError("--folds divides works by their tiers, and these have none: leave it out")
-    log.info(
-        "The works have no tiers: the column %s is learned from",
-        column,
-    )
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, label="tier_score"))
+def _preset(
+    config: Config, images: GradedImages, judged: JudgedPairs | JoinedPairs | None
+) -> Preset:
+    """How fast to learn; refuses a train or val split that has no pair (DataError)."""
+    loss, sizes = make_loss(config.train), []
+    for split in ("train", "val"):
+        rows = _labels(images, judged, split, config)[1]
+        require_pairs(rows, loss, split)
+        sizes.append(images.splits.count(split) if rows.pairs is None else len(rows.pairs))
+    return choose_preset(config.train, sizes[0])
 
 
 def _labels(
