@@ -62,7 +62,7 @@ def sweep_command(
     """
     from mirip_fast.ranking.sweep import (
         BEST_FILE,
-        resume_sweep,
+        find_sweep,
         run_sweep,
         start_sweep,
     )
@@ -80,16 +80,16 @@ def sweep_command(
         echo(f"Next: wandb sweep {wandb_sweep}")
         return
     if resume:
-        sweep = resume_sweep(Path(config.train.output_dir), resume)
+        folder = find_sweep(Path(config.train.output_dir), resume)
     else:
-        sweep = start_sweep(
+        folder = start_sweep(
             config, grid, random=random, seeds=seeds, data=data, given=resolved.given
         )
     try:
         with Bar(" heads") as bar:
-            table = run_sweep(sweep, bar)
+            table = run_sweep(folder, bar)
     except KeyboardInterrupt:
         raise Interrupted("`mirip-fast sweep --resume latest` goes on from there.") from None
     echo(table)
-    echo(f"Sweep: {sweep.path}")
-    echo(f"Next: mirip-fast train --head-only --config {sweep.path / BEST_FILE}")
+    echo(f"Sweep: {folder}")
+    echo(f"Next: mirip-fast train --head-only --config {folder / BEST_FILE}")

@@ -19,7 +19,7 @@ from test_cli import TINY, make_data
 from mirip_fast.config import Config
 from mirip_fast.errors import ConfigError, TrainingError
 from mirip_fast.evaluation.metrics import PairCounter
-from mirip_fast.ranking.sweep import CellFits, cell_text, compare_cells, configure, make_cells
+from mirip_fast.ranking.sweep import cell_text, compare_cells, configure, make_cells
 
 SWEEP = ["sweep", "--grid", "learning_rate=3e-4,1e-2", "--grid", "features=cls,cls+mean",
          "--epochs", "2", "--batch-size", "8", "--folds", "2"]  # fmt: skip
@@ -101,21 +101,21 @@ def test_figures_and_intervals_against_plain_loops() -> None:
     groups = [str(i // 2) for i in range(n)]
     fold_of = np.arange(n) // 2 % 3
     fits = [
-        CellFits((rng.standard_normal((seeds, n)) - strength * tiers).astype(np.float32), np.ones((seeds, 3), np.int64))
+        ((rng.standard_normal((seeds, n)) - strength * tiers).astype(np.float32), np.ones((seeds, 3), np.int64))
         for strength in (0.3, 1.5, 0.0)
     ]  # fmt: skip
-    fits.append(CellFits(np.full((seeds, n), np.nan, np.float32), np.ones((seeds, 3), np.int64)))
+    fits.append((np.full((seeds, n), np.nan, np.float32), np.ones((seeds, 3), np.int64)))
     cells = [{}, {"train.margin": 1.0}, {"train.margin": 2.0}, {"train.margin": 3.0}]
     table, text = compare_cells(cells, fits, tiers, fold_of, groups, rounds=300)
     once = np.ones(n)
-    plain = [accuracy(fit.scores, tiers, fold_of, once) for fit in fits[:3]]
+    plain = [accuracy(scores, tiers, fold_of, once) for scores, _ in fits[:3]]
     assert table["cell"].tolist() == sorted(range(3), key=lambda i: -plain[i])
     assert "Not finite, left out: margin=3" in text and "6 heads" in text and "12 groups" in text
     draws = []
     for _ in range(300):
         drawn = np.bincount(rng.integers(12, size=12), minlength=12)
         times = drawn[np.arange(n) // 2]
-        draws.append([accuracy(fits[i].scores, tiers, fold_of, times) for i in (0, 1)])
+        draws.append([accuracy(fits[i][0], tiers, fold_of, times) for i in (0, 1)])
     drawn_accuracies = np.array(draws)
     for row in table.itertuples():
         assert row.accuracy == pytest.approx(plain[row.cell])
@@ -136,15 +136,13 @@ def test_pairs_of_several_graders_are_those_inside_one() -> None:
     grades[np.arange(60), rng.integers(2, size=60)] = np.nan  # everyone graded by one
     tiers = np.nanmax(grades, axis=1).astype(np.int64)
     epochs = np.ones((2, 3), np.int64)
-    fits = [
-        CellFits(np.tile(s, (2, 1)).astype(np.float32), epochs) for s in (quality, rng.random(60))
-    ]
+    fits = [(np.tile(s, (2, 1)).astype(np.float32), epochs) for s in (quality, rng.random(60))]
     cells, groups = [{}, {"train.margin": 1.0}], [str(i) for i in range(60)]
     table, _ = compare_cells(cells, fits, tiers, fold_of, groups, grades=grades, rounds=50)
     right = pairs = 0.0
     for g, fold in itertools.product(range(2), range(3)):
         rows = np.flatnonzero(np.isfinite(grades[:, g]) & (fold_of == fold))
-        counter = PairCounter(fits[1].scores[0, rows], grades[rows, g].astype(np.int64))
+        counter = PairCounter(fits[1][0][0, rows], grades[rows, g].astype(np.int64))
         right, pairs = (a + b.sum() for a, b in zip((right, pairs), counter.table(), strict=True))
     assert table["accuracy"].tolist() == pytest.approx([1.0, right / pairs])
     assert table["difference"].iloc[1] == pytest.approx(right / pairs - 1)
@@ -155,7 +153,7 @@ def test_the_winner_of_pure_chance_is_told_to_be_flattered() -> None:
     rng = np.random.default_rng(1)
     n = 200
     tiers, epochs = rng.integers(4, size=n), np.ones((1, 5), np.int64)
-    fits = [CellFits(rng.standard_normal((1, n)).astype(np.float32), epochs) for _ in range(40)]
+    fits = [(rng.standard_normal((1, n)).astype(np.float32), epochs) for _ in range(40)]
     cells = [{}, *({"train.margin": float(i)} for i in range(1, 40))]
     groups = [str(i) for i in range(n)]
     table, text = compare_cells(cells, fits, tiers, np.arange(n) % 5, groups, rounds=50)
@@ -165,7 +163,7 @@ def test_the_winner_of_pure_chance_is_told_to_be_flattered() -> None:
 
 
 def test_nothing_to_compare_with_is_told() -> None:
-    lost = CellFits(np.full((1, 2), np.nan, np.float32), np.ones((1, 1), np.int64))
+    lost = (np.full((1, 2), np.nan, np.float32), np.ones((1, 1), np.int64))
     with pytest.raises(TrainingError, match="cell 0"):
         compare_cells([{}], [lost], np.array([0, 1]), np.zeros(2, np.int64), ["a", "b"])
 

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import logging
 import time
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from mirip_fast.errors import (
     TrainingError,
 )
 from mirip_fast.evaluation.bootstrap import accuracy_interval
-from mirip_fast.evaluation.metrics import PairCounter, codes_of, ratio
+from mirip_fast.evaluation.metrics import PairCounter, ratio
 from mirip_fast.evaluation.text_table import format_table
 from mirip_fast.features.datasets import newest_graded
 from mirip_fast.features.recipe import View
@@ -75,45 +75,9 @@ _SHOWN = 20  # rows of the printed table; the file has all
 Cell = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """A sweep's folder and what is in its ``sweep.json``.
-
-    Attributes:
-        path: the folder.
-        config: the settings that cells start from.
-        cells: how each differs; cell 0 not at all.
-        seeds: heads per cell and fold.
-        given: dotted keys that the user set, which go into the winner's file.
-        images: the images of train and val.
-        fold_of: [n] the fold that leaves the image out.
-        store: their features.
-        views: the views that heads look at.
-    """
-
-    path: Path
-    config: Config
-    cells: tuple[Cell, ...]
-    seeds: int
-    given: frozenset[str]
-    images: GradedImages
-    fold_of: NDArray[np.int64]
-    store: FeatureStore
-    views: tuple[View, ...]
-
-
-@dataclass(frozen=True)
-class CellFits:
-    """What the fits of a cell came to, for S seeds, K folds and n images.
-
-    Attributes:
-        scores: [S, n] float32, of each image by the head that left it out; NaN throughout where the loss
-            of one of the cell's heads was not finite.
-        epochs: [S, K] epoch that each head is of.
-    """
-
-    scores: NDArray[np.float32]
-    epochs: NDArray[np.int64]
+#: Of a cell, with S seeds, K folds and n images: [S, n] float32 score of each image by the head that left it
+#: out, NaN throughout where a head's loss was not finite; and [S, K] the epoch that each head is of.
+Fits = tuple[NDArray[np.float32], NDArray[np.int64]]
 
 
 def make_cells(specs: Sequence[str], random: int | None, seed: int) -> list[dict[str, Any]]:
@@ -132,13 +96,14 @@ def make_cells(specs: Sequence[str], random: int | None, seed: int) -> list[dict
     from sklearn.model_selection import ParameterGrid, ParameterSampler
 
     axes: dict[str, Any] = {}
-    known, problems = {s.key: s for s in settings(*_SECTIONS)}, []
+    found: dict[str, Setting] = {}
+    problems = []
     for spec in specs:
         try:
             setting, values = _parse_axis(spec)
             if setting.key in axes:
                 raise ConfigError(f"{setting.name} is there twice; list its values with commas")
-            axes[setting.key] = values
+            axes[setting.key], found[setting.key] = values, setting
         except ConfigError as error:
             problems.append(f"--grid {spec}: {error}")
     if problems:
@@ -147,20 +112,21 @@ def make_cells(specs: Sequence[str], random: int | None, seed: int) -> list[dict
         raise ConfigError(
             "Say what to vary, like --grid learning_rate=1e-4,3e-4 --grid features=cls,cls+mean"
         )
-    ranges = [known[key].name for key, values in axes.items() if not isinstance(values, list)]
-    if random is None and ranges:
-        raise ConfigError(f"{ranges[0]} is a range: say how many cells to draw with --random N")
     if random is None:
-        if len(ParameterGrid(axes)) > _MOST_CELLS:
+        ranges = [key for key, values in axes.items() if not isinstance(values, list)]
+        if ranges:
+            name = found[ranges[0]].name
+            raise ConfigError(f"{name} is a range: say how many cells to draw with --random N")
+        drawn = ParameterGrid(axes)
+        if len(drawn) > _MOST_CELLS:
             raise ConfigError(
-                f"The grid has {len(ParameterGrid(axes)):,} cells; draw some of them with --random N"
+                f"The grid has {len(drawn):,} cells; draw some of them with --random N"
             )
-        drawn = list(ParameterGrid(axes))
     else:
-        with warnings.catch_warnings():  # a grid of fewer cells is taken whole
-            warnings.simplefilter("ignore")
-            drawn = list(ParameterSampler(axes, random, random_state=seed % 2**32))
-    cells = [{key: _rounded(known[key], cell[key]) for key in axes} for cell in drawn]
+        drawn = ParameterSampler(axes, random, random_state=seed % 2**32)
+    with warnings.catch_warnings():  # a grid of fewer cells is taken whole
+        warnings.simplefilter("ignore")
+        cells = [{key: _rounded(found[key], cell[key]) for key in axes} for cell in drawn]
     return [{}, *{cell_text(cell): cell for cell in cells}.values()]
 
 
@@ -211,16 +177,19 @@ def wandb_sweep(
     parameters: dict[str, Any] = {}
     for spec in grid:
         setting, values = _parse_axis(spec)
+        entry: dict[str, Any] = {}
         if isinstance(values, list):
-            entry: dict[str, Any] = {"values": ["auto" if v is None else v for v in values]}
+            entry["values"] = ["auto" if v is None else v for v in values]
         else:
             low, high = (setting.kind(end) for end in values.support())
-            log_scale = values.dist.name == "loguniform"
-            kind = "int_uniform" if setting.kind is int else "uniform"
-            distribution = "log_uniform_values" if log_scale else kind
-            if log_scale and setting.kind is int:
-                distribution = "q_log_uniform_values"
-            entry = {"distribution": distribution, "min": low, "max": high}
+            names = {
+                ("uniform", float): "uniform",
+                ("uniform", int): "int_uniform",
+                ("loguniform", float): "log_uniform_values",
+                ("loguniform", int): "q_log_uniform_values",
+            }
+            kind = names[values.dist.name, setting.kind]
+            entry = {"distribution": kind, "min": low, "max": high}
         parameters[setting.flag.removeprefix("--")] = entry
     fixed = [
         f"{s.flag}={yaml_text(getattr(getattr(config, s.section), s.name))}"
@@ -290,8 +259,8 @@ def start_sweep(
     seeds: int = 1,
     data: Path | None = None,
     given: frozenset[str] = frozenset(),
-) -> Sweep:
-    """Say what a sweep is to try, and write it down.
+) -> Path:
+    """Say what a sweep is to try, and write it down; returns its folder.
 
     Args:
         config: the settings that cells start from.
@@ -322,36 +291,24 @@ def start_sweep(
     config = with_dataset(config, dataset, config.head.readout)
     images = graded_of_dataset(dataset, config.split).part("train", "val")
     folds = config.train.folds or _FOLDS
-    sweep = Sweep(
-        path=create_folder(Path(config.train.output_dir), config.train.name or "sweep"),
-        config=config,
-        cells=_possible(cells, config, len(images) * (folds - 1) // folds),
-        seeds=seeds,
-        given=given,
-        images=images,
-        fold_of=assign_folds(images, folds, config.split.split_seed),
-        store=FeatureStore.open(dataset.store_path),
-        views=tuple(dataset.views()),
-    )
-    save_split(sweep.path / SPLIT_FILE, images)
-    write_json(
-        sweep.path / SWEEP_FILE,
-        {
-            "config": config.to_dict(),
-            "cells": sweep.cells,
-            "seeds": sweep.seeds,
-            "given": sorted(sweep.given),
-            "fold_of": sweep.fold_of.tolist(),
-            "tiers": list(images.tiers),
-            "views": [[view.size, view.flip] for view in sweep.views],
-            "fingerprint": sweep.store.fingerprint,
-        },
-    )
-    return sweep
+    path = create_folder(Path(config.train.output_dir), config.train.name or "sweep")
+    save_split(path / SPLIT_FILE, images)
+    about = {
+        "config": config.to_dict(),
+        "cells": _possible(cells, config, len(images) * (folds - 1) // folds),
+        "seeds": seeds,
+        "given": sorted(given),
+        "fold_of": assign_folds(images, folds, config.split.split_seed).tolist(),
+        "tiers": list(images.tiers),
+        "views": [[view.size, view.flip] for view in dataset.views()],
+        "fingerprint": FeatureStore.open(dataset.store_path).fingerprint,
+    }
+    write_json(path / SWEEP_FILE, about)
+    return path
 
 
-def resume_sweep(output_dir: Path, which: str) -> Sweep:
-    """A sweep that was begun.
+def find_sweep(output_dir: Path, which: str) -> Path:
+    """The folder of a sweep that was begun.
 
     Args:
         output_dir: folder of the runs.
@@ -359,24 +316,39 @@ def resume_sweep(output_dir: Path, which: str) -> Sweep:
 
     Raises:
         RunNotFoundError: there is none.
+    """
+    if which != "latest":
+        if not (Path(which) / SWEEP_FILE).is_file():
+            raise RunNotFoundError(f"--resume {which}: there is no {Path(which) / SWEEP_FILE}")
+        return Path(which)
+    begun = sorted(path.parent for path in output_dir.glob(f"*/{SWEEP_FILE}"))
+    if not begun:
+        raise RunNotFoundError(f"--resume latest: there is no sweep in {output_dir.resolve()}")
+    return begun[-1]
+
+
+def run_sweep(path: Path, progress: Callable[[int, int], None] = lambda *_: None) -> str:
+    """Fit the cells that are not there yet, compare all, and write the table and the winner.
+
+    Args:
+        path: of :func:`start_sweep` or :func:`find_sweep`.
+        progress: called after every head with how many of how many there are.
+
+    Returns:
+        The table and how to read it, for a terminal.
+
+    Raises:
         DataError: its files cannot be read.
         CheckpointError: the features are not those it was begun with.
+        TrainingError: the loss was not finite even with the settings as they are.
     """
-    path = Path(which)
-    if which == "latest":
-        begun = sorted(path.parent for path in output_dir.glob(f"*/{SWEEP_FILE}"))
-        if not begun:
-            raise RunNotFoundError(f"--resume latest: there is no sweep in {output_dir.resolve()}")
-        path = begun[-1]
     try:
-        values = read_json(path / SWEEP_FILE)
-        config = config_from_dict(values["config"])
-        views = tuple(View(int(size), bool(flip)) for size, flip in values["views"])
-        fold_of = np.array(values["fold_of"], dtype=np.int64)
-        cells, seeds, given = values["cells"], int(values["seeds"]), frozenset(values["given"])
-        tiers, fingerprint = values["tiers"], values["fingerprint"]
-    except FileNotFoundError:
-        raise RunNotFoundError(f"--resume {which}: there is no {path / SWEEP_FILE}") from None
+        about = read_json(path / SWEEP_FILE)
+        config = config_from_dict(about["config"])
+        views = tuple(View(int(size), bool(flip)) for size, flip in about["views"])
+        fold_of = np.array(about["fold_of"], dtype=np.int64)
+        cells, seeds, given = about["cells"], int(about["seeds"]), set(about["given"])
+        tiers, fingerprint = about["tiers"], about["fingerprint"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path / SWEEP_FILE} cannot be read: {error}") from error
     images = load_split(path / SPLIT_FILE, tiers, config.data)
@@ -386,62 +358,44 @@ def resume_sweep(output_dir: Path, which: str) -> Sweep:
             f"{path / SWEEP_FILE} does not fit {store.path} "
             f"({differing_fields(fingerprint, store.fingerprint)})"
         )
-    return Sweep(path, config, tuple(cells), seeds, given, images, fold_of, store, views)
-
-
-def run_sweep(sweep: Sweep, progress: Callable[[int, int], None] = lambda *_: None) -> str:
-    """Fit the cells that are not there yet, compare all, and write the table and the winner.
-
-    Args:
-        sweep: of :func:`start_sweep` or :func:`resume_sweep`.
-        progress: called after every head with how many of how many there are.
-
-    Returns:
-        The table and how to read it, for a terminal.
-
-    Raises:
-        TrainingError: the loss was not finite even with the settings as they are.
-    """
-    numbers = range(len(sweep.cells))
-    fits = {i: found for i in numbers if (found := _load_cell(sweep, i)) is not None}
+    files = [path / "cells" / f"cell_{number:04d}.npz" for number in range(len(cells))]
+    fits = {i: fit for i, file in enumerate(files) if (fit := _load_fits(file, seeds, images))}
     if fits:
-        log.info("%d of %d cells are there already", len(fits), len(sweep.cells))
-    labels = sweep.images.labels(sweep.config.evaluate.within)
-    device = resolve_device(sweep.config.runtime.device)
-    heads = sweep.seeds * (int(sweep.fold_of.max()) + 1)
-    started, before = time.monotonic(), len(fits)
-    read: tuple[tuple[str, str], Rows] | None = None
-    for number in sorted(set(numbers) - set(fits), key=lambda i: _input_of(sweep, i)):
-        wanted = _input_of(sweep, number)
-        if read is None or read[0] != wanted:
-            within = sweep.config.evaluate.within
-            read = (
-                wanted,
-                sweep.images.rows(sweep.store, wanted[0], sweep.views, within, label=wanted[1]),
-            )
+        log.info("%d of %d cells are there already", len(fits), len(cells))
+    within, device = config.evaluate.within, resolve_device(config.runtime.device)
+    folds = [
+        leave_out(images, fold_of, number, config.split) for number in range(fold_of.max() + 1)
+    ]
+    heads, started, before = seeds * len(folds), time.monotonic(), len(fits)
+    own = [configure(config, cell) for cell in cells]
 
-        def on_head(done: int) -> None:
-            progress(len(fits) * heads + done, len(numbers) * heads)
+    def reads(number: int) -> tuple[str, str]:
+        return own[number].head.features, own[number].train.label
 
-        fits[number] = _fit_cell(sweep, number, read[1], device, on_head)
-        _save_cell(sweep, number, fits[number])
-        left = (time.monotonic() - started) / (len(fits) - before) * (len(numbers) - len(fits))
-        more = f", about {left:.0f} s to go" if left else ""
-        log.info("%d of %d cells%s", len(fits), len(sweep.cells), more)
-    groups = [str(unit) for unit in units_of(sweep.images).tolist()]
+    missing = sorted(set(range(len(cells))) - set(fits), key=reads)
+    for (features, label), numbers in itertools.groupby(missing, key=reads):
+        rows = images.rows(store, features, views, within, label=label)
+        for number in numbers:
+
+            def on_head(done: int) -> None:
+                progress(len(fits) * heads + done, len(cells) * heads)
+
+            fits[number] = _fit_cell(own[number], folds, seeds, rows, device, on_head)
+            _save_fits(files[number], fits[number])
+            left = (time.monotonic() - started) / (len(fits) - before) * (len(cells) - len(fits))
+            more = f", about {left:.0f} s to go" if left else ""
+            log.info("%d of %d cells%s", len(fits), len(cells), more)
+    labels, groups = images.labels(within), [str(unit) for unit in units_of(images).tolist()]
     table, text = compare_cells(
-        sweep.cells, [fits[i] for i in numbers], labels.tiers, sweep.fold_of, groups,
-        within=labels.within, grades=sweep.images.grades, rounds=sweep.config.evaluate.bootstrap_rounds,
+        cells, [fits[i] for i in range(len(cells))], labels.tiers, fold_of, groups,
+        within=labels.within, grades=images.grades, rounds=config.evaluate.bootstrap_rounds,
     )  # fmt: skip
-    filled = table.astype(object).where(table.notna(), None)
-    rows = [dict(zip(table.columns, row, strict=True)) for row in filled.itertuples(index=False)]
-    write_csv(sweep.path / TABLE_FILE, list(table.columns), rows)
-    keep = {key for cell in sweep.cells for key in cell}
-    keep |= {"head.readout"} | {
-        key for key in sweep.given if key == "evaluate.within" or _sweepable(key)
-    }
-    best = configure(sweep.config, sweep.cells[int(table["cell"].iloc[0])])
-    write_text(sweep.path / BEST_FILE, to_yaml(best, only=frozenset(keep)))
+    filled: Any = table.astype(object).where(table.notna(), None).to_dict("records")
+    write_csv(path / TABLE_FILE, list(table.columns), filled)
+    keep = {key for key in given if key == "evaluate.within" or _sweepable(key)}
+    keep |= {"head.readout"}.union(*cells)
+    best = own[int(table["cell"].iloc[0])]
+    write_text(path / BEST_FILE, to_yaml(best, only=frozenset(keep)))
     return text
 
 
@@ -450,13 +404,7 @@ def _sweepable(key: str) -> bool:
     return section in _SECTIONS and name not in _FIXED
 
 
-def _input_of(sweep: Sweep, number: int) -> tuple[str, str]:
-    """What a cell reads: the features, and the kind of label."""
-    config = configure(sweep.config, sweep.cells[number])
-    return config.head.features, config.train.label
-
-
-def _possible(cells: Sequence[Cell], config: Config, n_train: int) -> tuple[Cell, ...]:
+def _possible(cells: Sequence[Cell], config: Config, n_train: int) -> list[Cell]:
     """The cells that can be trained and are not another one in other words; the others are told."""
     kept: dict[str, Cell] = {}
     for number, cell in enumerate(cells):
@@ -476,65 +424,55 @@ def _possible(cells: Sequence[Cell], config: Config, n_train: int) -> tuple[Cell
     if len(kept) < 2:
         raise ConfigError("--grid: no cell is left that differs from the settings as they are")
     log.info("%s besides the settings as they are", counted(len(kept) - 1, "cell"))
-    return tuple(kept.values())
+    return list(kept.values())
 
 
 def _fit_cell(
-    sweep: Sweep, number: int, rows: Rows, device: torch.device, on_head: Callable[[int], None]
-) -> CellFits:
+    config: Config,
+    folds: Sequence[GradedImages],
+    seeds: int,
+    rows: Rows,
+    device: torch.device,
+    on_head: Callable[[int], None],
+) -> Fits:
     """A head per seed and fold; the same seeds for every cell, so that cells differ by settings only."""
-    config = configure(sweep.config, sweep.cells[number])
-    numbers = range(int(sweep.fold_of.max()) + 1)
-    folds = [leave_out(sweep.images, sweep.fold_of, number, config.split) for number in numbers]
-    fits = CellFits(
-        np.full((sweep.seeds, len(rows)), np.nan, np.float32),
-        np.zeros((sweep.seeds, len(folds)), np.int64),
-    )
-    for place in range(fits.epochs.size):
-        seed, fold = divmod(place, len(folds))
+    scores = np.full((seeds, len(rows)), np.nan, np.float32)
+    epochs = np.zeros((seeds, len(folds)), np.int64)
+    for place, (seed, fold) in enumerate(np.ndindex(epochs.shape)):
         train = dataclasses.replace(config.train, seed=config.train.seed + place)
         own = dataclasses.replace(config, train=train)
-        part = folds[fold]
-        arrays, fits.epochs[seed, fold] = fit_quietly(rows, part, own, device)
+        arrays, epochs[seed, fold] = fit_quietly(rows, folds[fold], own, device)
         on_head(place + 1)
         if arrays is None:
-            fits.scores[:] = np.nan
-            return fits
-        left_out = part.indexes(LEFT_OUT)
+            scores[:] = np.nan
+            break
+        left_out = folds[fold].indexes(LEFT_OUT)
         features = rows.features[left_out]
-        scores = NumpyHead(arrays)(features.reshape(-1, features.shape[2]))
-        fits.scores[seed, left_out] = scores.reshape(features.shape[:2]).mean(1)
-    return fits
+        found = NumpyHead(arrays)(features.reshape(-1, features.shape[2]))
+        scores[seed, left_out] = found.reshape(features.shape[:2]).mean(1)
+    return scores, epochs
 
 
-def _cell_path(sweep: Sweep, number: int) -> Path:
-    return sweep.path / "cells" / f"cell_{number:04d}.npz"
+def _save_fits(path: Path, fits: Fits) -> None:
+    write_atomically(path, lambda stream: np.savez(stream, scores=fits[0], epochs=fits[1]))
 
 
-def _save_cell(sweep: Sweep, number: int, fit: CellFits) -> None:
-    def write(stream: Any) -> None:
-        np.savez(stream, scores=fit.scores, epochs=fit.epochs)
-
-    write_atomically(_cell_path(sweep, number), write)
-
-
-def _load_cell(sweep: Sweep, number: int) -> CellFits | None:
+def _load_fits(path: Path, seeds: int, images: GradedImages) -> Fits | None:
     """A finished cell; None where it has to be fitted."""
-    path = _cell_path(sweep, number)
     if not path.is_file():
         return None
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            fit = CellFits(arrays["scores"], arrays["epochs"])
+            scores, epochs = arrays["scores"], arrays["epochs"]
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         log.warning("%s cannot be read and is fitted again (%s)", path, error)
         return None
-    return fit if fit.scores.shape == (sweep.seeds, len(sweep.images)) else None
+    return (scores, epochs) if scores.shape == (seeds, len(images)) else None
 
 
 def compare_cells(
     cells: Sequence[Cell],
-    fits: Sequence[CellFits],
+    fits: Sequence[Fits],
     tiers: NDArray[np.int64],
     fold_of: NDArray[np.int64],
     groups: Sequence[str],
@@ -565,19 +503,19 @@ def compare_cells(
     Raises:
         TrainingError: not even cell 0 could be trained.
     """
-    good = [i for i, fit in enumerate(fits) if np.isfinite(fit.scores).all()]
+    every_score = [scores.reshape(-1).astype(np.float64) for scores, _ in fits]
+    good = [i for i, scores in enumerate(every_score) if np.isfinite(scores).all()]
     if 0 not in good:
         raise TrainingError(
             "The loss was not finite with the settings as they are (cell 0), so there is nothing to compare "
             "with: give a lower --learning-rate."
         )
-    seeds, folds = fits[0].epochs.shape
-    inner = np.zeros_like(fold_of) if within is None else within
-    keys = list(zip(np.tile(fold_of, seeds), np.tile(inner, seeds), strict=True))
-    codes = codes_of([f"{i // len(tiers)}/{fold}/{code}" for i, (fold, code) in enumerate(keys)])
+    seeds, folds = fits[0][1].shape
+    every, fold = np.tile(tiers, seeds), np.tile(fold_of, seeds)
+    place = np.repeat(np.arange(seeds) * folds, len(tiers)) + fold  # seed and fold
+    inner = np.zeros_like(place) if within is None else np.tile(within, seeds)
+    codes = np.unique(np.stack([place, inner]), axis=1, return_inverse=True)[1].reshape(-1)
     same: dict[str, Any] = {"groups": list(groups) * seeds, "within": codes, "rounds": rounds}
-    every = np.tile(tiers, seeds)
-    place = (np.arange(len(every)) // len(tiers)) * folds + np.tile(fold_of, seeds)  # seed and fold
     of = np.arange(len(every))  # the image of each row that is counted
     if grades is not None and within is None:  # a grader of one fold and seed is one of their own
         own = np.full((len(every), seeds * folds, grades.shape[1]), np.nan)
@@ -585,15 +523,14 @@ def compare_cells(
         same["grades"] = own.reshape(len(every), -1)
         of = np.nonzero(np.isfinite(same["grades"]))[0]
     rows, by_fit = [], []
-    base = fits[0].scores.reshape(-1).astype(np.float64)
     for i in good:
-        scores = fits[i].scores.reshape(-1).astype(np.float64)
+        scores = every_score[i]
         counter = PairCounter(scores, every, within=codes, grades=same.get("grades"))
         right, pairs = counter.by_image()
         right, pairs = (np.bincount(place[of], v, seeds * folds) / 2 for v in (right, pairs))
         by_fit.append(right)
         interval = accuracy_interval(scores, every, **same)
-        difference = accuracy_interval(scores, every, minus=base, **same)
+        difference = accuracy_interval(scores, every, minus=every_score[0], **same)
         rows.append(
             {
                 "cell": i,
@@ -605,7 +542,7 @@ def compare_cells(
                 "difference_low": difference.low if difference else np.nan,
                 "difference_high": difference.high if difference else np.nan,
                 "sd_of_fits": float(np.nanstd(ratio(right, pairs))),
-                "median_epoch": float(np.median(fits[i].epochs)),
+                "median_epoch": float(np.median(fits[i][1])),
             }
         )
     # Each fold judges the cell that is best on all the others.
@@ -614,13 +551,13 @@ def compare_cells(
     honest = float(by_fold[best, np.arange(folds)].sum() / pairs.sum())
     table = pd.DataFrame(rows).sort_values(["accuracy", "cell"], ascending=[False, True])
     lost = [cells[i] for i in range(len(cells)) if i not in good]
-    return table, _text(table, lost, honest, fits[0].epochs.size, len(set(groups)))
+    return table, _text(table, lost, honest, seeds * folds, len(set(groups)))
 
 
 def _text(table: pd.DataFrame, lost: Sequence[Cell], honest: float, heads: int, groups: int) -> str:
     span = "95 % interval"
     headers = ["cell", "settings", "accuracy", span, "to cell 0", span, "sd", "epoch"]
-    shown_rows = table[(np.arange(len(table)) < _SHOWN) | (table["cell"] == 0)]
+    shown_rows = pd.concat([table[:_SHOWN], table[_SHOWN:].query("cell == 0")])
     cells = [
         [
             row.cell,
