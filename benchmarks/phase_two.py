@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from mirip_fast.config import Config
 from mirip_fast.models.losses import count_pairs, pair_loss
 from mirip_fast.ranking.fit import HeadFit
-from mirip_fast.ranking.objective import PartnerDraw
+from mirip_fast.ranking.objective import draw_partners
 from mirip_fast.ranking.rows import Rows
 from mirip_fast.training.optim import Preset, choose_preset
 
@@ -52,7 +52,7 @@ class DrawnPairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
     def __init__(self, rows: Rows):
         self.features = torch.from_numpy(rows.features[:, 0])
-        self.pairs = PartnerDraw(-rows.tiers).draw(np.random.default_rng(0))
+        self.pairs = draw_partners(-rows.tiers, None, np.random.default_rng(0))
 
     def __len__(self) -> int:
         return len(self.pairs)

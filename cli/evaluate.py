@@ -140,8 +140,8 @@ def _evaluate_runs(runs: tuple[Path, ...], split: str, config: Config, out: Path
     from mirip_fast.ranking.evaluate import evaluate_side_by_side, pick_model
 
     models = [pick_model(run, Path(config.train.output_dir)) for run in runs]
-    result = evaluate_side_by_side(models, split, config)
-    echo(result.to_table())
+    table, found = evaluate_side_by_side(models, split, config)
+    echo(table)
     if out is not None:
-        write_json(out, result.to_dict())
+        write_json(out, found)
         echo(f"Written: {out}")

@@ -351,9 +351,10 @@ def _tell_what_it_rests_on(done: RankDone) -> None:
 
 
 def _about_anchors(anchors: Anchors) -> list[str]:
-    named = zip(anchors.tier_names, anchors.counts, strict=True)
-    counts = ", ".join(f"{name} {count}" for name, count in named)
+    from mirip_fast.ranking.anchors import anchor_counts, anchor_remarks
+
+    counts = ", ".join(f"{name} {count}" for name, count in anchor_counts(anchors).items())
     return [
-        f"Win rates: compared with {counts} held-out works ({anchors.source}).",
-        *anchors.remarks(),
+        f"Win rates: compared with {counts} held-out works ({anchors['source']}).",
+        *anchor_remarks(anchors),
     ]

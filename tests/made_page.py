@@ -23,7 +23,7 @@ from mirip_fast.portfolio.page import Reason, write_page
 from mirip_fast.portfolio.rank import RankDone
 from mirip_fast.portfolio.ranking import rank_applicants, rank_scores
 from mirip_fast.portfolio.thumbnails import encode_picture
-from mirip_fast.ranking.anchors import Anchor, Anchors
+from mirip_fast.ranking.anchors import win_rates
 from mirip_fast.ranking.held_out import save_held_out
 
 TIERS = ("S", "A", "B", "C")
@@ -71,6 +71,24 @@ def unknown() -> Calibration:
     return Calibration("none", TIERS, (0, 0, 0, 0), None, "unknown: no <file>", None, None, ())
 
 
+def anchors_of(
+    graded: Sequence[tuple[str, bytes, float]], tiers: Sequence[str], asked: int
+) -> dict[str, Any]:
+    """Anchors of these tiers, contents and scores."""
+    found = [
+        {"tier": tier, "image_id": str(i), "path": f"{i}.png", "sha256": sha.hex(), "score": score}
+        for i, (tier, sha, score) in enumerate(graded)
+    ]
+    held_out = dict.fromkeys(tiers, 50)
+    return {
+        "version": 1,
+        "source": "out-of-fold",
+        "asked": asked,
+        "held_out": held_out,
+        "anchors": found,
+    }
+
+
 def made_ranking(
     root: Path,
     names: Sequence[str],
@@ -94,14 +112,12 @@ def made_ranking(
     anchors = None
     if against:  # five of the held-out works of S, A and B; none of C
         graded = [
-            Anchor(str(i), Path(f"{i}.png"), bytes([i]), int(tiers[i]), float(held_out.scores[i]))
+            (TIERS[tiers[i]], bytes([i]), float(held_out.scores[i]))
             for i in range(20)
             if tiers[i] < 3
         ]
-        anchors = Anchors(tuple(graded), TIERS, (50, 50, 50, 0), "out-of-fold", 10)
-    win_rates = None
-    if anchors is not None:
-        win_rates = dict(zip(TIERS, anchors.win_rates(scores, [b""] * len(names)).T, strict=True))
+        anchors = anchors_of(graded, TIERS, 10)
+    rates = None if anchors is None else win_rates(anchors, scores, [b""] * len(names))
     people, portfolio = None, {}
     if hands is not None:
         people = rank_applicants(hands, scores, names, "mean", draws=draws)
@@ -109,7 +125,7 @@ def made_ranking(
     ranking = rank_scores(
         works(names, [f"id {i}" for i in range(len(names))], **(given or {})), scores,
         calibration=calibration if known else None, draws=draws if known else None,
-        win_rates=win_rates,
+        win_rates=rates,
     )  # fmt: skip
     hashes = {
         name: hashlib.sha256((root / name).read_bytes()).digest()

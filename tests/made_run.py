@@ -140,7 +140,7 @@ def answer(run: Path) -> str:
     said.append(evaluate_split(model, "test", config).report.to_dict())
     held_out = load_held_out(run, model.info.tiers)
     said.append(held_out and (held_out.scores.tolist(), held_out.ids))
-    said += [evaluate_pairs(model, "val", config), find_anchors(model, Path("cache")).to_dict()]
+    said += [evaluate_pairs(model, "val", config), find_anchors(model, Path("cache"))]
     said += [len(load_plan(own).images) if own.has(FOLDS_FILE) else None, own.info["status"]]
     return repr(said)
 

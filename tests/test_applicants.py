@@ -327,7 +327,7 @@ def test_a_head_learns_from_pairs_of_applicants() -> None:
     device = DeviceRows.of(rows, torch.device("cpu"))
     loss = objective.batch_loss(head, device, batch, rng)
     assert float(loss.detach()) == pytest.approx(float(wanted), abs=1e-6)
-    assert objective.judge(head, device).loss == pytest.approx(float(wanted), abs=1e-6)
+    assert objective.judge(head, device)[0] == pytest.approx(float(wanted), abs=1e-6)
     with pytest.raises(mf.errors.ConfigError, match="leave it out"):
         Objective(TrainConfig(pairs="sampled"), rows)
 

@@ -17,8 +17,8 @@ from mirip_fast.errors import CheckpointError, TrainingError
 from mirip_fast.models.checkpoint import load_checkpoint, save_checkpoint
 from mirip_fast.models.head import RankingHead
 from mirip_fast.ranking import fit as fit_module
+from mirip_fast.ranking import objective
 from mirip_fast.ranking.fit import HeadFit
-from mirip_fast.ranking.objective import PartnerDraw
 from mirip_fast.ranking.rows import Rows
 from mirip_fast.training.optim import Preset
 from mirip_fast.training.run_folder import Run
@@ -325,8 +325,8 @@ def test_accumulated_batches_equal_one_large_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulate: int
 ) -> None:
     data = rows(80), rows(24, seed=1)
-    fixed = PartnerDraw(-data[0].tiers).draw(np.random.default_rng(1))
-    monkeypatch.setattr(PartnerDraw, "draw", lambda self, rng: fixed)
+    fixed = objective.draw_partners(-data[0].tiers, None, np.random.default_rng(1))
+    monkeypatch.setattr(objective, "draw_partners", lambda *_: fixed)
     states = []
     # Ten batches of 8 pairs: with 4 at a time, two are left for the last step.
     for name, batch_size, steps in (("large", 8 * accumulate, 1), ("small", 8, accumulate)):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from made_page import works
+from made_page import anchors_of, works
 from made_run import flat, scored
 from made_tables import images_of
 from mirip_fast_cli.main import run
@@ -19,7 +19,7 @@ from mirip_fast_cli.main import run
 from mirip_fast.evaluation.calibration import fit_calibration
 from mirip_fast.evaluation.text_table import display_width
 from mirip_fast.portfolio.ranking import rank_scores, ranking_table, write_ranking
-from mirip_fast.ranking.anchors import Anchor, Anchors, find_anchors
+from mirip_fast.ranking.anchors import anchor_counts, anchor_remarks, find_anchors, win_rates
 from mirip_fast.ranking.graded import load_split
 from mirip_fast.ranking.held_out import load_held_out, save_held_out
 from mirip_fast.ranking.scorer import load_score_model
@@ -42,17 +42,18 @@ def test_win_rates_against_a_double_loop() -> None:
     rng = np.random.default_rng(0)
     scores, tiers = rng.integers(0, 5, 63) / 4, rng.integers(0, 3, 63)
     shas = [bytes([i // 2]) * 32 for i in rng.permutation(63)]  # most pictures twice
-    works = [Anchor(str(i), Path("x"), shas[i], int(tiers[i]), scores[i]) for i in range(40, 63)]
-    found = Anchors(tuple(works), TIERS, (9, 9, 9, 0), "out-of-fold", 9).win_rates(scores, shas)
+    others = range(40, 63)
+    graded = [(TIERS[tiers[k]], shas[k], float(scores[k])) for k in others]
+    found = win_rates(anchors_of(graded, TIERS, 9), scores, shas)
     for i in range(63):
         for tier in range(3):
             points = [
-                1.0 if scores[i] > work.score else 0.5 if scores[i] == work.score else 0.0
-                for work in works
-                if work.tier == tier and work.sha256 != shas[i]
+                1.0 if scores[i] > scores[k] else 0.5 if scores[i] == scores[k] else 0.0
+                for k in others
+                if tiers[k] == tier and shas[k] != shas[i]
             ]
-            assert found[i, tier] == pytest.approx(sum(points) / len(points))
-    assert np.isnan(found[:, 3]).all()
+            assert found[TIERS[tier]][i] == pytest.approx(sum(points) / len(points))
+    assert np.isnan(found["C"]).all()
 
 
 def test_held_out_scores_come_back_to_the_last_bit(tmp_path: Path) -> None:
@@ -65,29 +66,14 @@ def test_held_out_scores_come_back_to_the_last_bit(tmp_path: Path) -> None:
     assert read.tier_codes.tolist() == [2, 0, 1]
 
 
-def made_anchors(per_tier: int = 10, missing: int | None = None) -> Anchors:
-    rng = np.random.default_rng(1)
-    works = [
-        Anchor(f"{tier}-{i}", Path(f"{tier}-{i}.png"), bytes([tier, i]) * 16, tier, float(score))
-        for tier in range(4)
-        if tier != missing
-        for i, score in enumerate(rng.normal(-tier, 1, per_tier))
-    ]
-    counts = tuple(0 if tier == missing else 50 for tier in range(4))
-    return Anchors(tuple(works), TIERS, counts, "out-of-fold", 10)
+def test_remarks_tell_what_anchors_lack() -> None:
+    def made(per_tier: int, tiers: tuple[str, ...]) -> dict:
+        return anchors_of([(tier, b"x", 0.0) for tier in tiers] * per_tier, TIERS, 10)
 
-
-def test_anchors_come_back_as_they_were_and_tell_what_they_lack() -> None:
-    anchors = made_anchors(per_tier=7, missing=2)
-    kept = json.loads(json.dumps(anchors.to_dict()))
-    assert Anchors.from_dict(kept) == anchors
-    assert Anchors.from_dict({**kept, "agreement": 0.4}) == anchors  # as earlier versions wrote it
-    absent, few = anchors.remarks()
+    absent, few = anchor_remarks(made(7, ("S", "A", "C")))
     assert "tier B: nothing is compared with it" in absent
     assert "Fewer than 10" in few and "S (7), A (7), C (7)" in few
-    assert made_anchors().remarks() == []
-    with pytest.raises(ValueError, match="version"):
-        Anchors.from_dict({**anchors.to_dict(), "version": 99})
+    assert anchor_remarks(made(10, TIERS)) == []
 
 
 @pytest.mark.parametrize("tiers", [TIERS, ("최우수", "우수", "보통"), tuple("ABCDEFGH")])
@@ -99,17 +85,16 @@ def test_the_table_with_win_rates_fits_into_100_columns(
     codes = np.arange(200 if known else 20) % len(tiers)
     held_out = rng.normal(size=len(codes)) - codes
     calibration = fit_calibration(held_out, codes, tiers, source="out-of-fold")
-    graded = [Anchor(str(t), Path("x"), bytes([t]), t, -float(t)) for t in range(len(tiers))]
-    anchors = Anchors(tuple(graded), tiers, (1,) * len(tiers), "out-of-fold", 1)
+    anchors = anchors_of([(name, bytes([t]), -float(t)) for t, name in enumerate(tiers)], tiers, 1)
     scores = rng.normal(size=30)
     files = [f"매우 긴 이름의 작품 {'x' * 40} {i}.png" for i in range(30)]
-    rates = anchors.win_rates(scores, [bytes([0])] * 30)
+    rates = win_rates(anchors, scores, [bytes([0])] * 30)
     one, two = (
         rank_scores(
             works(files), scores, calibration=calibration,
             draws=scores + 0.1 * rng.normal(size=(60, 30)), win_rates=against,
         )
-        for against in (None, dict(zip(tiers, rates.T, strict=True)))
+        for against in (None, rates)
     )  # fmt: skip
     lines = ranking_table(two).split("\n")
     assert max(map(display_width, lines)) <= 100
@@ -127,7 +112,7 @@ def test_the_table_with_win_rates_fits_into_100_columns(
         )
         assert row[f"wins_{tiers[0]}"] == "unknown"  # its only anchor is the work itself
         place = files.index(row["file"])
-        assert float(row[f"wins_{tiers[-1]}"]) == rates[place, -1]
+        assert float(row[f"wins_{tiers[-1]}"]) == rates[tiers[-1]][place]
 
 
 def run_of(work: Path) -> Path:
@@ -183,7 +168,7 @@ def test_the_command(calibrated: Path, capfd: pytest.CaptureFixture[str]) -> Non
 def test_anchors_are_medoids_of_the_cached_features(calibrated: Path) -> None:
     model = load_score_model(run_of(calibrated) / "best_model.pt")
     found = find_anchors(model, calibrated / "cache", 3)
-    assert found.counts == (3, 3, 3, 3) and kept_in(run_of(calibrated))["asked"] == 3
+    assert set(anchor_counts(found).values()) == {3} and kept_in(run_of(calibrated))["asked"] == 3
     from mirip_fast.config import DataConfig
     from mirip_fast.features.store import FeatureStore
 
@@ -196,7 +181,9 @@ def test_anchors_are_medoids_of_the_cached_features(calibrated: Path) -> None:
         index = np.flatnonzero(images.tier_codes == tier)
         distances = cosine_distances(rows[index])
         ids = [images_of(images)[i].image_id for i in index]
-        chosen = [ids.index(anchor.image_id) for anchor in found.works if anchor.tier == tier]
+        chosen = [
+            ids.index(work["image_id"]) for work in found["anchors"] if work["tier"] == TIERS[tier]
+        ]
 
         def cost(those: list[int], distances: np.ndarray = distances) -> float:
             return float(distances[:, those].min(1).sum())
@@ -213,8 +200,8 @@ def test_kept_anchors_are_enough_and_others_need_the_cache(
     model = load_score_model(run_of(calibrated) / "best_model.pt")
     empty = calibrated / "empty"
     empty.mkdir()
-    assert find_anchors(model, empty).asked == 10
-    assert find_anchors(model, empty, 10).asked == 10
+    assert find_anchors(model, empty)["asked"] == 10
+    assert find_anchors(model, empty, 10)["asked"] == 10
     with pytest.raises(Exception, match="--tiers: the features") as caught:
         find_anchors(model, empty, 4)
     assert "Without --anchors the 10 of each tier" in str(caught.value)
@@ -236,9 +223,15 @@ def test_what_can_not_be_is_refused(calibrated: Path, capfd: pytest.CaptureFixtu
     err = flat(capfd.readouterr().err)
     assert "those of its best_model.pt" in err and kept_in(folder)["model"] == "best_model.pt"
 
-    (folder / "anchors.json").write_text("{")
-    assert run(["rank", "data/images", "--tiers"]) == 1
-    assert "are chosen again once it is removed" in flat(capfd.readouterr().err)
+    kept = kept_in(folder)
+    assert json.loads(
+        json.dumps(find_anchors(load_score_model(folder / "best_model.pt"), Path()))
+    ) == {name: kept[name] for name in kept if not name.startswith("model")}
+    wrong = ({**kept, "version": 99}, {**kept, "anchors": [{"tier": "S"}]}, {**kept, "asked": None})
+    for text in ("{", *map(json.dumps, wrong)):
+        (folder / "anchors.json").write_text(text)
+        assert run(["rank", "data/images", "--tiers"]) == 1
+        assert "are chosen again once it is removed" in flat(capfd.readouterr().err)
     (folder / "anchors.json").unlink()
     accept_files(folder)
     assert run(["rank", "data/images", "--tiers"]) == 0

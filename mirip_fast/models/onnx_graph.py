@@ -9,7 +9,7 @@ import importlib
 import inspect
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -92,29 +92,26 @@ def write_graph(
         ) from error
 
 
-class Graph:
-    """An ONNX file, ready to run on the CPU.
+def run_graph(
+    path: Path, batches: Iterable[tuple[NDArray[np.float32], ...]]
+) -> NDArray[np.float32]:
+    """[n] scores of an ONNX file on the CPU.
 
     Args:
         path: the .onnx file.
+        batches: of each one [B, …] per input, in the order in which the file names them.
     """
+    import onnxruntime
 
-    def __init__(self, path: Path):
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors only: its warnings are about its own optimisations
-        options.intra_op_num_threads = torch.get_num_threads()
-        self._session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
-        self.inputs = tuple(item.name for item in self._session.get_inputs())
-
-    def __call__(self, *arrays: NDArray[np.float32]) -> NDArray[np.float32]:
-        """One [B, …] per input, in the order of ``inputs`` → [B] scores."""
-        (scores,) = self._session.run([OUTPUT], dict(zip(self.inputs, arrays, strict=True)))
-        result: NDArray[np.float32] = np.asarray(scores, np.float32)
-        return result
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors only: its warnings are about its own optimisations
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [item.name for item in session.get_inputs()]
+    scores: list[NDArray[np.float32]] = [
+        session.run([OUTPUT], dict(zip(names, arrays, strict=True)))[0] for arrays in batches
+    ]
+    return np.concatenate(scores).astype(np.float32, copy=False)
 
 
 def write_int8(source: Path, path: Path) -> None:

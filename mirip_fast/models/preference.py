@@ -41,7 +41,6 @@ SEARCH = 300  # pairs that amplitudes are learned from at most
 #: noise. The prior of each amplitude's logarithm is normal and wide, as few judgements say little about it.
 _TOTAL, _LOG_SD, _FAR = 2.0, 1.5, 6.0
 _STEPS, _CLOSE = 50, 1e-9  # of Newton's method, in nats
-_PIECE = 1_024  # rows scored at a time
 _NONE = np.empty(0, np.float32)  # rows are seen in one way alone: nothing else was measured
 _QUANTILES = 999  # of the bell curve, from which the errors of a score are drawn
 
@@ -89,12 +88,7 @@ class Preferences:
 
     def score(self, rows: ArrayLike) -> FloatArray:
         """[k, D] features of any works → [k] expected f."""
-        x, basis = np.asarray(rows), np.flatnonzero(self.weights)
-        parts = [np.empty(0)]
-        for start in range(0, len(x), _PIECE):
-            u = _prepare(x[start : start + _PIECE], self.kernel.blocks, self.centre, _NONE)
-            parts.append(self.kernel(np.hstack(u), self.works[basis]) @ self.weights[basis])
-        return np.concatenate(parts)
+        return self.process().score(rows)
 
     def differences(self, pairs: Index) -> tuple[FloatArray, FloatArray]:
         """[m, 2] works → mean and variance of f(first) − f(second), [m] each."""

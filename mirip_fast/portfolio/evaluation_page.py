@@ -71,10 +71,10 @@ def write_evaluation_page(
             "mistakes": _mistakes(evaluation, config, pictures),
             "baselines": [
                 {
-                    "name": baseline.name.replace(" ", ""),
-                    "word": baseline.word,
-                    **_measure(baseline.difference, baseline.interval),
-                    "unknown": baseline.unknown and printable(baseline.unknown),
+                    "name": baseline["name"].replace(" ", ""),
+                    "word": baseline["word"],
+                    **_measure(baseline["difference"], baseline["interval"]),
+                    "unknown": baseline["unknown"] and printable(baseline["unknown"]),
                 }
                 for baseline in evaluation.baselines
             ],

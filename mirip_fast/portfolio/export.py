@@ -25,7 +25,7 @@ from mirip_fast.features.recipe import Recipe, series_name
 from mirip_fast.features.store import FeatureStore
 from mirip_fast.files import list_files, scratch_folder, write_json
 from mirip_fast.models.model_info import ModelInfo
-from mirip_fast.models.onnx_graph import OUTPUT, Graph, require_onnx, write_graph, write_int8
+from mirip_fast.models.onnx_graph import OUTPUT, require_onnx, run_graph, write_graph, write_int8
 from mirip_fast.portfolio.hub_folder import model_files, put_in_place, refuse_existing, write_model
 from mirip_fast.ranking.graded import load_split
 from mirip_fast.ranking.rows import read_features
@@ -145,7 +145,7 @@ def _export_head(
     parts = np.split(features, [1, *range(1 + _HEAD_BATCH, len(features), _HEAD_BATCH)])
     with torch.inference_mode():
         expected = [head(torch.from_numpy(part)).numpy() for part in parts]
-    scores = _scores(path, [(part,) for part in parts])
+    scores = run_graph(path, [(part,) for part in parts])
     found.append(_accepted(path, np.concatenate(expected), scores, config))
 
 
@@ -188,7 +188,7 @@ def _export_whole(
                 seconds = 2 * (time.monotonic() - started) / len(contents) * len(paths)
                 log.info("Comparing with torch on %d images: about %.0f s", len(paths), seconds)
             hashes += contents
-    scores = _scores(path, arrays)
+    scores = run_graph(path, arrays)
     found.append(_accepted(path, np.concatenate(expected), scores, config))
     info = model.info
     try:  # the scores of those images that are in the cache, as ``rank`` gives them
@@ -201,7 +201,7 @@ def _export_whole(
         found.append(_compare(WHOLE_GRAPH, "rank, from the cache", ranked, scores[known]))
     if config.export.int8:
         write_int8(path, folder / INT8_GRAPH)
-        small = _scores(folder / INT8_GRAPH, arrays)
+        small = run_graph(folder / INT8_GRAPH, arrays)
         found.append(_compare(INT8_GRAPH, WHOLE_GRAPH, scores, small))
         tau = found[-1][-1]
         if not tau >= _GOOD_TAU:
@@ -230,11 +230,6 @@ def _compare(name: str, against: str, expected: Rows, found: Rows) -> Compared:
     tau = float(kendalltau(expected, found).statistic)
     difference = float(np.abs(found.astype(np.float64) - expected).max())
     return name, against, len(found), difference, tau
-
-
-def _scores(path: Path, batches: Sequence[tuple[Rows, ...]]) -> Rows:
-    graph = Graph(path)
-    return np.concatenate([graph(*arrays) for arrays in batches])
 
 
 def _cached_features(model: ScoreModel, config: Config) -> Rows:

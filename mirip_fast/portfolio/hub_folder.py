@@ -128,8 +128,8 @@ def write_model(model: ScoreModel, folder: Path, cache_dir: Path) -> list[str]:
         known.append("intervals of ranks")
     try:
         anchors = find_anchors(model, cache_dir)
-        save_anchors(path, anchors.shareable())
-        known.append(f"win rates against {len(anchors.works)} anchors (`rank --tiers`)")
+        save_anchors(path, anchors, shared=True)
+        known.append(f"win rates against {len(anchors['anchors'])} anchors (`rank --tiers`)")
     except (DataError, StoreError) as error:
         log.info("No anchors for win rates go along: %s", error)
     made_with = sorted(learned_from(model))

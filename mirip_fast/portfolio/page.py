@@ -45,6 +45,7 @@ from mirip_fast.portfolio.rank import RankDone
 from mirip_fast.portfolio.ranking import CONFIDENCE, applicant_records, given_columns, of_tiers
 from mirip_fast.portfolio.similar import group_copies
 from mirip_fast.portfolio.thumbnails import encode_picture, make_thumbnails
+from mirip_fast.ranking.anchors import anchor_counts, anchor_remarks
 from mirip_fast.ranking.graded import load_split
 from mirip_fast.ranking.held_out import load_held_out
 from mirip_fast.ranking.score_model import ScoreModel
@@ -318,8 +319,8 @@ def _about(done: RankDone) -> dict[str, Any]:
         "seen": done.seen,
         "anchors": anchors
         and {
-            "counts": list(anchors.counts),
-            "remarks": [printable(text) for text in anchors.remarks()],
+            "counts": list(anchor_counts(anchors).values()),
+            "remarks": [printable(text) for text in anchor_remarks(anchors)],
         },
         "curves": curves,
     }

@@ -33,7 +33,7 @@ from mirip_fast.portfolio.ranking import (
     write_applicants,
     write_ranking,
 )
-from mirip_fast.ranking.anchors import Anchors
+from mirip_fast.ranking.anchors import Anchors, anchor_remarks, win_rates
 from mirip_fast.ranking.applicants import applicant_tiers, choose_portfolio, shared_error
 from mirip_fast.ranking.graded import column_of
 from mirip_fast.ranking.held_out import load_calibration, made_with
@@ -119,7 +119,7 @@ class RankDone:
             },
         }
         if self.anchors is not None:
-            about["anchors"] = {**self.anchors.to_dict(), "remarks": self.anchors.remarks()}
+            about["anchors"] = {**self.anchors, "remarks": anchor_remarks(self.anchors)}
         people = self.applicants
         if people is not None:
             about |= {"applicants": applicant_records(people), "portfolio": self.portfolio}
@@ -198,13 +198,13 @@ def rank_folder(
         works = works.drop(
             columns=[c for c in works.columns if c == manifest.options.by == "applicant"]
         )
-    win_rates = None
+    rates = None
     if anchors is not None:
-        rates = anchors.win_rates(scored.scores, [sha or b"" for sha in scored.outcomes["sha256"]])
-        win_rates = dict(zip(anchors.tier_names, rates.T, strict=True))
+        contents = [sha or b"" for sha in scored.outcomes["sha256"]]
+        rates = win_rates(anchors, scored.scores, contents)
     ranking = rank_scores(
         works, scored.scores, view_spread=scored.view_spread, calibration=calibration, draws=draws,
-        win_rates=win_rates, applicants=columns,
+        win_rates=rates, applicants=columns,
     )  # fmt: skip
     hashes = {
         name: sha

@@ -8,12 +8,13 @@ them can be anchors. They are the medoids of their tier.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from mirip_fast.errors import DataError, StoreError
@@ -37,146 +38,59 @@ VERSION = 1
 _MOST = 1000  # works of a tier to choose among: distances between all take 8 MB
 
 
-@dataclass(frozen=True)
-class Anchor:
-    """A graded work to compare with.
+#: What the file says: ``version``; ``source`` of the scores (``out-of-fold``, ``validation`` or ``left-out
+#: groups``); ``asked``, anchors wanted of each tier; ``held_out``, tier → held-out works of it, best first;
+#: and ``anchors``, the best tier first, of each its ``tier``, ``image_id`` (in a shared model the tier and a
+#: number), ``path`` (not in a shared model), ``sha256`` as hexadecimal digits, ``score`` in the model's unit.
+Anchors = dict[str, Any]
 
-    Attributes:
-        image_id: its id in the data; in a shared model only its tier and a number.
-        path: the image file; None in a shared model.
-        sha256: of its bytes.
-        tier: 0 is the best.
-        score: its held-out score, in the unit of the run's model.
+
+def anchor_counts(anchors: Anchors) -> dict[str, int]:
+    """Tier, best first → how many anchors it has."""
+    found = Counter(work["tier"] for work in anchors["anchors"])
+    return {tier: found[tier] for tier in anchors["held_out"]}
+
+
+def win_rates(
+    anchors: Anchors, scores: NDArray[np.floating], hashes: Sequence[bytes]
+) -> dict[str, NDArray[np.float64]]:
+    """How often works beat the anchors of each tier: those with a lower score, an equal one counts half.
+
+    No picture is compared with itself.
+
+    Args:
+        anchors: of a model.
+        scores: [n] of the works by that model.
+        hashes: [n] SHA-256 of their files.
+
+    Returns:
+        Tier → [n]; NaN where it has no anchor to compare with.
     """
+    known = pd.DataFrame(anchors["anchors"], columns=["tier", "sha256", "score"])
+    difference = np.subtract.outer(np.asarray(scores, dtype=np.float64), known["score"].to_numpy())
+    points = np.heaviside(difference, 0.5)
+    own = np.array([sha.hex() for sha in hashes], dtype=object)
+    points[np.equal.outer(own, known["sha256"].to_numpy())] = np.nan
+    rates = pd.DataFrame(points.T).groupby(known["tier"]).mean().reindex(anchors["held_out"])
+    return dict(zip(anchors["held_out"], rates.to_numpy(), strict=True))
 
-    image_id: str
-    path: Path | None
-    sha256: bytes
-    tier: int
-    score: float
 
-
-@dataclass(frozen=True)
-class Anchors:
-    """A model's anchors.
-
-    Attributes:
-        works: the best tier first.
-        tier_names: K names, best first.
-        held_out: held-out works of each tier, [K].
-        source: where their scores come from: ``out-of-fold`` or ``validation``.
-        asked: anchors wanted of each tier.
-    """
-
-    works: tuple[Anchor, ...]
-    tier_names: tuple[str, ...]
-    held_out: tuple[int, ...]
-    source: str
-    asked: int
-
-    @property
-    def counts(self) -> tuple[int, ...]:
-        """Anchors of each tier, [K]."""
-        found = np.bincount([work.tier for work in self.works], minlength=len(self.tier_names))
-        return tuple(int(count) for count in found)
-
-    def win_rates(
-        self, scores: NDArray[np.floating], hashes: Sequence[bytes]
-    ) -> NDArray[np.float64]:
-        """How often works beat the anchors of each tier: those with a lower score, an equal one counts half.
-
-        No picture is compared with itself.
-
-        Args:
-            scores: [n] of the works by the anchors' model.
-            hashes: [n] SHA-256 of their files.
-
-        Returns:
-            [n, K]; NaN for tiers without an anchor to compare with.
-        """
-        of_tier = np.eye(len(self.tier_names))[[work.tier for work in self.works]]  # [a, K]
-        own = np.array([work.score for work in self.works], dtype=np.float64)
-        difference = np.subtract.outer(np.asarray(scores, dtype=np.float64), own)
-        wins = np.heaviside(difference, 0.5)
-        same = np.equal.outer(
-            np.array(hashes, dtype=object), np.array([w.sha256 for w in self.works], dtype=object)
+def anchor_remarks(anchors: Anchors) -> list[str]:
+    """What a reader of the win rates has to know, in sentences."""
+    counts, said = anchor_counts(anchors), []
+    absent = [name for name, count in counts.items() if not count]
+    if absent:
+        said.append(
+            f"No held-out work is of tier {', '.join(absent)}: nothing is compared with it."
         )
-        other = 1.0 - same.astype(np.float64)
-        compared = other @ of_tier
-        rates: NDArray[np.float64] = np.full(compared.shape, np.nan)
-        np.divide((wins * other) @ of_tier, compared, out=rates, where=compared > 0)
-        return rates
-
-    def shareable(self) -> Anchors:
-        """The same without names and files of the works."""
-        works = [
-            replace(work, image_id=f"{self.tier_names[work.tier]} {number}", path=None)
-            for number, work in enumerate(self.works, 1)
-        ]
-        return replace(self, works=tuple(works))
-
-    def remarks(self) -> list[str]:
-        """What a reader of the win rates has to know, in sentences."""
-        named = list(zip(self.tier_names, self.counts, strict=True))
-        said = []
-        absent = [name for name, count in named if not count]
-        if absent:
-            said.append(
-                f"No held-out work is of tier {', '.join(absent)}: nothing is compared with it."
-            )
-        few = [f"{name} ({count})" for name, count in named if 0 < count < self.asked]
-        if few:
-            said.append(
-                f"Fewer than {self.asked} held-out works are there of tier {', '.join(few)}: all are "
-                "anchors, and its win rates are rough."
-            )
-        return said
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return {
-            "version": VERSION,
-            "source": self.source,
-            "asked": self.asked,
-            "held_out": dict(zip(self.tier_names, self.held_out, strict=True)),
-            "anchors": [
-                {
-                    "tier": self.tier_names[work.tier],
-                    "image_id": work.image_id,
-                    **({} if work.path is None else {"path": str(work.path)}),
-                    "sha256": work.sha256.hex(),
-                    "score": work.score,
-                }
-                for work in self.works
-            ],
-        }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Anchors:
-        """The inverse of :meth:`to_dict`.
-
-        Raises:
-            ValueError: another version, or an entry is missing or wrong.
-        """
-        if values.get("version") != VERSION:
-            raise ValueError(f"version {values.get('version')!r}, where {VERSION} is understood")
-        try:
-            names = tuple(str(name) for name in values["held_out"])
-            return cls(
-                works=tuple(
-                    Anchor(
-                        str(work["image_id"]), Path(work["path"]) if "path" in work else None,
-                        bytes.fromhex(work["sha256"]), names.index(work["tier"]), float(work["score"]),
-                    )
-                    for work in values["anchors"]
-                ),
-                tier_names=names,
-                held_out=tuple(int(count) for count in values["held_out"].values()),
-                source=str(values["source"]),
-                asked=int(values["asked"]),
-            )  # fmt: skip
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"an entry is missing or wrong ({error!r})") from error
+    asked = anchors["asked"]
+    few = [f"{name} ({count})" for name, count in counts.items() if 0 < count < asked]
+    if few:
+        said.append(
+            f"Fewer than {asked} held-out works are there of tier {', '.join(few)}: all are "
+            "anchors, and its win rates are rough."
+        )
+    return said
 
 
 def write_anchors(
@@ -218,14 +132,22 @@ def write_anchors(
             rows = read_features(store, shas, info.features, info.views[:1])[:, 0]
             members = members[find_medoids(rows, asked)]
         chosen += members.tolist()
-    works = tuple(
-        Anchor(
-            held_out.ids[i], held_out.paths[i], hashes[held_out.ids[i]],
-            int(held_out.tier_codes[i]), float(held_out.scores[i]),
-        )
-        for i in chosen
-    )  # fmt: skip
-    anchors = Anchors(works, info.tiers, tuple(counts.tolist()), held_out.held_out_by, asked)
+    anchors: Anchors = {
+        "version": VERSION,
+        "source": held_out.held_out_by,
+        "asked": asked,
+        "held_out": dict(zip(info.tiers, counts.tolist(), strict=True)),
+        "anchors": [
+            {
+                "tier": info.tiers[held_out.tier_codes[i]],
+                "image_id": held_out.ids[i],
+                "path": str(held_out.paths[i]),
+                "sha256": hashes[held_out.ids[i]].hex(),
+                "score": float(held_out.scores[i]),
+            }
+            for i in chosen
+        ],
+    }
     try:
         save_anchors(model.checkpoint, anchors)
     except PermissionError as error:  # a run that others may only read can still be used
@@ -233,10 +155,17 @@ def write_anchors(
     return anchors
 
 
-def save_anchors(model: Path, anchors: Anchors) -> None:
-    """Write anchors.json beside the model file that they are for."""
-    about = {"model": model.name, "model_sha256": sha256_of(model)}
-    write_json(model.with_name(ANCHORS_FILE), {**about, **anchors.to_dict()})
+def save_anchors(model: Path, anchors: Anchors, *, shared: bool = False) -> None:
+    """Write anchors.json beside the model file that they are for; ``shared``: without the works' names."""
+    about = {"model": model.name, "model_sha256": sha256_of(model), **anchors}
+    if shared:
+        about["anchors"] = [
+            {**work, "image_id": f"{work['tier']} {number}"}
+            for number, work in enumerate(anchors["anchors"], 1)
+        ]
+        for work in about["anchors"]:
+            work.pop("path", None)
+    write_json(model.with_name(ANCHORS_FILE), about)
 
 
 def find_anchors(model: ScoreModel, cache_dir: Path, asked: int | None = None) -> Anchors:
@@ -253,12 +182,12 @@ def find_anchors(model: ScoreModel, cache_dir: Path, asked: int | None = None) -
         StoreError: anchors have to be chosen, and the features for that are not in the cache.
     """
     kept = _kept(model)
-    if kept is not None and asked in (None, kept.asked):
+    if kept is not None and asked in (None, kept["asked"]):
         return kept
-    if kept is not None and any(work.path is None for work in kept.works):
+    if kept is not None and any("path" not in work for work in kept["anchors"]):
         raise DataError(
-            f"--anchors {asked}: a shared model keeps {kept.asked} of each tier, and has no graded works to "
-            "choose others among; leave --anchors out"
+            f"--anchors {asked}: a shared model keeps {kept['asked']} of each tier, and has no graded works "
+            "to choose others among; leave --anchors out"
         )
     images, held_out = _graded(model)
     try:
@@ -269,7 +198,7 @@ def find_anchors(model: ScoreModel, cache_dir: Path, asked: int | None = None) -
             "--tiers: the features of the graded works, among which anchors are chosen, are not all in "
             f"the cache ({error}). "
             + (
-                f"Without --anchors the {kept.asked} of each tier that are kept are used. "
+                f"Without --anchors the {kept['asked']} of each tier that are kept are used. "
                 if kept
                 else ""
             )
@@ -338,7 +267,12 @@ def _kept(model: ScoreModel) -> Anchors | None:
         values = read_json(path)
         if values.get("model_sha256") != sha256_of(model.checkpoint):
             return None
-        return Anchors.from_dict(values)
+        if values.get("version") != VERSION:
+            raise ValueError(f"version {values.get('version')!r}, where {VERSION} is understood")
+        try:
+            return _checked(values)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"an entry is missing or wrong ({error!r})") from error
     except (OSError, ValueError) as error:
         raise DataError(
             f"{path} cannot be read: {error}. Anchors are chosen again once it is removed and "
@@ -346,13 +280,21 @@ def _kept(model: ScoreModel) -> Anchors | None:
         ) from error
 
 
-IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float64]
+def _checked(values: Mapping[str, Any]) -> Anchors:
+    """The entries of a file; raises a plain error where one is missing or wrong."""
+    anchors = {name: values[name] for name in ("version", "source", "asked", "held_out", "anchors")}
+    anchors["asked"] = int(anchors["asked"])
+    anchors["held_out"] = {str(tier): int(n) for tier, n in anchors["held_out"].items()}
+    for work in anchors["anchors"]:
+        anchors["held_out"][work["tier"]], work["image_id"], bytes.fromhex(work["sha256"])
+        work["score"] = float(work["score"])
+    return anchors
+
 
 _LEAST_GAIN = 1e-9  # of the sum of distances; less is rounding
 
 
-def find_medoids(rows: NDArray[np.floating], k: int) -> IntArray:
+def find_medoids(rows: NDArray[np.floating], k: int) -> NDArray[np.int64]:
     """Choose k rows so that the sum of distances of all rows to the nearest of them is small.
 
     The distance is 1 − cosine. PAM (Kaufman and Rousseeuw 1990, Finding Groups in Data, chapter 2): BUILD
@@ -373,10 +315,10 @@ def find_medoids(rows: NDArray[np.floating], k: int) -> IntArray:
     vectors = unit(rows).astype(np.float64)
     distances = np.maximum(1 - vectors @ vectors.T, 0)
 
-    def sums(chosen: IntArray) -> FloatArray:
+    def sums(chosen: NDArray[np.int64]) -> NDArray[np.float64]:
         """[n] the sum of distances with each row beside the chosen ones; infinite for those."""
         nearest = distances[:, chosen].min(axis=1, initial=np.inf)
-        total: FloatArray = np.minimum(distances, nearest[:, None]).sum(axis=0)
+        total: NDArray[np.float64] = np.minimum(distances, nearest[:, None]).sum(axis=0)
         total[chosen] = np.inf
         return total
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,31 +26,12 @@ from mirip_fast.training.run_folder import SPLIT_FILE, Run, find_runs
 MOST = 2_000
 
 
-@dataclass(frozen=True)
-class Baseline:
-    """What a model is compared with on the evaluated images.
-
-    Attributes:
-        name: ``chance``, ``ridge`` or ``last run``.
-        what: in words.
-        difference: the model's pairwise accuracy minus this one's (−1 … 1), inside the within column's values
-            if there is one; None if unknown.
-        interval: of it, both on the same resampled groups; None if unknown.
-        unknown: why it cannot be said which is better; None where it can.
-    """
-
-    name: str
-    what: str
-    difference: float | None = None
-    interval: Interval | None = None
-    unknown: str | None = None
-
-    @property
-    def word(self) -> str:
-        """``better``, ``worse``, or ``even`` where the interval holds both; ``unknown``."""
-        if self.interval is None:
-            return "unknown"
-        return "better" if self.interval.low > 0 else "worse" if self.interval.high < 0 else "even"
+#: What a model is compared with on the evaluated images: its ``name`` (``chance``, ``ridge`` or ``last run``)
+#: and ``what`` it is in words; the ``difference`` of the model's pairwise accuracy to its (−1 … 1), inside
+#: the within column's values if there is one, and its ``interval``, both on the same resampled groups, None
+#: if unknown; why it cannot be said which is better (``unknown``), None where it can; and in a ``word``:
+#: ``better``, ``worse``, ``even`` where the interval holds both, ``unknown``.
+Baseline = dict[str, Any]
 
 
 def baselines_text(baselines: Sequence[Baseline]) -> str:
@@ -63,12 +44,13 @@ def baselines_text(baselines: Sequence[Baseline]) -> str:
     said: dict[str, list[str]] = {}
     unknown: dict[str, list[str]] = {}
     for baseline in baselines:
-        if baseline.difference is None or baseline.interval is None:
-            unknown.setdefault(baseline.unknown or "", []).append(baseline.what)
+        interval: Interval | None = baseline["interval"]
+        if interval is None:
+            unknown.setdefault(baseline["unknown"], []).append(baseline["what"])
             continue
-        points = (baseline.difference, baseline.interval.low, baseline.interval.high)
+        points = (baseline["difference"], interval.low, interval.high)
         shown = "{:+.1f} points, {:+.1f} to {:+.1f}".format(*(100 * point for point in points))
-        said.setdefault(words[baseline.word], []).append(f"{baseline.what} ({shown})")
+        said.setdefault(words[baseline["word"]], []).append(f"{baseline['what']} ({shown})")
     parts = [f"{word} {' and '.join(what)}" for word, what in said.items()]
     sentences = [f"The model is {'; '.join(parts)}."] if parts else []
     for why, what in unknown.items():
@@ -98,41 +80,56 @@ def compare_with_baselines(
     if interval is not None:
         interval = dataclasses.replace(interval, low=interval.low - 0.5, high=interval.high - 0.5)
     cache_dir = Path(config.embed.cache_dir)
-    chance = _told(Baseline("chance", "chance", accuracy - 0.5, interval), config)
-    ridge = Baseline("ridge", "a ridge regression on the same features")
-    last = Baseline("last run", "the last run before it")
+    rounds = config.evaluate.bootstrap_rounds
+
+    def baseline(
+        name: str,
+        what: str,
+        difference: float | None = None,
+        found: Interval | None = None,
+        unknown: str | None = None,
+    ) -> Baseline:
+        word = "unknown"
+        if found is not None:
+            word = "better" if found.low > 0 else "worse" if found.high < 0 else "even"
+        elif unknown is None:
+            why = "too few groups in each tier" if rounds else "no bootstrap rounds"
+            unknown = f"with {why}"
+        return {
+            "name": name, "what": what, "difference": difference, "interval": found,
+            "unknown": unknown, "word": word,
+        }  # fmt: skip
+
+    ridge = "ridge", "a ridge regression on the same features"
+    last = "last run", "the last run before it"
     if report.seen:
         why = f"as the model had learned from {report.seen} of the evaluated works"
-        unknown = Baseline("chance", "chance"), ridge, last
-        return tuple(dataclasses.replace(baseline, unknown=why) for baseline in unknown)
+        return tuple(baseline(*each, unknown=why) for each in (("chance", "chance"), ridge, last))
 
-    def against(baseline: Baseline, score: Callable[[], NDArray[np.floating]]) -> Baseline:
+    def against(name: str, what: str, score: Callable[[], NDArray[np.floating]]) -> Baseline:
         try:
             done = paired_bootstrap(
                 report.scores, score(), report.tiers,
                 works.groups,
                 within=report.within, finer=not report.tier_names,
                 grades=works.grades if report.by_grader else None,
-                rounds=config.evaluate.bootstrap_rounds,
+                rounds=rounds,
             )  # fmt: skip
         except MiripError as error:
-            return dataclasses.replace(baseline, unknown=f"as {error}".rstrip("."))
-        difference, found = done["difference"], done["interval"]
-        return _told(dataclasses.replace(baseline, difference=difference, interval=found), config)
+            return baseline(name, what, unknown=f"as {error}".rstrip("."))
+        return baseline(name, what, done["difference"], done["interval"])
 
-    ridge = against(ridge, lambda: _ridge_scores(model, works, cache_dir))
-    if not own_test:
-        return (
-            chance,
-            ridge,
-            dataclasses.replace(last, unknown="as it may have learned from these works"),
-        )
-    run = _run_before(Run(model.checkpoint.parent), model, works)
+    found = [
+        baseline("chance", "chance", accuracy - 0.5, interval),
+        against(*ridge, lambda: _ridge_scores(model, works, cache_dir)),
+    ]
+    run = _run_before(Run(model.checkpoint.parent), model, works) if own_test else None
     if run is None:
         why = "as there is none on the same data with the same test works"
-        return chance, ridge, dataclasses.replace(last, unknown=why)
-    last = dataclasses.replace(last, what=f"the last run before it, {run.path.name}")
-    return chance, ridge, against(last, lambda: _cached_scores(run, works, cache_dir))
+        why = why if own_test else "as it may have learned from these works"
+        return (*found, baseline(*last, unknown=why))
+    what = f"the last run before it, {run.path.name}"
+    return (*found, against("last run", what, lambda: _cached_scores(run, works, cache_dir)))
 
 
 def ridge_scores(
@@ -166,15 +163,6 @@ def ridge_scores(
             best, weights = error, vectors @ (turned / (values + penalty))
     result: NDArray[np.float64] = ((new - centre) / scale) @ (x.T @ weights)
     return result
-
-
-def _told(baseline: Baseline, config: Config) -> Baseline:
-    if baseline.interval is not None:
-        return baseline
-    why = (
-        "too few groups in each tier" if config.evaluate.bootstrap_rounds else "no bootstrap rounds"
-    )
-    return dataclasses.replace(baseline, unknown=f"with {why}")
 
 
 def _ridge_scores(model: ScoreModel, works: GradedImages, cache_dir: Path) -> NDArray[np.float64]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +102,7 @@ class Evaluation:
         path = path or self.path
         about = {"checkpoint": str(self.model.checkpoint), **more, **self.report.to_dict()}
         if self.baselines:
-            about["baselines"] = [{**asdict(b), "word": b.word} for b in self.baselines]
+            about["baselines"] = plain(self.baselines)
         if self.report.agreement is not None:
             about["agreement"] = self.report.agreement.to_dict()
         write_json(path, about)
@@ -289,57 +289,21 @@ def _evaluation(
     return Evaluation(report, path, images, model, about, within, baselines)
 
 
-@dataclass(frozen=True)
-class SideBySide:
-    """Runs beside each other, in the order given; differences are from the first one.
-
-    Attributes:
-        split, n_images: of what they are evaluated on.
-        rows: per run its folder's name ``run``, pairwise ``accuracy`` (0–1) and its ``interval`` (None means
-            unknown), the ``difference`` on the same resamples (None for the first run), and the
-            ``seconds_per_epoch`` of its training (None where its history is gone).
-    """
-
-    split: str
-    n_images: int
-    rows: tuple[dict[str, Any], ...]
-
-    def to_table(self) -> str:
-        """Text for a terminal."""
-        headers = [
-            *("run", "pairwise accuracy", "95 % interval"),
-            *("minus the first", "95 % interval", "s per epoch"),
-        ]
-        cells = [
-            [
-                row["run"],
-                f"{row['accuracy']:.4f}",
-                span(row["interval"]),
-                "" if (apart := row["difference"]) is None else f"{apart['difference']:+.4f}",
-                "" if apart is None else span(apart["interval"], "+"),
-                "" if (spent := row["seconds_per_epoch"]) is None else f"{spent:.2f}",
-            ]
-            for row in self.rows
-        ]
-        head = f"{self.split.capitalize()} split, {self.n_images} images, the same for all runs"
-        return f"{head}\n\n{format_table(headers, cells, 'lrlrlr')}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return {
-            "split": self.split,
-            "n_images": self.n_images,
-            "rows": plain(self.rows),
-        }
-
-
-def evaluate_side_by_side(models: Sequence[ScoreModel], split: str, config: Config) -> SideBySide:
+def evaluate_side_by_side(
+    models: Sequence[ScoreModel], split: str, config: Config
+) -> tuple[str, dict[str, Any]]:
     """Evaluate several models on one split, which has to be the same in all their runs.
 
     Args:
         models: at least two.
         split: train, val or test.
         config: the sections evaluate, embed and runtime are used.
+
+    Returns:
+        A table as text, and in plain types ``split``, ``n_images`` and ``rows``: per run, in the order given,
+        its folder's name ``run``, pairwise ``accuracy`` (0–1) and its ``interval`` (None means unknown), the
+        ``difference`` to the first one on the same resamples (None for that), and the ``seconds_per_epoch``
+        of its training (None where its history is gone).
 
     Raises:
         DataError: their splits differ, so that one may have learnt from what another is evaluated on.
@@ -349,6 +313,7 @@ def evaluate_side_by_side(models: Sequence[ScoreModel], split: str, config: Conf
     for model, part in zip(models[1:], parts[1:], strict=True):
         _require_same(models[0], first, model, part, split)
     rows: list[dict[str, Any]] = []
+    cells: list[list[str]] = []
     tiers, groups = first.order, first.groups
     within = config.evaluate.within
     codes = None if within is None else codes_of(first.column(within))
@@ -372,14 +337,26 @@ def evaluate_side_by_side(models: Sequence[ScoreModel], split: str, config: Conf
         interval = report.within_accuracy_interval if inside else report.pairwise_accuracy_interval
         assert accuracy is not None
         seconds = [float(row["epoch_seconds"]) for row in run.history() if row.get("epoch_seconds")]
+        spent = float(np.mean(seconds)) if seconds else None
         rows.append(
             {
                 "run": run.path.name, "accuracy": accuracy, "interval": interval,
-                "difference": difference,
-                "seconds_per_epoch": float(np.mean(seconds)) if seconds else None,
+                "difference": difference, "seconds_per_epoch": spent,
             }
         )  # fmt: skip
-    return SideBySide(split, len(first), tuple(rows))
+        cells.append([
+            run.path.name, f"{accuracy:.4f}", span(interval),
+            "" if difference is None else f"{difference['difference']:+.4f}",
+            "" if difference is None else span(difference["interval"], "+"),
+            "" if spent is None else f"{spent:.2f}",
+        ])  # fmt: skip
+    headers = [
+        *("run", "pairwise accuracy", "95 % interval"),
+        *("minus the first", "95 % interval", "s per epoch"),
+    ]
+    head = f"{split.capitalize()} split, {len(first)} images, the same for all runs"
+    text = f"{head}\n\n{format_table(headers, cells, 'lrlrlr')}"
+    return text, {"split": split, "n_images": len(first), "rows": plain(rows)}
 
 
 def _part(model: ScoreModel, split: str, config: Config) -> GradedImages:

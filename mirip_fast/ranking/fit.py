@@ -7,6 +7,7 @@ import copy
 import logging
 import math
 import time
+from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -18,7 +19,7 @@ from mirip_fast.errors import CheckpointError, TrainingError
 from mirip_fast.models.checkpoint import save_checkpoint
 from mirip_fast.models.head import RankingHead
 from mirip_fast.ranking.graded import GradedImages
-from mirip_fast.ranking.objective import DeviceRows, Judged, Objective, epoch_generator
+from mirip_fast.ranking.objective import DeviceRows, Objective, epoch_generator
 from mirip_fast.ranking.rows import Rows
 from mirip_fast.runtime import cpu_threads, set_seed
 from mirip_fast.training.optim import (
@@ -139,25 +140,23 @@ class HeadFit:
             self.epoch += 1
             self.averaging.after_epoch(self.epoch)
             judged = cast(RankingHead, self.averaging.kept)
-            val = self._judge(judged, self.val)
-            is_best = self.stopping.update(val.accuracy, self.epoch)
+            val = self._judge("val", judged, self.val)
+            is_best = self.stopping.update(val["val/accuracy"], self.epoch)
             if self.epoch == self.config.train.swa_start:
                 self.stopping.waited = 0  # the average is a new start
             if run is None:  # nobody is told how the training images are ordered
                 self.best = copy.deepcopy(self.checkpoint()) if is_best else self.best
                 continue
-            train = self._judge(judged, self._train_sample)
             values = {
-                "train/loss": train_loss,
-                **_accuracies("train", train),
-                "val/loss": val.loss,
-                **_accuracies("val", val),
+                **self._judge("train", judged, self._train_sample),
+                "train/loss": train_loss,  # of the whole epoch, and not of the sample
+                **val,
                 "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
                 "epoch_seconds": time.monotonic() - epoch_started,
             }
             run.append_history({"epoch": self.epoch, **values})
             trackers.log(values, self.epoch)
-            self._log(train_loss, train, val, is_best)
+            self._log(values, is_best)
             self._save(run, is_best)
         return {
             "epochs": self.epoch,
@@ -173,16 +172,18 @@ class HeadFit:
             return True
         return self.stopping.should_stop and self.epoch >= self.config.train.swa_start
 
-    def _log(self, train_loss: float, train: Judged, val: Judged, is_best: bool) -> None:
+    def _log(self, values: Mapping[str, float], is_best: bool) -> None:
+        of_tiers = values.get("val/tier_accuracy")
         log.info(
             "epoch %3d/%d  loss %.4f  accuracy %.4f  val loss %.4f  val accuracy %.4f%s%s",
             self.epoch,
             self.preset.epochs,
-            train_loss,
-            train.accuracy,
-            val.loss,
-            val.accuracy,
-            "" if val.tier_accuracy is None else f" (of tiers {val.tier_accuracy:.4f})",
+            *(
+                values[f"{split}/{what}"]
+                for split in ("train", "val")
+                for what in ("loss", "accuracy")
+            ),
+            "" if of_tiers is None else f" (of tiers {of_tiers:.4f})",
             "  best" if is_best else "",
         )
 
@@ -238,10 +239,12 @@ class HeadFit:
                 self.averaging.after_step()
         return float(np.mean(losses))
 
-    def _judge(self, head: RankingHead, rows: DeviceRows) -> Judged:
-        judged = self.objective.judge(head, rows)
-        self._require_finite(judged.loss, self.epoch)
-        return judged
+    def _judge(self, split: str, head: RankingHead, rows: DeviceRows) -> dict[str, float]:
+        """Loss and accuracies of rows, under the names of the history."""
+        loss, accuracy, of_tiers = self.objective.judge(head, rows)
+        self._require_finite(loss, self.epoch)
+        values = {f"{split}/loss": loss, f"{split}/accuracy": accuracy}
+        return values if of_tiers is None else {**values, f"{split}/tier_accuracy": of_tiers}
 
     def _require_finite(self, loss: float, epoch: int) -> None:
         if not math.isfinite(loss):
@@ -285,14 +288,6 @@ class HeadFit:
         except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"the checkpoint does not fit this run: {error}") from error
         self.epoch = int(checkpoint["epoch"])
-
-
-def _accuracies(split: str, judged: Judged) -> dict[str, float]:
-    """A split's accuracies under the names of the history."""
-    values = {f"{split}/accuracy": judged.accuracy}
-    if judged.tier_accuracy is not None:
-        values[f"{split}/tier_accuracy"] = judged.tier_accuracy
-    return values
 
 
 def fit_quietly(

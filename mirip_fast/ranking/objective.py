@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,23 +139,6 @@ def _at_a_time(features: torch.Tensor) -> int:
     return max(16, min(most, _NUMBERS // features.shape[-1]))
 
 
-@dataclass(frozen=True)
-class Judged:
-    """How a head does on the rows of one split.
-
-    Attributes:
-        loss: mean over the pairs.
-        accuracy: share (0–1) of the pairs in the right order: of judged pairs by their weight, ties left
-            aside; else of all pairs or, with a within column, of those inside it. NaN without a pair.
-        tier_accuracy: the same of pairs of different tiers, where ``accuracy`` is of other pairs and the
-            images have tiers.
-    """
-
-    loss: float
-    accuracy: float
-    tier_accuracy: float | None
-
-
 class Objective:
     """The pairs that a head learns from, and how well it orders them.
 
@@ -170,49 +152,40 @@ class Objective:
 
     def __init__(self, config: TrainConfig, train: Rows):
         self.loss = make_loss(config)
-        self._pairs = train.pairs
-        self._partners: PartnerDraw | None = None
-        self._grading: NDArray[np.int64] | None = (
-            None  # image of each grading that partners are drawn for
-        )
+        # Where pairs are drawn: labels and the codes inside which pairs count, of images or of the gradings
+        # of images by several graders, then with the image of each grading.
+        self._drawn_of: tuple[NDArray[Any], NDArray[np.int64] | None] | None = None
+        self._grading: NDArray[np.int64] | None = None
         if config.pairs == SAMPLED and train.grades is not None:
             place, tiers, inside, _ = (t.numpy() for t in by_grader(*_graded(train)))
-            self._grading, self._partners = place, PartnerDraw(-tiers, inside)
+            self._grading, self._drawn_of = place, (-tiers, inside)
         elif config.pairs == SAMPLED:
-            self._partners = PartnerDraw(
-                -train.tiers if config.label == "tier" else _labels(train, self.loss), train.within
-            )
-        self._images = len(train)
+            labels = -train.tiers if config.label == "tier" else _labels(train, self.loss)
+            self._drawn_of = labels, train.within
         self._sets: list[NDArray[np.int64]] | None = None
         if train.sets is not None:
-            if self._partners is not None:
+            if self._drawn_of is not None:
                 raise ConfigError(
                     "--pairs sampled draws pairs of works; applicants were graded: leave it out"
                 )
-            order = np.argsort(train.sets, kind="stable")
-            self._sets = np.split(
-                order, np.cumsum(np.unique(train.sets, return_counts=True)[1])[:-1]
-            )
-            self._images = len(self._sets)
-
-    @property
-    def units(self) -> int:
-        """What an epoch has of what a batch is counted in: images, sets of them, or pairs."""
-        if self._pairs is not None:
-            return len(self._pairs)
-        return self._images if self._partners is None else len(self._partners)
+            self._sets = [np.flatnonzero(train.sets == number) for number in np.unique(train.sets)]
+        #: What an epoch has of what a batch is counted in: images, sets of them, or pairs.
+        self.units = len(train if self._sets is None else self._sets)
+        if train.pairs is not None:
+            self.units = len(train.pairs)
+        elif self._drawn_of is not None:
+            self.units = len(draw_partners(*self._drawn_of, np.random.default_rng(0)))
 
     def batches(self, batch_size: int, rng: np.random.Generator) -> list[NDArray[np.int64]]:
         """An epoch's batches: images [B] (of whole sets where these are graded), drawn pairs [B, 2], or
         numbers of judged pairs [B]."""
         if self._sets is not None:
-            drawn_sets = image_batches(self.units, batch_size, rng)
-            return [np.concatenate([self._sets[i] for i in batch]) for batch in drawn_sets]
-        if self._partners is None:
-            return list(image_batches(self.units, batch_size, rng))
-        drawn = self._partners.draw(rng)
-        drawn = drawn if self._grading is None else self._grading[drawn]
-        return np.array_split(drawn, max(1, -(-len(drawn) // batch_size)))
+            of_sets = _split(rng.permutation(self.units), batch_size)
+            return [np.concatenate([self._sets[i] for i in batch]) for batch in of_sets]
+        if self._drawn_of is None:
+            return _split(rng.permutation(self.units), batch_size)
+        drawn = draw_partners(*self._drawn_of, rng)
+        return _split(drawn if self._grading is None else self._grading[drawn], batch_size)
 
     def batch_loss(
         self,
@@ -240,44 +213,41 @@ class Objective:
         scores = score_one_view(head, rows, images.reshape(-1), rng).view(-1, 2)
         return self._listed(scores, label, weight)
 
-    def judge(self, head: RankingHead, rows: DeviceRows) -> Judged:
-        """How a head does on rows, nothing learned."""
-        scores = score_rows(head, rows.features)
+    def judge(self, head: RankingHead, rows: DeviceRows) -> tuple[float, float, float | None]:
+        """How a head does on the rows of one split, nothing learned.
+
+        Returns:
+            The loss, the mean over the pairs; the accuracy, the share (0–1) of the pairs in the right order:
+            of judged pairs by their weight, ties left aside; else of all pairs or, with a within column, of
+            those inside it; NaN without a pair; and the same of pairs of different tiers, where the accuracy
+            is of other pairs and the images have tiers.
+        """
+        scores, of_tiers = score_rows(head, rows.features), self.loss.label == "tier"
         if rows.pairs is not None:
             images, label, weight = rows.pairs
             accuracy = _listed_accuracy(scores[images], label, weight)
-            if accuracy is not None:
+            if not math.isnan(accuracy):
                 loss = self._listed(scores[images], label, weight)
-                return Judged(float(loss), accuracy, _accuracy(scores, rows.tiers, None))
+                return float(loss), accuracy, _accuracy(scores, rows.tiers, None)
         if rows.grades is not None:
             place, tiers, inside, weights = by_grader(rows.grades, rows.within)
             loss = self.loss(scores[place], tiers, inside, weights)
             found = _accuracy(scores[place], tiers, inside)
-            return Judged(float(loss), math.nan if found is None else found, None)
+            return float(loss), math.nan if found is None else found, None
         scores, rows = rows.by_set(scores)
         # Judged pairs are few, and may all lie elsewhere: then the tiers are what is left to judge by.
         loss = self.loss(scores, _labels(rows, self.loss), rows.within)
-        by_tier = _accuracy(scores, rows.tiers, rows.within)
-        if self.loss.label == "tier":
-            return Judged(float(loss), math.nan if by_tier is None else by_tier, None)
-        assert rows.tier_scores is not None
-        order = torch.from_numpy(ranks(rows.tier_scores.cpu().numpy()))
-        found = _accuracy(scores, order, rows.within, finer=True)
-        return Judged(float(loss), math.nan if found is None else found, by_tier)
+        by_tier = found = _accuracy(scores, rows.tiers, rows.within)
+        if rows.tier_scores is not None and not of_tiers:
+            order = torch.from_numpy(ranks(rows.tier_scores.cpu().numpy()))
+            found = _accuracy(scores, order, rows.within, finer=True)
+        return float(loss), math.nan if found is None else found, None if of_tiers else by_tier
 
     def _listed(
         self, scores: torch.Tensor, label: torch.Tensor, weight: torch.Tensor | None
     ) -> torch.Tensor:
-        loss = self.loss
-        return pair_loss(
-            scores[:, 0],
-            scores[:, 1],
-            label,
-            kind=loss.kind,
-            margin=loss.margin,
-            label_smoothing=loss.label_smoothing,
-            weight=weight,
-        )
+        how = {name: getattr(self.loss, name) for name in ("kind", "margin", "label_smoothing")}
+        return pair_loss(scores[:, 0], scores[:, 1], label, weight=weight, **how)
 
 
 def by_grader(
@@ -299,48 +269,43 @@ def by_grader(
     return place, grades[there], inside, weight
 
 
-class PartnerDraw:
+def draw_partners(
+    labels: NDArray[np.generic], within: NDArray[np.int64] | None, rng: np.random.Generator
+) -> NDArray[np.int64]:
     """The classic recipe's epoch: for every image one partner, drawn uniformly from those it differs from.
 
     Args:
         labels: [n], higher is better; two images of different labels are a pair.
         within: [n] integers; only images of the same value are a pair. None: all.
+        rng: draws.
+
+    Returns:
+        [p, 2] indices in random order, the better image first; images without a partner draw none.
     """
-
-    def __init__(self, labels: NDArray[np.generic], within: NDArray[np.int64] | None = None):
-        label = np.unique(labels, return_inverse=True)[1]
-        group = np.unique(np.zeros(len(label)) if within is None else within, return_inverse=True)[
-            1
-        ]
-        # Each group's images lie together, and in it those of one label, which are not its partners.
-        self._order = np.lexsort((label, group))
-        group, block = (codes[self._order] for codes in (group, group * (len(label) + 1) + label))
-        self._start = np.searchsorted(group, group)
-        self._worse = np.searchsorted(block, block) - self._start
-        self._alike = np.searchsorted(block, block, side="right") - self._start - self._worse
-        self._partners = np.searchsorted(group, group, side="right") - self._start - self._alike
-        self._drawing = np.flatnonzero(self._partners)
-
-    def __len__(self) -> int:
-        return len(self._drawing)
-
-    def draw(self, rng: np.random.Generator) -> NDArray[np.int64]:
-        """[p, 2] indices in random order, the better image first; images without a partner draw none."""
-        place = self._drawing
-        number = (rng.random(len(place)) * self._partners[place]).astype(np.int64)
-        wins = number < self._worse[place]
-        other = self._start[place] + number + np.where(wins, 0, self._alike[place])
-        image, partner = self._order[place], self._order[other]
-        pairs = np.stack([np.where(wins, image, partner), np.where(wins, partner, image)], axis=1)
-        return pairs[rng.permutation(len(pairs))]
+    label = np.unique(labels, return_inverse=True)[1]
+    group = np.unique(np.zeros(len(label)) if within is None else within, return_inverse=True)[1]
+    # Each group's images lie together, and in it those of one label, which are not its partners.
+    order = np.lexsort((label, group))
+    group, block = (codes[order] for codes in (group, group * (len(label) + 1) + label))
+    start = np.searchsorted(group, group)
+    worse = np.searchsorted(block, block) - start
+    alike = np.searchsorted(block, block, side="right") - start - worse
+    partners = np.searchsorted(group, group, side="right") - start - alike
+    place = np.flatnonzero(partners)
+    number = (rng.random(len(place)) * partners[place]).astype(np.int64)
+    wins = number < worse[place]
+    other = start[place] + number + np.where(wins, 0, alike[place])
+    image, partner = order[place], order[other]
+    pairs = np.stack([np.where(wins, image, partner), np.where(wins, partner, image)], axis=1)
+    return pairs[rng.permutation(len(pairs))]
 
 
-def image_batches(n: int, batch_size: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
-    """All n images in random order, in batches of nearly equal size, none larger than ``batch_size``.
+def _split(drawn: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
+    """Batches of nearly equal size, none larger than ``batch_size``.
 
     Equal sizes, because a small last batch would have few pairs and the same say as the others.
     """
-    yield from np.array_split(rng.permutation(n), max(1, -(-n // batch_size)))
+    return np.array_split(drawn, max(1, -(-len(drawn) // batch_size)))
 
 
 def epoch_generator(seed: int, epoch: int) -> np.random.Generator:
@@ -457,11 +422,8 @@ def _accuracy(
     return float(right / pairs) if pairs else None
 
 
-def _listed_accuracy(
-    scores: torch.Tensor, label: torch.Tensor, weight: torch.Tensor
-) -> float | None:
-    """Share (0–1), by weight, of pairs [p, 2] in the right order; ties are left aside, equal scores ½."""
+def _listed_accuracy(scores: torch.Tensor, label: torch.Tensor, weight: torch.Tensor) -> float:
+    """Share (0–1), by weight, of pairs [p, 2] in the right order, ties left aside, equal scores ½; or NaN."""
     verdict = label.cpu().double()
     margins = (scores[:, 0] - scores[:, 1]).detach().cpu().double() * verdict
-    found = listed_accuracy(margins.numpy(), (weight.cpu().double() * verdict.abs()).numpy())
-    return None if math.isnan(found) else found
+    return listed_accuracy(margins.numpy(), (weight.cpu().double() * verdict.abs()).numpy())

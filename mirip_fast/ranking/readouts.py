@@ -20,7 +20,6 @@ import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -159,23 +158,10 @@ def left_out_together(groups: Sequence[str | None], seed: int) -> list[str | Non
     return names
 
 
-@dataclass(frozen=True)
-class _Fitted:
-    """One readout: what scores, and its held-out scores [n] of the works learned from.
-
-    Attributes:
-        name: as asked for.
-        features: the kinds that it looks at.
-        members: the mean of their scores is the score.
-        held_out: in its unit; by the other groups (a Gaussian process) or the other folds (heads).
-        compared: the same by the folds that all readouts share.
-    """
-
-    name: str
-    features: str
-    members: tuple[TrainedHead, ...]
-    held_out: NDArray[np.float64]
-    compared: NDArray[np.float64]
+#: One readout: the kinds that it looks at; its heads, the mean of whose scores is the score; scores [n] of
+#: the works learned from by what had not seen them: the other groups (a Gaussian process) or the other folds
+#: (heads), and the folds that all readouts share.
+Fitted = tuple[str, list[TrainedHead], NDArray[np.float64], NDArray[np.float64]]
 
 
 def fit_readout(
@@ -236,39 +222,40 @@ def _fit(
             if readout == "ensemble":
                 raise
             log.warning("Nothing but a Gaussian process can be tried: %s", error)
-    found = [_fit_process(labels, together, fold_of, learned, config, store, info, joined)]
+    found = {"gp": _fit_process(labels, together, fold_of, learned, config, store, info, joined)}
     about: dict[str, Any] = {}
     if fold_of is not None:
         last = "+".join(kind for kind in head_kinds(info.features) if layer_of(kind) is None)
         for name, features in (("head", last), ("attention", patches and f"{last}+{patches}")):
             if features:
-                found.append(_fit_heads(name, features, learned, folds, config, store, info))
-        accuracies = {
-            f.name: pairwise_accuracy(
-                f.compared, learned.order, finer=not learned.has_tiers, grades=learned.grades
-            )
-            for f in found
+                found[name] = _fit_heads(name, features, learned, folds, config, store, info)
+        order: Any = {"finer": not learned.has_tiers, "grades": learned.grades}
+        about["compared"] = {
+            name: pairwise_accuracy(compared, learned.order, **order)
+            for name, (*_, compared) in found.items()
         }
-        about["compared"] = accuracies
         if readout == "auto":
-            found = _best_first(found, accuracies, learned)[:1]
+            best = _best_of(found, about["compared"], learned)
+            found = {best: found[best]}
     series = store.series()
-    seen = {kind for fitted in found for kind in head_kinds(fitted.features)}
+    seen = {kind for features, *_ in found.values() for kind in head_kinds(features)}
     widths = {
         kind: math.prod(series[series_name(info.views[0], kind)].shape)
         for kind in (*info.kinds, *filter(is_patches, seen))
         if kind in seen
     }
-    fitted = found[0] if len(found) == 1 else _mean_of(found, widths)
+    if len(found) > 1:
+        found = {"ensemble": _mean_of(list(found.values()), widths)}
+    ((name, (_, members, scores, _)),) = found.items()
     info = info.looking_at([kind for kind in widths if not is_patches(kind)])
     for kind in filter(is_patches, widths):  # of the one backbone
         info = dataclasses.replace(
             info, features=f"{info.features}+{kind}", input_dim=info.input_dim + widths[kind]
         )
     store = open_store(store.path.parent, info)
-    path = save_members(run.path, fitted.members, info)
-    source = "left-out groups" if fitted.name == "gp" else "out-of-fold"
-    held_out = learned.with_scores(fitted.held_out, source)
+    path = save_members(run.path, members, info)
+    source = "left-out groups" if name == "gp" else "out-of-fold"
+    held_out = learned.with_scores(scores, source)
     model = load_score_model(path)
     report = keep_references(model, held_out, None)
     assert report is not None
@@ -277,7 +264,7 @@ def _fit(
     report = dataclasses.replace(report, applicants=people)
     run.update(
         status="finished",
-        readout=fitted.name,
+        readout=name,
         features=info.features,
         backbones=[each.embed.backbone for each in info.backbones],
         left_out_pairwise_accuracy=report.pairwise_accuracy,
@@ -334,7 +321,7 @@ def _fit_process(
     store: FeatureStore,
     info: ModelInfo,
     joined: JoinedPairs | None,
-) -> _Fitted:
+) -> Fitted:
     graders, tiers = None, None
     if labels.grades is not None:
         y, graders = grader_scores(labels.grades)
@@ -355,7 +342,7 @@ def _fit_process(
     made = process.of_used()
     if joined is not None:
         made = _with_pairs(made, joined.rows(store, "+".join(used), info.views))
-    return _Fitted("gp", "+".join(used), (TrainedHead(made),), process.left_out, by_fold)
+    return "+".join(used), [TrainedHead(made)], process.left_out, by_fold
 
 
 def _fit_heads(
@@ -366,7 +353,7 @@ def _fit_heads(
     config: Config,
     store: FeatureStore,
     info: ModelInfo,
-) -> _Fitted:
+) -> Fitted:
     started = time.monotonic()
     rows = learned.rows(store, features, info.views, None, label=config.train.label)
     config = dataclasses.replace(
@@ -396,62 +383,56 @@ def _fit_heads(
         "Readout %s: %d heads on %s in %.1f s",
         *(name, len(members), features, time.monotonic() - started),
     )
-    return _Fitted(name, features, tuple(members), held_out, held_out)
+    return features, members, held_out, held_out
 
 
-def _best_first(
-    found: Sequence[_Fitted], accuracies: Mapping[str, float], learned: GradedImages
-) -> list[_Fitted]:
-    """The readouts, that of the highest accuracy first, having said by how much and how surely."""
-    ranked = sorted(found, key=lambda fitted: -accuracies[fitted.name])
-    best, parts = ranked[0], []
-    for other in ranked[1:]:
+def _best_of(
+    found: Mapping[str, Fitted], accuracies: Mapping[str, float], learned: GradedImages
+) -> str:
+    """The readout of the highest accuracy, having said by how much and how surely."""
+    best, *others = sorted(found, key=lambda name: -accuracies[name])
+    parts = [f"{best} {accuracies[best]:.3f}"]
+    for other in others:
         done = paired_bootstrap(
-            best.compared, other.compared, learned.order, learned.groups,
+            found[best][3], found[other][3], learned.order, learned.groups,
             finer=not learned.has_tiers, grades=learned.grades,
         )  # fmt: skip
         span = "interval unknown"
         if (ends := done["interval"]) is not None:
             span = f"{100 * ends.low:+.1f} to {100 * ends.high:+.1f}"
         parts.append(
-            f"{other.name} {accuracies[other.name]:.3f} (difference "
+            f"{other} {accuracies[other]:.3f} (difference "
             f"{100 * done['difference']:+.1f} points, {span})"
         )
-    log.info(
-        "Pairwise accuracy by cross-validation: %s: %s is used",
-        *(", ".join([f"{best.name} {accuracies[best.name]:.3f}", *parts]), best.name),
-    )
-    return ranked
+    log.info("Pairwise accuracy by cross-validation: %s: %s is used", ", ".join(parts), best)
+    return best
 
 
-def _mean_of(found: Sequence[_Fitted], widths: Mapping[str, int]) -> _Fitted:
+def _mean_of(found: Sequence[Fitted], widths: Mapping[str, int]) -> Fitted:
     """The mean of the readouts, each standardised by its held-out scores.
 
     Args:
         found: the readouts.
         widths: numbers of a row by kind, in the order of a row.
     """
-    count = sum(len(fitted.members) for fitted in found)
+    count = sum(len(heads) for _, heads, *_ in found)
     ends = dict(zip(widths, np.cumsum(list(widths.values())).tolist(), strict=True))
     members: list[TrainedHead] = []
     scores = []
-    for fitted in found:
-        columns = tuple((ends[k] - widths[k], ends[k]) for k in head_kinds(fitted.features))
-        mean, spread = float(fitted.compared.mean()), float(fitted.compared.std()) or 1.0
-        scores.append((fitted.compared - mean) / spread)
+    for features, heads, _, compared in found:
+        columns = tuple((ends[k] - widths[k], ends[k]) for k in head_kinds(features))
+        mean, spread = float(compared.mean()), float(compared.std()) or 1.0
+        scores.append((compared - mean) / spread)
         # A score is the mean over all members, and each readout is to weigh the same.
-        weight = len(found) * len(fitted.members) / count
+        weight = len(found) * len(heads) / count
         members += [
             dataclasses.replace(
-                m,
-                mean=m.mean + m.spread * mean,
-                spread=m.spread * spread * weight,
-                columns=columns,
+                m, mean=m.mean + m.spread * mean, spread=m.spread * spread * weight, columns=columns
             )
-            for m in fitted.members
+            for m in heads
         ]
     mean_scores: NDArray[np.float64] = np.mean(scores, axis=0)
-    return _Fitted("ensemble", "+".join(widths), tuple(members), mean_scores, mean_scores)
+    return "+".join(widths), members, mean_scores, mean_scores
 
 
 def _fit_judged(
