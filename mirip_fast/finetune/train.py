@@ -424,7 +424,7 @@ class Setup:
             )  # fmt: skip
             held_out = val.with_scores(scored.scores, "validation")
             report = keep_references(model, held_out, self.config.evaluate.within)
-        finish_run(run, result, held_out, report)
+        finish_run(run, held_out, report, **result)
         return held_out, report
 
 

@@ -55,8 +55,8 @@ class Preferences:
         works: [n, D] float32, prepared rows.
         prior: [n, n] covariance of f before anything is judged.
         pairs: [p, 2] works of the judged pairs.
-        mode: [p] f(first) − f(second) at the posterior's mode.
-        slope, sure: [p] first and negative second derivative of the log likelihood by these differences.
+        slope, sure: [p] first and negative second derivative of the log likelihood by f(first) − f(second)
+            at the posterior's mode.
         factor: [p, p] lower Cholesky factor of I + W^½ C W^½, C the prior covariance of the differences.
         evidence: the approximate log marginal likelihood of the judgements.
     """
@@ -66,7 +66,6 @@ class Preferences:
     works: NDArray[np.float32]
     prior: FloatArray
     pairs: Index
-    mode: FloatArray
     slope: FloatArray
     sure: FloatArray
     factor: FloatArray
@@ -120,10 +119,8 @@ class Preferences:
         """The posterior given these judgements in place of its own, with the amplitudes as they are."""
         index = np.asarray(pairs, dtype=np.int64).reshape(-1, 2)
         covariance = _of_differences(self.prior, index)
-        mode, slope, sure, factor, evidence = _laplace(covariance, _votes(label, weight))
-        return replace(
-            self, pairs=index, mode=mode, slope=slope, sure=sure, factor=factor, evidence=evidence
-        )
+        _, slope, sure, factor, evidence = _laplace(covariance, _votes(label, weight))
+        return replace(self, pairs=index, slope=slope, sure=sure, factor=factor, evidence=evidence)
 
     def process(self) -> GaussianProcess:
         """The same scores, and how sure they are, as a process that is kept and asked like any other."""
@@ -195,7 +192,7 @@ def fit_pairs(
     kernel = _Kernel(sizes, _learn(parts, lengths, index[some], votes[:, some]), lengths)
     works, none = np.hstack(parts), np.empty(0)
     before = Preferences(
-        kernel, centre, works, kernel.square(works, 0.0), index[:0], none, none, none,
+        kernel, centre, works, kernel.square(works, 0.0), index[:0], none, none,
         np.empty((0, 0)), 0.0,
     )  # fmt: skip
     return before.given(index, label, weight)

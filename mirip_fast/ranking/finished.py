@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,15 +100,9 @@ _SOURCES = {
 
 
 def finish_run(
-    run: Run, result: Mapping[str, Any], held_out: GradedImages | None, report: Report | None
+    run: Run, held_out: GradedImages | None, report: Report | None, **about: Any
 ) -> None:
-    """Say in run.json that a run is finished and how its fit ended, and :func:`draw_run`."""
-    run.update(status="finished", **{**result, "seconds": round(result["seconds"], 2)})
-    draw_run(run, held_out, report)
-
-
-def draw_run(run: Run, held_out: GradedImages | None, report: Report | None) -> None:
-    """Draw the learning curves and, from held-out scores where there are any, how good the model is.
+    """Say in run.json that a run is finished and how, and draw its learning curves and how good it is.
 
     The pictures are ``learning_curves.png`` and ``held_out_….png``. They are extras: where they cannot be
     drawn, the run says why in its log and stays what it is.
@@ -117,7 +111,11 @@ def draw_run(run: Run, held_out: GradedImages | None, report: Report | None) -> 
         run: a trained run, or one of folds that are joined.
         held_out: works with scores by models that had not trained on them.
         report: how these order them.
+        about: further entries of run.json.
     """
+    if "seconds" in about:
+        about["seconds"] = round(about["seconds"], 2)
+    run.update(status="finished", **about)
     try:
         curves = read_curves(run)
         if curves:

@@ -33,7 +33,7 @@ from mirip_fast.files import list_files, read_json, write_json
 from mirip_fast.models.checkpoint import load_checkpoint
 from mirip_fast.models.model_info import ModelInfo
 from mirip_fast.progress import steps
-from mirip_fast.ranking.finished import draw_run
+from mirip_fast.ranking.finished import finish_run
 from mirip_fast.ranking.graded import GradedImages, load_split, save_split
 from mirip_fast.ranking.held_out import keep_references
 from mirip_fast.ranking.score_model import ScoreModel, TrainedHead, save_members
@@ -325,12 +325,10 @@ def _join(run: Run, plan: FoldsPlan, score: ScoreFold) -> tuple[GradedImages | N
     report = keep_references(load_score_model(path), held_out, within, rounds=rounds)
     assert report is not None
     write_json(run.path / "evaluation_out_of_fold.json", report.to_dict())
-    run.update(
-        status="finished",
-        out_of_fold_pairwise_accuracy=report.pairwise_accuracy,
-        fold_pairwise_accuracies=by_fold,
-    )
-    draw_run(run, held_out, report)
+    finish_run(
+        run, held_out, report,
+        out_of_fold_pairwise_accuracy=report.pairwise_accuracy, fold_pairwise_accuracies=by_fold,
+    )  # fmt: skip
     return held_out, report
 
 

@@ -39,7 +39,7 @@ from mirip_fast.models.preference import fit_pairs, join_pairs
 from mirip_fast.progress import steps
 from mirip_fast.ranking.anchors import keep_anchors
 from mirip_fast.ranking.applicants import evaluate_applicants
-from mirip_fast.ranking.finished import draw_run, report_run
+from mirip_fast.ranking.finished import finish_run, report_run
 from mirip_fast.ranking.fit import fit_quietly
 from mirip_fast.ranking.folds import LEFT_OUT, assign_folds, leave_out
 from mirip_fast.ranking.graded import GradedImages
@@ -262,17 +262,16 @@ def _fit(
     keep_anchors(model, images, store)
     people = evaluate_applicants(model, held_out.scores, learned, config)
     report = dataclasses.replace(report, applicants=people)
-    run.update(
-        status="finished",
+    log.info("It looks at %s", looked_at(info))
+    finish_run(
+        run, held_out, report,
         readout=name,
         features=info.features,
         backbones=[each.embed.backbone for each in info.backbones],
         left_out_pairwise_accuracy=report.pairwise_accuracy,
-        seconds=round(time.monotonic() - started, 2),
+        seconds=time.monotonic() - started,
         **about,
-    )
-    log.info("It looks at %s", looked_at(info))
-    draw_run(run, held_out, report)
+    )  # fmt: skip
     report_run(run, config, held_out, report)
     return report
 
@@ -479,14 +478,13 @@ def _fit_judged(
     keep_anchors(model, images, store)
     ties = int((label == 0).sum())
     report = PairReport(listed.decided, ties, accuracy, interval, "left-out", images.has_tiers)
-    run.update(
-        status="finished",
+    finish_run(
+        run, held_out, by_grades,
         readout="gp",
         features=info.features,
         judged_pairs=len(listed),
         left_out_pair_accuracy=accuracy,
-        seconds=round(time.monotonic() - started, 2),
-    )
-    draw_run(run, held_out, by_grades)
+        seconds=time.monotonic() - started,
+    )  # fmt: skip
     report_run(run, config, held_out, by_grades)
     return report

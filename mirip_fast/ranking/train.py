@@ -534,7 +534,7 @@ def _finish(
         held_out = val.with_scores(model.score(store, val.hashes), "validation")
         report = keep_references(model, held_out, config.evaluate.within)
         keep_anchors(model, images, store)
-    finish_run(run, result, held_out, report)
+    finish_run(run, held_out, report, **result)
     return held_out, report
 
 
