@@ -127,8 +127,8 @@ def test_what_was_moved_joins_the_grades_in_the_next_training(
     import mirip_fast as mf
 
     monkeypatch.chdir(tmp_path)
-    for draws in ("plot_curves", "draw_report"):  # pictures take most of the time
-        monkeypatch.setattr(f"mirip_fast.ranking.finished.{draws}", lambda *_: None)
+    for draws in ("ranking.finished.plot_curves", "evaluation.report.Report.draw"):  # pictures take most of the time
+        monkeypatch.setattr(f"mirip_fast.{draws}", lambda *_: None)
     make_data(tmp_path / "data", 48)
     for i in range(6):
         draw(tmp_path / "new" / f"{i}.png", 0.3 + 0.02 * i, 100 + i)
@@ -176,8 +176,8 @@ def test_what_was_moved_never_takes_the_place_of_grades_named_in_training(
     import mirip_fast as mf
 
     monkeypatch.chdir(tmp_path)
-    for draws in ("plot_curves", "draw_report"):
-        monkeypatch.setattr(f"mirip_fast.ranking.finished.{draws}", lambda *_: None)
+    for draws in ("ranking.finished.plot_curves", "evaluation.report.Report.draw"):
+        monkeypatch.setattr(f"mirip_fast.{draws}", lambda *_: None)
     make_data(tmp_path / "data", 48)
     table = tmp_path / "data" / "metadata.csv"
     table.write_text(table.read_text(encoding="utf-8-sig").replace(",tier,", ",anna,", 1))
