@@ -127,7 +127,10 @@ def test_what_was_moved_joins_the_grades_in_the_next_training(
     import mirip_fast as mf
 
     monkeypatch.chdir(tmp_path)
-    for draws in ("ranking.finished.plot_curves", "evaluation.report.Report.draw"):  # pictures take most of the time
+    for draws in (
+        "ranking.finished.plot_curves",
+        "evaluation.report.Report.draw",
+    ):  # pictures take most of the time
         monkeypatch.setattr(f"mirip_fast.{draws}", lambda *_: None)
     make_data(tmp_path / "data", 48)
     for i in range(6):
