@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -49,6 +50,15 @@ def test_the_nearest_works_without_the_image_itself(work: Path) -> None:
     np.testing.assert_allclose(matches["cosine"], expected, atol=1e-3)
     np.testing.assert_allclose(matches["distance"], 1 - expected, atol=1e-3)
     assert len(find_similar(work / "art/가.png", config, 99)) == 5
+
+
+def test_a_content_whose_hash_ends_with_a_zero_is_compared_too(work: Path) -> None:
+    config = settings(work / "cache")
+    file = folder_of(work / "art", DEGREES) / "c.png"
+    contents = (file.read_bytes() + number.to_bytes(4, "big") for number in range(10_000))
+    file.write_bytes(next(c for c in contents if hashlib.sha256(c).digest()[-1] == 0))
+    put(config, work / "art", DEGREES)
+    assert "c.png" in names(find_similar(work / "art/가.png", config, 9))
 
 
 def test_cached_works_are_compared_without_torch(work: Path) -> None:

@@ -277,7 +277,8 @@ def open_gallery(works: pd.DataFrame, stores: Sequence[FeatureStore], series: st
             "`mirip-fast embed` again."
         )
     kept = tuple(hashes[i] for i in there.tolist())
-    present = works[works["sha256"].isin(kept)]
+    known = set(kept)  # Series.isin would take the zeros at the end of bytes for padding
+    present = works[works["sha256"].map(known.__contains__)]
     if len(present) < len(works):
         lost = counted(len(works) - len(present), "image")
         log.warning("%s without features in the cache left out; embed again to include them", lost)
