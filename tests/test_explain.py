@@ -183,6 +183,9 @@ def test_the_graded_works_that_a_picture_looks_like(
     assert len(works.likes(rows[itself], hashes[itself], "S")) == 2
     told = "1 of the 3 graded works of tier S that it looks like is not shown"
     assert told in caplog.text
+    # Of a tier without a graded work there is nothing to show.
+    works._works = works._works[works._works["tier"] != "S"]
+    assert works.likes(rows[itself], hashes[itself], "C")["tier"].tolist() == ["C"] * 3
 
     # Its tier is that of its place among held-out scores: above 9, S; then two of A; B has none; then C.
     assert works._calibration.ordinal is None

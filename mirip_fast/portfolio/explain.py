@@ -336,7 +336,7 @@ class GradedWorks:
         found = []
         for name in dict.fromkeys((self._tiers[0], tier)):
             works = self._works[self._works["tier"] == name]
-            works = works[[sha != sha256 for sha in works["sha256"]]]
+            works = works.loc[[sha != sha256 for sha in works["sha256"]]]
             if (self._store.rows(self._series, works["sha256"].tolist()) < 0).all():
                 continue
             gallery = open_gallery(works, [self._store], self._series)
@@ -351,7 +351,7 @@ class GradedWorks:
                     *(len(changed), len(nearest), name, "is" if len(changed) == 1 else "are"),
                     shown(changed[0]),
                 )
-            found.append(nearest[same])
+            found.append(nearest.loc[same])
         return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
 
