@@ -19,6 +19,7 @@ from mirip_fast.data.splits import read_near_groups
 from mirip_fast.errors import DataError
 from mirip_fast.files import write_json
 from mirip_fast.ranking.audit import (
+    Audit,
     Finding,
     audit,
     audit_text,
@@ -329,6 +330,16 @@ def test_five_cycles_are_named_at_most_and_the_shortest(tmp_path: Path) -> None:
     ring = [*zip(range(10, 40), [*range(11, 40), 10], strict=True)]
     found = cycles(tmp_path, *ring, *((b, a) for a, b in ring[:10]))
     assert [len(images) for images, _ in found] == [2] * 5
+
+
+def test_a_long_cycle_is_found_soon_and_told_in_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.csv"
+    ring = [f"w{i},w{(i + 1) % 4000},1" for i in range(4000)]
+    path.write_text("\n".join(["image_path_1,image_path_2,label", *ring]))
+    findings, said = contradictory_judgements([path])
+    text = audit_text(Audit(findings, [said], [], []), 5)
+    assert len(findings[0].images) == 4000
+    assert "(rows 2, 3, 4, 5, " in text and max(map(len, text.splitlines())) < 250
 
 
 def test_files_of_judgements_are_read_as_training_reads_them(tmp_path: Path) -> None:

@@ -120,6 +120,9 @@ def test_folds_that_can_not_be_are_told() -> None:
         assign_folds(graded(), 1, 0)
     with pytest.raises(DataError, match="Ask for fewer folds"):
         assign_folds(graded(24, groups=2, copies=False), 15, 0)
+    # At once: dividing into that many parts would take minutes before it is told.
+    with pytest.raises(DataError, match="fold 1 would have 0 images"):
+        assign_folds(graded(), 1000, 0)
 
 
 @pytest.fixture(scope="module")

@@ -279,6 +279,7 @@ def with_splits(
 _BLOCK = 1024
 _CYCLES = 5  # named per component
 _STARTS = 1000  # images from which cycles are looked for in one component
+_REACHED = 500_000  # images reached on the way, after which no more are started from
 
 
 def copies(images: pd.DataFrame) -> list[Finding]:
@@ -657,13 +658,17 @@ def _shortest_cycles(graph: DiGraph[str], images: Sequence[str]) -> list[tuple[s
     """At most five cycles of one component, shortest first; each begins at its first image by name.
 
     The shortest ways from every image and back over each judgement that leads there; of a larger component
-    from its first thousand. Once five cycles are known, no longer one is looked for.
+    from its first thousand, or from fewer where all cycles are long. Once five cycles are known, no longer
+    one is looked for.
     """
     import networkx as nx
 
-    found, longest = set[tuple[str, ...]](), len(images)
+    found, longest, reached = set[tuple[str, ...]](), len(images), 0
     for start in images[:_STARTS]:
+        if reached > _REACHED:
+            break
         before = dict(nx.bfs_predecessors(graph, start, longest - 1))
+        reached += len(before)
         for last in graph.predecessors(start):
             if last == start or last in before:
                 way = [last]
@@ -678,6 +683,7 @@ def _shortest_cycles(graph: DiGraph[str], images: Sequence[str]) -> list[tuple[s
 
 
 _NAMES = 4  # images named per finding
+_ROWS = 20  # rows named per cycle; audit.csv has all
 
 
 def audit_text(audit: Audit, top: int) -> str:
@@ -714,7 +720,8 @@ def verdict(audit: Audit) -> str:
 def _line(finding: Finding) -> str:
     names = finding.each("image_id")
     text = " > ".join([*names[:_NAMES], *(["…"] if len(names) > _NAMES else []), names[0]])
-    text += f" (rows {', '.join(finding.each('row'))})"
+    rows = finding.each("row")
+    text += f" (rows {', '.join([*rows[:_ROWS], *(['…'] if len(rows) > _ROWS else [])])})"
     if finding.kind != "cycle":
         known = [
             finding.each("tier") or ["-"] * len(names),

@@ -67,7 +67,9 @@ def assign_folds(images: GradedImages, folds: int, seed: int) -> NDArray[np.int6
         raise ConfigError(f"--folds {folds}: 2 or more are needed; 5 is usual")
     inside = np.flatnonzero([split != "test" for split in images.splits])
     fold_of = np.full(len(images), -1, dtype=np.int64)
-    fold_of[inside] = _divide(images, inside, [1 / folds] * folds, seed)
+    fold_of[inside] = 0
+    if folds <= len(np.unique(units_of(images)[inside])):  # else a fold is empty, and dividing takes minutes
+        fold_of[inside] = _divide(images, inside, [1 / folds] * folds, seed)
     for fold in range(folds):
         left_out = images.needed_tiers[fold_of == fold]
         if len(set(left_out.tolist())) < 2:
