@@ -68,7 +68,8 @@ def assign_folds(images: GradedImages, folds: int, seed: int) -> NDArray[np.int6
     inside = np.flatnonzero([split != "test" for split in images.splits])
     fold_of = np.full(len(images), -1, dtype=np.int64)
     fold_of[inside] = 0
-    if folds <= len(np.unique(units_of(images)[inside])):  # else a fold is empty, and dividing takes minutes
+    # With more folds than units one is empty anyway, and dividing would take minutes.
+    if folds <= len(np.unique(units_of(images)[inside])):
         fold_of[inside] = _divide(images, inside, [1 / folds] * folds, seed)
     for fold in range(folds):
         left_out = images.needed_tiers[fold_of == fold]
