@@ -239,7 +239,7 @@ def embed(
         return StoreWriter(store, command, part=part, stop=stop)
 
     speed = Speed(workers, cores or our_cores())
-    run = _Run(
+    run = _Embedding(
         paths, recipe, store, load, hashes, progress, max_pixels, batch_size, rehash, speed,
         opened if writer is None else lambda _: writer(), keep_writer=writer is not None,
     )  # fmt: skip
@@ -262,7 +262,7 @@ def embed(
     return images
 
 
-class _Run:
+class _Embedding:
     """The state of one call of :func:`embed`."""
 
     def __init__(
