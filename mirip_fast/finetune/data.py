@@ -349,7 +349,6 @@ class Batches(Closing):
         self._pictures, self._pinned = pictures, pinned
         self._count, self._ahead = workers, workers * prefetch
         self._processes: list[BaseProcess] = []
-        self._before: set[BaseProcess] = set()  # processes of others
         # Starts the processes, as Linux ends a process when the thread that started it ends.
         self._thread = ThreadPoolExecutor(1, "mirip-load")
         self._pool: ProcessPoolExecutor | None = None
@@ -392,32 +391,40 @@ class Batches(Closing):
 
     def close(self) -> None:
         """End the workers, whatever they do."""
-        for process in self._processes:
-            process.kill()
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
-        self._thread.shutdown()
+        try:
+            self._thread.shutdown()  # after Ctrl-C it may be starting processes still
+        finally:
+            for process in self._processes:
+                process.kill()
+            if self._pool is not None:
+                self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _ask(self, samples: Sequence[Sample]) -> Future[NDArray[np.uint8] | str]:
         """Have a batch made, after those that were asked for before."""
-        if self._pool is None:
-            self._before = set(_PROCESSES.active_children())
-            self._pool = ProcessPoolExecutor(
-                self._count, _PROCESSES, _begin, (self._pictures, os.getpid())
-            )
         try:
-            return self._thread.submit(self._pool.submit, _made, list(samples)).result()
+            if self._pool is None:
+                self._pool = ProcessPoolExecutor(
+                    self._count, _PROCESSES, _begin, (self._pictures, os.getpid())
+                )
+            return self._thread.submit(self._submit, self._pool, list(samples)).result()
         except BrokenProcessPool:
             raise
         except (OSError, RuntimeError) as error:  # no more processes or threads, no memory
-            begun = len(set(_PROCESSES.active_children()) - self._before)
             raise TrainingError(
-                f"Of {self._count} processes that decode training images only {begun} could be started "
-                f"({error}). Fewer --loader-workers do too; 0 decodes in the main process."
+                f"Of {self._count} processes that decode training images only {len(self._processes)} could "
+                f"be started ({error}). Fewer --loader-workers do too; 0 decodes in the main process."
             ) from error
+
+    def _submit(
+        self, pool: ProcessPoolExecutor, samples: list[Sample]
+    ) -> Future[NDArray[np.uint8] | str]:
+        """Hand a batch to the pool, which starts its processes when it has work."""
+        before = _PROCESSES.active_children()
+        try:
+            return pool.submit(_made, samples)
         finally:
-            there = set(_PROCESSES.active_children()) - self._before
-            self._processes += there.difference(self._processes)
+            there = _PROCESSES.active_children()
+            self._processes += [process for process in there if process not in before]
 
     def _how_ended(self) -> str:
         """What became of a worker that is gone."""
