@@ -53,7 +53,7 @@ _UNGRADED = ""
 #: A tier's share in a part may differ by this much from its share in the whole before it weighs heavily.
 _TOLERANCE = 0.05
 _STEPS = 1000
-_MOST_SWAPS = 40_000  # looked at per step; with more kinds of units single moves are fine enough
+_MOST_SWAPS = 320_000  # times tiers: more pairs of units of two parts are not compared, only moves
 
 
 def tier_shares(manifest: Manifest) -> pd.DataFrame:
@@ -384,7 +384,7 @@ def _improve(
         for source, target in ((a, b) for a in parts for b in parts if a != b):
             out = np.flatnonzero(amounts[:, source])
             back = np.append(np.flatnonzero(amounts[:, target]), len(kinds))
-            if len(out) * len(back) > _MOST_SWAPS:
+            if len(out) * len(back) * kinds.shape[1] > _MOST_SWAPS:
                 back = back[-1:]
             change = units[out][:, None] - units[back]
             tried = np.tile(placed, (*change.shape[:2], 1, 1))
