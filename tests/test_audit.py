@@ -264,11 +264,20 @@ def test_cycles(work: Path) -> None:
     (work / "pairs.csv").write_text(
         "image_path_1,image_path_2,label\nc.png,d.png,1\nd.png,e.png,1\nc.png,e.png,-1\nc.png,f.png,0\n"
     )
-    assert found(config, pairs=[work / "pairs.csv"]) == [("cycle", ["c.png", "d.png", "e.png"])]
+    done = audit(config, pairs=[work / "pairs.csv"])
+    assert [sorted(one.images["image_id"]) for one in done.findings] == [
+        ["c.png", "d.png", "e.png"]
+    ]
+    assert "not in this data" not in "".join(done.checked)
     assert rows_of(work / "audit.csv")[0]["rows"] == "2; 3; 4"
     header, *rows = (work / "pairs.csv").read_text().splitlines(keepends=True)
     for name, part in (("one.csv", rows[:1]), ("two.csv", rows[1:])):
         (work / name).write_text("".join([header, *part]))
+    (work / "odd.csv").write_text(
+        "".join([header, rows[0], "c.png,gone.png,1\n", "x.png,y.png,0\n"])
+    )
+    told = audit(config, pairs=[work / "odd.csv"]).checked[-1]
+    assert "2 judgements of works that are not in this data (first: row 3, 'gone.png')" in told
     both = [work / "one.csv", work / "two.csv"]
     assert found(config, pairs=both) == [("cycle", ["c.png", "d.png", "e.png"])]
     assert rows_of(work / "audit.csv")[0]["rows"] == "one.csv:2; two.csv:2; two.csv:3"

@@ -131,12 +131,13 @@ def named_picture(name: str, passed: Counter[str]) -> bool | None:
     Args:
         passed: what the name alone leaves out is counted here.
     """
-    hidden, ending = hidden_part(name), ending_of(name)
+    hidden = hidden_part(name)
     if hidden:
-        if ending in IMAGE_EXTENSIONS:
+        if f".{name.rpartition('.')[2].lower()}" in IMAGE_EXTENSIONS:  # of ".png", too
             own = name.endswith(hidden)  # and not that of a folder above it
             passed[f"{hidden}/" if not own else "._*" if hidden.startswith("._") else ".*"] += 1
         return False
+    ending = ending_of(name)
     if ending in UNOPENED or ending.endswith(("~", "_original")):
         passed[kind_of(name)] += 1
         return False

@@ -294,6 +294,34 @@ class _Finder:
         return f" Did you mean {close!r}?" if close else ""
 
 
+def unknown_works(
+    paths: Sequence[Path],
+    images: pd.DataFrame,
+    places: Sequence[Path],
+    *,
+    zero: str | None = None,
+    separator: str | None = None,
+) -> list[str]:
+    """A sentence for each file that names works which are no images; see :func:`read_pairs`."""
+    said = []
+    for path in dict.fromkeys(paths):
+        cells = read_verdicts(path, zero, separator)[0].cells[[FIRST, SECOND]]
+        finder = _Finder(images, [*places, path.parent, path.parent / "images"])
+        unknown = [
+            (row, name)
+            for row, *names in cells.itertuples()
+            for name in names
+            if name.strip() and finder.find(name) < 0
+        ]
+        if unknown:
+            row, name = unknown[0]
+            count = counted(len({row for row, _ in unknown}), "judgement")
+            said.append(
+                f"{shown(path)}: {count} of works that are not in this data (first: row {row}, {name!r})"
+            )
+    return said
+
+
 def _tell_contradictions(judged: pd.DataFrame) -> None:
     """Warn of pairs that are judged both ways, with their rows."""
     first: dict[tuple[int, int], dict[int, int]] = {}  # pair → verdict → its first place

@@ -395,7 +395,7 @@ def _works(
             "high": work.get("rank_high"),
             "settled": work.get("settled"),
             "score": float(f"{work['score']:.6g}"),
-            "percent": round(work["score_100"], 1) if "score_100" in work else None,
+            "percent": work.get("score_100"),
             "chances": [round(work[c], 4) for c in chances] or None,
             "tier": done.calibration.tier_names.index(work["tier"]) if chances else None,
             "wins": rates or None,

@@ -145,7 +145,9 @@ def ranking_table(ranking: pd.DataFrame) -> str:
         columns["95 %"] = [f"{low}–{high}{' ' if sure else '~'}" for low, high, sure in ends]
     columns["score"] = [f"{score:.4f}" for score in ranking["score"]]
     if "score_100" in ranking:
-        columns["0–100"] = [f"{percent:.0f}" for percent in ranking["score_100"]]
+        columns["0–100"] = [
+            str(math.floor(percent + 0.5)) for percent in ranking["score_100"]
+        ]  # as on the page
     if "tier" in ranking:
         columns["tier"] = [printable(tier) for tier in ranking["tier"]]
     chances, wins = of_tiers(ranking, "p"), of_tiers(ranking, "wins")

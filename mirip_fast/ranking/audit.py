@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mirip_fast.config import Config
 from mirip_fast.data.locate import FileFinder
 from mirip_fast.data.manifest import is_there, read_manifest
-from mirip_fast.data.pair_files import FIRST, SECOND, read_verdicts
+from mirip_fast.data.pair_files import FIRST, SECOND, read_verdicts, unknown_works
 from mirip_fast.data.remote import is_remote
 from mirip_fast.data.sources import keep_indexes_in
 from mirip_fast.data.splits import GROUP, ID, NEAR_GROUPS_FILE, SPLITS
@@ -38,7 +38,7 @@ from mirip_fast.files import spreadsheet_safe, write_csv
 from mirip_fast.language import tr
 from mirip_fast.ranking.graded import GradedImages, load_split
 from mirip_fast.ranking.held_out import load_held_out
-from mirip_fast.text import closest, counted, nfc, shown
+from mirip_fast.text import closest, counted, nfc, path_of, shown
 from mirip_fast.training.run_folder import SPLIT_FILE, Run, find_runs, run_in_use
 
 if TYPE_CHECKING:
@@ -526,6 +526,10 @@ def audit(
         zero, separator = config.train.pairs_zero, config.data.separator
         found, said = contradictory_judgements(pairs, zero=zero, separator=separator)
         findings, checked = findings + found, [*checked, said]
+        works, root = dataset.images(), path_of(dataset.info["root"])
+        checked += unknown_works(
+            pairs, works, [root, root / "images"], zero=zero, separator=separator
+        )
     kinds = list(KINDS)
     findings.sort(key=lambda finding: (kinds.index(finding.kind), -finding.weight))
     files = [out / AUDIT_FILE, out / NEAR_GROUPS_FILE]

@@ -22,7 +22,7 @@ function rowOf(work) {
   const { stars, tags, note } = markOf(work);
   const row = {
     own_rank: ownOrder().indexOf(work) + 1, rank: work.rank, rank_low: work.low, rank_high: work.high, settled: work.settled,
-    score: work.score, score_100: work.percent, tier: work.tier === null ? null : data.tiers[work.tier],
+    score: work.score, score_100: work.percent === null ? null : Math.round(100 * work.percent) / 100, tier: work.tier === null ? null : data.tiers[work.tier],
     stars, tags: tags?.join(", "), note, file: fileOf(work), image_id: work.id,
   };
   for (const column of data.columns) row[column in row ? `given_${column}` : column] = valueOf(work, column);
