@@ -6,6 +6,7 @@ augmented by worker processes.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import multiprocessing
 import os
@@ -14,9 +15,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.process import BaseProcess
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -330,9 +329,9 @@ def room_in_memory() -> int | None:
 class Batches(Closing):
     """Hands out batches, prepared ahead by worker processes that stay until it is closed.
 
-    Pixels come over a pipe, so that nothing lies in /dev/shm, which is small in containers. torch's
-    ``DataLoader`` has no way to end its workers at once, and where one is killed it raises whatever the main
-    thread is doing at that moment, be it writing a checkpoint.
+    Pixels come over a pipe of each worker's own. So nothing lies in /dev/shm, which is small in containers,
+    and no lock or pipe is shared that a killed worker could hold or fill by half for ever, as with torch's
+    ``DataLoader`` and with ``ProcessPoolExecutor``.
 
     Args:
         pictures: what to load.
@@ -348,10 +347,7 @@ class Batches(Closing):
         self.waited = 0.0
         self._pictures, self._pinned = pictures, pinned
         self._count, self._ahead = workers, workers * prefetch
-        self._processes: list[BaseProcess] = []
-        # Starts the processes, as Linux ends a process when the thread that started it ends.
-        self._thread = ThreadPoolExecutor(1, "mirip-load")
-        self._pool: ProcessPoolExecutor | None = None
+        self._workers: list[_LoaderProcess] = []
 
     def load(self, batches: Sequence[Sequence[Sample]]) -> Iterator[torch.Tensor]:
         """Pixels [b, size, size, 3] uint8 of each batch; an empty one gives an empty tensor.
@@ -360,91 +356,112 @@ class Batches(Closing):
             DataError: an image cannot be read; names it.
             TrainingError: a worker process cannot be started, or was killed.
         """
-        unasked = deque(batch for batch in batches if batch)
-        asked: deque[Future[NDArray[np.uint8] | str]] = deque()
+        self._start()
+        filled = [batch for batch in batches if batch]
+        asked: deque[Future[torch.Tensor | str]] = deque()
+        sent = 0
         try:
             for batch in batches:
                 if not batch:
                     yield torch.empty((0, 1, 1, 3), dtype=torch.uint8)
                     continue
                 started = time.perf_counter()
-                try:
-                    while self._count and unasked and len(asked) <= self._ahead:
-                        asked.append(self._ask(unasked.popleft()))
-                    made = asked.popleft().result() if asked else _stacked(self._pictures, batch)
-                except BrokenProcessPool as error:
-                    raise TrainingError(
-                        f"A process that decodes training images is gone ({self._how_ended()}). If memory "
-                        "ran out: fewer --loader-workers, or a smaller --prefetch. The checkpoints saved "
-                        "before are good."
-                    ) from error
+                while self._workers and sent < len(filled) and len(asked) <= self._ahead:
+                    asked.append(self._workers[sent % self._count].ask(filled[sent]))
+                    sent += 1
+                pixels = asked.popleft().result() if asked else _stacked(self._pictures, batch)
                 self.waited += time.perf_counter() - started
-                if isinstance(made, str):
+                if isinstance(pixels, str):
                     raise DataError(
-                        f"{made}. It could be read before: bring it back, or take it out of the data."
+                        f"{pixels}. It could be read before: bring it back, or take it out of the data."
                     )
-                pixels = torch.from_numpy(made)
-                yield pixels.pin_memory() if self._pinned else pixels
+                yield pixels
         finally:
             for future in asked:
                 future.cancel()
 
     def close(self) -> None:
-        """End the workers, whatever they do."""
-        try:
-            self._thread.shutdown()  # after Ctrl-C it may be starting processes still
-        finally:
-            for process in self._processes:
-                process.kill()
-            if self._pool is not None:
-                self._pool.shutdown(wait=False, cancel_futures=True)
+        """End the workers."""
+        atexit.unregister(self.close)
+        for worker in self._workers:
+            worker.kill()
+        for worker in self._workers:
+            worker.close()
+        self._workers.clear()
 
-    def _ask(self, samples: Sequence[Sample]) -> Future[NDArray[np.uint8] | str]:
-        """Have a batch made, after those that were asked for before."""
+    def _start(self) -> None:
+        if self._workers:
+            return
+        atexit.register(self.close)  # before multiprocessing, which would wait for its children
         try:
-            if self._pool is None:
-                self._pool = ProcessPoolExecutor(
-                    self._count, _PROCESSES, _begin, (self._pictures, os.getpid())
-                )
-            return self._thread.submit(self._submit, self._pool, list(samples)).result()
-        except BrokenProcessPool:
-            raise
+            while len(self._workers) < self._count:
+                self._workers.append(_LoaderProcess(self._pictures, self._pinned))
         except (OSError, RuntimeError) as error:  # no more processes or threads, no memory
+            begun = len(self._workers)
+            self.close()
             raise TrainingError(
-                f"Of {self._count} processes that decode training images only {len(self._processes)} could "
-                f"be started ({error}). Fewer --loader-workers do too; 0 decodes in the main process."
+                f"Of {self._count} processes that decode training images only {begun} could be started "
+                f"({error}). Fewer --loader-workers do too; 0 decodes in the main process."
             ) from error
 
-    def _submit(
-        self, pool: ProcessPoolExecutor, samples: list[Sample]
-    ) -> Future[NDArray[np.uint8] | str]:
-        """Hand a batch to the pool, which starts its processes when it has work."""
-        before = _PROCESSES.active_children()
+
+class _LoaderProcess:
+    """A process that makes batches, and the thread of this one that talks to it."""
+
+    def __init__(self, pictures: Pictures, pinned: bool):
+        self._pinned = pinned
+        # The process is started in this thread, as Linux ends it when the thread that started it ends.
+        self._thread = ThreadPoolExecutor(1, "mirip-load")
+        self._channel, theirs = _PROCESSES.Pipe()
+        with theirs:
+            self._process = _PROCESSES.Process(
+                target=_serve, args=(pictures, theirs, os.getpid()), daemon=True
+            )
+            try:
+                self._thread.submit(self._process.start).result()
+            except BaseException:
+                self._channel.close()
+                self._thread.shutdown(wait=False)
+                raise
+        self.pid = int(self._process.pid)
+
+    def ask(self, samples: Sequence[Sample]) -> Future[torch.Tensor | str]:
+        """Have a batch made, after those that were asked for before."""
+        return self._thread.submit(self._fetch, list(samples))
+
+    def kill(self) -> None:
+        """End it now, whatever it does."""
+        self._process.kill()
+
+    def close(self) -> None:
+        """Let go of a killed process."""
+        self._thread.shutdown(cancel_futures=True)
+        # One that is stuck in a dead network drive outlives even that signal for a while: leave it.
+        self._process.join(1.0)
+        self._channel.close()
+
+    def _fetch(self, samples: list[Sample]) -> torch.Tensor | str:
         try:
-            return pool.submit(_made, samples)
-        finally:
-            there = _PROCESSES.active_children()
-            self._processes += [process for process in there if process not in before]
-
-    def _how_ended(self) -> str:
-        """What became of a worker that is gone."""
-        for _ in range(10):
-            if codes := [process.exitcode for process in self._processes if process.exitcode]:
-                if codes[0] < 0:
-                    with contextlib.suppress(ValueError):
-                        return f"killed by {signal.Signals(-codes[0]).name}"
-                return f"exit status {codes[0]}"
-            time.sleep(0.1)
-        return "it does not answer"
-
-
-_pictures: Pictures  # in a worker process
+            self._channel.send(samples)
+            answer = self._channel.recv()
+            if isinstance(answer, Exception):
+                raise answer
+            if isinstance(answer, str):
+                return answer
+            pixels = torch.empty(answer, dtype=torch.uint8, pin_memory=self._pinned)
+            self._channel.recv_bytes_into(pixels.numpy().data.cast("B"))
+            return pixels
+        except (EOFError, OSError) as error:
+            self._process.join(1.0)
+            raise TrainingError(
+                f"A process that decodes training images is gone ({_how_ended(self._process.exitcode)}). "
+                "If memory ran out: fewer --loader-workers, or a smaller --prefetch. The checkpoints saved "
+                "before are good."
+            ) from error
 
 
-def _begin(pictures: Pictures, parent: int) -> None:
-    """What a worker process does first."""
-    global _pictures  # noqa: PLW0603 (a worker has no other place for it)
-    _pictures = pictures
+def _serve(pictures: Pictures, channel: Any, parent: int) -> None:
+    """Answer with batches until the parent ends: the main function of a worker process."""
     end_with_parent(parent)
     # Schedulers signal every process of a job, and the parent decides when to stop.
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
@@ -452,14 +469,21 @@ def _begin(pictures: Pictures, parent: int) -> None:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     signal.set_wakeup_fd(-1)  # the parent's
     torch.set_num_threads(1)
+    with contextlib.suppress(EOFError, ConnectionError):
+        while True:
+            samples = channel.recv()
+            try:
+                batch: torch.Tensor | str | Exception = _stacked(pictures, samples)
+            except Exception as error:
+                batch = RuntimeError(f"{type(error).__name__}: {error}")
+            if isinstance(batch, torch.Tensor):
+                channel.send(tuple(batch.shape))
+                channel.send_bytes(batch.numpy().data.cast("B"))
+            else:
+                channel.send(batch)
 
 
-def _made(samples: Sequence[Sample]) -> NDArray[np.uint8] | str:
-    """A batch, made in a worker process."""
-    return _stacked(_pictures, samples)
-
-
-def _stacked(pictures: Pictures, samples: Sequence[Sample]) -> NDArray[np.uint8] | str:
+def _stacked(pictures: Pictures, samples: Sequence[Sample]) -> torch.Tensor | str:
     """[b, size, size, 3] uint8, or why an image cannot be read."""
     items = []
     for sample in samples:
@@ -467,4 +491,12 @@ def _stacked(pictures: Pictures, samples: Sequence[Sample]) -> NDArray[np.uint8]
         if isinstance(item, str):
             return item
         items.append(item)
-    return torch.stack(items).numpy()
+    return torch.stack(items)
+
+
+def _how_ended(status: int | None) -> str:
+    if status is None or status >= 0:
+        return "it does not answer" if status is None else f"exit status {status}"
+    with contextlib.suppress(ValueError):
+        return f"killed by {signal.Signals(-status).name}"
+    return f"killed by signal {-status}"
