@@ -345,7 +345,7 @@ def test_a_long_cycle_is_found_soon_and_told_in_a_line(tmp_path: Path) -> None:
     path = tmp_path / "pairs.csv"
     ring = [f"w{i},w{(i + 1) % 4000},1" for i in range(4000)]
     path.write_text("\n".join(["image_path_1,image_path_2,label", *ring]))
-    findings, said = contradictory_judgements([path])
+    findings, (said,) = contradictory_judgements([path])
     text = audit_text(Audit(findings, [said], [], []), 5)
     assert len(findings[0].images) == 4000
     assert "(rows 2, 3, 4, 5, " in text and max(map(len, text.splitlines())) < 250
@@ -358,7 +358,7 @@ def test_files_of_judgements_are_read_as_training_reads_them(tmp_path: Path) -> 
         "가.png;./b/c.png;−1;\nx;y;0;\n",
         "utf-8-sig",
     )
-    (cycle,), said = contradictory_judgements([path])
+    (cycle,), (said,) = contradictory_judgements([path])
     assert cycle.images["image_id"].tolist() == ["b/c.png", "가.png"]
     assert said.startswith("Preferences: 2 judgements and 1 tie in")
     path.write_text("image_path_1,image_path_2,label\na,b,2\n,b,1\na,b,nan\n")
@@ -368,7 +368,7 @@ def test_files_of_judgements_are_read_as_training_reads_them(tmp_path: Path) -> 
         ":2", ":3", ":4",
     ]  # fmt: skip
     path.write_text("image_path_1,image_path_2,label\na,b,1\na,c,0\n")
-    assert "2 judgements and 0 ties" in contradictory_judgements([path], zero="second")[1]
+    assert "2 judgements and 0 ties" in contradictory_judgements([path], zero="second")[1][0]
 
 
 def test_the_command_ends_with_the_status_asked_for(

@@ -295,31 +295,23 @@ class _Finder:
 
 
 def unknown_works(
-    paths: Sequence[Path],
-    images: pd.DataFrame,
-    places: Sequence[Path],
-    *,
-    zero: str | None = None,
-    separator: str | None = None,
+    path: Path, cells: pd.DataFrame, images: pd.DataFrame, places: Sequence[Path]
 ) -> list[str]:
-    """A sentence for each file that names works which are no images; see :func:`read_pairs`."""
-    said = []
-    for path in dict.fromkeys(paths):
-        cells = read_verdicts(path, zero, separator)[0].cells[[FIRST, SECOND]]
-        finder = _Finder(images, [*places, path.parent, path.parent / "images"])
-        unknown = [
-            (row, name)
-            for row, *names in cells.itertuples()
-            for name in names
-            if name.strip() and finder.find(name) < 0
-        ]
-        if unknown:
-            row, name = unknown[0]
-            count = counted(len({row for row, _ in unknown}), "judgement")
-            said.append(
-                f"{shown(path)}: {count} of works that are not in this data (first: row {row}, {name!r})"
-            )
-    return said
+    """A sentence if a file's cells name works that are none of the images; see :func:`read_pairs`."""
+    finder = _Finder(images, [*places, path.parent, path.parent / "images"])
+    unknown = [
+        (row, name)
+        for row, *names in cells[[FIRST, SECOND]].itertuples()
+        for name in names
+        if name.strip() and finder.find(name) < 0
+    ]
+    if not unknown:
+        return []
+    row, name = unknown[0]
+    count = counted(len({row for row, _ in unknown}), "judgement")
+    return [
+        f"{shown(path)}: {count} of works that are not in this data (first: row {row}, {name!r})"
+    ]
 
 
 def _tell_contradictions(judged: pd.DataFrame) -> None:

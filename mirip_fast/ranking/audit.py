@@ -524,12 +524,15 @@ def audit(
     findings, checked = findings + found, [*checked, said]
     if pairs:
         zero, separator = config.train.pairs_zero, config.data.separator
-        found, said = contradictory_judgements(pairs, zero=zero, separator=separator)
-        findings, checked = findings + found, [*checked, said]
-        works, root = dataset.images(), path_of(dataset.info["root"])
-        checked += unknown_works(
-            pairs, works, [root, root / "images"], zero=zero, separator=separator
+        root = path_of(dataset.info["root"])
+        found, judged = contradictory_judgements(
+            pairs,
+            zero=zero,
+            separator=separator,
+            images=dataset.images(),
+            places=[root, root / "images"],
         )
+        findings, checked = findings + found, [*checked, *judged]
     kinds = list(KINDS)
     findings.sort(key=lambda finding: (kinds.index(finding.kind), -finding.weight))
     files = [out / AUDIT_FILE, out / NEAR_GROUPS_FILE]
@@ -575,9 +578,14 @@ def _scores(
 
 
 def contradictory_judgements(
-    pairs: Sequence[Path], *, zero: str | None = None, separator: str | None = None
-) -> tuple[list[Finding], str]:
-    """Findings about judgements that cannot all be right, such as a > b, b > c, c > a, and a sentence.
+    pairs: Sequence[Path],
+    *,
+    zero: str | None = None,
+    separator: str | None = None,
+    images: pd.DataFrame | None = None,
+    places: Sequence[Path] = (),
+) -> tuple[list[Finding], list[str]]:
+    """Findings about judgements that cannot all be right, such as a > b, b > c, c > a, and sentences.
 
     Images are joined by cycles in a strongly connected component; where there is none, an order of the
     images agrees with every judgement. An image preferred to itself is a cycle of one.
@@ -586,6 +594,8 @@ def contradictory_judgements(
         pairs: CSV files of judged pairs; ties are counted, no more.
         zero: what the label 0 means, see :func:`mirip_fast.data.pair_files.read_pairs`.
         separator: between cells; None finds it out.
+        images, places: what the names are of, as for :func:`mirip_fast.data.pair_files.read_pairs`; names
+            that mean none of them are told. None: any name will do.
 
     Returns:
         The shortest cycles, at most five of a component, the largest component first.
@@ -598,10 +608,12 @@ def contradictory_judgements(
 
     graph = nx.DiGraph()  # better → worse; each edge with the row that says so first
     edges, rows = list[tuple[str, str]](), list[int | str]()
-    ties = 0
+    ties, unknown = 0, list[str]()
     for path in dict.fromkeys(pairs):
         table, labels, problems = read_verdicts(path, zero, separator)
         problems.raise_if_any()
+        if images is not None:
+            unknown += unknown_works(path, table.cells, images, places)
         ties += labels.count(0)
         names = (map(_image_name, table.cells[column]) for column in (FIRST, SECOND))
         for one, other, label, row in zip(*names, labels, table.cells.index, strict=True):
@@ -646,11 +658,12 @@ def contradictory_judgements(
         for images, numbers in sorted(joined_by_cycles, key=lambda one: (-len(one[0]), one[1]))
         for cycle in _shortest_cycles(graph, images)
     ]
-    return findings, (
+    said = (
         f"Preferences: {counted(len(edges), 'judgement')} and {counted(ties, 'tie')} in "
         f"{', '.join(map(shown, pairs))}; {sum(map(len, inside.values()))} of them lie on cycles, in "
         f"{counted(len(inside), 'strongly connected component')}"
     )
+    return findings, [said, *unknown]
 
 
 def _image_name(text: str) -> str:
